@@ -1,0 +1,41 @@
+"""A budget of bytes that threads draw on and the event loop gives back to."""
+
+from __future__ import annotations
+
+import threading
+
+
+class ByteBudget:
+    """Bounds the bytes held by prepared records, whatever the concurrency.
+
+    One reservation is always granted when nothing is held, so that a record larger than the whole
+    budget passes alone.
+
+    Args:
+        total: Bytes.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held = 0
+        self._closed = False
+        self._condition = threading.Condition()
+
+    def reserve(self, size: int, *, wait: bool = True) -> None:
+        """Take bytes; blocks until they are free unless ``wait`` is false or it is closed."""
+        with self._condition:
+            while wait and self._held and self._held + size > self._total and not self._closed:
+                self._condition.wait()
+            self._held += size
+
+    def release(self, size: int) -> None:
+        """Give bytes back."""
+        with self._condition:
+            self._held -= size
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """Let everybody through: the run is ending."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()

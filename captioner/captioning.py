@@ -1,0 +1,149 @@
+"""One prepared record to its outcome: the attempts, and what each of them means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captioner.errors import BadReplyError, EndpointFaultError, RefusedError
+from captioner.records import Caption, Failure, Request
+from captioner.retry import waits
+from captioner.stopping import StoppedError
+
+if TYPE_CHECKING:
+    from captioner.health import Health
+    from captioner.interfaces import Dialect, Transport
+    from captioner.limiter import Limiter
+    from captioner.records import Completion, Outcome, Prepared, Progress
+    from captioner.stopping import Stopping
+
+POISON_FAULTS = 3
+POISON_SUCCESSES = 20
+_OVERLOAD = frozenset({"http_429", "http_503", "http_529"})
+
+
+class Endpoint:
+    """One endpoint: its language, its connection, its permits and its health.
+
+    Args:
+        dialect: Builds requests, judges replies.
+        transport: Carries them.
+        limiter: Permits.
+        health: What its workers have seen of it.
+        progress: Counts.
+        stopping: Ends waits.
+        max_attempts: Replies that are no captions after which a record fails.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        transport: Transport,
+        limiter: Limiter,
+        health: Health,
+        progress: Progress,
+        stopping: Stopping,
+        *,
+        max_attempts: int,
+    ) -> None:
+        self._dialect = dialect
+        self._transport = transport
+        self._limiter = limiter
+        self._health = health
+        self._progress = progress
+        self._stopping = stopping
+        self._max_attempts = max_attempts
+
+    async def caption(self, prepared: Prepared) -> Outcome:
+        """Return what became of a record.
+
+        Trouble of the endpoint costs time only; replies that are no captions cost attempts. A
+        record that alone keeps failing on an endpoint that serves others is failed as well.
+
+        Raises:
+            StoppedError: The run is stopping before there is an outcome.
+            RunError: No record will be captioned.
+        """
+        request = self._dialect.request(prepared.messages)
+        attempts = bad_replies = faults = 0
+        successes_before = 0
+        pauses = waits()
+        while True:
+            attempts += 1
+            try:
+                completion = await self._attempt(request, retry=attempts > 1)
+            except RefusedError as error:
+                return Failure(prepared.line, error.code, error.message, attempts)
+            except BadReplyError as error:
+                bad_replies += 1
+                if bad_replies >= self._max_attempts:
+                    return Failure(prepared.line, error.code, error.message, attempts)
+                await self._stopping.sleep(next(pauses))
+            except EndpointFaultError as error:
+                if not faults:
+                    successes_before = self._health.successes
+                faults += 1
+                others = self._health.successes - successes_before
+                if await self._is_poison(error, faults, others):
+                    message = f"{error.message} ({faults} times, while the endpoint was well)"
+                    return Failure(prepared.line, error.code, message, attempts)
+                if error.retry_after_s is not None:
+                    self._limiter.pause(error.retry_after_s)
+                await self._stopping.sleep(next(pauses))
+            else:
+                return Caption(
+                    prepared.line, completion.text, prepared.replaces, attempts, completion.usage
+                )
+
+    async def _attempt(self, request: Request, *, retry: bool) -> Completion:
+        probe = await self._health.ready()
+        verdict = False
+        try:
+            await self._limiter.acquire()
+            try:
+                if self._stopping:
+                    raise StoppedError
+                progress = self._progress
+                progress.calls += 1
+                progress.retries += retry
+                progress.in_flight += 1
+                try:
+                    response = await self._transport.send(request)
+                finally:
+                    progress.in_flight -= 1
+            finally:
+                self._limiter.release()
+            self._health.answered()
+            completion = self._dialect.judge(response)
+        except EndpointFaultError as error:
+            verdict = True
+            self._health.faulted(error, probe=probe)
+            raise
+        except (BadReplyError, RefusedError):
+            verdict = True
+            self._health.succeeded()
+            raise
+        else:
+            verdict = True
+            self._health.succeeded()
+            return completion
+        finally:
+            if probe and not verdict:
+                self._health.abandoned()
+
+    async def _is_poison(self, error: EndpointFaultError, faults: int, others: int) -> bool:
+        """Tell whether it is the record that breaks the endpoint, not the endpoint itself.
+
+        It is if others went through meanwhile; where there are no others to tell by, if the
+        endpoint answers a harmless question between two faults.
+        """
+        if error.code in _OVERLOAD or error.code == "connection":
+            return False
+        if faults >= POISON_FAULTS and others >= POISON_SUCCESSES:
+            return True
+        if faults < self._max_attempts:
+            return False
+        try:
+            reply = await self._transport.send(Request("GET", "/models"))
+        except EndpointFaultError:
+            return False
+        return reply.status < 500 and reply.status != 429

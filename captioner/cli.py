@@ -1,0 +1,227 @@
+"""The command line: flags, environment and TOML to `Settings`, an exit code back."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from dataclasses import field, fields, make_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts.config import Dict, Env
+
+from captioner import __version__
+from captioner.errors import SettingsError
+from captioner.settings import GROUPS, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cyclopts import ArgumentCollection
+
+PREFIX = "CAPTIONER_"
+NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
+"""Variables with our prefix that hold something else than an option."""
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Run the command line and return the exit status; prints, and never raises."""
+    if list(argv) == ["--version"]:
+        print(f"captioner {__version__}")  # noqa: T201 - what the user asked for
+        return 0
+    try:
+        command, bound, _ = build_app().parse_args(_with_retry_value(argv))
+        return int(command(*bound.args, **bound.kwargs) or 0)
+    except CycloptsError as error:
+        error.verbose = False
+        return _usage_error(str(error))
+    except SettingsError as error:
+        return _usage_error(str(error))
+
+
+def build_app() -> App:
+    """Return the application; nothing heavy is imported before a command runs."""
+    app = App(
+        name="captioner",
+        version=f"captioner {__version__}",
+        help="Caption the images of a JSONL file through a vision-language model. "
+        "Run the same command again to continue an interrupted run.",
+        help_format="plaintext",
+        help_on_error=False,
+        config=[_Environment(PREFIX, command=False), _read_toml],
+        print_error=False,
+        exit_on_error=False,
+        result_action="return_value",
+    )
+    app.default(_caption)
+    app.command(_serve, name="serve")
+    return app
+
+
+def _usage_error(message: str) -> int:
+    print(f"captioner: {message}", file=sys.stderr)  # noqa: T201 - to the user
+    return 2
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+def _whole_number(_: object, tokens: Sequence[Token]) -> int:
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
+
+
+def _options() -> type:
+    """Return a dataclass of all options, made from the settings' own definition."""
+    made: list[Any] = []
+    for number, kind in enumerate(GROUPS.values()):
+        group = Group(kind.__doc__.rstrip("."), sort_key=number + 1)
+        hints = get_type_hints(kind)
+        for option in fields(kind):
+            hint = hints[option.name]
+            converter = _whole_number if hint is int or int in get_args(hint) else None
+            parameter = Parameter(
+                help=option.metadata["help"], group=group, converter=converter, negative=()
+            )
+            default = field(default=option.default, kw_only=True)
+            made.append((option.name, Annotated[hint, parameter], default))
+    # cyclopts takes classes of standard modules, "types" here, for values of one word.
+    namespace = {"__module__": __name__}
+    return Parameter(name="*")(make_dataclass("Options", made, frozen=True, namespace=namespace))
+
+
+Options = _options()
+Input = Annotated[
+    Path,
+    Parameter(
+        help="The records: a JSONL file, or a .json file with one array.", show_env_var=False
+    ),
+]
+Output = Annotated[
+    Path | None,
+    Parameter(
+        alias="-o",
+        help="The captions. Default: INPUT's name with .captions.jsonl, beside it. With .json "
+        "it becomes one JSON array when all is done.",
+    ),
+]
+Config = Annotated[
+    Path | None, Parameter(help="TOML file with options, named as here without the dashes.")
+]
+Debug = Annotated[
+    bool, Parameter(help="Show the stack trace of an internal error.", negative=(), show=False)
+]
+
+
+class _Environment(Env):
+    """Options from the environment. An empty variable counts as unset; INPUT is never one."""
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        known = set(NOT_OPTIONS)
+        for argument in arguments:
+            if argument.children or not argument.show_env_var:
+                continue
+            name = self._convert_argument(commands, argument)
+            known.add(name)
+            if not argument.tokens and (value := os.environ.get(name)):
+                argument.append(Token(keyword=name, value=value, source="environment"))
+        known |= {f"{PREFIX}{key.upper().replace('-', '_')}" for key in _all_keys(app)}
+        for name in os.environ:
+            if name.startswith(PREFIX) and name not in known:
+                raise CycloptsError(
+                    msg=f"unknown environment variable {name}.{_did_you_mean(name, known)}"
+                )
+
+
+def _read_toml(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill options that are still unset from the file that --config names."""
+    config = arguments.get("--config", None)
+    if config is None or not config.tokens:
+        return
+    path = Path(config.tokens[-1].value)
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CycloptsError(msg=f"--config: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CycloptsError(msg=f"--config: {path} is no TOML: {error}") from None
+    given: dict[str, Any] = {}
+    known = _all_keys(app)
+    for key, value in data.items():
+        flag = key.replace("_", "-")
+        if flag not in known:
+            raise CycloptsError(msg=f"{path}: unknown option {key!r}.{_did_you_mean(flag, known)}")
+        if flag in given:
+            raise CycloptsError(msg=f"{path}: the option {flag!r} is given twice")
+        given[flag] = value
+    mine = {argument.name[2:] for argument in arguments if not argument.children}
+    Dict(
+        data={flag: value for flag, value in given.items() if flag in mine},
+        source=str(path),
+        use_commands_as_keys=False,
+    )(app, commands, arguments)
+
+
+def _all_keys(app: App) -> set[str]:
+    """Return the names of all options of all commands, without dashes in front."""
+    root = app
+    while (parent := getattr(root, "_parent", None)) is not None:
+        root = parent
+    names = {"config", "output", "host", "port"}
+    names |= {option.name.replace("_", "-") for kind in GROUPS.values() for option in fields(kind)}
+    return names
+
+
+def _did_you_mean(name: str, known: set[str]) -> str:
+    near = get_close_matches(name, sorted(known), 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _with_retry_value(argv: Sequence[str]) -> list[str]:
+    """Let ``--retry-failed`` stand without a value: it then means all."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    return [
+        "--retry-failed=all" if word == "--retry-failed" and at < end else word
+        for at, word in enumerate(argv)
+    ]
+
+
+# -- commands ----------------------------------------------------------------------------------
+
+
+def _caption(
+    input: Input,  # noqa: A002 - the name in --help
+    *,
+    output: Output = None,
+    options: Options = Options(),  # type: ignore[valid-type] # noqa: B008 - frozen
+    config: Config = None,  # noqa: ARG001 - read by `_read_toml`
+    debug: Debug = False,
+) -> int:
+    """Caption every image of INPUT."""
+    given = {option.name: getattr(options, option.name) for option in fields(Options)}
+    settings = Settings.create(input, output, **given)
+    from captioner.console import run_in_console
+
+    return run_in_console(settings, debug=debug)
+
+
+def _serve(
+    *,
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, Parameter(help="Port to listen on; 0 takes a free one.", converter=_whole_number)
+    ] = 8080,
+) -> int:
+    """Serve the built-in describer as an OpenAI-compatible endpoint.
+
+    It names sizes, colours and legible text. It is no vision-language model.
+    """
+    from captioner.offline.server import serve
+
+    serve(host, port)
+    return 0

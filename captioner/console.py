@@ -1,0 +1,105 @@
+"""A run at a terminal: signals, event loop, display, summary, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from captioner.display import Display, summarise
+from captioner.errors import CaptionerError, RunError, SettingsError
+from captioner.records import Progress
+from captioner.run import run_batch
+from captioner.stopping import Stopping
+
+if TYPE_CHECKING:
+    from captioner.records import RunReport
+    from captioner.settings import Settings
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SOME_FAILED = 3
+
+
+def run_in_console(settings: Settings, *, debug: bool = False) -> int:
+    """Run to the end or to a signal, show what happens, and return the exit status."""
+    import uvloop
+
+    # What Pillow remarks about a picture's metadata is no news to whoever watches a million.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_Session(settings).run())
+    except SettingsError as error:
+        _say(f"captioner: {error}")
+        return 2
+    except RunError as error:
+        _say(f"captioner: {error}")
+        return error.exit_code
+    except CaptionerError as error:
+        _say(f"captioner: {error}")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        _say(
+            f"captioner: internal error ({type(error).__name__}: {error}). Finished captions are "
+            "saved. Please report it; --debug shows where it happened."
+        )
+        return 1
+
+
+class _Session:
+    """One run with somebody watching."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._progress = Progress()
+        self._stopping = Stopping()
+        self._display = Display(self._progress, sys.stderr)
+        self._signal = 0
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._on_signal, number)
+        report: RunReport | None = None
+        try:
+            async with self._display:
+                report = await run_batch(
+                    self._settings,
+                    progress=self._progress,
+                    stopping=self._stopping,
+                    warn=self._display.say,
+                )
+        except RunError as error:
+            report = error.report
+            raise
+        finally:
+            if report is not None:
+                _say(summarise(report, self._settings))
+        if self._signal:
+            return 128 + self._signal
+        return SOME_FAILED if report.failed else 0
+
+    def _on_signal(self, number: int) -> None:
+        # Asked twice, what is on the wire is given up; a third time, Python's own way applies.
+        if self._stopping:
+            self._stopping.hurry()
+            loop = asyncio.get_running_loop()
+            for other in SIGNALS:
+                loop.remove_signal_handler(other)
+                signal.signal(other, signal.SIG_DFL)
+            return
+        self._signal = signal.SIGTERM if number == signal.SIGHUP else number
+        self._stopping.set()
+        self._display.say(
+            f"stopping: {self._progress.in_flight} requests may finish within "
+            f"{self._settings.run.drain:g} s; once more to give them up"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - to the user

@@ -1,0 +1,184 @@
+"""From a parsed record to the turns that are sent, pictures in their places. Pure, no I/O.
+
+Two spellings of a conversation are read alike: ``{"from": "human", "value": …}`` (LLaVA, ShareGPT)
+and ``{"role": "user", "content": …}`` (OpenAI), mixed as one likes.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from typing import TYPE_CHECKING, Any
+
+from captioner.errors import BadRecordError
+from captioner.records import ImageRef, Role, Turn
+
+if TYPE_CHECKING:
+    from captioner.settings import PromptSettings, RecordSettings
+
+PLACEHOLDER = "<image>"
+
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+_CONVERSATIONS = ("conversation", "conversations", "messages")
+_IMAGES = ("image", "images")
+_DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
+_IS_IMAGE = object()
+"""Stands in a list of parts for the next picture of the record's image field."""
+
+
+def read_turns(
+    record: dict[str, Any], records: RecordSettings, prompt: PromptSettings
+) -> list[Turn]:
+    """Return the turns to send: never without a picture, and a user turn last.
+
+    Pictures stand where ``<image>`` placeholders are; those that have none come before the text
+    of the last user turn. Turns after that one are an old answer and are not sent. A system turn
+    of the record's own takes the place of the default system prompt.
+
+    Raises:
+        BadRecordError: The record has no picture, an unknown role, or a value of a wrong type.
+    """
+    images = _read_images(record, records.image_field)
+    turns = _read_conversation(record, records.conversation_field)
+    if not any(role == "user" for role, _ in turns):
+        turns.append(("user", [_read_prompt(record) or prompt.prompt]))
+    last = max(at for at, (role, _) in enumerate(turns) if role == "user")
+    del turns[last + 1 :]
+    _place_images(turns, images)
+    if not any(isinstance(part, ImageRef) for _, parts in turns for part in parts):
+        raise BadRecordError("no_image", "the record names no image")
+    if prompt.system_prompt and not any(role == "system" for role, _ in turns):
+        turns.insert(0, ("system", [prompt.system_prompt]))
+    return [Turn(role, tuple(parts)) for role, parts in turns]
+
+
+def _place_images(turns: list[tuple[Role, list[Any]]], images: list[ImageRef]) -> None:
+    """Put the pictures where the placeholders are, in order; the rest into the last turn."""
+    left = iter(images)
+    places = 0
+    for at, (role, parts) in enumerate(turns):
+        if role != "user":
+            continue
+        placed: list[Any] = []
+        for part in parts:
+            if part is not _IS_IMAGE and not (isinstance(part, str) and PLACEHOLDER in part):
+                placed.append(part)
+                continue
+            texts = ["", ""] if part is _IS_IMAGE else str(part).split(PLACEHOLDER)
+            for number, text in enumerate(texts):
+                if number:
+                    places += 1
+                    placed += [image for image in [next(left, None)] if image is not None]
+                if text.strip():
+                    placed.append(text.strip())
+        turns[at] = (role, placed)
+    if images and places > len(images):
+        raise BadRecordError(
+            "image_count",
+            f"the conversation has {places} places for images, but the record has {len(images)}",
+        )
+    turns[-1][1][:0] = list(left)
+
+
+def _read_conversation(record: dict[str, Any], field: str | None) -> list[tuple[Role, list[Any]]]:
+    name, value = _first(record, (field,) if field else _CONVERSATIONS)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [("user", [value])]
+    if not isinstance(value, list):
+        raise BadRecordError("bad_conversation", f"{name!r} is not a list of turns")
+    turns: list[tuple[Role, list[Any]]] = []
+    for number, turn in enumerate(value, 1):
+        if not isinstance(turn, dict):
+            raise BadRecordError("bad_conversation", f"turn {number} of {name!r} is not an object")
+        who = turn.get("from", turn.get("role"))
+        role = _ROLES.get(who.lower()) if isinstance(who, str) else None
+        if role is None:
+            raise BadRecordError(
+                "unknown_role",
+                f"turn {number} of {name!r} is by {who!r}; known are {', '.join(_ROLES)}",
+            )
+        content = turn.get("value", turn.get("content"))
+        turns.append((role, _read_content(content, number)))
+    return turns
+
+
+def _read_content(content: Any, number: int) -> list[Any]:
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content] if content.strip() else []
+    if isinstance(content, list):
+        return [_read_part(part, number) for part in content]
+    raise BadRecordError("bad_conversation", f"turn {number} has neither text nor parts")
+
+
+def _read_part(part: Any, number: int) -> Any:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict):
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return part["text"]
+        if kind in ("image_url", "image"):
+            source = part.get("image_url", part.get("image"))
+            return _IS_IMAGE if source is None else _read_image(source)
+    raise BadRecordError("bad_conversation", f"turn {number} has a part that is no text or image")
+
+
+def _read_prompt(record: dict[str, Any]) -> str:
+    prompt = record.get("prompt")
+    if prompt is None:
+        return ""
+    if not isinstance(prompt, str):
+        raise BadRecordError("bad_prompt", "'prompt' is not text")
+    return prompt.strip()
+
+
+def _read_images(record: dict[str, Any], field: str | None) -> list[ImageRef]:
+    _, value = _first(record, (field,) if field else _IMAGES)
+    if value is None:
+        return []
+    return [_read_image(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _read_image(value: Any) -> ImageRef:
+    if isinstance(value, dict):
+        if isinstance(data := value.get("bytes"), str):
+            return ImageRef(data=_base64(data))
+        value = value.get("url") or value.get("path")
+    if not isinstance(value, str) or not value.strip():
+        raise BadRecordError(
+            "bad_image_reference", "an image is neither a path, a URL, a data URI nor bytes"
+        )
+    lower = value[:8].lower()
+    if lower.startswith(("http://", "https://")):
+        return ImageRef(url=value)
+    if lower.startswith("data:"):
+        head = _DATA_URI.match(value)
+        if head is None or not head[1].lower().endswith(";base64"):
+            raise BadRecordError("bad_image_reference", "a data URI is not in base64")
+        return ImageRef(data=_base64(value[head.end() :]))
+    return ImageRef(path=value)
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=False)
+    except (binascii.Error, UnicodeEncodeError):
+        raise BadRecordError("bad_image_reference", "an image's base64 is broken") from None
+
+
+def _first(record: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
+    for name in names:
+        if record.get(name) is not None:
+            return name, record[name]
+    return names[0], None

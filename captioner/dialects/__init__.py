@@ -1,0 +1,1 @@
+"""The languages of endpoints: build requests, judge replies, no I/O."""

@@ -1,0 +1,213 @@
+"""What a person sees of a run: a live display on a terminal, else a plain line now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+
+    from captioner.records import Progress, RunReport
+    from captioner.settings import Settings
+
+REFRESH_S = 0.25
+PLAIN_S = 30.0
+_WINDOW_S = 60.0
+
+
+class Display:
+    """Shows a run's progress while it is open.
+
+    Args:
+        progress: Read at every refresh.
+        stream: Where to; a terminal gets the live display.
+    """
+
+    def __init__(self, progress: Progress, stream: TextIO) -> None:
+        self._progress = progress
+        self._stream = stream
+        self._pace = Pace(progress)
+        self._live: Live | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Begin to show."""
+        if self._stream.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                console=Console(file=self._stream), auto_refresh=False, transient=True
+            )
+            self._live.start()
+        self._task = asyncio.create_task(self._show())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Stop showing; a live display is wiped away."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line for good."""
+        line = printable(text)
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self._stream, flush=True)
+
+    async def _show(self) -> None:
+        last_plain = time.monotonic()
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            self._pace.tick()
+            if self._live is not None:
+                self._live.update(self._renderable(), refresh=True)
+            elif time.monotonic() - last_plain >= PLAIN_S:
+                last_plain = time.monotonic()
+                self.say(" · ".join(self._facts()))
+
+    def _renderable(self) -> Group:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        fraction = self._pace.fraction
+        bar = Table.grid(expand=True, padding=(0, 1))
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right", no_wrap=True)
+        bar.add_row(
+            ProgressBar(total=1, completed=fraction),
+            Text(f"{fraction:4.0%}  {self._eta()}"),
+        )
+        return Group(bar, Text(" · ".join(self._facts())))
+
+    def _facts(self) -> list[str]:
+        """Return the numbers, each with its word; zeros that say nothing are left out."""
+        now = self._progress
+        facts = [f"{now.captioned:,} done", f"{now.failed:,} failed"]
+        if now.resumed:
+            facts.append(f"{now.resumed:,} done before")
+        if now.failed_before:
+            facts.append(f"{now.failed_before:,} failed before")
+        facts.append(f"{self._pace.per_s:.1f}/s")
+        facts.append(f"{now.in_flight} in flight")
+        if tokens := now.prompt_tokens + now.completion_tokens:
+            facts.append(f"{short(tokens)} tokens")
+        if self._live is None:
+            facts.append(f"{self._pace.fraction:.0%}")
+            facts.append(self._eta())
+        if now.waiting:
+            facts.append(f"waiting: {now.waiting}")
+        elif now.stage != "captioning":
+            facts.append(now.stage)
+        return facts
+
+    def _eta(self) -> str:
+        left = self._pace.left_s
+        return f"ETA {duration(left)}" if left is not None else "ETA -"
+
+
+class Pace:
+    """How fast a run goes and how far it has come. Records of earlier runs count for neither."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def tick(self) -> None:
+        """Take a sample."""
+        now = time.monotonic()
+        self._samples.append((now, self._progress.captioned + self._progress.failed))
+        while len(self._samples) > 2 and now - self._samples[0][0] > _WINDOW_S:
+            self._samples.popleft()
+
+    @property
+    def per_s(self) -> float:
+        """Records settled per second over the last minute."""
+        (began, before), (ended, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (ended - began) if ended > began else 0.0
+
+    @property
+    def total(self) -> float:
+        """Records of the input, estimated from its size until it has all been read."""
+        now = self._progress
+        if now.complete or not now.position:
+            return now.read
+        return now.read * max(1.0, now.size / now.position)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the input that is settled, 0 to 1."""
+        now = self._progress
+        settled = now.captioned + now.failed + now.resumed + now.failed_before
+        return min(1.0, settled / self.total) if self.total else 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the end, None while nothing moves."""
+        return self.total * (1 - self.fraction) / self.per_s if self.per_s else None
+
+
+def summarise(report: RunReport, settings: Settings) -> str:
+    """Return what a run did, in a few lines, and what to do next."""
+    rate = f", {report.captioned / report.seconds:.1f}/s" if report.captioned else ""
+    lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
+    if report.resumed:
+        lines[0] += f"; {report.resumed:,} were done before"
+    tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
+    lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
+    lines.append(f"captions: {report.output}")
+    if report.orphans:
+        lines.append(
+            f"{report.orphans:,} captions belong to records that the input no longer has; "
+            "they are kept at the end"
+        )
+    if report.failed:
+        lines.append(f"{report.failed:,} failed: {report.failures}")
+        for code, count in sorted(report.codes.items(), key=lambda item: -item[1]):
+            number, message = report.examples[code]
+            lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
+        lines.append(f"retry them: {_again(settings, '--retry-failed')}")
+    if not report.complete:
+        lines.append(f"not finished; continue: {_again(settings)}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def _again(settings: Settings, *more: str) -> str:
+    words = ["python", "-m", "captioner", str(settings.input)]
+    if settings.output is not None:
+        words += ["-o", str(settings.output)]
+    return shlex.join([*words, *more]) + " (with the options of this run)"
+
+
+def printable(text: str) -> str:
+    """Return text that cannot command a terminal: control characters are shown as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
+
+
+def short(number: int) -> str:
+    """Return a count in few characters: ``950``, ``12.3k``, ``4.5M``."""
+    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)

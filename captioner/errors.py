@@ -1,0 +1,127 @@
+"""Every exception, named for who suffers.
+
+::
+
+    CaptionerError
+    ├─ SettingsError          before the run: nothing was sent or written   exit 2
+    ├─ RecordError            this record: becomes a Failure, the run goes on
+    │  ├─ BadRecordError      unreadable line, missing field, unknown role
+    │  ├─ BadImageError       missing, corrupt or oversized picture
+    │  └─ RefusedError        the endpoint will never caption this record
+    ├─ AttemptError           this attempt: the record is tried again
+    │  ├─ EndpointFaultError  the endpoint's trouble: spends time, no attempts
+    │  └─ BadReplyError       a reply that is no caption: spends an attempt
+    └─ RunError               the whole run stops, and can be run again
+       ├─ EndpointRefusedError   key, model or address is wrong             exit 2
+       ├─ EndpointGaveOutError   out of quota, or away for too long         exit 7
+       ├─ OutputBusyError        another run holds the output               exit 4
+       ├─ OutputDamagedError     the output is not what we wrote            exit 5
+       └─ DiskError              the disk refused a write or a sync         exit 9
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from captioner.records import RunReport
+
+
+class CaptionerError(Exception):
+    """Base of everything captioner raises on purpose."""
+
+
+class SettingsError(CaptionerError):
+    """The settings cannot work; nothing was sent or written."""
+
+
+class RecordError(CaptionerError):
+    """One record cannot be captioned.
+
+    Args:
+        code: Short machine-readable kind, for example ``image_missing``.
+        message: One plain sentence for a person.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class BadRecordError(RecordError):
+    """The input line is unreadable or lacks something it needs."""
+
+
+class BadImageError(RecordError):
+    """A picture of the record is missing, corrupt or too large."""
+
+
+class RefusedError(RecordError):
+    """The endpoint said no to this record, and would say so again."""
+
+
+class AttemptError(CaptionerError):
+    """One attempt failed; the record may be tried again.
+
+    Args:
+        code: Short machine-readable kind, for example ``http_503``.
+        message: One plain sentence for a person.
+        retry_after_s: Seconds the endpoint asked to be left alone, if it said so.
+    """
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class EndpointFaultError(AttemptError):
+    """The endpoint is overloaded, limiting, unreachable or broken."""
+
+
+class BadReplyError(AttemptError):
+    """The endpoint answered, but not with a caption."""
+
+
+class RunError(CaptionerError):
+    """The run stops; what is finished is saved, and running again continues it.
+
+    Attributes:
+        exit_code: Status the command ends with.
+        report: What was done until then, where the run had begun.
+    """
+
+    exit_code: ClassVar[int] = 1
+    report: RunReport | None = None
+
+
+class EndpointRefusedError(RunError):
+    """The endpoint rejects every request: wrong key, model or address."""
+
+    exit_code = 2
+
+
+class EndpointGaveOutError(RunError):
+    """The endpoint is out of quota, or has been away longer than allowed."""
+
+    exit_code = 7
+
+
+class OutputBusyError(RunError):
+    """Another run is writing to the same output."""
+
+    exit_code = 4
+
+
+class OutputDamagedError(RunError):
+    """The output is not what captioner wrote; it is left alone."""
+
+    exit_code = 5
+
+
+class DiskError(RunError):
+    """The disk refused a write or a sync; what was synced before is safe."""
+
+    exit_code = 9

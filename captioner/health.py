@@ -1,0 +1,117 @@
+"""Whether an endpoint is well, as all its workers together have seen it.
+
+An endpoint in trouble spends nobody's attempts. After a row of faults without one success it
+rests: the workers wait, and one probe at a time goes out after 1, 2, 4 … 60 s, until one succeeds
+or the outage has lasted longer than the user wants to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from captioner.errors import EndpointFaultError, EndpointGaveOutError
+from captioner.retry import waits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+FAULTS_TO_REST = 10
+NEVER_ANSWERED_S = 60.0
+"""An address that has never answered anything is more likely wrong than away."""
+
+
+class Health:
+    """Shared by all workers of one endpoint.
+
+    Args:
+        name: The endpoint as the user knows it, for messages.
+        max_outage_s: Seconds without a success after which to give up; None is never.
+        sleep: Waits so many seconds; raises or is cancelled when the run is stopping.
+
+    Attributes:
+        successes: Captions received so far.
+        resting: Workers wait, and probes go out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_outage_s: float | None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.successes = 0
+        self.resting = False
+        self._name = name
+        self._max_outage_s = max_outage_s
+        self._sleep = sleep
+        self._answered = False
+        self._faults = 0
+        self._since = 0.0
+        self._probing = False
+        self._waits: Iterator[float] = iter(())
+        self._changed = asyncio.Event()
+
+    async def ready(self) -> bool:
+        """Return when a request may go out; True if it is the probe.
+
+        A probe must be followed by `succeeded` or `faulted`, or by `abandoned`.
+        """
+        while self.resting:
+            if not self._probing:
+                self._probing = True
+                try:
+                    await self._sleep(max(0.1, next(self._waits)))
+                except BaseException:
+                    self.abandoned()
+                    raise
+                return True
+            await self._changed.wait()
+        return False
+
+    def succeeded(self) -> None:
+        """Note a caption: the endpoint is well."""
+        self.successes += 1
+        self._answered = True
+        self._faults = 0
+        if self.resting:
+            self.resting = self._probing = False
+            self._wake()
+
+    def answered(self) -> None:
+        """Note any HTTP reply: there is a server at that address."""
+        self._answered = True
+
+    def faulted(self, fault: EndpointFaultError, *, probe: bool) -> None:
+        """Note a fault.
+
+        Raises:
+            EndpointGaveOutError: The outage has lasted longer than allowed.
+        """
+        now = asyncio.get_running_loop().time()
+        if not self._faults:
+            self._since = now
+        self._faults += 1
+        if self._faults >= FAULTS_TO_REST and not self.resting:
+            self.resting = True
+            self._waits = waits()
+        if probe:
+            self.abandoned()
+        longest = self._max_outage_s
+        if not self._answered:
+            longest = min(NEVER_ANSWERED_S, longest or NEVER_ANSWERED_S)
+        if longest is not None and now - self._since >= longest and self.resting:
+            raise EndpointGaveOutError(
+                f"The endpoint {self._name} has given no caption for {now - self._since:.0f} s "
+                f"({fault.message}). When it is well again, run the same command again."
+            )
+
+    def abandoned(self) -> None:
+        """Note that the probe ended without a verdict; the next worker sends one."""
+        self._probing = False
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

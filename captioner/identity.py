@@ -1,0 +1,136 @@
+"""Which record is which: 128-bit keys from raw bytes, and a compact table of many of them.
+
+A record's key is computed from its input line and, without anything stored in it, again from its
+output line. Two spellings of one value are two records on purpose: parsing would make integers
+above 64 bits equal that are not. Equal lines are interchangeable, so a table of what is done is a
+multiset: every input record takes one entry away, and what is left over has lost its input.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import orjson
+
+from captioner.rawjson import members, quoted, without_members
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+KEY_BYTES = 16
+_REST = KEY_BYTES - 2  # the bucket's number stands for the first two bytes
+_OFFSET = 6
+_ENTRY = _REST + _OFFSET
+_PER_BUCKET = 12
+
+
+def digest(data: bytes) -> bytes:
+    """Return the 16-byte BLAKE2b digest of some bytes."""
+    return blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+class Identity:
+    """Computes keys of records.
+
+    Args:
+        fields: Names of the members that captioner adds, the first one first; they are no part
+            of a record's identity.
+        id_field: Name of the member that identifies a record; by default the whole record does.
+    """
+
+    def __init__(self, fields: Sequence[str], id_field: str | None = None) -> None:
+        self._names = frozenset(fields)
+        self._quoted = tuple(quoted(name) for name in fields)
+        self._added = b"," + self._quoted[0] + b":"
+        self._id = quoted(id_field) if id_field else None
+
+    def of_input(self, raw: bytes) -> bytes:
+        """Return the key of a record from its input bytes, readable JSON or not."""
+        if self._id is not None:
+            return self._by_id(raw)
+        if any(name in raw for name in self._quoted):
+            raw = without_members(raw, self._quoted)
+        return digest(raw)
+
+    def of_output(self, raw: bytes) -> bytes | None:
+        """Return the key of a record from its output line, None if it has no caption."""
+        at = raw.rfind(self._added)
+        if at > 0 and raw.find(self._quoted[0], 0, at) < 0:
+            # What we wrote ourselves: all that follows the record is our members, last of all.
+            try:
+                tail = orjson.loads(b"{" + raw[at + 1 :])
+            except orjson.JSONDecodeError:
+                tail = None
+            if tail is not None and self._names.issuperset(tail):
+                return self._by_id(raw) if self._id is not None else digest(raw[:at] + b"}")
+        if not any(member.name == self._quoted[0] for member in members(raw)):
+            return None
+        return self.of_input(raw)
+
+    def _by_id(self, raw: bytes) -> bytes:
+        for member in reversed(members(raw)):
+            if member.name == self._id:
+                return digest(b"id\0" + raw[member.value_start : member.value_end])
+        return digest(raw)
+
+
+class KeyTable:
+    """A multiset of keys, each with an offset: about 30 bytes an entry, whatever their number.
+
+    Keys are spread over many small byte strings by their first bytes, so that adding and taking
+    cost well under a microsecond without a Python object for every key.
+
+    Args:
+        expected: About how many entries will come; a wrong guess costs time, never correctness.
+    """
+
+    def __init__(self, expected: int = 0) -> None:
+        bits = max(4, min(24, (max(expected, 1) // _PER_BUCKET).bit_length()))
+        self._shift = 24 - bits
+        self._buckets = [b""] * (1 << bits)
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return how many entries are left."""
+        return self._count
+
+    def add(self, key: bytes, offset: int = 0) -> None:
+        """Add one entry. Offsets are at most 2**48 - 1."""
+        at = int.from_bytes(key[:3], "big") >> self._shift
+        self._buckets[at] += key[2:] + offset.to_bytes(_OFFSET, "big")
+        self._count += 1
+
+    def __contains__(self, key: bytes) -> bool:
+        """Tell whether an entry of that key is left."""
+        bucket = self._buckets[int.from_bytes(key[:3], "big") >> self._shift]
+        return _find(bucket, key) >= 0
+
+    def take(self, key: bytes) -> int | None:
+        """Remove the oldest entry of a key and return its offset, None if there is none."""
+        number = int.from_bytes(key[:3], "big") >> self._shift
+        bucket = self._buckets[number]
+        at = _find(bucket, key)
+        if at < 0:
+            return None
+        self._buckets[number] = bucket[:at] + bucket[at + _ENTRY :]
+        self._count -= 1
+        return int.from_bytes(bucket[at + _REST : at + _ENTRY], "big")
+
+    def offsets(self) -> Iterator[int]:
+        """Yield the offsets of all entries left, in no order."""
+        for bucket in self._buckets:
+            for at in range(_REST, len(bucket), _ENTRY):
+                yield int.from_bytes(bucket[at : at + _OFFSET], "big")
+
+
+def _find(bucket: bytes, key: bytes) -> int:
+    """Return where a key's oldest entry begins, -1 if there is none.
+
+    The bucket's number stands for the first bytes; the last 112 bits are compared whole.
+    """
+    rest = key[2:]
+    at = bucket.find(rest)
+    while at >= 0 and at % _ENTRY:
+        at = bucket.find(rest, at + 1)
+    return at

@@ -1,0 +1,106 @@
+"""Making a picture fit to be sent: upright, still, RGB, not too large. Only when it needs to be."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from captioner.errors import BadImageError
+from captioner.images.structure import corrupt, read_structure
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SENDABLE = frozenset({"image/jpeg", "image/png", "image/webp"})
+"""What practically every endpoint takes; anything else becomes a JPEG."""
+
+MAX_PIXELS = 178_956_970
+"""Pixels above which a picture is refused before it is decoded: Pillow's own limit."""
+
+_JPEG_QUALITY = 92
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""What undoes each EXIF orientation, by the names of Pillow's `Transpose`."""
+
+
+def fit(data: bytes, max_side: int) -> tuple[str, bytes]:
+    """Return a picture's media type and bytes as they are to be sent.
+
+    A sendable, upright picture that is small enough passes through untouched after a structural
+    check. Others are decoded: the first frame, EXIF orientation applied, transparency on white,
+    made smaller to ``max_side`` pixels on the longer side, and sent as JPEG.
+
+    Raises:
+        BadImageError: ``image_corrupt``, ``image_unknown_type`` or ``image_too_large``.
+    """
+    structure = read_structure(data)
+    if structure is not None:
+        if structure.width * structure.height > MAX_PIXELS:
+            raise _too_many_pixels(structure.width, structure.height)
+        if (
+            structure.media_type in SENDABLE
+            and structure.plain
+            and structure.orientation == 1
+            and max(structure.width, structure.height) <= max_side
+        ):
+            return structure.media_type, data
+    return "image/jpeg", _redraw(data, max_side)
+
+
+def _redraw(data: bytes, max_side: int) -> bytes:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise _too_many_pixels(width, height)
+            photograph = image.format == "JPEG"
+            size = image.size
+            if (scale := max_side / max(size)) < 1:
+                size = max(1, round(width * scale)), max(1, round(height * scale))
+                image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where it can be
+            image.seek(0)
+            orientation = image.getexif().get(0x0112, 1)
+            drawn = _on_white(image)
+            if drawn.size != size:
+                drawn = drawn.resize(size, Image.Resampling.LANCZOS)
+            if orientation in _UPRIGHT:
+                drawn = drawn.transpose(Image.Transpose[_UPRIGHT[orientation]])
+            out = io.BytesIO()
+            drawn.save(out, "JPEG", quality=_JPEG_QUALITY, subsampling=2 if photograph else 0)
+            return out.getvalue()
+    except UnidentifiedImageError:
+        raise BadImageError(
+            "image_unknown_type", "the file is not an image of a known type"
+        ) from None
+    except Image.DecompressionBombError:
+        raise BadImageError("image_too_large", "the image has far too many pixels") from None
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
+        raise corrupt(str(error) or "it cannot be decoded") from None
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return the picture as RGB, transparent parts white, 16-bit grey scaled to 8."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        white = Image.new("RGBA", above.size, "white")
+        return Image.alpha_composite(white, above).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _too_many_pixels(width: int, height: int) -> BadImageError:
+    return BadImageError(
+        "image_too_large", f"the image has {width} x {height} pixels; the most is {MAX_PIXELS:,}"
+    )

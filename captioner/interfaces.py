@@ -1,0 +1,77 @@
+"""The seams: what source, sink, dialect and transport promise. Any of them can be passed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from captioner.records import Completion, EncodedImage, Line, Outcome, Request, Response, Turn
+
+
+class Source(Protocol):
+    """Where records come from. Iterating again starts again: finishing reads the input twice."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole input, 0 if unknown; `Line.end` counts towards it."""
+        ...
+
+    def batches(self) -> AsyncIterator[list[Line]]:
+        """Yield the records in order, some at a time.
+
+        A record that cannot be read is a `Line` with a ``fault``, never an exception.
+        """
+        ...
+
+
+class Sink(Protocol):
+    """Where outcomes go."""
+
+    async def put(self, outcome: Outcome) -> None:
+        """Return once the outcome is out of our hands: a kill after that loses nothing.
+
+        Raises:
+            DiskError: It cannot be written; the run has to stop.
+        """
+        ...
+
+
+class Dialect(Protocol):
+    """An endpoint's language: builds requests and judges replies. Pure, no I/O."""
+
+    def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> bytes:
+        """Return the messages as JSON; ``images`` are those of the turns, in order."""
+        ...
+
+    def request(self, messages: bytes) -> Request:
+        """Return the request that asks for one caption."""
+        ...
+
+    def judge(self, response: Response) -> Completion:
+        """Return the caption in a reply, or raise what the reply means.
+
+        Raises:
+            RefusedError: This record will never be captioned.
+            BadReplyError: This reply is no caption; another may be.
+            EndpointFaultError: The endpoint is in trouble.
+            RunError: No record will be captioned.
+        """
+        ...
+
+
+class Transport(Protocol):
+    """Carries one request to one endpoint."""
+
+    async def send(self, request: Request) -> Response:
+        """Return the reply, whatever its status.
+
+        Raises:
+            EndpointFaultError: There was no whole reply within the deadline.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...

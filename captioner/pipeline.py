@@ -1,0 +1,217 @@
+"""The path of every record: read, prepare, send, write. Memory is bounded, order is not kept.
+
+::
+
+    source ─ lines ─▶ threads ─ prepared ─▶ workers ─ outcomes ─▶ sink
+             a few chunks       a short queue          `concurrency` of them
+
+Lines go to the preparing threads in chunks, because a hop into a thread costs as much as reading
+a small picture; results come back as soon as there are some. A worker takes its next record when
+the last one is in its file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from captioner.errors import RunError
+from captioner.records import Caption, Failure, Prepared
+from captioner.stopping import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from captioner.budget import ByteBudget
+    from captioner.captioning import Endpoint
+    from captioner.interfaces import Sink
+    from captioner.prepare import Preparer
+    from captioner.records import Line, Outcome, Progress
+    from captioner.stopping import Stopping
+
+CHUNK = 16
+"""Lines a thread takes at once; more is no faster, fewer costs more hops."""
+
+FLUSH_S = 0.02
+"""Seconds after which a thread hands over what it has, if its chunk takes long."""
+
+_Item = Prepared | Failure
+
+
+class Pipeline:
+    """Carries records from a source to a sink.
+
+    Args:
+        preparer: Makes lines ready.
+        endpoint: Captions them.
+        sink: Takes the outcomes.
+        budget: Bytes held by prepared records; released here when a record is settled.
+        progress: Counts.
+        stopping: Ends intake when set; what is on the wire still finishes.
+        concurrency: Workers.
+        drain_s: Seconds to let them finish once stopping.
+        settled: Called with every outcome after it is written.
+    """
+
+    def __init__(
+        self,
+        preparer: Preparer,
+        endpoint: Endpoint,
+        sink: Sink,
+        budget: ByteBudget,
+        progress: Progress,
+        stopping: Stopping,
+        *,
+        concurrency: int,
+        drain_s: float,
+        settled: Callable[[Outcome], None] | None = None,
+    ) -> None:
+        self._preparer = preparer
+        self._endpoint = endpoint
+        self._sink = sink
+        self._budget = budget
+        self._progress = progress
+        self._stopping = stopping
+        self._concurrency = concurrency
+        self._drain_s = drain_s
+        self._settled = settled
+        self._ready: asyncio.Queue[_Item | None] = asyncio.Queue()
+        self._threads = min(8, os.cpu_count() or 1)
+        # Records being prepared or waiting in the queue; a worker that takes a record makes room.
+        self._room = asyncio.Semaphore(CHUNK * (self._threads + 2))
+        self._error: BaseException | None = None
+
+    async def run(self, lines: AsyncIterator[list[Line]]) -> None:
+        """Carry all records, or those begun before the run was stopped.
+
+        Raises:
+            RunError: What stopped the run; everything finished before is in the sink.
+        """
+        workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
+        feeder = asyncio.create_task(self._feed(lines))
+        drain = asyncio.create_task(self._drain(feeder, workers))
+        tasks = (feeder, *workers)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for task in (drain, *tasks):
+                task.cancel()
+            await asyncio.gather(drain, *tasks, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
+
+    async def _feed(self, lines: AsyncIterator[list[Line]]) -> None:
+        """Hand lines to the threads, never more than there is room for."""
+        loop = asyncio.get_running_loop()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="captioner-prepare")
+        chunks: set[asyncio.Future[None]] = set()
+        try:
+            async for batch in lines:
+                for at in range(0, len(batch), CHUNK):
+                    chunk = batch[at : at + CHUNK]
+                    for _ in chunk:
+                        await self._room.acquire()
+                    if self._stopping:
+                        return
+                    future = loop.run_in_executor(pool, self._prepare, chunk, loop)
+                    chunks.add(future)
+                    future.add_done_callback(chunks.discard)
+                if self._stopping:
+                    return
+            self._progress.complete = True
+        except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
+            self._fail(error)
+        finally:
+            if isinstance(lines, AsyncGenerator):
+                await lines.aclose()
+            for result in await asyncio.gather(*chunks, return_exceptions=True):
+                if isinstance(result, Exception):
+                    self._fail(result)
+            pool.shutdown(wait=False)
+            self._ready.put_nowait(None)
+
+    def _prepare(self, chunk: list[Line], loop: asyncio.AbstractEventLoop) -> None:
+        """Prepare some lines in a thread, handing over early when they take long."""
+        done: list[_Item] = []
+        flushed = time.monotonic()
+        for line in chunk:
+            if self._stopping:
+                break
+            done.append(self._preparer.prepare(line))
+            if (now := time.monotonic()) - flushed > FLUSH_S:
+                flushed = now
+                loop.call_soon_threadsafe(self._take, done)
+                done = []
+        if done:
+            loop.call_soon_threadsafe(self._take, done)
+
+    def _take(self, items: list[_Item]) -> None:
+        for item in items:
+            self._ready.put_nowait(item)
+
+    async def _work(self) -> None:
+        """Settle one record after the other until there are no more."""
+        ready = self._ready
+        try:
+            while (item := await ready.get()) is not None:
+                self._room.release()
+                if self._stopping:
+                    continue
+                outcome: Outcome
+                if isinstance(item, Prepared):
+                    try:
+                        outcome = await self._endpoint.caption(item)
+                    finally:
+                        self._budget.release(item.reserved)
+                else:
+                    outcome = item
+                del item
+                await self._sink.put(outcome)
+                self._count(outcome)
+        except StoppedError:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
+            self._fail(error)
+        finally:
+            ready.put_nowait(None)
+
+    def _count(self, outcome: Outcome) -> None:
+        progress = self._progress
+        if isinstance(outcome, Caption):
+            progress.captioned += 1
+            progress.prompt_tokens += outcome.usage.prompt_tokens
+            progress.completion_tokens += outcome.usage.completion_tokens
+        else:
+            progress.failed += 1
+            progress.codes[outcome.code] += 1
+            progress.examples.setdefault(outcome.code, outcome)
+        if self._settled is not None:
+            self._settled(outcome)
+
+    def _fail(self, error: BaseException | None) -> None:
+        """Stop the run; the first reason is the one that is told, a bug before all others."""
+        if self._error is None or (
+            isinstance(self._error, RunError) and not isinstance(error, RunError)
+        ):
+            self._error = error
+        self._stopping.set()
+
+    async def _drain(self, feeder: asyncio.Task[None], workers: list[asyncio.Task[None]]) -> None:
+        """Once stopping, end intake, give the workers their time and then cancel them."""
+        await self._stopping.wait()
+        self._progress.stage = "draining"
+        self._budget.close()
+        feeder.cancel()
+        self._ready.put_nowait(None)  # for workers that wait for a record
+        hurried = asyncio.create_task(self._stopping.wait_hurried())
+        finished = asyncio.gather(*workers, return_exceptions=True)
+        await asyncio.wait(
+            (hurried, finished), timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurried.cancel()
+        for worker in workers:
+            worker.cancel()

@@ -1,0 +1,99 @@
+"""From a line of the input to a record ready to be sent. Blocking code: runs in threads."""
+
+from __future__ import annotations
+
+import binascii
+from typing import TYPE_CHECKING
+
+import orjson
+
+from captioner.conversation import read_turns
+from captioner.errors import BadRecordError, RecordError
+from captioner.images.convert import fit
+from captioner.rawjson import quoted
+from captioner.records import EncodedImage, Failure, ImageRef, Line, Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from captioner.budget import ByteBudget
+    from captioner.images.load import Folders
+    from captioner.interfaces import Dialect
+    from captioner.settings import Settings
+
+
+class Preparer:
+    """Reads records, loads and fits their pictures, and builds their messages.
+
+    Args:
+        settings: How records and pictures are read.
+        dialect: Builds the messages.
+        folders: Where files are.
+        budget: Bytes that may be held at once.
+    """
+
+    def __init__(
+        self, settings: Settings, dialect: Dialect, folders: Folders, budget: ByteBudget
+    ) -> None:
+        self._settings = settings
+        self._dialect = dialect
+        self._folders = folders
+        self._budget = budget
+        self._name = quoted(settings.records.output_field)
+
+    def prepare(self, line: Line) -> Prepared | Failure:
+        """Return the record ready to be sent, or why it never will be."""
+        reserved = 0
+
+        def reserve(size: int) -> None:
+            nonlocal reserved
+            size += size // 3  # what base64 adds
+            # A record that holds some already must not wait for others that do the same.
+            self._budget.reserve(size, wait=not reserved)
+            reserved += size
+
+        try:
+            if line.fault is not None:
+                raise BadRecordError(*line.fault)
+            record, replaces = self._read(line.raw)
+            turns = read_turns(record, self._settings.records, self._settings.prompt)
+            images = [
+                self._encode(part, reserve)
+                for turn in turns
+                for part in turn.parts
+                if isinstance(part, ImageRef)
+            ]
+            return Prepared(line, self._dialect.messages(turns, images), replaces, reserved)
+        except RecordError as error:
+            if reserved:
+                self._budget.release(reserved)
+            return Failure(line, error.code, error.message, 0)
+
+    def _read(self, raw: bytes) -> tuple[dict[str, object], bool]:
+        try:
+            record = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise BadRecordError("bad_json", f"the line is not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise BadRecordError("bad_record", "the line is no JSON object")
+        field = self._settings.records.output_field
+        replaces = field in record
+        if replaces and self._name not in raw:
+            raise BadRecordError(
+                "bad_record", f"the name of the field {field!r} is spelled with escapes"
+            )
+        id_field = self._settings.records.id_field
+        if id_field is not None and id_field not in record:
+            raise BadRecordError("no_id", f"the record has no field {id_field!r}")
+        return record, replaces
+
+    def _encode(self, image: ImageRef, reserve: Callable[[int], None]) -> EncodedImage:
+        if image.url is not None:
+            return EncodedImage(url=image.url)
+        if image.path is not None:
+            data = self._folders.read(image.path, reserve)
+        else:
+            data = image.data or b""
+            reserve(len(data))
+        media_type, data = fit(data, self._settings.images.max_side)
+        return EncodedImage(media_type, binascii.b2a_base64(data, newline=False))

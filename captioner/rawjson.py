@@ -1,0 +1,131 @@
+"""Surgery on JSON as bytes: find, add and remove members of an object without re-writing the rest.
+
+A record leaves as it came (key order, big integers, float spelling, escapes), so it is never
+re-serialised. Nothing here validates: give it JSON that a parser has accepted, or take what comes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_TOKEN = re.compile(STRING + rb"|[{}\[\],:]", re.DOTALL)
+_SPACE = b" \t\r\n"
+
+
+class Member(NamedTuple):
+    """One top-level member of an object: the raw name and the byte ranges around it.
+
+    Attributes:
+        name: The quoted name as it is spelled.
+        start: Offset of the comma before the name, or of the name if it is the first.
+        value_start: Offset of the value.
+        value_end: Offset just after the value.
+    """
+
+    name: bytes
+    start: int
+    value_start: int
+    value_end: int
+
+
+def members(raw: bytes) -> list[Member]:
+    """Return the top-level members of an object, in order."""
+    found: list[Member] = []
+    depth = 0
+    start = 0
+    name: bytes | None = None
+    value_start = -1
+
+    def close(end: int) -> None:
+        if name is not None and value_start >= 0:
+            value = raw[value_start:end]
+            lead = len(value) - len(value.lstrip(_SPACE))
+            found.append(
+                Member(name, start, value_start + lead, value_start + len(value.rstrip(_SPACE)))
+            )
+
+    for token in _TOKEN.finditer(raw):
+        at = token.start()
+        char = raw[at : at + 1]
+        if char == b'"':
+            if depth == 1 and name is None:
+                name = token.group()
+                if not found:
+                    start = at
+        elif char in b"{[":
+            depth += 1
+        elif char in b"}]":
+            depth -= 1
+            if depth == 0:
+                close(at)
+                break
+        elif depth == 1:
+            if char == b":":
+                value_start = at + 1 if value_start < 0 else value_start
+            else:
+                close(at)
+                start, name, value_start = at, None, -1
+    return found
+
+
+def add_members(raw: bytes, fields: bytes) -> bytes:
+    """Return the object with ``fields`` (``"name":value,...``) added at its end."""
+    body = raw[: raw.rindex(b"}")]
+    comma = b"" if body.rstrip(_SPACE).endswith(b"{") else b","
+    return b"".join((body, comma, fields, b"}"))
+
+
+def replace_values(raw: bytes, name: bytes, value: bytes) -> bytes:
+    """Return the object with the value of every member of that quoted name replaced."""
+    pieces: list[bytes] = []
+    at = 0
+    for member in members(raw):
+        if member.name == name:
+            pieces += (raw[at : member.value_start], value)
+            at = member.value_end
+    pieces.append(raw[at:])
+    return b"".join(pieces)
+
+
+def without_members(raw: bytes, names: Iterable[bytes]) -> bytes:
+    """Return the object as it would be had those members never been added.
+
+    Members at the end vanish, with the comma before them and the space before the closing brace.
+    Members that others follow keep their place and get ``null``, so that where they stood still
+    tells two records apart.
+    """
+    wanted = frozenset(names)
+    found = members(raw)
+    tail = len(found)
+    while tail and found[tail - 1].name in wanted:
+        tail -= 1
+    pieces: list[bytes] = []
+    at = 0
+    for member in found[:tail]:
+        if member.name in wanted:
+            pieces += (raw[at : member.value_start], b"null")
+            at = member.value_end
+    if tail < len(found):
+        pieces += (raw[at : found[tail].start], b"}")
+    else:
+        pieces.append(raw[at:])
+    return b"".join(pieces)
+
+
+def one_line(raw: bytes) -> bytes:
+    """Return valid JSON on one line: line breaks between tokens become spaces."""
+    if b"\n" in raw or b"\r" in raw:
+        return raw.replace(b"\r\n", b" ").replace(b"\n", b" ").replace(b"\r", b" ")
+    return raw
+
+
+def quoted(name: str) -> bytes:
+    """Return a name or text as a JSON string."""
+    return orjson.dumps(name)

@@ -1,0 +1,245 @@
+"""Every value that moves, in the order a record meets them. No behaviour beyond construction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Line(NamedTuple):
+    """One record as it stands in the input.
+
+    Attributes:
+        number: Position in the input, from 1: the line of a JSONL file, the element of an array.
+        raw: The record's JSON without surrounding white space; if ``fault`` is set, its beginning.
+        end: Offset in the input just after the record, in bytes; tells how far a run has come.
+        fault: Why the source could not deliver the record, as ``(code, message)``.
+        key: The record's identity where the source had to compute it (16 bytes).
+    """
+
+    number: int
+    raw: bytes
+    end: int = 0
+    fault: tuple[str, str] | None = None
+    key: bytes | None = None
+
+
+class ImageRef(NamedTuple):
+    """Where one picture is: exactly one of the three is set.
+
+    Attributes:
+        path: A file's path as the record gives it.
+        url: An ``http(s)`` URL.
+        data: The picture itself.
+    """
+
+    path: str | None = None
+    url: str | None = None
+    data: bytes | None = None
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation: text and pictures in the order they are sent."""
+
+    role: Role
+    parts: tuple[str | ImageRef, ...]
+
+
+class EncodedImage(NamedTuple):
+    """A picture ready to be sent.
+
+    Attributes:
+        media_type: For example ``image/jpeg``; empty when ``url`` is passed on.
+        base64: The picture's bytes in base64.
+        url: An ``http(s)`` URL that the endpoint fetches by itself.
+    """
+
+    media_type: str = ""
+    base64: bytes = b""
+    url: str = ""
+
+
+class Prepared(NamedTuple):
+    """A record ready to be sent.
+
+    Attributes:
+        line: The record it came from.
+        messages: The JSON array of messages, pictures included.
+        replaces: The record has the output field already; its value is replaced in place.
+        reserved: Bytes held in the memory budget until the record is settled.
+    """
+
+    line: Line
+    messages: bytes
+    replaces: bool
+    reserved: int
+
+
+class Request(NamedTuple):
+    """One HTTP request; the body is sent as its pieces in order, never joined needlessly."""
+
+    method: str
+    path: str
+    pieces: tuple[bytes, ...] = ()
+
+
+class Response(NamedTuple):
+    """One HTTP reply. Header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Usage(NamedTuple):
+    """Tokens as the endpoint counted them; 0 where it did not say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Completion(NamedTuple):
+    """A caption as the endpoint gave it."""
+
+    text: str
+    finish_reason: str
+    model: str
+    usage: Usage
+
+
+class Caption(NamedTuple):
+    """A captioned record.
+
+    Attributes:
+        line: The record.
+        text: The caption.
+        replaces: See :class:`Prepared`.
+        attempts: Requests sent for it, at least 1.
+        usage: Tokens of the successful request.
+    """
+
+    line: Line
+    text: str
+    replaces: bool
+    attempts: int
+    usage: Usage
+
+    @property
+    def ok(self) -> bool:
+        """True: there is a caption."""
+        return True
+
+
+class Failure(NamedTuple):
+    """A record that has no caption.
+
+    Attributes:
+        line: The record.
+        code: Short machine-readable kind, for example ``image_missing``.
+        message: One plain sentence for a person.
+        attempts: Requests sent for it, 0 if it never left.
+    """
+
+    line: Line
+    code: str
+    message: str
+    attempts: int
+
+    @property
+    def ok(self) -> bool:
+        """False: there is no caption."""
+        return False
+
+
+Outcome = Caption | Failure
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands. Counts are of records unless named otherwise.
+
+    Attributes:
+        captioned: Captioned by this run.
+        failed: Failed in this run.
+        resumed: Found captioned by an earlier run.
+        failed_before: Found failed by an earlier run and not tried again.
+        in_flight: Requests on the wire now.
+        read: Records read from the input so far.
+        position: Bytes of the input behind us.
+        size: Bytes of the input in all; 0 if unknown.
+        complete: The whole input has been read.
+        calls: Requests sent.
+        retries: Requests that were not a record's first.
+        prompt_tokens: Input tokens as the endpoint counted them.
+        completion_tokens: Output tokens as the endpoint counted them.
+        codes: Failures of this run by code.
+        examples: One failure for each code.
+        waiting: Why nothing moves, in words; empty while things move.
+        stage: What the run is doing.
+    """
+
+    captioned: int = 0
+    failed: int = 0
+    resumed: int = 0
+    failed_before: int = 0
+    in_flight: int = 0
+    read: int = 0
+    position: int = 0
+    size: int = 0
+    complete: bool = False
+    calls: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Failure] = field(default_factory=dict)
+    waiting: str = ""
+    stage: Literal["starting", "captioning", "draining", "ordering", "finished"] = "starting"
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run did. Counts are of records unless named otherwise.
+
+    Attributes:
+        output: Path of the captions; None when they went elsewhere.
+        failures: Path of the failures; None when they went elsewhere.
+        captioned: Captioned by this run.
+        resumed: Captioned by earlier runs.
+        failed: Without a caption after this run, those of earlier runs included.
+        pending: Read but neither captioned nor failed, because the run was stopped.
+        complete: Every record of the input is captioned or failed.
+        orphans: Output lines that no input record stands for any more.
+        seconds: Wall time.
+        calls: Requests sent.
+        retries: Requests that were not a record's first.
+        prompt_tokens: Input tokens as the endpoint counted them.
+        completion_tokens: Output tokens as the endpoint counted them.
+        codes: Failures of this run by code.
+        examples: One failure of each code, as ``(line number, message)``.
+        stopped: Name of the reason if the run was stopped early, else empty.
+    """
+
+    output: str | None
+    failures: str | None
+    captioned: int
+    resumed: int
+    failed: int
+    pending: int
+    complete: bool
+    orphans: int
+    seconds: float
+    calls: int
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    codes: dict[str, int]
+    examples: dict[str, tuple[int, str]]
+    stopped: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON-ready dictionary."""
+        return {name: getattr(self, name) for name in self.__slots__}

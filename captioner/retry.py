@@ -1,0 +1,56 @@
+"""When to try again: backoff's wait generators with full jitter, and what servers ask for."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+import backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+LONGEST_WAIT_S = 60.0
+LONGEST_RETRY_AFTER_S = 3_600.0
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+def waits(longest_s: float = LONGEST_WAIT_S) -> Iterator[float]:
+    """Yield the seconds to wait before each next try: 0.5, 1, 2, 4 …, each with full jitter.
+
+    Full jitter (anything from 0 to the value) spreads the tries of many workers best.
+    """
+    generator = backoff.expo(base=2, factor=0.5, max_value=longest_s)
+    next(generator)  # backoff's generators begin with an empty send
+    for value in generator:
+        yield backoff.full_jitter(value)
+
+
+def retry_after_s(
+    headers: Mapping[str, str], *, now: Callable[[], float] = time.time
+) -> float | None:
+    """Return how long a server asks to be left alone, None if it does not say.
+
+    ``retry-after-ms`` goes before ``Retry-After``, which is in seconds or an HTTP date (RFC 9110,
+    10.2.3). Senseless values count as unsaid; long ones are cut to an hour.
+
+    Args:
+        headers: Header names in lower case.
+        now: The wall clock, seconds since 1970; only dates are compared with it.
+    """
+    millis = headers.get("retry-after-ms", "").strip()
+    if _NUMBER.fullmatch(millis):
+        return min(float(millis) / 1000, LONGEST_RETRY_AFTER_S)
+    value = headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    if _NUMBER.fullmatch(value):
+        return min(float(value), LONGEST_RETRY_AFTER_S)
+    try:
+        seconds = parsedate_to_datetime(value).timestamp() - now()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else None

@@ -1,0 +1,305 @@
+"""The composition root: builds the parts of a run, lets it go, finishes the output, reports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from captioner.engine import Engine
+from captioner.errors import RunError, SettingsError
+from captioner.identity import Identity, KeyTable
+from captioner.records import Progress, RunReport
+from captioner.settings import Settings
+from captioner.sinks.files import Files, network_file_system
+from captioner.sinks.finalise import order_output, write_array
+from captioner.sinks.journal import Journal, beside, failures_path
+from captioner.sinks.jsonl import JournalSink, Rows
+from captioner.sources.jsonl import JsonlSource
+from captioner.stopping import Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from captioner.interfaces import Dialect, Sink, Source, Transport
+    from captioner.records import Line, Outcome
+
+
+async def run_batch(
+    settings: Settings | str | Path,
+    output: str | Path | None = None,
+    *,
+    source: Source | None = None,
+    sink: Sink | None = None,
+    dialect: Dialect | None = None,
+    transport: Transport | None = None,
+    progress: Progress | None = None,
+    stopping: Stopping | None = None,
+    warn: Callable[[str], None] | None = None,
+    files: Files | None = None,
+    **options: Any,
+) -> RunReport:
+    """Caption every record of an input; run again to continue where it stopped.
+
+    Args:
+        settings: The settings, or the input's path with the rest as keywords, for example
+            ``run_batch("in.jsonl", base_url="http://localhost:8000/v1", model="m")``.
+        output: The captions; see `Settings`.
+        source: Where records come from, instead of the input file.
+        sink: Where outcomes go, instead of the output file; then nothing is resumed.
+        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
+        transport: Carries requests, instead of aiohttp.
+        progress: Kept up to date while the run goes on.
+        stopping: Set it to stop the run in order.
+        warn: Called with a sentence when something is worth knowing but no error.
+        files: The disk.
+        **options: Options by name, as in `Settings.create`.
+
+    Returns:
+        What was done. Failed records are counted there, not raised.
+
+    Raises:
+        SettingsError: The settings cannot work; nothing was sent or written.
+        RunError: The run stopped early; what was finished is saved. Its ``report`` tells.
+    """
+    if not isinstance(settings, Settings):
+        settings = Settings.create(settings, output, **options)
+    elif options or output is not None:
+        raise SettingsError("give either settings or single options, not both")
+    run = _Run(settings, progress or Progress(), stopping or Stopping(), warn or _ignore)
+    if source is None:
+        source = open_source(settings)
+    if sink is None and settings.input is None and settings.output is None:
+        raise SettingsError("an output is needed: there is no input to name it after")
+    async with Engine.open(settings, run.progress, run.stopping, dialect, transport) as engine:
+        if sink is not None:
+            return await run.into_sink(engine, source, sink)
+        return await run.into_journal(engine, source, files or Files())
+
+
+def open_source(settings: Settings) -> Source:
+    """Return the source of the input file.
+
+    Raises:
+        SettingsError: There is no such file, or it is the output itself.
+    """
+    path = settings.input
+    if path is None:
+        raise SettingsError("an input is needed")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise SettingsError(f"cannot read the input {path}: {error.strerror}") from None
+    if os.path.realpath(path) == os.path.realpath(settings.output_path):
+        raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
+    return JsonlSource(path)
+
+
+class _Run:
+    """One run and what it keeps count of."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Progress,
+        stopping: Stopping,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.settings = settings
+        self.progress = progress
+        self.stopping = stopping
+        self._warn = warn
+        self._began = time.monotonic()
+        self._orphans = 0
+        self._retrying = KeyTable()
+        self._stale: set[int] = set()
+
+    async def into_sink(self, engine: Engine, source: Source, sink: Sink) -> RunReport:
+        """Caption into a sink of the caller's; nothing is resumed."""
+        self.progress.size = source.size
+        pipeline = engine.pipeline(self.settings, sink, self.progress, self.stopping)
+        return await self._reporting(pipeline.run(self._lines(source, None, None)))
+
+    async def into_journal(self, engine: Engine, source: Source, files: Files) -> RunReport:
+        """Caption into the output, continuing what it holds."""
+        settings = self.settings
+        fields = settings.records
+        identity = Identity((fields.output_field,), fields.id_field)
+        path = journal_path(settings.output_path)
+        resolved = replace(settings, prompt=settings.prompt.resolved())
+        journal = Journal(
+            path,
+            identity,
+            resolved.shaping(engine.model),
+            failures=failures_path(settings.output_path),
+            accept_changes=settings.run.accept_changes,
+            accept_edits=settings.run.accept_edits,
+            files=files,
+        )
+        if remote := network_file_system(path.parent):
+            self._warn(
+                f"{path.name} is on a network file system ({remote}): a run on another host may "
+                "not see that this one writes to it. Start only one."
+            )
+        self.progress.size = source.size
+        await asyncio.to_thread(journal.open)
+        try:
+            if journal.repeated:
+                allowed = await self._count(source, identity, {key for _, key in journal.repeated})
+                await asyncio.to_thread(journal.cut_repeated, allowed)
+            if settings.run.retry_failed:
+                self._forgive(journal, settings.run.retry_failed)
+            self.progress.stage = "captioning"
+            return await self._reporting(self._caption(engine, source, journal, identity, files))
+        finally:
+            journal.close()
+
+    async def _caption(
+        self, engine: Engine, source: Source, journal: Journal, identity: Identity, files: Files
+    ) -> None:
+        settings = self.settings
+        rows = Rows(identity, settings.records.output_field)
+        async with JournalSink(
+            journal,
+            rows,
+            self.progress,
+            warn=self._warn,
+            disk_wait_s=settings.run.disk_wait,
+        ) as sink:
+            settled = self._settle if len(self._retrying) else None
+            pipeline = engine.pipeline(settings, sink, self.progress, self.stopping, settled)
+            await pipeline.run(self._lines(source, journal, identity))
+        if self.progress.complete and not self.stopping:
+            await self._finish(source, journal, identity, files)
+        elif self._stale:
+            await asyncio.to_thread(journal.compact_failures, self._stale)
+
+    async def _finish(
+        self, source: Source, journal: Journal, identity: Identity, files: Files
+    ) -> None:
+        """Nothing is pending: drop failures that were overtaken, and put the output in order."""
+        self.progress.stage = "ordering"
+        settings = self.settings
+        if left := set(journal.failed.offsets()):
+            self._stale |= await asyncio.to_thread(journal.overtaken, left, self._stale)
+        await asyncio.to_thread(journal.compact_failures, self._stale)
+        as_array = settings.output_path != journal.path
+        if settings.run.order == "input" or as_array:
+            again = _limited(source, settings.records.limit)
+            self._orphans = await order_output(journal, identity, again, files)
+        else:
+            self._orphans = len(journal.done)
+        if as_array:
+            await write_array(journal, settings.output_path, files)
+
+    async def _lines(
+        self, source: Source, journal: Journal | None, identity: Identity | None
+    ) -> AsyncIterator[list[Line]]:
+        """Yield the records that are still to be done."""
+        progress = self.progress
+        async for batch in _limited(source, self.settings.records.limit):
+            pending = batch
+            if journal is not None and identity is not None:
+                done, failed, retrying = journal.done, journal.failed, self._retrying
+                if len(done) or len(failed) or len(retrying):
+                    pending = []
+                    for line in batch:
+                        key = line.key or identity.of_input(line.raw)
+                        if done.take(key) is not None:
+                            progress.resumed += 1
+                        elif failed.take(key) is not None:
+                            progress.failed_before += 1
+                        else:
+                            pending.append(line._replace(key=key))
+            progress.read += len(batch)
+            progress.position = batch[-1].end
+            if pending:
+                yield pending
+            else:
+                await asyncio.sleep(0)
+
+    def _forgive(self, journal: Journal, code: str) -> None:
+        """Take failures, all or those of one code, out of what counts as settled."""
+        for key, its_code in journal.failure_codes():
+            if code in ("all", its_code):
+                offset = journal.failed.take(key)
+                if offset is not None:
+                    self._retrying.add(key, offset)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Note that a retried record has a newer outcome than its old line says."""
+        key = outcome.line.key
+        if key is not None and (offset := self._retrying.take(key)) is not None:
+            self._stale.add(offset)
+
+    async def _count(self, source: Source, identity: Identity, keys: set[bytes]) -> Counter[bytes]:
+        counts: Counter[bytes] = Counter()
+        async for batch in _limited(source, self.settings.records.limit):
+            for line in batch:
+                key = line.key or identity.of_input(line.raw)
+                if key in keys:
+                    counts[key] += 1
+        return counts
+
+    async def _reporting(self, work: Awaitable[None]) -> RunReport:
+        try:
+            await work
+        except RunError as error:
+            error.report = self._report(type(error).__name__)
+            raise
+        self.progress.stage = "finished"
+        return self._report("interrupted" if self.stopping else "")
+
+    def _report(self, stopped: str) -> RunReport:
+        progress = self.progress
+        settled = progress.captioned + progress.failed + progress.resumed + progress.failed_before
+        here = self.settings.input is not None or self.settings.output is not None
+        output = self.settings.output_path if here else None
+        return RunReport(
+            output=str(output) if output else None,
+            failures=str(failures_path(output)) if output else None,
+            captioned=progress.captioned,
+            resumed=progress.resumed,
+            failed=progress.failed + progress.failed_before,
+            pending=progress.read - settled,
+            complete=progress.complete and progress.read == settled,
+            orphans=self._orphans,
+            seconds=time.monotonic() - self._began,
+            calls=progress.calls,
+            retries=progress.retries,
+            prompt_tokens=progress.prompt_tokens,
+            completion_tokens=progress.completion_tokens,
+            codes=dict(progress.codes),
+            examples={
+                code: (failure.line.number, failure.message)
+                for code, failure in progress.examples.items()
+            },
+            stopped=stopped,
+        )
+
+
+def journal_path(output: Path) -> Path:
+    """Return where captions are appended: the output itself, unless it cannot be appended to."""
+    return beside(output, ".jsonl") if output.suffix == ".json" else output
+
+
+async def _limited(source: Source, limit: int | None) -> AsyncIterator[list[Line]]:
+    """Yield the records up to a limit."""
+    left = limit
+    async for batch in source.batches():
+        if left is None:
+            yield batch
+            continue
+        yield batch[:left]
+        left -= min(left, len(batch))
+        if not left:
+            return
+
+
+def _ignore(_: str) -> None:
+    """Take a warning and do nothing: a library does not print."""

@@ -1,0 +1,156 @@
+"""Finishing an output: input order, and formats that cannot be appended to.
+
+Everything here is made anew from the journal into a file of its own, synced and put in place by a
+rename, so a crash at any moment leaves the old or the new file, and the step can be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from array import array
+from typing import TYPE_CHECKING
+
+from captioner.errors import DiskError
+from captioner.sinks.checkpoint import Extent
+from captioner.sinks.journal import beside
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
+
+    from captioner.identity import Identity
+    from captioner.records import Line
+    from captioner.sinks.files import Files
+    from captioner.sinks.journal import Journal
+
+_WINDOW = 1 << 20
+_ROWS = 20_000
+
+
+async def order_output(
+    journal: Journal, identity: Identity, lines: AsyncIterator[list[Line]], files: Files
+) -> int:
+    """Put the output into input order, lines without an input record last.
+
+    Args:
+        journal: The journal, open.
+        identity: Finds records again.
+        lines: The whole input once more.
+        files: The disk.
+
+    Returns:
+        How many lines have no input record.
+
+    Raises:
+        DiskError: The disk refused; the output is as it was.
+    """
+    keys = await asyncio.to_thread(journal.rescan)
+    offsets = array("Q")
+    last = -1
+    ordered = True
+    async for batch in lines:
+        for line in batch:
+            offset = keys.take(line.key or identity.of_input(line.raw))
+            if offset is not None:
+                ordered = ordered and offset > last
+                last = offset
+                offsets.append(offset)
+    orphans = sorted(keys.offsets())
+    if not ordered:
+        offsets.extend(orphans)
+        partial = beside(journal.path, ".partial")
+        extent = await asyncio.to_thread(_copy, journal, offsets, partial, files)
+        await asyncio.to_thread(journal.replace, partial, extent)
+    return len(orphans)
+
+
+async def write_array(journal: Journal, target: Path, files: Files) -> None:
+    """Write the output as one JSON array, a record a line.
+
+    Raises:
+        DiskError: The disk refused; the target is as it was.
+    """
+    await asyncio.to_thread(_write_array, journal, target, files)
+
+
+def _copy(journal: Journal, offsets: Sequence[int], partial: Path, files: Files) -> Extent:
+    """Copy lines of the journal to a file, in the order of their offsets; sync it."""
+    try:
+        out = _Writer(files, partial)
+        try:
+            for at in range(0, len(offsets), _ROWS):
+                out.write(b"".join(_lines_at(journal, offsets[at : at + _ROWS])))
+            files.sync(out.fd)
+        finally:
+            files.close(out.fd)
+    except OSError as error:
+        raise _refused(partial, error) from error
+    return Extent(out.size, out.crc)
+
+
+def _write_array(journal: Journal, target: Path, files: Files) -> None:
+    partial = beside(target, ".partial")
+    try:
+        out = _Writer(files, partial)
+        try:
+            out.write(b"[")
+            between = b"\n"
+            rest = b""
+            at = 0
+            while block := journal.read(_WINDOW, at):
+                at += len(block)
+                lines = (rest + block).split(b"\n")
+                rest = lines.pop()
+                if lines:
+                    out.write(between + b",\n".join(lines))
+                    between = b",\n"
+            out.write(b"\n]\n")
+            files.sync(out.fd)
+        finally:
+            files.close(out.fd)
+        files.replace(partial, target)
+        files.sync_folder(target.parent)
+    except OSError as error:
+        raise _refused(target, error) from error
+
+
+def _lines_at(journal: Journal, offsets: Sequence[int]) -> Iterator[bytes]:
+    """Yield the lines at some offsets; neighbours are served from one read."""
+    start = 0
+    window = b""
+    for offset in offsets:
+        at = offset - start
+        end = window.find(b"\n", at) if 0 <= at < len(window) else -1
+        size = _WINDOW
+        while end < 0:
+            start, at = offset, 0
+            window = journal.read(size, offset)
+            end = window.find(b"\n")
+            size *= 4
+        yield window[at : end + 1]
+
+
+class _Writer:
+    """Appends to a fresh file and keeps count."""
+
+    def __init__(self, files: Files, path: Path) -> None:
+        self._files = files
+        self.fd = files.open(path, fresh=True)
+        self.size = 0
+        self.crc = 0
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        done = 0
+        while done < len(view):
+            done += self._files.write(self.fd, view[done:], self.size + done)
+        self.size += done
+        self.crc = zlib.crc32(data, self.crc)
+
+
+def _refused(path: Path, error: OSError) -> DiskError:
+    return DiskError(
+        f"the disk refused to write {path.name}: {error.strerror or error}. The captions are "
+        "safe; make room and run the same command again."
+    )

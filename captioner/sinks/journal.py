@@ -1,0 +1,481 @@
+"""The commit protocol: the output file is the only journal.
+
+Four files, all beside the output and named after it::
+
+    captions.jsonl               the captioned records: the only truth
+    captions.failed.jsonl        the failed records; an unreadable line there is dropped
+    captions.jsonl.ckpt          how much of the output is on disk, replaced atomically
+    captions.jsonl.lock          who is writing, only while somebody is
+
+Order is everything: output synced first, checkpoint after, never the reverse. Bytes below the
+durable length never change; what a crash leaves above it is validated line by line and cut at the
+first bad one, the cut bytes kept in ``captions.jsonl.broken-<n>``. A record is captioned if the
+output says so, else failed if the failures say so, else pending, so no order between the two files
+matters. A failed sync is final: the next one may lie.
+
+All methods block; `captioner.sinks.jsonl` runs them in threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from captioner.errors import DiskError, OutputDamagedError, SettingsError
+from captioner.identity import Identity, KeyTable
+from captioner.sinks import checkpoint as ckpt
+from captioner.sinks.checkpoint import Checkpoint, Extent
+from captioner.sinks.files import Files, is_regular
+from captioner.sinks.scan import scan_output
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
+"""Settings without which a record's key cannot be found in the output again."""
+
+
+def failures_path(output: Path) -> Path:
+    """Return where the failures of an output go: ``x.jsonl`` to ``x.failed.jsonl``."""
+    return output.with_name(f"{output.stem}.failed.jsonl")
+
+
+def beside(output: Path, ending: str) -> Path:
+    """Return the path of a companion file: the output's own name with an ending added."""
+    return output.with_name(output.name + ending)
+
+
+class Journal:
+    """One output under the commit protocol.
+
+    Args:
+        path: The output.
+        identity: Finds a record's key in its output line.
+        settings: What shapes a caption, by option name; a change of it refuses to go on.
+        failures: The failures; by default beside the output.
+        accept_changes: Go on in spite of changed settings.
+        accept_edits: Believe the output as it is, although it was changed by hand.
+        files: The disk.
+
+    Attributes:
+        done: Records that the output held when it was opened, with the offsets of their lines.
+        failed: Records that the failures held, with the offsets of their lines.
+        repeated: See `captioner.sinks.scan.Scan`; `cut_repeated` deals with them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity,
+        settings: Mapping[str, Any],
+        *,
+        failures: Path | None = None,
+        accept_changes: bool = False,
+        accept_edits: bool = False,
+        files: Files | None = None,
+    ) -> None:
+        self.path = path
+        self.failures_path = failures or failures_path(path)
+        self.done = KeyTable()
+        self.failed = KeyTable()
+        self.repeated: list[tuple[int, bytes]] = []
+        self._identity = identity
+        self._settings = dict(settings)
+        self._accept_changes = accept_changes
+        self._accept_edits = accept_edits
+        self._files = files or Files()
+        self._checkpoint_path = beside(path, ".ckpt")
+        self._lock_path = beside(path, ".lock")
+        self._lock = -1
+        self._fd = -1
+        self._failures_fd = -1
+        self._failures_size = 0
+        self._failures_dirty = False
+        self._written = Extent()
+        self._durable = Extent()
+        self._dead = False
+
+    # -- opening ---------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Lock the output, recover it and read what it holds.
+
+        Raises:
+            SettingsError: The path cannot be an output, or the settings changed.
+            OutputBusyError: Another run holds it.
+            OutputDamagedError: It is not what we wrote. Nothing was changed.
+            DiskError: The disk refused.
+        """
+        self._check_place()
+        try:
+            self._lock = self._files.lock(self._lock_path)
+        except PermissionError as error:
+            raise SettingsError(f"cannot write in {self.path.parent}: {error.strerror}") from None
+        except OSError as error:
+            raise self._disk_error("lock", error) from error
+        try:
+            self._recover()
+            self._read_failures()
+        except OSError as error:
+            self.close()
+            raise self._disk_error("open", error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_place(self) -> None:
+        if not self.path.parent.is_dir():
+            raise SettingsError(f"the folder of the output does not exist: {self.path.parent}")
+        for path in (self.path, self.failures_path):
+            try:
+                regular = is_regular(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise SettingsError(f"cannot use {path}: {error.strerror}") from None
+            if not regular:
+                raise SettingsError(
+                    f"{path} is not a regular file (a folder, link or device); "
+                    "choose another output with -o"
+                )
+
+    def _read_checkpoint(self) -> Checkpoint | None:
+        if not self._files.exists(self._checkpoint_path):
+            return None
+        fd = self._files.open(self._checkpoint_path)
+        try:
+            data = self._files.read(fd, 1 << 24, 0)
+        finally:
+            self._files.close(fd)
+        try:
+            return ckpt.decode(data)
+        except ckpt.FutureCheckpointError as error:
+            raise OutputDamagedError(
+                f"{self._checkpoint_path.name} was written by a newer captioner ({error}); "
+                "use that one, or choose another output with -o."
+            ) from None
+        except ValueError:
+            return None  # never left by a crash of ours: as good as removed
+
+    def _recover(self) -> None:
+        found = self._read_checkpoint()
+        exists = self._files.exists(self.path)
+        if not exists:
+            if found is not None and found.durable.length:
+                raise OutputDamagedError(
+                    f"{self.path.name} is gone, but {self._checkpoint_path.name} says that it "
+                    f"held {found.durable.length:,} bytes. Restore it, or remove the checkpoint "
+                    "to start over."
+                )
+            self._write_checkpoint(Checkpoint(settings=self._settings))
+            self._fd = self._files.open(self.path, create=True)
+            self._files.sync_folder(self.path.parent)
+            return
+        try:
+            self._fd = self._files.open(self.path)
+        except PermissionError as error:
+            raise SettingsError(f"cannot write to {self.path}: {error.strerror}") from None
+        if not self._files.size(self._fd) and (found is None or not found.durable.length):
+            self._write_checkpoint(Checkpoint(settings=self._settings))
+            return
+        if found is not None:
+            self._check_settings(found.settings)
+        trusted = None if self._accept_edits else found
+        scan = scan_output(self._files, self.path, self._fd, self._identity, trusted)
+        if scan.whole.length < scan.size:
+            self._cut(scan.whole.length, scan.size)
+        self.done = scan.keys
+        self.repeated = scan.repeated
+        self._written = scan.whole
+        self._durable = found.durable if found else Extent()
+        as_it_is = Checkpoint(self._written, None, self._settings)
+        if found != as_it_is and not self.repeated:
+            self.commit()
+
+    def _check_settings(self, before: dict[str, Any]) -> None:
+        changed = [
+            name
+            for name in sorted(before.keys() | self._settings.keys())
+            if before.get(name) != self._settings.get(name)
+        ]
+        fatal = [name for name in changed if name in IDENTITY_SETTINGS]
+        if not changed or (self._accept_changes and not fatal):
+            return
+        what = "; ".join(
+            f"{name.replace('_', '-')} was {_short(before.get(name))}, "
+            f"now {_short(self._settings.get(name))}"
+            for name in changed
+        )
+        way_out = (
+            "choose another output with -o"
+            if fatal
+            else "go back to it, choose another output with -o, "
+            "or caption the rest with the new settings with --accept-changes"
+        )
+        raise SettingsError(f"{self.path.name} was begun with other settings: {what}; {way_out}")
+
+    def cut_repeated(self, allowed: Mapping[bytes, int]) -> None:
+        """Cut the output where a key stands more often than its input records do.
+
+        Args:
+            allowed: How many input records have each key in ``repeated``.
+        """
+        seen: dict[bytes, int] = {}
+        offsets: list[int] = []
+        for offset, key in self.repeated:
+            # The first occurrence is not in `repeated`.
+            seen[key] = seen.get(key, 1) + 1
+            if seen[key] > max(1, allowed.get(key, 0)):
+                offsets.append(offset)
+        self.repeated = []
+        if not offsets:
+            self.commit()
+            return
+        size = self._written.length
+        self._cut(offsets[0], size)
+        found = Checkpoint(self._durable)
+        scan = scan_output(self._files, self.path, self._fd, self._identity, found)
+        self.done, self._written = scan.keys, scan.whole
+        self.commit()
+
+    def _cut(self, at: int, size: int) -> None:
+        """Cut the output at a line's start, keeping the bytes in a file of their own."""
+        number = 1
+        while self._files.exists(beside(self.path, f".broken-{number}")):
+            number += 1
+        fd = self._files.open(beside(self.path, f".broken-{number}"), fresh=True)
+        try:
+            self._write(fd, self._files.read(self._fd, size - at, at), 0)
+            self._files.sync(fd)
+        finally:
+            self._files.close(fd)
+        self._files.truncate(self._fd, at)
+        self._files.sync(self._fd)
+
+    def _read_failures(self) -> None:
+        if not self._files.exists(self.failures_path):
+            return
+        self._open_failures()
+        for offset, key, _ in self._failure_lines():
+            self.failed.add(key, offset)
+
+    def _open_failures(self) -> None:
+        new = not self._files.exists(self.failures_path)
+        self._failures_fd = self._files.open(self.failures_path, create=True)
+        self._failures_size = size = self._files.size(self._failures_fd)
+        if new:
+            self._files.sync_folder(self.path.parent)
+        elif size and self._files.read(self._failures_fd, 1, size - 1) != b"\n":
+            self._failures_size += self._write(self._failures_fd, b"\n", size)
+
+    def _failure_lines(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield ``(offset, key, line)`` of every readable failure."""
+        at = 0
+        rest = b""
+        while block := self._files.read(self._failures_fd, 1 << 22, at + len(rest)):
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
+                # A line torn by a crash is dropped: its record is pending again.
+                with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+                    yield at, bytes.fromhex(orjson.loads(line)["key"]), line
+                at += len(line) + 1
+
+    def failure_codes(self) -> Iterator[tuple[bytes, str]]:
+        """Yield ``(key, code)`` of every readable failure."""
+        if self._failures_fd >= 0:
+            for _, key, line in self._failure_lines():
+                yield key, str(orjson.loads(line).get("code", ""))
+
+    # -- writing ---------------------------------------------------------------------------
+
+    @property
+    def uncommitted(self) -> int:
+        """Bytes of the output that a power loss may take."""
+        return self._written.length - self._durable.length
+
+    @property
+    def dirty(self) -> bool:
+        """Something was written since the last commit."""
+        return self._written != self._durable or self._failures_dirty
+
+    def append(self, lines: bytes) -> None:
+        """Write whole lines to the output.
+
+        Raises:
+            OSError: Not written; the output ends on a line as before, so it can be tried again.
+        """
+        before = self._written
+        self._write(self._fd, lines, before.length)
+        self._written = Extent(before.length + len(lines), zlib.crc32(lines, before.crc32))
+
+    def append_failures(self, lines: bytes) -> None:
+        """Write whole lines to the failures.
+
+        Raises:
+            OSError: Not written; the file ends on a line as before, so it can be tried again.
+        """
+        if self._failures_fd < 0:
+            self._open_failures()
+        self._failures_size += self._write(self._failures_fd, lines, self._failures_size)
+        self._failures_dirty = True
+
+    def commit(self) -> None:
+        """Make everything written so far survive a power loss.
+
+        Raises:
+            DiskError: A sync failed; nothing may be committed after that.
+        """
+        if self._dead:
+            raise DiskError(f"{self.path.name}: an earlier sync failed")
+        written = self._written
+        failures_dirty, self._failures_dirty = self._failures_dirty, False
+        try:
+            self._files.sync(self._fd)
+            if failures_dirty:
+                self._files.sync(self._failures_fd)
+            self._write_checkpoint(Checkpoint(written, None, self._settings))
+        except OSError as error:
+            self._dead = True
+            raise self._disk_error("sync", error) from error
+        self._durable = written
+
+    def _write(self, fd: int, data: bytes, offset: int) -> int:
+        view = memoryview(data)
+        done = 0
+        try:
+            while done < len(view):
+                done += self._files.write(fd, view[done:], offset + done)
+        except OSError:
+            self._files.truncate(fd, offset)
+            raise
+        return done
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        temporary = beside(self._checkpoint_path, ".tmp")
+        fd = self._files.open(temporary, fresh=True)
+        try:
+            self._write(fd, checkpoint.encode(), 0)
+            self._files.sync(fd)
+        finally:
+            self._files.close(fd)
+        self._files.replace(temporary, self._checkpoint_path)
+        self._files.sync_folder(self.path.parent)
+
+    # -- finishing -------------------------------------------------------------------------
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return bytes of the output."""
+        return self._files.read(self._fd, size, offset)
+
+    @property
+    def length(self) -> int:
+        """Bytes written to the output."""
+        return self._written.length
+
+    def rescan(self) -> KeyTable:
+        """Return every record of the output with its line's offset."""
+        self.commit()
+        found = Checkpoint(self._durable)
+        return scan_output(self._files, self.path, self._fd, self._identity, found).keys
+
+    def replace(self, partial: Path, extent: Extent) -> None:
+        """Put a finished file, already synced, in the output's place.
+
+        Both are right while it happens: the checkpoint vouches for the old and the new content,
+        so a crash on either side of the rename is recovered from.
+
+        Raises:
+            DiskError: The disk refused; the output is the old or the new one, whole.
+        """
+        try:
+            self._write_checkpoint(Checkpoint(self._durable, extent, self._settings))
+            self._files.replace(partial, self.path)
+            self._files.sync_folder(self.path.parent)
+            self._files.close(self._fd)
+            self._fd = self._files.open(self.path)
+            self._written = extent
+            self._write_checkpoint(Checkpoint(extent, None, self._settings))
+            self._durable = extent
+        except OSError as error:
+            self._dead = True
+            raise self._disk_error("replace", error) from error
+
+    def overtaken(self, left: Collection[int], stale: Collection[int]) -> set[int]:
+        """Return which of some failures no record stands for because something newer does.
+
+        Args:
+            left: Offsets of failures that no record of the input took.
+            stale: Offsets of failures known to be overtaken.
+
+        Returns:
+            Those of ``left`` whose key is in the output or in another failure. The rest have
+            lost their input record and are kept.
+        """
+        keys = {offset: key for offset, key, _ in self._failure_lines() if offset in left}
+        wanted = set(keys.values())
+        newer = {
+            key
+            for offset, key, _ in self._failure_lines()
+            if key in wanted and offset not in left and offset not in stale
+        }
+        captioned = self.rescan()
+        return {offset for offset, key in keys.items() if key in newer or key in captioned}
+
+    def compact_failures(self, stale: Collection[int]) -> None:
+        """Remove failures by the offsets of their lines; an empty file goes altogether.
+
+        Raises:
+            DiskError: The disk refused; the failures are the old or the new ones, whole.
+        """
+        if not stale:
+            return
+        temporary = beside(self.failures_path, ".partial")
+        try:
+            fd = self._files.open(temporary, fresh=True)
+            size = 0
+            try:
+                for offset, _, line in self._failure_lines():
+                    if offset not in stale:
+                        size += self._write(fd, line + b"\n", size)
+                self._files.sync(fd)
+            finally:
+                self._files.close(fd)
+            self._files.close(self._failures_fd)
+            self._failures_fd = -1
+            if size:
+                self._files.replace(temporary, self.failures_path)
+                self._open_failures()
+            else:
+                self._files.remove(temporary)
+                self._files.remove(self.failures_path)
+            self._files.sync_folder(self.path.parent)
+        except OSError as error:
+            raise self._disk_error("rewrite", error) from error
+
+    def close(self) -> None:
+        """Release the files and the lock; commits nothing."""
+        for fd in (self._fd, self._failures_fd):
+            if fd >= 0:
+                self._files.close(fd)
+        self._fd = self._failures_fd = -1
+        if self._lock >= 0:
+            self._files.unlock(self._lock, self._lock_path)
+            self._lock = -1
+
+    def _disk_error(self, what: str, error: OSError) -> DiskError:
+        return DiskError(
+            f"the disk refused to {what} {self.path.name}: {error.strerror or error}. "
+            "Nothing synced before is lost; mend the disk and run the same command again."
+        )
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "not set"
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return repr(text if len(text) <= 60 else text[:57] + "…")

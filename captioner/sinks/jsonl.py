@@ -1,0 +1,261 @@
+"""The writer: outcomes to lines, lines to the journal in batches, commits beside them.
+
+`put` returns once its record is in the file, so a kill loses only what was on the wire. What
+arrives while one batch is being written makes up the next: one trip to a thread carries many
+records. Syncs run in a second thread, so a slow disk holds up neither the writes nor the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
+
+import orjson
+from aiofiles.os import wrap
+
+from captioner.errors import DiskError
+from captioner.rawjson import add_members, one_line, quoted, replace_values
+from captioner.records import Caption
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from captioner.identity import Identity
+    from captioner.records import Failure, Outcome, Progress
+    from captioner.sinks.journal import Journal
+
+COMMIT_RECORDS = 1_000
+COMMIT_BYTES = 16 << 20
+COMMIT_S = 1.0
+SLOW_SYNC_S = 1.0
+RETRY_S = 1.0
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Rows:
+    """Turns outcomes into lines.
+
+    Args:
+        identity: Gives failures the key by which they are known again.
+        output_field: Name of the member that holds the caption.
+    """
+
+    def __init__(self, identity: Identity, output_field: str) -> None:
+        self._identity = identity
+        self._name = quoted(output_field)
+
+    def caption(self, caption: Caption) -> bytes:
+        """Return the input record with the caption in it, and nothing else changed."""
+        raw = one_line(caption.line.raw)
+        text = quoted(caption.text)
+        if caption.replaces:
+            return replace_values(raw, self._name, text) + b"\n"
+        return add_members(raw, self._name + b":" + text) + b"\n"
+
+    def failure(self, failure: Failure) -> bytes:
+        """Return a failure as ``{line, key, code, message, attempts, record}``."""
+        raw = failure.line.raw
+        key = failure.line.key or self._identity.of_input(raw)
+        try:
+            orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            record = orjson.dumps(raw.decode(errors="replace"))
+        else:
+            record = one_line(raw)
+        fields = orjson.dumps(
+            {
+                "line": failure.line.number,
+                "key": key.hex(),
+                "code": failure.code,
+                "message": failure.message,
+                "attempts": failure.attempts,
+            }
+        )
+        return fields[:-1] + b',"record":' + record + b"}\n"
+
+
+class JournalSink:
+    """Writes outcomes through a journal.
+
+    Args:
+        journal: An open journal.
+        rows: Turns outcomes into lines.
+        progress: Is told when the disk keeps us waiting.
+        warn: Called with a sentence when the disk is slow or full.
+        disk_wait_s: Seconds to wait for space on a full disk before giving up.
+
+    Use as an async context manager; leaving it writes and commits what was put.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        rows: Rows,
+        progress: Progress,
+        *,
+        warn: Callable[[str], None],
+        disk_wait_s: float,
+    ) -> None:
+        self._journal = journal
+        self._rows = rows
+        self._progress = progress
+        self._warn = warn
+        self._disk_wait_s = disk_wait_s
+        self._captions: list[bytes] = []
+        self._failures: list[bytes] = []
+        self._written = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._error: DiskError | None = None
+        self._closing = False
+        self._since_commit = 0
+        self._last_commit = time.monotonic()
+        self._commit_task: asyncio.Task[None] | None = None
+        self._warned_slow = False
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-journal")
+        self._append = wrap(journal.append)
+        self._append_failures = wrap(journal.append_failures)
+        self._commit = wrap(journal.commit)
+        self._writer: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start writing."""
+        self._writer = asyncio.create_task(self._write())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Write and commit what was put.
+
+        Raises:
+            DiskError: It could not be.
+        """
+        self._closing = True
+        self._wake.set()
+        try:
+            if self._writer is not None:
+                await self._writer
+            if self._commit_task is not None:
+                await self._commit_task
+            if self._error is None and self._journal.dirty:
+                await self._commit(executor=self._threads)
+        finally:
+            self._threads.shutdown(wait=False)
+        if self._error is not None and exc_info[0] is None:
+            raise self._error
+
+    async def put(self, outcome: Outcome) -> None:
+        """Return once the outcome is in its file.
+
+        Raises:
+            DiskError: It is not, and no later one will be.
+        """
+        if self._error is not None:
+            raise self._error
+        if isinstance(outcome, Caption):
+            self._captions.append(self._rows.caption(outcome))
+        else:
+            self._failures.append(self._rows.failure(outcome))
+        written = self._written
+        self._wake.set()
+        await written.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            captions, failures, written = self._captions, self._failures, self._written
+            if captions or failures:
+                self._captions, self._failures, self._written = [], [], asyncio.Event()
+                try:
+                    if captions:
+                        await self._patiently(self._append, b"".join(captions))
+                    if failures:
+                        await self._patiently(self._append_failures, b"".join(failures))
+                except DiskError as error:
+                    self._fail(error, written)
+                    return
+                self._since_commit += len(captions) + len(failures)
+                written.set()
+            elif self._closing:
+                if timer is not None:
+                    timer.cancel()
+                return
+            self._commit_if_due()
+            if self._error is not None:
+                self._fail(self._error, written)
+                return
+            if self._journal.dirty and (timer is None or timer.when() <= loop.time()):
+                timer = loop.call_later(COMMIT_S, self._wake.set)
+
+    def _fail(self, error: DiskError, written: asyncio.Event) -> None:
+        self._error = error
+        written.set()
+        self._written.set()
+
+    async def _patiently(self, append: Callable[..., Awaitable[None]], lines: bytes) -> None:
+        """Write lines; on a full disk wait for space, holding what was paid for in memory."""
+        deadline: float | None = None
+        while True:
+            try:
+                await append(lines, executor=self._threads)
+            except OSError as error:
+                now = time.monotonic()
+                if error.errno not in _FULL:
+                    raise self._disk_error(error) from error
+                if deadline is None:
+                    deadline = now + self._disk_wait_s
+                    self._warn(
+                        f"the disk is full; waiting up to {self._disk_wait_s:.0f} s for space"
+                    )
+                if now >= deadline:
+                    raise self._disk_error(error) from error
+                self._progress.waiting = "the disk is full"
+                await asyncio.sleep(min(RETRY_S, deadline - now))
+            else:
+                if deadline is not None:
+                    self._progress.waiting = ""
+                return
+
+    def _disk_error(self, error: OSError) -> DiskError:
+        return DiskError(
+            f"the disk refused a write to {self._journal.path.name}: {error.strerror or error}. "
+            "What was written before is safe; mend the disk and run the same command again."
+        )
+
+    def _commit_if_due(self) -> None:
+        running = self._commit_task is not None and not self._commit_task.done()
+        if running or not self._journal.dirty:
+            return
+        due = (
+            self._since_commit >= COMMIT_RECORDS
+            or self._journal.uncommitted >= COMMIT_BYTES
+            or time.monotonic() - self._last_commit >= COMMIT_S
+        )
+        if due:
+            self._since_commit = 0
+            self._commit_task = asyncio.create_task(self._commit_now())
+
+    async def _commit_now(self) -> None:
+        slow = asyncio.get_running_loop().call_later(SLOW_SYNC_S, self._say_slow)
+        try:
+            await self._commit(executor=self._threads)
+        except DiskError as error:
+            self._error = error
+            self._wake.set()
+        finally:
+            slow.cancel()
+            self._last_commit = time.monotonic()
+
+    def _say_slow(self) -> None:
+        if not self._warned_slow:
+            self._warned_slow = True
+            self._warn(
+                f"the disk is slow: a sync of {self._journal.path.name} takes more than "
+                f"{SLOW_SYNC_S:.0f} s; captioning goes on meanwhile"
+            )

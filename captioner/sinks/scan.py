@@ -1,0 +1,179 @@
+"""Reading an output back: which records it holds, how far it can be trusted, where it breaks.
+
+Changes nothing. Recovery acts on what is found here, and `captioner check` prints it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import orjson
+
+from captioner.errors import OutputDamagedError
+from captioner.identity import Identity, KeyTable
+from captioner.sinks.checkpoint import Checkpoint, Extent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from captioner.sinks.files import Files
+
+BLOCK = 1 << 22
+LONGEST_CUT = 64 << 20
+"""Bytes: more than this is never unsynced, so cutting it would destroy what was safe."""
+
+_LINE_GUESS = 300
+
+
+@dataclass(slots=True)
+class Scan:
+    """What an output holds.
+
+    Attributes:
+        keys: Every whole record with the offset of its line.
+        whole: The beginning that is whole lines, each a captioned record.
+        size: Bytes of the file; more than ``whole.length`` means there is a tail to cut.
+        repeated: Lines above the durable length whose key came before, as ``(offset, key)``:
+            equal input records, or a piece of the file that is there twice.
+    """
+
+    keys: KeyTable
+    whole: Extent
+    size: int
+    repeated: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+def scan_output(
+    files: Files, path: Path, fd: int, identity: Identity, checkpoint: Checkpoint | None
+) -> Scan:
+    """Read a whole output.
+
+    Below the durable length the checksum decides; above it every line is validated, and the
+    first bad one ends what is whole. Without a checkpoint only a torn last line is forgiven.
+
+    Raises:
+        OutputDamagedError: The file is not what its checkpoint vouches for; says at which byte.
+    """
+    size = files.size(fd)
+    vouched = _vouched_for(files, path, fd, size, checkpoint)
+    durable = vouched.length
+    keys = KeyTable(size // _LINE_GUESS)
+    scan = Scan(keys, Extent(), size)
+    of_output = identity.of_output
+    add = keys.add
+    crc = 0
+    at = 0
+    for lines in _lines(files, fd):
+        for line in lines:
+            end = at + len(line) + 1
+            key = of_output(line) if end <= size else None
+            if key is None or (at >= durable and not _is_json(line)):
+                _refuse_or_cut(path, scan, at, durable, end, strict=checkpoint is None)
+                scan.whole = Extent(at, crc)
+                return scan
+            if at >= durable:
+                if key in keys:
+                    scan.repeated.append((at, key))
+                crc = zlib.crc32(b"\n", zlib.crc32(line, crc))
+            elif end == durable:
+                crc = vouched.crc32
+            add(key, at)
+            at = end
+    scan.whole = Extent(at, crc)
+    return scan
+
+
+def _vouched_for(
+    files: Files, path: Path, fd: int, size: int, checkpoint: Checkpoint | None
+) -> Extent:
+    """Return the beginning that the checkpoint vouches for, after checking that it is right."""
+    if checkpoint is None:
+        return Extent()
+    extents = [checkpoint.durable] + ([checkpoint.next] if checkpoint.next else [])
+    for extent in extents:
+        if size >= extent.length and _crc(files, fd, extent.length) == extent.crc32:
+            return extent
+    length = checkpoint.durable.length
+    if size < length:
+        raise OutputDamagedError(
+            f"{path.name} has {size:,} bytes, but {length:,} were safely written: something cut "
+            f"it. Restore it, or accept what is left with --accept-edits (what is missing is "
+            "captioned again), or choose another output with -o."
+        )
+    raise OutputDamagedError(
+        f"{path.name} was changed after it was written (checksum differs in its first "
+        f"{length:,} bytes{_first_bad_line(files, fd, length)}). If you changed it on purpose, "
+        "run again with --accept-edits; else restore it or choose another output with -o."
+    )
+
+
+def _first_bad_line(files: Files, fd: int, length: int) -> str:
+    at = 0
+    number = 0
+    for lines in _lines(files, fd):
+        for line in lines:
+            number += 1
+            if at >= length:
+                return ""
+            if not _is_json(line):
+                return f"; line {number:,} at byte {at:,} is not valid JSON"
+            at += len(line) + 1
+    return ""
+
+
+def _refuse_or_cut(
+    path: Path, scan: Scan, at: int, durable: int, end: int, *, strict: bool
+) -> None:
+    if at < durable:
+        raise OutputDamagedError(
+            f"{path.name} has a line without a caption at byte {at:,}, below the {durable:,} bytes "
+            "that were safely written. It was made with other settings or changed; choose another "
+            "output with -o."
+        )
+    if strict and end <= scan.size:
+        raise OutputDamagedError(
+            f"{path.name} has a line at byte {at:,} that is no captioned record, and no "
+            "checkpoint says that it may be cut. Choose another output with -o, or mend that "
+            "line and run again."
+        )
+    if scan.size - at > LONGEST_CUT:
+        raise OutputDamagedError(
+            f"{path.name} is unreadable from byte {at:,} on, more than a crash can leave behind. "
+            "Restore it, or choose another output with -o."
+        )
+
+
+def _lines(files: Files, fd: int) -> Iterator[list[bytes]]:
+    """Yield the lines without their ends, many at a time; a torn last line comes last, alone."""
+    offset = 0
+    rest = b""
+    while block := files.read(fd, BLOCK, offset):
+        offset += len(block)
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        yield lines
+    if rest:
+        yield [rest]
+
+
+def _crc(files: Files, fd: int, length: int) -> int:
+    crc = 0
+    at = 0
+    while at < length:
+        block = files.read(fd, min(BLOCK, length - at), at)
+        if not block:
+            break
+        crc = zlib.crc32(block, crc)
+        at += len(block)
+    return crc
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True

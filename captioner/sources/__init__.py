@@ -1,0 +1,1 @@
+"""Where records come from. Each source streams; none holds the input in memory."""

@@ -1,0 +1,237 @@
+"""Records from a JSONL file or from one top-level JSON array, streamed in large blocks."""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import aiofiles
+
+from captioner.identity import KEY_BYTES
+from captioner.rawjson import STRING
+from captioner.records import Line
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+BLOCK = 1 << 20
+MAX_LINE = 16 << 20
+"""Bytes: a longer record is skipped without being held in memory."""
+
+_BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"
+_KEPT = 200
+
+
+class JsonlSource:
+    """The records of a file: one JSON object a line, or the elements of one JSON array.
+
+    Which of the two it is, the first character of a ``.json`` file tells; other files are lines.
+    Empty lines are no records. A record over ``max_line`` bytes is a fault, and so is an array
+    that ends too early.
+
+    Args:
+        path: The file, UTF-8.
+        max_line: Longest record in bytes.
+        block: Bytes read at a time.
+    """
+
+    def __init__(self, path: Path, *, max_line: int = MAX_LINE, block: int = BLOCK) -> None:
+        self._path = path
+        self._max_line = max_line
+        self._block = block
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._path.stat().st_size
+
+    async def batches(self) -> AsyncIterator[list[Line]]:
+        """Yield the records in order, one block's worth at a time."""
+        splitter: _Lines | _Array | None = None
+        async with aiofiles.open(self._path, "rb") as file:
+            while block := await file.read(self._block):
+                if splitter is None:
+                    lead = len(_BOM) if block.startswith(_BOM) else 0
+                    block = block[lead:]
+                    is_array = self._path.suffix == ".json" and block.lstrip()[:1] == b"["
+                    splitter = (_Array if is_array else _Lines)(self._max_line, lead)
+                if found := splitter.feed(block):
+                    yield found
+        if splitter is not None and (found := splitter.finish()):
+            yield found
+
+
+class _TooLong:
+    """Stands for a record that is skipped: its beginning, and the key of all of it."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head[:_KEPT]
+        self._hash = blake2b(digest_size=KEY_BYTES)
+        self.size = 0
+        self.add(head)
+
+    def add(self, data: bytes) -> None:
+        self._hash.update(data)
+        self.size += len(data)
+
+    def line(self, number: int, end: int, max_line: int) -> Line:
+        fault = (
+            "record_too_long",
+            f"the record has {self.size:,} bytes; the most is {max_line:,}",
+        )
+        return Line(number, self._head, end, fault, self._hash.digest())
+
+
+class _Lines:
+    """Splits blocks into lines."""
+
+    def __init__(self, max_line: int, offset: int) -> None:
+        self._max_line = max_line
+        self._offset = offset  # of the first byte not yet handed out
+        self._number = 0
+        self._rest = b""
+        self._skipped: _TooLong | None = None
+
+    def feed(self, block: bytes) -> list[Line]:
+        found: list[Line] = []
+        if self._skipped is not None:
+            end = block.find(b"\n")
+            if end < 0:
+                self._skipped.add(block)
+                self._offset += len(block)
+                return found
+            self._skipped.add(block[:end])
+            self._offset += end + 1
+            found.append(self._skipped.line(self._number, self._offset, self._max_line))
+            self._skipped = None
+            block = block[end + 1 :]
+        lines = (self._rest + block).split(b"\n")
+        self._rest = lines.pop()
+        number, offset = self._number, self._offset
+        for line in lines:
+            number += 1
+            offset += len(line) + 1
+            if raw := line.strip():
+                if len(raw) > self._max_line:
+                    found.append(_TooLong(raw).line(number, offset, self._max_line))
+                else:
+                    found.append(Line(number, raw, offset))
+        self._number, self._offset = number, offset
+        if len(self._rest) > self._max_line:
+            self._number += 1
+            self._offset += len(self._rest)
+            self._skipped = _TooLong(self._rest)
+            self._rest = b""
+        return found
+
+    def finish(self) -> list[Line]:
+        if self._skipped is not None:
+            return [self._skipped.line(self._number, self._offset, self._max_line)]
+        raw = self._rest.strip()
+        return [Line(self._number + 1, raw, self._offset + len(self._rest))] if raw else []
+
+
+_TOKEN = re.compile(STRING + rb'|[{}\[\],"]', re.DOTALL)
+_STRING_END = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+class _Array:
+    """Splits blocks of one JSON array into its elements, without parsing them.
+
+    The scan stops before a string that a block cuts in two and goes on there with the next one.
+    """
+
+    def __init__(self, max_line: int, offset: int) -> None:
+        self._max_line = max_line
+        self._number = 0
+        self._depth = 0
+        self._rest = b""  # from the current element's beginning on
+        self._scanned = 0  # bytes of it that are behind us
+        self._in_string = False
+        self._skipped: _TooLong | None = None
+        self._closed = False
+        self._offset = offset  # of `_rest`
+
+    def feed(self, block: bytes) -> list[Line]:
+        found: list[Line] = []
+        data = self._rest + block
+        begin = 0
+        at = self._scanned
+        while True:
+            token = _STRING_END.match(data, at) if self._in_string else _TOKEN.search(data, at)
+            if token is None:
+                # A string that is only partly here is scanned again, unless it is being skipped.
+                at = at if self._in_string else len(data)
+                break
+            char = data[token.start() : token.start() + 1]
+            if self._in_string:
+                self._in_string = False
+            elif char == b'"' and len(token.group()) == 1:
+                at = token.start()
+                if self._skipped is not None:
+                    self._in_string = True
+                    at += 1
+                    continue
+                break
+            elif char in b"{[":
+                self._depth += 1
+                if self._depth == 1:
+                    begin = token.end()
+            elif char in b"}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self._closed = True
+                    self._element(data[begin : token.start()], token.end(), found)
+                    begin = token.end()
+            elif char == b"," and self._depth == 1:
+                self._element(data[begin : token.start()], token.end(), found)
+                begin = token.end()
+            at = token.end()
+        self._keep(data, begin, at)
+        return found
+
+    def _keep(self, data: bytes, begin: int, at: int) -> None:
+        self._offset += begin
+        rest = data[begin:]
+        if self._skipped is None and len(rest) > self._max_line:
+            self._skipped = _TooLong(b"")
+            if at < len(data):  # stopped before a string that has no end yet
+                self._in_string = True
+                at += 1
+        if self._skipped is not None:
+            # Keep a backslash that escapes what the next block begins with.
+            slashes = len(rest) - len(rest.rstrip(b"\\"))
+            keep = slashes % 2 if self._in_string else 0
+            self._skipped.add(rest[: len(rest) - keep])
+            self._offset += len(rest) - keep
+            self._rest = rest[len(rest) - keep :]
+            self._scanned = 0
+        else:
+            self._rest = rest
+            self._scanned = at - begin
+
+    def _element(self, raw: bytes, end: int, found: list[Line]) -> None:
+        raw = raw.strip()
+        if self._skipped is not None:
+            self._number += 1
+            self._skipped.add(raw)
+            found.append(self._skipped.line(self._number, self._offset + end, self._max_line))
+            self._skipped = None
+        elif raw or not self._closed:
+            self._number += 1
+            found.append(Line(self._number, raw, self._offset + end))
+
+    def finish(self) -> list[Line]:
+        rest = self._rest.strip()
+        if self._closed and not rest:
+            return []
+        what = (
+            "something follows the end of the array"
+            if self._closed
+            else "the array is not closed: the file seems to be cut short"
+        )
+        head = rest[: self._max_line]
+        return [Line(self._number + 1, head, self._offset, ("bad_json", what))]

@@ -1,0 +1,229 @@
+"""Captions without files: for records at hand, and for one picture."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
+
+from captioner.engine import Engine
+from captioner.errors import CaptionerError, SettingsError
+from captioner.records import Caption, Line, Prepared, Progress
+from captioner.settings import Settings
+from captioner.stopping import Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from captioner.interfaces import Dialect, Transport
+    from captioner.records import Outcome
+
+Record = Mapping[str, Any] | str | Path
+"""A record as in a JSONL file, or just a picture's path or URL."""
+
+_BATCH = 16
+
+
+async def caption_stream(
+    records: Iterable[Record] | AsyncIterable[Record],
+    settings: Settings | None = None,
+    *,
+    dialect: Dialect | None = None,
+    transport: Transport | None = None,
+    **options: Any,
+) -> AsyncIterator[Outcome]:
+    """Yield an outcome for every record as it is settled, in no particular order.
+
+    ``outcome.line.number`` counts the records from 1, ``outcome.ok`` tells a `Caption` from a
+    `Failure`. Nothing is written and nothing is resumed. Leaving the loop early gives up what is
+    in flight.
+
+    Args:
+        records: Records or paths; read only as fast as they are captioned.
+        settings: The settings; or give options by name, as in `Settings.create`.
+        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
+        transport: Carries requests, instead of aiohttp.
+        **options: Options by name.
+
+    Raises:
+        SettingsError: The settings cannot work.
+        RunError: The endpoint will caption no more.
+    """
+    settings = _settings(settings, options)
+    progress, stopping = Progress(), Stopping()
+    outcomes = _QueueSink(settings.run.concurrency)
+    async with Engine.open(settings, progress, stopping, dialect, transport) as engine:
+        pipeline = engine.pipeline(settings, outcomes, progress, stopping)
+        task = asyncio.create_task(pipeline.run(_lines(records)))
+        task.add_done_callback(outcomes.end)
+        try:
+            while (outcome := await outcomes.get()) is not None:
+                yield outcome
+            await task
+        finally:
+            stopping.hurry()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class Captioner:
+    """Captions one picture at a time, as many at once as you await.
+
+    Args:
+        settings: The settings; or give options by name, as in `Settings.create`.
+        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
+        transport: Carries requests, instead of aiohttp.
+        **options: Options by name.
+
+    Example:
+        ::
+
+            async with Captioner(base_url="http://localhost:8000/v1") as captioner:
+                print(await captioner.caption("photo.jpg"))
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        dialect: Dialect | None = None,
+        transport: Transport | None = None,
+        **options: Any,
+    ) -> None:
+        self._settings = _settings(settings, options)
+        self._dialect = dialect
+        self._transport = transport
+        self._stack = AsyncExitStack()
+        self._engine: Engine | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            SettingsError: The settings cannot work.
+        """
+        self._engine = await self._stack.enter_async_context(
+            Engine.open(self._settings, Progress(), Stopping(), self._dialect, self._transport)
+        )
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Disconnect."""
+        await self._stack.aclose()
+
+    async def caption(self, image: Record | bytes, *, prompt: str | None = None) -> str:
+        """Return the caption of one picture.
+
+        Args:
+            image: A path, a URL, the picture's bytes, or a whole record.
+            prompt: The question; by default that of the record or the settings.
+
+        Raises:
+            CaptionError: The picture cannot be captioned; ``code`` and ``message`` say why.
+            RunError: The endpoint will caption no more.
+        """
+        if self._engine is None:
+            raise SettingsError("use the Captioner as an async context manager")
+        record = _record(image)
+        if prompt is not None:
+            record["prompt"] = prompt
+        line = Line(1, _dump(record))
+        prepared = await asyncio.to_thread(self._engine.preparer.prepare, line)
+        if not isinstance(prepared, Prepared):
+            raise CaptionError(prepared.code, prepared.message)
+        try:
+            outcome = await self._engine.endpoint.caption(prepared)
+        finally:
+            self._engine.budget.release(prepared.reserved)
+        if isinstance(outcome, Caption):
+            return outcome.text
+        raise CaptionError(outcome.code, outcome.message)
+
+
+class CaptionError(CaptionerError):
+    """One picture could not be captioned.
+
+    Args:
+        code: Short machine-readable kind, as in the failures file.
+        message: One plain sentence for a person.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class _QueueSink:
+    """Hands outcomes to whoever iterates, holding a worker's slot until they are taken."""
+
+    def __init__(self, size: int) -> None:
+        self._queue: asyncio.Queue[Outcome | None] = asyncio.Queue(size)
+        self._ended = False
+
+    async def put(self, outcome: Outcome) -> None:
+        await self._queue.put(outcome)
+
+    def end(self, _: object) -> None:
+        self._ended = True
+        if self._queue.empty():
+            self._queue.put_nowait(None)
+
+    async def get(self) -> Outcome | None:
+        if self._ended and self._queue.empty():
+            return None
+        return await self._queue.get()
+
+
+def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
+    if settings is None:
+        return Settings.create(**options)
+    if options:
+        raise SettingsError("give either settings or single options, not both")
+    return settings
+
+
+async def _lines(records: Iterable[Record] | AsyncIterable[Record]) -> AsyncIterator[list[Line]]:
+    number = 0
+    if isinstance(records, AsyncIterable):
+        async for record in records:
+            number += 1
+            yield [_line(number, record)]
+        return
+    batch: list[Line] = []
+    for record in records:
+        number += 1
+        batch.append(_line(number, record))
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _line(number: int, record: Record) -> Line:
+    try:
+        return Line(number, _dump(_record(record)))
+    except (TypeError, ValueError) as error:
+        return Line(number, b"", fault=("bad_record", f"the record is no JSON: {error}"))
+
+
+def _record(image: Record | bytes) -> dict[str, Any]:
+    if isinstance(image, Mapping):
+        return dict(image)
+    if isinstance(image, bytes):
+        import base64
+
+        return {"image": {"bytes": base64.b64encode(image).decode()}}
+    return {"image": str(image)}
+
+
+def _dump(record: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(record)
+    except TypeError:  # integers above 64 bits, among others
+        return json.dumps(record, ensure_ascii=False, allow_nan=False).encode()

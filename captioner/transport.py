@@ -1,0 +1,157 @@
+"""HTTP to an endpoint through aiohttp, tuned to cost little per request."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.request
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import payload
+from yarl import URL
+
+from captioner.errors import EndpointFaultError
+from captioner.records import Response
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractStreamWriter
+
+    from captioner.records import Request
+
+CONNECT_S = 15.0
+MAX_REPLY = 10 << 20
+"""Bytes of a reply; no caption is longer, and a server gone mad must not fill the memory."""
+
+_JOINED = 1 << 18
+"""Bytes up to which pieces are joined: cheaper than another system call."""
+
+
+class AiohttpTransport:
+    """Sends requests to one base URL over kept-alive connections.
+
+    Args:
+        base_url: For example ``http://localhost:8000/v1``.
+        api_key: Sent as a bearer token; None sends none.
+        timeout_s: Seconds for one whole exchange, however slowly bytes drip.
+        connections: Most connections at once.
+    """
+
+    def __init__(
+        self, base_url: str, *, api_key: str | None, timeout_s: float, connections: int
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._connections = connections
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[str, URL] = {}
+        self._proxy = _proxy_for(base_url)
+
+    async def send(self, request: Request) -> Response:
+        """Return the reply, whatever its status.
+
+        Raises:
+            EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
+                or ``reply_too_large``.
+        """
+        session = self._session or self._open()
+        url = self._urls.get(request.path)
+        if url is None:
+            url = self._urls[request.path] = URL(self._base_url + request.path)
+        body: Any = None
+        if request.pieces:
+            size = sum(map(len, request.pieces))
+            body = b"".join(request.pieces) if size <= _JOINED else _Pieces(request.pieces, size)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                async with session.request(
+                    request.method,
+                    url,
+                    data=body,
+                    headers=self._headers,
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                ) as reply:
+                    data = await _read(reply)
+                    headers = {name.lower(): value for name, value in reply.headers.items()}
+                    return Response(reply.status, headers, data)
+        except TimeoutError:
+            raise EndpointFaultError(
+                "timeout", f"no whole reply within {self._timeout_s:g} s (--timeout)"
+            ) from None
+        except aiohttp.ClientConnectorError as error:
+            raise EndpointFaultError(
+                "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
+            ) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise EndpointFaultError(
+                "disconnected", f"the connection broke: {_reason(error)}"
+            ) from None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The deadline above covers it all; only connecting has a shorter one of its own.
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            # Whatever is accepted might come compressed; replies are too short for that.
+            skip_auto_headers=("Accept-Encoding",),
+        )
+        return self._session
+
+
+class _Pieces(payload.Payload):
+    """A large body sent as it lies in memory, its pieces one after the other."""
+
+    def __init__(self, pieces: tuple[bytes, ...], size: int) -> None:
+        super().__init__(pieces, content_type="application/json")
+        self._size = size
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        for piece in self._value:
+            await writer.write(piece)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._value).decode(encoding, errors)
+
+
+async def _read(reply: aiohttp.ClientResponse) -> bytes:
+    length = reply.content_length
+    if length is not None and length <= MAX_REPLY and "Content-Encoding" not in reply.headers:
+        return await reply.read()
+    data = bytearray()
+    async for chunk in reply.content.iter_any():
+        data += chunk
+        if len(data) > MAX_REPLY:
+            reply.close()
+            raise EndpointFaultError(
+                "reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes"
+            )
+    return bytes(data)
+
+
+def _proxy_for(url: str) -> str | None:
+    """Return the proxy the environment names for a URL; asked once, not for every request."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong in words, without addresses of objects or stack traces."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

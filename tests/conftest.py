@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from endpoint import FakeEndpoint  # noqa: E402 - found by the line above
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on, or sends, what the environment of the person running it holds."""
+    for name in list(os.environ):
+        if name.startswith(("CAPTIONER_", "OPENAI_")) or name == "DF_API_KEY":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[FakeEndpoint]:
+    server = FakeEndpoint()
+    server.start()
+    yield server
+    server.stop()
+
+
+def jpeg(number: int = 0, size: tuple[int, int] = (16, 16), **options: Any) -> bytes:
+    """Return a small JPEG that differs for every number."""
+    out = io.BytesIO()
+    colour = (number % 256, number // 256 % 256, 128)
+    image = Image.new("RGB", size, colour)
+    image.putpixel((0, 0), (255, 255, 255))
+    image.save(out, "JPEG", **{"quality": 95, **options})
+    return out.getvalue()
+
+
+@pytest.fixture
+def make_input(tmp_path: Path) -> Callable[..., Path]:
+    """Write an input of records, each with a picture of its own, and return its path."""
+
+    def make(count: int, name: str = "input.jsonl") -> Path:
+        folder = tmp_path / "images"
+        folder.mkdir(exist_ok=True)
+        for number in range(count):
+            (folder / f"{number}.jpg").write_bytes(jpeg(number))
+        lines = (
+            json.dumps({"id": number, "image": f"images/{number}.jpg", "prompt": f"q{number}"})
+            for number in range(count)
+        )
+        path = tmp_path / name
+        path.write_text("".join(line + "\n" for line in lines))
+        return path
+
+    return make
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSONL file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the command line of the command under test."""
+    return [sys.executable, "-m", "captioner", *map(str, arguments)]
+
+
+@pytest.fixture
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command to its end."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        options = {"timeout": 50, "capture_output": True, "text": True, **options}
+        return subprocess.run(command(*arguments), check=False, **options)
+
+    return run
+
+
+class StrayResponse(aiohttp.ClientResponse):
+    """aioresponses 0.7.9 builds responses as aiohttp did before 3.14 asked for a writer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from unittest.mock import Mock
+
+        kwargs.setdefault("stream_writer", Mock(output_size=0))
+        super().__init__(*args, **kwargs)
