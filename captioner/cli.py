@@ -124,7 +124,7 @@ class _Environment(Env):
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         known = set(NOT_OPTIONS)
         for argument in arguments:
-            if argument.children or not argument.show_env_var:
+            if argument.children or not argument.parameter.show_env_var:
                 continue
             name = self._convert_argument(commands, argument)
             known.add(name)
