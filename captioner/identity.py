@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.rawjson import members, quoted, without_members
+from captioner.rawjson import members, one_line, quoted, without_members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +47,7 @@ class Identity:
 
     def of_input(self, raw: bytes) -> bytes:
         """Return the key of a record from its input bytes, readable JSON or not."""
+        raw = one_line(raw)  # as it stands in the output
         if self._id is not None:
             return self._by_id(raw)
         if any(name in raw for name in self._quoted):

@@ -70,7 +70,8 @@ async def run_batch(
         settings = Settings.create(settings, output, **options)
     elif options or output is not None:
         raise SettingsError("give either settings or single options, not both")
-    run = _Run(settings, progress or Progress(), stopping or Stopping(), warn or _ignore)
+    stopping = Stopping() if stopping is None else stopping  # an unwished one is false
+    run = _Run(settings, progress or Progress(), stopping, warn or _ignore)
     if source is None:
         source = open_source(settings)
     if sink is None and settings.input is None and settings.output is None:
