@@ -77,7 +77,13 @@ def completion(text: Any, **more: Any) -> dict[str, Any]:
     choice["message"]["content"] = text
     choice.update(more)
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-    return {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 def caption_of(call: Call) -> str:

@@ -35,11 +35,13 @@ class Checkpoint:
         durable: The beginning of the output that is on disk.
         next: What the output becomes while it is being replaced; either is right then.
         settings: What shapes a caption, by option name, to notice when it changes.
+        source: Path of the input as it was given last.
     """
 
     durable: Extent = field(default_factory=Extent)
     next: Extent | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     def encode(self) -> bytes:
         """Return the checkpoint as one line of JSON."""
@@ -50,6 +52,7 @@ class Checkpoint:
                 "crc32": self.durable.crc32,
                 "next": [self.next.length, self.next.crc32] if self.next else None,
                 "settings": self.settings,
+                "input": self.source,
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
@@ -74,6 +77,7 @@ def decode(data: bytes) -> Checkpoint:
             Extent(int(value["length"]), int(value["crc32"])),
             Extent(int(after[0]), int(after[1])) if after else None,
             dict(value["settings"]),
+            str(value["input"]),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError("not a checkpoint") from error

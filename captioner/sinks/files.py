@@ -14,9 +14,11 @@ import socket
 import stat
 import sys
 from pathlib import Path
+from typing import Literal
 
 from captioner.errors import OutputBusyError
 
+Kind = Literal["missing", "file", "folder", "other"]
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive
 
 
@@ -78,9 +80,15 @@ class Files:
         """Remove a file if it is there."""
         path.unlink(missing_ok=True)
 
-    def exists(self, path: Path) -> bool:
-        """Tell whether something is at that path."""
-        return path.exists()
+    def kind(self, path: Path) -> Kind:
+        """Return what is at that path itself; a link is ``other`` whatever it leads to."""
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing"
+        if stat.S_ISREG(mode):
+            return "file"
+        return "folder" if stat.S_ISDIR(mode) else "other"
 
     def lock(self, path: Path) -> int:
         """Take an exclusive lock that ends with this process, however it ends.
@@ -118,11 +126,6 @@ class Files:
         """Release a lock and leave nothing behind."""
         path.unlink(missing_ok=True)
         os.close(fd)
-
-
-def is_regular(path: Path) -> bool:
-    """Tell whether a path is a regular file itself, not a link to one."""
-    return stat.S_ISREG(path.lstat().st_mode)
 
 
 def network_file_system(path: Path) -> str:

@@ -28,7 +28,7 @@ from captioner.errors import DiskError, OutputDamagedError, SettingsError
 from captioner.identity import Identity, KeyTable
 from captioner.sinks import checkpoint as ckpt
 from captioner.sinks.checkpoint import Checkpoint, Extent
-from captioner.sinks.files import Files, is_regular
+from captioner.sinks.files import Files
 from captioner.sinks.scan import scan_output
 
 if TYPE_CHECKING:
@@ -49,6 +49,45 @@ def beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
 
 
+def read_checkpoint(files: Files, output: Path) -> Checkpoint | None:
+    """Return the checkpoint of an output, None where there is none that can be read.
+
+    Raises:
+        OutputDamagedError: A newer version wrote it.
+    """
+    path = beside(output, ".ckpt")
+    if files.kind(path) == "missing":
+        return None
+    fd = files.open(path)
+    try:
+        data = files.read(fd, 1 << 24, 0)
+    finally:
+        files.close(fd)
+    try:
+        return ckpt.decode(data)
+    except ckpt.FutureCheckpointError as error:
+        raise OutputDamagedError(
+            f"{path.name} was written by a newer captioner ({error}); use that one, or choose "
+            "another output with -o."
+        ) from None
+    except ValueError:
+        return None  # never left by a crash of ours: as good as removed
+
+
+def read_failures(files: Files, fd: int) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield ``(offset, key, line)`` of every readable failure."""
+    at = 0
+    rest = b""
+    while block := files.read(fd, 1 << 22, at + len(rest)):
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            # A line torn by a crash is dropped: its record is pending again.
+            with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+                yield at, bytes.fromhex(orjson.loads(line)["key"]), line
+            at += len(line) + 1
+
+
 class Journal:
     """One output under the commit protocol.
 
@@ -57,6 +96,7 @@ class Journal:
         identity: Finds a record's key in its output line.
         settings: What shapes a caption, by option name; a change of it refuses to go on.
         failures: The failures; by default beside the output.
+        source: The input, remembered for whoever asks later how far the output is.
         accept_changes: Go on in spite of changed settings.
         accept_edits: Believe the output as it is, although it was changed by hand.
         files: The disk.
@@ -74,6 +114,7 @@ class Journal:
         settings: Mapping[str, Any],
         *,
         failures: Path | None = None,
+        source: str = "",
         accept_changes: bool = False,
         accept_edits: bool = False,
         files: Files | None = None,
@@ -85,6 +126,7 @@ class Journal:
         self.repeated: list[tuple[int, bytes]] = []
         self._identity = identity
         self._settings = dict(settings)
+        self._source = source
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
         self._files = files or Files()
@@ -128,50 +170,30 @@ class Journal:
             raise
 
     def _check_place(self) -> None:
-        if not self.path.parent.is_dir():
+        try:
+            folder = self._files.kind(self.path.parent.resolve())
+            kinds = {path: self._files.kind(path) for path in (self.path, self.failures_path)}
+        except OSError as error:
+            raise SettingsError(f"cannot use {self.path}: {error.strerror}") from None
+        if folder != "folder":
             raise SettingsError(f"the folder of the output does not exist: {self.path.parent}")
-        for path in (self.path, self.failures_path):
-            try:
-                regular = is_regular(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise SettingsError(f"cannot use {path}: {error.strerror}") from None
-            if not regular:
+        for path, kind in kinds.items():
+            if kind not in ("missing", "file"):
                 raise SettingsError(
                     f"{path} is not a regular file (a folder, link or device); "
                     "choose another output with -o"
                 )
 
-    def _read_checkpoint(self) -> Checkpoint | None:
-        if not self._files.exists(self._checkpoint_path):
-            return None
-        fd = self._files.open(self._checkpoint_path)
-        try:
-            data = self._files.read(fd, 1 << 24, 0)
-        finally:
-            self._files.close(fd)
-        try:
-            return ckpt.decode(data)
-        except ckpt.FutureCheckpointError as error:
-            raise OutputDamagedError(
-                f"{self._checkpoint_path.name} was written by a newer captioner ({error}); "
-                "use that one, or choose another output with -o."
-            ) from None
-        except ValueError:
-            return None  # never left by a crash of ours: as good as removed
-
     def _recover(self) -> None:
-        found = self._read_checkpoint()
-        exists = self._files.exists(self.path)
-        if not exists:
+        found = read_checkpoint(self._files, self.path)
+        if self._files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
                     f"{self.path.name} is gone, but {self._checkpoint_path.name} says that it "
                     f"held {found.durable.length:,} bytes. Restore it, or remove the checkpoint "
                     "to start over."
                 )
-            self._write_checkpoint(Checkpoint(settings=self._settings))
+            self._write_checkpoint(self._checkpoint(Extent()))
             self._fd = self._files.open(self.path, create=True)
             self._files.sync_folder(self.path.parent)
             return
@@ -180,7 +202,7 @@ class Journal:
         except PermissionError as error:
             raise SettingsError(f"cannot write to {self.path}: {error.strerror}") from None
         if not self._files.size(self._fd) and (found is None or not found.durable.length):
-            self._write_checkpoint(Checkpoint(settings=self._settings))
+            self._write_checkpoint(self._checkpoint(Extent()))
             return
         if found is not None:
             self._check_settings(found.settings)
@@ -192,7 +214,7 @@ class Journal:
         self.repeated = scan.repeated
         self._written = scan.whole
         self._durable = found.durable if found else Extent()
-        as_it_is = Checkpoint(self._written, None, self._settings)
+        as_it_is = self._checkpoint(self._written)
         if found != as_it_is and not self.repeated:
             self.commit()
 
@@ -245,7 +267,7 @@ class Journal:
     def _cut(self, at: int, size: int) -> None:
         """Cut the output at a line's start, keeping the bytes in a file of their own."""
         number = 1
-        while self._files.exists(beside(self.path, f".broken-{number}")):
+        while self._files.kind(beside(self.path, f".broken-{number}")) != "missing":
             number += 1
         fd = self._files.open(beside(self.path, f".broken-{number}"), fresh=True)
         try:
@@ -257,14 +279,14 @@ class Journal:
         self._files.sync(self._fd)
 
     def _read_failures(self) -> None:
-        if not self._files.exists(self.failures_path):
+        if self._files.kind(self.failures_path) == "missing":
             return
         self._open_failures()
-        for offset, key, _ in self._failure_lines():
+        for offset, key, _ in read_failures(self._files, self._failures_fd):
             self.failed.add(key, offset)
 
     def _open_failures(self) -> None:
-        new = not self._files.exists(self.failures_path)
+        new = self._files.kind(self.failures_path) == "missing"
         self._failures_fd = self._files.open(self.failures_path, create=True)
         self._failures_size = size = self._files.size(self._failures_fd)
         if new:
@@ -272,23 +294,10 @@ class Journal:
         elif size and self._files.read(self._failures_fd, 1, size - 1) != b"\n":
             self._failures_size += self._write(self._failures_fd, b"\n", size)
 
-    def _failure_lines(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """Yield ``(offset, key, line)`` of every readable failure."""
-        at = 0
-        rest = b""
-        while block := self._files.read(self._failures_fd, 1 << 22, at + len(rest)):
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                # A line torn by a crash is dropped: its record is pending again.
-                with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-                    yield at, bytes.fromhex(orjson.loads(line)["key"]), line
-                at += len(line) + 1
-
     def failure_codes(self) -> Iterator[tuple[bytes, str]]:
         """Yield ``(key, code)`` of every readable failure."""
         if self._failures_fd >= 0:
-            for _, key, line in self._failure_lines():
+            for _, key, line in read_failures(self._files, self._failures_fd):
                 yield key, str(orjson.loads(line).get("code", ""))
 
     # -- writing ---------------------------------------------------------------------------
@@ -338,7 +347,7 @@ class Journal:
             self._files.sync(self._fd)
             if failures_dirty:
                 self._files.sync(self._failures_fd)
-            self._write_checkpoint(Checkpoint(written, None, self._settings))
+            self._write_checkpoint(self._checkpoint(written))
         except OSError as error:
             self._dead = True
             raise self._disk_error("sync", error) from error
@@ -354,6 +363,9 @@ class Journal:
             self._files.truncate(fd, offset)
             raise
         return done
+
+    def _checkpoint(self, durable: Extent, after: Extent | None = None) -> Checkpoint:
+        return Checkpoint(durable, after, self._settings, self._source)
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         temporary = beside(self._checkpoint_path, ".tmp")
@@ -393,13 +405,13 @@ class Journal:
             DiskError: The disk refused; the output is the old or the new one, whole.
         """
         try:
-            self._write_checkpoint(Checkpoint(self._durable, extent, self._settings))
+            self._write_checkpoint(self._checkpoint(self._durable, extent))
             self._files.replace(partial, self.path)
             self._files.sync_folder(self.path.parent)
             self._files.close(self._fd)
             self._fd = self._files.open(self.path)
             self._written = extent
-            self._write_checkpoint(Checkpoint(extent, None, self._settings))
+            self._write_checkpoint(self._checkpoint(extent))
             self._durable = extent
         except OSError as error:
             self._dead = True
@@ -416,11 +428,15 @@ class Journal:
             Those of ``left`` whose key is in the output or in another failure. The rest have
             lost their input record and are kept.
         """
-        keys = {offset: key for offset, key, _ in self._failure_lines() if offset in left}
+        keys = {
+            offset: key
+            for offset, key, _ in read_failures(self._files, self._failures_fd)
+            if offset in left
+        }
         wanted = set(keys.values())
         newer = {
             key
-            for offset, key, _ in self._failure_lines()
+            for offset, key, _ in read_failures(self._files, self._failures_fd)
             if key in wanted and offset not in left and offset not in stale
         }
         captioned = self.rescan()
@@ -439,7 +455,7 @@ class Journal:
             fd = self._files.open(temporary, fresh=True)
             size = 0
             try:
-                for offset, _, line in self._failure_lines():
+                for offset, _, line in read_failures(self._files, self._failures_fd):
                     if offset not in stale:
                         size += self._write(fd, line + b"\n", size)
                 self._files.sync(fd)
