@@ -107,11 +107,15 @@ class KeyTable:
         bucket = self._buckets[int.from_bytes(key[:3], "big") >> self._shift]
         return _find(bucket, key) >= 0
 
-    def take(self, key: bytes) -> int | None:
-        """Remove the oldest entry of a key and return its offset, None if there is none."""
+    def take(self, key: bytes, offset: int | None = None) -> int | None:
+        """Remove an entry of a key, the oldest or the one of an offset.
+
+        Returns:
+            Its offset, None if there is no such entry.
+        """
         number = int.from_bytes(key[:3], "big") >> self._shift
         bucket = self._buckets[number]
-        at = _find(bucket, key)
+        at = _find(bucket, key, offset)
         if at < 0:
             return None
         self._buckets[number] = bucket[:at] + bucket[at + _ENTRY :]
@@ -125,12 +129,12 @@ class KeyTable:
                 yield int.from_bytes(bucket[at : at + _OFFSET], "big")
 
 
-def _find(bucket: bytes, key: bytes) -> int:
-    """Return where a key's oldest entry begins, -1 if there is none.
+def _find(bucket: bytes, key: bytes, offset: int | None = None) -> int:
+    """Return where a key's oldest entry, or that of an offset, begins; -1 if there is none.
 
     The bucket's number stands for the first bytes; the last 112 bits are compared whole.
     """
-    rest = key[2:]
+    rest = key[2:] if offset is None else key[2:] + offset.to_bytes(_OFFSET, "big")
     at = bucket.find(rest)
     while at >= 0 and at % _ENTRY:
         at = bucket.find(rest, at + 1)

@@ -14,9 +14,10 @@ from captioner.errors import RunError, SettingsError
 from captioner.identity import Identity, KeyTable
 from captioner.records import Progress, RunReport
 from captioner.settings import Settings
+from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files, network_file_system
 from captioner.sinks.finalise import order_output, write_array
-from captioner.sinks.journal import Journal, beside, failures_path
+from captioner.sinks.journal import Journal, beside
 from captioner.sinks.jsonl import JournalSink, Rows
 from captioner.sources.jsonl import JsonlSource
 from captioner.stopping import Stopping
@@ -154,7 +155,9 @@ class _Run:
                 allowed = await self._count(source, identity, {key for _, key in journal.repeated})
                 await asyncio.to_thread(journal.cut_repeated, allowed)
             if settings.run.retry_failed:
-                self._forgive(journal, settings.run.retry_failed)
+                self._retrying = await asyncio.to_thread(
+                    journal.failures.forgive, settings.run.retry_failed
+                )
             self.progress.stage = "captioning"
             return await self._reporting(self._caption(engine, source, journal, identity, files))
         finally:
@@ -186,8 +189,9 @@ class _Run:
         """Nothing is pending: drop failures that were overtaken, and put the output in order."""
         self.progress.stage = "ordering"
         settings = self.settings
-        if left := set(journal.failed.offsets()):
-            self._stale |= await asyncio.to_thread(journal.overtaken, left, self._stale)
+        if left := set(journal.failures.left.offsets()):
+            captioned = await asyncio.to_thread(journal.rescan)
+            self._stale |= journal.failures.overtaken(left, captioned)
         await asyncio.to_thread(journal.compact_failures, self._stale)
         as_array = settings.output_path != journal.path
         if settings.run.order == "input" or as_array:
@@ -206,7 +210,7 @@ class _Run:
         async for batch in _limited(source, self.settings.records.limit):
             pending = batch
             if journal is not None and identity is not None:
-                done, failed, retrying = journal.done, journal.failed, self._retrying
+                done, failed, retrying = journal.done, journal.failures.left, self._retrying
                 if len(done) or len(failed) or len(retrying):
                     pending = []
                     for line in batch:
@@ -223,14 +227,6 @@ class _Run:
                 yield pending
             else:
                 await asyncio.sleep(0)
-
-    def _forgive(self, journal: Journal, code: str) -> None:
-        """Take failures, all or those of one code, out of what counts as settled."""
-        for key, its_code in journal.failure_codes():
-            if code in ("all", its_code):
-                offset = journal.failed.take(key)
-                if offset is not None:
-                    self._retrying.add(key, offset)
 
     def _settle(self, outcome: Outcome) -> None:
         """Note that a retried record has a newer outcome than its old line says."""

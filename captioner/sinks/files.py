@@ -128,6 +128,19 @@ class Files:
         os.close(fd)
 
 
+def write_all(files: Files, fd: int, data: bytes, offset: int) -> int:
+    """Write all bytes and return how many; after an error the file ends at ``offset`` again."""
+    view = memoryview(data)
+    done = 0
+    try:
+        while done < len(view):
+            done += files.write(fd, view[done:], offset + done)
+    except OSError:
+        files.truncate(fd, offset)
+        raise
+    return done
+
+
 def network_file_system(path: Path) -> str:
     """Return the type of the network file system a path is on, empty if it is a local one.
 

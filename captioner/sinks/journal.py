@@ -18,7 +18,6 @@ All methods block; `captioner.sinks.jsonl` runs them in threads.
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +27,16 @@ from captioner.errors import DiskError, OutputDamagedError, SettingsError
 from captioner.identity import Identity, KeyTable
 from captioner.sinks import checkpoint as ckpt
 from captioner.sinks.checkpoint import Checkpoint, Extent
-from captioner.sinks.files import Files
+from captioner.sinks.failures import FailuresFile, failures_path
+from captioner.sinks.files import Files, write_all
 from captioner.sinks.scan import scan_output
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
 """Settings without which a record's key cannot be found in the output again."""
-
-
-def failures_path(output: Path) -> Path:
-    """Return where the failures of an output go: ``x.jsonl`` to ``x.failed.jsonl``."""
-    return output.with_name(f"{output.stem}.failed.jsonl")
 
 
 def beside(output: Path, ending: str) -> Path:
@@ -74,20 +69,6 @@ def read_checkpoint(files: Files, output: Path) -> Checkpoint | None:
         return None  # never left by a crash of ours: as good as removed
 
 
-def read_failures(files: Files, fd: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield ``(offset, key, line)`` of every readable failure."""
-    at = 0
-    rest = b""
-    while block := files.read(fd, 1 << 22, at + len(rest)):
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            # A line torn by a crash is dropped: its record is pending again.
-            with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-                yield at, bytes.fromhex(orjson.loads(line)["key"]), line
-            at += len(line) + 1
-
-
 class Journal:
     """One output under the commit protocol.
 
@@ -103,7 +84,7 @@ class Journal:
 
     Attributes:
         done: Records that the output held when it was opened, with the offsets of their lines.
-        failed: Records that the failures held, with the offsets of their lines.
+        failures: The file of failed records.
         repeated: See `captioner.sinks.scan.Scan`; `cut_repeated` deals with them.
     """
 
@@ -120,9 +101,7 @@ class Journal:
         files: Files | None = None,
     ) -> None:
         self.path = path
-        self.failures_path = failures or failures_path(path)
         self.done = KeyTable()
-        self.failed = KeyTable()
         self.repeated: list[tuple[int, bytes]] = []
         self._identity = identity
         self._settings = dict(settings)
@@ -130,13 +109,11 @@ class Journal:
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
         self._files = files or Files()
+        self.failures = FailuresFile(self._files, failures or failures_path(path))
         self._checkpoint_path = beside(path, ".ckpt")
         self._lock_path = beside(path, ".lock")
         self._lock = -1
         self._fd = -1
-        self._failures_fd = -1
-        self._failures_size = 0
-        self._failures_dirty = False
         self._written = Extent()
         self._durable = Extent()
         self._dead = False
@@ -161,7 +138,7 @@ class Journal:
             raise self._disk_error("lock", error) from error
         try:
             self._recover()
-            self._read_failures()
+            self.failures.open()
         except OSError as error:
             self.close()
             raise self._disk_error("open", error) from error
@@ -172,7 +149,7 @@ class Journal:
     def _check_place(self) -> None:
         try:
             folder = self._files.kind(self.path.parent.resolve())
-            kinds = {path: self._files.kind(path) for path in (self.path, self.failures_path)}
+            kinds = {path: self._files.kind(path) for path in (self.path, self.failures.path)}
         except OSError as error:
             raise SettingsError(f"cannot use {self.path}: {error.strerror}") from None
         if folder != "folder":
@@ -271,34 +248,12 @@ class Journal:
             number += 1
         fd = self._files.open(beside(self.path, f".broken-{number}"), fresh=True)
         try:
-            self._write(fd, self._files.read(self._fd, size - at, at), 0)
+            write_all(self._files, fd, self._files.read(self._fd, size - at, at), 0)
             self._files.sync(fd)
         finally:
             self._files.close(fd)
         self._files.truncate(self._fd, at)
         self._files.sync(self._fd)
-
-    def _read_failures(self) -> None:
-        if self._files.kind(self.failures_path) == "missing":
-            return
-        self._open_failures()
-        for offset, key, _ in read_failures(self._files, self._failures_fd):
-            self.failed.add(key, offset)
-
-    def _open_failures(self) -> None:
-        new = self._files.kind(self.failures_path) == "missing"
-        self._failures_fd = self._files.open(self.failures_path, create=True)
-        self._failures_size = size = self._files.size(self._failures_fd)
-        if new:
-            self._files.sync_folder(self.path.parent)
-        elif size and self._files.read(self._failures_fd, 1, size - 1) != b"\n":
-            self._failures_size += self._write(self._failures_fd, b"\n", size)
-
-    def failure_codes(self) -> Iterator[tuple[bytes, str]]:
-        """Yield ``(key, code)`` of every readable failure."""
-        if self._failures_fd >= 0:
-            for _, key, line in read_failures(self._files, self._failures_fd):
-                yield key, str(orjson.loads(line).get("code", ""))
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -310,7 +265,7 @@ class Journal:
     @property
     def dirty(self) -> bool:
         """Something was written since the last commit."""
-        return self._written != self._durable or self._failures_dirty
+        return self._written != self._durable or self.failures.dirty
 
     def append(self, lines: bytes) -> None:
         """Write whole lines to the output.
@@ -319,19 +274,8 @@ class Journal:
             OSError: Not written; the output ends on a line as before, so it can be tried again.
         """
         before = self._written
-        self._write(self._fd, lines, before.length)
+        write_all(self._files, self._fd, lines, before.length)
         self._written = Extent(before.length + len(lines), zlib.crc32(lines, before.crc32))
-
-    def append_failures(self, lines: bytes) -> None:
-        """Write whole lines to the failures.
-
-        Raises:
-            OSError: Not written; the file ends on a line as before, so it can be tried again.
-        """
-        if self._failures_fd < 0:
-            self._open_failures()
-        self._failures_size += self._write(self._failures_fd, lines, self._failures_size)
-        self._failures_dirty = True
 
     def commit(self) -> None:
         """Make everything written so far survive a power loss.
@@ -342,27 +286,14 @@ class Journal:
         if self._dead:
             raise DiskError(f"{self.path.name}: an earlier sync failed")
         written = self._written
-        failures_dirty, self._failures_dirty = self._failures_dirty, False
         try:
             self._files.sync(self._fd)
-            if failures_dirty:
-                self._files.sync(self._failures_fd)
+            self.failures.sync()
             self._write_checkpoint(self._checkpoint(written))
         except OSError as error:
             self._dead = True
             raise self._disk_error("sync", error) from error
         self._durable = written
-
-    def _write(self, fd: int, data: bytes, offset: int) -> int:
-        view = memoryview(data)
-        done = 0
-        try:
-            while done < len(view):
-                done += self._files.write(fd, view[done:], offset + done)
-        except OSError:
-            self._files.truncate(fd, offset)
-            raise
-        return done
 
     def _checkpoint(self, durable: Extent, after: Extent | None = None) -> Checkpoint:
         return Checkpoint(durable, after, self._settings, self._source)
@@ -371,7 +302,7 @@ class Journal:
         temporary = beside(self._checkpoint_path, ".tmp")
         fd = self._files.open(temporary, fresh=True)
         try:
-            self._write(fd, checkpoint.encode(), 0)
+            write_all(self._files, fd, checkpoint.encode(), 0)
             self._files.sync(fd)
         finally:
             self._files.close(fd)
@@ -417,68 +348,23 @@ class Journal:
             self._dead = True
             raise self._disk_error("replace", error) from error
 
-    def overtaken(self, left: Collection[int], stale: Collection[int]) -> set[int]:
-        """Return which of some failures no record stands for because something newer does.
-
-        Args:
-            left: Offsets of failures that no record of the input took.
-            stale: Offsets of failures known to be overtaken.
-
-        Returns:
-            Those of ``left`` whose key is in the output or in another failure. The rest have
-            lost their input record and are kept.
-        """
-        keys = {
-            offset: key
-            for offset, key, _ in read_failures(self._files, self._failures_fd)
-            if offset in left
-        }
-        wanted = set(keys.values())
-        newer = {
-            key
-            for offset, key, _ in read_failures(self._files, self._failures_fd)
-            if key in wanted and offset not in left and offset not in stale
-        }
-        captioned = self.rescan()
-        return {offset for offset, key in keys.items() if key in newer or key in captioned}
-
     def compact_failures(self, stale: Collection[int]) -> None:
-        """Remove failures by the offsets of their lines; an empty file goes altogether.
+        """Remove failures that were overtaken, by the offsets of their lines.
 
         Raises:
             DiskError: The disk refused; the failures are the old or the new ones, whole.
         """
-        if not stale:
-            return
-        temporary = beside(self.failures_path, ".partial")
         try:
-            fd = self._files.open(temporary, fresh=True)
-            size = 0
-            try:
-                for offset, _, line in read_failures(self._files, self._failures_fd):
-                    if offset not in stale:
-                        size += self._write(fd, line + b"\n", size)
-                self._files.sync(fd)
-            finally:
-                self._files.close(fd)
-            self._files.close(self._failures_fd)
-            self._failures_fd = -1
-            if size:
-                self._files.replace(temporary, self.failures_path)
-                self._open_failures()
-            else:
-                self._files.remove(temporary)
-                self._files.remove(self.failures_path)
-            self._files.sync_folder(self.path.parent)
+            self.failures.compact(stale)
         except OSError as error:
             raise self._disk_error("rewrite", error) from error
 
     def close(self) -> None:
         """Release the files and the lock; commits nothing."""
-        for fd in (self._fd, self._failures_fd):
-            if fd >= 0:
-                self._files.close(fd)
-        self._fd = self._failures_fd = -1
+        if self._fd >= 0:
+            self._files.close(self._fd)
+            self._fd = -1
+        self.failures.close()
         if self._lock >= 0:
             self._files.unlock(self._lock, self._lock_path)
             self._lock = -1

@@ -116,7 +116,7 @@ class JournalSink:
         self._warned_slow = False
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-journal")
         self._append = wrap(journal.append)
-        self._append_failures = wrap(journal.append_failures)
+        self._append_failures = wrap(journal.failures.append)
         self._commit = wrap(journal.commit)
         self._writer: asyncio.Task[None] | None = None
 
