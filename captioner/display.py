@@ -148,9 +148,7 @@ class Pace:
     @property
     def fraction(self) -> float:
         """Share of the input that is settled, 0 to 1."""
-        now = self._progress
-        settled = now.captioned + now.failed + now.resumed + now.failed_before
-        return min(1.0, settled / self.total) if self.total else 0.0
+        return min(1.0, self._progress.settled / self.total) if self.total else 0.0
 
     @property
     def left_s(self) -> float | None:
@@ -167,6 +165,13 @@ def summarise(report: RunReport, settings: Settings) -> str:
     tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
     lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
     lines.append(f"captions: {report.output}")
+    if report.skipped:
+        lines.append(f"{report.skipped:,} records skipped: equal ones came before them")
+    if report.changed:
+        lines.append(
+            f"{report.changed:,} records have changed since they were captioned (same id); their "
+            "captions were kept. Remove their lines and run with --accept-edits to redo them"
+        )
     if report.orphans:
         lines.append(
             f"{report.orphans:,} captions belong to records that the input no longer has; "

@@ -69,6 +69,15 @@ class Identity:
             return None
         return self.of_input(raw)
 
+    @property
+    def by_field(self) -> bool:
+        """A field identifies records, so that their content may change."""
+        return self._id is not None
+
+    def content(self, raw: bytes) -> int:
+        """Return 48 bits of a record's content, the same for its input and its output line."""
+        return int.from_bytes(digest(without_members(one_line(raw), self._quoted))[:_OFFSET], "big")
+
     def _by_id(self, raw: bytes) -> bytes:
         for member in reversed(members(raw)):
             if member.name == self._id:
@@ -104,8 +113,13 @@ class KeyTable:
 
     def __contains__(self, key: bytes) -> bool:
         """Tell whether an entry of that key is left."""
+        return self.find(key) is not None
+
+    def find(self, key: bytes, offset: int | None = None) -> int | None:
+        """Return the offset of an entry, the oldest or the given one; None if there is none."""
         bucket = self._buckets[int.from_bytes(key[:3], "big") >> self._shift]
-        return _find(bucket, key) >= 0
+        at = _find(bucket, key, offset)
+        return None if at < 0 else int.from_bytes(bucket[at + _REST : at + _ENTRY], "big")
 
     def take(self, key: bytes, offset: int | None = None) -> int | None:
         """Remove an entry of a key, the oldest or the one of an offset.

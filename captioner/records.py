@@ -166,6 +166,8 @@ class Progress:
         failed: Failed in this run.
         resumed: Found captioned by an earlier run.
         failed_before: Found failed by an earlier run and not tried again.
+        skipped: Left out because an equal record came before (``--duplicates skip``).
+        changed: Resumed by their id although their content is another one now.
         in_flight: Requests on the wire now.
         read: Records read from the input so far.
         position: Bytes of the input behind us.
@@ -185,6 +187,8 @@ class Progress:
     failed: int = 0
     resumed: int = 0
     failed_before: int = 0
+    skipped: int = 0
+    changed: int = 0
     in_flight: int = 0
     read: int = 0
     position: int = 0
@@ -199,6 +203,11 @@ class Progress:
     waiting: str = ""
     stage: Literal["starting", "captioning", "draining", "ordering", "finished"] = "starting"
 
+    @property
+    def settled(self) -> int:
+        """Records of the input that are not pending."""
+        return self.captioned + self.failed + self.resumed + self.failed_before + self.skipped
+
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
@@ -210,6 +219,8 @@ class RunReport:
         captioned: Captioned by this run.
         resumed: Captioned by earlier runs.
         failed: Without a caption after this run, those of earlier runs included.
+        skipped: Left out because an equal record came before (``--duplicates skip``).
+        changed: Resumed by their id although their content is another one now.
         pending: Read but neither captioned nor failed, because the run was stopped.
         complete: Every record of the input is captioned or failed.
         orphans: Output lines that no input record stands for any more.
@@ -228,6 +239,8 @@ class RunReport:
     captioned: int
     resumed: int
     failed: int
+    skipped: int
+    changed: int
     pending: int
     complete: bool
     orphans: int

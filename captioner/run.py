@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.engine import Engine
 from captioner.errors import RunError, SettingsError
 from captioner.identity import Identity, KeyTable
+from captioner.matching import Matching
 from captioner.records import Progress, RunReport
 from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
@@ -125,7 +126,7 @@ class _Run:
         """Caption into a sink of the caller's; nothing is resumed."""
         self.progress.size = source.size
         pipeline = engine.pipeline(self.settings, sink, self.progress, self.stopping)
-        return await self._reporting(pipeline.run(self._lines(source, None, None)))
+        return await self._reporting(pipeline.run(self._lines(source)))
 
     async def into_journal(self, engine: Engine, source: Source, files: Files) -> RunReport:
         """Caption into the output, continuing what it holds."""
@@ -139,6 +140,7 @@ class _Run:
             identity,
             resolved.shaping(engine.model),
             failures=failures_path(settings.output_path),
+            source=str(settings.input or ""),
             accept_changes=settings.run.accept_changes,
             accept_edits=settings.run.accept_edits,
             files=files,
@@ -149,6 +151,8 @@ class _Run:
                 "not see that this one writes to it. Start only one."
             )
         self.progress.size = source.size
+        if fields.duplicates == "error":
+            await self._refuse_duplicates(source, identity)
         await asyncio.to_thread(journal.open)
         try:
             if journal.repeated:
@@ -177,7 +181,16 @@ class _Run:
         ) as sink:
             settled = self._settle if len(self._retrying) else None
             pipeline = engine.pipeline(settings, sink, self.progress, self.stopping, settled)
-            await pipeline.run(self._lines(source, journal, identity))
+            matching = Matching(
+                identity,
+                journal.done,
+                journal.failures.left,
+                journal.contents,
+                self._retrying,
+                duplicates=settings.records.duplicates,
+                progress=self.progress,
+            )
+            await pipeline.run(self._lines(source, matching))
         if self.progress.complete and not self.stopping:
             await self._finish(source, journal, identity, files)
         elif self._stale:
@@ -203,30 +216,30 @@ class _Run:
             await write_array(journal, settings.output_path, files)
 
     async def _lines(
-        self, source: Source, journal: Journal | None, identity: Identity | None
+        self, source: Source, matching: Matching | None = None
     ) -> AsyncIterator[list[Line]]:
         """Yield the records that are still to be done."""
         progress = self.progress
         async for batch in _limited(source, self.settings.records.limit):
-            pending = batch
-            if journal is not None and identity is not None:
-                done, failed, retrying = journal.done, journal.failures.left, self._retrying
-                if len(done) or len(failed) or len(retrying):
-                    pending = []
-                    for line in batch:
-                        key = line.key or identity.of_input(line.raw)
-                        if done.take(key) is not None:
-                            progress.resumed += 1
-                        elif failed.take(key) is not None:
-                            progress.failed_before += 1
-                        else:
-                            pending.append(line._replace(key=key))
+            pending = batch if matching is None else matching.pending(batch)
             progress.read += len(batch)
             progress.position = batch[-1].end
             if pending:
                 yield pending
             else:
                 await asyncio.sleep(0)
+
+    async def _refuse_duplicates(self, source: Source, identity: Identity) -> None:
+        seen = KeyTable()
+        async for batch in _limited(source, self.settings.records.limit):
+            for line in batch:
+                key = line.key or identity.of_input(line.raw)
+                if (first := seen.find(key)) is not None:
+                    raise SettingsError(
+                        f"line {line.number:,} of the input repeats line {first:,} "
+                        "(--duplicates error)"
+                    )
+                seen.add(key, line.number)
 
     def _settle(self, outcome: Outcome) -> None:
         """Note that a retried record has a newer outcome than its old line says."""
@@ -254,7 +267,7 @@ class _Run:
 
     def _report(self, stopped: str) -> RunReport:
         progress = self.progress
-        settled = progress.captioned + progress.failed + progress.resumed + progress.failed_before
+        settled = progress.settled
         here = self.settings.input is not None or self.settings.output is not None
         output = self.settings.output_path if here else None
         return RunReport(
@@ -263,6 +276,8 @@ class _Run:
             captioned=progress.captioned,
             resumed=progress.resumed,
             failed=progress.failed + progress.failed_before,
+            skipped=progress.skipped,
+            changed=progress.changed,
             pending=progress.read - settled,
             complete=progress.complete and progress.read == settled,
             orphans=self._orphans,

@@ -134,6 +134,11 @@ class RecordSettings:
         None,
         "Member that identifies a record. Default: the whole record does.",
     )
+    duplicates: Literal["keep", "skip", "error"] = _option(
+        "keep",
+        "Equal records: keep captions each and gives each its row, skip captions the first "
+        "only, error refuses to start.",
+    )
     image_root: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
         None,
         "Folder that relative paths start from, and that no picture may lie outside of. "
@@ -149,6 +154,8 @@ class RecordSettings:
         _positive("limit", self.limit)
         if not self.output_field:
             raise SettingsError("output-field: must not be empty")
+        if self.duplicates not in ("keep", "skip", "error"):
+            raise SettingsError(f"duplicates: {self.duplicates!r} is not keep, skip or error")
         if self.id_field == self.output_field:
             raise SettingsError("id-field: must not be the output field")
         if self.image_root is not None and not self.image_root.is_dir():

@@ -84,6 +84,7 @@ class Journal:
 
     Attributes:
         done: Records that the output held when it was opened, with the offsets of their lines.
+        contents: See `captioner.sinks.scan.Scan`.
         failures: The file of failed records.
         repeated: See `captioner.sinks.scan.Scan`; `cut_repeated` deals with them.
     """
@@ -102,6 +103,7 @@ class Journal:
     ) -> None:
         self.path = path
         self.done = KeyTable()
+        self.contents = KeyTable()
         self.repeated: list[tuple[int, bytes]] = []
         self._identity = identity
         self._settings = dict(settings)
@@ -187,7 +189,7 @@ class Journal:
         scan = scan_output(self._files, self.path, self._fd, self._identity, trusted)
         if scan.whole.length < scan.size:
             self._cut(scan.whole.length, scan.size)
-        self.done = scan.keys
+        self.done, self.contents = scan.keys, scan.contents
         self.repeated = scan.repeated
         self._written = scan.whole
         self._durable = found.durable if found else Extent()
@@ -238,7 +240,7 @@ class Journal:
         self._cut(offsets[0], size)
         found = Checkpoint(self._durable)
         scan = scan_output(self._files, self.path, self._fd, self._identity, found)
-        self.done, self._written = scan.keys, scan.whole
+        self.done, self.contents, self._written = scan.keys, scan.contents, scan.whole
         self.commit()
 
     def _cut(self, at: int, size: int) -> None:

@@ -34,6 +34,7 @@ class Scan:
 
     Attributes:
         keys: Every whole record with the offset of its line.
+        contents: Content prints of the same records, where a field identifies them.
         whole: The beginning that is whole lines, each a captioned record.
         size: Bytes of the file; more than ``whole.length`` means there is a tail to cut.
         repeated: Lines above the durable length whose key came before, as ``(offset, key)``:
@@ -41,6 +42,7 @@ class Scan:
     """
 
     keys: KeyTable
+    contents: KeyTable
     whole: Extent
     size: int
     repeated: list[tuple[int, bytes]] = field(default_factory=list)
@@ -61,7 +63,8 @@ def scan_output(
     vouched = _vouched_for(files, path, fd, size, checkpoint)
     durable = vouched.length
     keys = KeyTable(size // _LINE_GUESS)
-    scan = Scan(keys, Extent(), size)
+    contents = KeyTable(size // _LINE_GUESS if identity.by_field else 0)
+    scan = Scan(keys, contents, Extent(), size)
     of_output = identity.of_output
     add = keys.add
     crc = 0
@@ -81,6 +84,8 @@ def scan_output(
             elif end == durable:
                 crc = vouched.crc32
             add(key, at)
+            if identity.by_field:
+                contents.add(key, identity.content(line))
             at = end
     scan.whole = Extent(at, crc)
     return scan
