@@ -30,7 +30,7 @@ NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
 def run_command(argv: Sequence[str]) -> int:
     """Run the command line and return the exit status; prints, and never raises."""
     if list(argv) == ["--version"]:
-        print(f"captioner {__version__}")  # noqa: T201 - what the user asked for
+        print(f"captioner {__version__}")
         return 0
     try:
         command, bound, _ = build_app().parse_args(_with_retry_value(argv))
@@ -57,12 +57,13 @@ def build_app() -> App:
         result_action="return_value",
     )
     app.default(_caption)
+    app.command(_check, name="check")
     app.command(_serve, name="serve")
     return app
 
 
 def _usage_error(message: str) -> int:
-    print(f"captioner: {message}", file=sys.stderr)  # noqa: T201 - to the user
+    print(f"captioner: {message}", file=sys.stderr)
     return 2
 
 
@@ -172,7 +173,7 @@ def _all_keys(app: App) -> set[str]:
     root = app
     while (parent := getattr(root, "_parent", None)) is not None:
         root = parent
-    names = {"config", "output", "host", "port"}
+    names = {"config", "output", "host", "port", "debug"}
     names |= {option.name.replace("_", "-") for kind in GROUPS.values() for option in fields(kind)}
     return names
 
@@ -208,6 +209,31 @@ def _caption(
     from captioner.console import run_in_console
 
     return run_in_console(settings, debug=debug)
+
+
+def _check(
+    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    *,
+    source: Annotated[
+        Path | None,
+        Parameter(
+            name="--input",
+            help="The input. Default: the one the run was started with.",
+            show_env_var=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
+    ] = False,
+) -> int:
+    """Say how an output stands, changing nothing: done, failed, pending, damage.
+
+    Exits with 0 if all is well and 5 if the output is damaged.
+    """
+    from captioner.console import check_in_console
+
+    return check_in_console(output, source, as_json=as_json)
 
 
 def _serve(

@@ -8,13 +8,18 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from captioner.display import Display, summarise
-from captioner.errors import CaptionerError, RunError, SettingsError
+import orjson
+
+from captioner.check import check_output
+from captioner.display import Display, describe_check, summarise
+from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.records import Progress
 from captioner.run import run_batch
 from captioner.stopping import Stopping
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from captioner.records import RunReport
     from captioner.settings import Settings
 
@@ -33,7 +38,7 @@ def run_in_console(settings: Settings, *, debug: bool = False) -> int:
             return runner.run(_Session(settings).run())
     except SettingsError as error:
         _say(f"captioner: {error}")
-        return 2
+        return error.exit_code
     except RunError as error:
         _say(f"captioner: {error}")
         return error.exit_code
@@ -48,6 +53,20 @@ def run_in_console(settings: Settings, *, debug: bool = False) -> int:
             "saved. Please report it; --debug shows where it happened."
         )
         return 1
+
+
+def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
+    """Print how an output stands and return the exit status."""
+    try:
+        report = asyncio.run(check_output(output, source))
+    except (SettingsError, OSError) as error:
+        _say(f"captioner: {error}")
+        return SettingsError.exit_code
+    if as_json:
+        print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(describe_check(report))
+    return OutputDamagedError.exit_code if report.violations else 0
 
 
 class _Session:
@@ -102,4 +121,4 @@ class _Session:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - to the user
+    print(text, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
+    from captioner.check import CheckReport
     from captioner.records import Progress, RunReport
     from captioner.settings import Settings
 
@@ -185,6 +186,27 @@ def summarise(report: RunReport, settings: Settings) -> str:
         lines.append(f"retry them: {_again(settings, '--retry-failed')}")
     if not report.complete:
         lines.append(f"not finished; continue: {_again(settings)}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_check(report: CheckReport) -> str:
+    """Return how an output stands, in a few lines."""
+    lines = [f"{report.output}: {report.captioned:,} captioned, {report.failed:,} failed"]
+    if report.pending is None:
+        lines[0] += "; pending unknown, for the input is not at hand (--input)"
+    else:
+        lines[0] += f", {report.pending:,} pending of {report.input}"
+    if report.orphans:
+        lines.append(f"{report.orphans:,} captions belong to records the input no longer has")
+    if report.tail_bytes:
+        lines.append(f"the last {report.tail_bytes:,} bytes are torn; the next run cuts them")
+    if report.unsynced_bytes:
+        lines.append(f"{report.unsynced_bytes:,} bytes are not yet known to be on disk")
+    if report.checkpoint != "ok":
+        lines.append("there is no checkpoint; the next run reads the output with more care")
+    if report.in_use_by:
+        lines.append(f"being written by {report.in_use_by}")
+    lines += [f"damaged: {violation}" for violation in report.violations]
     return "\n".join(printable(line) for line in lines)
 
 

@@ -34,6 +34,8 @@ class CaptionerError(Exception):
 class SettingsError(CaptionerError):
     """The settings cannot work; nothing was sent or written."""
 
+    exit_code: ClassVar[int] = 2
+
 
 class RecordError(CaptionerError):
     """One record cannot be captioned.

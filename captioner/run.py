@@ -18,7 +18,7 @@ from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files, network_file_system
 from captioner.sinks.finalise import order_output, write_array
-from captioner.sinks.journal import Journal, beside
+from captioner.sinks.journal import Journal, journal_path
 from captioner.sinks.jsonl import JournalSink, Rows
 from captioner.sources.jsonl import JsonlSource
 from captioner.stopping import Stopping
@@ -202,7 +202,8 @@ class _Run:
         """Nothing is pending: drop failures that were overtaken, and put the output in order."""
         self.progress.stage = "ordering"
         settings = self.settings
-        if left := set(journal.failures.left.offsets()):
+        # Failures that no record claimed; a crash while retrying leaves some that are overtaken.
+        if left := {*journal.failures.left.offsets(), *self._retrying.offsets()}:
             captioned = await asyncio.to_thread(journal.rescan)
             self._stale |= journal.failures.overtaken(left, captioned)
         await asyncio.to_thread(journal.compact_failures, self._stale)
@@ -293,11 +294,6 @@ class _Run:
             },
             stopped=stopped,
         )
-
-
-def journal_path(output: Path) -> Path:
-    """Return where captions are appended: the output itself, unless it cannot be appended to."""
-    return beside(output, ".jsonl") if output.suffix == ".json" else output
 
 
 async def _limited(source: Source, limit: int | None) -> AsyncIterator[list[Line]]:

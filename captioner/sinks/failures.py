@@ -60,14 +60,18 @@ class FailuresFile:
         self._files = files
         self._fd = -1
         self._size = 0
+        self._torn = False  # holds lines that cannot be read
 
     def open(self) -> None:
         """Read what is there; a torn last line is sealed so that the next one stands alone."""
         if self._files.kind(self.path) == "missing":
             return
         self._open()
-        for offset, key, _, _ in read_failures(self._files, self._fd):
+        readable = 0
+        for offset, key, _, line in read_failures(self._files, self._fd):
             self.left.add(key, offset)
+            readable += len(line) + 1
+        self._torn = readable != self._size
 
     def _open(self) -> None:
         new = self._files.kind(self.path) == "missing"
@@ -131,12 +135,12 @@ class FailuresFile:
         return {offset for offset, key in keys.items() if key in newer or key in captioned}
 
     def compact(self, stale: Collection[int]) -> None:
-        """Remove lines by their offsets, atomically; an empty file goes altogether.
+        """Remove lines by their offsets, and unreadable ones; an empty file goes altogether.
 
         Raises:
             OSError: The disk refused; the failures are the old or the new ones, whole.
         """
-        if not stale:
+        if not stale and not self._torn:
             return
         partial = self.path.with_name(self.path.name + ".partial")
         fd = self._files.open(partial, fresh=True)
@@ -149,6 +153,7 @@ class FailuresFile:
         finally:
             self._files.close(fd)
         self.close()
+        self._torn = False
         if size:
             self._files.replace(partial, self.path)
         else:

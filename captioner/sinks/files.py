@@ -32,6 +32,10 @@ class Files:
         flags |= os.O_TRUNC if fresh else 0
         return os.open(path, flags, 0o666)
 
+    def open_to_read(self, path: Path) -> int:
+        """Open a file that is only looked at."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
     def close(self, fd: int) -> None:
         """Close a file."""
         os.close(fd)
@@ -121,6 +125,20 @@ class Files:
                 os.close(fd)
                 raise
             os.close(fd)
+
+    def holder(self, path: Path) -> str:
+        """Return who holds a lock, as ``host pid``; empty if nobody does."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.pread(fd, 300, 0).decode(errors="replace").strip() or "another process"
+        finally:
+            os.close(fd)
+        return ""
 
     def unlock(self, fd: int, path: Path) -> None:
         """Release a lock and leave nothing behind."""

@@ -44,6 +44,11 @@ def beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
 
 
+def journal_path(output: Path) -> Path:
+    """Return where captions are appended: the output itself, unless it cannot be appended to."""
+    return beside(output, ".jsonl") if output.suffix == ".json" else output
+
+
 def read_checkpoint(files: Files, output: Path) -> Checkpoint | None:
     """Return the checkpoint of an output, None where there is none that can be read.
 

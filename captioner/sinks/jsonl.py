@@ -106,9 +106,10 @@ class JournalSink:
         self._disk_wait_s = disk_wait_s
         self._captions: list[bytes] = []
         self._failures: list[bytes] = []
-        self._written = asyncio.Event()
+        self._written = asyncio.Event()  # of the batch being collected
+        self._taken = self._written  # of the batch being written
         self._wake = asyncio.Event()
-        self._error: DiskError | None = None
+        self._error: Exception | None = None
         self._closing = False
         self._since_commit = 0
         self._last_commit = time.monotonic()
@@ -122,7 +123,7 @@ class JournalSink:
 
     async def __aenter__(self) -> Self:
         """Start writing."""
-        self._writer = asyncio.create_task(self._write())
+        self._writer = asyncio.create_task(self._write_all())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -163,6 +164,15 @@ class JournalSink:
         if self._error is not None:
             raise self._error
 
+    async def _write_all(self) -> None:
+        try:
+            await self._write()
+        except Exception as error:  # noqa: BLE001 - whoever waits for a batch must be told
+            self._error = error
+        finally:
+            self._taken.set()
+            self._written.set()
+
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
@@ -172,14 +182,11 @@ class JournalSink:
             captions, failures, written = self._captions, self._failures, self._written
             if captions or failures:
                 self._captions, self._failures, self._written = [], [], asyncio.Event()
-                try:
-                    if captions:
-                        await self._patiently(self._append, b"".join(captions))
-                    if failures:
-                        await self._patiently(self._append_failures, b"".join(failures))
-                except DiskError as error:
-                    self._fail(error, written)
-                    return
+                self._taken = written
+                if captions:
+                    await self._patiently(self._append, b"".join(captions))
+                if failures:
+                    await self._patiently(self._append_failures, b"".join(failures))
                 self._since_commit += len(captions) + len(failures)
                 written.set()
             elif self._closing:
@@ -188,15 +195,9 @@ class JournalSink:
                 return
             self._commit_if_due()
             if self._error is not None:
-                self._fail(self._error, written)
                 return
             if self._journal.dirty and (timer is None or timer.when() <= loop.time()):
                 timer = loop.call_later(COMMIT_S, self._wake.set)
-
-    def _fail(self, error: DiskError, written: asyncio.Event) -> None:
-        self._error = error
-        written.set()
-        self._written.set()
 
     async def _patiently(self, append: Callable[..., Awaitable[None]], lines: bytes) -> None:
         """Write lines; on a full disk wait for space, holding what was paid for in memory."""
@@ -245,7 +246,7 @@ class JournalSink:
         slow = asyncio.get_running_loop().call_later(SLOW_SYNC_S, self._say_slow)
         try:
             await self._commit(executor=self._threads)
-        except DiskError as error:
+        except Exception as error:  # noqa: BLE001 - raised again for whoever puts or closes
             self._error = error
             self._wake.set()
         finally:

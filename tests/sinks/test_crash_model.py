@@ -1,0 +1,160 @@
+"""Kill -9 and power loss at every step, on a simulated disk, through the real journal.
+
+Cases 1 and 6 of the fault campaign: the output, the failures, retrying, compaction and the final
+ordering crash up to five times a life and must come out whole every time. `CAPTIONER_SEEDS` in
+the environment of `scripts/chaos` sets how many lives; a failing seed is in the test's message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections import Counter
+
+import pytest
+from disk import FOLDER, Crash, Mode, SimulatedDisk
+
+from captioner.errors import OutputDamagedError
+from captioner.identity import Identity, KeyTable
+from captioner.matching import Matching
+from captioner.records import Caption, Failure, Line, Progress, Usage
+from captioner.sinks.finalise import order_output
+from captioner.sinks.journal import Journal
+from captioner.sinks.jsonl import Rows
+
+OUTPUT = FOLDER / "out.jsonl"
+FAILURES = FOLDER / "out.failed.jsonl"
+SEEDS = int(os.environ.get("SEEDS", "1000"))
+IDENTITY = Identity(("caption",))
+ROWS = Rows(IDENTITY, "caption")
+
+
+class Life:
+    """One output from its first run to a clean end, with crashes in between."""
+
+    def __init__(self, seed: int, mode: Mode) -> None:
+        self.rng = random.Random(f"{mode}{seed}")
+        self.mode = mode
+        self.disk = SimulatedDisk(self.rng)
+        count = self.rng.randrange(5, 40)
+        self.records = [{"id": n} for n in range(count)]
+        self.records += [{"id": "twin"}] * self.rng.choice((0, 0, 2, 3))
+        self.rng.shuffle(self.records)
+        self.lines = [
+            Line(n, json.dumps(record).encode(), n) for n, record in enumerate(self.records, 1)
+        ]
+        unique = [line.number for line in self.lines if b"twin" not in line.raw]
+        self.bad = set(self.rng.sample(unique, len(unique) // 4))
+        self.hopeless = set(self.rng.sample(sorted(self.bad), len(self.bad) // 3))
+        self.calls: Counter[int] = Counter()
+        self.safe: set[int] = set()  # captioned and committed: never to be asked for again
+        self.crashes = 0
+        self.repaid = 0
+
+    def run(self) -> None:
+        for attempt in range(7):
+            last = attempt >= 5
+            self.disk.budget = None if last else self.rng.randrange(1, 90)
+            try:
+                self.one_run(retry=attempt == 6 or self.rng.random() < 0.4)
+            except Crash:
+                self.crashes += 1
+                self.disk.restart(self.mode)
+        self.check_clean_end()
+
+    def one_run(self, *, retry: bool) -> None:
+        rng, disk = self.rng, self.disk
+        journal = Journal(OUTPUT, IDENTITY, {"model": "m"}, files=disk)
+        try:
+            journal.open()
+        except OutputDamagedError as error:
+            raise AssertionError(f"a crash was taken for damage: {error}") from error
+        if journal.repeated:
+            journal.cut_repeated(Counter(IDENTITY.of_input(line.raw) for line in self.lines))
+        retrying = journal.failures.forgive("all") if retry else KeyTable()
+        progress = Progress()
+        matching = Matching(
+            IDENTITY,
+            journal.done,
+            journal.failures.left,
+            journal.contents,
+            retrying,
+            duplicates="keep",
+            progress=progress,
+        )
+        pending = list(matching.pending(self.lines))
+        rng.shuffle(pending)
+        stale: set[int] = set()
+        uncommitted: list[int] = []
+        while pending:
+            size = rng.randint(1, 4)
+            group, pending = pending[:size], pending[size:]
+            captions, failures = b"", b""
+            for line in group:
+                self.calls[line.number] += 1
+                assert line.number not in self.safe, f"line {line.number} was asked for again"
+                if line.number in self.hopeless or (line.number in self.bad and not retry):
+                    failures += ROWS.failure(Failure(line, "bad", "no", 1))
+                else:
+                    text = "x" * rng.randrange(700)
+                    captions += ROWS.caption(Caption(line, text, False, 1, Usage()))
+                    uncommitted.append(line.number)
+            if captions:
+                journal.append(captions)
+            if failures:
+                journal.failures.append(failures)
+            for line in group:
+                if line.key and (offset := retrying.take(line.key)) is not None:
+                    stale.add(offset)
+            if rng.random() < 0.4:
+                journal.commit()
+                self.note_safe(uncommitted)
+        journal.commit()
+        self.note_safe(uncommitted)
+        left = {*journal.failures.left.offsets(), *retrying.offsets()}
+        stale |= journal.failures.overtaken(left, journal.rescan())
+        journal.compact_failures(stale)
+        asyncio.run(self.order(journal))
+        journal.close()
+
+    def note_safe(self, numbers: list[int]) -> None:
+        self.safe.update(n for n in numbers if b"twin" not in self.lines[n - 1].raw)
+        numbers.clear()
+
+    async def order(self, journal: Journal) -> None:
+        async def batches():
+            yield self.lines
+
+        await order_output(journal, IDENTITY, batches(), self.disk)
+
+    def check_clean_end(self) -> None:
+        written = [json.loads(line) for line in self.disk.content(OUTPUT).splitlines()]
+        got = [{"id": row["id"]} for row in written]
+        good = [r for n, r in enumerate(self.records, 1) if n not in self.hopeless]
+        assert got == good, "the output is not the input's good records in order"
+        failed = sorted(
+            json.loads(line)["line"] for line in self.disk.content(FAILURES).splitlines()
+        )
+        assert failed == sorted(self.hopeless), "the failures are not the hopeless records"
+        ours = ("out.jsonl", "out.failed.jsonl", "out.jsonl.ckpt")
+        leftovers = (".partial", ".tmp")  # of a crash in the middle; overwritten by the next
+        for name in (path.name for path in self.disk.names):
+            assert name in ours or ".broken-" in name or name.endswith(leftovers), name
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["kill", "power"])
+def test_a_crash_at_any_step_loses_and_doubles_nothing(mode: Mode) -> None:
+    """After any number of crashes each record stands once, in one file, and none is paid twice
+    after a commit."""
+    crashes = 0
+    for seed in range(SEEDS):
+        life = Life(seed, mode)
+        try:
+            life.run()
+        except AssertionError as error:
+            raise AssertionError(f"mode {mode}, seed {seed}: {error}") from error
+        crashes += life.crashes
+    assert crashes > 2 * SEEDS, "the lives did not crash often enough to mean anything"
