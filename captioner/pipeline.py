@@ -209,9 +209,11 @@ class Pipeline:
         self._ready.put_nowait(None)  # for workers that wait for a record
         hurried = asyncio.create_task(self._stopping.wait_hurried())
         finished = asyncio.gather(*workers, return_exceptions=True)
-        await asyncio.wait(
-            (hurried, finished), timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        hurried.cancel()
-        for worker in workers:
-            worker.cancel()
+        try:
+            await asyncio.wait(
+                (hurried, finished), timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            hurried.cancel()
+            for worker in workers:
+                worker.cancel()
