@@ -150,6 +150,8 @@ class FakeEndpoint:
         self._port = runner.addresses[0][1]
         self._started.set()
         await self._stop.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()  # replies that are still being held back
         await runner.cleanup()
 
     async def _list_models(self, _: web.Request) -> web.Response:

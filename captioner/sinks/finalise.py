@@ -57,6 +57,8 @@ async def order_output(
                 last = offset
                 offsets.append(offset)
     orphans = sorted(keys.offsets())
+    if orphans and orphans[0] < last:
+        ordered = False
     if not ordered:
         offsets.extend(orphans)
         partial = beside(journal.path, ".partial")

@@ -166,9 +166,7 @@ def test_a_file_size_limit_ends_the_run_and_the_next_one_finishes(make_input, en
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    first = subprocess.run(
-        arguments, preexec_fn=limit, capture_output=True, text=True, check=False
-    )
+    first = subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert first.returncode == 9, first.stderr
     assert "File too large" in first.stderr
     assert output.read_bytes().endswith(b"\n")
