@@ -95,7 +95,7 @@ async def check_output(
     report.tail_bytes = scan.size - scan.whole.length
     failed, report.torn_failures = _failures(files, failures_path(Path(output)))
     found = source or (checkpoint.source if checkpoint else "")
-    if found and files.kind(Path(found).resolve()) == "file":
+    if found and _is_file(files, Path(found)):
         report.input = str(found)
         await _compare(report, Path(found), identity, scan, failed)
     else:
@@ -131,6 +131,10 @@ def _failures(files: Files, path: Path) -> tuple[KeyTable, int]:
     finally:
         files.close(fd)
     return keys, unreadable
+
+
+def _is_file(files: Files, path: Path) -> bool:
+    return files.kind(path.resolve()) == "file"
 
 
 async def _compare(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from captioner.errors import BadRecordError
 from captioner.records import ImageRef, Role, Turn
@@ -29,6 +30,7 @@ _ROLES: dict[str, Role] = {
 _CONVERSATIONS = ("conversation", "conversations", "messages")
 _IMAGES = ("image", "images")
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
+_Turn = tuple[Role, list[Any]]
 _IS_IMAGE = object()
 """Stands in a list of parts for the next picture of the record's image field."""
 
@@ -46,12 +48,10 @@ def read_turns(
         BadRecordError: The record has no picture, an unknown role, or a value of a wrong type.
     """
     images = _read_images(record, records.image_field)
-    turns = _read_conversation(record, records.conversation_field)
-    if not any(role == "user" for role, _ in turns):
-        turns.append(("user", [_read_prompt(record) or prompt.prompt]))
-    last = max(at for at, (role, _) in enumerate(turns) if role == "user")
-    del turns[last + 1 :]
+    turns = _up_to_the_question(_read_conversation(record, records.conversation_field))
+    _ask(turns, record, prompt)
     _place_images(turns, images)
+    _ask(turns, record, prompt)  # where there was but a placeholder
     if not any(isinstance(part, ImageRef) for _, parts in turns for part in parts):
         raise BadRecordError("no_image", "the record names no image")
     if prompt.system_prompt and not any(role == "system" for role, _ in turns):
@@ -59,18 +59,42 @@ def read_turns(
     return [Turn(role, tuple(parts)) for role, parts in turns]
 
 
-def _place_images(turns: list[tuple[Role, list[Any]]], images: list[ImageRef]) -> None:
+def _up_to_the_question(turns: list[_Turn]) -> list[_Turn]:
+    """Return the turns with a user turn last, an empty one if there is none.
+
+    What follows the last user turn is an old answer; system turns count wherever they stand.
+    """
+    last = max((at for at, (role, _) in enumerate(turns) if role == "user"), default=-1)
+    later = [turn for turn in turns[last + 1 :] if turn[0] == "system"]
+    return later + (turns[: last + 1] if last >= 0 else [("user", [])])
+
+
+def _ask(turns: list[_Turn], record: dict[str, Any], prompt: PromptSettings) -> None:
+    """Put a question into the last turn if it has none."""
+    question = turns[-1][1]
+    if not any(isinstance(part, str) for part in question):
+        question.append(_read_prompt(record) or prompt.prompt)
+
+
+def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
     """Put the pictures where the placeholders are, in order; the rest into the last turn."""
     left = iter(images)
     places = 0
+    needed = bool(images)  # a placeholder in a text may stand for a picture among the parts
     for at, (role, parts) in enumerate(turns):
         if role != "user":
+            if any(part is _IS_IMAGE for part in parts):
+                raise BadRecordError(
+                    "bad_conversation",
+                    f"turn {at + 1} is not the user's, but has a place for an image",
+                )
             continue
         placed: list[Any] = []
         for part in parts:
             if part is not _IS_IMAGE and not (isinstance(part, str) and PLACEHOLDER in part):
                 placed.append(part)
                 continue
+            needed = needed or part is _IS_IMAGE
             texts = ["", ""] if part is _IS_IMAGE else str(part).split(PLACEHOLDER)
             for number, text in enumerate(texts):
                 if number:
@@ -79,7 +103,7 @@ def _place_images(turns: list[tuple[Role, list[Any]]], images: list[ImageRef]) -
                 if text.strip():
                     placed.append(text.strip())
         turns[at] = (role, placed)
-    if images and places > len(images):
+    if needed and places > len(images):
         raise BadRecordError(
             "image_count",
             f"the conversation has {places} places for images, but the record has {len(images)}",
@@ -87,26 +111,26 @@ def _place_images(turns: list[tuple[Role, list[Any]]], images: list[ImageRef]) -
     turns[-1][1][:0] = list(left)
 
 
-def _read_conversation(record: dict[str, Any], field: str | None) -> list[tuple[Role, list[Any]]]:
+def _read_conversation(record: dict[str, Any], field: str | None) -> list[_Turn]:
     name, value = _first(record, (field,) if field else _CONVERSATIONS)
     if value is None:
         return []
     if isinstance(value, str):
-        return [("user", [value])]
+        return [("user", _read_content(value, 1))]
     if not isinstance(value, list):
         raise BadRecordError("bad_conversation", f"{name!r} is not a list of turns")
-    turns: list[tuple[Role, list[Any]]] = []
+    turns: list[_Turn] = []
     for number, turn in enumerate(value, 1):
         if not isinstance(turn, dict):
             raise BadRecordError("bad_conversation", f"turn {number} of {name!r} is not an object")
-        who = turn.get("from", turn.get("role"))
+        _, who = _first(turn, ("from", "role"))
         role = _ROLES.get(who.lower()) if isinstance(who, str) else None
         if role is None:
             raise BadRecordError(
                 "unknown_role",
-                f"turn {number} of {name!r} is by {who!r}; known are {', '.join(_ROLES)}",
+                f"turn {number} of {name!r} is by {str(who)[:40]!r}; known are {', '.join(_ROLES)}",
             )
-        content = turn.get("value", turn.get("content"))
+        _, content = _first(turn, ("value", "content"))
         turns.append((role, _read_content(content, number)))
     return turns
 
@@ -115,9 +139,10 @@ def _read_content(content: Any, number: int) -> list[Any]:
     if content is None:
         return []
     if isinstance(content, str):
-        return [content] if content.strip() else []
+        return [] if _is_blank(content) else [content]
     if isinstance(content, list):
-        return [_read_part(part, number) for part in content]
+        parts = [_read_part(part, number) for part in content]
+        return [part for part in parts if part is _IS_IMAGE or not _is_blank(part)]
     raise BadRecordError("bad_conversation", f"turn {number} has neither text nor parts")
 
 
@@ -129,7 +154,7 @@ def _read_part(part: Any, number: int) -> Any:
         if kind == "text" and isinstance(part.get("text"), str):
             return part["text"]
         if kind in ("image_url", "image"):
-            source = part.get("image_url", part.get("image"))
+            _, source = _first(part, ("image_url", "image"))
             return _IS_IMAGE if source is None else _read_image(source)
     raise BadRecordError("bad_conversation", f"turn {number} has a part that is no text or image")
 
@@ -171,6 +196,10 @@ def _read_image(value: Any) -> ImageRef:
 
 
 def _base64(text: str) -> bytes:
+    if "%" in text:
+        text = unquote(text)
+    if "-" in text or "_" in text:  # the URL-safe alphabet, RFC 4648 section 5
+        text = text.replace("-", "+").replace("_", "/")
     try:
         return binascii.a2b_base64(text.encode("ascii"), strict_mode=False)
     except (binascii.Error, UnicodeEncodeError):
@@ -178,7 +207,12 @@ def _base64(text: str) -> bytes:
 
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
+    """Return the first member that holds anything: tables with both spellings leave one empty."""
     for name in names:
-        if record.get(name) is not None:
+        if record.get(name) not in (None, "", []):
             return name, record[name]
     return names[0], None
+
+
+def _is_blank(part: Any) -> bool:
+    return isinstance(part, str) and not part.strip()

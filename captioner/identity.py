@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 KEY_BYTES = 16
-_REST = KEY_BYTES - 2  # the bucket's number stands for the first two bytes
 _OFFSET = 6
-_ENTRY = _REST + _OFFSET
+_ENTRY = KEY_BYTES + _OFFSET
 _PER_BUCKET = 12
 
 
@@ -82,7 +81,7 @@ class Identity:
         for member in reversed(members(raw)):
             if member.name == self._id:
                 return digest(b"id\0" + raw[member.value_start : member.value_end])
-        return digest(raw)
+        return digest(without_members(raw, self._quoted))
 
 
 class KeyTable:
@@ -92,14 +91,27 @@ class KeyTable:
     cost well under a microsecond without a Python object for every key.
 
     Args:
-        expected: About how many entries will come; a wrong guess costs time, never correctness.
+        expected: About how many entries will come; spares the work of growing.
     """
 
     def __init__(self, expected: int = 0) -> None:
-        bits = max(4, min(24, (max(expected, 1) // _PER_BUCKET).bit_length()))
-        self._shift = 24 - bits
-        self._buckets = [b""] * (1 << bits)
         self._count = 0
+        self._spread(max(4, (expected // _PER_BUCKET).bit_length()))
+
+    def _spread(self, bits: int) -> None:
+        self._bits = min(24, bits)
+        self._shift = 24 - self._bits
+        self._buckets = [b""] * (1 << self._bits)
+        self._full = 2 * _PER_BUCKET << self._bits if self._bits < 24 else 1 << 62
+
+    def _grow(self) -> None:
+        before = self._buckets
+        self._spread(self._bits + 4)
+        buckets, shift = self._buckets, self._shift
+        for bucket in before:
+            for at in range(0, len(bucket), _ENTRY):
+                number = int.from_bytes(bucket[at : at + 3], "big") >> shift
+                buckets[number] += bucket[at : at + _ENTRY]
 
     def __len__(self) -> int:
         """Return how many entries are left."""
@@ -107,8 +119,10 @@ class KeyTable:
 
     def add(self, key: bytes, offset: int = 0) -> None:
         """Add one entry. Offsets are at most 2**48 - 1."""
+        if self._count >= self._full:
+            self._grow()
         at = int.from_bytes(key[:3], "big") >> self._shift
-        self._buckets[at] += key[2:] + offset.to_bytes(_OFFSET, "big")
+        self._buckets[at] += key + offset.to_bytes(_OFFSET, "big")
         self._count += 1
 
     def __contains__(self, key: bytes) -> bool:
@@ -119,7 +133,7 @@ class KeyTable:
         """Return the offset of an entry, the oldest or the given one; None if there is none."""
         bucket = self._buckets[int.from_bytes(key[:3], "big") >> self._shift]
         at = _find(bucket, key, offset)
-        return None if at < 0 else int.from_bytes(bucket[at + _REST : at + _ENTRY], "big")
+        return None if at < 0 else _offset(bucket, at)
 
     def take(self, key: bytes, offset: int | None = None) -> int | None:
         """Remove an entry of a key, the oldest or the one of an offset.
@@ -134,22 +148,23 @@ class KeyTable:
             return None
         self._buckets[number] = bucket[:at] + bucket[at + _ENTRY :]
         self._count -= 1
-        return int.from_bytes(bucket[at + _REST : at + _ENTRY], "big")
+        return _offset(bucket, at)
 
     def offsets(self) -> Iterator[int]:
         """Yield the offsets of all entries left, in no order."""
         for bucket in self._buckets:
-            for at in range(_REST, len(bucket), _ENTRY):
-                yield int.from_bytes(bucket[at : at + _OFFSET], "big")
+            for at in range(0, len(bucket), _ENTRY):
+                yield _offset(bucket, at)
+
+
+def _offset(bucket: bytes, at: int) -> int:
+    return int.from_bytes(bucket[at + KEY_BYTES : at + _ENTRY], "big")
 
 
 def _find(bucket: bytes, key: bytes, offset: int | None = None) -> int:
-    """Return where a key's oldest entry, or that of an offset, begins; -1 if there is none.
-
-    The bucket's number stands for the first bytes; the last 112 bits are compared whole.
-    """
-    rest = key[2:] if offset is None else key[2:] + offset.to_bytes(_OFFSET, "big")
-    at = bucket.find(rest)
+    """Return where a key's oldest entry, or that of an offset, begins; -1 if there is none."""
+    wanted = key if offset is None else key + offset.to_bytes(_OFFSET, "big")
+    at = bucket.find(wanted)
     while at >= 0 and at % _ENTRY:
-        at = bucket.find(rest, at + 1)
+        at = bucket.find(wanted, at + 1)
     return at

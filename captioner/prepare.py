@@ -10,7 +10,7 @@ import orjson
 from captioner.conversation import read_turns
 from captioner.errors import BadRecordError, RecordError
 from captioner.images.convert import fit
-from captioner.rawjson import quoted
+from captioner.rawjson import members, quoted
 from captioner.records import EncodedImage, Failure, ImageRef, Line, Prepared
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ class Preparer:
             raise BadRecordError("bad_record", "the line is no JSON object")
         field = self._settings.records.output_field
         replaces = field in record
-        if replaces and self._name not in raw:
+        if replaces and any(
+            member.name != self._name and orjson.loads(member.name) == field
+            for member in members(raw)
+        ):
             raise BadRecordError(
                 "bad_record", f"the name of the field {field!r} is spelled with escapes"
             )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_TOKEN = re.compile(STRING + rb"|[{}\[\],:]", re.DOTALL)
+_TOKEN = re.compile(STRING + rb'|[{}\[\],:"]', re.DOTALL)
 _SPACE = b" \t\r\n"
 
 
@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
 
 def members(raw: bytes) -> list[Member]:
-    """Return the top-level members of an object, in order."""
+    """Return the top-level members of an object, in order; none if it is torn."""
     found: list[Member] = []
     depth = 0
     start = 0
@@ -55,24 +55,25 @@ def members(raw: bytes) -> list[Member]:
         at = token.start()
         char = raw[at : at + 1]
         if char == b'"':
+            if len(token.group()) == 1:
+                break  # a string without an end: the object is torn
             if depth == 1 and name is None:
                 name = token.group()
-                if not found:
-                    start = at
+                start = start if found else at
         elif char in b"{[":
             depth += 1
         elif char in b"}]":
             depth -= 1
             if depth == 0:
                 close(at)
-                break
+                return found
         elif depth == 1:
             if char == b":":
                 value_start = at + 1 if value_start < 0 else value_start
             else:
                 close(at)
                 start, name, value_start = at, None, -1
-    return found
+    return []
 
 
 def add_members(raw: bytes, fields: bytes) -> bytes:

@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from endpoint import FakeEndpoint  # noqa: E402 - found by the line above
+from endpoint import FakeEndpoint
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def make_input(tmp_path: Path) -> Callable[..., Path]:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSONL file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def command(*arguments: object) -> list[str]:

@@ -42,8 +42,7 @@ def fit(data: bytes, max_side: int) -> tuple[str, bytes]:
     """
     structure = read_structure(data)
     if structure is not None:
-        if structure.width * structure.height > MAX_PIXELS:
-            raise _too_many_pixels(structure.width, structure.height)
+        _bound_pixels(structure.width, structure.height)
         if (
             structure.media_type in SENDABLE
             and structure.plain
@@ -60,8 +59,7 @@ def _redraw(data: bytes, max_side: int) -> bytes:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _too_many_pixels(width, height)
+            _bound_pixels(width, height)
             photograph = image.format == "JPEG"
             size = image.size
             if (scale := max_side / max(size)) < 1:
@@ -83,7 +81,9 @@ def _redraw(data: bytes, max_side: int) -> bytes:
         ) from None
     except Image.DecompressionBombError:
         raise BadImageError("image_too_large", "the image has far too many pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError) as error:
+    except BadImageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever they like on bad bytes
         raise corrupt(str(error) or "it cannot be decoded") from None
 
 
@@ -100,7 +100,9 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _too_many_pixels(width: int, height: int) -> BadImageError:
-    return BadImageError(
-        "image_too_large", f"the image has {width} x {height} pixels; the most is {MAX_PIXELS:,}"
-    )
+def _bound_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImageError(
+            "image_too_large",
+            f"the image has {width} x {height} pixels; the most is {MAX_PIXELS:,}",
+        )

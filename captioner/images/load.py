@@ -39,6 +39,7 @@ class Folders:
                 ``image_outside_root``, ``image_too_large`` or ``image_empty``.
         """
         fd = self._open(path)
+        path = _brief(path)
         try:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
@@ -73,7 +74,7 @@ class Folders:
                     full = os.path.realpath(full)
                     if not full.startswith(self._inside):
                         raise BadImageError(
-                            "image_outside_root", f"{path} lies outside the image root"
+                            "image_outside_root", f"{_brief(path)} lies outside the image root"
                         )
                     return os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
                 return os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -83,11 +84,19 @@ class Folders:
                 raise _unreadable(path, error) from None
             except ValueError:
                 raise BadImageError(
-                    "image_missing", f"{path!r} is no path: it holds a NUL character"
+                    "image_missing", f"{_brief(path)!r} is no path: it holds a NUL character"
                 ) from None
         where = " or ".join(self._roots)
-        raise BadImageError("image_missing", f"there is no file {path} in {where}") from missing
+        raise BadImageError(
+            "image_missing", f"there is no file {_brief(path)} in {where}"
+        ) from missing
 
 
 def _unreadable(path: str, error: OSError) -> BadImageError:
-    return BadImageError("image_unreadable", f"cannot read {path}: {error.strerror or error}")
+    return BadImageError(
+        "image_unreadable", f"cannot read {_brief(path)}: {error.strerror or error}"
+    )
+
+
+def _brief(path: str) -> str:
+    return path if len(path) <= 200 else path[:199] + "…"

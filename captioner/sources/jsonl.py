@@ -51,12 +51,16 @@ class JsonlSource:
     async def batches(self) -> AsyncIterator[list[Line]]:
         """Yield the records in order, one block's worth at a time."""
         splitter: _Lines | _Array | None = None
+        head = b""
         async with aiofiles.open(self._path, "rb") as file:
             while block := await file.read(self._block):
                 if splitter is None:
-                    lead = len(_BOM) if block.startswith(_BOM) else 0
-                    block = block[lead:]
-                    is_array = self._path.suffix == ".json" and block.lstrip()[:1] == b"["
+                    head += block
+                    lead = len(_BOM) if head.startswith(_BOM) else 0
+                    block = head[lead:]
+                    if _BOM.startswith(head) or not block.strip():
+                        continue
+                    is_array = self._path.suffix.lower() == ".json" and block.lstrip()[:1] == b"["
                     splitter = (_Array if is_array else _Lines)(self._max_line, lead)
                 if found := splitter.feed(block):
                     yield found
@@ -67,22 +71,31 @@ class JsonlSource:
 class _TooLong:
     """Stands for a record that is skipped: its beginning, and the key of all of it."""
 
-    def __init__(self, head: bytes) -> None:
-        self._head = head[:_KEPT]
+    def __init__(self, data: bytes = b"") -> None:
+        self._head = b""
         self._hash = blake2b(digest_size=KEY_BYTES)
         self.size = 0
-        self.add(head)
+        self.add(data)
+
+    @property
+    def head(self) -> bytes:
+        return self._head.strip()
 
     def add(self, data: bytes) -> None:
+        if len(self._head) < _KEPT:
+            self._head += data[: _KEPT - len(self._head)]
         self._hash.update(data)
         self.size += len(data)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
     def line(self, number: int, end: int, max_line: int) -> Line:
         fault = (
             "record_too_long",
             f"the record has {self.size:,} bytes; the most is {max_line:,}",
         )
-        return Line(number, self._head, end, fault, self._hash.digest())
+        return Line(number, self.head, end, fault, self._hash.digest())
 
 
 class _Lines:
@@ -114,11 +127,10 @@ class _Lines:
         for line in lines:
             number += 1
             offset += len(line) + 1
-            if raw := line.strip():
-                if len(raw) > self._max_line:
-                    found.append(_TooLong(raw).line(number, offset, self._max_line))
-                else:
-                    found.append(Line(number, raw, offset))
+            if len(line) > self._max_line:
+                found.append(_TooLong(line).line(number, offset, self._max_line))
+            elif raw := line.strip():
+                found.append(Line(number, raw, offset))
         self._number, self._offset = number, offset
         if len(self._rest) > self._max_line:
             self._number += 1
@@ -160,7 +172,7 @@ class _Array:
         data = self._rest + block
         begin = 0
         at = self._scanned
-        while True:
+        while not self._closed:
             token = _STRING_END.match(data, at) if self._in_string else _TOKEN.search(data, at)
             if token is None:
                 # A string that is only partly here is scanned again, unless it is being skipped.
@@ -196,9 +208,13 @@ class _Array:
     def _keep(self, data: bytes, begin: int, at: int) -> None:
         self._offset += begin
         rest = data[begin:]
+        if self._depth == 0 and not rest.strip():
+            self._offset += len(rest)
+            self._rest, self._scanned = b"", 0
+            return
         if self._skipped is None and len(rest) > self._max_line:
-            self._skipped = _TooLong(b"")
-            if at < len(data):  # stopped before a string that has no end yet
+            self._skipped = _TooLong()
+            if at < len(data) and not self._closed:  # stopped before a string that has no end yet
                 self._in_string = True
                 at += 1
         if self._skipped is not None:
@@ -214,24 +230,28 @@ class _Array:
             self._scanned = at - begin
 
     def _element(self, raw: bytes, end: int, found: list[Line]) -> None:
-        raw = raw.strip()
-        if self._skipped is not None:
+        if self._skipped is not None or len(raw) > self._max_line:
             self._number += 1
+            self._skipped = self._skipped or _TooLong()
             self._skipped.add(raw)
             found.append(self._skipped.line(self._number, self._offset + end, self._max_line))
             self._skipped = None
-        elif raw or not self._closed:
+        elif (raw := raw.strip()) or not self._closed:
             self._number += 1
             found.append(Line(self._number, raw, self._offset + end))
 
     def finish(self) -> list[Line]:
         rest = self._rest.strip()
-        if self._closed and not rest:
+        if self._closed and not rest and self._skipped is None:
             return []
         what = (
             "something follows the end of the array"
             if self._closed
             else "the array is not closed: the file seems to be cut short"
         )
-        head = rest[: self._max_line]
-        return [Line(self._number + 1, head, self._offset, ("bad_json", what))]
+        key = None
+        if self._skipped is not None:
+            self._skipped.add(self._rest)
+            rest, key = self._skipped.head, self._skipped.digest()
+        end = self._offset + len(self._rest)
+        return [Line(self._number + 1, rest, end, ("bad_json", what), key)]

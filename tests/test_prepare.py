@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+
+import pytest
+from conftest import jpeg
+from PIL import Image
+
+from captioner.budget import ByteBudget
+from captioner.dialects.openai_chat import OpenAIChat
+from captioner.images.load import Folders
+from captioner.prepare import Preparer
+from captioner.records import Failure, Line, Prepared
+from captioner.settings import Settings
+
+
+class Bench:
+    """A preparer over a folder, with its budget in sight."""
+
+    def __init__(self, folder, *, bound=False, total=1 << 20, **options):
+        self.settings = Settings.create(**options)
+        self.budget = ByteBudget(total)
+        most = self.settings.images.max_image_bytes
+        folders = Folders([folder], bound=bound, max_bytes=most)
+        self.preparer = Preparer(self.settings, OpenAIChat("m"), folders, self.budget)
+
+    def __call__(self, record, **line):
+        raw = record if isinstance(record, bytes) else json.dumps(record).encode()
+        return self.preparer.prepare(Line(3, raw, **line))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "b.jpg").write_bytes(jpeg(2))
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "cut.jpg").write_bytes(jpeg(3)[:-40])
+    (tmp_path / "text.jpg").write_bytes(b"not a picture")
+    (tmp_path / "album").mkdir()
+    return tmp_path
+
+
+def messages(prepared):
+    assert isinstance(prepared, Prepared), prepared
+    return json.loads(prepared.messages)
+
+
+def data_uri(data):
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def test_a_record_is_ready_to_be_sent(folder):
+    """Pictures are read from their files and sent as they are, in their places."""
+    bench = Bench(folder, system_prompt="S")
+    record = {"image": ["a.jpg", "b.jpg"], "prompt": "This <image> or that <image>?"}
+    prepared = bench(record)
+    assert messages(prepared) == [
+        {"role": "system", "content": "S"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "This"},
+                {"type": "image_url", "image_url": {"url": data_uri(jpeg(1))}},
+                {"type": "text", "text": "or that"},
+                {"type": "image_url", "image_url": {"url": data_uri(jpeg(2))}},
+                {"type": "text", "text": "?"},
+            ],
+        },
+    ]
+    assert prepared.line.raw == json.dumps(record).encode()
+    assert prepared.replaces is False
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "a.jpg",
+        {"path": "./a.jpg"},
+        {"bytes": base64.b64encode(jpeg(1)).decode()},
+        data_uri(jpeg(1)),
+    ],
+)
+def test_every_way_to_give_a_picture_sends_the_same(folder, image):
+    """A file, bytes and a data URI of one picture make one request."""
+    assert Bench(folder)({"image": image}).messages == Bench(folder)({"image": "a.jpg"}).messages
+
+
+def test_a_url_is_passed_on(folder):
+    """A picture on the web is fetched by the endpoint and takes no memory here."""
+    bench = Bench(folder, system_prompt="")
+    prepared = bench({"image": "https://host/x.jpg?a=1&b=2"})
+    part = {"type": "image_url", "image_url": {"url": "https://host/x.jpg?a=1&b=2"}}
+    assert messages(prepared)[0]["content"][0] == part
+    assert prepared.reserved == 0
+
+
+def test_an_absolute_path_is_read(folder):
+    """A path may be absolute unless a root bounds it."""
+    record = {"image": os.fspath(folder / "a.jpg")}
+    assert isinstance(Bench(folder)(record), Prepared)
+    assert isinstance(Bench(folder, bound=True)(record), Prepared)
+    assert Bench(folder / "album", bound=True)(record).code == "image_outside_root"
+
+
+@pytest.mark.parametrize(
+    ("record", "replaces"),
+    [
+        ({"image": "a.jpg"}, False),
+        ({"image": "a.jpg", "caption": None}, True),
+        ({"caption": "old", "image": "a.jpg"}, True),
+        ({"image": "a.jpg", "meta": {"caption": "inner"}}, False),
+        ({"image": "a.jpg", "prompt": "caption"}, False),
+    ],
+)
+def test_a_record_that_has_the_field_already(folder, record, replaces):
+    """Only a member of the record itself is replaced, be it null."""
+    prepared = Bench(folder)(record)
+    assert prepared.replaces is replaces
+    assert prepared.line.raw == json.dumps(record).encode()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"image":"a.jpg","\\u0063aption":"old"}',
+        b'{"image":"a.jpg","\\u0063aption":"old","x":"caption"}',
+        b'{"image":"a.jpg","\\u0063aption":"old","x":{"caption":1}}',
+        b'{"image":"a.jpg","caption":"older","\\u0063aption":"old"}',
+    ],
+)
+def test_an_escaped_name_of_the_field_is_refused(folder, raw):
+    """A field that could not be replaced in place is reported before anything is paid for."""
+    failure = Bench(folder)(raw)
+    assert isinstance(failure, Failure)
+    assert failure.code == "bad_record"
+    assert "escapes" in failure.message
+
+
+CASES = [
+    (b"not json", {}, "bad_json", "not valid JSON"),
+    (b'{"image":"a.jpg"', {}, "bad_json", "not valid JSON"),
+    (b'{"image":"\xff"}', {}, "bad_json", "not valid JSON"),
+    (b"", {}, "bad_json", "not valid JSON"),
+    (b'["a.jpg"]', {}, "bad_record", "no JSON object"),
+    (b'"a.jpg"', {}, "bad_record", "no JSON object"),
+    (b"null", {}, "bad_record", "no JSON object"),
+    ({"image": "a.jpg"}, {"id_field": "id"}, "no_id", "'id'"),
+    ({"image": "a.jpg", "n": {"id": 1}}, {"id_field": "id"}, "no_id", "'id'"),
+    ({}, {}, "no_image", "no image"),
+    ({"image": 7}, {}, "bad_image_reference", "neither"),
+    ({"image": {"bytes": "a"}}, {}, "bad_image_reference", "base64"),
+    ({"image": "a.jpg", "prompt": 1}, {}, "bad_prompt", "not text"),
+    ({"image": "a.jpg", "messages": 1}, {}, "bad_conversation", "not a list"),
+    ({"image": "a.jpg", "messages": [{"from": "x"}]}, {}, "unknown_role", "'x'"),
+    ({"image": "a.jpg", "prompt": "<image><image>"}, {}, "image_count", "2 places"),
+    ({"image": "gone.jpg"}, {}, "image_missing", "gone.jpg"),
+    ({"image": "a.jpg/x.jpg"}, {}, "image_missing", "x.jpg"),
+    ({"image": "a\0.jpg"}, {}, "image_missing", "NUL"),
+    ({"image": "x" * 300}, {}, "image_unreadable", "cannot read"),
+    ({"image": "album"}, {}, "image_not_a_file", "album"),
+    ({"image": "empty.jpg"}, {}, "image_empty", "empty"),
+    ({"image": "cut.jpg"}, {}, "image_corrupt", "broken"),
+    ({"image": "text.jpg"}, {}, "image_unknown_type", "known type"),
+    ({"image": {"bytes": ""}}, {}, "image_unknown_type", "known type"),
+    ({"image": "a.jpg"}, {"max_image_bytes": 99}, "image_too_large", "the most is 99"),
+    ({"image": "../a.jpg"}, {"bound": True}, "image_outside_root", "outside"),
+]
+
+
+@pytest.mark.parametrize(("record", "options", "code", "says"), CASES)
+def test_what_cannot_be_sent_says_why(folder, record, options, code, says):
+    """A record that cannot be sent becomes a failure with a code and one plain sentence."""
+    bench = Bench(folder, **options)
+    failure = bench(record)
+    assert isinstance(failure, Failure)
+    assert failure.code == code
+    assert says in failure.message
+    assert "\n" not in failure.message
+    assert "Error" not in failure.message
+    assert failure.attempts == 0
+    assert failure.line.number == 3
+    assert bench.budget._held == 0
+
+
+def test_a_fault_of_the_source_is_passed_on(folder):
+    """What the source could not read fails with the source's own reason."""
+    failure = Bench(folder)(b'{"image":"a.jpg"}', fault=("record_too_long", "far too long"))
+    assert (failure.code, failure.message) == ("record_too_long", "far too long")
+
+
+def test_a_picture_given_as_bare_base64_fails_briefly(folder):
+    """A picture's text taken for a path is not repeated by the megabyte in the message."""
+    failure = Bench(folder)({"image": base64.b64encode(bytes(100_000)).decode()})
+    assert failure.code in ("image_unreadable", "image_missing", "bad_image_reference")
+    assert len(failure.message) < 1_000
+
+
+def test_an_unknown_role_is_named_briefly(folder):
+    """Whatever stands where the role should be, the message stays a sentence."""
+    turns = [{"role": {"x": "y" * 100_000}, "content": "x"}]
+    failure = Bench(folder)({"image": "a.jpg", "messages": turns})
+    assert failure.code == "unknown_role"
+    assert len(failure.message) < 1_000
+
+
+@pytest.mark.parametrize("turn", ["assistant", "system"])
+def test_a_picture_place_in_another_turn_does_not_crash(folder, turn):
+    """A picture's place beside a picture in an answer fails the record at worst, not the run."""
+    content = [{"type": "image"}, {"type": "image", "image": "b.jpg"}]
+    turns = [{"role": turn, "content": content}, {"role": "user", "content": "Why?"}]
+    bench = Bench(folder)
+    prepared = bench({"image": "a.jpg", "messages": turns})
+    assert isinstance(prepared, Prepared | Failure)
+    assert bench.budget._held == getattr(prepared, "reserved", 0)
+
+
+@pytest.mark.parametrize("second", ["gone.jpg", "cut.jpg", "empty.jpg", {"bytes": "eA=="}])
+def test_a_failure_gives_back_its_memory(folder, second):
+    """A record that fails at its second picture leaves no memory taken by the first."""
+    bench = Bench(folder)
+    assert isinstance(bench({"image": ["a.jpg", second]}), Failure)
+    assert bench.budget._held == 0
+
+
+def test_a_prepared_record_holds_what_it_takes(folder):
+    """The memory of a record is accounted for, its base64 included, until it is settled."""
+    bench = Bench(folder)
+    prepared = bench({"image": ["a.jpg", data_uri(jpeg(2))]})
+    size = len(jpeg(1)) + len(jpeg(2))
+    assert bench.budget._held == prepared.reserved
+    assert size * 4 / 3 - 2 <= prepared.reserved <= size * 4 / 3
+    bench.budget.release(prepared.reserved)
+    assert bench.budget._held == 0
+
+
+def test_a_picture_that_its_decoder_chokes_on_fails_alone(folder):
+    """A broken picture of a rare kind fails its record, not the run, and frees its memory."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(out, "DDS")
+    data = bytearray(out.getvalue())
+    data[80:84] = bytes(4)  # the flags that say how pixels are stored
+    (folder / "odd.dds").write_bytes(data)
+    bench = Bench(folder)
+    failure = bench({"image": "odd.dds"})
+    assert isinstance(failure, Failure)
+    assert failure.code in ("image_corrupt", "image_unknown_type")
+    assert bench.budget._held == 0
+
+
+def test_one_record_larger_than_the_budget_passes(folder):
+    """A record whose pictures exceed the whole budget neither waits for itself nor fails."""
+    bench = Bench(folder, total=1)
+    assert isinstance(bench({"image": ["a.jpg", "b.jpg", "a.jpg"]}), Prepared)
+
+
+def test_a_large_picture_is_made_smaller(folder):
+    """A picture over the limit is sent smaller; the file stays as it is."""
+    path = folder / "large.jpg"
+    path.write_bytes(jpeg(4, (300, 100)))
+    before = path.read_bytes()
+    prepared = Bench(folder, max_side=60, system_prompt="")({"image": "large.jpg"})
+    url = messages(prepared)[0]["content"][0]["image_url"]["url"]
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        assert image.size == (60, 20)
+    assert path.read_bytes() == before
+
+
+def test_big_integers_do_not_trouble_a_record(folder):
+    """Numbers beyond 64 bits are nothing to refuse a record for."""
+    raw = b'{"image":"a.jpg","n":123456789012345678901234567890,"m":-18446744073709551617}'
+    assert isinstance(Bench(folder)(raw), Prepared)
+
+
+def test_other_field_names(folder):
+    """The output field and the id field have the names the settings give them."""
+    bench = Bench(folder, output_field="légende", id_field="ключ")
+    raw = '{"ключ":null,"légende":"x","image":"a.jpg","caption":1}'.encode()
+    assert bench(raw).replaces is True
+    assert bench(b'{"image":"a.jpg"}').code == "no_id"
