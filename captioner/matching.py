@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from captioner.identity import Identity, KeyTable, digest
+from captioner.records import Line
 
 if TYPE_CHECKING:
-    from captioner.records import Line, Progress
+    from captioner.records import Progress
 
 Duplicates = Literal["keep", "skip", "error"]
 
@@ -55,8 +56,13 @@ class Matching:
             return batch
         found: list[Line] = []
         progress = self._progress
+        of_input, take_done, take_failed = (
+            self._identity.of_input,
+            self._done.take,
+            self._failed.take,
+        )
         for line in batch:
-            key = line.key or self._identity.of_input(line.raw)
+            key = line.key or of_input(line.raw)
             if self._seen is not None and line.fault is None:
                 content = self._identity.content(line.raw) if self._identity.by_field else 0
                 if key not in self._seen:
@@ -67,15 +73,15 @@ class Matching:
                 elif self._seen.find(key, content) is None:
                     found += self._clash(line)
                     continue
-            if self._done.take(key) is not None:
+            if take_done(key) is not None:
                 progress.resumed += 1
                 if self._identity.by_field:
                     content = self._identity.content(line.raw)
                     progress.changed += self._contents.take(key, content) is None
-            elif self._failed.take(key) is not None:
+            elif take_failed(key) is not None:
                 progress.failed_before += 1
             else:
-                found.append(line._replace(key=key))
+                found.append(Line(line.number, line.raw, line.end, line.fault, key))
         return found
 
     def _clash(self, line: Line) -> list[Line]:
