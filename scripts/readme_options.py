@@ -1,0 +1,44 @@
+"""Write the table of options in the README from their one definition.
+
+usage: python scripts/readme_options.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from captioner.settings import GROUPS
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- options -->\n", "<!-- /options -->"
+
+
+def table() -> str:
+    """Return the options as a Markdown table."""
+    lines = ["| flag and TOML key | environment | default | |", "| --- | --- | --- | --- |"]
+    for kind in GROUPS.values():
+        for option in fields(kind):
+            flag = option.name.replace("_", "-")
+            value = option.default
+            default = "" if value is None or value is False else str(value)
+            if len(default) > 30:
+                default = "a caption, concise and informative" if "system" in flag else "describe"
+            text = option.metadata["help"].replace("|", "\\|")
+            lines.append(f"| `--{flag}` | `CAPTIONER_{option.name.upper()}` | {default} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    text = README.read_text("utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    fresh = head + BEGIN + table() + END + tail
+    if "--check" in sys.argv and fresh != text:
+        sys.exit("README.md: the table of options is out of date: python scripts/readme_options.py")
+    README.write_text(fresh, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The README says what the code does."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from captioner.settings import GROUPS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_table_of_options_is_the_definition_of_the_options() -> None:
+    """Whoever reads the README sees every option with its present default."""
+    script = ROOT / "scripts" / "readme_options.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_flag_that_is_named_exists() -> None:
+    """No sentence of the README sends a user to a flag that is not there."""
+    known = {
+        f"--{option.name.replace('_', '-')}" for kind in GROUPS.values() for option in fields(kind)
+    }
+    known |= {"--config", "--long", "--json", "--input", "--output"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_python_in_it_compiles_and_imports_what_exists(code) -> None:
+    """Code that is copied from the README runs into no ImportError."""
+    import captioner
+
+    tree = ast.parse("async def example():\n" + textwrap.indent(code, "    "))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "captioner":
+            assert all(hasattr(captioner, alias.name) for alias in node.names)
+
+
+def test_the_json_in_it_is_json() -> None:
+    """The records shown are records."""
+    blocks = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    given, got = map(json.loads, blocks)
+    caption = got.pop("caption")
+    assert caption
+    assert got == given
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    """The table of exit codes has each one that an error ends with."""
+    from captioner import errors
+
+    codes = {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
+    listed = {int(code) for code in re.findall(r"^\| ([\d]+)[ ,]", README, re.MULTILINE)}
+    assert codes <= listed
