@@ -51,8 +51,8 @@ def tails() -> list[tuple[str, bytes]]:
     """Everything a crash may leave above what is safe, and what it may not but hands do."""
     rng = random.Random(7)
     cases = [(f"cut at {n}", TAIL[:n]) for n in range(len(TAIL) + 1)]
-    for n in range(0, len(TAIL) - 64, 3):
-        cases.append((f"hole at {n}", TAIL[:n] + bytes(64) + TAIL[n + 64 :]))
+    holes = range(0, len(TAIL) - 64, 3)
+    cases += [(f"hole at {n}", TAIL[:n] + bytes(64) + TAIL[n + 64 :]) for n in holes]
     cases += [
         ("zeros behind", TAIL + bytes(512)),
         ("junk behind", TAIL + b"\xff\xfe\x00junk"),

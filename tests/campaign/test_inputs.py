@@ -183,8 +183,8 @@ report = asyncio.run(
     run_batch(sys.argv[2], transport=transport, model="m", concurrency=64)
 )
 unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
-print(report.captioned, transport.n, peak)
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(report.captioned, transport.n, usage.ru_maxrss // unit)
 """
 
 
@@ -255,7 +255,7 @@ def test_hostile_messages_cannot_command_the_terminal(make_input, endpoint, run_
     assert "\x07" not in done.stderr
 
 
-# -- case 30: outputs of earlier versions -----------------------------------------------------------
+# -- case 30: outputs of earlier versions --------------------------------------------------------
 
 
 GOLDEN = Path(__file__).parent / "golden"

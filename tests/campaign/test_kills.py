@@ -209,6 +209,20 @@ def test_a_signal_ends_a_run_that_waits_for_its_endpoint(make_input, endpoint) -
     assert not source.with_name("input.captions.failed.jsonl").exists()
 
 
+TERMINATED_WHILE_IMPORTING = """
+import os, signal, sys
+import captioner.__main__ as command
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "captioner.cli":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+command.main()
+"""
+
+
 def test_a_signal_before_anything_has_begun_is_a_clean_end(make_input, endpoint) -> None:
     """The handlers stand before the slow imports: no stack trace, the status a shell expects."""
     source = make_input(3)
@@ -216,12 +230,7 @@ def test_a_signal_before_anything_has_begun_is_a_clean_end(make_input, endpoint)
         [
             sys.executable,
             "-c",
-            "import os, signal, captioner.__main__ as m, sys\n"
-            "class Finder:\n"
-            "    def find_spec(self, name, *_):\n"
-            "        if name == 'captioner.cli': os.kill(os.getpid(), signal.SIGTERM)\n"
-            "sys.meta_path.insert(0, Finder())\n"
-            "m.main()",
+            TERMINATED_WHILE_IMPORTING,
             str(source),
         ],
         stderr=subprocess.PIPE,

@@ -146,7 +146,7 @@ async def test_cancelled_while_starting_no_child_stays(monkeypatch):
     """Ctrl-C during start-up leaves no process behind."""
     started = instead(monkeypatch, "input()")
     task = asyncio.create_task(OfflineEndpoint().__aenter__())
-    while not started:  # noqa: ASYNC110 - a process object has no event
+    while not started:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -161,7 +161,7 @@ async def test_cancelled_while_stopping_a_stubborn_child_is_killed(monkeypatch):
     started = instead(monkeypatch, script)
     endpoint = await OfflineEndpoint().__aenter__()
     closing = asyncio.create_task(endpoint.__aexit__(None, None, None))
-    while not started[0].stdin.closed:  # noqa: ASYNC110 - a pipe has no event
+    while not started[0].stdin.closed:
         await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
