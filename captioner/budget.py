@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class ByteBudget:
@@ -20,10 +24,17 @@ class ByteBudget:
         self._held = 0
         self._closed = False
         self._condition = threading.Condition()
+        self._thread = threading.local()
+
+    def before_waiting(self, hand_over: Callable[[], None]) -> None:
+        """Set what this thread does before it waits: it must not sit on what others wait for."""
+        self._thread.hand_over = hand_over
 
     def reserve(self, size: int, *, wait: bool = True) -> None:
         """Take bytes; blocks until they are free unless ``wait`` is false or it is closed."""
         with self._condition:
+            if wait and self._held and self._held + size > self._total and not self._closed:
+                getattr(self._thread, "hand_over", _nothing)()
             while wait and self._held and self._held + size > self._total and not self._closed:
                 self._condition.wait()
             self._held += size
@@ -39,3 +50,7 @@ class ByteBudget:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+
+
+def _nothing() -> None:
+    """Hand over nothing: this thread holds no more than it is about to return."""

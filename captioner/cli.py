@@ -10,7 +10,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnusedCliTokensError,
+)
 from cyclopts.config import Dict, Env
 
 from captioner import __version__
@@ -35,6 +43,14 @@ def run_command(argv: Sequence[str]) -> int:
     try:
         command, bound, _ = build_app().parse_args(_with_retry_value(argv))
         return int(command(*bound.args, **bound.kwargs) or 0)
+    except MissingArgumentError as error:
+        error.verbose = False
+        named = error.argument is not None and error.argument.name == "--input"
+        return _usage_error("which INPUT? See captioner --help" if named else str(error))
+    except UnusedCliTokensError as error:
+        error.verbose = False
+        hint = " For one code write --retry-failed=CODE." if "--retry-failed" in argv else ""
+        return _usage_error(f"{error}{hint}")
     except CycloptsError as error:
         error.verbose = False
         return _usage_error(str(error))
@@ -249,5 +265,10 @@ def _serve(
     """
     from captioner.offline.server import serve
 
-    serve(host, port)
+    if not 0 <= port <= 65_535:
+        raise SettingsError(f"port: {port} is not between 0 and 65535")
+    try:
+        serve(host, port)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return 0

@@ -27,7 +27,7 @@ _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
-_CONVERSATIONS = ("conversation", "conversations", "messages")
+CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
 _IMAGES = ("image", "images")
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _Turn = tuple[Role, list[Any]]
@@ -112,7 +112,7 @@ def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
 
 
 def _read_conversation(record: dict[str, Any], field: str | None) -> list[_Turn]:
-    name, value = _first(record, (field,) if field else _CONVERSATIONS)
+    name, value = _first(record, (field,) if field else CONVERSATION_FIELDS)
     if value is None:
         return []
     if isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import time
 from collections import deque
@@ -60,10 +61,11 @@ class Display:
     def say(self, text: str) -> None:
         """Print one line for good."""
         line = printable(text)
-        if self._live is not None:
-            self._live.console.print(line, markup=False, highlight=False)
-        else:
-            print(line, file=self._stream, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop
+            if self._live is not None:
+                self._live.console.print(line, markup=False, highlight=False)
+            else:
+                print(line, file=self._stream, flush=True)
 
     async def _show(self) -> None:
         last_plain = time.monotonic()
@@ -159,6 +161,8 @@ class Pace:
 
 def summarise(report: RunReport, settings: Settings) -> str:
     """Return what a run did, in a few lines, and what to do next."""
+    if report.complete and not report.calls and not report.failed:
+        return f"nothing to do: all {report.resumed:,} were captioned before\n{report.output}"
     rate = f", {report.captioned / report.seconds:.1f}/s" if report.captioned else ""
     lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
     if report.resumed:
@@ -183,9 +187,9 @@ def summarise(report: RunReport, settings: Settings) -> str:
         for code, count in sorted(report.codes.items(), key=lambda item: -item[1]):
             number, message = report.examples[code]
             lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
-        lines.append(f"retry them: {_again(settings, '--retry-failed')}")
+        lines.append(f"retry them, with the same options: {_again(settings, '--retry-failed')}")
     if not report.complete:
-        lines.append(f"not finished; continue: {_again(settings)}")
+        lines.append(f"not finished; with the same options continue: {_again(settings)}")
     return "\n".join(printable(line) for line in lines)
 
 
@@ -214,7 +218,7 @@ def _again(settings: Settings, *more: str) -> str:
     words = ["python", "-m", "captioner", str(settings.input)]
     if settings.output is not None:
         words += ["-o", str(settings.output)]
-    return shlex.join([*words, *more]) + " (with the options of this run)"
+    return shlex.join([*words, *more])
 
 
 def printable(text: str) -> str:
@@ -235,6 +239,6 @@ def duration(seconds: float) -> str:
 def short(number: int) -> str:
     """Return a count in few characters: ``950``, ``12.3k``, ``4.5M``."""
     for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
-        if number >= size:
+        if number >= size - size // 20_000:  # what rounds up to the next unit is written in it
             return f"{number / size:.1f}{unit}"
     return str(number)

@@ -147,6 +147,7 @@ def base_url(endpoint: EndpointSettings) -> str:
     """
     urls = (endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
     if url := next(filter(None, urls), None):
+        replace(endpoint, base_url=url)  # what comes from the environment is checked, too
         return url.rstrip("/")
     raise SettingsError(
         "no endpoint. Give one of:\n"
@@ -167,8 +168,8 @@ def api_key(endpoint: EndpointSettings) -> str | None:
             raise SettingsError(
                 f"api-key-env: the environment variable {endpoint.api_key_env} is not set"
             )
-        return os.environ[endpoint.api_key_env]
-    return next(filter(None, (os.environ.get(name) for name in KEY_NAMES)), None)
+        return os.environ[endpoint.api_key_env].strip()
+    return next(filter(None, (os.environ.get(name, "").strip() for name in KEY_NAMES)), None)
 
 
 async def only_model(transport: Transport) -> str:

@@ -120,6 +120,7 @@ class Pipeline:
                     future = loop.run_in_executor(pool, self._prepare, chunk, loop)
                     chunks.add(future)
                     future.add_done_callback(chunks.discard)
+                    future.add_done_callback(self._prepared)
                 if self._stopping:
                     return
             self._progress.complete = True
@@ -128,26 +129,33 @@ class Pipeline:
         finally:
             if isinstance(lines, AsyncGenerator):
                 await lines.aclose()
-            for result in await asyncio.gather(*chunks, return_exceptions=True):
-                if isinstance(result, Exception):
-                    self._fail(result)
+            await asyncio.gather(*chunks, return_exceptions=True)
             pool.shutdown(wait=False)
             self._ready.put_nowait(None)
 
     def _prepare(self, chunk: list[Line], loop: asyncio.AbstractEventLoop) -> None:
         """Prepare some lines in a thread, handing over early when they take long."""
         done: list[_Item] = []
-        flushed = time.monotonic()
+
+        def hand_over() -> None:
+            if done:
+                loop.call_soon_threadsafe(self._take, done.copy())
+                done.clear()
+
+        self._budget.before_waiting(hand_over)
+        handed = time.monotonic()
         for line in chunk:
             if self._stopping:
                 break
             done.append(self._preparer.prepare(line))
-            if (now := time.monotonic()) - flushed > FLUSH_S:
-                flushed = now
-                loop.call_soon_threadsafe(self._take, done)
-                done = []
-        if done:
-            loop.call_soon_threadsafe(self._take, done)
+            if (now := time.monotonic()) - handed > FLUSH_S:
+                handed = now
+                hand_over()
+        hand_over()
+
+    def _prepared(self, chunk: asyncio.Future[None]) -> None:
+        if not chunk.cancelled() and (error := chunk.exception()) is not None:
+            self._fail(error)
 
     def _take(self, items: list[_Item]) -> None:
         for item in items:

@@ -119,6 +119,7 @@ class _Run:
         self._warn = warn
         self._began = time.monotonic()
         self._orphans = 0
+        self._to_file = False
         self._retrying = KeyTable()
         self._stale: set[int] = set()
 
@@ -131,6 +132,7 @@ class _Run:
     async def into_journal(self, engine: Engine, source: Source, files: Files) -> RunReport:
         """Caption into the output, continuing what it holds."""
         settings = self.settings
+        self._to_file = True
         fields = settings.records
         identity = Identity((fields.output_field,), fields.id_field)
         path = journal_path(settings.output_path)
@@ -269,8 +271,7 @@ class _Run:
     def _report(self, stopped: str) -> RunReport:
         progress = self.progress
         settled = progress.settled
-        here = self.settings.input is not None or self.settings.output is not None
-        output = self.settings.output_path if here else None
+        output = self.settings.output_path if self._to_file else None
         return RunReport(
             output=str(output) if output else None,
             failures=str(failures_path(output)) if output else None,
@@ -300,8 +301,9 @@ async def _limited(source: Source, limit: int | None) -> AsyncIterator[list[Line
     """Yield the records up to a limit."""
     left = limit
     async for batch in source.batches():
-        if left is None:
-            yield batch
+        if left is None or not batch:
+            if batch:
+                yield batch
             continue
         yield batch[:left]
         left -= min(left, len(batch))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from captioner.errors import SettingsError
 
@@ -64,10 +65,8 @@ class EndpointSettings:
         """Check the values."""
         _positive("timeout", self.timeout)
         _positive("max_outage", self.max_outage)
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise SettingsError(
-                f"base-url: {self.base_url!r} does not begin with http:// or https://"
-            )
+        if self.base_url is not None:
+            _check_url("base_url", self.base_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class PromptSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         _positive("max_tokens", self.max_tokens)
-        if self.temperature is not None and self.temperature < 0:
+        if self.temperature is not None and not self.temperature >= 0:
             raise SettingsError("temperature: must not be negative")
         if not self.prompt.strip():
             raise SettingsError("prompt: must not be empty")
@@ -228,7 +227,7 @@ class RunSettings:
         _positive("concurrency", self.concurrency)
         _positive("max_attempts", self.max_attempts)
         for name in ("drain", "disk_wait"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise SettingsError(f"{_flag(name)}: must not be negative")
         if self.order not in ("input", "completion"):
             raise SettingsError(f"order: {self.order!r} is neither input nor completion")
@@ -276,7 +275,8 @@ class Settings:
                 near = get_close_matches(name, homes, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise SettingsError(f"there is no option {name!r}{hint}")
-            given = Path(value) if name == "image_root" and value is not None else value
+            given = Path(value) if name == "image_root" and isinstance(value, str) else value
+            _check_type(name, given, get_type_hints(GROUPS[homes[name]])[name])
             groups.setdefault(homes[name], {})[name] = given
         made = {group: GROUPS[group](**given) for group, given in groups.items()}
         return cls(
@@ -332,8 +332,41 @@ def _flag(name: str) -> str:
 
 
 def _positive(name: str, value: float | None) -> None:
-    if value is not None and value <= 0:
+    if value is not None and not value > 0:  # NaN, too
         raise SettingsError(f"{_flag(name)}: must be more than 0")
+
+
+def _check_url(name: str, url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise SettingsError(f"{_flag(name)}: {url!r} does not begin with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        fine = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise SettingsError(f"{_flag(name)}: {url!r} has no host, or a port that cannot be")
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of a wrong type; what an option may be, its annotation says."""
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if isinstance(kind, type)]
+    if not kinds:  # choices, checked where they are used
+        return
+    if float in kinds:
+        kinds.append(int)
+    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+        raise SettingsError(f"{_flag(name)}: must be {wanted}, not {value!r}")
+
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+}
 
 
 def _text(name: str, value: str) -> str:

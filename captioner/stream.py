@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import os
 from collections.abc import AsyncIterable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from captioner.conversation import CONVERSATION_FIELDS
 from captioner.engine import Engine
 from captioner.errors import CaptionerError, SettingsError
 from captioner.records import Caption, Line, Prepared, Progress
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from captioner.interfaces import Dialect, Transport
-    from captioner.records import Outcome
+    from captioner.records import Failure, Outcome
 
 Record = Mapping[str, Any] | str | Path
 """A record as in a JSONL file, or just a picture's path or URL."""
@@ -41,7 +45,7 @@ async def caption_stream(
 
     ``outcome.line.number`` counts the records from 1, ``outcome.ok`` tells a `Caption` from a
     `Failure`. Nothing is written and nothing is resumed. Leaving the loop early gives up what is
-    in flight.
+    in flight, once Python closes the generator: with ``contextlib.aclosing`` that is at once.
 
     Args:
         records: Records or paths; read only as fast as they are captioned.
@@ -99,6 +103,9 @@ class Captioner:
         self._transport = transport
         self._stack = AsyncExitStack()
         self._engine: Engine | None = None
+        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="captioner-prepare")
+        field = self._settings.records.conversation_field
+        self._questions = frozenset({field} if field else CONVERSATION_FIELDS)
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -113,7 +120,24 @@ class Captioner:
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Disconnect."""
+        self._engine = None
+        self._threads.shutdown(wait=False)
         await self._stack.aclose()
+
+    async def _prepare(self, engine: Engine, line: Line) -> Prepared | Failure:
+        """Prepare in a thread of our own: it may wait for memory, and others need theirs."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._threads, engine.preparer.prepare, line)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+
+            def give_back(done: asyncio.Future[Prepared | Failure]) -> None:
+                if not done.cancelled() and isinstance(prepared := done.result(), Prepared):
+                    engine.budget.release(prepared.reserved)
+
+            future.add_done_callback(give_back)
+            raise
 
     async def caption(self, image: Record | bytes, *, prompt: str | None = None) -> str:
         """Return the caption of one picture.
@@ -128,11 +152,15 @@ class Captioner:
         """
         if self._engine is None:
             raise SettingsError("use the Captioner as an async context manager")
-        record = _record(image)
-        if prompt is not None:
-            record["prompt"] = prompt
-        line = Line(1, _dump(record))
-        prepared = await asyncio.to_thread(self._engine.preparer.prepare, line)
+        try:
+            record = _record(image)
+            if prompt is not None:
+                record = {name: record[name] for name in record if name not in self._questions}
+                record["prompt"] = prompt
+            line = Line(1, _dump(record))
+        except (TypeError, ValueError) as error:
+            raise CaptionError("bad_record", f"the record is no JSON: {error}") from None
+        prepared = await self._prepare(self._engine, line)
         if not isinstance(prepared, Prepared):
             raise CaptionError(prepared.code, prepared.message)
         try:
@@ -215,11 +243,11 @@ def _line(number: int, record: Record) -> Line:
 def _record(image: Record | bytes) -> dict[str, Any]:
     if isinstance(image, Mapping):
         return dict(image)
-    if isinstance(image, bytes):
-        import base64
-
+    if isinstance(image, bytes | bytearray | memoryview):
         return {"image": {"bytes": base64.b64encode(image).decode()}}
-    return {"image": str(image)}
+    if isinstance(image, str | os.PathLike):
+        return {"image": os.fspath(image)}
+    raise TypeError(f"{type(image).__name__} is neither a record nor a picture")
 
 
 def _dump(record: dict[str, Any]) -> bytes:

@@ -18,6 +18,9 @@ MAX_PIXELS = 178_956_970
 """Pixels above which a picture is refused before it is decoded: Pillow's own limit."""
 
 _JPEG_QUALITY = 92
+_SAME_INKS = frozenset({"RGB", "RGBA", "P"})
+"""Modes whose colour profile still holds when the picture has become RGB."""
+
 _UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -66,14 +69,23 @@ def _redraw(data: bytes, max_side: int) -> bytes:
                 size = max(1, round(width * scale)), max(1, round(height * scale))
                 image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where it can be
             image.seek(0)
+            image.load()  # a TIFF is turned upright by that, and says so
             orientation = image.getexif().get(0x0112, 1)
+            profile = image.info.get("icc_profile") if image.mode in _SAME_INKS else None
             drawn = _on_white(image)
             if drawn.size != size:
                 drawn = drawn.resize(size, Image.Resampling.LANCZOS)
             if orientation in _UPRIGHT:
                 drawn = drawn.transpose(Image.Transpose[_UPRIGHT[orientation]])
+            drawn.info.clear()  # comments and the like are not ours to send
             out = io.BytesIO()
-            drawn.save(out, "JPEG", quality=_JPEG_QUALITY, subsampling=2 if photograph else 0)
+            drawn.save(
+                out,
+                "JPEG",
+                quality=_JPEG_QUALITY,
+                subsampling=2 if photograph else 0,
+                icc_profile=profile,
+            )
             return out.getvalue()
     except UnidentifiedImageError:
         raise BadImageError(

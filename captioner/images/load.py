@@ -24,7 +24,7 @@ class Folders:
 
     def __init__(self, roots: Sequence[Path], *, bound: bool, max_bytes: int) -> None:
         self._roots = [os.fspath(root) for root in roots]
-        self._inside = os.path.realpath(roots[0]) + os.sep if bound else None
+        self._inside = os.path.realpath(roots[0]).rstrip(os.sep) + os.sep if bound else None
         self._max_bytes = max_bytes
 
     def read(self, path: str, reserve: Callable[[int], None]) -> bytes:

@@ -155,40 +155,47 @@ def _gif_blocks(data: bytes, at: int) -> int:
 
 
 def _webp(data: bytes) -> Structure:
-    """Read the first chunk and check the length of the whole; RFC 9649."""
+    """Walk the chunks and read the first one; RFC 9649."""
     (length,) = struct.unpack_from("<I", data, 4)
-    if length + 8 > len(data):
+    end = length + 8
+    if end > len(data):
         raise corrupt("the WebP is cut short")
-    kind = data[12:16]
+    chunks: dict[bytes, int] = {}
+    at = 12
+    while at + 8 <= end:
+        (size,) = struct.unpack_from("<I", data, at + 4)
+        chunks.setdefault(data[at : at + 4], at + 8)
+        at += 8 + size
+        if at > len(data):
+            raise corrupt("the WebP is cut short")
+        at += size % 2
+    lossy, lossless = chunks.get(b"VP8 "), chunks.get(b"VP8L")
     orientation = 1
     plain = True
-    if kind == b"VP8 ":
-        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-    elif kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    elif kind == b"VP8X":
-        flags = data[20]
-        width = int.from_bytes(data[24:27], "little") + 1
-        height = int.from_bytes(data[27:30], "little") + 1
+    if (start := chunks.get(b"VP8X")) == 20:
+        flags = data[start]
+        width = int.from_bytes(data[start + 4 : start + 7], "little") + 1
+        height = int.from_bytes(data[start + 7 : start + 10], "little") + 1
         plain = not flags & 0x02  # animated
-        if flags & 0x08:
-            orientation = _webp_orientation(data)
+        if b"EXIF" in chunks:
+            tiff = data[chunks[b"EXIF"] :]
+            orientation = _orientation(tiff.removeprefix(b"Exif\0\0"))
+        if lossy is None and lossless is None and b"ANMF" not in chunks:
+            raise corrupt("the WebP holds no picture")
+    elif lossy is not None:
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, lossy + 6))
+    elif lossless is not None:
+        (bits,) = struct.unpack_from("<I", data, lossless + 1)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
-        raise corrupt("the WebP is of an unknown kind")
+        raise corrupt("the WebP holds no picture")
+    if lossy is not None and data[lossy + 3 : lossy + 6] != b"\x9d\x01\x2a":
+        raise corrupt("the WebP's picture does not begin as it must")
+    if lossless is not None and data[lossless] != 0x2F:
+        raise corrupt("the WebP's picture does not begin as it must")
     if not width or not height:
         raise corrupt("the WebP has no size")
     return Structure("image/webp", width, height, orientation, plain)
-
-
-def _webp_orientation(data: bytes) -> int:
-    at = 12
-    while at + 8 <= len(data):
-        (length,) = struct.unpack_from("<I", data, at + 4)
-        if data[at : at + 4] == b"EXIF":
-            return _orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
-        at += 8 + length + length % 2
-    return 1
 
 
 def _orientation(tiff: bytes) -> int:

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import io
+import random
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import pytest
+from conftest import jpeg
+from PIL import Image, ImageOps, PngImagePlugin
+
+from captioner.errors import BadImageError
+from captioner.images.convert import MAX_PIXELS, fit
+from captioner.images.structure import read_structure
+
+# Four quarters in colours that survive JPEG: which is where tells how the picture was turned.
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def quarters(size: tuple[int, int] = (64, 32)) -> Image.Image:
+    width, height = size
+    image = Image.new("RGB", size, RED)
+    image.paste(GREEN, (width // 2, 0, width, height // 2))
+    image.paste(BLUE, (0, height // 2, width // 2, height))
+    image.paste(WHITE, (width // 2, height // 2, width, height))
+    return image
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def colours(image: Image.Image) -> list[tuple[int, ...]]:
+    """Return the colours in the middle of the four quarters, each channel rounded to 0 or 255."""
+    width, height = image.size
+    places = [(x * width // 4, y * height // 4) for y in (1, 3) for x in (1, 3)]
+    rgb = image.convert("RGB")
+    return [tuple(255 * (value > 127) for value in rgb.getpixel(place)) for place in places]
+
+
+def near(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return all(abs(a - b) < 12 for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "L", {"progressive": True}),
+        ("JPEG", "RGB", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("WEBP", "RGB", {}),
+        ("WEBP", "RGBA", {"lossless": True}),
+    ],
+)
+def test_what_can_be_sent_is_not_touched(kind, mode, options):
+    """A picture that endpoints take as it is arrives byte for byte, up to the largest side."""
+    data = saved(quarters().convert(mode), kind, **options)
+    for side in (64, 65, 10_000):
+        media_type, sent = fit(data, side)
+        assert media_type == f"image/{kind.lower()}"
+        assert sent == data
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize(
+    ("size", "side", "wanted"),
+    [
+        ((64, 32), 63, (63, 32)),
+        ((64, 32), 32, (32, 16)),
+        ((32, 64), 32, (16, 32)),
+        ((64, 64), 1, (1, 1)),
+        ((900, 3), 90, (90, 1)),
+        ((801, 603), 100, (100, 75)),
+    ],
+)
+def test_what_is_too_large_is_made_smaller(kind, size, side, wanted):
+    """The longer side becomes exactly the largest allowed; the shape and content are kept."""
+    media_type, sent = fit(saved(quarters(size), kind), side)
+    image = opened(sent)
+    assert (media_type, image.format, image.mode) == ("image/jpeg", "JPEG", "RGB")
+    assert image.size == wanted
+    if min(wanted) >= 16:
+        assert colours(image) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
+def test_nothing_is_made_larger(kind):
+    """A picture of another kind becomes a JPEG of the same size."""
+    media_type, sent = fit(saved(quarters(), kind), 10_000)
+    assert media_type == "image/jpeg"
+    assert opened(sent).size == (64, 32)
+    assert colours(opened(sent)) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("side", [10_000, 32])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_orientation_is_applied(kind, orientation, side):
+    """A photograph taken sideways is sent upright, as a viewer would show it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(quarters(), kind, exif=exif.tobytes())
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = ImageOps.exif_transpose(image)
+    media_type, sent = fit(data, side)
+    image = opened(sent)
+    scale = max(wanted.size) / max(image.size)
+    assert media_type == "image/jpeg"
+    assert tuple(round(length * scale) for length in image.size) == wanted.size
+    assert max(image.size) == min(64, side)
+    assert colours(image) == colours(wanted)
+    assert image.getexif().get(0x0112, 1) == 1  # or it would be turned a second time
+
+
+def test_the_type_comes_from_the_content():
+    """A PNG stays a PNG whatever its file was called; the name is not even asked for."""
+    assert fit(saved(quarters(), "PNG"), 100)[0] == "image/png"
+    assert fit(saved(quarters(), "WEBP"), 100)[0] == "image/webp"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_a_moving_picture(kind):
+    """Of a moving picture the first frame is sent."""
+    frames = [quarters(), Image.new("RGB", (64, 32), BLUE), Image.new("RGB", (64, 32), RED)]
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+    media_type, sent = fit(data, 100)
+    assert media_type == "image/jpeg"
+    assert colours(opened(sent)) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparent_parts_become_white(kind, mode):
+    """What is transparent is sent as white, not as the black that hides beneath."""
+    image = Image.new("RGBA", (64, 32), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 32, 32))
+    if kind == "WEBP":
+        mode = "RGBA"
+    sent = opened(fit(saved(image.convert(mode), kind), 32)[1])
+    assert near(sent.getpixel((4, 8)), (0, 0, 0))
+    assert near(sent.getpixel((27, 8)), (255, 255, 255))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_transparent_palette_becomes_white(kind):
+    """The transparent colour of a palette is sent as white."""
+    image = Image.new("P", (64, 32), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.paste(1, (0, 0, 32, 32))
+    sent = opened(fit(saved(image, kind, transparency=0), 32)[1])
+    assert near(sent.getpixel((4, 8)), RED)
+    assert near(sent.getpixel((27, 8)), WHITE)
+
+
+def test_inks_become_rgb():
+    """A CMYK photograph, which endpoints show in false colours, is sent as RGB."""
+    media_type, sent = fit(saved(quarters().convert("CMYK"), "JPEG"), 1000)
+    image = opened(sent)
+    assert (media_type, image.mode, image.size) == ("image/jpeg", "RGB", (64, 32))
+    assert colours(image) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled(kind):
+    """A scan with 16 bits of grey is sent with its shades, not as a white page."""
+    row = struct.pack("<64H", *[0x2000] * 32, *[0x8000] * 32)
+    image = Image.frombytes("I;16", (64, 32), row * 32)
+    sent = opened(fit(saved(image, kind), 32)[1])
+    assert near(sent.getpixel((4, 8)), (0x20,) * 3)
+    assert near(sent.getpixel((27, 8)), (0x80,) * 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<html>404</html>", b"\xff\xd8", b"%PDF-1.7"])
+def test_what_is_no_picture_is_said_to_be_none(data):
+    """A web page saved under a picture's name is told from a broken picture."""
+    with pytest.raises(BadImageError) as caught:
+        fit(data, 100)
+    assert caught.value.code == "image_unknown_type"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("side", [16, 1000])
+def test_half_a_picture_is_never_sent(kind, side):
+    """Half a file is refused, whether it would have been passed on or redrawn."""
+    data = saved(Image.effect_noise((64, 32), 90), kind)
+    with pytest.raises(BadImageError) as caught:
+        fit(data[: len(data) // 2], side)
+    assert caught.value.code == "image_corrupt"
+
+
+def huge_png(width: int, height: int) -> bytes:
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        parts += (struct.pack(">I", len(data)), kind, data, crc)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        huge_png(MAX_PIXELS + 1, 1),
+        huge_png(100_000, 100_000),
+        b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6),
+        b"GIF89a"
+        + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0)
+        + b","
+        + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
+        + b"\2\2D\1\0;",
+    ],
+)
+def test_decompression_bombs_are_refused_unopened(data):
+    """A small file that would unfold to gigabytes is refused by its header."""
+    with pytest.raises(BadImageError) as caught:
+        fit(data, 2000)
+    assert caught.value.code == "image_too_large"
+
+
+def test_a_long_comment_costs_nothing():
+    """A comment longer than a JPEG can hold neither fails the picture nor is sent along."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "secret " * 10_000)
+    for data in (
+        saved(quarters().convert("P"), "GIF", comment=b"secret " * 10_000),
+        saved(quarters(), "PNG", pnginfo=text),
+        saved(quarters(), "JPEG", comment=b"secret " * 9_000),
+    ):
+        _, sent = fit(data, 32)
+        assert opened(sent).size == (32, 16)
+        assert b"secret" not in sent
+
+
+def test_mutations_give_a_picture_or_the_error_for_broken_ones():
+    """Damage of any kind fails the record at worst, never the run."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    seeds = [jpeg(exif=exif.tobytes())]
+    seeds += [
+        saved(quarters((9, 7)), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+    ]
+    chance = random.Random(3)
+    for data in seeds:
+        for _ in range(200):
+            mutant = bytearray(data)
+            for _ in range(chance.randint(1, 5)):
+                mutant[chance.randrange(len(mutant))] = chance.randrange(256)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    media_type, sent = fit(bytes(mutant), 8)
+                except BadImageError as error:
+                    assert error.code in {
+                        "image_corrupt",
+                        "image_unknown_type",
+                        "image_too_large",
+                    }
+                else:
+                    found = read_structure(sent)
+                    assert found is not None
+                    assert found.media_type == media_type
+                    assert max(found.width, found.height) <= 8

@@ -1,0 +1,527 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+from endpoint import completion
+
+from captioner.captioning import POISON_FAULTS, POISON_SUCCESSES, Endpoint
+from captioner.dialects.openai_chat import OpenAIChat
+from captioner.errors import (
+    EndpointFaultError,
+    EndpointGaveOutError,
+    EndpointRefusedError,
+)
+from captioner.health import Health
+from captioner.limiter import Limiter
+from captioner.records import Caption, Failure, Line, Prepared, Progress, Request, Response, Turn
+from captioner.stopping import StoppedError, Stopping
+
+DIALECT = OpenAIChat("m")
+GOOD = Response(200, {}, orjson.dumps(completion("a cat")))
+EMPTY = Response(200, {}, orjson.dumps(completion("")))
+REFUSAL = Response(200, {}, orjson.dumps(completion(None, finish_reason="content_filter")))
+DISCONNECTED = EndpointFaultError("disconnected", "the connection broke")
+UNREACHABLE = EndpointFaultError("connection", "cannot connect")
+TIMEOUT = EndpointFaultError("timeout", "no whole reply")
+
+Answer = Response | Exception
+
+
+def status(code: int, **headers: str) -> Response:
+    return Response(code, {k.replace("_", "-"): v for k, v in headers.items()}, b"{}")
+
+
+class Instant(Stopping):
+    """Waits are noted and over at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+        self.during: Callable[[], None] = lambda: None
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.during()
+        await asyncio.sleep(0)
+        if self:
+            raise StoppedError
+
+
+class Script:
+    """A transport that answers each question with what is written down for it, then well."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Answer]] = {}
+        self.always: dict[str, Answer] = {}
+        self.models: Answer = status(200)
+        self.sent: list[str] = []
+        self.asked = 0
+        self.before: Callable[[str], Awaitable[None]] | None = None
+
+    async def send(self, request: Request) -> Response:
+        if request.method == "GET":
+            assert request.path == "/models"
+            self.asked += 1
+            answer = self.models
+        else:
+            question = orjson.loads(b"".join(request.pieces))["messages"][0]["content"]
+            self.sent.append(question)
+            if self.before is not None:
+                await self.before(question)
+            left = self.answers.get(question)
+            answer = left.pop(0) if left else self.always.get(question, GOOD)
+        await asyncio.sleep(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        pass
+
+
+class Rig:
+    """An endpoint with everything around it."""
+
+    def __init__(
+        self, *, limit: int = 4, max_attempts: int = 5, max_outage_s: float | None = None
+    ) -> None:
+        self.script = Script()
+        self.stopping = Instant()
+        self.progress = Progress()
+        self.limiter = Limiter(limit)
+        self.health = Health("http://x/v1", max_outage_s=max_outage_s, sleep=self.stopping.sleep)
+        self.stopping.then(self.limiter.open)
+        self.endpoint = Endpoint(
+            DIALECT,
+            self.script,
+            self.limiter,
+            self.health,
+            self.progress,
+            self.stopping,
+            max_attempts=max_attempts,
+        )
+
+    async def caption(self, question: str = "q", replaces: bool = False) -> Any:  # noqa: FBT001, FBT002
+        messages = DIALECT.messages([Turn("user", (question,))], [])
+        line = Line(1, question.encode())
+        outcome = await self.endpoint.caption(Prepared(line, messages, replaces, 0))
+        assert outcome.line is line
+        return outcome
+
+    def others(self, count: int) -> None:
+        """Let so many other records be captioned."""
+        for _ in range(count):
+            self.health.succeeded()
+
+    def at_rest(self) -> None:
+        """Nothing is held, nothing is counted as under way."""
+        assert (self.limiter.in_flight, self.progress.in_flight) == (0, 0)
+
+
+@pytest.fixture
+async def skip(monkeypatch) -> Callable[[float], None]:
+    """Move the loop's clock ahead without waiting."""
+    loop = asyncio.get_running_loop()
+    time, ahead = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: time() + ahead)
+
+    def skip(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    return skip
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+async def test_a_caption_at_once(replaces):
+    """A good reply is the record's caption, with its tokens, after one request and no wait."""
+    rig = Rig()
+    caption = await rig.caption(replaces=replaces)
+    assert caption == Caption(caption.line, "a cat", replaces, 1, (100, 10))
+    assert (rig.progress.calls, rig.progress.retries, rig.health.successes) == (1, 0, 1)
+    assert rig.stopping.slept == []
+    rig.at_rest()
+
+
+async def test_a_refusal_is_final():
+    """A record that the endpoint refuses is failed after one request, never asked again."""
+    for answer, code in (
+        (REFUSAL, "filtered"),
+        (status(400), "http_400"),
+        (status(413), "http_413"),
+    ):
+        rig = Rig()
+        rig.script.always["q"] = answer
+        failure = await rig.caption()
+        assert isinstance(failure, Failure)
+        assert (failure.code, failure.attempts) == (code, 1)
+        assert rig.script.sent == ["q"]
+        rig.at_rest()
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+async def test_replies_that_are_no_captions_spend_attempts(attempts):
+    """Empty replies are asked for again as often as allowed; then the record is failed."""
+    rig = Rig(max_attempts=attempts)
+    rig.script.always["q"] = EMPTY
+    failure = await rig.caption()
+    assert (failure.ok, failure.code, failure.attempts) == (False, "empty", attempts)
+    assert rig.script.sent == ["q"] * attempts
+    assert len(rig.stopping.slept) == attempts - 1
+    assert (rig.progress.calls, rig.progress.retries) == (attempts, attempts - 1)
+    rig.at_rest()
+
+
+async def test_the_last_attempt_counts():
+    """A caption that comes with the last attempt allowed is taken."""
+    rig = Rig(max_attempts=3)
+    rig.script.answers["q"] = [EMPTY, EMPTY]
+    caption = await rig.caption()
+    assert (caption.ok, caption.attempts) == (True, 3)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [status(500), status(503), status(429), status(502), DISCONNECTED, UNREACHABLE, TIMEOUT],
+)
+async def test_faults_spend_time_not_attempts(fault):
+    """However often the endpoint itself is in trouble, a record keeps its attempts."""
+    rig = Rig(max_attempts=3)
+    rig.script.models = status(503)
+    rig.script.answers["q"] = [*[fault] * 40, EMPTY, *[fault] * 5, EMPTY]
+    caption = await rig.caption()
+    assert (caption.ok, caption.text, caption.attempts) == (True, "a cat", 48)
+    assert (rig.progress.calls, rig.progress.retries) == (48, 47)
+    assert len(rig.stopping.slept) >= 47
+    rig.at_rest()
+
+
+@pytest.mark.parametrize("fault", [status(500), DISCONNECTED, TIMEOUT])
+async def test_one_that_breaks_a_healthy_endpoint(fault):
+    """A record that alone breaks the endpoint while others go through is failed."""
+    rig = Rig(max_attempts=100)
+    rig.script.always["q"] = fault
+    rig.stopping.during = lambda: rig.others(POISON_SUCCESSES // 2)
+    failure = await rig.caption()
+    assert failure.ok is False
+    assert failure.attempts == POISON_FAULTS
+    assert "3 times" in failure.message
+    assert rig.script.asked == 0
+    rig.at_rest()
+
+
+@pytest.mark.parametrize("others", [0, POISON_SUCCESSES - 1])
+async def test_a_few_others_do_not_tell(others):
+    """Before enough others went through, a record is not blamed for three faults."""
+    rig = Rig()
+    rig.script.answers["q"] = [status(500)] * 4
+    rig.others(1000)  # long before its first fault: they tell nothing
+
+    def once() -> None:
+        rig.others(others)
+        rig.stopping.during = lambda: None
+
+    rig.stopping.during = once
+    caption = await rig.caption()
+    assert (caption.ok, caption.attempts) == (True, 5)
+
+
+async def test_one_that_breaks_the_endpoint_with_no_others_to_tell_by():
+    """The last record of a run cannot hold it for ever: a server that lists its models is well."""
+    rig = Rig(max_attempts=4)
+    rig.script.always["q"] = status(500)
+    failure = await rig.caption()
+    assert (failure.ok, failure.code, failure.attempts) == (False, "http_500", 4)
+    assert rig.script.asked == 1
+    rig.at_rest()
+
+
+@pytest.mark.parametrize("models", [status(500), status(429), status(503), UNREACHABLE, TIMEOUT])
+async def test_endpoint_that_answers_nothing_blames_no_record(models):
+    """While the endpoint cannot even list its models, no record is failed for its faults."""
+    rig = Rig(max_attempts=2)
+    rig.script.models = models
+    rig.script.answers["q"] = [status(500)] * 8
+    caption = await rig.caption()
+    assert (caption.ok, caption.attempts) == (True, 9)
+    assert rig.script.asked == 7
+
+
+@pytest.mark.parametrize("fault", [status(429), status(503), status(529), UNREACHABLE])
+async def test_overload_blames_no_record(fault):
+    """Rate limits, overload and a server that is away are never a record's fault."""
+    rig = Rig(max_attempts=2)
+    rig.script.answers["q"] = [fault] * 9
+    rig.stopping.during = lambda: rig.others(100)
+    caption = await rig.caption()
+    assert (caption.ok, caption.attempts) == (True, 10)
+    assert rig.script.asked == 0
+
+
+@pytest.mark.parametrize("others", [0, 100])
+@pytest.mark.parametrize("fault", [status(429), status(503), UNREACHABLE])
+async def test_overload_does_not_count_towards_blame(fault, others):
+    """One real fault after a long wait over rate limits or a restart does not fail a record."""
+    rig = Rig(max_attempts=5)
+    rig.script.answers["q"] = [*[fault] * 8, DISCONNECTED]
+    rig.stopping.during = lambda: rig.others(others)
+    outcome = await rig.caption()
+    assert outcome.ok
+    assert outcome.attempts == 10
+
+
+@pytest.mark.parametrize("headers", [{"retry_after": "30"}, {"retry_after_ms": "30000"}])
+async def test_retry_after_holds_all_workers(skip, headers):
+    """When one record is told to come back later, nobody sends before that."""
+    rig = Rig()
+    rig.script.answers["first"] = [status(429, **headers)]
+    first = asyncio.create_task(rig.caption("first"))
+    await settle()
+    others = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
+    await settle()
+    assert rig.script.sent == ["first"]
+    assert 29 < rig.limiter.paused_s <= 30
+    assert rig.progress.in_flight == 0
+    skip(31)
+    outcomes = await asyncio.gather(first, *others)
+    assert all(outcome.ok for outcome in outcomes)
+    assert Counter(rig.script.sent) == {"first": 2, "0": 1, "1": 1, "2": 1}
+    rig.at_rest()
+
+
+async def test_retry_after_holds_who_waits_for_a_permit(skip):
+    """One who was waiting for the very permit that brought the message is held as well."""
+    rig = Rig(limit=1)
+    rig.script.answers["first"] = [status(429, retry_after="30")]
+    tasks = [asyncio.create_task(rig.caption(name)) for name in ("first", "second")]
+    await settle()
+    sent = list(rig.script.sent)
+    skip(31)
+    await asyncio.gather(*tasks)
+    assert sent == ["first"]
+
+
+async def test_waiting_holds_no_permit():
+    """A record that waits for its next attempt lets the others send."""
+    rig = Rig(limit=1)
+    rig.script.answers["q"] = [status(500), EMPTY, DISCONNECTED]
+    seen = []
+    rig.stopping.during = lambda: seen.append(rig.limiter.in_flight)
+    assert (await rig.caption()).ok
+    assert seen == [0, 0, 0]
+
+
+async def test_no_more_requests_than_permits():
+    """However many records are under way, no more requests than allowed are on the wire."""
+    rig = Rig(limit=3)
+    most = 0
+
+    async def before(_: str) -> None:
+        nonlocal most
+        most = max(most, rig.progress.in_flight)
+        await asyncio.sleep(0)
+
+    rig.script.before = before
+    for number in range(0, 50, 3):
+        rig.script.answers[f"{number}"] = [status(500)]
+    outcomes = await asyncio.gather(*(rig.caption(f"{number}") for number in range(50)))
+    assert all(outcome.ok for outcome in outcomes)
+    assert most == 3
+    rig.at_rest()
+
+
+async def test_an_outage_goes_over():
+    """Many workers through an outage: all captions arrive, each is asked for till it came once."""
+    rig = Rig(limit=8, max_attempts=2)
+    down = 60
+
+    class Outage(Script):
+        async def send(self, request: Request) -> Response:
+            nonlocal down
+            if request.method == "POST":
+                down -= 1
+                if down >= 0:
+                    self.sent.append("")
+                    await asyncio.sleep(0)
+                    raise UNREACHABLE
+            return await super().send(request)
+
+    rig.script = rig.endpoint._transport = Outage()
+    outcomes = await asyncio.gather(*(rig.caption(f"{number}") for number in range(20)))
+    assert all(outcome.ok for outcome in outcomes)
+    good = Counter(question for question in rig.script.sent if question)
+    assert set(good.values()) == {1}
+    assert len(good) == 20
+    assert not rig.health.resting
+    rig.at_rest()
+
+
+async def test_a_resting_endpoint_is_probed_by_one_at_a_time():
+    """While the endpoint rests there is never more than one request on the wire."""
+    rig = Rig(limit=8)
+    for _ in range(10):
+        rig.health.faulted(UNREACHABLE, probe=False)
+    most = 0
+    fails = 12
+
+    async def before(_: str) -> None:
+        nonlocal most, fails
+        if rig.health.resting:
+            most = max(most, rig.progress.in_flight)
+            await asyncio.sleep(0)
+            fails -= 1
+            if fails >= 0:
+                raise UNREACHABLE
+
+    rig.script.before = before
+    outcomes = await asyncio.gather(*(rig.caption(f"{number}") for number in range(8)))
+    assert all(outcome.ok for outcome in outcomes)
+    assert most == 1
+
+
+@pytest.mark.parametrize("reply", [EMPTY, REFUSAL, GOOD])
+async def test_any_sensible_reply_ends_a_rest(reply):
+    """An endpoint that answers a probe, be it with a refusal, is well again."""
+    rig = Rig()
+    for _ in range(10):
+        rig.health.faulted(UNREACHABLE, probe=False)
+    rig.script.answers["q"] = [reply]
+    await rig.caption()
+    assert not rig.health.resting
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (status(401), EndpointRefusedError),
+        (status(403), EndpointRefusedError),
+        (status(404), EndpointRefusedError),
+        (status(307), EndpointRefusedError),
+        (status(402), EndpointGaveOutError),
+        (
+            Response(429, {}, b'{"error":{"code":"insufficient_quota","message":"x"}}'),
+            EndpointGaveOutError,
+        ),
+    ],
+)
+@pytest.mark.parametrize("resting", [False, True])
+async def test_what_no_record_would_survive_stops_the_run(reply, kind, resting):
+    """A wrong key, a wrong address or an empty account ends the run; no record is failed for it."""
+    rig = Rig()
+    if resting:
+        for _ in range(10):
+            rig.health.faulted(UNREACHABLE, probe=False)
+    rig.script.always["q"] = reply
+    with pytest.raises(kind):
+        await rig.caption()
+    rig.at_rest()
+    assert rig.script.sent == ["q"]
+    assert (await rig.caption("other")).ok  # the probe is not left behind
+
+
+async def test_an_outage_that_lasts_too_long_stops_the_run(skip):
+    """An endpoint away for longer than allowed ends the run; the record stays pending."""
+    rig = Rig(max_outage_s=600)
+    rig.script.always["q"] = UNREACHABLE
+    rig.stopping.during = lambda: skip(50)
+    with pytest.raises(EndpointGaveOutError, match="cannot connect"):
+        await rig.caption()
+    assert len(rig.script.sent) >= 10
+    rig.at_rest()
+
+
+async def test_stopping_ends_the_wait_for_the_next_attempt():
+    """A record between two attempts stays pending when the run stops."""
+    for answer in (EMPTY, status(500)):
+        rig = Rig()
+        rig.script.always["q"] = answer
+        rig.stopping.during = rig.stopping.set
+        with pytest.raises(StoppedError):
+            await rig.caption()
+        assert rig.script.sent == ["q"]
+        rig.at_rest()
+
+
+async def test_stopping_lets_the_reply_on_the_wire_arrive():
+    """What is paid for is kept: a reply that comes after the wish to stop is a caption."""
+    rig = Rig()
+
+    async def before(_: str) -> None:
+        rig.stopping.set()
+
+    rig.script.before = before
+    assert (await rig.caption()).ok
+    rig.script.always["bad"] = REFUSAL
+    with pytest.raises(StoppedError):
+        await rig.caption("bad")  # but nothing new is sent
+    assert rig.script.sent == ["q"]
+    rig.at_rest()
+
+
+async def test_stopping_ends_every_kind_of_wait():
+    """Those who wait for a permit, a pause or a probe all stop, and nothing more is sent."""
+    rig = Rig(limit=1)
+    rig.limiter.pause(1000)
+    waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
+    await settle()
+    rig.stopping.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(result) for result in results} == {StoppedError}
+    assert rig.script.sent == []
+    rig.at_rest()
+
+    rig = Rig()
+    rig.health._sleep = Stopping.sleep.__get__(rig.stopping)  # this one waits for the wish
+    for _ in range(10):
+        rig.health.faulted(UNREACHABLE, probe=False)
+    rig.health._waits = iter([1000.0] * 10)
+    waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
+    await settle()
+    rig.stopping.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(result) for result in results} == {StoppedError}
+    assert rig.script.sent == []
+    rig.at_rest()
+
+
+async def test_cancelling_gives_everything_back():
+    """A worker that is cancelled on the wire, even as the probe, leaves nothing held."""
+    rig = Rig(limit=1)
+    for _ in range(10):
+        rig.health.faulted(UNREACHABLE, probe=False)
+    hang = asyncio.Event()
+
+    async def before(question: str) -> None:
+        if question == "hanging":
+            await hang.wait()
+
+    rig.script.before = before
+    first = asyncio.create_task(rig.caption("hanging"))
+    await settle()
+    second = asyncio.create_task(rig.caption("second"))
+    await settle()
+    assert rig.script.sent == ["hanging"]
+    first.cancel()
+    assert (await second).ok
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    rig.at_rest()
+
+
+async def test_a_bug_in_a_transport_is_not_swallowed():
+    """What is no fault of the endpoint comes out as it is, with nothing left held."""
+    rig = Rig()
+    rig.script.always["q"] = RuntimeError("bug")
+    with pytest.raises(RuntimeError, match="bug"):
+        await rig.caption()
+    rig.at_rest()

@@ -1,0 +1,304 @@
+"""The command line: where options come from, and what is said when one is wrong."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from captioner.cli import run_command as run_in_process
+from captioner.settings import GROUPS, Settings
+
+SAMPLES = {
+    "base_url": "http://localhost:1/v1",
+    "offline": True,
+    "image_root": Path(),
+    "duplicates": "skip",
+    "order": "completion",
+    "accept_changes": True,
+    "accept_edits": True,
+    "timeout": 1.5,
+    "max_outage": 2.5,
+    "temperature": 0.25,
+    "drain": 3.5,
+    "disk_wait": 4.5,
+    "max_tokens": 11,
+    "limit": 12,
+    "max_side": 13,
+    "max_image_bytes": 14,
+    "memory": 15,
+    "concurrency": 16,
+    "max_attempts": 17,
+}
+OPTIONS = [option.name for kind in GROUPS.values() for option in fields(kind)]
+
+
+def sample(name: str) -> object:
+    return SAMPLES.get(name, f"some {name}")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Parse arguments and return the settings a run would get."""
+    seen: list[Settings] = []
+
+    def remember(settings: Settings, *, debug: bool) -> int:
+        seen.append(settings)
+        return 0
+
+    monkeypatch.setattr("captioner.console.run_in_console", remember)
+
+    def parse(*arguments: str) -> Settings:
+        assert run_in_process(arguments) == 0
+        return seen.pop()
+
+    return parse
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Check that arguments are refused as promised and return what is said."""
+    monkeypatch.setattr("captioner.console.run_in_console", lambda *_, **__: pytest.fail("ran"))
+
+    def refuse(*arguments: str) -> str:
+        assert run_in_process(arguments) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.startswith("captioner: ")
+        assert "Traceback" not in err
+        assert len(err.splitlines()) <= 5
+        return err
+
+    return refuse
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_can_be_given_in_every_way(parsed, monkeypatch, tmp_path, name):
+    """A flag, a variable, a line of TOML and a keyword mean the same, for every option."""
+    value = sample(name)
+    expected = Settings.create("in.jsonl", **{name: value})
+    assert expected != Settings.create("in.jsonl")
+    flag = f"--{name.replace('_', '-')}"
+    assert parsed("in.jsonl", *([flag] if value is True else [f"{flag}={value}"])) == expected
+    literal = json.dumps(str(value) if isinstance(value, Path) else value)
+    (tmp_path / "c.toml").write_text(f"{name} = {literal}\n")
+    assert parsed("in.jsonl", "--config", "c.toml") == expected
+    (tmp_path / "c.toml").write_text(f"{name.replace('_', '-')} = {literal}\n")
+    assert parsed("in.jsonl", "--config", "c.toml") == expected
+    monkeypatch.setenv(f"CAPTIONER_{name.upper()}", str(value))
+    assert parsed("in.jsonl") == expected
+
+
+def test_precedence(parsed, monkeypatch, tmp_path):
+    """Command line before environment before TOML before default."""
+    assert parsed("in.jsonl").run.concurrency == 32
+    (tmp_path / "c.toml").write_text("concurrency = 2\nmax_side = 5\n")
+    assert parsed("in.jsonl", "--config", "c.toml").run.concurrency == 2
+    monkeypatch.setenv("CAPTIONER_CONCURRENCY", "3")
+    assert parsed("in.jsonl", "--config", "c.toml").run.concurrency == 3
+    both = parsed("in.jsonl", "--config", "c.toml", "--concurrency", "4")
+    assert both.run.concurrency == 4
+    assert both.images.max_side == 5
+
+
+def test_input_output_and_config_without_flags(parsed, monkeypatch, tmp_path):
+    """-o and --config have variables as well, and TOML may name the output."""
+    assert parsed("in.jsonl", "-o", "x.jsonl").output == Path("x.jsonl")
+    (tmp_path / "c.toml").write_text('output = "t.jsonl"\n')
+    monkeypatch.setenv("CAPTIONER_CONFIG", "c.toml")
+    assert parsed("in.jsonl").output == Path("t.jsonl")
+    monkeypatch.setenv("CAPTIONER_OUTPUT", "e.jsonl")
+    assert parsed("in.jsonl").output == Path("e.jsonl")
+
+
+def test_an_empty_variable_is_unset(parsed, monkeypatch):
+    """CAPTIONER_MODEL= in a shell script means no model, not one without a name."""
+    monkeypatch.setenv("CAPTIONER_MODEL", "")
+    monkeypatch.setenv("CAPTIONER_CONCURRENCY", "")
+    assert parsed("in.jsonl") == Settings.create("in.jsonl")
+
+
+def test_a_switch_can_be_turned_off_again(parsed, tmp_path, monkeypatch):
+    """What TOML or the environment turns on, the command line turns off."""
+    (tmp_path / "c.toml").write_text("offline = true\n")
+    assert parsed("in.jsonl", "--config", "c.toml").endpoint.offline
+    assert not parsed("in.jsonl", "--config", "c.toml", "--offline=false").endpoint.offline
+    monkeypatch.setenv("CAPTIONER_OFFLINE", "0")
+    assert not parsed("in.jsonl", "--config", "c.toml").endpoint.offline
+
+
+def test_the_key_variable_is_no_unknown_option(parsed, monkeypatch):
+    """CAPTIONER_API_KEY holds a key, not an option; nothing of it ends up in the settings."""
+    monkeypatch.setenv("CAPTIONER_API_KEY", "sk-secret")
+    assert "sk-secret" not in repr(parsed("in.jsonl"))
+
+
+def test_retry_failed_stands_alone_or_with_a_code(parsed):
+    """--retry-failed means all of them, wherever it stands."""
+    assert parsed("--retry-failed", "in.jsonl").run.retry_failed == "all"
+    assert parsed("in.jsonl", "--retry-failed").run.retry_failed == "all"
+    assert parsed("in.jsonl", "--retry-failed=bad_json").run.retry_failed == "bad_json"
+    assert parsed("in.jsonl").run.retry_failed is None
+
+
+def test_a_code_after_a_space_is_told_how_to_be_written(refused):
+    """Whoever writes --retry-failed CODE, as with any other flag, is told to use =."""
+    assert "--retry-failed=" in refused("in.jsonl", "--retry-failed", "bad_json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["in.jsonl", "--max-sid", "3"], "--max-side"),
+        (["in.jsonl", "--concurency=3"], "--concurrency"),
+        (["in.jsonl", "--accept-change"], "--accept-changes"),
+        (["in.jsonl", "--concurrency", "many"], "--concurrency"),
+        (["in.jsonl", "--concurrency", "1.5"], "--concurrency"),
+        (["in.jsonl", "--concurrency", "0"], "concurrency"),
+        (["in.jsonl", "--concurrency", "-3"], "concurrency"),
+        (["in.jsonl", "--timeout", "soon"], "--timeout"),
+        (["in.jsonl", "--order", "random"], "--order"),
+        (["in.jsonl", "--model"], "--model"),
+        (["in.jsonl", "--offline=maybe"], "--offline"),
+        (["in.jsonl", "--model", "a", "--model", "b"], "--model"),
+        (["in.jsonl", "another.jsonl"], "another.jsonl"),
+        (["in.jsonl", "--base-url", "localhost:8000"], "http://"),
+        (["in.jsonl", "--config", "none.toml"], "none.toml"),
+        (["in.jsonl", "--config", "."], "--config"),
+        (["serve", "--port", "x"], "--port"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_a_line(refused, arguments, said):
+    """A wrong flag or value exits with 2 and names what is wrong or what was meant."""
+    assert said in refused(*arguments)
+
+
+def test_without_input_the_usage_is_told(refused):
+    """The bare command says what it wants: an INPUT, in the word that --help uses."""
+    assert "INPUT" in refused()
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("max_sid = 3", "max-side"),
+        ("concurency = 3", "concurrency"),
+        ("[endpoint]\nmodel = 'm'", "endpoint"),
+        ("concurrency = 'x'", "concurrency"),
+        ("concurrency = 1.5", "concurrency"),
+        ("limit = true", "limit"),
+        ("timeout = [1]", "timeout"),
+        ("concurrency = {a = 1}", "concurrency"),
+        ("offline = 3", "offline"),
+        ("order = 'random'", "order"),
+        ("max_side = 1\nmax-side = 2", "twice"),
+        ("max_side 3", "c.toml"),
+        ("input = 'in.jsonl'", "input"),
+    ],
+)
+def test_a_wrong_toml_file_is_told_in_a_line(refused, tmp_path, toml, said):
+    """A wrong name or value in TOML exits with 2 and names it."""
+    (tmp_path / "c.toml").write_text(toml)
+    assert said in refused("in.jsonl", "--config", "c.toml")
+
+
+def test_a_toml_file_that_is_no_text_is_told(refused, tmp_path):
+    """A binary file given as --config is no reason for a stack trace."""
+    (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
+    assert "c.toml" in refused("in.jsonl", "--config", "c.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CAPTIONER_MODLE", "m", "CAPTIONER_MODEL"),
+        ("CAPTIONER_CONCURRENCY", "many", "CAPTIONER_CONCURRENCY"),
+        ("CAPTIONER_OFFLINE", "maybe", "CAPTIONER_OFFLINE"),
+        ("CAPTIONER_ORDER", "random", "CAPTIONER_ORDER"),
+        ("CAPTIONER_INPUT", "in.jsonl", "CAPTIONER_INPUT"),
+        ("CAPTIONER_APIKEY", "sk-secret", "CAPTIONER_API_KEY"),
+    ],
+)
+def test_a_wrong_variable_is_told_in_a_line(refused, monkeypatch, name, value, said):
+    """A wrong name or value in the environment exits with 2, names it, and shows no key."""
+    monkeypatch.setenv(name, value)
+    error = refused("in.jsonl")
+    assert said in error
+    assert "sk-secret" not in error
+
+
+def test_options_of_the_run_do_not_disturb_serve(monkeypatch):
+    """Whoever exports options for captioning can still start the describer."""
+    served: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        "captioner.offline.server.serve", lambda host, port: served.append((host, port))
+    )
+    monkeypatch.setenv("CAPTIONER_MODEL", "m")
+    monkeypatch.setenv("CAPTIONER_DEBUG", "1")
+    monkeypatch.setenv("CAPTIONER_PORT", "0")
+    assert run_in_process(["serve", "--host", "127.0.0.1"]) == 0
+    assert served == [("127.0.0.1", 0)]
+
+
+def test_help_names_every_option(capsys):
+    """--help shows each option with its flag, whatever else the line holds."""
+    assert run_in_process(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in OPTIONS:
+        assert f"--{name.replace('_', '-')}" in shown
+    assert "INPUT" in shown
+    assert "--no-" not in shown
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["in.jsonl", "--version"]])
+def test_version(capsys, arguments):
+    """--version prints one line."""
+    assert run_in_process(arguments) == 0
+    assert capsys.readouterr().out == "captioner 0.1.0\n"
+
+
+def test_without_endpoint_the_ways_to_give_one_are_shown(run_command, make_input):
+    """The first thing a new user does wrong exits with 2 and a few lines that help."""
+    done = run_command(make_input(1))
+    assert done.returncode == 2
+    assert not done.stdout
+    assert "--base-url" in done.stderr
+    assert "--offline" in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+
+
+@pytest.mark.parametrize("port", ["99999", "-1", "taken"])
+def test_a_port_that_cannot_be_served_is_told(run_command, port):
+    """A port out of range or in use exits with 2 and a line, not with a stack trace."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1] if port == "taken" else port
+        done = run_command("serve", f"--port={number}")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "port" in done.stderr or "address" in done.stderr.lower()
+
+
+def test_an_input_that_is_missing_is_told(run_command, tmp_path):
+    """A mistyped file name exits with 2 and is named; no output is left behind."""
+    done = run_command("none.jsonl", "--base-url=http://127.0.0.1:1/v1", "--model=m", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "captioner: cannot read the input none.jsonl: No such file or directory\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_output_may_not_be_the_input(run_command, make_input):
+    """-o with the input's own name is refused, and the input stays as it is."""
+    path = make_input(1)
+    before = path.read_bytes()
+    done = run_command(path, "-o", path, "--base-url=http://127.0.0.1:1/v1", "--model=m")
+    assert done.returncode == 2
+    assert "overwrite" in done.stderr
+    assert path.read_bytes() == before

@@ -1,0 +1,302 @@
+"""What a person sees: numbers that add up, in words, on any terminal, and nothing that commands it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+import captioner.display
+from captioner.display import Display, Pace, duration, printable, short, summarise
+from captioner.records import Progress, RunReport
+from captioner.settings import Settings
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests set by hand."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    made = Clock()
+    monkeypatch.setattr(captioner.display, "time", made)
+    return made
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def report(**given: object) -> RunReport:
+    """Return a report of a finished run in which nothing happened but what is given."""
+    zeros = {"bool": False, "int": 0, "float": 0.0}
+    values = {
+        one.name: zeros.get(str(one.type).split("[")[0], {}) for one in dataclasses.fields(RunReport)
+    }
+    values |= {"output": "out.jsonl", "failures": "out.failed.jsonl", "stopped": ""}
+    values |= {"complete": True, "seconds": 10.0}
+    return RunReport(**{**values, **given})
+
+
+# -- pace --------------------------------------------------------------------------------------
+
+
+def test_pace_is_what_was_settled_in_the_last_minute(clock):
+    """The rate follows what happens now, not what happened hours ago."""
+    progress = Progress()
+    pace = Pace(progress)
+    for _ in range(100):
+        clock.now += 1
+        progress.captioned += 3
+        progress.failed += 1
+        pace.tick()
+    assert pace.per_s == pytest.approx(4)
+    for _ in range(100):
+        clock.now += 1
+        pace.tick()
+    assert pace.per_s == 0
+
+
+def test_pace_before_anything_happened(clock):
+    """Nothing read, nothing done, no time gone: zeros and no arrival time, no division by zero."""
+    pace = Pace(Progress())
+    pace.tick()
+    assert (pace.per_s, pace.fraction, pace.left_s) == (0, 0, None)
+
+
+def test_the_total_is_estimated_from_the_size_until_all_is_read():
+    """How far a run has come is known long before the input has been read."""
+    progress = Progress(read=100, position=1000, size=10_000, captioned=40, failed=10)
+    pace = Pace(progress)
+    assert pace.total == 1000
+    assert pace.fraction == pytest.approx(0.05)
+    progress.complete, progress.read = True, 900
+    assert pace.total == 900
+
+
+def test_records_of_earlier_runs_count_as_done_but_not_as_speed(clock):
+    """After a resume the arrival time is that of what is left, at the speed of this run."""
+    progress = Progress(
+        read=1000, position=1000, size=1000, complete=True, resumed=600, failed_before=100
+    )
+    pace = Pace(progress)
+    clock.now += 10
+    progress.captioned = 100
+    pace.tick()
+    assert pace.per_s == pytest.approx(10)
+    assert pace.fraction == pytest.approx(0.8)
+    assert pace.left_s == pytest.approx(20)
+
+
+def test_the_fraction_never_exceeds_one():
+    """An input whose size is unknown or grows shows at most 100%."""
+    progress = Progress(read=5, captioned=9, position=50, size=10)
+    assert Pace(progress).fraction == 1
+
+
+# -- words -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0.0 s"),
+        (9.4, "9.4 s"),
+        (42, "42 s"),
+        (59.7, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7620, "2 h 07 min"),
+        (4_000_000, "1,111 h 06 min"),
+    ],
+)
+def test_durations_as_people_say_them(seconds, said):
+    """No time is shown as 60 s or 60 min."""
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (12_345, "12.3k"),
+        (4_500_000, "4.5M"),
+        (2_000_000_000, "2.0G"),
+        (999_999, "1.0M"),
+        (999_999_999, "1.0G"),
+    ],
+)
+def test_short_numbers(number, said):
+    """Counts take few characters, and none reads 1000.0k."""
+    assert short(number) == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[31mred\x1b[0m",
+        "\x1b]0;title\x07",
+        "a\rb",
+        "a\nb",
+        "\x9b2J",
+        "\u202egnp.exe",
+        "\x00\x7f",
+        "\udc80",
+    ],
+)
+def test_nothing_printed_commands_a_terminal(text):
+    """File names and error texts of others cannot move the cursor or forge lines."""
+    shown = printable(text)
+    assert shown.isprintable()
+    assert "\\" in shown
+
+
+def test_printable_leaves_languages_alone():
+    """Names in any script stay readable."""
+    assert printable("Öl 日本語 🎨 \\n") == "Öl 日本語 🎨 \\n"
+
+
+# -- the display -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 200])
+def test_the_live_display_fits_narrow_terminals(width):
+    """No line is wider than the terminal, and on 40 columns every number can still be read."""
+    progress = Progress(
+        captioned=1_234_567,
+        failed=89,
+        resumed=1000,
+        in_flight=256,
+        read=2_000_000,
+        position=1,
+        size=2,
+        prompt_tokens=5_000_000,
+        waiting="the disk is full",
+    )
+    display = Display(progress, Terminal())
+    display._live = object()  # type: ignore[assignment]
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(display._renderable())
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    if width >= 40:
+        text = " ".join(" ".join(lines).split())
+        for part in ("1,234,567 done", "89 failed", "256 in flight", "ETA", "the disk is full"):
+            assert part in text
+
+
+async def test_without_a_terminal_plain_lines_come_now_and_then(monkeypatch):
+    """A log file gets a plain line of numbers, no control characters, and nothing at first."""
+    stream = io.StringIO()
+    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
+    async with Display(Progress(captioned=3), stream):
+        await asyncio.sleep(0.01)
+    assert not stream.getvalue()
+    monkeypatch.setattr(captioner.display, "PLAIN_S", 0.0)
+    progress = Progress(captioned=1234, failed=5, read=2000, complete=True, waiting="why")
+    async with Display(progress, stream):
+        while stream.getvalue().count("\n") < 2:
+            await asyncio.sleep(0.001)
+    line = stream.getvalue().splitlines()[0]
+    assert line.isprintable()
+    for part in ("1,234 done", "5 failed", "62%", "ETA", "waiting: why"):
+        assert part in line
+
+
+async def test_on_a_terminal_the_live_display_is_wiped_and_messages_stay(monkeypatch):
+    """What was said in between is still there at the end; markup in it is shown as it is."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
+    stream = Terminal()
+    display = Display(Progress(captioned=77), stream)
+    async with display:
+        while "77 done" not in stream.getvalue():
+            await asyncio.sleep(0.001)
+        display.say("[red]a\x1b[2Jb")
+    assert "[red]a\\x1b[2Jb" in stream.getvalue()
+    assert "\x1b[2K" in stream.getvalue().rpartition("77 done")[2]
+
+
+async def test_the_display_leaves_no_task_behind():
+    """Closing the display ends what it started, after an error as well."""
+    before = asyncio.all_tasks()
+    with pytest.raises(ZeroDivisionError):
+        async with Display(Progress(), io.StringIO()):
+            raise ZeroDivisionError
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_terminal_that_is_gone_does_not_end_the_run():
+    """Nobody reads any more (``2>&1 | head``): saying something is no error."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    async with Display(Progress(), Gone()) as display:
+        display.say("is anybody there?")
+
+
+# -- the summary -------------------------------------------------------------------------------
+
+
+def test_the_summary_of_a_good_run_is_short():
+    """What was done, how fast, what it cost, where it is; nothing about failures."""
+    text = summarise(
+        report(captioned=1500, calls=1510, retries=10, prompt_tokens=150_000, resumed=500),
+        Settings.create("in.jsonl"),
+    )
+    assert "1,500 captioned in 10 s, 150.0/s" in text
+    assert "500 were done before" in text
+    assert "1,510 requests" in text
+    assert "150.0k" in text
+    assert "out.jsonl" in text
+    assert "fail" not in text
+    assert "continue" not in text
+
+
+def test_the_summary_names_failures_by_kind_most_first():
+    """What failed is told by kind with one example each, and how to try again."""
+    text = summarise(
+        report(
+            failed=1003,
+            codes={"bad_json": 3, "image_missing": 1000},
+            examples={"bad_json": (7, "not \x1b[31mJSON"), "image_missing": (1234, "there is none")},
+        ),
+        Settings.create("my in.jsonl", "out.jsonl"),
+    )
+    lines = text.splitlines()
+    first = next(at for at, line in enumerate(lines) if "image_missing" in line)
+    assert "1,000 image_missing" in lines[first]
+    assert "line 1,234: there is none" in lines[first]
+    assert "3 bad_json" in lines[first + 1]
+    assert "\x1b" not in text
+    assert "1,003 failed: out.failed.jsonl" in text
+    assert "python -m captioner 'my in.jsonl' -o out.jsonl --retry-failed" in text
+
+
+def test_the_summary_of_an_interrupted_run_says_how_to_go_on():
+    """After Ctrl-C the same command continues, and that is said."""
+    text = summarise(report(complete=False, captioned=3), Settings.create("in.jsonl"))
+    assert "continue: python -m captioner in.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    "given", [{"failed": 1, "codes": {"x": 1}, "examples": {"x": (1, "m")}}, {"complete": False}]
+)
+def test_a_command_to_run_again_can_be_pasted(given):
+    """The command ends its line: a shell does not know what a remark in brackets is."""
+    text = summarise(report(**given), Settings.create("in.jsonl"))
+    line = next(line for line in text.splitlines() if "python -m captioner" in line)
+    assert line.endswith(("in.jsonl", "--retry-failed"))
+
+

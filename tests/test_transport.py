@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from aioresponses import CallbackResult, aioresponses
+from conftest import StrayResponse
+from endpoint import FakeEndpoint, Reply
+from yarl import URL
+
+from captioner.errors import EndpointFaultError
+from captioner.records import Request, Response
+from captioner.transport import MAX_REPLY, AiohttpTransport
+
+BASE = "http://example.org/v1"
+CHAT = URL(f"{BASE}/chat/completions")
+PIECES = (b'{"model":"m","messages":', b"[]", b"}")
+POST = Request("POST", "/chat/completions", PIECES)
+
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def transport_to(base_url: str, **options: Any) -> AsyncIterator[AiohttpTransport]:
+    options = {"api_key": None, "timeout_s": 20.0, "connections": 4, **options}
+    transport = AiohttpTransport(base_url, **options)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+@asynccontextmanager
+async def raw_server(answer: Answer) -> AsyncIterator[str]:
+    """Serve one exchange per connection exactly as told, and yield the base URL."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await answer(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def says(*parts: bytes) -> Answer:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+
+    return answer
+
+
+async def fault_of(base_url: str, request: Request = POST, **options: Any) -> EndpointFaultError:
+    async with transport_to(base_url, **options) as transport:
+        with pytest.raises(EndpointFaultError) as caught:
+            await transport.send(request)
+    assert caught.value.message.isprintable()  # one line of plain text
+    assert "0x" not in caught.value.message  # no addresses of objects
+    return caught.value
+
+
+def body_with(text: str) -> Request:
+    messages = [{"role": "user", "content": text}]
+    return Request("POST", POST.path, (PIECES[0], orjson.dumps(messages), PIECES[2]))
+
+
+@pytest.mark.parametrize("status", [200, 301, 400, 404, 429, 500, 503])
+async def test_any_status_is_a_reply(status):
+    """What a status means is not decided here: status, headers and body come back as they are."""
+    with aioresponses() as mock:
+        headers = {"Retry-After": "7", "X-Odd": "Ä", "Location": "http://example.org/else"}
+        mock.post(
+            CHAT, status=status, body=b"\xff\0x", headers=headers, response_class=StrayResponse
+        )
+        async with transport_to(BASE) as transport:
+            reply = await transport.send(POST)
+        assert len(mock.requests) == 1  # a redirect is not followed
+    assert (reply.status, reply.body) == (status, b"\xff\0x")
+    assert reply.headers["retry-after"] == "7"
+    assert all(name == name.lower() for name in reply.headers)
+
+
+@pytest.mark.parametrize("base", [BASE, BASE + "/", BASE + "//"])
+async def test_what_is_sent(base):
+    """Method, address, key and body are exactly those asked for, whatever ends the base URL."""
+    with aioresponses() as mock:
+        mock.post(CHAT, body="{}", response_class=StrayResponse)
+        mock.get(f"{BASE}/models", body="{}", response_class=StrayResponse)
+        async with transport_to(base, api_key="sk-1") as transport:
+            await transport.send(POST)
+            await transport.send(Request("GET", "/models"))
+        sent = mock.requests[("POST", CHAT)][0].kwargs
+        asked = mock.requests[("GET", URL(f"{BASE}/models"))][0].kwargs
+    assert sent["data"] == b"".join(PIECES)
+    assert sent["headers"]["Authorization"] == "Bearer sk-1"
+    assert sent["headers"]["Content-Type"] == "application/json"
+    assert sent["allow_redirects"] is False
+    assert asked["data"] is None
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("http_proxy", "http"), ("https_proxy", "https")])
+async def test_proxy_of_the_environment(monkeypatch, name, scheme):
+    """A proxy that the environment names is used for hosts elsewhere, unless they are exempt."""
+    monkeypatch.setenv(name, "http://proxy.example:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    used = []
+    for exempt in ("", "example.org"):
+        monkeypatch.setenv("no_proxy", exempt)
+        with aioresponses() as mock:
+            url = f"{scheme}://example.org/v1"
+            mock.get(f"{url}/models", body="{}", response_class=StrayResponse)
+            async with transport_to(url) as transport:
+                await transport.send(Request("GET", "/models"))
+            used.append(mock.requests[("GET", URL(f"{url}/models"))][0].kwargs["proxy"])
+    assert used == ["http://proxy.example:3128", None]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_proxy_is_ignored_on_loopback(monkeypatch, endpoint, host):
+    """A server on this machine is reached directly though the environment names a proxy."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    url = endpoint.base_url.replace("127.0.0.1", host)
+    async with transport_to(url) as transport:
+        assert (await transport.send(Request("GET", "/models"))).status == 200
+
+
+KEY = SimpleNamespace(host="example.org", port=443, ssl=True, is_ssl=True)
+INFO = aiohttp.RequestInfo(CHAT, "POST", {}, CHAT)
+REFUSED = ConnectionRefusedError(111, "Connection refused")
+FAULTS = [
+    (aiohttp.ClientConnectorError(KEY, REFUSED), "connection"),
+    (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "Name or service not known")), "connection"),
+    (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "wrong version number")), "connection"),
+    (
+        aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("self-signed")),
+        "connection",
+    ),
+    (aiohttp.ClientProxyConnectionError(KEY, REFUSED), "connection"),
+    (aiohttp.ConnectionTimeoutError("Connection timeout to host"), "connection"),
+    (aiohttp.ServerDisconnectedError(), "disconnected"),
+    (aiohttp.ServerFingerprintMismatch(b"a", b"b", "example.org", 443), "disconnected"),
+    (aiohttp.ClientOSError(104, "Connection reset by peer"), "disconnected"),
+    (aiohttp.ClientConnectionResetError("Cannot write to closing transport"), "disconnected"),
+    (aiohttp.ClientConnectionError("Connection lost"), "disconnected"),
+    (aiohttp.ClientPayloadError("Response payload is not completed"), "disconnected"),
+    (aiohttp.ClientResponseError(INFO, (), status=400, message="bad"), "disconnected"),
+    (aiohttp.ClientHttpProxyError(INFO, (), status=407, message="auth"), "disconnected"),
+    (aiohttp.InvalidURL("http://"), "disconnected"),
+    (aiohttp.NonHttpUrlClientError("ftp://x"), "disconnected"),
+    (aiohttp.ClientError(), "disconnected"),
+    (aiohttp.SocketTimeoutError("read"), "timeout"),
+    (aiohttp.ServerTimeoutError("read"), "timeout"),
+    (TimeoutError(), "timeout"),
+    (ConnectionResetError(104, "Connection reset by peer"), "disconnected"),
+    (BrokenPipeError(32, "Broken pipe"), "disconnected"),
+    (OSError(24, "Too many open files"), "disconnected"),
+    (ValueError("Newline in header"), "disconnected"),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), FAULTS, ids=lambda value: type(value).__name__)
+async def test_every_error_of_the_client_is_a_fault(error, code):
+    """Whatever goes wrong on the way is the endpoint's trouble, in words, and not a crash."""
+    with aioresponses() as mock:
+        mock.post(CHAT, exception=error)
+        assert (await fault_of(BASE)).code == code
+
+
+async def test_cancelling_is_no_fault():
+    """A request given up by the run ends as cancelled."""
+    with aioresponses() as mock:
+        mock.post(CHAT, exception=asyncio.CancelledError())
+        async with transport_to(BASE) as transport:
+            with pytest.raises(asyncio.CancelledError):
+                await transport.send(POST)
+
+
+async def test_several_exchanges_in_order():
+    """A transport is used over and over, whatever the exchange before has come to."""
+    replies = [
+        CallbackResult(status=s, body=b"{}", response_class=StrayResponse) for s in (500, 200)
+    ]
+    with aioresponses() as mock:
+        mock.post(CHAT, exception=aiohttp.ServerDisconnectedError())
+        mock.post(CHAT, callback=lambda *_, **__: replies[0])
+        mock.post(CHAT, callback=lambda *_, **__: replies[1])
+        async with transport_to(BASE) as transport:
+            with pytest.raises(EndpointFaultError):
+                await transport.send(POST)
+            assert (await transport.send(POST)).status == 500
+            assert (await transport.send(POST)).status == 200
+
+
+async def test_real_exchange(endpoint: FakeEndpoint):
+    """Over a real connection the request arrives with its key and the reply comes back."""
+    async with transport_to(endpoint.base_url, api_key="sk-1") as transport:
+        reply = await transport.send(body_with("what?"))
+    assert reply.status == 200
+    assert orjson.loads(reply.body)["choices"][0]["message"]["content"] == "what? []"
+    headers = endpoint.calls[0].headers
+    assert headers["authorization"] == "Bearer sk-1"
+    assert headers["content-type"] == "application/json"
+    assert "accept-encoding" not in headers
+
+
+async def test_no_key_is_sent_without_one(endpoint: FakeEndpoint):
+    """Without a key there is no key header, not an empty one."""
+    for nothing in (None, ""):
+        async with transport_to(endpoint.base_url, api_key=nothing) as transport:
+            await transport.send(body_with("what?"))
+    assert all("authorization" not in call.headers for call in endpoint.calls)
+
+
+@pytest.mark.parametrize("size", [(1 << 18) - 200, 1 << 18, 5 << 20])
+async def test_large_bodies_arrive_intact(endpoint: FakeEndpoint, size):
+    """A request with large pictures, sent in pieces, arrives whole and with its length."""
+    pieces = tuple(bytes([65 + n % 26]) * (size // 40) for n in range(40))
+    whole = (PIECES[0], b'[{"role":"user","content":"', *pieces, b'"}]', PIECES[2])
+    async with transport_to(endpoint.base_url) as transport:
+        for _ in range(2):
+            reply = await transport.send(Request("POST", POST.path, whole))
+            assert reply.status == 200
+    for call in endpoint.calls:
+        text = call.body["messages"][0]["content"].encode()
+        assert hashlib.sha256(text).digest() == hashlib.sha256(b"".join(pieces)).digest()
+        assert call.headers["content-length"] == str(sum(map(len, whole)))
+        assert call.headers["content-type"] == "application/json"
+
+
+async def test_hanging_server(endpoint: FakeEndpoint):
+    """A server that never answers costs the deadline and no more."""
+    endpoint.behave = lambda _: Reply(fault="hang")
+    fault = await fault_of(endpoint.base_url, body_with("x"), timeout_s=0.2)
+    assert fault.code == "timeout"
+    assert "0.2 s (--timeout)" in fault.message
+
+
+async def test_the_deadline_covers_slow_drips():
+    """A server that sends a byte now and then does not hold a worker beyond the deadline."""
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with raw_server(drip) as url:
+        assert (await fault_of(url, timeout_s=0.3)).code == "timeout"
+
+
+async def test_the_deadline_covers_waiting_for_a_connection(endpoint: FakeEndpoint):
+    """A request that finds no free connection ends with its deadline, too."""
+    endpoint.behave = lambda _: Reply(fault="hang")
+    async with transport_to(endpoint.base_url, timeout_s=0.3, connections=1) as transport:
+        results = await asyncio.gather(
+            *(transport.send(body_with("x")) for _ in range(3)), return_exceptions=True
+        )
+    assert [getattr(result, "code", result) for result in results] == ["timeout"] * 3
+
+
+@pytest.mark.parametrize("fault", ["reset", "truncate"])
+async def test_broken_connections(endpoint: FakeEndpoint, fault):
+    """A reply that never comes or ends in the middle is no reply; the next one works."""
+    endpoint.behave = lambda call: (
+        Reply(fault=fault, body=b'{"a":' + b"1" * 5000 + b"}") if call.number == 1 else None
+    )
+    async with transport_to(endpoint.base_url) as transport:
+        with pytest.raises(EndpointFaultError) as caught:
+            await transport.send(body_with("x"))
+        assert caught.value.code == "disconnected"
+        assert (await transport.send(body_with("x"))).status == 200
+    assert endpoint.count == 2  # nothing was sent a second time behind our back
+
+
+async def test_nobody_listens(endpoint: FakeEndpoint):
+    """A server that is not there is told with its host, port and the system's reason."""
+    url = endpoint.base_url
+    endpoint.stop()
+    fault = await fault_of(url)
+    assert fault.code == "connection"
+    assert str(URL(url).port) in fault.message
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"",),
+        (b"\0\1\2 nonsense\r\n\r\n",),
+        (b"SSH-2.0-OpenSSH_9.6\r\n",),
+        (b"HTTP/1.1 banana OK\r\n\r\n",),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: banana\r\n\r\n",),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nbanana\r\n",),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",),
+        (HEAD + b"Content-Encoding: gzip\r\nContent-Length: 6\r\n\r\nbanana",),
+        (HEAD + b"Content-Encoding: deflate\r\nContent-Length: 6\r\n\r\nbanana",),
+        (HEAD + b"Content-Length: 100\r\n\r\nshort",),
+        (HEAD + b"Content-Length: 100\r\n",),
+    ],
+    ids=range(13),
+)
+async def test_servers_that_speak_no_http(parts):
+    """Whatever listens there and whatever it says, it is a fault and not a crash."""
+    async with raw_server(says(*parts)) as url:
+        assert (await fault_of(url)).code == "disconnected"
+
+
+@pytest.mark.parametrize("how", ["length", "chunked", "until closed", "gzip"])
+async def test_huge_replies_are_cut_off(how):
+    """A server gone mad does not fill the memory, however it announces what it sends."""
+    block = b"x" * (1 << 16)
+    count = MAX_REPLY // len(block) + 20
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, piece = HEAD, block
+        if how == "length":
+            head += b"Content-Length: %d\r\n" % (len(block) * count)
+        elif how == "chunked":
+            head += b"Transfer-Encoding: chunked\r\n"
+            piece = b"%x\r\n%b\r\n" % (len(block), block)
+        elif how == "gzip":
+            packed = gzip.compress(block * count)
+            writer.write(
+                HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+            )
+            writer.write(packed)
+            await writer.drain()
+            return
+        else:
+            head += b"Connection: close\r\n"
+        writer.write(head + b"\r\n")
+        for _ in range(count):
+            writer.write(piece)
+            await writer.drain()
+
+    async with raw_server(flood) as url:
+        fault = await fault_of(url)
+    assert fault.code == "reply_too_large"
+
+
+@pytest.mark.parametrize("length", [True, False])
+async def test_replies_up_to_the_largest_are_read(length):
+    """A long reply within bounds arrives whole."""
+    body = bytes(range(256)) * 20_000
+    head = HEAD + (b"Content-Length: %d\r\n\r\n" % len(body) if length else b"\r\n")
+    async with raw_server(says(head, body)) as url, transport_to(url) as transport:
+        assert (await transport.send(POST)).body == body
+
+
+async def test_compressed_replies_are_understood():
+    """A server that compresses though nobody asked it to is understood."""
+    packed = gzip.compress(b'{"a":1}')
+    head = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    async with raw_server(says(head, packed)) as url, transport_to(url) as transport:
+        assert (await transport.send(POST)).body == b'{"a":1}'
+
+
+async def test_redirects_are_not_followed():
+    """A key is never carried to another address: a redirect is handed back as it is."""
+    head = b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
+    async with raw_server(says(head)) as url, transport_to(url, api_key="k") as transport:
+        reply = await transport.send(POST)
+    assert reply == Response(307, {"location": "/elsewhere", "content-length": "0"}, b"")
+
+
+async def test_cookies_are_not_kept():
+    """What one reply sets is not sent with the next request."""
+    seen: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n")
+        await reader.readexactly(len(b"".join(PIECES)))
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with raw_server(answer) as url, transport_to(url, connections=1) as transport:
+        await transport.send(POST)
+        await transport.send(POST)
+    assert len(seen) == 1  # the same connection was used again
+    assert b"cookie" not in seen[0].lower()
+
+
+async def test_cancelling_a_real_request(endpoint: FakeEndpoint):
+    """A request on the wire can be given up at once, and the transport closed after it."""
+    arrived = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang(_: Any) -> Reply:
+        loop.call_soon_threadsafe(arrived.set)
+        return Reply(fault="hang")
+
+    endpoint.behave = hang
+    async with transport_to(endpoint.base_url) as transport:
+        task = asyncio.create_task(transport.send(body_with("x")))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_closing_twice_and_unused():
+    """Closing a transport that was never used, or is closed, is no fault."""
+    transport = AiohttpTransport(BASE, api_key=None, timeout_s=1, connections=1)
+    await transport.close()
+    await transport.close()
