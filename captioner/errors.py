@@ -17,6 +17,7 @@
        ├─ OutputBusyError        another run holds the output               exit 4
        ├─ OutputDamagedError     the output is not what we wrote            exit 5
        └─ DiskError              the disk refused a write or a sync         exit 9
+          └─ DiskFullError       it has no room; waiting may help
 """
 
 from __future__ import annotations
@@ -127,3 +128,7 @@ class DiskError(RunError):
     """The disk refused a write or a sync; what was synced before is safe."""
 
     exit_code = 9
+
+
+class DiskFullError(DiskError):
+    """There is no room on the disk; the same may work later."""

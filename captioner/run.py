@@ -178,6 +178,7 @@ class _Run:
             journal,
             rows,
             self.progress,
+            self.stopping,
             warn=self._warn,
             disk_wait_s=settings.run.disk_wait,
         ) as sink:

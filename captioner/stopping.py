@@ -44,6 +44,11 @@ class Stopping:
         else:
             self._callbacks.append(callback)
 
+    @property
+    def hurried(self) -> bool:
+        """It has been wished at once."""
+        return self._hurried.is_set()
+
     async def wait(self) -> None:
         """Return when it is wished."""
         await self._wished.wait()

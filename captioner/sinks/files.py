@@ -159,6 +159,11 @@ def write_all(files: Files, fd: int, data: bytes, offset: int) -> int:
     return done
 
 
+def is_full(error: OSError) -> bool:
+    """Tell whether there was no room: waiting may help."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def network_file_system(path: Path) -> str:
     """Return the type of the network file system a path is on, empty if it is a local one.
 

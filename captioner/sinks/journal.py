@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.errors import DiskError, OutputDamagedError, SettingsError
+from captioner.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
 from captioner.identity import Identity, KeyTable
 from captioner.sinks import checkpoint as ckpt
 from captioner.sinks.checkpoint import Checkpoint, Extent
 from captioner.sinks.failures import FailuresFile, failures_path
-from captioner.sinks.files import Files, write_all
+from captioner.sinks.files import Files, is_full, write_all
 from captioner.sinks.scan import scan_output
 
 if TYPE_CHECKING:
@@ -288,6 +288,7 @@ class Journal:
         """Make everything written so far survive a power loss.
 
         Raises:
+            DiskFullError: There is no room for the checkpoint; it can be tried again.
             DiskError: A sync failed; nothing may be committed after that.
         """
         if self._dead:
@@ -307,9 +308,18 @@ class Journal:
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         temporary = beside(self._checkpoint_path, ".tmp")
-        fd = self._files.open(temporary, fresh=True)
         try:
-            write_all(self._files, fd, checkpoint.encode(), 0)
+            fd = self._files.open(temporary, fresh=True)
+            try:
+                write_all(self._files, fd, checkpoint.encode(), 0)
+            except OSError:
+                self._files.close(fd)
+                raise
+        except OSError as error:
+            if is_full(error):
+                raise DiskFullError(str(self._disk_error("write beside", error))) from error
+            raise
+        try:
             self._files.sync(fd)
         finally:
             self._files.close(fd)

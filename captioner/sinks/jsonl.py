@@ -8,7 +8,6 @@ records. Syncs run in a second thread, so a slow disk holds up neither the write
 from __future__ import annotations
 
 import asyncio
-import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Self
 import orjson
 from aiofiles.os import wrap
 
-from captioner.errors import DiskError
+from captioner.errors import DiskError, DiskFullError
 from captioner.rawjson import add_members, one_line, quoted, replace_values
 from captioner.records import Caption
+from captioner.sinks.files import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from captioner.identity import Identity
     from captioner.records import Failure, Outcome, Progress
     from captioner.sinks.journal import Journal
+    from captioner.stopping import Stopping
 
 COMMIT_RECORDS = 1_000
 COMMIT_BYTES = 16 << 20
 COMMIT_S = 1.0
 SLOW_SYNC_S = 1.0
 RETRY_S = 1.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Rows:
@@ -84,6 +84,7 @@ class JournalSink:
         journal: An open journal.
         rows: Turns outcomes into lines.
         progress: Is told when the disk keeps us waiting.
+        stopping: When it is hurried, a full disk is not waited for.
         warn: Called with a sentence when the disk is slow or full.
         disk_wait_s: Seconds to wait for space on a full disk before giving up.
 
@@ -95,6 +96,7 @@ class JournalSink:
         journal: Journal,
         rows: Rows,
         progress: Progress,
+        stopping: Stopping,
         *,
         warn: Callable[[str], None],
         disk_wait_s: float,
@@ -102,6 +104,7 @@ class JournalSink:
         self._journal = journal
         self._rows = rows
         self._progress = progress
+        self._stopping = stopping
         self._warn = warn
         self._disk_wait_s = disk_wait_s
         self._captions: list[bytes] = []
@@ -140,7 +143,7 @@ class JournalSink:
             if self._commit_task is not None:
                 await self._commit_task
             if self._error is None and self._journal.dirty:
-                await self._commit(executor=self._threads)
+                await self._patiently(self._commit)
         finally:
             self._threads.shutdown(wait=False)
         if self._error is not None and exc_info[0] is None:
@@ -199,23 +202,24 @@ class JournalSink:
             if self._journal.dirty and (timer is None or timer.when() <= loop.time()):
                 timer = loop.call_later(COMMIT_S, self._wake.set)
 
-    async def _patiently(self, append: Callable[..., Awaitable[None]], lines: bytes) -> None:
-        """Write lines; on a full disk wait for space, holding what was paid for in memory."""
+    async def _patiently(self, write: Callable[..., Awaitable[None]], *data: bytes) -> None:
+        """Write; on a full disk wait for space, holding what was paid for in memory."""
         deadline: float | None = None
         while True:
             try:
-                await append(lines, executor=self._threads)
-            except OSError as error:
+                await write(*data, executor=self._threads)
+            except (OSError, DiskFullError) as error:
                 now = time.monotonic()
-                if error.errno not in _FULL:
-                    raise self._disk_error(error) from error
+                failure = self._disk_error(error)
+                if isinstance(error, OSError) and not is_full(error):
+                    raise failure from error
                 if deadline is None:
                     deadline = now + self._disk_wait_s
                     self._warn(
                         f"the disk is full; waiting up to {self._disk_wait_s:.0f} s for space"
                     )
-                if now >= deadline:
-                    raise self._disk_error(error) from error
+                if now >= deadline or self._stopping.hurried:
+                    raise failure from error
                 self._progress.waiting = "the disk is full"
                 await asyncio.sleep(min(RETRY_S, deadline - now))
             else:
@@ -223,7 +227,9 @@ class JournalSink:
                     self._progress.waiting = ""
                 return
 
-    def _disk_error(self, error: OSError) -> DiskError:
+    def _disk_error(self, error: OSError | DiskError) -> DiskError:
+        if isinstance(error, DiskError):
+            return error
         return DiskError(
             f"the disk refused a write to {self._journal.path.name}: {error.strerror or error}. "
             "What was written before is safe; mend the disk and run the same command again."
@@ -245,7 +251,7 @@ class JournalSink:
     async def _commit_now(self) -> None:
         slow = asyncio.get_running_loop().call_later(SLOW_SYNC_S, self._say_slow)
         try:
-            await self._commit(executor=self._threads)
+            await self._patiently(self._commit)
         except Exception as error:  # noqa: BLE001 - raised again for whoever puts or closes
             self._error = error
             self._wake.set()
