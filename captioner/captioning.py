@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 POISON_FAULTS = 3
 POISON_SUCCESSES = 20
-_OVERLOAD = frozenset({"http_429", "http_503", "http_529"})
+_OVERLOAD = frozenset({"connection", "http_429", "http_503", "http_529"})
 
 
 class Endpoint:
@@ -79,15 +79,14 @@ class Endpoint:
                     return Failure(prepared.line, error.code, error.message, attempts)
                 await self._stopping.sleep(next(pauses))
             except EndpointFaultError as error:
-                if not faults:
+                blamed = error.code not in _OVERLOAD
+                if blamed and not faults:
                     successes_before = self._health.successes
-                faults += 1
+                faults += blamed
                 others = self._health.successes - successes_before
-                if await self._is_poison(error, faults, others):
+                if blamed and await self._is_poison(faults, others):
                     message = f"{error.message} ({faults} times, while the endpoint was well)"
                     return Failure(prepared.line, error.code, message, attempts)
-                if error.retry_after_s is not None:
-                    self._limiter.pause(error.retry_after_s)
                 await self._stopping.sleep(next(pauses))
             else:
                 return Caption(
@@ -102,18 +101,13 @@ class Endpoint:
             try:
                 if self._stopping:
                     raise StoppedError
-                progress = self._progress
-                progress.calls += 1
-                progress.retries += retry
-                progress.in_flight += 1
-                try:
-                    response = await self._transport.send(request)
-                finally:
-                    progress.in_flight -= 1
+                completion = await self._exchange(request, retry=retry)
+            except EndpointFaultError as error:
+                if error.retry_after_s is not None:  # before the permit goes to the next one
+                    self._limiter.pause(error.retry_after_s)
+                raise
             finally:
                 self._limiter.release()
-            self._health.answered()
-            completion = self._dialect.judge(response)
         except EndpointFaultError as error:
             verdict = True
             self._health.faulted(error, probe=probe)
@@ -130,14 +124,24 @@ class Endpoint:
             if probe and not verdict:
                 self._health.abandoned()
 
-    async def _is_poison(self, error: EndpointFaultError, faults: int, others: int) -> bool:
+    async def _exchange(self, request: Request, *, retry: bool) -> Completion:
+        progress = self._progress
+        progress.calls += 1
+        progress.retries += retry
+        progress.in_flight += 1
+        try:
+            response = await self._transport.send(request)
+        finally:
+            progress.in_flight -= 1
+        self._health.answered()
+        return self._dialect.judge(response)
+
+    async def _is_poison(self, faults: int, others: int) -> bool:
         """Tell whether it is the record that breaks the endpoint, not the endpoint itself.
 
         It is if others went through meanwhile; where there are no others to tell by, if the
         endpoint answers a harmless question between two faults.
         """
-        if error.code in _OVERLOAD or error.code == "connection":
-            return False
         if faults >= POISON_FAULTS and others >= POISON_SUCCESSES:
             return True
         if faults < self._max_attempts:

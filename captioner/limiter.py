@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections import deque
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ class Limiter:
             if granted.done() and not granted.cancelled():
                 self.release()
             else:
-                self._waiting.remove(granted)
+                with contextlib.suppress(ValueError):  # a release may have passed it over
+                    self._waiting.remove(granted)
             raise
 
     def release(self) -> None:
@@ -54,7 +56,8 @@ class Limiter:
 
     def pause(self, seconds: float) -> None:
         """Grant nothing for so many seconds from now."""
-        self._closed_until = max(self._closed_until, self._now() + seconds)
+        if self.limit < sys.maxsize:
+            self._closed_until = max(self._closed_until, self._now() + seconds)
 
     def open(self) -> None:
         """Grant everything from now on: the run is stopping, and those who wait are to see it."""

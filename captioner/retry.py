@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,8 @@ def retry_after_s(
     if _NUMBER.fullmatch(value):
         return min(float(value), LONGEST_RETRY_AFTER_S)
     try:
-        seconds = parsedate_to_datetime(value).timestamp() - now()
+        date = parsedate_to_datetime(value)
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now()
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else None

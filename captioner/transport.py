@@ -60,7 +60,9 @@ class AiohttpTransport:
         session = self._session or self._open()
         url = self._urls.get(request.path)
         if url is None:
-            url = self._urls[request.path] = URL(self._base_url + request.path)
+            base, mark, query = self._base_url.partition("?")  # Azure's api-version, say
+            address = f"{base.rstrip('/')}{request.path}{mark}{query}"
+            url = self._urls[request.path] = URL(address)
         body: Any = None
         if request.pieces:
             size = sum(map(len, request.pieces))
@@ -78,6 +80,10 @@ class AiohttpTransport:
                     data = await _read(reply)
                     headers = {name.lower(): value for name, value in reply.headers.items()}
                     return Response(reply.status, headers, data)
+        except aiohttp.ConnectionTimeoutError:
+            raise EndpointFaultError(
+                "connection", f"cannot connect to {url.host} within {CONNECT_S:g} s"
+            ) from None
         except TimeoutError:
             raise EndpointFaultError(
                 "timeout", f"no whole reply within {self._timeout_s:g} s (--timeout)"
@@ -154,4 +160,4 @@ def _reason(error: BaseException) -> str:
         return error.os_error.strerror or str(error.os_error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__

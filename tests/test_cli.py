@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from dataclasses import fields
 from pathlib import Path
@@ -302,3 +303,24 @@ def test_the_output_may_not_be_the_input(run_command, make_input):
     assert done.returncode == 2
     assert "overwrite" in done.stderr
     assert path.read_bytes() == before
+
+
+def test_an_output_that_is_a_folder_is_told(run_command, make_input, tmp_path):
+    """-o with a folder is a mistake of the user's, not an internal error."""
+    path = make_input(1)
+    for output in (tmp_path, "."):
+        done = run_command(
+            path, "-o", output, "--base-url=http://127.0.0.1:1/v1", "--model=m", cwd=tmp_path
+        )
+        assert done.returncode == 2, done.stderr
+        assert "internal error" not in done.stderr
+
+
+def test_an_input_that_is_a_pipe_is_refused(run_command, tmp_path):
+    """The input is read twice; a pipe nobody writes to must not hang the command."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    done = run_command(
+        tmp_path / "pipe.jsonl", "--base-url=http://127.0.0.1:1/v1", "--model=m", timeout=10
+    )
+    assert done.returncode == 2
+    assert "pipe.jsonl" in done.stderr

@@ -216,6 +216,24 @@ def test_a_fatal_answer_stops_the_run(
     assert max(endpoint.answered.values()) == 1
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_an_endpoint_that_is_away_too_long(run_command, make_input, count):
+    """With nobody listening the run ends with 7 after --max-outage, however few its records."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    done = run_command(
+        make_input(count),
+        f"--base-url=http://user:{KEY}@127.0.0.1:{port}/v1",
+        "--model=m",
+        "--max-outage=0.1",
+        timeout=15,
+    )
+    assert done.returncode == 7, done.stderr
+    assert is_clean(done.stderr)
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "same command again" in done.stderr
+
+
 def test_an_output_in_use_is_left_alone(run_command, start, make_input, endpoint, options):
     """A second run on the same output ends at once with 4 and sends nothing."""
     path = make_input(1)

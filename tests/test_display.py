@@ -1,4 +1,4 @@
-"""What a person sees: numbers that add up, in words, on any terminal, and nothing that commands it."""
+"""What a person sees: numbers that add up, on any terminal, and nothing that commands it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def report(**given: object) -> RunReport:
     """Return a report of a finished run in which nothing happened but what is given."""
     zeros = {"bool": False, "int": 0, "float": 0.0}
     values = {
-        one.name: zeros.get(str(one.type).split("[")[0], {}) for one in dataclasses.fields(RunReport)
+        one.name: zeros.get(str(one.type).split("[")[0], {})
+        for one in dataclasses.fields(RunReport)
     }
     values |= {"output": "out.jsonl", "failures": "out.failed.jsonl", "stopped": ""}
     values |= {"complete": True, "seconds": 10.0}
@@ -270,7 +271,10 @@ def test_the_summary_names_failures_by_kind_most_first():
         report(
             failed=1003,
             codes={"bad_json": 3, "image_missing": 1000},
-            examples={"bad_json": (7, "not \x1b[31mJSON"), "image_missing": (1234, "there is none")},
+            examples={
+                "bad_json": (7, "not \x1b[31mJSON"),
+                "image_missing": (1234, "there is none"),
+            },
         ),
         Settings.create("my in.jsonl", "out.jsonl"),
     )
@@ -298,5 +302,3 @@ def test_a_command_to_run_again_can_be_pasted(given):
     text = summarise(report(**given), Settings.create("in.jsonl"))
     line = next(line for line in text.splitlines() if "python -m captioner" in line)
     assert line.endswith(("in.jsonl", "--retry-failed"))
-
-

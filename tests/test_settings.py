@@ -71,7 +71,8 @@ def test_a_value_that_cannot_work_is_refused_by_name(option, value):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("concurrency", "8"), ("concurrency", 1.5), ("timeout", "1m"), ("model", 3)]
+    ("option", "value"),
+    [("concurrency", "8"), ("concurrency", 1.5), ("timeout", "1m"), ("model", 3)],
 )
 def test_a_value_of_a_wrong_type_is_a_settings_error(option, value):
     """From Python, too, a value of the wrong type is told as such, not as a TypeError later on."""
@@ -198,6 +199,14 @@ def test_a_key_with_a_line_end_works(monkeypatch):
     """A key read from a file brings a line end; no header can carry that."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\n")
     assert api_key(EndpointSettings()) == "sk-secret"
+
+
+def test_a_key_that_no_header_can_carry_is_refused(monkeypatch):
+    """Two keys pasted into one variable are told at once, without showing them."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\nsk-other")
+    with pytest.raises(SettingsError, match="OPENAI_API_KEY") as caught:
+        api_key(EndpointSettings())
+    assert "sk-" not in str(caught.value)
 
 
 def test_where_the_base_url_comes_from(monkeypatch):

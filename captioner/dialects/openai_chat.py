@@ -38,7 +38,10 @@ _OUT_OF_QUOTA = frozenset(
         "billing_hard_limit_reached",
     }
 )
-_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_THINKING = re.compile(
+    r"\A(?:\s*<think>.*?(?:</think>|\Z))+|\A(?:(?!<think>).)*?</think>", re.DOTALL
+)
+_TEXTS = (None, "text", "output_text")
 _SHOWN = 200
 
 
@@ -99,7 +102,7 @@ class OpenAIChat:
             reply = orjson.loads(response.body)
         except orjson.JSONDecodeError:
             reply = None
-        if response.status != 200:
+        if not 200 <= response.status < 300:
             raise _error(response, response.status, reply)
         if not isinstance(reply, dict):
             raise BadReplyError("bad_reply", f"the reply is not JSON: {_excerpt(response.body)}")
@@ -132,17 +135,21 @@ def _completion(
     reason = str(choice.get("finish_reason") or "")
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal.strip():
-        raise RefusedError("refused", f"the model refused: {refusal.strip()[:_SHOWN]}")
+        raise RefusedError("refused", f"the model refused: {_clean(refusal)}")
     if reason == "content_filter":
         raise RefusedError("filtered", "the endpoint's content filter stopped the caption")
     if reason == "length":
         raise BadReplyError("truncated", "the caption was cut off at the token limit")
+    if reason in ("error", "abort"):
+        raise BadReplyError("aborted", f"the endpoint broke off the caption ({reason})")
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(
             part["text"]
             for part in content
-            if isinstance(part, dict) and isinstance(part.get("text"), str)
+            if isinstance(part, dict)
+            and part.get("type") in _TEXTS
+            and isinstance(part.get("text"), str)
         )
     text = _THINKING.sub("", content).strip() if isinstance(content, str) else ""
     if not text:
@@ -169,7 +176,9 @@ def _error(response: Response, status: int, reply: Any) -> CaptionerError:  # no
         )
     if "credit balance is too low" in message.lower():
         return EndpointGaveOutError(f"The endpoint is out of credit ({message}).")
-    if status in (401, 403):
+    if code == "content_filter" or (status == 403 and _moderated(reply)):
+        return RefusedError("filtered", said)
+    if status in (401, 403) or "api key not valid" in message.lower():
         return EndpointRefusedError(
             f"The endpoint refused the key ({status}: {message}). Check the key and --api-key-env."
         )
@@ -190,6 +199,12 @@ def _error(response: Response, status: int, reply: Any) -> CaptionerError:  # no
     return RefusedError(f"http_{status}", said)
 
 
+def _moderated(reply: Any) -> bool:
+    error = reply.get("error") if isinstance(reply, dict) else None
+    metadata = error.get("metadata") if isinstance(error, dict) else None
+    return isinstance(metadata, dict) and bool(metadata.get("reasons"))
+
+
 def _describe(reply: Any, body: bytes) -> tuple[str, str]:
     """Return code and message of any of the known error shapes."""
     if isinstance(reply, list) and reply:
@@ -198,7 +213,7 @@ def _describe(reply: Any, body: bytes) -> tuple[str, str]:
     if isinstance(reply, dict):
         error = reply.get("error", reply.get("detail", reply))
     if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return str(error.get("code") or ""), _clean(error["message"])
+        return str(error.get("code") or error.get("type") or ""), _clean(error["message"])
     if isinstance(error, str):
         return "", _clean(error)
     return "", _excerpt(body)
@@ -210,6 +225,7 @@ def _excerpt(body: bytes) -> str:
 
 def _clean(text: str) -> str:
     """Return the beginning of a text from outside, safe to show: printable, without payload."""
+    text = text[: 10 * _SHOWN]
     text = re.sub(r"data:[\w/+.-]*;base64,[\w+/=]*", "data:…", text)
     shown = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"

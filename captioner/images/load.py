@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
 class Folders:
     """Where relative paths start from, and where files may lie.
 
@@ -76,8 +79,8 @@ class Folders:
                         raise BadImageError(
                             "image_outside_root", f"{_brief(path)} lies outside the image root"
                         )
-                    return os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-                return os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                    return os.open(full, _FLAGS | os.O_NOFOLLOW)
+                return os.open(full, _FLAGS)
             except (FileNotFoundError, NotADirectoryError) as error:
                 missing = error
             except OSError as error:

@@ -230,6 +230,16 @@ def test_decompression_bombs_are_refused_unopened(data):
     assert caught.value.code == "image_too_large"
 
 
+def test_large_picture_that_is_allowed():
+    """A picture of ninety million pixels, which Pillow warns of, is sent made smaller."""
+    data = saved(Image.new("1", (10_000, 9_000)), "TIFF", compression="group4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        media_type, sent = fit(data, 64)
+    assert media_type == "image/jpeg"
+    assert opened(sent).size == (64, 58)
+
+
 def test_a_long_comment_costs_nothing():
     """A comment longer than a JPEG can hold neither fails the picture nor is sent along."""
     text = PngImagePlugin.PngInfo()
