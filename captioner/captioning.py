@@ -87,7 +87,7 @@ class Endpoint:
                 if blamed and await self._is_poison(faults, others):
                     message = f"{error.message} ({faults} times, while the endpoint was well)"
                     return Failure(prepared.line, error.code, message, attempts)
-                await self._stopping.sleep(next(pauses))
+                await self._stopping.sleep(min(next(pauses), self._health.left_s()))
             else:
                 return Caption(
                     prepared.line, completion.text, prepared.replaces, attempts, completion.usage
@@ -110,6 +110,7 @@ class Endpoint:
                 self._limiter.release()
         except EndpointFaultError as error:
             verdict = True
+            self._progress.waiting = f"the endpoint: {error.message}"
             self._health.faulted(error, probe=probe)
             raise
         except (BadReplyError, RefusedError):
@@ -134,7 +135,9 @@ class Endpoint:
         finally:
             progress.in_flight -= 1
         self._health.answered()
-        return self._dialect.judge(response)
+        completion = self._dialect.judge(response)
+        progress.waiting = ""
+        return completion
 
     async def _is_poison(self, faults: int, others: int) -> bool:
         """Tell whether it is the record that breaks the endpoint, not the endpoint itself.

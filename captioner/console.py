@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import sys
 import warnings
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from captioner.check import check_output
-from captioner.display import Display, describe_check, summarise
+from captioner.display import Display, describe_check, printable, summarise
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.records import Progress
 from captioner.run import run_batch
@@ -121,4 +123,9 @@ class _Session:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Print for a person; nobody reading any more is no error."""
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

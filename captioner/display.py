@@ -162,7 +162,8 @@ class Pace:
 def summarise(report: RunReport, settings: Settings) -> str:
     """Return what a run did, in a few lines, and what to do next."""
     if report.complete and not report.calls and not report.failed:
-        return f"nothing to do: all {report.resumed:,} were captioned before\n{report.output}"
+        what = f"all {report.resumed:,} were captioned before"
+        return f"nothing to do: {what if report.resumed else 'the input has no records'}"
     rate = f", {report.captioned / report.seconds:.1f}/s" if report.captioned else ""
     lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
     if report.resumed:

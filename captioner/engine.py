@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -20,18 +22,21 @@ from captioner.limiter import Limiter
 from captioner.pipeline import Pipeline
 from captioner.prepare import Preparer
 from captioner.records import Request
+from captioner.stopping import StoppedError, Stopping
 from captioner.transport import AiohttpTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from captioner.interfaces import Dialect, Sink, Transport
-    from captioner.records import Outcome, Progress
+    from captioner.records import Outcome, Progress, Response
     from captioner.settings import EndpointSettings, Settings
-    from captioner.stopping import Stopping
 
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
+ASK_S = 15.0
+"""Seconds an endpoint may take to say which models it serves."""
+
 OFFLINE_MODEL = "captioner-offline"
 
 
@@ -91,7 +96,7 @@ class Engine:
                 stack.push_async_callback(transport.close)
             model = endpoint.model
             if model is None:
-                model = await only_model(transport) if dialect is None else ""
+                model = await only_model(transport, stopping) if dialect is None else ""
             prompt = settings.prompt.resolved()
             settings = replace(settings, prompt=prompt)
             dialect = dialect or OpenAIChat(
@@ -99,7 +104,7 @@ class Engine:
             )
             limiter = Limiter(settings.run.concurrency)
             stopping.then(limiter.open)
-            health = Health(name, max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
+            health = Health(_shown(name), max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
             budget = ByteBudget(settings.images.memory)
             stopping.then(budget.close)
             yield cls(
@@ -168,19 +173,33 @@ def api_key(endpoint: EndpointSettings) -> str | None:
             raise SettingsError(
                 f"api-key-env: the environment variable {endpoint.api_key_env} is not set"
             )
-        return os.environ[endpoint.api_key_env].strip()
-    return next(filter(None, (os.environ.get(name, "").strip() for name in KEY_NAMES)), None)
+        return _key_in(endpoint.api_key_env)
+    return next(filter(None, map(_key_in, KEY_NAMES)), None)
 
 
-async def only_model(transport: Transport) -> str:
+def _key_in(name: str) -> str:
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(f"the key in {name} holds characters that no request can carry")
+    return key
+
+
+def _shown(url: str) -> str:
+    """Return a URL without what may be secret in it: user, password and query."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+async def only_model(transport: Transport, stopping: Stopping) -> str:
     """Return the model of an endpoint that serves just one.
 
     Raises:
         SettingsError: It serves several, or does not say.
+        StoppedError: The run was stopped before it said.
     """
     try:
-        reply = await transport.send(Request("GET", "/models"))
-        models = [str(model["id"]) for model in orjson.loads(reply.body)["data"]]
+        reply = await _unless_stopped(transport.send(Request("GET", "/models")), stopping)
+        models = [" ".join(str(model["id"]).split())[:80] for model in orjson.loads(reply.body)["data"]]
     except EndpointFaultError as error:
         raise SettingsError(
             f"no model is given, and the endpoint cannot be asked: {error.message}"
@@ -196,11 +215,27 @@ async def only_model(transport: Transport) -> str:
     )
 
 
+async def _unless_stopped(sending: Coroutine[Any, Any, Response], stopping: Stopping) -> Response:
+    """Return the reply, unless the run is stopped or the endpoint takes too long over it."""
+    reply = asyncio.ensure_future(sending)
+    stopped = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((reply, stopped), timeout=ASK_S, return_when=asyncio.FIRST_COMPLETED)
+        if stopping:
+            raise StoppedError
+        if not reply.done():
+            raise EndpointFaultError("timeout", f"no reply within {ASK_S:g} s")
+        return reply.result()
+    finally:
+        reply.cancel()
+        stopped.cancel()
+
+
 def _folders(settings: Settings) -> Folders:
     root = settings.records.image_root
     here = [settings.input.parent] if settings.input is not None else []
     return Folders(
-        [root] if root is not None else [*here, Path()],
+        [root] if root is not None else list(dict.fromkeys([*here, Path()])),
         bound=root is not None,
         max_bytes=settings.images.max_image_bytes,
     )

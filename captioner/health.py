@@ -8,6 +8,7 @@ or the outage has lasted longer than the user wants to wait.
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from captioner.errors import EndpointFaultError, EndpointGaveOutError
@@ -62,7 +63,7 @@ class Health:
             if not self._probing:
                 self._probing = True
                 try:
-                    await self._sleep(max(0.1, next(self._waits)))
+                    await self._sleep(min(max(0.1, next(self._waits)), self.left_s()))
                 except BaseException:
                     self.abandoned()
                     raise
@@ -98,14 +99,20 @@ class Health:
             self._waits = waits()
         if probe:
             self.abandoned()
-        longest = self._max_outage_s
-        if not self._answered:
-            longest = min(NEVER_ANSWERED_S, longest or NEVER_ANSWERED_S)
-        if longest is not None and now - self._since >= longest and self.resting:
+        if self.left_s() <= 0:
             raise EndpointGaveOutError(
                 f"The endpoint {self._name} has given no caption for {now - self._since:.0f} s "
                 f"({fault.message}). When it is well again, run the same command again."
             )
+
+    def left_s(self) -> float:
+        """Return the seconds until this outage has lasted too long, infinite while all is well."""
+        longest = self._max_outage_s
+        if not self._answered:
+            longest = min(NEVER_ANSWERED_S, longest or NEVER_ANSWERED_S)
+        if longest is None or not self._faults:
+            return math.inf
+        return max(0.0, self._since + longest - asyncio.get_running_loop().time())
 
     def abandoned(self) -> None:
         """Note that the probe ended without a verdict; the next worker sends one."""

@@ -229,7 +229,7 @@ class RunReport:
         retries: Requests that were not a record's first.
         prompt_tokens: Input tokens as the endpoint counted them.
         completion_tokens: Output tokens as the endpoint counted them.
-        codes: Failures of this run by code.
+        codes: Failures by code, those of earlier runs included.
         examples: One failure of each code, as ``(line number, message)``.
         stopped: Name of the reason if the run was stopped early, else empty.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +22,7 @@ from captioner.sinks.finalise import order_output, write_array
 from captioner.sinks.journal import Journal, journal_path
 from captioner.sinks.jsonl import JournalSink, Rows
 from captioner.sources.jsonl import JsonlSource
-from captioner.stopping import Stopping
+from captioner.stopping import StoppedError, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -78,10 +79,13 @@ async def run_batch(
         source = open_source(settings)
     if sink is None and settings.input is None and settings.output is None:
         raise SettingsError("an output is needed: there is no input to name it after")
-    async with Engine.open(settings, run.progress, run.stopping, dialect, transport) as engine:
-        if sink is not None:
-            return await run.into_sink(engine, source, sink)
-        return await run.into_journal(engine, source, files or Files())
+    try:
+        async with Engine.open(settings, run.progress, stopping, dialect, transport) as engine:
+            if sink is not None:
+                return await run.into_sink(engine, source, sink)
+            return await run.into_journal(engine, source, files or Files())
+    except StoppedError:  # before there was anything to stop
+        return run.report("interrupted")
 
 
 def open_source(settings: Settings) -> Source:
@@ -94,10 +98,15 @@ def open_source(settings: Settings) -> Source:
     if path is None:
         raise SettingsError("an input is needed")
     try:
-        with path.open("rb"):
-            pass
+        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for a writer
+        if regular:
+            path.open("rb").close()
     except OSError as error:
         raise SettingsError(f"cannot read the input {path}: {error.strerror}") from None
+    if not regular:
+        raise SettingsError(f"the input {path} is not a regular file; it is read more than once")
+    if not settings.output_path.name:
+        raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
     if os.path.realpath(path) == os.path.realpath(settings.output_path):
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
     return JsonlSource(path)
@@ -120,6 +129,7 @@ class _Run:
         self._began = time.monotonic()
         self._orphans = 0
         self._to_file = False
+        self._kinds: dict[str, tuple[int, int, str]] = {}
         self._retrying = KeyTable()
         self._stale: set[int] = set()
 
@@ -164,6 +174,12 @@ class _Run:
                 self._retrying = await asyncio.to_thread(
                     journal.failures.forgive, settings.run.retry_failed
                 )
+                if not len(self._retrying) and len(journal.failures.left):
+                    codes = await asyncio.to_thread(journal.failures.kinds)
+                    self._warn(
+                        f"no failure has the code {settings.run.retry_failed!r}; there are "
+                        f"{', '.join(sorted(codes))}"
+                    )
             self.progress.stage = "captioning"
             return await self._reporting(self._caption(engine, source, journal, identity, files))
         finally:
@@ -198,6 +214,8 @@ class _Run:
             await self._finish(source, journal, identity, files)
         elif self._stale:
             await asyncio.to_thread(journal.compact_failures, self._stale)
+        if self.progress.failed_before:
+            self._kinds = await asyncio.to_thread(journal.failures.kinds)
 
     async def _finish(
         self, source: Source, journal: Journal, identity: Identity, files: Files
@@ -264,14 +282,19 @@ class _Run:
         try:
             await work
         except RunError as error:
-            error.report = self._report(type(error).__name__)
+            error.report = self.report(type(error).__name__)
             raise
         self.progress.stage = "finished"
-        return self._report("interrupted" if self.stopping else "")
+        return self.report("interrupted" if self.stopping else "")
 
-    def _report(self, stopped: str) -> RunReport:
+    def report(self, stopped: str) -> RunReport:
+        """Return what has been done so far."""
         progress = self.progress
         settled = progress.settled
+        kinds = self._kinds or {
+            code: (progress.codes[code], failure.line.number, failure.message)
+            for code, failure in progress.examples.items()
+        }
         output = self.settings.output_path if self._to_file else None
         return RunReport(
             output=str(output) if output else None,
@@ -289,11 +312,8 @@ class _Run:
             retries=progress.retries,
             prompt_tokens=progress.prompt_tokens,
             completion_tokens=progress.completion_tokens,
-            codes=dict(progress.codes),
-            examples={
-                code: (failure.line.number, failure.message)
-                for code, failure in progress.examples.items()
-            },
+            codes={code: count for code, (count, _, _) in kinds.items()},
+            examples={code: (line, message) for code, (_, line, message) in kinds.items()},
             stopped=stopped,
         )
 

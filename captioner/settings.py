@@ -199,7 +199,8 @@ class RunSettings:
     )
     retry_failed: str | None = _option(
         None,
-        "Try records again that failed in an earlier run: all, or those of one code.",
+        "Try records again that failed in an earlier run: all of them, or with "
+        "--retry-failed=CODE those of one code.",
     )
     order: Literal["input", "completion"] = _option(
         "input",

@@ -44,6 +44,7 @@ class AiohttpTransport:
         self._timeout_s = timeout_s
         self._connections = connections
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        self._secret = api_key.encode() if api_key else b""
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
@@ -78,6 +79,9 @@ class AiohttpTransport:
                     proxy=self._proxy,
                 ) as reply:
                     data = await _read(reply)
+                    if reply.status >= 400 and self._secret:
+                        # Some endpoints repeat the key they refuse; it must reach nobody's eyes.
+                        data = data.replace(self._secret, b"***")
                     headers = {name.lower(): value for name, value in reply.headers.items()}
                     return Response(reply.status, headers, data)
         except aiohttp.ConnectionTimeoutError:

@@ -433,7 +433,7 @@ async def test_an_outage_that_lasts_too_long_stops_the_run(skip):
     """An endpoint away for longer than allowed ends the run; the record stays pending."""
     rig = Rig(max_outage_s=600)
     rig.script.always["q"] = UNREACHABLE
-    rig.stopping.during = lambda: skip(50)
+    rig.stopping.during = lambda: skip(5)
     with pytest.raises(EndpointGaveOutError, match="cannot connect"):
         await rig.caption()
     assert len(rig.script.sent) >= 10

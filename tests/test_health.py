@@ -172,13 +172,24 @@ async def test_outage_is_counted_from_its_first_fault(skip):
         fault(subject)
 
 
-async def test_a_few_faults_far_apart_are_no_outage(skip):
-    """Fewer than ten faults never end a run, however much time lies between them."""
+async def test_faults_with_captions_between_them_are_no_outage(skip):
+    """An endpoint that gives captions now and then is not away, however long it limps."""
+    subject = health(max_outage_s=10)
+    for _ in range(5 * FAULTS_TO_REST):
+        fault(subject)
+        skip(9)
+        subject.succeeded()
+        skip(100)
+
+
+async def test_an_outage_ends_a_run_however_few_requests_met_it(skip):
+    """One record alone on a dead endpoint is given up in time, too."""
     subject = health(max_outage_s=10)
     subject.answered()
-    for _ in range(FAULTS_TO_REST - 1):
+    fault(subject)
+    skip(10)
+    with pytest.raises(EndpointGaveOutError):
         fault(subject)
-        skip(100)
 
 
 async def test_no_limit_means_for_ever(skip):

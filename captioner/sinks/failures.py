@@ -91,6 +91,18 @@ class FailuresFile:
                     forgiven.add(key, offset)
         return forgiven
 
+    def kinds(self) -> dict[str, tuple[int, int, str]]:
+        """Return how many failures of each code there are, with the line and message of one."""
+        found: dict[str, tuple[int, int, str]] = {}
+        if self._fd >= 0:
+            for _, _, code, line in read_failures(self._files, self._fd):
+                failure = orjson.loads(line)
+                count, number, message = found.get(
+                    code, (0, int(failure.get("line", 0)), str(failure.get("message", "")))
+                )
+                found[code] = count + 1, number, message
+        return found
+
     def append(self, lines: bytes) -> None:
         """Write whole lines.
 
