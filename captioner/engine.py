@@ -199,7 +199,8 @@ async def only_model(transport: Transport, stopping: Stopping) -> str:
     """
     try:
         reply = await _unless_stopped(transport.send(Request("GET", "/models")), stopping)
-        models = [" ".join(str(model["id"]).split())[:80] for model in orjson.loads(reply.body)["data"]]
+        served = orjson.loads(reply.body)["data"]
+        models = [" ".join(str(model["id"]).split())[:80] for model in served]
     except EndpointFaultError as error:
         raise SettingsError(
             f"no model is given, and the endpoint cannot be asked: {error.message}"
