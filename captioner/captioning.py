@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from captioner.errors import BadReplyError, EndpointFaultError, RefusedError
+from captioner.ratelimits import read_limits
 from captioner.records import Caption, Failure, Request
 from captioner.retry import waits
 from captioner.stopping import StoppedError
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 POISON_FAULTS = 3
 POISON_SUCCESSES = 20
+POISON_CHANCE = 1e-6
+"""A record is blamed only if so many faults in a row would be this unlikely by chance."""
+
+FIRST_GUESS_TOKENS = 1_500.0
+"""Tokens a record is taken to cost until the endpoint has told what the first ones did."""
+
 _OVERLOAD = frozenset({"connection", "http_429", "http_503", "http_529"})
 
 
@@ -52,6 +59,7 @@ class Endpoint:
         self._progress = progress
         self._stopping = stopping
         self._max_attempts = max_attempts
+        self._mean_tokens = FIRST_GUESS_TOKENS
 
     async def caption(self, prepared: Prepared) -> Outcome:
         """Return what became of a record.
@@ -83,6 +91,7 @@ class Endpoint:
                 if blamed and not faults:
                     successes_before = self._health.successes
                 faults += blamed
+                self._health.blamed += blamed
                 others = self._health.successes - successes_before
                 if blamed and await self._is_poison(faults, others):
                     message = f"{error.message} ({faults} times, while the endpoint was well)"
@@ -97,14 +106,19 @@ class Endpoint:
         probe = await self._health.ready()
         verdict = False
         try:
-            await self._limiter.acquire()
+            estimated = self._mean_tokens
+            epoch = await self._limiter.acquire(estimated)
             try:
                 if self._stopping:
                     raise StoppedError
                 completion = await self._exchange(request, retry=retry)
+                self._note_success(estimated, completion)
             except EndpointFaultError as error:
-                if error.retry_after_s is not None:  # before the permit goes to the next one
+                # All before the permit goes to the next one.
+                if error.retry_after_s is not None:
                     self._limiter.pause(error.retry_after_s)
+                if error.code != "connection":
+                    self._limiter.overloaded(epoch)
                 raise
             finally:
                 self._limiter.release()
@@ -135,17 +149,33 @@ class Endpoint:
         finally:
             progress.in_flight -= 1
         self._health.answered()
+        requests, tokens = read_limits(response.headers)
+        self._limiter.learn_requests(*requests)
+        self._limiter.learn_tokens(*tokens)
         completion = self._dialect.judge(response)
         progress.waiting = ""
         return completion
 
+    def _note_success(self, estimated: float, completion: Completion) -> None:
+        self._limiter.succeeded()
+        used = sum(completion.usage)
+        if used:
+            self._limiter.correct_tokens(estimated, used)
+            self._mean_tokens += (used - self._mean_tokens) / 16
+
     async def _is_poison(self, faults: int, others: int) -> bool:
         """Tell whether it is the record that breaks the endpoint, not the endpoint itself.
 
-        It is if others went through meanwhile; where there are no others to tell by, if the
-        endpoint answers a harmless question between two faults.
+        It is if others went through meanwhile, and the endpoint does not fail so often that it
+        may be chance; where there are no others to tell by, if the endpoint answers a harmless
+        question between two faults.
         """
-        if faults >= POISON_FAULTS and others >= POISON_SUCCESSES:
+        health = self._health
+        elsewhere = health.blamed - faults
+        share = (elsewhere + 0.04) / (health.successes + elsewhere + 2)
+        if faults < POISON_FAULTS or share**faults > POISON_CHANCE:
+            return False
+        if others >= POISON_SUCCESSES:
             return True
         if faults < self._max_attempts:
             return False

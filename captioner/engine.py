@@ -18,7 +18,7 @@ from captioner.dialects.openai_chat import OpenAIChat
 from captioner.errors import EndpointFaultError, SettingsError
 from captioner.health import Health
 from captioner.images.load import Folders
-from captioner.limiter import Limiter
+from captioner.limiter import SLOW_START, Limiter
 from captioner.pipeline import Pipeline
 from captioner.prepare import Preparer
 from captioner.records import Request
@@ -102,7 +102,9 @@ class Engine:
             dialect = dialect or OpenAIChat(
                 model, max_tokens=prompt.max_tokens, temperature=prompt.temperature
             )
-            limiter = Limiter(settings.run.concurrency)
+            limiter = Limiter(
+                settings.run.concurrency, start=SLOW_START, rpm=endpoint.rpm, tpm=endpoint.tpm
+            )
             stopping.then(limiter.open)
             health = Health(_shown(name), max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
             budget = ByteBudget(settings.images.memory)

@@ -32,6 +32,7 @@ class Health:
 
     Attributes:
         successes: Captions received so far.
+        blamed: Faults so far for which a record may be to blame.
         resting: Workers wait, and probes go out.
     """
 
@@ -43,6 +44,7 @@ class Health:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.successes = 0
+        self.blamed = 0
         self.resting = False
         self._name = name
         self._max_outage_s = max_outage_s

@@ -1,52 +1,185 @@
-"""Permits for requests in flight, and the pauses a server asks for. Knows nothing of HTTP."""
+"""Permits for requests: how many in flight, how many a minute, and the pauses a server asks for.
+
+Knows nothing of HTTP. The arithmetic (`Window`, `Bucket`) is pure and takes its time from outside;
+`Limiter` adds the waiting.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+SLOW_START = 8
+"""Permits at the beginning; doubled each round trip until trouble is met."""
+
+DECREASE = 0.9
+"""Factor of one decrease. All of one cohort fail together: halving for each collapses a pool."""
+
+ERRORS_TO_SLOW = 2
+SHARE_TO_SLOW = 0.1
+"""A single error never slows the pool: at least two, and a tenth of what came back meanwhile."""
+
+
+@dataclass(slots=True)
+class Window:
+    """An adaptive limit on requests in flight: additive increase, multiplicative decrease.
+
+    There is at most one decrease a round trip: what was sent before the last one says nothing
+    about the limit after it.
+
+    Attributes:
+        ceiling: Most permits ever.
+        limit: Permits now; fractions count up to the next one.
+        epoch: Number of decreases so far; a request carries the one it was sent in.
+    """
+
+    ceiling: int
+    limit: float
+    epoch: int = 0
+    slow_start: bool = True
+    good: int = 0
+    bad: int = 0
+
+    def succeeded(self, in_flight: int) -> None:
+        """Note a success; the limit grows only while it is what holds us back."""
+        self.good += 1
+        if self.limit < self.ceiling and 2 * in_flight >= self.limit:
+            step = 1.0 if self.slow_start else 1.0 / self.limit
+            self.limit = min(float(self.ceiling), self.limit + step)
+
+    def overloaded(self, epoch: int) -> None:
+        """Note that the endpoint had too much, for a request of some epoch."""
+        if epoch != self.epoch:
+            return
+        self.bad += 1
+        if self.bad >= ERRORS_TO_SLOW and self.bad >= SHARE_TO_SLOW * (self.good + self.bad):
+            self.limit = max(1.0, self.limit * DECREASE)
+            self.slow_start = False
+            self.epoch += 1
+            self.good = self.bad = 0
+
+
+@dataclass(slots=True)
+class Bucket:
+    """So many units a minute, never more than a minute's worth at once.
+
+    Attributes:
+        per_minute: Units a minute; infinite is no limit.
+        level: Units that may be taken now; below zero after a correction.
+    """
+
+    per_minute: float = math.inf
+    level: float = math.inf
+    filled_at: float = 0.0
+
+    def set_rate(self, per_minute: float, now: float) -> None:
+        """Change the rate; a first one begins with a full bucket."""
+        self._fill(now)
+        self.per_minute = per_minute
+        self.level = min(self.level, per_minute)
+
+    def no_more_than(self, level: float, now: float) -> None:
+        """Note that no more than so many are left."""
+        self._fill(now)
+        self.level = min(self.level, level)
+
+    def delay(self, amount: float, now: float) -> float:
+        """Return the seconds until so many units may be taken.
+
+        More than a whole bucket is granted by a full one: it would else never be.
+        """
+        if math.isinf(self.per_minute):
+            return 0.0
+        self._fill(now)
+        missing = min(amount, self.per_minute) - self.level
+        return missing / self.per_minute * 60.0 if missing > 1e-9 else 0.0
+
+    def take(self, amount: float, now: float) -> None:
+        """Take units, or give some back."""
+        if not math.isinf(self.per_minute):
+            self._fill(now)
+            self.level = min(self.per_minute, self.level - amount)
+
+    def _fill(self, now: float) -> None:
+        if not math.isinf(self.per_minute):
+            gained = max(0.0, now - self.filled_at) * self.per_minute / 60.0
+            self.level = min(self.per_minute, self.level + gained)
+        self.filled_at = now
+
 
 class Limiter:
-    """Bounds how many requests are in flight, first come first served.
+    """Grants permits, first come first served.
 
     A pause is a floor for everybody: while it lasts no permit is granted, and asking again
     for less never shortens it.
 
     Args:
-        limit: Most permits out at once.
+        ceiling: Most permits out at once.
+        start: Permits at the beginning; by default the ceiling at once.
+        rpm: Requests a minute; None is no limit until one is learnt.
+        tpm: Tokens a minute; likewise.
         clock: Monotonic seconds; by default the running loop's.
+
+    Attributes:
+        window: The adaptive limit.
+        requests: Requests a minute.
+        tokens: Tokens a minute.
+        in_flight: Permits out now.
     """
 
-    def __init__(self, limit: int, *, clock: Callable[[], float] | None = None) -> None:
-        self.limit = limit
+    def __init__(
+        self,
+        ceiling: int,
+        *,
+        start: int | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.window = Window(ceiling, float(min(ceiling, start or ceiling)))
+        self.requests = Bucket()
+        self.tokens = Bucket()
         self.in_flight = 0
+        self._fixed = (rpm, tpm)
+        self._begun = False
         self._clock = clock
         self._closed_until = 0.0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._opened = False
+        self._waiting: deque[tuple[asyncio.Future[int], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def acquire(self) -> None:
-        """Return when the caller may send one request."""
-        if not self._waiting and self._free():
-            self.in_flight += 1
-            return
-        granted = asyncio.get_running_loop().create_future()
-        self._waiting.append(granted)
+    async def acquire(self, tokens: float = 0.0) -> int:
+        """Return when the caller may send one request.
+
+        Args:
+            tokens: What it will cost, as far as one can tell.
+
+        Returns:
+            The epoch, to be handed to `overloaded` should it come to that.
+        """
+        if not self._begun:
+            self._begin()
+        if not self._waiting and self._delay(tokens) == 0:
+            return self._take(tokens)
+        granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((granted, tokens))
         self._grant()
         try:
-            await granted
+            return await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
                 self.release()
             else:
                 with contextlib.suppress(ValueError):  # a release may have passed it over
-                    self._waiting.remove(granted)
+                    self._waiting.remove((granted, tokens))
             raise
 
     def release(self) -> None:
@@ -56,32 +189,92 @@ class Limiter:
 
     def pause(self, seconds: float) -> None:
         """Grant nothing for so many seconds from now."""
-        if self.limit < sys.maxsize:
+        if not self._opened:
             self._closed_until = max(self._closed_until, self._now() + seconds)
+
+    def succeeded(self) -> None:
+        """Note a success, before its permit is given back."""
+        self.window.succeeded(self.in_flight)
+
+    def overloaded(self, epoch: int) -> None:
+        """Note that the endpoint had too much."""
+        self.window.overloaded(epoch)
+
+    def learn_requests(self, per_minute: float | None, left: float | None) -> None:
+        """Note what the endpoint says of its limit; what the user fixed stands."""
+        self._learn(self.requests, self._fixed[0], per_minute, left)
+
+    def learn_tokens(self, per_minute: float | None, left: float | None) -> None:
+        """Note what the endpoint says of its limit; what the user fixed stands."""
+        self._learn(self.tokens, self._fixed[1], per_minute, left)
+
+    def correct_tokens(self, estimated: float, used: float) -> None:
+        """Note what a request really cost."""
+        self.tokens.take(used - estimated, self._now())
 
     def open(self) -> None:
         """Grant everything from now on: the run is stopping, and those who wait are to see it."""
-        self.limit = sys.maxsize
+        self._opened = True
         self._closed_until = 0.0
         self._grant()
+
+    @property
+    def limit(self) -> int:
+        """Permits now."""
+        return sys.maxsize if self._opened else int(self.window.limit)
 
     @property
     def paused_s(self) -> float:
         """Seconds until permits are granted again, 0 if they are."""
         return max(0.0, self._closed_until - self._now())
 
-    def _free(self) -> bool:
-        return self.in_flight < self.limit and (
-            self._closed_until == 0.0 or self._now() >= self._closed_until
-        )
+    def _begin(self) -> None:
+        self._begun = True
+        now = self._now()
+        for bucket, rate in zip((self.requests, self.tokens), self._fixed, strict=True):
+            if rate is not None:
+                bucket.set_rate(rate, now)
+
+    def _learn(
+        self, bucket: Bucket, fixed: float | None, per_minute: float | None, left: float | None
+    ) -> None:
+        now = self._now()
+        if fixed is None and per_minute is not None and per_minute != bucket.per_minute:
+            bucket.set_rate(per_minute, now)
+        if left is not None and not math.isinf(bucket.per_minute):
+            # What is on the wire was perhaps not counted yet when the endpoint said so.
+            bucket.no_more_than(left, now)
+
+    def _delay(self, tokens: float) -> float:
+        """Return the seconds to wait, infinite if it is for a permit to come back."""
+        if self._opened:
+            return 0.0
+        if self.in_flight >= int(self.window.limit):
+            return math.inf
+        if math.isinf(self.requests.per_minute) and math.isinf(self.tokens.per_minute):
+            return 0.0 if self._closed_until == 0.0 else self.paused_s
+        now = self._now()
+        waits = self.requests.delay(1.0, now), self.tokens.delay(tokens, now)
+        return max(self.paused_s, *waits)
+
+    def _take(self, tokens: float) -> int:
+        self.in_flight += 1
+        if not math.isinf(self.requests.per_minute):
+            self.requests.take(1.0, self._now())
+        if not math.isinf(self.tokens.per_minute):
+            self.tokens.take(tokens, self._now())
+        return self.window.epoch
 
     def _grant(self) -> None:
-        while self._waiting and self._free():
-            granted = self._waiting.popleft()
+        wait = 0.0
+        while self._waiting:
+            granted, tokens = self._waiting[0]
             if not granted.done():
-                self.in_flight += 1
-                granted.set_result(None)
-        if self._waiting and self._timer is None and (wait := self.paused_s):
+                if wait := self._delay(tokens):
+                    break
+                granted.set_result(self._take(tokens))
+            self._waiting.popleft()
+        if self._waiting and self._timer is None and 0 < wait < math.inf:
             self._timer = asyncio.get_running_loop().call_later(wait, self._reopen)
 
     def _reopen(self) -> None:

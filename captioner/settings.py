@@ -61,8 +61,19 @@ class EndpointSettings:
         "Default: for ever, once it has answered.",
     )
 
+    rpm: float | None = _option(
+        None,
+        "Requests a minute. Default: what the endpoint says of itself, if it does.",
+    )
+    tpm: float | None = _option(
+        None,
+        "Tokens a minute, input and output. Default: what the endpoint says of itself, if it does.",
+    )
+
     def __post_init__(self) -> None:
         """Check the values."""
+        _positive("rpm", self.rpm)
+        _positive("tpm", self.tpm)
         _positive("timeout", self.timeout)
         _positive("max_outage", self.max_outage)
         if self.base_url is not None:
@@ -191,7 +202,8 @@ class RunSettings:
 
     concurrency: int = _option(
         32,
-        "Most requests in flight.",
+        "Most requests in flight. A run begins with 8 and goes up as long as the endpoint "
+        "keeps up.",
     )
     max_attempts: int = _option(
         5,
