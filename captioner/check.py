@@ -158,8 +158,7 @@ async def _compare(
     report.failed = progress.failed_before
     report.pending = pending
     report.orphans = len(scan.keys)
-    unclaimed = set(scan.keys.offsets())
     # A repeated key is right only where the input repeats it, too: then both are claimed.
-    doubled = sum(1 for offset, _ in scan.repeated if offset in unclaimed)
+    doubled = sum(1 for _, key in scan.repeated if scan.keys.take(key) is not None)
     if doubled:
         report.violations.append(f"{doubled} lines repeat a record that is captioned above them")

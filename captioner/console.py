@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -29,12 +30,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
 
 
+def ease_garbage_collection() -> None:
+    """Let Python look for reference cycles less often: records make none, and there are many.
+
+    Worth a tenth of a resume and a few per cent of a run; the command's business, no library's.
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
 def run_in_console(settings: Settings, *, debug: bool = False) -> int:
     """Run to the end or to a signal, show what happens, and return the exit status."""
     import uvloop
 
     # What Pillow remarks about a picture's metadata is no news to whoever watches a million.
     warnings.filterwarnings("ignore", module="PIL")
+    ease_garbage_collection()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_Session(settings).run())

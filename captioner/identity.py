@@ -16,12 +16,12 @@ import orjson
 from captioner.rawjson import members, one_line, quoted, without_members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 KEY_BYTES = 16
 _OFFSET = 6
-_ENTRY = KEY_BYTES + _OFFSET
 _PER_BUCKET = 12
+_HASHER = blake2b(digest_size=KEY_BYTES)
 
 
 def digest(data: bytes) -> bytes:
@@ -49,33 +49,57 @@ class Identity:
 
     def of_input(self, raw: bytes) -> bytes:
         """Return the key of a record from its input bytes, readable JSON or not."""
-        # `find` costs half of what `in` does, and this is every record of every resumed run.
-        if raw.find(b"\n") >= 0 or raw.find(b"\r") >= 0:
-            raw = one_line(raw)  # as it stands in the output
-        if self._id is not None:
-            return self._by_id(raw)
-        if raw.find(self._first) >= 0 or (
-            self._others and any(name in raw for name in self._others)
-        ):
-            raw = without_members(raw, self._quoted)
-        return blake2b(raw, digest_size=KEY_BYTES).digest()
+        return self.of_inputs([raw])[0]
+
+    def of_inputs(self, raws: Iterable[bytes]) -> list[bytes]:
+        """Return the keys of many records; a run that is resumed computes them all."""
+        first, others, quoted_names, by_id = self._first, self._others, self._quoted, self._id
+        fresh = _HASHER.copy  # cheaper than making one
+        keys = []
+        for raw in raws:
+            # `find` costs half of what `in` does.
+            if raw.find(b"\n") >= 0 or raw.find(b"\r") >= 0:
+                raw = one_line(raw)  # noqa: PLW2901 - as it stands in the output
+            if by_id is not None:
+                keys.append(self._by_id(raw))
+                continue
+            if raw.find(first) >= 0 or (others and any(name in raw for name in others)):
+                raw = without_members(raw, quoted_names)  # noqa: PLW2901
+            hasher = fresh()
+            hasher.update(raw)
+            keys.append(hasher.digest())
+        return keys
 
     def of_output(self, raw: bytes) -> bytes | None:
         """Return the key of a record from its output line, None if it has no caption."""
-        at = raw.rfind(self._added)
-        if at > 0 and raw.find(self._first, 0, at) < 0:
-            # What follows the record may be our members, last of all, as we write them. A text
-            # without a quote in it, as nearly all are, ends at the first one, just before the end.
-            text = at + self._text
-            end = len(raw) - 2
-            plain = raw.find(b'"', text) == end and raw[end - 1] != 92
-            if (plain and raw[text - 1] == 34 and raw[-1] == 125) or self._is_tail(raw[at + 1 :]):
-                if self._id is not None:
-                    return self._by_id(raw)
-                return blake2b(raw[:at] + b"}", digest_size=KEY_BYTES).digest()
-        if not any(member.name == self._first for member in members(raw)):
-            return None
-        return self.of_input(raw)
+        return self.of_outputs([raw])[0]
+
+    def of_outputs(self, raws: Iterable[bytes]) -> list[bytes | None]:
+        """Return the keys of many records from their output lines."""
+        first, added, skip, by_id = self._first, self._added, self._text, self._id
+        fresh = _HASHER.copy
+        keys: list[bytes | None] = []
+        for raw in raws:
+            at = raw.rfind(added)
+            if at > 0 and raw.find(first, 0, at) < 0:
+                # What follows the record may be our members, last of all, as we write them. A
+                # text without a quote in it, as nearly all are, ends at the first one.
+                text = at + skip
+                end = len(raw) - 2
+                plain = raw.find(b'"', text) == end and raw[end - 1] != 92
+                if (plain and raw[text - 1] == 34 and raw[-1] == 125) or self._is_tail(
+                    raw[at + 1 :]
+                ):
+                    if by_id is not None:
+                        keys.append(self._by_id(raw))
+                    else:
+                        hasher = fresh()
+                        hasher.update(raw[:at] + b"}")
+                        keys.append(hasher.digest())
+                    continue
+            has_caption = any(member.name == first for member in members(raw))
+            keys.append(self.of_input(raw) if has_caption else None)
+        return keys
 
     def _is_tail(self, fields: bytes) -> bool:
         """Tell whether the end of a line is our members and the brace that closes the record."""
@@ -109,10 +133,12 @@ class KeyTable:
 
     Args:
         expected: About how many entries will come; spares the work of growing.
+        offsets: Keep an offset with each key; without, all are 0.
     """
 
-    def __init__(self, expected: int = 0) -> None:
+    def __init__(self, expected: int = 0, *, offsets: bool = True) -> None:
         self._count = 0
+        self._entry = KEY_BYTES + (_OFFSET if offsets else 0)
         self._spread(max(4, (expected // _PER_BUCKET).bit_length()))
 
     def _spread(self, bits: int) -> None:
@@ -126,9 +152,9 @@ class KeyTable:
         self._spread(self._bits + 4)
         buckets, shift = self._buckets, self._shift
         for bucket in before:
-            for at in range(0, len(bucket), _ENTRY):
+            for at in range(0, len(bucket), self._entry):
                 number = int.from_bytes(bucket[at : at + 3], "big") >> shift
-                buckets[number] += bucket[at : at + _ENTRY]
+                buckets[number] += bucket[at : at + self._entry]
 
     def __len__(self) -> int:
         """Return how many entries are left."""
@@ -138,10 +164,18 @@ class KeyTable:
         """Add one entry. Offsets are at most 2**48 - 1."""
         if self._count >= self._full:
             self._grow()
-        self._buckets[int.from_bytes(key[:3], "big") >> self._shift] += key + offset.to_bytes(
-            _OFFSET, "big"
-        )
+        entry = (key + offset.to_bytes(_OFFSET, "big"))[: self._entry]
+        self._buckets[int.from_bytes(key[:3], "big") >> self._shift] += entry
         self._count += 1
+
+    def add_each(self, keys: Sequence[bytes]) -> None:
+        """Add many keys to a table without offsets."""
+        while self._count + len(keys) > self._full:
+            self._grow()
+        buckets, shift, from_bytes = self._buckets, self._shift, int.from_bytes
+        for key in keys:
+            buckets[from_bytes(key[:3], "big") >> shift] += key
+        self._count += len(keys)
 
     def __contains__(self, key: bytes) -> bool:
         """Tell whether an entry of that key is left."""
@@ -150,8 +184,8 @@ class KeyTable:
     def find(self, key: bytes, offset: int | None = None) -> int | None:
         """Return the offset of an entry, the oldest or the given one; None if there is none."""
         bucket = self._buckets[int.from_bytes(key[:3], "big") >> self._shift]
-        at = _find(bucket, key, offset)
-        return None if at < 0 else _offset(bucket, at)
+        at = self._find(bucket, key, offset)
+        return None if at < 0 else self._offset(bucket, at)
 
     def take(self, key: bytes, offset: int | None = None) -> int | None:
         """Remove an entry of a key, the oldest or the one of an offset.
@@ -164,29 +198,47 @@ class KeyTable:
         at = bucket.find(key)
         if at < 0:
             return None
-        if offset is not None or at % _ENTRY:
-            at = _find(bucket, key, offset)
+        if offset is not None or at % self._entry:
+            at = self._find(bucket, key, offset)
             if at < 0:
                 return None
-        self._buckets[number] = bucket[:at] + bucket[at + _ENTRY :]
+        self._buckets[number] = bucket[:at] + bucket[at + self._entry :]
         self._count -= 1
-        return _offset(bucket, at)
+        return self._offset(bucket, at)
+
+    def take_each(self, keys: Iterable[bytes]) -> list[bool]:
+        """Remove the oldest entry of each key; tell for each whether there was one."""
+        buckets, shift, entry, from_bytes = self._buckets, self._shift, self._entry, int.from_bytes
+        taken = []
+        count = 0
+        for key in keys:
+            number = from_bytes(key[:3], "big") >> shift
+            bucket = buckets[number]
+            at = bucket.find(key)
+            if at > 0 and at % entry:
+                at = self._find(bucket, key)
+            if at < 0:
+                taken.append(False)
+            else:
+                buckets[number] = bucket[:at] + bucket[at + entry :]
+                count += 1
+                taken.append(True)
+        self._count -= count
+        return taken
 
     def offsets(self) -> Iterator[int]:
         """Yield the offsets of all entries left, in no order."""
         for bucket in self._buckets:
-            for at in range(0, len(bucket), _ENTRY):
-                yield _offset(bucket, at)
+            for at in range(0, len(bucket), self._entry):
+                yield self._offset(bucket, at)
 
+    def _offset(self, bucket: bytes, at: int) -> int:
+        return int.from_bytes(bucket[at + KEY_BYTES : at + self._entry], "big")
 
-def _offset(bucket: bytes, at: int) -> int:
-    return int.from_bytes(bucket[at + KEY_BYTES : at + _ENTRY], "big")
-
-
-def _find(bucket: bytes, key: bytes, offset: int | None = None) -> int:
-    """Return where a key's oldest entry, or that of an offset, begins; -1 if there is none."""
-    wanted = key if offset is None else key + offset.to_bytes(_OFFSET, "big")
-    at = bucket.find(wanted)
-    while at >= 0 and at % _ENTRY:
-        at = bucket.find(wanted, at + 1)
-    return at
+    def _find(self, bucket: bytes, key: bytes, offset: int | None = None) -> int:
+        """Return where a key's oldest entry, or that of an offset, begins; -1 if there is none."""
+        wanted = key if offset is None else key + offset.to_bytes(_OFFSET, "big")
+        at = bucket.find(wanted)
+        while at >= 0 and at % self._entry:
+            at = bucket.find(wanted, at + 1)
+        return at

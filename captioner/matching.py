@@ -54,35 +54,52 @@ class Matching:
         """Return the records of a batch that are to be done."""
         if self._idle:
             return batch
+        _, raws, _, _, known = zip(*batch, strict=True)
+        keys = self._identity.of_inputs(raws)
+        if any(known):  # a source had to compute some
+            keys = [key or computed for key, computed in zip(known, keys, strict=True)]
         found: list[Line] = []
-        progress = self._progress
-        of_input, take_done, take_failed = (
-            self._identity.of_input,
-            self._done.take,
-            self._failed.take,
-        )
-        for line in batch:
-            key = line.key or of_input(line.raw)
-            if self._seen is not None and line.fault is None:
-                content = self._identity.content(line.raw) if self._identity.by_field else 0
-                if key not in self._seen:
-                    self._seen.add(key, content)
-                elif self._skip:
-                    progress.skipped += 1
-                    continue
-                elif self._seen.find(key, content) is None:
-                    found += self._clash(line)
-                    continue
-            if take_done(key) is not None:
-                progress.resumed += 1
-                if self._identity.by_field:
-                    content = self._identity.content(line.raw)
-                    progress.changed += self._contents.take(key, content) is None
-            elif take_failed(key) is not None:
-                progress.failed_before += 1
+        if self._seen is not None:
+            batch, keys = self._without_repeated(batch, keys, self._seen, found)
+        taken = self._done.take_each(keys)
+        self._progress.resumed += sum(taken)
+        if self._identity.by_field:
+            self._progress.changed += sum(map(self._has_changed, batch, keys, taken))
+        for line, key, done in zip(batch, keys, taken, strict=True):
+            if done:
+                continue
+            if len(self._failed) and self._failed.take(key) is not None:
+                self._progress.failed_before += 1
             else:
                 found.append(Line(line.number, line.raw, line.end, line.fault, key))
         return found
+
+    def _has_changed(self, line: Line, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped
+        """Tell whether a captioned record that is known by its id has other content now."""
+        return done and self._contents.take(key, self._identity.content(line.raw)) is None
+
+    def _without_repeated(
+        self, batch: list[Line], keys: list[bytes], seen: KeyTable, found: list[Line]
+    ) -> tuple[list[Line], list[bytes]]:
+        """Return the batch without records to be skipped and those whose id is not theirs alone.
+
+        The latter are added to ``found`` as faults.
+        """
+        kept: list[tuple[Line, bytes]] = []
+        for line, key in zip(batch, keys, strict=True):
+            content = self._identity.content(line.raw) if self._identity.by_field else 0
+            if line.fault is not None:
+                kept.append((line, key))
+            elif key not in seen:
+                seen.add(key, content)
+                kept.append((line, key))
+            elif self._skip:
+                self._progress.skipped += 1
+            elif seen.find(key, content) is None:
+                found += self._clash(line)
+            else:
+                kept.append((line, key))
+        return [line for line, _ in kept], [key for _, key in kept]
 
     def _clash(self, line: Line) -> list[Line]:
         """Return a record whose id another one has, as a fault: which is which, none can tell."""

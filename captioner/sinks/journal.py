@@ -88,7 +88,7 @@ class Journal:
         files: The disk.
 
     Attributes:
-        done: Records that the output held when it was opened, with the offsets of their lines.
+        done: Records that the output held when it was opened.
         contents: See `captioner.sinks.scan.Scan`.
         failures: The file of failed records.
         repeated: See `captioner.sinks.scan.Scan`; `cut_repeated` deals with them.
@@ -341,7 +341,8 @@ class Journal:
         """Return every record of the output with its line's offset."""
         self.commit()
         found = Checkpoint(self._durable)
-        return scan_output(self._files, self.path, self._fd, self._identity, found).keys
+        scan = scan_output(self._files, self.path, self._fd, self._identity, found, offsets=True)
+        return scan.keys
 
     def replace(self, partial: Path, extent: Extent) -> None:
         """Put a finished file, already synced, in the output's place.

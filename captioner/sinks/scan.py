@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
@@ -33,7 +33,7 @@ class Scan:
     """What an output holds.
 
     Attributes:
-        keys: Every whole record with the offset of its line.
+        keys: Every whole record, with the offset of its line if that was asked for.
         contents: Content prints of the same records, where a field identifies them.
         whole: The beginning that is whole lines, each a captioned record.
         size: Bytes of the file; more than ``whole.length`` means there is a tail to cut.
@@ -49,12 +49,19 @@ class Scan:
 
 
 def scan_output(
-    files: Files, path: Path, fd: int, identity: Identity, checkpoint: Checkpoint | None
+    files: Files,
+    path: Path,
+    fd: int,
+    identity: Identity,
+    checkpoint: Checkpoint | None,
+    *,
+    offsets: bool = False,
 ) -> Scan:
     """Read a whole output.
 
     Below the durable length the checksum decides; above it every line is validated, and the
     first bad one ends what is whole. Without a checkpoint only a torn last line is forgiven.
+    Where the lines are is kept only if ``offsets`` are wanted.
 
     Raises:
         OutputDamagedError: The file is not what its checkpoint vouches for; says at which byte.
@@ -62,7 +69,7 @@ def scan_output(
     size = files.size(fd)
     vouched = _vouched_for(files, path, fd, size, checkpoint)
     durable = vouched.length
-    keys = KeyTable(size // _LINE_GUESS)
+    keys = KeyTable(size // _LINE_GUESS, offsets=offsets)
     contents = KeyTable(size // _LINE_GUESS if identity.by_field else 0)
     scan = Scan(keys, contents, Extent(), size)
     of_output = identity.of_output
@@ -71,16 +78,10 @@ def scan_output(
     crc = 0
     at = 0
     for lines in _lines(files, fd):
-        if at + sum(map(len, lines)) + len(lines) < durable:
-            # Vouched for by its checksum: nothing here need be validated.
-            for line in lines:
-                if (key := of_output(line)) is None:
-                    _refuse_or_cut(path, scan, at, durable, at, strict=False)
-                    break  # unreachable: what is below the durable length is refused
-                add(key, at)
-                if by_field:
-                    contents.add(key, identity.content(line))
-                at += len(line) + 1
+        size_of_lines = sum(map(len, lines)) + len(lines)
+        if at + size_of_lines < durable:
+            _add_trusted(scan, identity, path, lines, at, durable, offsets=offsets)
+            at += size_of_lines
             continue
         for line in lines:
             end = at + len(line) + 1
@@ -101,6 +102,32 @@ def scan_output(
             at = end
     scan.whole = Extent(at, crc)
     return scan
+
+
+def _add_trusted(
+    scan: Scan,
+    identity: Identity,
+    path: Path,
+    lines: list[bytes],
+    at: int,
+    durable: int,
+    *,
+    offsets: bool,
+) -> None:
+    """Add lines that their checksum vouches for, unvalidated."""
+    found = identity.of_outputs(lines)
+    if None in found:
+        at += sum(len(line) + 1 for line in lines[: found.index(None)])
+        _refuse_or_cut(path, scan, at, durable, at, strict=False)
+    keys = cast("list[bytes]", found)
+    if not offsets:
+        scan.keys.add_each(keys)
+    for key, line in zip(keys, lines, strict=True) if offsets or identity.by_field else ():
+        if offsets:
+            scan.keys.add(key, at)
+        if identity.by_field:
+            scan.contents.add(key, identity.content(line))
+        at += len(line) + 1
 
 
 def _vouched_for(
