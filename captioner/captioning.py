@@ -131,6 +131,7 @@ class Endpoint:
             raise
         except (BadReplyError, RefusedError):
             verdict = True
+            self._progress.waiting = ""
             self._health.succeeded()
             raise
         else:

@@ -21,11 +21,12 @@ from captioner.errors import OutputDamagedError
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
 from captioner.records import Caption, Failure, Line, Progress, Usage
-from captioner.sinks.finalise import order_output
+from captioner.sinks.finalise import order_output, write_array
 from captioner.sinks.journal import Journal
 from captioner.sinks.jsonl import Rows
 
 OUTPUT = FOLDER / "out.jsonl"
+ARRAY = FOLDER / "out.json"
 FAILURES = FOLDER / "out.failed.jsonl"
 SEEDS = int(os.environ.get("SEEDS", "1000"))
 FIRST = random.SystemRandom().randrange(1 << 30) if LONG else 0
@@ -129,17 +130,19 @@ class Life:
             yield self.lines
 
         await order_output(journal, IDENTITY, batches(), self.disk)
+        await write_array(journal, ARRAY, self.disk)
 
     def check_clean_end(self) -> None:
         written = [json.loads(line) for line in self.disk.content(OUTPUT).splitlines()]
         got = [{"id": row["id"]} for row in written]
         good = [r for n, r in enumerate(self.records, 1) if n not in self.hopeless]
         assert got == good, "the output is not the input's good records in order"
+        assert json.loads(self.disk.content(ARRAY)) == written, "the array is not the output"
         failed = sorted(
             json.loads(line)["line"] for line in self.disk.content(FAILURES).splitlines()
         )
         assert failed == sorted(self.hopeless), "the failures are not the hopeless records"
-        ours = ("out.jsonl", "out.failed.jsonl", "out.jsonl.ckpt")
+        ours = ("out.jsonl", "out.json", "out.failed.jsonl", "out.jsonl.ckpt")
         leftovers = (".partial", ".tmp")  # of a crash in the middle; overwritten by the next
         for name in (path.name for path in self.disk.names):
             assert name in ours or ".broken-" in name or name.endswith(leftovers), name
