@@ -117,8 +117,6 @@ class Endpoint:
                 # All before the permit goes to the next one.
                 if error.retry_after_s is not None:
                     self._limiter.pause(error.retry_after_s)
-                if error.code == "http_429":
-                    self._limiter.throttled()
                 if error.code != "connection":
                     self._limiter.overloaded(epoch)
                 raise

@@ -11,7 +11,7 @@ import contextlib
 import math
 import sys
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,19 +26,6 @@ DECREASE = 0.9
 ERRORS_TO_SLOW = 2
 SHARE_TO_SLOW = 0.1
 """A single error never slows the pool: at least two, and a tenth of what came back meanwhile."""
-
-
-GOODPUT_S = 10
-"""Seconds over which an endpoint's own pace is measured."""
-
-ENOUGH_TO_TELL = 5
-"""Successes within those seconds below which they tell nothing."""
-
-ONE_WAVE_S = 1.0
-"""Seconds within which "too many requests" are one wave."""
-
-PROBE_STEP = 0.05
-"""Share by which a learnt rate is raised every twenty seconds while all goes well."""
 
 
 @dataclass(slots=True)
@@ -128,36 +115,6 @@ class Bucket:
         self.filled_at = now
 
 
-@dataclass(slots=True)
-class Goodput:
-    """How many successes a minute there were lately; what an endpoint that says nothing can bear.
-
-    Attributes:
-        recent: Successes of each of the last seconds, as ``[second, count]``.
-        throttled_at: When the last "too many requests" was taken notice of.
-    """
-
-    recent: deque[list[int]] = field(default_factory=deque)
-    throttled_at: float = -math.inf
-
-    def succeeded(self, now: float) -> None:
-        """Note a success."""
-        second = int(now)
-        if not self.recent or self.recent[-1][0] != second:
-            self.recent.append([second, 0])
-            while self.recent[0][0] <= second - GOODPUT_S:
-                self.recent.popleft()
-        self.recent[-1][1] += 1
-
-    def per_minute(self, now: float) -> float:
-        """Return the rate of the last seconds, infinite if there are too few to tell."""
-        recent = [(second, count) for second, count in self.recent if second > now - GOODPUT_S]
-        count = sum(count for _, count in recent)
-        if count < ENOUGH_TO_TELL:
-            return math.inf
-        return count / max(1.0, now - recent[0][0]) * 60.0
-
-
 class Limiter:
     """Grants permits, first come first served.
 
@@ -192,8 +149,6 @@ class Limiter:
         self.tokens = Bucket()
         self.in_flight = 0
         self._fixed = (rpm, tpm)
-        self._told = rpm is not None  # of the rate of requests
-        self._goodput = Goodput()
         self._begun = False
         self._clock = clock
         self._closed_until = 0.0
@@ -240,32 +195,10 @@ class Limiter:
     def succeeded(self) -> None:
         """Note a success, before its permit is given back."""
         self.window.succeeded(self.in_flight)
-        if not self._told:
-            now = self._now()
-            self._goodput.succeeded(now)
-            rate = self.requests.per_minute
-            if not math.isinf(rate) and now - self._goodput.throttled_at > GOODPUT_S:
-                # Try a little more, spread over the requests of about twenty seconds.
-                self.requests.set_rate(rate * (1 + PROBE_STEP * 3.0 / rate), now)
 
     def overloaded(self, epoch: int) -> None:
         """Note that the endpoint had too much."""
         self.window.overloaded(epoch)
-
-    def throttled(self) -> None:
-        """Note "too many requests" of an endpoint: the rate it took lately is what it grants.
-
-        Only where neither it nor the user has told the rate; once for all that fail together.
-        """
-        now = self._now()
-        if self._told or now - self._goodput.throttled_at < ONE_WAVE_S:
-            return
-        self._goodput.throttled_at = now
-        rate = min(self._goodput.per_minute(now), self.requests.per_minute * DECREASE)
-        if not math.isinf(rate):
-            self.requests.set_rate(rate, now)
-            self.requests.no_more_than(0.0, now)
-            self._goodput.recent.clear()  # the next wave tells by what came between the two
 
     def learn_requests(self, per_minute: float | None, left: float | None) -> None:
         """Note what the endpoint says of its limit; what the user fixed stands."""
@@ -306,8 +239,6 @@ class Limiter:
         self, bucket: Bucket, fixed: float | None, per_minute: float | None, left: float | None
     ) -> None:
         now = self._now()
-        if bucket is self.requests and per_minute is not None:
-            self._told = True
         if fixed is None and per_minute is not None and per_minute != bucket.per_minute:
             bucket.set_rate(per_minute, now)
         if left is not None and not math.isinf(bucket.per_minute):
