@@ -8,7 +8,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -22,6 +21,7 @@ from captioner.limiter import SLOW_START, Limiter
 from captioner.pipeline import Pipeline
 from captioner.prepare import Preparer
 from captioner.records import Request
+from captioner.settings import without_secrets
 from captioner.stopping import StoppedError, Stopping
 from captioner.transport import AiohttpTransport
 
@@ -106,7 +106,9 @@ class Engine:
                 settings.run.concurrency, start=SLOW_START, rpm=endpoint.rpm, tpm=endpoint.tpm
             )
             stopping.then(limiter.open)
-            health = Health(_shown(name), max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
+            health = Health(
+                without_secrets(name), max_outage_s=endpoint.max_outage, sleep=stopping.sleep
+            )
             budget = ByteBudget(settings.images.memory)
             stopping.then(budget.close)
             yield cls(
@@ -171,11 +173,11 @@ def api_key(endpoint: EndpointSettings) -> str | None:
         SettingsError: The variable that the settings name is not set.
     """
     if endpoint.api_key_env is not None:
-        if not os.environ.get(endpoint.api_key_env):
-            raise SettingsError(
-                f"api-key-env: the environment variable {endpoint.api_key_env} is not set"
-            )
-        return _key_in(endpoint.api_key_env)
+        if key := _key_in(endpoint.api_key_env):
+            return key
+        raise SettingsError(
+            f"api-key-env: the environment variable {endpoint.api_key_env} is not set"
+        )
     return next(filter(None, map(_key_in, KEY_NAMES)), None)
 
 
@@ -184,12 +186,6 @@ def _key_in(name: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(f"the key in {name} holds characters that no request can carry")
     return key
-
-
-def _shown(url: str) -> str:
-    """Return a URL without what may be secret in it: user, password and query."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 async def only_model(transport: Transport, stopping: Stopping) -> str:

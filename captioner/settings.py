@@ -7,6 +7,7 @@ never types a group.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -350,15 +351,21 @@ def _positive(name: str, value: float | None) -> None:
 
 
 def _check_url(name: str, url: str) -> None:
+    shown = without_secrets(url)
     if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"{_flag(name)}: {url!r} does not begin with http:// or https://")
+        raise SettingsError(f"{_flag(name)}: {shown!r} does not begin with http:// or https://")
     try:
         parts = urlsplit(url)
         fine = bool(parts.hostname) and parts.port != 0
     except ValueError:
         fine = False
     if not fine:
-        raise SettingsError(f"{_flag(name)}: {url!r} has no host, or a port that cannot be")
+        raise SettingsError(f"{_flag(name)}: {shown!r} has no host, or a port that cannot be")
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without what may be secret in it: user, password, query and fragment."""
+    return re.sub(r"//[^/]*@|[?#].*", lambda found: "//" if found[0][0] == "/" else "", url)
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

@@ -226,3 +226,14 @@ def test_a_base_url_from_the_environment_is_checked_as_well(monkeypatch, name):
     monkeypatch.setenv(name, "localhost:8000/v1")
     with pytest.raises(SettingsError, match="http://"):
         base_url(EndpointSettings())
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://me:sk-hush@host/v1?key=sk-hush", "http://me:sk-hush@host:99999/v1#sk-hush"]
+)
+def test_what_is_secret_in_a_base_url_is_not_repeated(url):
+    """A URL that is refused is shown without user, password and query."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.create("in.jsonl", base_url=url)
+    assert "hush" not in str(caught.value)
+    assert "host" in str(caught.value)

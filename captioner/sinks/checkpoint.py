@@ -72,6 +72,11 @@ def decode(data: bytes) -> Checkpoint:
     try:
         value = orjson.loads(data)
         version = int(value["version"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError("not a checkpoint") from error
+    if version > VERSION:
+        raise FutureCheckpointError(f"version {version}")
+    try:
         after = value["next"]
         checkpoint = Checkpoint(
             Extent(int(value["length"]), int(value["crc32"])),
@@ -79,8 +84,8 @@ def decode(data: bytes) -> Checkpoint:
             dict(value["settings"]),
             str(value["input"]),
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError("not a checkpoint") from error
-    if version > VERSION:
-        raise FutureCheckpointError(f"version {version}")
+    if checkpoint.durable.length < 0:
+        raise ValueError("not a checkpoint")
     return checkpoint

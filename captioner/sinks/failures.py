@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.identity import KeyTable
+from captioner.identity import KEY_BYTES, KeyTable
 from captioner.sinks.files import write_all
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def read_failures(files: Files, fd: int) -> Iterator[tuple[int, bytes, str, byte
         for line in lines:
             with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
                 failure = orjson.loads(line)
-                yield at, bytes.fromhex(failure["key"]), str(failure.get("code", "")), line
+                key = bytes.fromhex(failure["key"])
+                if len(key) == KEY_BYTES:
+                    yield at, key, str(failure.get("code", "")), line
             at += len(line) + 1
 
 
@@ -97,9 +99,9 @@ class FailuresFile:
         if self._fd >= 0:
             for _, _, code, line in read_failures(self._files, self._fd):
                 failure = orjson.loads(line)
-                count, number, message = found.get(
-                    code, (0, int(failure.get("line", 0)), str(failure.get("message", "")))
-                )
+                number = failure.get("line")
+                first = (number if isinstance(number, int) else 0, str(failure.get("message", "")))
+                count, number, message = found.get(code, (0, *first))
                 found[code] = count + 1, number, message
         return found
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 import sys
@@ -177,9 +178,9 @@ def network_file_system(path: Path) -> str:
     target = os.path.realpath(path)
     for line in mounts.splitlines():
         fields = line.split(" ")
-        point = fields[1].replace("\\040", " ")
+        point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), fields[1])
         inside = target == point or target.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, fields[2]
     remote = ("nfs", "cifs", "smb", "lustre", "fuse", "9p", "ceph", "gpfs", "beegfs", "afs")
-    return kind if kind.startswith(remote) else ""
+    return kind if kind.startswith(remote) and kind != "fuseblk" else ""

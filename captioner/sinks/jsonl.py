@@ -70,7 +70,8 @@ class Rows:
                 "line": failure.line.number,
                 "key": key.hex(),
                 "code": failure.code,
-                "message": failure.message,
+                # Names of files may hold what is no text.
+                "message": failure.message.encode(errors="replace").decode(),
                 "attempts": failure.attempts,
             }
         )

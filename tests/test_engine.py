@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from captioner import engine
+from captioner.engine import KEY_NAMES, api_key, base_url, only_model
+from captioner.errors import EndpointFaultError, SettingsError
+from captioner.records import Response
+from captioner.settings import EndpointSettings
+from captioner.stopping import StoppedError, Stopping
+from captioner.transport import AiohttpTransport
+
+SECRET = "sk-hush-1234"
+
+
+class Replies:
+    """Answers with one body, an error, or never."""
+
+    def __init__(self, reply):
+        self.reply = reply
+        self.asked = []
+
+    async def send(self, request):
+        self.asked.append((request.method, request.path))
+        if self.reply is None:
+            await asyncio.Event().wait()
+        if isinstance(self.reply, Exception):
+            raise self.reply
+        return Response(200, {}, self.reply)
+
+    async def close(self):
+        pass
+
+
+def serving(*names):
+    return orjson.dumps({"data": [{"id": name} for name in names]})
+
+
+def test_base_url_precedence(monkeypatch):
+    """The endpoint given beats the environment, and captioner's own variable the general one."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://general/v1/")
+    assert base_url(EndpointSettings()) == "http://general/v1"
+    monkeypatch.setenv("CAPTIONER_BASE_URL", "http://own/v1")
+    assert base_url(EndpointSettings()) == "http://own/v1"
+    assert base_url(EndpointSettings(base_url="http://given/v1//")) == "http://given/v1"
+    monkeypatch.setenv("CAPTIONER_BASE_URL", "")  # set to nothing is not set
+    assert base_url(EndpointSettings()) == "http://general/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", r"no endpoint(?s:.*)--base-url(?s:.*)--offline"),  # every way to give one
+        ("ftp://host/v1", "does not begin with http"),
+        ("localhost:8000", "does not begin with http"),
+        ("http://", "has no host"),
+    ],
+)
+def test_no_base_url_or_a_bad_one(monkeypatch, url, message):
+    """Without an endpoint the run says how to give one; one of the environment is checked, too."""
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(SettingsError, match=message):
+        base_url(EndpointSettings())
+
+
+def test_api_key_precedence(monkeypatch):
+    """The variable that is named is used; else the first of the known ones that holds a key."""
+    assert api_key(EndpointSettings()) is None
+    for name in reversed(KEY_NAMES):
+        monkeypatch.setenv(name, f" key-of-{name}\n")  # as a file may leave it
+        assert api_key(EndpointSettings()) == f"key-of-{name}"
+    monkeypatch.setenv("MINE", "mine")
+    assert api_key(EndpointSettings(api_key_env="MINE")) == "mine"
+    monkeypatch.setenv(KEY_NAMES[0], "  ")
+    assert api_key(EndpointSettings()) == f"key-of-{KEY_NAMES[1]}"
+
+
+def test_named_key_is_not_set(monkeypatch):
+    """A variable that is named but holds nothing is an error: no other key is sent instead."""
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    for value in (None, ""):
+        if value is not None:
+            monkeypatch.setenv("MINE", value)
+        with pytest.raises(SettingsError, match="variable MINE is not set") as raised:
+            api_key(EndpointSettings(api_key_env="MINE"))
+        assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\nx", f"{SECRET}é", f"{SECRET}\x7f"])
+def test_key_that_cannot_be_sent(monkeypatch, key):
+    """A key no request can carry is named by its variable and never shown."""
+    monkeypatch.setenv("MINE", key)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    for name, named in (("MINE", "MINE"), ("OPENAI_API_KEY", None)):
+        with pytest.raises(SettingsError, match=f"the key in {name} ") as raised:
+            api_key(EndpointSettings(api_key_env=named))
+        assert SECRET not in str(raised.value)
+
+
+async def test_only_model():
+    """An endpoint that serves one model needs no --model."""
+    transport = Replies(serving("org/vlm"))
+    assert await only_model(transport, Stopping()) == "org/vlm"
+    assert transport.asked == [("GET", "/models")]
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (serving("a", "b"), "the endpoint serves a, b; choose one with --model NAME"),
+        (serving(*"abcdefghij"), "serves a, b, c, d, e, f, g, h …; choose one"),
+        (serving(), "does not say what it serves"),
+        (b"<html>", "does not say what it serves"),
+        (b'{"data":[{}]}', "does not say what it serves"),
+        (b"[]", "does not say what it serves"),
+        (b'{"data":null}', "does not say what it serves"),
+        (EndpointFaultError("away", "it is away"), "the endpoint cannot be asked: it is away"),
+        (None, "cannot be asked: no reply within 0.01 s"),
+    ],
+)
+async def test_no_only_model(monkeypatch, reply, message):
+    """Where the model cannot be known by asking, the message says why, and that none is given."""
+    monkeypatch.setattr(engine, "ASK_S", 0.01)
+    with pytest.raises(SettingsError) as raised:
+        await only_model(Replies(reply), Stopping())
+    text = str(raised.value)
+    assert text.startswith("no model is given")
+    assert message in text
+
+
+async def test_stopped_while_asking():
+    """Ctrl-C while the endpoint is asked ends the run at once."""
+    stopping = Stopping()
+    asyncio.get_running_loop().call_soon(stopping.set)
+    with pytest.raises(StoppedError):
+        await only_model(Replies(None), stopping)
+
+
+async def test_secrets_in_the_address():
+    """A password, key or query in the address never shows up in a message."""
+    url = f"http://me:{SECRET}@127.0.0.1:9/v1?key={SECRET}"
+    shown = engine.without_secrets(url)
+    assert shown == "http://127.0.0.1:9/v1"
+    transport = AiohttpTransport(url, api_key=SECRET, timeout_s=5, connections=1)
+    try:
+        with pytest.raises(SettingsError, match="cannot be asked") as raised:
+            await only_model(transport, Stopping())
+    finally:
+        await transport.close()
+    assert SECRET not in str(raised.value)
