@@ -129,9 +129,13 @@ class Pipeline:
         finally:
             if isinstance(lines, AsyncGenerator):
                 await lines.aclose()
-            await asyncio.gather(*chunks, return_exceptions=True)
-            pool.shutdown(wait=False)
-            self._ready.put_nowait(None)
+            idle = False
+            try:
+                await asyncio.gather(*chunks, return_exceptions=True)
+                idle = True
+            finally:
+                pool.shutdown(wait=idle)
+                self._ready.put_nowait(None)
 
     def _prepare(self, chunk: list[Line], loop: asyncio.AbstractEventLoop) -> None:
         """Prepare some lines in a thread, handing over early when they take long."""

@@ -373,9 +373,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     kinds = [kind for kind in (get_args(hint) or (hint,)) if isinstance(kind, type)]
     if not kinds:  # choices, checked where they are used
         return
-    if float in kinds:
-        kinds.append(int)
-    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+    fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
         raise SettingsError(f"{_flag(name)}: must be {wanted}, not {value!r}")
 

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-COLUMNS = ("runs", "records", "kills", "faults", "lost", "doubled", "repaid")
+COLUMNS = ("seed", "runs", "records", "kills", "faults", "lost", "doubled", "repaid")
 
 
 def main() -> None:

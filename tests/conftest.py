@@ -85,6 +85,14 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what the fault campaign did, with its seeds."""
+    from campaign.tally import told
+
+    for line in told:
+        terminalreporter.write_line(f"campaign: {line}")
+
+
 class StrayResponse(aiohttp.ClientResponse):
     """aioresponses 0.7.9 builds responses as aiohttp did before 3.14 asked for a writer."""
 

@@ -21,6 +21,8 @@ SAMPLES = {
     "order": "completion",
     "accept_changes": True,
     "accept_edits": True,
+    "rpm": 600.0,
+    "tpm": 150_000.0,
     "timeout": 1.5,
     "max_outage": 2.5,
     "temperature": 0.25,

@@ -138,6 +138,7 @@ class JournalSink:
         """
         self._closing = True
         self._wake.set()
+        idle = False
         try:
             if self._writer is not None:
                 await self._writer
@@ -145,8 +146,9 @@ class JournalSink:
                 await self._commit_task
             if self._error is None and self._journal.dirty:
                 await self._patiently(self._commit)
+            idle = True
         finally:
-            self._threads.shutdown(wait=False)
+            self._threads.shutdown(wait=idle)
         if self._error is not None and exc_info[0] is None:
             raise self._error
 

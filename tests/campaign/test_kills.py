@@ -116,6 +116,7 @@ def test_kill_nine_again_and_again_loses_and_doubles_nothing(
     repaid = endpoint.given - RECORDS
     tally(
         f"kill -9, {share:.0%} of replies faulty",
+        seed=SEED,
         runs=kills + 1,
         records=RECORDS,
         kills=kills,
@@ -165,6 +166,7 @@ def test_a_signal_drains_and_nothing_is_paid_twice(
     got = [row["id"] for row in rows(output)]
     tally(
         f"{signal.Signals(number).name}, drained",
+        seed=SEED + number,
         runs=signals + 1,
         records=records,
         kills=signals,
