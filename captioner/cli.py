@@ -43,17 +43,9 @@ def run_command(argv: Sequence[str]) -> int:
     try:
         command, bound, _ = build_app().parse_args(_with_retry_value(argv))
         return int(command(*bound.args, **bound.kwargs) or 0)
-    except MissingArgumentError as error:
-        error.verbose = False
-        named = error.argument is not None and error.argument.name == "--input"
-        return _usage_error("which INPUT? See captioner --help" if named else str(error))
-    except UnusedCliTokensError as error:
-        error.verbose = False
-        hint = " For one code write --retry-failed=CODE." if "--retry-failed" in argv else ""
-        return _usage_error(f"{error}{hint}")
     except CycloptsError as error:
         error.verbose = False
-        return _usage_error(str(error))
+        return _usage_error(_explain(error, argv))
     except SettingsError as error:
         return _usage_error(str(error))
 
@@ -76,6 +68,16 @@ def build_app() -> App:
     app.command(_check, name="check")
     app.command(_serve, name="serve")
     return app
+
+
+def _explain(error: CycloptsError, argv: Sequence[str]) -> str:
+    """Return what is wrong in the words of --help."""
+    missing = error.argument if isinstance(error, MissingArgumentError) else None
+    if missing is not None and missing.name == "--input":
+        return "which INPUT? See captioner --help"
+    if isinstance(error, UnusedCliTokensError) and "--retry-failed" in argv:
+        return f"{error} For one code write --retry-failed=CODE."
+    return str(error)
 
 
 def _usage_error(message: str) -> int:
@@ -138,7 +140,7 @@ Debug = Annotated[
 class _Environment(Env):
     """Options from the environment. An empty variable counts as unset; INPUT is never one."""
 
-    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    def __call__(self, _: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         known = set(NOT_OPTIONS)
         for argument in arguments:
             if argument.children or not argument.parameter.show_env_var:
@@ -147,7 +149,7 @@ class _Environment(Env):
             known.add(name)
             if not argument.tokens and (value := os.environ.get(name)):
                 argument.append(Token(keyword=name, value=value, source="environment"))
-        known |= {f"{PREFIX}{key.upper().replace('-', '_')}" for key in _all_keys(app)}
+        known |= {f"{PREFIX}{key.upper().replace('-', '_')}" for key in _all_keys()}
         for name in os.environ:
             if name.startswith(PREFIX) and name not in known:
                 raise CycloptsError(
@@ -168,7 +170,7 @@ def _read_toml(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
     except ValueError as error:
         raise CycloptsError(msg=f"--config: {path} is no TOML: {error}") from None
     given: dict[str, Any] = {}
-    known = _all_keys(app)
+    known = _all_keys()
     for key, value in data.items():
         flag = key.replace("_", "-")
         if flag not in known:
@@ -184,11 +186,8 @@ def _read_toml(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
     )(app, commands, arguments)
 
 
-def _all_keys(app: App) -> set[str]:
+def _all_keys() -> set[str]:
     """Return the names of all options of all commands, without dashes in front."""
-    root = app
-    while (parent := getattr(root, "_parent", None)) is not None:
-        root = parent
     names = {"config", "output", "host", "port", "debug"}
     names |= {option.name.replace("_", "-") for kind in GROUPS.values() for option in fields(kind)}
     return names

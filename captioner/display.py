@@ -205,6 +205,10 @@ def describe_check(report: CheckReport) -> str:
         lines.append(f"{report.orphans:,} captions belong to records the input no longer has")
     if report.tail_bytes:
         lines.append(f"the last {report.tail_bytes:,} bytes are torn; the next run cuts them")
+    if report.torn_failures:
+        lines.append(
+            f"{report.torn_failures:,} bytes of the failures are torn; their records are pending"
+        )
     if report.unsynced_bytes:
         lines.append(f"{report.unsynced_bytes:,} bytes are not yet known to be on disk")
     if report.checkpoint != "ok":

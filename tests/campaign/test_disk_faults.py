@@ -201,3 +201,28 @@ def test_a_small_disk_ends_the_run_and_a_larger_one_finishes_it(
         assert [row["id"] for row in rows(output)] == list(range(1_500))
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+async def test_a_torn_write_that_cannot_be_cut_off_is_cut_by_the_next_run(tmp_path) -> None:
+    """When even shortening the file fails, the torn line stays above what is vouched for."""
+
+    class Stuck(FaultyFiles):
+        stuck = 0
+
+        def truncate(self, fd: int, size: int) -> None:
+            self.stuck += 1
+            raise OSError(errno.EIO, "Input/output error")
+
+    met = 0
+    for number in range(3, 15):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        files = Stuck("short", number, errno.ENOSPC)
+        with pytest.raises(DiskError):
+            await run(folder, files, disk_wait=0)
+        assert files.stuck
+        met += not (folder / "out.jsonl").read_bytes().endswith(b"\n")
+        assert (await check_output(folder / "out.jsonl")).violations == []
+        await run(folder)
+        assert_clean_end(folder)
+    assert met, "no torn line was ever left behind"
