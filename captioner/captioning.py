@@ -2,186 +2,226 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from captioner.errors import BadReplyError, EndpointFaultError, RefusedError
-from captioner.ratelimits import read_limits
-from captioner.records import Caption, Failure, Request
+from captioner.checks import ask_again, attempts_for, check
+from captioner.endpoints import Faults, unknown_model
+from captioner.errors import (
+    BadReplyError,
+    EndpointFaultError,
+    NotFoundError,
+    ParameterError,
+    PictureError,
+    RecordError,
+    RefusedError,
+)
+from captioner.records import Asking, Caption, Failure, Remake, Usage
 from captioner.retry import waits
-from captioner.stopping import StoppedError
 
 if TYPE_CHECKING:
-    from captioner.health import Health
-    from captioner.interfaces import Dialect, Transport
-    from captioner.limiter import Limiter
-    from captioner.records import Completion, Outcome, Prepared, Progress
+    from collections.abc import Callable, Iterator
+
+    from captioner.checks import Rules
+    from captioner.endpoints import Endpoints
+    from captioner.records import Answer, Completion, Line, Outcome, Prepared
     from captioner.stopping import Stopping
 
-POISON_FAULTS = 3
-POISON_SUCCESSES = 20
-POISON_CHANCE = 1e-6
-"""A record is blamed only if so many faults in a row would be this unlikely by chance."""
+SMALLER = (0.7, 0.5, 0.35)
+"""Factors of a picture's sides to try when the endpoint finds it too large (after CaptionFlow)."""
 
-FIRST_GUESS_TOKENS = 1_500.0
-"""Tokens a record is taken to cost until the endpoint has told what the first ones did."""
-
-_OVERLOAD = frozenset({"connection", "http_429", "http_503", "http_529"})
+PARAMETERS_TO_LEAVE_OUT = 8
 
 
-class Endpoint:
-    """One endpoint: its language, its connection, its permits and its health.
+class Captioning:
+    """Captions records through the endpoints of a run.
 
     Args:
-        dialect: Builds requests, judges replies.
-        transport: Carries them.
-        limiter: Permits.
-        health: What its workers have seen of it.
-        progress: Counts.
+        endpoints: Where they are sent.
+        remake: Prepares a record again with its pictures made otherwise; blocking.
+        compose: Makes the members of a row from the answers of a record.
         stopping: Ends waits.
-        max_attempts: Replies that are no captions after which a record fails.
+        rules: What a caption has to be like.
+        asking: Temperature and length of the settings.
+        samples: Answers to each question.
     """
 
     def __init__(
         self,
-        dialect: Dialect,
-        transport: Transport,
-        limiter: Limiter,
-        health: Health,
-        progress: Progress,
+        endpoints: Endpoints,
+        remake: Callable[[Line, Remake], Prepared | Failure],
+        compose: Callable[[list[list[Answer]], int], tuple[Any, tuple[tuple[str, Any], ...]]],
         stopping: Stopping,
         *,
-        max_attempts: int,
+        rules: Rules,
+        asking: Asking = Asking(),  # noqa: B008 - frozen
+        samples: int = 1,
     ) -> None:
-        self._dialect = dialect
-        self._transport = transport
-        self._limiter = limiter
-        self._health = health
-        self._progress = progress
+        self._endpoints = endpoints
+        self._remake = remake
+        self._compose = compose
         self._stopping = stopping
-        self._max_attempts = max_attempts
-        self._mean_tokens = FIRST_GUESS_TOKENS
+        self._rules = rules
+        self._asking = asking
+        self._samples = samples
+        self._too_large = _TooLarge()
 
     async def caption(self, prepared: Prepared) -> Outcome:
         """Return what became of a record.
 
-        Trouble of the endpoint costs time only; replies that are no captions cost attempts. A
+        Trouble of an endpoint costs time only; replies that are no captions cost attempts. A
         record that alone keeps failing on an endpoint that serves others is failed as well.
 
         Raises:
             StoppedError: The run is stopping before there is an outcome.
             RunError: No record will be captioned.
         """
-        request = self._dialect.request(prepared.messages)
-        attempts = bad_replies = faults = 0
-        successes_before = 0
+        record = _Record(prepared, Faults(self._rules.max_attempts))
+        try:
+            if scale := self._too_large.scale_for(prepared):
+                await self._make_again(record, Remake(scale))
+            answers = [
+                [await self._answer(record, question) for _ in range(self._samples)]
+                for question in range(len(prepared.questions))
+            ]
+        except RecordError as error:
+            return Failure(prepared.line, error.code, error.message, record.attempts)
+        value, more = self._compose(answers, record.attempts)
+        kept = [answer.completion.usage for several in answers for answer in several]
+        usage = Usage(*(sum(tokens) for tokens in zip(*kept, strict=True)))
+        return Caption(prepared.line, value, prepared.replaces, record.attempts, usage, more)
+
+    async def _answer(self, record: _Record, question: int) -> Answer:
+        """Return an answer to one of the record's questions.
+
+        Raises:
+            RecordError: There will be none.
+        """
+        asking = Asking()
+        bad_replies = 0
         pauses = waits()
         while True:
-            attempts += 1
+            completion = None
             try:
-                completion = await self._attempt(request, retry=attempts > 1)
-            except RefusedError as error:
-                return Failure(prepared.line, error.code, error.message, attempts)
+                completion, latency_s = await self._complete(record, question, asking, pauses)
+                answer = check(completion, self._rules)
             except BadReplyError as error:
                 bad_replies += 1
-                if bad_replies >= self._max_attempts:
-                    return Failure(prepared.line, error.code, error.message, attempts)
-                await self._stopping.sleep(next(pauses))
-            except EndpointFaultError as error:
-                blamed = error.code not in _OVERLOAD
-                if blamed and not faults:
-                    successes_before = self._health.successes
-                faults += blamed
-                self._health.blamed += blamed
-                others = self._health.successes - successes_before
-                if blamed and await self._is_poison(faults, others):
-                    message = f"{error.message} ({faults} times, while the endpoint was well)"
-                    return Failure(prepared.line, error.code, message, attempts)
-                await self._stopping.sleep(min(next(pauses), self._health.left_s()))
+                if bad_replies >= attempts_for(error.code, self._rules):
+                    raise RefusedError(error.code, error.message) from None
+                if completion is not None:
+                    asking = ask_again(error, completion, asking, self._asking)
+                await self._pause(pauses)
             else:
-                return Caption(
-                    prepared.line, completion.text, prepared.replaces, attempts, completion.usage
-                )
+                self._too_large.worked(record.remade.scale)
+                return answer._replace(latency_s=latency_s)
 
-    async def _attempt(self, request: Request, *, retry: bool) -> Completion:
-        probe = await self._health.ready()
-        verdict = False
-        try:
-            estimated = self._mean_tokens
-            epoch = await self._limiter.acquire(estimated)
-            try:
-                if self._stopping:
-                    raise StoppedError
-                completion = await self._exchange(request, retry=retry)
-                self._note_success(estimated, completion)
-            except EndpointFaultError as error:
-                # All before the permit goes to the next one.
-                if error.retry_after_s is not None:
-                    self._limiter.pause(error.retry_after_s)
-                if error.code != "connection":
-                    self._limiter.overloaded(epoch)
-                raise
-            finally:
-                self._limiter.release()
-        except EndpointFaultError as error:
-            verdict = True
-            self._progress.waiting = f"the endpoint: {error.message}"
-            self._health.faulted(error, probe=probe)
-            raise
-        except (BadReplyError, RefusedError):
-            verdict = True
-            self._progress.waiting = ""
-            self._health.succeeded()
-            raise
-        else:
-            verdict = True
-            self._health.succeeded()
-            return completion
-        finally:
-            if probe and not verdict:
-                self._health.abandoned()
+    async def _complete(
+        self, record: _Record, question: int, asking: Asking, pauses: Iterator[float]
+    ) -> tuple[Completion, float]:
+        """Return what a model said and the seconds it took, through all that costs no attempts.
 
-    async def _exchange(self, request: Request, *, retry: bool) -> Completion:
-        progress = self._progress
-        progress.calls += 1
-        progress.retries += retry
-        progress.in_flight += 1
-        try:
-            response = await self._transport.send(request)
-        finally:
-            progress.in_flight -= 1
-        self._health.answered()
-        requests, tokens = read_limits(response.headers)
-        self._limiter.learn_requests(*requests)
-        self._limiter.learn_tokens(*tokens)
-        completion = self._dialect.judge(response)
-        progress.waiting = ""
-        return completion
-
-    def _note_success(self, estimated: float, completion: Completion) -> None:
-        self._limiter.succeeded()
-        used = sum(completion.usage)
-        if used:
-            self._limiter.correct_tokens(estimated, used)
-            self._mean_tokens += (used - self._mean_tokens) / 16
-
-    async def _is_poison(self, faults: int, others: int) -> bool:
-        """Tell whether it is the record that breaks the endpoint, not the endpoint itself.
-
-        It is if others went through meanwhile, and the endpoint does not fail so often that it
-        may be chance; where there are no others to tell by, if the endpoint answers a harmless
-        question between two faults.
+        Raises:
+            BadReplyError: The reply is none.
+            RecordError: There will be none.
         """
-        health = self._health
-        elsewhere = health.blamed - faults
-        share = (elsewhere + 0.04) / (health.successes + elsewhere + 2)
-        if faults < POISON_FAULTS or share**faults > POISON_CHANCE:
-            return False
-        if others >= POISON_SUCCESSES:
-            return True
-        if faults < self._max_attempts:
-            return False
-        try:
-            reply = await self._transport.send(Request("GET", "/models"))
-        except EndpointFaultError:
-            return False
-        return reply.status < 500 and reply.status != 429
+        left_out = 0
+        while True:
+            record.attempts += 1
+            began = time.monotonic()
+            endpoint, result = await self._endpoints.attempt(
+                record.prepared.questions[question], asking, retry=record.attempts > 1
+            )
+            if isinstance(result, ParameterError):
+                left_out += 1
+                if left_out > PARAMETERS_TO_LEAVE_OUT:
+                    raise RefusedError(result.code, result.message)
+            elif isinstance(result, PictureError):
+                await self._make_otherwise(record, result)
+            elif isinstance(result, NotFoundError):
+                if result.certain or not endpoint.health.captions:
+                    await self._pause(pauses)  # others will tell
+                elif record.remade.scale == SMALLER[-1] and not await endpoint.answers():
+                    raise unknown_model(result)
+                else:
+                    await self._make_smaller(record, result)  # it may be the size
+            elif isinstance(result, EndpointFaultError):
+                if times := await record.faults.poisoned_by(endpoint, result):
+                    message = f"{result.message} ({times} times, while the endpoint was well)"
+                    raise RefusedError(result.code, message)
+                await self._pause(pauses)
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                return result, time.monotonic() - began
+
+    async def _pause(self, pauses: Iterator[float]) -> None:
+        await self._stopping.sleep(min(next(pauses), self._endpoints.left_s))
+
+    async def _make_otherwise(self, record: _Record, error: PictureError) -> None:
+        if error.smaller:
+            await self._make_smaller(record, error)
+        elif record.remade.redraw:
+            raise RefusedError(error.code, error.message)
+        else:
+            await self._make_again(record, record.remade._replace(redraw=True))
+
+    async def _make_smaller(self, record: _Record, error: PictureError | NotFoundError) -> None:
+        self._too_large.refused(record.prepared, error)
+        scale = next((scale for scale in SMALLER if scale < record.remade.scale), 0.0)
+        if not scale or not record.prepared.pixels:
+            raise RefusedError(error.code, error.message)
+        await self._make_again(record, record.remade._replace(scale=scale))
+
+    async def _make_again(self, record: _Record, remake: Remake) -> None:
+        made = await asyncio.to_thread(self._remake, record.prepared.line, remake)
+        if isinstance(made, Failure):
+            raise RefusedError(made.code, made.message)
+        record.prepared, record.remade = made, remake
+
+
+@dataclass(slots=True)
+class _Record:
+    """Where a record stands between its attempts."""
+
+    prepared: Prepared
+    faults: Faults
+    remade: Remake = field(default_factory=Remake)
+    attempts: int = 0
+
+
+class _TooLarge:
+    """What the endpoint found too large, and what it took then: later records profit from it.
+
+    Only a record with at least as many pixels, or bytes, as one that was refused is made smaller
+    before it is sent.
+    """
+
+    def __init__(self) -> None:
+        self._pixels = math.inf
+        self._bytes = math.inf
+        self._scale = 0.0
+
+    def refused(self, prepared: Prepared, error: PictureError | NotFoundError) -> None:
+        if error.code == "too_large":
+            self._pixels = min(self._pixels, prepared.pixels or math.inf)
+        else:
+            self._bytes = min(self._bytes, _size(prepared))
+
+    def worked(self, scale: float) -> None:
+        if scale < 1:
+            self._scale = max(self._scale, scale) if self._scale else scale
+
+    def scale_for(self, prepared: Prepared) -> float:
+        """Return the factor to begin with, 0 to send it as it is."""
+        if not self._scale or not prepared.pixels:
+            return 0.0
+        large = prepared.pixels >= self._pixels or _size(prepared) >= self._bytes
+        return self._scale if large else 0.0
+
+
+def _size(prepared: Prepared) -> int:
+    return sum(map(len, prepared.questions[0]))

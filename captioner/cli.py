@@ -8,7 +8,7 @@ import tomllib
 from dataclasses import field, fields, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import (
     App,
@@ -23,7 +23,7 @@ from cyclopts.config import Dict, Env
 
 from captioner import __version__
 from captioner.errors import SettingsError
-from captioner.settings import GROUPS, Settings
+from captioner.settings import GROUPS, Settings, flag_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 PREFIX = "CAPTIONER_"
 NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
 """Variables with our prefix that hold something else than an option."""
+
+SEVERAL = frozenset(
+    f"{PREFIX}{flag_name(name).upper().replace('-', '_')}"
+    for kind in GROUPS.values()
+    for name, hint in get_type_hints(kind).items()
+    if get_origin(hint) is tuple
+)
+"""Variables that may hold several values, one a line."""
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -105,7 +113,12 @@ def _options() -> type:
             hint = hints[option.name]
             converter = _whole_number if hint is int or int in get_args(hint) else None
             parameter = Parameter(
-                help=option.metadata["help"], group=group, converter=converter, negative=()
+                name=f"--{flag_name(option.name)}",
+                help=option.metadata["help"],
+                group=group,
+                converter=converter,
+                negative=(),
+                show_default=None if option.default != () else False,
             )
             default = field(default=option.default, kw_only=True)
             made.append((option.name, Annotated[hint, parameter], default))
@@ -148,7 +161,9 @@ class _Environment(Env):
             name = self._convert_argument(commands, argument)
             known.add(name)
             if not argument.tokens and (value := os.environ.get(name)):
-                argument.append(Token(keyword=name, value=value, source="environment"))
+                several = filter(None, value.splitlines()) if name in SEVERAL else [value]
+                for one in several:
+                    argument.append(Token(keyword=name, value=one, source="environment"))
         known |= {f"{PREFIX}{key.upper().replace('-', '_')}" for key in _all_keys()}
         for name in os.environ:
             if name.startswith(PREFIX) and name not in known:
@@ -163,14 +178,10 @@ def _read_toml(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
     if config is None or not config.tokens:
         return
     path = Path(config.tokens[-1].value)
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CycloptsError(msg=f"--config: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise CycloptsError(msg=f"--config: {path} is no TOML: {error}") from None
+    data = _load_toml(path)
     given: dict[str, Any] = {}
     known = _all_keys()
+    data.pop("endpoint", None)  # tables, read by `_endpoints`
     for key, value in data.items():
         flag = key.replace("_", "-")
         if flag not in known:
@@ -186,10 +197,27 @@ def _read_toml(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
     )(app, commands, arguments)
 
 
+def _load_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CycloptsError(msg=f"--config: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise CycloptsError(msg=f"--config: {path} is no TOML: {error}") from None
+
+
+def _endpoints(config: Path | None) -> list[dict[str, Any]]:
+    """Return the ``[[endpoint]]`` tables of the file that --config names."""
+    tables = _load_toml(config).get("endpoint", []) if config is not None else []
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise SettingsError(f"{config}: write each endpoint as a table [[endpoint]]")
+    return tables
+
+
 def _all_keys() -> set[str]:
     """Return the names of all options of all commands, without dashes in front."""
     names = {"config", "output", "host", "port", "debug"}
-    names |= {option.name.replace("_", "-") for kind in GROUPS.values() for option in fields(kind)}
+    names |= {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
     return names
 
 
@@ -215,12 +243,12 @@ def _caption(
     *,
     output: Output = None,
     options: Options = Options(),  # type: ignore[valid-type] # noqa: B008 - frozen
-    config: Config = None,  # noqa: ARG001 - read by `_read_toml`
+    config: Config = None,
     debug: Debug = False,
 ) -> int:
     """Caption every image of INPUT."""
     given = {option.name: getattr(options, option.name) for option in fields(Options)}
-    settings = Settings.create(input, output, **given)
+    settings = Settings.create(input, output, **given, endpoints=_endpoints(config))
     from captioner.console import run_in_console
 
     return run_in_console(settings, debug=debug)

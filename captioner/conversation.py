@@ -59,6 +59,19 @@ def read_turns(
     return [Turn(role, tuple(parts)) for role, parts in turns]
 
 
+def ask_each(turns: list[Turn], questions: tuple[str, ...]) -> list[list[Turn]]:
+    """Return the turns once for each question; the record's own where there are none.
+
+    A question takes the place of all that the record says, its system turns excepted; its
+    pictures stay, in order, before the question.
+    """
+    if not questions:
+        return [turns]
+    system = [turn for turn in turns if turn.role == "system"]
+    images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
+    return [[*system, Turn("user", (*images, question))] for question in questions]
+
+
 def _up_to_the_question(turns: list[_Turn]) -> list[_Turn]:
     """Return the turns with a user turn last, an empty one if there is none.
 

@@ -1,4 +1,4 @@
-"""What turns prepared records into outcomes: one endpoint, found, opened and wired up."""
+"""What turns records into outcomes: the endpoints, found, opened and wired up."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from captioner.answers import Layout
 from captioner.budget import ByteBudget
-from captioner.captioning import Endpoint
+from captioner.captioning import Captioning
+from captioner.checks import Rules
 from captioner.dialects.openai_chat import OpenAIChat
+from captioner.endpoints import Endpoint, Endpoints
 from captioner.errors import EndpointFaultError, SettingsError
 from captioner.health import Health
 from captioner.images.load import Folders
 from captioner.limiter import SLOW_START, Limiter
 from captioner.pipeline import Pipeline
 from captioner.prepare import Preparer
-from captioner.records import Request
+from captioner.presets import PRESETS
+from captioner.records import Asking, Request
 from captioner.settings import without_secrets
 from captioner.stopping import StoppedError, Stopping
+from captioner.structured import read_schema, validator
 from captioner.transport import AiohttpTransport
 
 if TYPE_CHECKING:
@@ -41,21 +46,21 @@ OFFLINE_MODEL = "captioner-offline"
 
 
 class Engine:
-    """An endpoint and how to prepare records for it.
+    """The endpoints of a run and how to prepare records for them.
 
     Attributes:
-        model: The model asked for.
+        model: The model asked for; several are named one after the other.
         preparer: Makes lines ready.
-        endpoint: Captions them.
+        captioning: Captions them.
         budget: Bytes held by prepared records.
     """
 
     def __init__(
-        self, model: str, preparer: Preparer, endpoint: Endpoint, budget: ByteBudget
+        self, model: str, preparer: Preparer, captioning: Captioning, budget: ByteBudget
     ) -> None:
         self.model = model
         self.preparer = preparer
-        self.endpoint = endpoint
+        self.captioning = captioning
         self.budget = budget
 
     @classmethod
@@ -67,64 +72,68 @@ class Engine:
         stopping: Stopping,
         dialect: Dialect | None = None,
         transport: Transport | None = None,
+        *,
+        warn: Callable[[str], None],
     ) -> AsyncIterator[Self]:
-        """Connect to the endpoint of the settings, or to the built-in describer.
+        """Connect to the endpoints of the settings, or to the built-in describer.
 
         Raises:
             SettingsError: There is no endpoint, or no model to ask for.
         """
-        endpoint = settings.endpoint
+        settings = replace(settings, prompt=settings.prompt.resolved())
+        schema, rules = _rules(settings)
         async with contextlib.AsyncExitStack() as stack:
-            name = "given by the caller"
-            if transport is None:
-                if endpoint.offline:
-                    from captioner.offline.child import OfflineEndpoint
+            found = settings.each_endpoint
+            if transport is not None:
+                found = found[:1]
+            elif settings.endpoint.offline:
+                from captioner.offline.child import OfflineEndpoint
 
-                    offline = await stack.enter_async_context(OfflineEndpoint())
-                    endpoint = replace(
-                        endpoint,
-                        base_url=offline.base_url,
-                        model=endpoint.model or OFFLINE_MODEL,
+                offline = await stack.enter_async_context(OfflineEndpoint())
+                model = settings.endpoint.model or OFFLINE_MODEL
+                found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
+            made: list[Endpoint] = []
+            models: list[str] = []
+            for one in found:
+                name, carrier = "given by the caller", transport
+                if carrier is None:
+                    name = base_url(one)
+                    carrier = AiohttpTransport(
+                        name,
+                        api_key=None if one.offline else api_key(one),
+                        timeout_s=one.timeout,
+                        connections=settings.run.concurrency,
+                        headers=[_header(line) for line in one.header],
                     )
-                name = base_url(endpoint)
-                transport = AiohttpTransport(
-                    name,
-                    api_key=None if endpoint.offline else api_key(endpoint),
-                    timeout_s=endpoint.timeout,
-                    connections=settings.run.concurrency,
+                    stack.push_async_callback(carrier.close)
+                model = one.model or ("" if dialect else await only_model(carrier, stopping))
+                models.append(model)
+                made.append(
+                    _endpoint(
+                        settings,
+                        one,
+                        dialect or _dialect(settings, one, model, schema),
+                        carrier,
+                        progress,
+                        stopping,
+                        name=without_secrets(name),
+                        warn=warn,
+                    )
                 )
-                stack.push_async_callback(transport.close)
-            model = endpoint.model
-            if model is None:
-                model = await only_model(transport, stopping) if dialect is None else ""
-            prompt = settings.prompt.resolved()
-            settings = replace(settings, prompt=prompt)
-            dialect = dialect or OpenAIChat(
-                model, max_tokens=prompt.max_tokens, temperature=prompt.temperature
-            )
-            limiter = Limiter(
-                settings.run.concurrency, start=SLOW_START, rpm=endpoint.rpm, tpm=endpoint.tpm
-            )
-            stopping.then(limiter.open)
-            health = Health(
-                without_secrets(name), max_outage_s=endpoint.max_outage, sleep=stopping.sleep
-            )
             budget = ByteBudget(settings.images.memory)
             stopping.then(budget.close)
-            yield cls(
-                model,
-                Preparer(settings, dialect, _folders(settings), budget),
-                Endpoint(
-                    dialect,
-                    transport,
-                    limiter,
-                    health,
-                    progress,
-                    stopping,
-                    max_attempts=settings.run.max_attempts,
-                ),
-                budget,
+            language = dialect or _dialect(settings, found[0], models[0], schema)
+            preparer = Preparer(settings, language, _folders(settings), budget)
+            captioning = Captioning(
+                Endpoints(made, warn=warn),
+                preparer.prepare,
+                Layout(settings.fields, settings.captions.with_).compose,
+                stopping,
+                rules=rules,
+                asking=Asking(settings.prompt.temperature, settings.prompt.max_tokens),
+                samples=settings.prompt.samples,
             )
+            yield cls(", ".join(dict.fromkeys(models)), preparer, captioning, budget)
 
     def pipeline(
         self,
@@ -137,7 +146,7 @@ class Engine:
         """Return a pipeline from this engine into a sink."""
         return Pipeline(
             self.preparer,
-            self.endpoint,
+            self.captioning,
             sink,
             self.budget,
             progress,
@@ -148,15 +157,84 @@ class Engine:
         )
 
 
+def _endpoint(
+    settings: Settings,
+    endpoint: EndpointSettings,
+    dialect: Dialect,
+    transport: Transport,
+    progress: Progress,
+    stopping: Stopping,
+    *,
+    name: str,
+    warn: Callable[[str], None],
+) -> Endpoint:
+    limiter = Limiter(
+        settings.run.concurrency, start=SLOW_START, rpm=endpoint.rpm, tpm=endpoint.tpm
+    )
+    stopping.then(limiter.open)
+    health = Health(name, max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
+    return Endpoint(
+        name,
+        dialect,
+        transport,
+        limiter,
+        health,
+        progress,
+        stopping,
+        weight=endpoint.weight,
+        warn=warn,
+    )
+
+
+def _dialect(
+    settings: Settings, endpoint: EndpointSettings, model: str, schema: dict[str, Any] | None
+) -> OpenAIChat:
+    prompt = settings.prompt
+    return OpenAIChat(
+        model,
+        max_tokens=prompt.max_tokens,
+        temperature=prompt.temperature,
+        detail=prompt.detail,
+        stream=endpoint.stream,
+        schema=schema,
+        extra=endpoint.extra_members(),
+    )
+
+
+def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:
+    """Return the schema of the answers, None for text, and what captions have to be like."""
+    prompt, captions = settings.prompt, settings.captions
+    preset = PRESETS[prompt.preset] if prompt.preset else None
+    schema = preset.schema if preset else None
+    if prompt.schema:
+        schema = read_schema(prompt.schema, "the file")
+    longest = captions.max_length
+    if longest is None and preset is not None:
+        longest = preset.max_chars
+    rules = Rules(
+        captions.min_length,
+        longest,
+        frozenset(captions.accept),
+        settings.run.max_attempts,
+        validator(schema) if schema else None,
+    )
+    return schema, rules
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
 def base_url(endpoint: EndpointSettings) -> str:
     """Return the endpoint's base URL, from the settings or the environment.
 
     Raises:
         SettingsError: There is none; says how to give one.
     """
-    urls = (endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
+    urls = (*endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
     if url := next(filter(None, urls), None):
-        replace(endpoint, base_url=url)  # what comes from the environment is checked, too
+        replace(endpoint, base_url=(url,))  # what comes from the environment is checked, too
         return url.rstrip("/")
     raise SettingsError(
         "no endpoint. Give one of:\n"
@@ -172,12 +250,10 @@ def api_key(endpoint: EndpointSettings) -> str | None:
     Raises:
         SettingsError: The variable that the settings name is not set.
     """
-    if endpoint.api_key_env is not None:
-        if key := _key_in(endpoint.api_key_env):
+    for name in endpoint.api_key_env:
+        if key := _key_in(name):
             return key
-        raise SettingsError(
-            f"api-key-env: the environment variable {endpoint.api_key_env} is not set"
-        )
+        raise SettingsError(f"api-key-env: the environment variable {name} is not set")
     return next(filter(None, map(_key_in, KEY_NAMES)), None)
 
 

@@ -10,7 +10,10 @@
     │  └─ RefusedError        the endpoint will never caption this record
     ├─ AttemptError           this attempt: the record is tried again
     │  ├─ EndpointFaultError  the endpoint's trouble: spends time, no attempts
-    │  └─ BadReplyError       a reply that is no caption: spends an attempt
+    │  ├─ BadReplyError       a reply that is no caption: spends an attempt
+    │  ├─ ParameterError      a parameter the model does not take: asked again without it
+    │  ├─ PictureError        pictures the endpoint does not take: made again, otherwise
+    │  └─ NotFoundError       no such model, or an oversized body: a second one tells
     └─ RunError               the whole run stops, and can be run again
        ├─ EndpointRefusedError   key, model or address is wrong             exit 2
        ├─ EndpointGaveOutError   out of quota, or away for too long         exit 7
@@ -86,6 +89,48 @@ class EndpointFaultError(AttemptError):
 
 class BadReplyError(AttemptError):
     """The endpoint answered, but not with a caption."""
+
+
+class ParameterError(AttemptError):
+    """The endpoint does not take a parameter of the request.
+
+    Args:
+        code: As in `AttemptError`.
+        message: As in `AttemptError`.
+        parameter: The parameter's name as the endpoint gives it.
+    """
+
+    def __init__(self, code: str, message: str, parameter: str) -> None:
+        super().__init__(code, message)
+        self.parameter = parameter
+
+
+class PictureError(AttemptError):
+    """The endpoint does not take the pictures as they were sent.
+
+    Args:
+        code: As in `AttemptError`.
+        message: As in `AttemptError`.
+        smaller: They are too large; else it is their encoding.
+    """
+
+    def __init__(self, code: str, message: str, *, smaller: bool) -> None:
+        super().__init__(code, message)
+        self.smaller = smaller
+
+
+class NotFoundError(AttemptError):
+    """The endpoint answered 404 or 410: no such model, or a gateway met an oversized body.
+
+    Args:
+        code: As in `AttemptError`.
+        message: As in `AttemptError`.
+        certain: It says that it is the model.
+    """
+
+    def __init__(self, code: str, message: str, *, certain: bool) -> None:
+        super().__init__(code, message)
+        self.certain = certain
 
 
 class RunError(CaptionerError):

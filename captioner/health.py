@@ -2,7 +2,8 @@
 
 An endpoint in trouble spends nobody's attempts. After a row of faults without one success it
 rests: the workers wait, and one probe at a time goes out after 1, 2, 4 … 60 s, until one succeeds
-or the outage has lasted longer than the user wants to wait.
+or the outage has lasted longer than the user wants to wait. No pause is longer than an eighth of
+the outage so far, so that a minute's outage is not made to last half a minute more.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 FAULTS_TO_REST = 10
+SHORTEST_REST_S = 1.0
 NEVER_ANSWERED_S = 60.0
 """An address that has never answered anything is more likely wrong than away."""
 
@@ -31,7 +33,8 @@ class Health:
         sleep: Waits so many seconds; raises or is cancelled when the run is stopping.
 
     Attributes:
-        successes: Captions received so far.
+        successes: Replies so far that show the endpoint well.
+        captions: Answers of the model among them.
         blamed: Faults so far for which a record may be to blame.
         resting: Workers wait, and probes go out.
     """
@@ -44,6 +47,7 @@ class Health:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.successes = 0
+        self.captions = 0
         self.blamed = 0
         self.resting = False
         self._name = name
@@ -54,6 +58,7 @@ class Health:
         self._since = 0.0
         self._probing = False
         self._waits: Iterator[float] = iter(())
+        self._probe_at = 0.0
         self._changed = asyncio.Event()
 
     async def ready(self) -> bool:
@@ -65,7 +70,8 @@ class Health:
             if not self._probing:
                 self._probing = True
                 try:
-                    await self._sleep(min(max(0.1, next(self._waits)), self.left_s()))
+                    now = asyncio.get_running_loop().time()
+                    await self._sleep(max(0.0, min(self._probe_at - now, self.left_s())))
                 except BaseException:
                     self.abandoned()
                     raise
@@ -73,9 +79,18 @@ class Health:
             await self._changed.wait()
         return False
 
-    def succeeded(self) -> None:
-        """Note a caption: the endpoint is well."""
+    def probe_due(self) -> bool:
+        """Tell whether a resting endpoint is to be asked now how it is."""
+        return (
+            self.resting
+            and not self._probing
+            and asyncio.get_running_loop().time() >= self._probe_at
+        )
+
+    def succeeded(self, *, caption: bool = True) -> None:
+        """Note an answer of the model, or another reply of an endpoint that is well."""
         self.successes += 1
+        self.captions += caption
         self._answered = True
         self._faults = 0
         if self.resting:
@@ -99,13 +114,19 @@ class Health:
         if self._faults >= FAULTS_TO_REST and not self.resting:
             self.resting = True
             self._waits = waits()
+            self._probe_after(now)
         if probe:
+            self._probe_after(now)
             self.abandoned()
         if self.left_s() <= 0:
             raise EndpointGaveOutError(
                 f"The endpoint {self._name} has given no caption for {now - self._since:.0f} s "
                 f"({fault.message}). When it is well again, run the same command again."
             )
+
+    def _probe_after(self, now: float) -> None:
+        longest = max(SHORTEST_REST_S, (now - self._since) / 8)
+        self._probe_at = now + min(longest, max(0.1, next(self._waits)))
 
     def left_s(self) -> float:
         """Return the seconds until this outage has lasted too long, infinite while all is well."""

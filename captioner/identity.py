@@ -36,10 +36,14 @@ class Identity:
         fields: Names of the members that captioner adds, the first one first; they are no part
             of a record's identity.
         id_field: Name of the member that identifies a record; by default the whole record does.
+        family: Names of all members that may stand behind a caption, whatever was asked for when
+            the line was written.
     """
 
-    def __init__(self, fields: Sequence[str], id_field: str | None = None) -> None:
-        self._names = frozenset(fields)
+    def __init__(
+        self, fields: Sequence[str], id_field: str | None = None, family: Sequence[str] = ()
+    ) -> None:
+        self._names = frozenset((*fields, *family))
         self._quoted = tuple(quoted(name) for name in fields)
         self._first = self._quoted[0]
         self._others = self._quoted[1:]

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from captioner.records import Completion, EncodedImage, Line, Outcome, Request, Response, Turn
+    from captioner.records import (
+        Asking,
+        Completion,
+        EncodedImage,
+        Line,
+        Outcome,
+        Request,
+        Response,
+        Turn,
+    )
 
 
 class Source(Protocol):
@@ -41,22 +50,38 @@ class Sink(Protocol):
 class Dialect(Protocol):
     """An endpoint's language: builds requests and judges replies. Pure, no I/O."""
 
-    def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> bytes:
-        """Return the messages as JSON; ``images`` are those of the turns, in order."""
+    @property
+    def version(self) -> int:
+        """Number of adaptations so far."""
         ...
 
-    def request(self, messages: bytes) -> Request:
+    def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
+        """Return the messages as JSON, in pieces; ``images`` are those of the turns, in order."""
+        ...
+
+    def request(self, messages: tuple[bytes, ...], asking: Asking) -> Request:
         """Return the request that asks for one caption."""
         ...
 
     def judge(self, response: Response) -> Completion:
-        """Return the caption in a reply, or raise what the reply means.
+        """Return the answer in a reply, or raise what the reply means.
 
         Raises:
             RefusedError: This record will never be captioned.
-            BadReplyError: This reply is no caption; another may be.
+            BadReplyError: This reply is no answer; another may be.
+            ParameterError: It may be, if a parameter is left out or named otherwise.
+            PictureError: It may be, if the pictures are made otherwise.
+            NotFoundError: There is no such model, or the body is too large for a gateway.
             EndpointFaultError: The endpoint is in trouble.
             RunError: No record will be captioned.
+        """
+        ...
+
+    def adapt(self, parameter: str) -> str:
+        """Build requests otherwise from now on, for an endpoint that refuses a parameter.
+
+        Returns:
+            What was changed, in words; empty if nothing can be.
         """
         ...
 

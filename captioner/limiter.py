@@ -28,6 +28,10 @@ SHARE_TO_SLOW = 0.1
 """A single error never slows the pool: at least two, and a tenth of what came back meanwhile."""
 
 
+class DispersedError(Exception):
+    """A permit will not be granted for a while; there may be one elsewhere."""
+
+
 @dataclass(slots=True)
 class Window:
     """An adaptive limit on requests in flight: additive increase, multiplicative decrease.
@@ -102,6 +106,13 @@ class Bucket:
         missing = min(amount, self.per_minute) - self.level
         return missing / self.per_minute * 60.0 if missing > 1e-9 else 0.0
 
+    def backlog_s(self, amount: float, now: float) -> float:
+        """Return the seconds until so many units, more than a bucket even, have been granted."""
+        if math.isinf(self.per_minute):
+            return 0.0
+        self._fill(now)
+        return max(0.0, amount - self.level) / self.per_minute * 60.0
+
     def take(self, amount: float, now: float) -> None:
         """Take units, or give some back."""
         if not math.isinf(self.per_minute):
@@ -133,6 +144,7 @@ class Limiter:
         requests: Requests a minute.
         tokens: Tokens a minute.
         in_flight: Permits out now.
+        shared: Others may do the work: who waits here is sent away when a pause begins.
     """
 
     def __init__(
@@ -148,6 +160,7 @@ class Limiter:
         self.requests = Bucket()
         self.tokens = Bucket()
         self.in_flight = 0
+        self.shared = False
         self._fixed = (rpm, tpm)
         self._begun = False
         self._clock = clock
@@ -155,6 +168,28 @@ class Limiter:
         self._opened = False
         self._waiting: deque[tuple[asyncio.Future[int], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def load(self) -> float:
+        """Requests out or waiting for each one that may be out."""
+        return (self.in_flight + len(self._waiting)) / max(1.0, self.window.limit)
+
+    def backlog_s(self, tokens: float) -> float:
+        """Return the seconds until pauses and rates would let one more request go out."""
+        now = self._now()
+        ahead = len(self._waiting) + 1
+        return max(
+            self.paused_s,
+            self.requests.backlog_s(ahead, now),
+            self.tokens.backlog_s(ahead * tokens, now),
+        )
+
+    def disperse(self) -> None:
+        """Send everybody away who waits for a permit."""
+        for granted, _ in self._waiting:
+            if not granted.done():
+                granted.set_exception(DispersedError())
+        self._waiting.clear()
 
     async def acquire(self, tokens: float = 0.0) -> int:
         """Return when the caller may send one request.
@@ -164,6 +199,9 @@ class Limiter:
 
         Returns:
             The epoch, to be handed to `overloaded` should it come to that.
+
+        Raises:
+            DispersedError: See `disperse`.
         """
         if not self._begun:
             self._begin()
@@ -191,6 +229,8 @@ class Limiter:
         """Grant nothing for so many seconds from now."""
         if not self._opened:
             self._closed_until = max(self._closed_until, self._now() + seconds)
+            if self.shared:
+                self.disperse()
 
     def succeeded(self) -> None:
         """Note a success, before its permit is given back."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from captioner.budget import ByteBudget
-    from captioner.captioning import Endpoint
+    from captioner.captioning import Captioning
     from captioner.interfaces import Sink
     from captioner.prepare import Preparer
     from captioner.records import Line, Outcome, Progress
@@ -47,7 +47,7 @@ class Pipeline:
 
     Args:
         preparer: Makes lines ready.
-        endpoint: Captions them.
+        captioning: Captions them.
         sink: Takes the outcomes.
         budget: Bytes held by prepared records; released here when a record is settled.
         progress: Counts.
@@ -60,7 +60,7 @@ class Pipeline:
     def __init__(
         self,
         preparer: Preparer,
-        endpoint: Endpoint,
+        captioning: Captioning,
         sink: Sink,
         budget: ByteBudget,
         progress: Progress,
@@ -71,7 +71,7 @@ class Pipeline:
         settled: Callable[[Outcome], None] | None = None,
     ) -> None:
         self._preparer = preparer
-        self._endpoint = endpoint
+        self._captioning = captioning
         self._sink = sink
         self._budget = budget
         self._progress = progress
@@ -176,7 +176,7 @@ class Pipeline:
                 outcome: Outcome
                 if isinstance(item, Prepared):
                     try:
-                        outcome = await self._endpoint.caption(item)
+                        outcome = await self._captioning.caption(item)
                     finally:
                         self._budget.release(item.reserved)
                 else:

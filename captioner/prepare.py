@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.conversation import read_turns
+from captioner.conversation import ask_each, read_turns
 from captioner.errors import BadRecordError, RecordError
-from captioner.images.convert import fit
+from captioner.images.convert import AS_IS, fit
 from captioner.rawjson import members, quoted
 from captioner.records import EncodedImage, Failure, ImageRef, Line, Prepared
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from captioner.budget import ByteBudget
     from captioner.images.load import Folders
     from captioner.interfaces import Dialect
+    from captioner.records import Remake
     from captioner.settings import Settings
 
 
@@ -39,14 +40,24 @@ class Preparer:
         self._dialect = dialect
         self._folders = folders
         self._budget = budget
-        self._name = quoted(settings.records.output_field)
+        names = settings.added_members
+        self._names = frozenset(names)
+        self._quoted = frozenset(map(quoted, names))
 
-    def prepare(self, line: Line) -> Prepared | Failure:
-        """Return the record ready to be sent, or why it never will be."""
+    def prepare(self, line: Line, remake: Remake | None = None) -> Prepared | Failure:
+        """Return the record ready to be sent, or why it never will be.
+
+        Args:
+            line: The record.
+            remake: It was sent before, and is to be made otherwise; what it replaces has its
+                place in the budget.
+        """
         reserved = 0
 
         def reserve(size: int) -> None:
             nonlocal reserved
+            if remake is not None:
+                return
             size += size // 3  # what base64 adds
             # A record that holds some already must not wait for others that do the same.
             self._budget.reserve(size, wait=not reserved)
@@ -56,14 +67,20 @@ class Preparer:
             if line.fault is not None:
                 raise BadRecordError(*line.fault)
             record, replaces = self._read(line.raw)
-            turns = read_turns(record, self._settings.records, self._settings.prompt)
+            prompt, fields = self._settings.prompt, self._settings.records
+            turns = read_turns(record, fields, prompt)
             images = [
-                self._encode(part, reserve)
+                self._encode(part, reserve, remake or AS_IS)
                 for turn in turns
                 for part in turn.parts
                 if isinstance(part, ImageRef)
             ]
-            return Prepared(line, self._dialect.messages(turns, images), replaces, reserved)
+            questions = tuple(
+                self._dialect.messages(asked, images)
+                for asked in ask_each(turns, self._settings.questions)
+            )
+            pixels = sum(image.pixels for image in images)
+            return Prepared(line, questions, replaces, reserved, pixels)
         except RecordError as error:
             if reserved:
                 self._budget.release(reserved)
@@ -76,21 +93,23 @@ class Preparer:
             raise BadRecordError("bad_json", f"the line is not valid JSON: {error}") from None
         if not isinstance(record, dict):
             raise BadRecordError("bad_record", "the line is no JSON object")
-        field = self._settings.records.output_field
-        replaces = field in record
-        if replaces and any(
-            member.name != self._name and orjson.loads(member.name) == field
-            for member in members(raw)
-        ):
-            raise BadRecordError(
-                "bad_record", f"the name of the field {field!r} is spelled with escapes"
-            )
+        replaces = not self._names.isdisjoint(record)
+        if replaces:
+            for member in members(raw):
+                if member.name not in self._quoted and orjson.loads(member.name) in self._names:
+                    raise BadRecordError(
+                        "bad_record",
+                        f"the name of the field {orjson.loads(member.name)!r} is spelled with "
+                        "escapes",
+                    )
         id_field = self._settings.records.id_field
         if id_field is not None and id_field not in record:
             raise BadRecordError("no_id", f"the record has no field {id_field!r}")
         return record, replaces
 
-    def _encode(self, image: ImageRef, reserve: Callable[[int], None]) -> EncodedImage:
+    def _encode(
+        self, image: ImageRef, reserve: Callable[[int], None], remake: Remake
+    ) -> EncodedImage:
         if image.url is not None:
             return EncodedImage(url=image.url)
         if image.path is not None:
@@ -98,5 +117,6 @@ class Preparer:
         else:
             data = image.data or b""
             reserve(len(data))
-        media_type, data = fit(data, self._settings.images.max_side)
-        return EncodedImage(media_type, binascii.b2a_base64(data, newline=False))
+        fitted = fit(data, self._settings.images.max_side, remake)
+        encoded = binascii.b2a_base64(fitted.data, newline=False)
+        return EncodedImage(fitted.media_type, encoded, "", fitted.width * fitted.height)

@@ -55,11 +55,25 @@ class EncodedImage(NamedTuple):
         media_type: For example ``image/jpeg``; empty when ``url`` is passed on.
         base64: The picture's bytes in base64.
         url: An ``http(s)`` URL that the endpoint fetches by itself.
+        pixels: Width times height; 0 if unknown.
     """
 
     media_type: str = ""
     base64: bytes = b""
     url: str = ""
+    pixels: int = 0
+
+
+class Remake(NamedTuple):
+    """How pictures are to be made otherwise than the settings say.
+
+    Attributes:
+        scale: Factor of both sides, at most 1.
+        redraw: Encode anew even what could pass through as it is.
+    """
+
+    scale: float = 1.0
+    redraw: bool = False
 
 
 class Prepared(NamedTuple):
@@ -67,15 +81,32 @@ class Prepared(NamedTuple):
 
     Attributes:
         line: The record it came from.
-        messages: The JSON array of messages, pictures included.
-        replaces: The record has the output field already; its value is replaced in place.
+        questions: For each question the JSON array of its messages, in pieces that are sent one
+            after the other; questions share the pieces that hold pictures.
+        replaces: The record has a member of ours already; its value is replaced in place.
         reserved: Bytes held in the memory budget until the record is settled.
+        pixels: Pixels of all its pictures, as far as they are known.
     """
 
     line: Line
-    messages: bytes
+    questions: tuple[tuple[bytes, ...], ...]
     replaces: bool
     reserved: int
+    pixels: int = 0
+
+
+class Asking(NamedTuple):
+    """What one attempt asks for otherwise than the settings say.
+
+    Attributes:
+        temperature: Sampling temperature; None leaves that of the settings.
+        max_tokens: Most tokens; None leaves that of the settings.
+        turns: Turns after the question: an answer that would not do, and why not.
+    """
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    turns: tuple[Turn, ...] = ()
 
 
 class Request(NamedTuple):
@@ -102,7 +133,7 @@ class Usage(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """A caption as the endpoint gave it."""
+    """What the endpoint answered, not yet looked at as a caption; the text may be empty."""
 
     text: str
     finish_reason: str
@@ -110,22 +141,40 @@ class Completion(NamedTuple):
     usage: Usage
 
 
+class Answer(NamedTuple):
+    """An answer that is kept.
+
+    Attributes:
+        value: The caption's text, or the object where a schema was asked for.
+        completion: The reply it came from.
+        flag: Code of what is wrong with it, where the user takes it all the same; else empty.
+        latency_s: Seconds the successful request took.
+    """
+
+    value: Any
+    completion: Completion
+    flag: str = ""
+    latency_s: float = 0.0
+
+
 class Caption(NamedTuple):
     """A captioned record.
 
     Attributes:
         line: The record.
-        text: The caption.
+        text: The caption: text, an object where a schema was asked for, or a list of either.
         replaces: See :class:`Prepared`.
         attempts: Requests sent for it, at least 1.
-        usage: Tokens of the successful request.
+        usage: Tokens of the requests whose answers are kept.
+        more: Further members of the row, each a name and a JSON value.
     """
 
     line: Line
-    text: str
+    text: Any
     replaces: bool
     attempts: int
     usage: Usage
+    more: tuple[tuple[str, Any], ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -80,7 +80,9 @@ async def run_batch(
     if sink is None and settings.input is None and settings.output is None:
         raise SettingsError("an output is needed: there is no input to name it after")
     try:
-        async with Engine.open(settings, run.progress, stopping, dialect, transport) as engine:
+        async with Engine.open(
+            settings, run.progress, stopping, dialect, transport, warn=run.warn
+        ) as engine:
             if sink is not None:
                 return await run.into_sink(engine, source, sink)
             return await run.into_journal(engine, source, files or Files())
@@ -125,7 +127,7 @@ class _Run:
         self.settings = settings
         self.progress = progress
         self.stopping = stopping
-        self._warn = warn
+        self.warn = warn
         self._began = time.monotonic()
         self._orphans = 0
         self._to_file = False
@@ -144,7 +146,7 @@ class _Run:
         settings = self.settings
         self._to_file = True
         fields = settings.records
-        identity = Identity((fields.output_field,), fields.id_field)
+        identity = Identity(settings.added_members, fields.id_field, settings.member_family)
         path = journal_path(settings.output_path)
         resolved = replace(settings, prompt=settings.prompt.resolved())
         journal = Journal(
@@ -158,7 +160,7 @@ class _Run:
             files=files,
         )
         if remote := network_file_system(path.parent):
-            self._warn(
+            self.warn(
                 f"{path.name} is on a network file system ({remote}): a run on another host may "
                 "not see that this one writes to it. Start only one."
             )
@@ -176,7 +178,7 @@ class _Run:
                 )
                 if not len(self._retrying) and len(journal.failures.left):
                     codes = await asyncio.to_thread(journal.failures.kinds)
-                    self._warn(
+                    self.warn(
                         f"no failure has the code {settings.run.retry_failed!r}; there are "
                         f"{', '.join(sorted(codes))}"
                     )
@@ -189,13 +191,13 @@ class _Run:
         self, engine: Engine, source: Source, journal: Journal, identity: Identity, files: Files
     ) -> None:
         settings = self.settings
-        rows = Rows(identity, settings.records.output_field)
+        rows = Rows(identity, settings.added_members[0])
         async with JournalSink(
             journal,
             rows,
             self.progress,
             self.stopping,
-            warn=self._warn,
+            warn=self.warn,
             disk_wait_s=settings.run.disk_wait,
         ) as sink:
             settled = self._settle if len(self._retrying) else None

@@ -61,7 +61,9 @@ async def caption_stream(
     settings = _settings(settings, options)
     progress, stopping = Progress(), Stopping()
     outcomes = _QueueSink(settings.run.concurrency)
-    async with Engine.open(settings, progress, stopping, dialect, transport) as engine:
+    async with Engine.open(
+        settings, progress, stopping, dialect, transport, warn=_ignore
+    ) as engine:
         pipeline = engine.pipeline(settings, outcomes, progress, stopping)
         task = asyncio.create_task(pipeline.run(_lines(records)))
         task.add_done_callback(outcomes.end)
@@ -114,7 +116,14 @@ class Captioner:
             SettingsError: The settings cannot work.
         """
         self._engine = await self._stack.enter_async_context(
-            Engine.open(self._settings, Progress(), Stopping(), self._dialect, self._transport)
+            Engine.open(
+                self._settings,
+                Progress(),
+                Stopping(),
+                self._dialect,
+                self._transport,
+                warn=_ignore,
+            )
         )
         return self
 
@@ -139,8 +148,8 @@ class Captioner:
             future.add_done_callback(give_back)
             raise
 
-    async def caption(self, image: Record | bytes, *, prompt: str | None = None) -> str:
-        """Return the caption of one picture.
+    async def caption(self, image: Record | bytes, *, prompt: str | None = None) -> Any:
+        """Return the caption of one picture: text, or what `Caption.text` may be.
 
         Args:
             image: A path, a URL, the picture's bytes, or a whole record.
@@ -164,7 +173,7 @@ class Captioner:
         if not isinstance(prepared, Prepared):
             raise CaptionError(prepared.code, prepared.message)
         try:
-            outcome = await self._engine.endpoint.caption(prepared)
+            outcome = await self._engine.captioning.caption(prepared)
         finally:
             self._engine.budget.release(prepared.reserved)
         if isinstance(outcome, Caption):
@@ -205,6 +214,10 @@ class _QueueSink:
         if self._ended and self._queue.empty():
             return None
         return await self._queue.get()
+
+
+def _ignore(_: str) -> None:
+    """Take a warning and do nothing: a library does not print."""
 
 
 def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:

@@ -15,6 +15,8 @@ from captioner.errors import EndpointFaultError
 from captioner.records import Response
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiohttp.abc import AbstractStreamWriter
 
     from captioner.records import Request
@@ -35,18 +37,31 @@ class AiohttpTransport:
         api_key: Sent as a bearer token; None sends none.
         timeout_s: Seconds for one whole exchange, however slowly bytes drip.
         connections: Most connections at once.
+        headers: Further headers; they go before ours.
     """
 
     def __init__(
-        self, base_url: str, *, api_key: str | None, timeout_s: float, connections: int
+        self,
+        base_url: str,
+        *,
+        api_key: str | None,
+        timeout_s: float,
+        connections: int,
+        headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
         self._connections = connections
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         self._secret = api_key.encode() if api_key else b""
-        if api_key:
+        if api_key and _is_azure(base_url):
+            self._headers["api-key"] = api_key
+        elif api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
+        ours = {name.lower(): name for name in self._headers}
+        for name, value in headers:
+            self._headers.pop(ours.get(name.lower(), ""), None)
+            self._headers[name] = value
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
         self._proxy = _proxy_for(base_url)
@@ -147,6 +162,12 @@ async def _read(reply: aiohttp.ClientResponse) -> bytes:
                 "reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes"
             )
     return bytes(data)
+
+
+def _is_azure(url: str) -> bool:
+    """Tell whether keys go into a header of their own there; Bearer is for its tokens."""
+    host = urlsplit(url).hostname or ""
+    return host.endswith((".openai.azure.com", ".cognitiveservices.azure.com"))
 
 
 def _proxy_for(url: str) -> str | None:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from captioner.settings import GROUPS
+from captioner.settings import GROUPS, flag_name
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- options -->\n", "<!-- /options -->"
@@ -20,13 +20,14 @@ def table() -> str:
     lines = ["| flag and TOML key | environment | default | |", "| --- | --- | --- | --- |"]
     for kind in GROUPS.values():
         for option in fields(kind):
-            flag = option.name.replace("_", "-")
+            flag = flag_name(option.name)
             value = option.default
-            default = "" if value is None or value is False else str(value)
+            default = "" if value is None or value is False or value == () else str(value)
             if len(default) > 30:
                 default = "a caption, concise and informative" if "system" in flag else "describe"
             text = option.metadata["help"].replace("|", "\\|")
-            lines.append(f"| `--{flag}` | `CAPTIONER_{option.name.upper()}` | {default} | {text} |")
+            name = flag_name(option.name).upper().replace("-", "_")
+            lines.append(f"| `--{flag}` | `CAPTIONER_{name}` | {default} | {text} |")
     return "\n".join(lines) + "\n"
 
 

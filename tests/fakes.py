@@ -22,7 +22,7 @@ class EchoTransport:
         self.refuse: Callable[[str], bool] = lambda _: False
 
     async def send(self, request: Request) -> Response:
-        messages = orjson.loads(request.pieces[1])
+        messages = orjson.loads(b"".join(request.pieces))["messages"]
         parts = messages[-1]["content"]
         question = "".join(part["text"] for part in parts if part["type"] == "text")
         self.calls[question] += 1

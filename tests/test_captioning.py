@@ -9,8 +9,11 @@ import orjson
 import pytest
 from endpoint import completion
 
-from captioner.captioning import POISON_FAULTS, POISON_SUCCESSES, Endpoint
+from captioner.answers import Layout
+from captioner.captioning import Captioning
+from captioner.checks import Rules
 from captioner.dialects.openai_chat import OpenAIChat
+from captioner.endpoints import POISON_FAULTS, POISON_SUCCESSES, Endpoint, Endpoints
 from captioner.errors import (
     EndpointFaultError,
     EndpointGaveOutError,
@@ -18,7 +21,17 @@ from captioner.errors import (
 )
 from captioner.health import Health
 from captioner.limiter import Limiter
-from captioner.records import Caption, Failure, Line, Prepared, Progress, Request, Response, Turn
+from captioner.records import (
+    Caption,
+    Failure,
+    Line,
+    Prepared,
+    Progress,
+    Remake,
+    Request,
+    Response,
+    Turn,
+)
 from captioner.stopping import StoppedError, Stopping
 
 DIALECT = OpenAIChat("m")
@@ -96,20 +109,35 @@ class Rig:
         self.limiter = Limiter(limit)
         self.health = Health("http://x/v1", max_outage_s=max_outage_s, sleep=self.stopping.sleep)
         self.stopping.then(self.limiter.open)
+        self.warnings: list[str] = []
+        self.remade: list[Remake] = []
         self.endpoint = Endpoint(
+            "http://x/v1",
             DIALECT,
             self.script,
             self.limiter,
             self.health,
             self.progress,
             self.stopping,
-            max_attempts=max_attempts,
+            warn=self.warnings.append,
         )
+        self.captioning = Captioning(
+            Endpoints([self.endpoint], warn=self.warnings.append),
+            self.remake,
+            Layout(["caption"]).compose,
+            self.stopping,
+            rules=Rules(max_attempts=max_attempts),
+        )
+
+    def remake(self, line: Line, remake: Remake) -> Prepared:
+        self.remade.append(remake)
+        question = line.raw.decode()
+        return Prepared(line, (DIALECT.messages([Turn("user", (question,))], []),), False, 0, 100)
 
     async def caption(self, question: str = "q", replaces: bool = False) -> Any:  # noqa: FBT001, FBT002
         messages = DIALECT.messages([Turn("user", (question,))], [])
         line = Line(1, question.encode())
-        outcome = await self.endpoint.caption(Prepared(line, messages, replaces, 0))
+        outcome = await self.captioning.caption(Prepared(line, (messages,), replaces, 0, 100))
         assert outcome.line is line
         return outcome
 
@@ -158,7 +186,7 @@ async def test_a_refusal_is_final():
     for answer, code in (
         (REFUSAL, "filtered"),
         (status(400), "http_400"),
-        (status(413), "http_413"),
+        (status(422), "http_422"),
     ):
         rig = Rig()
         rig.script.always["q"] = answer
@@ -405,7 +433,6 @@ async def test_any_sensible_reply_ends_a_rest(reply):
     [
         (status(401), EndpointRefusedError),
         (status(403), EndpointRefusedError),
-        (status(404), EndpointRefusedError),
         (status(307), EndpointRefusedError),
         (status(402), EndpointGaveOutError),
         (
@@ -427,6 +454,30 @@ async def test_what_no_record_would_survive_stops_the_run(reply, kind, resting):
     rig.at_rest()
     assert rig.script.sent == ["q"]
     assert (await rig.caption("other")).ok  # the probe is not left behind
+
+
+@pytest.mark.parametrize("code", [404, 410])
+async def test_an_unknown_model_stops_the_run_once_that_is_certain(code):
+    """Three 404s before any caption are the model or the address, whichever records meet them."""
+    rig = Rig()
+    rig.script.always = dict.fromkeys("abcd", status(code))
+    outcomes = await asyncio.gather(*map(rig.caption, "abcd"), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {EndpointRefusedError}
+    assert 3 <= len(rig.script.sent) <= 6
+    rig.at_rest()
+
+
+async def test_a_404_for_one_oversized_body_fails_that_record_only():
+    """A gateway that answers 404 to a large body is asked with smaller pictures, then given up."""
+    rig = Rig()
+    assert (await rig.caption("first")).ok
+    rig.script.always["q"] = status(404)
+    rig.script.models = status(200)
+    failure = await rig.caption()
+    assert (failure.ok, failure.code, failure.attempts) == (False, "http_404", 4)
+    assert [remake.scale for remake in rig.remade] == [0.7, 0.5, 0.35]
+    rig.script.answers["large"] = [status(404)]
+    assert (await rig.caption("large")).ok
 
 
 async def test_an_outage_that_lasts_too_long_stops_the_run(skip):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from captioner.cli import run_command as run_in_process
-from captioner.settings import GROUPS, Settings
+from captioner.settings import GROUPS, Settings, flag_name
 
 SAMPLES = {
     "base_url": "http://localhost:1/v1",
@@ -35,6 +35,19 @@ SAMPLES = {
     "memory": 15,
     "concurrency": 16,
     "max_attempts": 17,
+    "api_key_env": "SOME_KEY",
+    "header": "X-Team: vision",
+    "extra_body": '{"seed": 7}',
+    "stream": True,
+    "weight": 2.5,
+    "detail": "low",
+    "preset": "dense",
+    "ask": "short=In one sentence?",
+    "samples": 3,
+    "accept": "truncated,looping",
+    "min_length": 18,
+    "max_length": 19,
+    "with_": "usage,latency",
 }
 OPTIONS = [option.name for kind in GROUPS.values() for option in fields(kind)]
 
@@ -89,14 +102,14 @@ def test_every_option_can_be_given_in_every_way(parsed, monkeypatch, tmp_path, n
     value = sample(name)
     expected = Settings.create("in.jsonl", **{name: value})
     assert expected != Settings.create("in.jsonl")
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{flag_name(name)}"
     assert parsed("in.jsonl", *([flag] if value is True else [f"{flag}={value}"])) == expected
     literal = json.dumps(str(value) if isinstance(value, Path) else value)
-    (tmp_path / "c.toml").write_text(f"{name} = {literal}\n")
+    (tmp_path / "c.toml").write_text(f"{flag_name(name).replace('-', '_')} = {literal}\n")
     assert parsed("in.jsonl", "--config", "c.toml") == expected
-    (tmp_path / "c.toml").write_text(f"{name.replace('_', '-')} = {literal}\n")
+    (tmp_path / "c.toml").write_text(f"{flag_name(name)} = {literal}\n")
     assert parsed("in.jsonl", "--config", "c.toml") == expected
-    monkeypatch.setenv(f"CAPTIONER_{name.upper()}", str(value))
+    monkeypatch.setenv(f"CAPTIONER_{flag_name(name).upper().replace('-', '_')}", str(value))
     assert parsed("in.jsonl") == expected
 
 
@@ -256,7 +269,7 @@ def test_help_names_every_option(capsys):
     assert run_in_process(["--help"]) == 0
     shown = capsys.readouterr().out
     for name in OPTIONS:
-        assert f"--{name.replace('_', '-')}" in shown
+        assert f"--{flag_name(name)}" in shown
     assert "INPUT" in shown
     assert "--no-" not in shown
 

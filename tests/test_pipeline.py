@@ -82,7 +82,7 @@ class _Preparer:
         if self._rig.reject(line):
             return Failure(line, "bad", "it is bad", 0)
         self._rig.budget.reserve(1)
-        return Prepared(line, b"[]", replaces=False, reserved=1)
+        return Prepared(line, ((b"[]",),), replaces=False, reserved=1)
 
 
 class _Endpoint:

@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 def messages(prepared):
     assert isinstance(prepared, Prepared), prepared
-    return json.loads(prepared.messages)
+    return json.loads(b"".join(prepared.questions[0]))
 
 
 def data_uri(data):
@@ -85,7 +85,7 @@ def test_a_record_is_ready_to_be_sent(folder):
 )
 def test_every_way_to_give_a_picture_sends_the_same(folder, image):
     """A file, bytes and a data URI of one picture make one request."""
-    assert Bench(folder)({"image": image}).messages == Bench(folder)({"image": "a.jpg"}).messages
+    assert Bench(folder)({"image": image}).questions == Bench(folder)({"image": "a.jpg"}).questions
 
 
 def test_a_url_is_passed_on(folder):

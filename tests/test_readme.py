@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.settings import GROUPS
+from captioner.settings import GROUPS, flag_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -30,9 +30,7 @@ def test_the_table_of_options_is_the_definition_of_the_options() -> None:
 
 def test_every_flag_that_is_named_exists() -> None:
     """No sentence of the README sends a user to a flag that is not there."""
-    known = {
-        f"--{option.name.replace('_', '-')}" for kind in GROUPS.values() for option in fields(kind)
-    }
+    known = {f"--{flag_name(option.name)}" for kind in GROUPS.values() for option in fields(kind)}
     known |= {"--config", "--long", "--json", "--input", "--output"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 

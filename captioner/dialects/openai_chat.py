@@ -1,8 +1,8 @@
 """OpenAI's chat completions, as OpenAI, vLLM, SGLang, llama.cpp, Ollama and many others speak it.
 
 The body is assembled as bytes around the pictures' base64, which is never parsed or copied by a
-JSON encoder. A reply is judged by its shape, not by its status alone: servers answer 200 with an
-error, with nothing, or with a filter's notice.
+JSON encoder. Models differ in the parameters they take: what one refuses is named otherwise or
+left out from then on.
 """
 
 from __future__ import annotations
@@ -12,61 +12,69 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.errors import (
-    BadReplyError,
-    CaptionerError,
-    EndpointFaultError,
-    EndpointGaveOutError,
-    EndpointRefusedError,
-    RefusedError,
-)
+from captioner.dialects.replies import judge
 from captioner.rawjson import quoted
-from captioner.records import Completion, ImageRef, Request, Usage
-from captioner.retry import retry_after_s
+from captioner.records import Asking, ImageRef, Request, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from captioner.records import EncodedImage, Response, Turn
+    from captioner.records import Completion, EncodedImage, Response
 
-_OUT_OF_QUOTA = frozenset(
-    {
-        "insufficient_quota",
-        "credit_balance_exhausted",
-        "organization_spend_limit_exceeded",
-        "project_spend_limit_exceeded",
-        "billing_hard_limit_reached",
-    }
-)
-_THINKING = re.compile(
-    r"\A(?:\s*<think>.*?(?:</think>|\Z))+|\A(?:(?!<think>).)*?</think>", re.DOTALL
-)
-_TEXTS = (None, "text", "output_text")
-_SHOWN = 200
+_LENGTHS = ("max_tokens", "max_completion_tokens")
+"""Names of one parameter: o-series and GPT-5 models of OpenAI refuse the first."""
+
+_SYSTEM_ROLES = (b"system", b"developer", b"user")
+IN_WORDS = "Answer with nothing but one JSON object that follows this JSON Schema:"
+_NEEDED = frozenset({"model", "messages"})
+_PLAIN = Asking()
 
 
 class OpenAIChat:
-    """Builds requests and judges replies.
+    """Builds requests, judges replies, and adapts to what a model refuses.
 
     Args:
         model: Model to ask for.
         max_tokens: Most tokens of a caption; None leaves it to the endpoint.
         temperature: Sampling temperature; None leaves it to the endpoint.
+        detail: ``detail`` of each picture: ``auto``, ``low`` or ``high``; None sends none.
+        stream: Have replies sent in pieces.
+        schema: JSON Schema of the answer, asked for by ``response_format``.
+        extra: Further members of the body; they go before ours.
     """
 
     def __init__(
-        self, model: str, *, max_tokens: int | None = None, temperature: float | None = None
+        self,
+        model: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        detail: str | None = None,
+        stream: bool = False,
+        schema: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         options: dict[str, Any] = {}
         if max_tokens is not None:
             options["max_tokens"] = max_tokens
         if temperature is not None:
             options["temperature"] = temperature
+        if stream:
+            options |= {"stream": True, "stream_options": {"include_usage": True}}
+        if schema is not None:
+            form = {"name": "caption", "schema": dict(schema), "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": form}
+        self.version = 0
+        self._options = {**options, **(extra or {})}
         self._head = b'{"model":' + quoted(model) + b',"messages":'
-        self._tail = b"," + orjson.dumps(options)[1:] if options else b"}"
+        self._refused: set[str] = set()
+        self._system_roles = list(_SYSTEM_ROLES)
+        self._detail = b',"detail":' + quoted(detail) if detail else b""
+        self._schema = schema
+        self._tail = self._closing(_PLAIN)
 
-    def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> bytes:
-        """Return the messages as JSON; ``images`` are those of the turns, in order."""
+    def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
+        """Return the messages as JSON, in pieces; ``images`` are those of the turns, in order."""
         left = iter(images)
         pieces: list[bytes] = [b"["]
         for turn in turns:
@@ -75,7 +83,7 @@ class OpenAIChat:
                 for part in turn.parts:
                     pieces.append(b"," if pieces[-1].endswith(b"}") else b"[")
                     if isinstance(part, ImageRef):
-                        pieces += _image(next(left))
+                        pieces += self._image(next(left))
                     else:
                         pieces += (b'{"type":"text","text":', quoted(part), b"}")
                 pieces.append(b"]")
@@ -83,153 +91,68 @@ class OpenAIChat:
                 pieces.append(quoted("\n".join(str(part) for part in turn.parts)))
             pieces += (b"}", b",")
         pieces[-1] = b"]"
-        return b"".join(pieces)
+        return tuple(pieces)
 
-    def request(self, messages: bytes) -> Request:
+    def request(self, messages: tuple[bytes, ...], asking: Asking = _PLAIN) -> Request:
         """Return the request that asks for one caption."""
-        return Request("POST", "/chat/completions", (self._head, messages, self._tail))
+        if self._system_roles[0] != _SYSTEM_ROLES[0]:
+            # Quotes within a text are escaped, so these bytes stand at the head of a turn only.
+            named = b'{"role":"%b","content":' % self._system_roles[0]
+            system = b'{"role":"system","content":'
+            messages = tuple(named if piece == system else piece for piece in messages)
+        turns = asking.turns
+        if self._schema is not None and "response_format" in self._refused:
+            wanted = orjson.dumps(self._schema).decode()
+            turns = (Turn("user", (f"{IN_WORDS} {wanted}",)), *turns)
+        if turns:
+            messages = (*messages[:-1], b",", *self.messages(turns, ())[1:])
+        tail = self._tail if asking == _PLAIN else self._closing(asking)
+        return Request("POST", "/chat/completions", (self._head, *messages, tail))
 
     def judge(self, response: Response) -> Completion:
-        """Return the caption in a reply, or raise what the reply means.
+        """Return the answer in a reply, or raise what the reply means."""
+        return judge(response, (*self._options, *_LENGTHS))
 
-        Raises:
-            RefusedError: This record will never be captioned.
-            BadReplyError: This reply is no caption; another may be.
-            EndpointFaultError: The endpoint is in trouble.
-            RunError: No record will be captioned.
-        """
-        try:
-            reply = orjson.loads(response.body)
-        except orjson.JSONDecodeError:
-            reply = None
-        if not 200 <= response.status < 300:
-            raise _error(response, response.status, reply)
-        if not isinstance(reply, dict):
-            raise BadReplyError("bad_reply", f"the reply is not JSON: {_excerpt(response.body)}")
-        choices = reply.get("choices")
-        first = choices[0] if isinstance(choices, list) and choices else None
-        broken = reply.get("error") or (first.get("error") if isinstance(first, dict) else None)
-        if broken:
-            status = broken.get("code") if isinstance(broken, dict) else None
-            status = status if isinstance(status, int) and 400 <= status < 600 else 502
-            raise _error(response, status, {"error": broken})
-        message = first.get("message") if isinstance(first, dict) else None
-        if not isinstance(first, dict) or not isinstance(message, dict):
-            raise BadReplyError(
-                "bad_reply", f"the reply holds no message: {_excerpt(response.body)}"
-            )
-        return _completion(reply, first, message)
+    def adapt(self, parameter: str) -> str:
+        """Leave a parameter out from now on, or name it otherwise; tell what was changed."""
+        name = re.split(r"[.\[]", parameter)[0]
+        if name == "messages" and parameter.endswith(".role") and len(self._system_roles) > 1:
+            refused = self._system_roles.pop(0).decode()
+            change = f"{self._system_roles[0].decode()} turns for {refused} turns"
+        elif name in _NEEDED or name in self._refused or name not in self._sent(Asking(0.0, 1)):
+            return ""
+        else:
+            self._refused.add(name)
+            other = [length for length in _LENGTHS if length not in self._refused]
+            change = f"no {name}"
+            if name in _LENGTHS and other:
+                change = f"{other[0]} for {name}"
+        self.version += 1
+        self._tail = self._closing(_PLAIN)
+        return change
 
+    def _sent(self, asking: Asking) -> dict[str, Any]:
+        """Return the parameters that go out, those that are refused left out or renamed."""
+        options = dict(self._options)
+        if asking.temperature is not None:
+            options["temperature"] = asking.temperature
+        if asking.max_tokens is not None:
+            options["max_tokens"] = asking.max_tokens
+        for name in self._refused & options.keys():
+            value = options.pop(name)
+            other = [length for length in _LENGTHS if length not in self._refused]
+            if name in _LENGTHS and other:
+                options[other[0]] = value
+        return options
 
-def _image(image: EncodedImage) -> tuple[bytes, ...]:
-    if image.url:
-        return b'{"type":"image_url","image_url":{"url":', quoted(image.url), b"}}"
-    kind = image.media_type.encode()
-    head = b'{"type":"image_url","image_url":{"url":"data:%b;base64,' % kind
-    return head, image.base64, b'"}}'
+    def _closing(self, asking: Asking) -> bytes:
+        options = self._sent(asking)
+        return b"," + orjson.dumps(options)[1:] if options else b"}"
 
-
-def _completion(
-    reply: dict[str, Any], choice: dict[str, Any], message: dict[str, Any]
-) -> Completion:
-    reason = str(choice.get("finish_reason") or "")
-    refusal = message.get("refusal")
-    if isinstance(refusal, str) and refusal.strip():
-        raise RefusedError("refused", f"the model refused: {_clean(refusal)}")
-    if reason == "content_filter":
-        raise RefusedError("filtered", "the endpoint's content filter stopped the caption")
-    if reason == "length":
-        raise BadReplyError("truncated", "the caption was cut off at the token limit")
-    if reason in ("error", "abort"):
-        raise BadReplyError("aborted", f"the endpoint broke off the caption ({reason})")
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(
-            part["text"]
-            for part in content
-            if isinstance(part, dict)
-            and part.get("type") in _TEXTS
-            and isinstance(part.get("text"), str)
-        )
-    text = _THINKING.sub("", content).strip() if isinstance(content, str) else ""
-    if not text:
-        raise BadReplyError("empty", "the endpoint gave an empty caption")
-    usage = reply.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    return Completion(
-        text,
-        reason,
-        str(reply.get("model") or ""),
-        Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),
-    )
-
-
-def _error(response: Response, status: int, reply: Any) -> CaptionerError:  # noqa: PLR0911
-    """Return what an error reply means; one return a row of the table is the clearest form."""
-    code, message = _describe(reply, response.body)
-    said = f"the endpoint answered {status}: {message}"
-    wait = retry_after_s(response.headers)
-    if code in _OUT_OF_QUOTA or (status == 402 and wait is None):
-        return EndpointGaveOutError(
-            f"The endpoint is out of quota or credit ({message}). Top it up and run the same "
-            "command again."
-        )
-    if "credit balance is too low" in message.lower():
-        return EndpointGaveOutError(f"The endpoint is out of credit ({message}).")
-    if code == "content_filter" or (status == 403 and _moderated(reply)):
-        return RefusedError("filtered", said)
-    if status in (401, 403) or "api key not valid" in message.lower():
-        return EndpointRefusedError(
-            f"The endpoint refused the key ({status}: {message}). Check the key and --api-key-env."
-        )
-    if status in (404, 410):
-        return EndpointRefusedError(
-            f"The endpoint does not know the model or the address ({status}: {message}). "
-            "Check --model and --base-url."
-        )
-    if 300 <= status < 400:
-        place = response.headers.get("location", "elsewhere")
-        return EndpointRefusedError(f"The endpoint redirects to {place}. Check --base-url.")
-    if status in (402, 408, 409, 425, 429, 498) or status in range(500, 600):
-        if status == 501:
-            return RefusedError("http_501", said)
-        return EndpointFaultError(f"http_{status}", said, wait)
-    if code == "content_filter" or "content_filter" in message:
-        return RefusedError("filtered", said)
-    return RefusedError(f"http_{status}", said)
-
-
-def _moderated(reply: Any) -> bool:
-    error = reply.get("error") if isinstance(reply, dict) else None
-    metadata = error.get("metadata") if isinstance(error, dict) else None
-    return isinstance(metadata, dict) and bool(metadata.get("reasons"))
-
-
-def _describe(reply: Any, body: bytes) -> tuple[str, str]:
-    """Return code and message of any of the known error shapes."""
-    if isinstance(reply, list) and reply:
-        reply = reply[0]
-    error = reply
-    if isinstance(reply, dict):
-        error = reply.get("error", reply.get("detail", reply))
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return str(error.get("code") or error.get("type") or ""), _clean(error["message"])
-    if isinstance(error, str):
-        return "", _clean(error)
-    return "", _excerpt(body)
-
-
-def _excerpt(body: bytes) -> str:
-    return _clean(body[: 4 * _SHOWN].decode(errors="replace")) or "an empty body"
-
-
-def _clean(text: str) -> str:
-    """Return the beginning of a text from outside, safe to show: printable, without payload."""
-    text = text[: 10 * _SHOWN]
-    text = re.sub(r"data:[\w/+.-]*;base64,[\w+/=]*", "data:…", text)
-    shown = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    def _image(self, image: EncodedImage) -> tuple[bytes, ...]:
+        end = b"%b}}" % self._detail
+        if image.url:
+            return b'{"type":"image_url","image_url":{"url":', quoted(image.url), end
+        kind = image.media_type.encode()
+        head = b'{"type":"image_url","image_url":{"url":"data:%b;base64,' % kind
+        return head, image.base64, b'"' + end

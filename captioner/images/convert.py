@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.errors import BadImageError
 from captioner.images.structure import corrupt, read_structure
+from captioner.records import Remake
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,6 +17,8 @@ SENDABLE = frozenset({"image/jpeg", "image/png", "image/webp"})
 
 MAX_PIXELS = 178_956_970
 """Pixels above which a picture is refused before it is decoded: Pillow's own limit."""
+
+AS_IS = Remake()
 
 _JPEG_QUALITY = 92
 _SAME_INKS = frozenset({"RGB", "RGBA", "P"})
@@ -33,12 +36,22 @@ _UPRIGHT = {
 """What undoes each EXIF orientation, by the names of Pillow's `Transpose`."""
 
 
-def fit(data: bytes, max_side: int) -> tuple[str, bytes]:
-    """Return a picture's media type and bytes as they are to be sent.
+class Fitted(NamedTuple):
+    """A picture as it is to be sent. Sides are in pixels."""
+
+    media_type: str
+    data: bytes
+    width: int
+    height: int
+
+
+def fit(data: bytes, max_side: int, remake: Remake = AS_IS) -> Fitted:
+    """Return a picture as it is to be sent.
 
     A sendable, upright picture that is small enough passes through untouched after a structural
     check. Others are decoded: the first frame, EXIF orientation applied, transparency on white,
-    made smaller to ``max_side`` pixels on the longer side, and sent as JPEG.
+    made smaller to ``max_side`` pixels on the longer side, and sent as JPEG. With a ``remake``
+    all are, and made smaller by its factor.
 
     Raises:
         BadImageError: ``image_corrupt``, ``image_unknown_type`` or ``image_too_large``.
@@ -47,16 +60,17 @@ def fit(data: bytes, max_side: int) -> tuple[str, bytes]:
     if structure is not None:
         _bound_pixels(structure.width, structure.height)
         if (
-            structure.media_type in SENDABLE
+            remake == AS_IS
+            and structure.media_type in SENDABLE
             and structure.plain
             and structure.orientation == 1
             and max(structure.width, structure.height) <= max_side
         ):
-            return structure.media_type, data
-    return "image/jpeg", _redraw(data, max_side)
+            return Fitted(structure.media_type, data, structure.width, structure.height)
+    return _redraw(data, max_side, remake.scale)
 
 
-def _redraw(data: bytes, max_side: int) -> bytes:
+def _redraw(data: bytes, max_side: int, factor: float) -> Fitted:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -65,7 +79,7 @@ def _redraw(data: bytes, max_side: int) -> bytes:
             _bound_pixels(width, height)
             photograph = image.format == "JPEG"
             size = image.size
-            if (scale := max_side / max(size)) < 1:
+            if (scale := min(1.0, max_side / max(size)) * factor) < 1:
                 size = max(1, round(width * scale)), max(1, round(height * scale))
                 image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where it can be
             image.seek(0)
@@ -86,7 +100,7 @@ def _redraw(data: bytes, max_side: int) -> bytes:
                 subsampling=2 if photograph else 0,
                 icc_profile=profile,
             )
-            return out.getvalue()
+            return Fitted("image/jpeg", out.getvalue(), *drawn.size)
     except UnidentifiedImageError:
         raise BadImageError(
             "image_unknown_type", "the file is not an image of a known type"

@@ -16,7 +16,7 @@ import orjson
 from aiofiles.os import wrap
 
 from captioner.errors import DiskError, DiskFullError
-from captioner.rawjson import add_members, one_line, quoted, replace_values
+from captioner.rawjson import add_members, members, one_line, quoted, replace_values
 from captioner.records import Caption
 from captioner.sinks.files import is_full
 
@@ -46,14 +46,25 @@ class Rows:
     def __init__(self, identity: Identity, output_field: str) -> None:
         self._identity = identity
         self._name = quoted(output_field)
+        self._quoted: dict[str, bytes] = {}
 
     def caption(self, caption: Caption) -> bytes:
         """Return the input record with the caption in it, and nothing else changed."""
         raw = one_line(caption.line.raw)
-        text = quoted(caption.text)
+        added = [(self._name, orjson.dumps(caption.text))]
+        for name, value in caption.more:
+            if name not in self._quoted:
+                self._quoted[name] = quoted(name)
+            added.append((self._quoted[name], orjson.dumps(value)))
         if caption.replaces:
-            return replace_values(raw, self._name, text) + b"\n"
-        return add_members(raw, self._name + b":" + text) + b"\n"
+            there = {member.name for member in members(raw)}
+            for member, new in added:
+                if member in there:
+                    raw = replace_values(raw, member, new)
+            added = [(member, new) for member, new in added if member not in there]
+            if not added:
+                return raw + b"\n"
+        return add_members(raw, b",".join(name + b":" + value for name, value in added)) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""

@@ -7,12 +7,16 @@ import orjson
 import pytest
 from endpoint import completion
 
+from captioner.checks import Rules, check
 from captioner.dialects.openai_chat import OpenAIChat
 from captioner.errors import (
+    AttemptError,
     BadReplyError,
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
+    NotFoundError,
+    PictureError,
     RefusedError,
     RunError,
 )
@@ -33,7 +37,7 @@ def body_of(dialect: OpenAIChat, turns: list[Turn], images: list[EncodedImage]) 
 def judge(body: Any, status: int = 200, **headers: str) -> Any:
     data = body if isinstance(body, bytes) else orjson.dumps(body)
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return OpenAIChat("m").judge(Response(status, names, data))
+    return check(OpenAIChat("m").judge(Response(status, names, data)), Rules()).completion
 
 
 def error(code: Any = None, message: str = "no", **more: Any) -> dict[str, Any]:
@@ -283,8 +287,8 @@ ERRORS = [
     (
         400,
         {"error": {"code": 400, "message": "x", "type": "exceed_context_size_error"}},
-        RefusedError,
-        "http_400",
+        PictureError,
+        "too_large",
     ),
     (400, {"object": "error", "message": "too long", "code": 400}, RefusedError, "http_400"),
     (
@@ -295,16 +299,16 @@ ERRORS = [
     ),
     (400, {"detail": "bad"}, RefusedError, "http_400"),
     (400, b"", RefusedError, "http_400"),
-    (413, HTML, RefusedError, "http_413"),
+    (413, HTML, PictureError, "http_413"),
     (415, {}, RefusedError, "http_415"),
     (422, {"detail": [{"loc": ["body"], "msg": "wrong", "type": "x"}]}, RefusedError, "http_422"),
     (501, b"", RefusedError, "http_501"),
     (401, error("invalid_api_key"), EndpointRefusedError, None),
     (401, b"", EndpointRefusedError, None),
     (403, {"error": "forbidden"}, EndpointRefusedError, None),
-    (404, error("model_not_found"), EndpointRefusedError, None),
-    (404, HTML, EndpointRefusedError, None),
-    (410, {}, EndpointRefusedError, None),
+    (404, error("model_not_found"), NotFoundError, "http_404"),
+    (404, HTML, NotFoundError, "http_404"),
+    (410, {}, NotFoundError, "http_410"),
     (301, b"", EndpointRefusedError, None),
     (307, HTML, EndpointRefusedError, None),
     (402, {}, EndpointGaveOutError, None),
@@ -448,7 +452,7 @@ def test_the_cause_is_told(body):
 def test_messages_are_safe_to_show(status):
     """A message from outside is short, printable and holds no picture."""
     nasty = "\x1b[2J\r\n\0\u202e" + "data:image/png;base64," + "QUJD" * 100 + " end " + "x" * 5000
-    with pytest.raises((RefusedError, EndpointFaultError, BadReplyError, RunError)) as caught:
+    with pytest.raises((RefusedError, AttemptError, RunError)) as caught:
         judge(error(message=nasty), status)
     shown = str(caught.value)
     assert shown.isprintable()

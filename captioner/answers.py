@@ -1,0 +1,72 @@
+"""From the answers of a record to the members of its row. Pure, no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captioner.records import Answer
+
+EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency")
+"""What ``--with`` may add to a row."""
+
+FLAG = "flag"
+
+
+def member_names(fields: Sequence[str], extras: Sequence[str] = EXTRAS) -> tuple[str, ...]:
+    """Return the names of the members that a row may get, that of the caption first."""
+    flags = (f"{name}_{FLAG}" for name in fields)
+    return (*fields, *flags, *(f"{fields[0]}_{extra}" for extra in extras))
+
+
+class Layout:
+    """Which member of the row takes what.
+
+    Args:
+        fields: The members that take answers, one for each question.
+        extras: Which of `EXTRAS` to add.
+    """
+
+    def __init__(self, fields: Sequence[str], extras: Sequence[str] = ()) -> None:
+        self._fields = tuple(fields)
+        self._extras = tuple(extras)
+
+    def compose(
+        self, answers: Sequence[Sequence[Answer]], attempts: int
+    ) -> tuple[Any, tuple[tuple[str, Any], ...]]:
+        """Return the value of the first field and the further members of the row.
+
+        Args:
+            answers: For each question its answers: a list becomes a list where there are several.
+            attempts: Requests sent for the record.
+        """
+        values = [_one_or_all([answer.value for answer in several]) for several in answers]
+        more = list(zip(self._fields[1:], values[1:], strict=True))
+        for name, several in zip(self._fields, answers, strict=True):
+            if any(answer.flag for answer in several):
+                more.append((f"{name}_{FLAG}", _one_or_all([answer.flag for answer in several])))
+        every = [answer for several in answers for answer in several]
+        more += [
+            (f"{self._fields[0]}_{extra}", _extra(extra, every, attempts)) for extra in self._extras
+        ]
+        return values[0], tuple(more)
+
+
+def _extra(name: str, answers: Sequence[Answer], attempts: int) -> Any:
+    if name == "attempts":
+        return attempts
+    if name == "latency":
+        return round(sum(answer.latency_s for answer in answers), 3)
+    if name == "usage":
+        used = [answer.completion.usage for answer in answers]
+        return {
+            "prompt_tokens": sum(tokens.prompt_tokens for tokens in used),
+            "completion_tokens": sum(tokens.completion_tokens for tokens in used),
+        }
+    return _one_or_all([getattr(answer.completion, name) for answer in answers])
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values

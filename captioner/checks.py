@@ -1,0 +1,156 @@
+"""Whether an answer will do as a caption, and how to ask again if not. Pure, no I/O.
+
+Each fault has a code of its own and its own way of trying again; nothing is ever cut out of a
+caption to make it pass.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from captioner.errors import BadReplyError
+from captioner.records import Answer, Asking, Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from captioner.records import Completion
+
+CODES = ("truncated", "refused", "looping", "too_short", "too_long")
+"""Faults that ``--accept`` may let pass, flagged."""
+
+REFUSAL_CHARS = 300
+"""A refusal is short; a longer text that begins like one describes something all the same."""
+
+LOOP_CHARS = 80
+LOOP_TIMES = 5
+LOOP_UNIT = 300
+"""A loop: the end is one unit of at most so many characters, so many times, this long in all."""
+
+HOTTER = 0.3
+HOTTEST = 1.2
+DEFAULT_TEMPERATURE = 0.7
+LONGER = 2
+FIRST_LENGTH = 1_024
+LONGEST = 16_384
+
+_REFUSAL = re.compile(
+    r"\W*(?:(?:i am|i'm|i|we're|my)?\W*(?:very |so |really )?(?:sorry|apologi[sz]e|apologies)\b"
+    r"|i (?:can ?not|can't|won't|will not|am unable|am not able|must decline)\b"
+    r"|i'm (?:unable|not able)\b|as an ai\b|unfortunately,? i\b)",
+    re.IGNORECASE,
+)
+
+
+class Rules(NamedTuple):
+    """What a caption has to be like.
+
+    Attributes:
+        min_chars: Fewest characters.
+        max_chars: Most characters; None is no limit.
+        accept: Codes of faults that are let pass, flagged.
+        max_attempts: Attempts a record gets.
+        parse: Makes the value of a text, raising `BadReplyError`; None takes the text itself.
+    """
+
+    min_chars: int = 1
+    max_chars: int | None = None
+    accept: frozenset[str] = frozenset()
+    max_attempts: int = 5
+    parse: Callable[[str], Any] | None = None
+
+
+def check(completion: Completion, rules: Rules) -> Answer:
+    """Return the answer to keep.
+
+    Raises:
+        BadReplyError: ``empty``, ``truncated``, ``refused``, ``looping``, ``too_short``,
+            ``too_long`` or ``schema``: the reply will not do.
+    """
+    text = completion.text
+    code, message = _fault(completion, rules)
+    if code and not (code in rules.accept and text):
+        raise BadReplyError(code, message)
+    if rules.parse is None:
+        return Answer(text, completion, code)
+    try:
+        return Answer(rules.parse(text), completion, code)
+    except BadReplyError:
+        if not code:
+            raise
+        return Answer(text, completion, code)  # accepted as it is: half an object is text
+
+
+def ask_again(fault: BadReplyError, completion: Completion, asked: Asking, usual: Asking) -> Asking:
+    """Return how to ask after a reply that would not do.
+
+    Loops are met with a higher temperature (the same one gives the same loop again), truncation
+    with more tokens, an answer against the schema with what is wrong about it.
+
+    Args:
+        fault: What was wrong.
+        completion: The answer that would not do.
+        asked: How it was asked for.
+        usual: Temperature and length where ``asked`` leaves them to the settings.
+    """
+    if fault.code == "looping":
+        now = usual.temperature if asked.temperature is None else asked.temperature
+        now = DEFAULT_TEMPERATURE if now is None else now
+        return asked._replace(temperature=round(min(max(HOTTEST, now), now + HOTTER), 2))
+    if fault.code == "truncated":
+        had = asked.max_tokens or usual.max_tokens or completion.usage.completion_tokens
+        return asked._replace(max_tokens=min(max(LONGEST, had), max(FIRST_LENGTH, had * LONGER)))
+    if fault.code == "schema":
+        said = Turn("assistant", (completion.text,))
+        return asked._replace(turns=(said, Turn("user", (fault.message,))))
+    return asked
+
+
+def attempts_for(code: str, rules: Rules) -> int:
+    """Return after how many such replies a record fails: refusals are not begged for long."""
+    return min(2, rules.max_attempts) if code == "refused" else rules.max_attempts
+
+
+def is_looping(text: str) -> bool:
+    """Tell whether a text ends in one unit over and over, as a model does that found no end."""
+    if len(text) < LOOP_CHARS:
+        return False
+    end = len(text)
+    tail = text[-12:]
+    before = text.rfind(tail, max(0, end - 12 - LOOP_UNIT), end - 1)
+    while before >= 0:
+        unit = end - 12 - before
+        repeated = 0
+        while end - repeated - 2 * unit >= 0 and text.startswith(
+            text[end - unit :], end - repeated - 2 * unit
+        ):
+            repeated += unit
+        length = repeated + unit
+        if length >= max(LOOP_CHARS, LOOP_TIMES * unit) and any(map(str.isalpha, tail)):
+            return True
+        before = text.rfind(tail, max(0, end - 12 - LOOP_UNIT), before + 11) if before else -1
+    return False
+
+
+def _fault(completion: Completion, rules: Rules) -> tuple[str, str]:
+    """Return code and message of what is wrong with an answer, empty if nothing is."""
+    text = completion.text
+    length = len(text)
+    code = message = ""
+    if is_looping(text):
+        code, message = "looping", "the caption repeats itself without end"
+    elif completion.finish_reason == "length":
+        code, message = "truncated", "the caption was cut off at the token limit"
+    elif not text:
+        code, message = "empty", "the endpoint gave an empty caption"
+    elif length <= REFUSAL_CHARS and _REFUSAL.match(text.replace("\u2019", "'")):
+        code, message = "refused", f"the model refused: {' '.join(text.split())}"
+    elif length < rules.min_chars:
+        code = "too_short"
+        message = f"the caption has {length} characters, fewer than {rules.min_chars}"
+    elif rules.max_chars is not None and length > rules.max_chars:
+        code = "too_long"
+        message = f"the caption has {length} characters, more than {rules.max_chars}"
+    return code, message

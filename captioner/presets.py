@@ -1,0 +1,103 @@
+"""Prompts and schemas that ship with captioner, one for each common use of captions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+PresetName = Literal["caption", "dense", "alt-text", "understanding", "search"]
+PRESET_NAMES = get_args(PresetName)
+
+
+class Preset(NamedTuple):
+    """What is asked, and what the answer has to be like.
+
+    Attributes:
+        system_prompt: System prompt.
+        prompt: Question; it takes the place of the record's own.
+        schema: JSON Schema of the answer; None where it is text.
+        max_chars: Most characters of the answer; None is no limit.
+    """
+
+    system_prompt: str
+    prompt: str
+    schema: dict[str, Any] | None = None
+    max_chars: int | None = None
+
+
+def _object(**members: Any) -> dict[str, Any]:
+    """Return the schema of an object as OpenAI's strict mode wants it: closed, all required."""
+    return {
+        "type": "object",
+        "properties": members,
+        "required": list(members),
+        "additionalProperties": False,
+    }
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"type": "string", "description": description}
+
+
+def _texts(description: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "string"}, "description": description}
+
+
+_OBSERVER = (
+    "You describe images for people and programs that cannot see them. Say only what is visible; "
+    "do not guess names, places or intentions, and do not mention that this is an image."
+)
+
+PRESETS: dict[str, Preset] = {
+    "caption": Preset(
+        _OBSERVER,
+        'Caption this image twice, as a JSON object: "short", one sentence of at most 20 words; '
+        '"dense", one paragraph of 60 to 150 words with subjects, their attributes and positions, '
+        "actions, background, light, style and any legible text in quotation marks.",
+        _object(
+            short=_text("One sentence of at most 20 words."),
+            dense=_text("One paragraph of 60 to 150 words."),
+        ),
+    ),
+    "dense": Preset(
+        _OBSERVER,
+        "Describe this image in one paragraph of 80 to 200 words: subjects with their attributes "
+        "and positions, actions, background, light, composition, style, and any legible text in "
+        "quotation marks. Answer with the paragraph alone.",
+    ),
+    "alt-text": Preset(
+        "You write alternative texts for people who use screen readers.",
+        "Write the alternative text of this image: one plain sentence of at most 125 characters "
+        'that says what matters, text in the image included. Do not begin with "Image of". Answer '
+        "with the sentence alone.",
+        max_chars=250,
+    ),
+    "understanding": Preset(
+        _OBSERVER,
+        'Analyse this image as a JSON object: "scene", one sentence on what is going on and where; '
+        '"objects", each with "name", "count" and "attributes"; "text", every legible string as '
+        'it is written; "style", the medium, as photograph, drawing, screenshot or chart.',
+        _object(
+            scene=_text("One sentence on what is going on and where."),
+            objects={
+                "type": "array",
+                "items": _object(
+                    name=_text("What it is, in the singular."),
+                    count={"type": "integer"},
+                    attributes=_texts("Colour, material, state, position."),
+                ),
+            },
+            text=_texts("Every legible string as it is written."),
+            style=_text("The medium."),
+        ),
+    ),
+    "search": Preset(
+        _OBSERVER,
+        'Describe this image for a search index as a JSON object: "alt_text", one plain sentence '
+        'of at most 125 characters; "keywords", 5 to 15 words or short phrases people would type '
+        "to find it, the most telling first, in lower case.",
+        _object(
+            alt_text=_text("One plain sentence of at most 125 characters."),
+            keywords=_texts("5 to 15 words or short phrases, in lower case."),
+        ),
+    ),
+}

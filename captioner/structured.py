@@ -1,0 +1,82 @@
+"""Answers that follow a JSON Schema: found in the reply, validated, and what to say if they do not.
+
+Validation is jsonschema's (the extra ``schema``), imported when a schema is used.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from captioner.errors import BadReplyError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL | re.IGNORECASE)
+
+
+def read_schema(text: str, place: str) -> dict[str, Any]:
+    """Return a JSON Schema.
+
+    Args:
+        text: The schema as JSON.
+        place: Where it comes from, for messages.
+
+    Raises:
+        SettingsError: It is no JSON Schema of an object, or jsonschema is not installed.
+    """
+    try:
+        schema = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise SettingsError(f"schema: {place} is not valid JSON: {error}") from None
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        raise SettingsError(f'schema: {place} must describe an object ("type": "object")')
+    validator(schema)
+    return schema
+
+
+def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
+    """Return a function from the text of a reply to the object in it.
+
+    It raises `BadReplyError` with code ``schema`` where the text is no JSON or breaks the schema;
+    the message says to the model what is wrong.
+
+    Raises:
+        SettingsError: The schema itself is none, or jsonschema is not installed.
+    """
+    try:
+        import jsonschema
+    except ImportError:
+        raise SettingsError(
+            "schemas and presets with several members need jsonschema: "
+            "pip install 'captioner[schema]'"
+        ) from None
+    kind = jsonschema.validators.validator_for(schema)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise SettingsError(f"schema: it is no JSON Schema: {error.message}") from None
+    checker = kind(schema)
+    asked = orjson.dumps(schema).decode()
+
+    def parse(text: str) -> Any:
+        fenced = _FENCED.match(text)
+        try:
+            value = orjson.loads(fenced[1] if fenced else text)
+        except orjson.JSONDecodeError as error:
+            reason = f"it is not valid JSON ({error})"
+        else:
+            broken = jsonschema.exceptions.best_match(checker.iter_errors(value))
+            if broken is None:
+                return value
+            reason = f"at {broken.json_path} {broken.message[:200]}"
+        raise BadReplyError(
+            "schema",
+            f"The answer does not follow the JSON Schema: {reason}. Answer again with nothing but "
+            f"one JSON object that follows it: {asked}",
+        )
+
+    return parse

@@ -1,0 +1,312 @@
+"""What is asked and how, seen at the endpoint and in the rows: the whole path but the command."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import jpeg, rows
+from endpoint import FakeEndpoint, Reply, caption_of, completion
+from PIL import Image
+
+from captioner import run_batch
+
+LOOP = "The cat sits on the mat. " * 30
+
+
+async def caption(source: Path, endpoint: FakeEndpoint, **options: Any):
+    said: list[str] = []
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 4, **options}
+    report = await run_batch(source, warn=said.append, **options)
+    failures = Path(report.failures)
+    failed = rows(failures) if failures.exists() else []
+    return rows(Path(report.output)), failed, said
+
+
+def only_after(count: int, body: Any, status: int = 200):
+    """Answer the first attempts of each record with something else."""
+    seen: dict[str, int] = {}
+
+    def behave(call):
+        seen[call.texts[0]] = seen.get(call.texts[0], 0) + 1
+        return Reply(status, body) if seen[call.texts[0]] <= count else None
+
+    return behave
+
+
+async def test_a_refused_parameter_costs_one_round_and_no_attempts(make_input, endpoint) -> None:
+    """Adapted once for all records; the user is told once."""
+
+    def behave(call):
+        if "max_tokens" in call.body:
+            message = "Unsupported parameter: 'max_tokens' is not supported with this model."
+            code = "unsupported_parameter"
+            return Reply(400, {"error": {"message": message, "param": "max_tokens", "code": code}})
+        return None
+
+    endpoint.behave = behave
+    done, failed, said = await caption(
+        make_input(40), endpoint, max_tokens=50, concurrency=4, max_attempts=1
+    )
+    assert (len(done), failed) == (40, [])
+    assert endpoint.count <= 40 + 4
+    assert endpoint.calls[-1].body["max_completion_tokens"] == 50
+    assert len(said) == 1
+    assert "max_completion_tokens for max_tokens" in said[0]
+
+
+async def test_pictures_are_made_smaller_until_they_fit_and_that_is_remembered(
+    tmp_path, endpoint
+) -> None:
+    """413: smaller pictures, never none; later ones of that size go out smaller at once."""
+    large = jpeg(1, (400, 200), quality=100)
+    (tmp_path / "a.jpg").write_bytes(large)
+    (tmp_path / "small.jpg").write_bytes(jpeg(2))
+    source = tmp_path / "input.jsonl"
+    lines = [{"image": "a.jpg", "prompt": f"q{n}"} for n in range(5)]
+    lines.append({"image": "small.jpg", "prompt": "small"})
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def width(call) -> int:
+        return Image.open(io.BytesIO(call.images[0])).width
+
+    endpoint.behave = lambda call: Reply(413, b"<html>") if width(call) > 250 else None
+    done, failed, _ = await caption(source, endpoint, concurrency=1)
+    assert (len(done), failed) == (6, [])
+    assert [width(call) for call in endpoint.calls] == [400, 280, 200, 200, 200, 200, 200, 16]
+
+
+async def test_a_picture_that_never_fits_fails_alone(make_input, endpoint) -> None:
+    """After the smallest size the record is failed with the endpoint's words."""
+    endpoint.behave = lambda call: (
+        Reply(400, {"error": {"message": "context length exceeded", "code": 400}})
+        if call.texts == ["q1"]
+        else None
+    )
+    done, failed, _ = await caption(make_input(3), endpoint)
+    assert len(done) == 2
+    assert [(row["code"], row["attempts"]) for row in failed] == [("too_large", 4)]
+
+
+async def test_a_picture_the_endpoint_cannot_read_is_drawn_anew(make_input, endpoint) -> None:
+    """Once, as a JPEG of ours."""
+    source = make_input(1)
+    sent = (source.parent / "images/0.jpg").read_bytes()
+    message = "You uploaded an unsupported image."
+    error = {"error": {"message": message, "code": "invalid_image_format"}}
+    endpoint.behave = lambda call: Reply(400, error) if sent in call.images else None
+    done, failed, _ = await caption(source, endpoint)
+    assert (len(done), failed) == (1, [])
+    assert endpoint.count == 2
+    assert all(image[:2] == b"\xff\xd8" for call in endpoint.calls for image in call.images)
+
+
+async def test_loops_are_asked_for_again_hotter(make_input, endpoint) -> None:
+    """A model in a loop gets another temperature, and the loop is nobody's caption."""
+    endpoint.behave = only_after(2, completion(LOOP))
+    done, failed, _ = await caption(make_input(1), endpoint, temperature=0.1)
+    assert [call.body["temperature"] for call in endpoint.calls] == [0.1, 0.4, 0.7]
+    assert (len(done), failed) == (1, [])
+    assert "sits" not in done[0]["caption"]
+
+
+async def test_truncated_captions_get_more_room_or_fail(make_input, endpoint) -> None:
+    """Cut off at the limit: twice the room; still cut off after all attempts: no caption."""
+    endpoint.behave = lambda _: Reply(200, completion("A cat on", finish_reason="length"))
+    done, failed, _ = await caption(make_input(1), endpoint, max_tokens=1000, max_attempts=3)
+    assert [call.body["max_tokens"] for call in endpoint.calls] == [1000, 2000, 4000]
+    assert (done, [row["code"] for row in failed]) == ([], ["truncated"])
+
+
+async def test_accepted_faults_are_kept_and_flagged(make_input, endpoint) -> None:
+    """--accept takes the first such caption, whole, and says so beside it; again resumes."""
+    endpoint.behave = lambda call: (
+        Reply(200, completion("A cat on", finish_reason="length")) if call.number == 1 else None
+    )
+    source = make_input(2)
+    options = {"accept": "truncated", "concurrency": 1}
+    done, failed, _ = await caption(source, endpoint, **options)
+    assert failed == []
+    assert [row.get("caption_flag") for row in done] == ["truncated", None]
+    assert done[0]["caption"] == "A cat on"
+    before = endpoint.count
+    await caption(source, endpoint, **options)
+    assert endpoint.count == before
+
+
+async def test_refusals_fail_after_two(make_input, endpoint) -> None:
+    """A model that says it is sorry is asked once more, then believed."""
+    endpoint.behave = lambda _: Reply(200, completion("I'm sorry, I can't help with that."))
+    done, failed, _ = await caption(make_input(1), endpoint)
+    assert (done, endpoint.count) == ([], 2)
+    assert (failed[0]["code"], failed[0]["attempts"]) == ("refused", 2)
+
+
+async def test_members_asked_for_stand_behind_the_caption(make_input, endpoint) -> None:
+    """--with adds what was asked for; the same command again does nothing."""
+    source = make_input(3)
+    options = {"with_": "usage,finish_reason,model,attempts,latency"}
+    done, _, _ = await caption(source, endpoint, **options)
+    for row in done:
+        assert list(row)[:4] == ["id", "image", "prompt", "caption"]
+        assert row["caption_usage"] == {"prompt_tokens": 100, "completion_tokens": 10}
+        assert (row["caption_finish_reason"], row["caption_model"]) == ("stop", "m")
+        assert row["caption_attempts"] == 1
+        assert 0 < row["caption_latency"] < 30
+    await caption(source, endpoint, **options)
+    assert endpoint.count == 3
+    await caption(source, endpoint, accept_changes=True)  # other members, the same records
+    assert endpoint.count == 3
+
+
+async def test_a_record_that_has_our_members_keeps_their_places(tmp_path, endpoint) -> None:
+    """Members of a row that is captioned again are replaced where they stand."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    source = tmp_path / "input.jsonl"
+    source.write_text('{"caption_model": "old", "image": "a.jpg", "caption": "old", "b": 1}\n')
+    options = {"with_": "model,attempts"}
+    (row,), _, _ = await caption(source, endpoint, **options)
+    assert list(row) == ["caption_model", "image", "caption", "b", "caption_attempts"]
+    assert (row["caption_model"], row["caption_attempts"]) == ("m", 1)
+    assert row["caption"].startswith("Describe")
+    await caption(source, endpoint, **options)
+    assert endpoint.count == 1
+
+
+async def test_several_questions_make_several_members(make_input, endpoint, tmp_path) -> None:
+    """Each question is asked about the same picture, in place of the record's own."""
+    (tmp_path / "dense.txt").write_text("In detail?\n")
+    source = make_input(3)
+    options = {"ask": ["short=In short?", f"dense=@{tmp_path}/dense.txt"]}
+    done, failed, _ = await caption(source, endpoint, **options)
+    assert failed == []
+    for row in done:
+        assert list(row) == ["id", "image", "prompt", "short", "dense"]
+        assert row["short"].startswith("In short? [")
+        assert row["dense"].replace("In detail?", "In short?") == row["short"]
+    assert endpoint.count == 6
+    await caption(source, endpoint, **options)
+    assert endpoint.count == 6
+
+
+async def test_samples_make_a_list(make_input, endpoint) -> None:
+    """Three answers to one question."""
+    endpoint.behave = lambda call: Reply(200, completion(f"{caption_of(call)} {call.number}"))
+    done, _, _ = await caption(make_input(2), endpoint, samples=3)
+    assert [len(set(row["caption"])) for row in done] == [3, 3]
+
+
+async def test_a_question_that_fails_fails_the_record(make_input, endpoint) -> None:
+    """No row is half a row."""
+    endpoint.behave = lambda call: (
+        Reply(400, {"error": {"message": "no"}}) if call.texts == ["b?"] else None
+    )
+    done, failed, _ = await caption(make_input(1), endpoint, ask=["a=a?", "b=b?"])
+    assert (done, failed[0]["code"], failed[0]["attempts"]) == ([], "http_400", 2)
+
+
+async def test_an_answer_against_the_schema_is_told_what_is_wrong(
+    make_input, endpoint, tmp_path
+) -> None:
+    """The endpoint is asked by response_format, and again with the error after its answer."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+
+    def behave(call):
+        if call.body["messages"][-1]["role"] == "user" and len(call.body["messages"]) > 3:
+            return Reply(200, completion('```json\n{"n": 7}\n```'))
+        return Reply(200, completion('{"n": "seven"}'))
+
+    endpoint.behave = behave
+    (row,), failed, _ = await caption(make_input(1), endpoint, schema=str(tmp_path / "s.json"))
+    assert (row["caption"], failed) == ({"n": 7}, [])
+    first, second = endpoint.calls
+    assert first.body["response_format"]["json_schema"]["schema"] == schema
+    assert second.body["messages"][-2] == {"role": "assistant", "content": '{"n": "seven"}'}
+    assert "'seven' is not of type 'integer'" in second.body["messages"][-1]["content"]
+    assert second.images == first.images
+
+
+async def test_an_answer_that_never_follows_the_schema_is_no_caption(
+    make_input, endpoint, tmp_path
+) -> None:
+    """After all attempts the record is failed with the last error."""
+    (tmp_path / "s.json").write_text('{"type": "object", "required": ["n"]}')
+    done, failed, _ = await caption(
+        make_input(1), endpoint, schema=str(tmp_path / "s.json"), max_attempts=2
+    )
+    assert (done, failed[0]["code"], endpoint.count) == ([], "schema", 2)
+
+
+async def test_an_endpoint_that_knows_no_schemas_is_told_in_words(make_input, endpoint) -> None:
+    """Where response_format is refused, the schema goes into the question."""
+
+    def behave(call):
+        if "response_format" in call.body:
+            return Reply(400, {"error": {"message": "Unknown parameter: response_format"}})
+        assert '"dense"' in json.dumps(call.body["messages"][-1]).replace("\\", "")
+        return Reply(200, completion('{"short": "a", "dense": "b"}'))
+
+    endpoint.behave = behave
+    done, failed, _ = await caption(make_input(2), endpoint, preset="caption")
+    assert failed == []
+    assert [row["caption"] for row in done] == [{"short": "a", "dense": "b"}] * 2
+
+
+@pytest.mark.parametrize("preset", ["dense", "alt-text"])
+async def test_presets_of_plain_text(make_input, endpoint, preset) -> None:
+    """The preset's question takes the place of the record's; the answer is text."""
+    endpoint.behave = lambda _: Reply(200, completion("A cat on a mat."))
+    (row,), _, _ = await caption(make_input(1), endpoint, preset=preset)
+    assert row["caption"] == "A cat on a mat."
+    assert "q0" not in json.dumps(endpoint.calls[0].body["messages"])
+    assert endpoint.calls[0].images
+
+
+def stream(*events: Any, done: bool = True) -> bytes:
+    lines = [b": OPENROUTER PROCESSING\n\n"]
+    lines += [b"data: " + json.dumps(event).encode() + b"\n\n" for event in events]
+    return b"".join([*lines, b"data: [DONE]\n\n" if done else b""])
+
+
+def delta(text: str | None = None, reason: str | None = None) -> dict[str, Any]:
+    return {"model": "m", "choices": [{"delta": {"content": text}, "finish_reason": reason}]}
+
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+
+
+async def test_streamed_captions(make_input, endpoint) -> None:
+    """Pieces make one caption, with the tokens of the last event."""
+    body = stream(delta(""), delta("A c"), delta("at."), delta(None, "stop"), USAGE)
+    endpoint.behave = lambda _: Reply(200, body, {"Content-Type": "text/event-stream"})
+    (row,), _, _ = await caption(make_input(1), endpoint, stream=True, with_="usage")
+    assert row["caption"] == "A cat."
+    assert row["caption_usage"] == {"prompt_tokens": 7, "completion_tokens": 3}
+    assert endpoint.calls[0].body["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (stream(delta("A c"), done=False), "broken_stream"),
+        (stream(delta("A cat."), delta(None, "stop"), done=False), "broken_stream"),
+        (stream(delta("A cat.")), "broken_stream"),
+        (stream(delta("A c")) + b"data: {", "broken_stream"),
+        (stream(), "bad_reply"),
+        (b"data: {\n\n", "bad_reply"),
+        (stream(delta("A c"), delta(None, "length")), "truncated"),
+        (stream(delta("A c"), {"error": {"code": 400, "message": "x"}}), "http_400"),
+        (stream(delta("A c"), delta(None, "content_filter")), "filtered"),
+    ],
+)
+async def test_a_stream_that_does_not_end_as_it_should_is_no_caption(
+    make_input, endpoint, body, code
+) -> None:
+    """[DONE] and a finish reason, or it never was."""
+    endpoint.behave = lambda _: Reply(200, body, {"Content-Type": "text/event-stream"})
+    done, failed, _ = await caption(make_input(1), endpoint, stream=True, max_attempts=1)
+    assert (done, failed[0]["code"]) == ([], code)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import pytest
+
+from captioner.checks import HOTTEST, Rules, ask_again, attempts_for, check, is_looping
+from captioner.errors import BadReplyError
+from captioner.records import Asking, Completion, Usage
+
+LONG = (
+    "A brown dog runs along a sandy beach at low tide, its shadow long in the evening light, while "
+    "two children in red jackets wave from a wooden pier in the background."
+)
+
+
+def completion(text: str, reason: str = "stop", tokens: int = 0) -> Completion:
+    return Completion(text, reason, "m", Usage(10, tokens))
+
+
+def fault_of(text: str, reason: str = "stop", **rules) -> str:
+    try:
+        check(completion(text, reason), Rules(**rules))
+    except BadReplyError as error:
+        return error.code
+    return ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\u2019m sorry, I cannot describe this image.",
+        "Sorry, I am not able to identify people in images.",
+        "I cannot assist with that request.",
+        "I can't view images.",
+        "I'm unable to process this picture.",
+        "As an AI language model, I cannot see images.",
+        "Unfortunately, I can't tell.",
+        '"I apologize, but I will not describe it."',
+    ],
+)
+def test_a_refusal_in_prose_is_no_caption(text) -> None:
+    """What a model says instead of describing must not train another."""
+    assert fault_of(text) == "refused"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'A sign reads "I\'m sorry, we are closed".',
+        'The poster says "As an AI language model, I cannot".',
+        "Sorrel leaves on a plate.",
+        "I see a cat.",
+        "Icannot is written on a wall.",
+        "Unfortunate weather over a harbour.",
+        "I'm sorry is painted on a wall. " + LONG * 3,
+    ],
+)
+def test_legible_text_is_no_refusal(text) -> None:
+    """A caption is judged by its beginning and length only, and never cut."""
+    assert fault_of(text) == ""
+    assert check(completion(text), Rules()).value == text
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["la ", "a tree, ", "A red car is parked on the street. ", "x" * 5 + "y" * 60 + " ", "é\n"],
+)
+def test_a_loop_is_found_whatever_its_length(unit) -> None:
+    """One unit over and over at the end, begun and broken off anywhere."""
+    for cut in range(min(12, len(unit))):
+        text = LONG + " " + unit * 60
+        assert is_looping(text[: len(text) - cut])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LONG,
+        "ha ha ha ha ha",
+        LONG + " " + "." * 500,
+        "A table of contents:" + " -" * 200,
+        " ".join(f"Chair {number} is red." for number in range(100)),
+        "The red car. " * 3 + LONG,
+        LONG + LONG,
+        "",
+    ],
+)
+def test_what_only_repeats_a_little_is_no_loop(text) -> None:
+    """Lists, rulings and echoes are captions."""
+    assert not is_looping(text)
+
+
+def test_each_fault_has_its_code() -> None:
+    """The worst is told first: a loop that ran into the limit is a loop."""
+    assert fault_of("") == "empty"
+    assert fault_of("a cat on", "length") == "truncated"
+    assert fault_of("", "length") == "truncated"
+    assert fault_of(LONG + " and on" * 50, "length") == "looping"
+    assert fault_of("a cat", min_chars=6) == "too_short"
+    assert fault_of("a cat", max_chars=4) == "too_long"
+    assert fault_of("a cat", min_chars=5, max_chars=5) == ""
+
+
+def test_what_is_accepted_is_flagged_and_whole() -> None:
+    """--accept keeps the text as it came and says what is wrong with it; nothing is not kept."""
+    rules = Rules(accept=frozenset({"truncated", "too_long"}), max_chars=3)
+    answer = check(completion("a cat on", "length"), rules)
+    assert (answer.value, answer.flag) == ("a cat on", "truncated")
+    assert check(completion("a cat"), rules).flag == "too_long"
+    with pytest.raises(BadReplyError):
+        check(completion("", "length"), rules)
+
+
+def test_loops_are_asked_for_hotter_and_hotter() -> None:
+    """The same settings give the same loop again."""
+    fault = BadReplyError("looping", "")
+    asked, seen = Asking(), []
+    for _ in range(4):
+        asked = ask_again(fault, completion("x"), asked, Asking(0.1))
+        seen.append(asked.temperature)
+    assert seen == [0.4, 0.7, 1.0, HOTTEST]
+    assert ask_again(fault, completion("x"), Asking(), Asking(1.5)).temperature == 1.5
+
+
+def test_truncated_captions_get_more_room() -> None:
+    """Twice what there was, within bounds; a length that the user gave counts."""
+    fault = BadReplyError("truncated", "")
+    again = ask_again(fault, completion("x", tokens=700), Asking(), Asking())
+    assert again.max_tokens == 1400
+    assert ask_again(fault, completion("x"), again, Asking()).max_tokens == 2800
+    assert ask_again(fault, completion("x"), Asking(), Asking(max_tokens=16)).max_tokens == 1024
+    assert ask_again(fault, completion("x"), Asking(max_tokens=99_999), Asking()) == Asking(
+        max_tokens=99_999
+    )
+
+
+def test_other_faults_are_asked_for_as_before() -> None:
+    """An empty reply says nothing about how to ask."""
+    assert ask_again(BadReplyError("empty", ""), completion(""), Asking(), Asking(0.1)) == Asking()
+
+
+def test_nobody_begs() -> None:
+    """A model that refuses twice means it."""
+    assert attempts_for("refused", Rules(max_attempts=5)) == 2
+    assert attempts_for("refused", Rules(max_attempts=1)) == 1
+    assert attempts_for("empty", Rules(max_attempts=5)) == 5

@@ -1,0 +1,141 @@
+"""Several endpoints: the work goes where it is done soonest, and one that fails costs its share."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from conftest import rows
+from endpoint import FakeEndpoint, Reply
+
+from captioner import run_batch
+from captioner.errors import EndpointRefusedError
+
+
+@pytest.fixture
+def second():
+    server = FakeEndpoint()
+    server.start()
+    yield server
+    server.stop()
+
+
+async def caption(source: Path, *endpoints: FakeEndpoint, **options):
+    said: list[str] = []
+    urls = [endpoint.base_url for endpoint in endpoints]
+    options = {"model": "m", "concurrency": 16, **options}
+    if "endpoints" not in options:
+        options["base_url"] = urls
+    report = await run_batch(source, warn=said.append, **options)
+    return report, said
+
+
+async def test_the_work_is_spread(make_input, endpoint, second) -> None:
+    """Two equal endpoints share the records, each captioned once."""
+    endpoint.latency_s = second.latency_s = 0.02
+    report, _ = await caption(make_input(200), endpoint, second)
+    assert (report.captioned, report.failed) == (200, 0)
+    assert endpoint.given + second.given == 200
+    assert min(endpoint.given, second.given) > 50
+
+
+async def test_weights_count(make_input, endpoint, second) -> None:
+    """An endpoint with four times the weight gets most of the work."""
+    endpoint.latency_s = second.latency_s = 0.02
+    tables = [{"base-url": endpoint.base_url, "weight": 4.0}, {"base_url": second.base_url}]
+    report, _ = await caption(make_input(200), endpoints=tables)
+    assert report.captioned == 200
+    assert endpoint.given > 2 * second.given > 0
+
+
+async def test_a_slow_endpoint_gets_less(make_input, endpoint, second) -> None:
+    """Least loaded: one that takes five times as long does not hold up the other."""
+    endpoint.latency_s, second.latency_s = 0.02, 0.1
+    report, _ = await caption(make_input(200), endpoint, second)
+    assert report.captioned == 200
+    assert endpoint.given > second.given > 0
+
+
+async def test_a_dead_endpoint_costs_nothing_but_its_share(make_input, endpoint, second) -> None:
+    """With nobody listening at one address all records are captioned by the other."""
+    second.stop()
+    report, _ = await caption(make_input(100), endpoint, second)
+    assert (report.captioned, report.failed) == (100, 0)
+    assert endpoint.given == 100
+    assert report.calls < 200
+
+
+async def test_one_that_comes_back_is_used_again(make_input, endpoint, second) -> None:
+    """A probe finds out that a resting endpoint is well."""
+    endpoint.latency_s = 0.05
+    second.behave = lambda call: Reply(503, {}) if call.number <= 11 else None
+    report, _ = await caption(make_input(600), endpoint, second, concurrency=8)
+    assert (report.captioned, report.failed) == (600, 0)
+    assert second.given > 10
+
+
+async def test_a_refused_key_takes_one_endpoint_out(make_input, endpoint, second) -> None:
+    """The others go on, and one sentence says so; with none left the run stops."""
+    second.behave = lambda _: Reply(401, {"error": {"message": "bad key"}})
+    endpoint.latency_s = 0.01
+    source = make_input(60)
+    report, said = await caption(source, endpoint, second)
+    assert (report.captioned, report.failed) == (60, 0)
+    assert len(said) == 1
+    assert said[0].startswith(f"going on without {second.base_url}")
+    endpoint.behave = second.behave
+    with pytest.raises(EndpointRefusedError):
+        await caption(make_input(70, "other.jsonl"), endpoint, second)
+
+
+async def test_a_pause_sends_the_waiting_elsewhere(make_input, endpoint, second) -> None:
+    """One that wants to be left alone for an hour holds nobody while the other is well."""
+    hour = Reply(429, {"error": {"message": "slow"}}, {"Retry-After": "3600"})
+    second.behave = lambda _: hour
+    endpoint.latency_s = 0.01
+    async with asyncio.timeout(30):
+        report, _ = await caption(make_input(100), endpoint, second)
+    assert (report.captioned, endpoint.given) == (100, 100)
+
+
+async def test_each_endpoint_has_its_own_model_key_and_headers(
+    make_input, endpoint, second, monkeypatch
+) -> None:
+    """A table says what is its own; the rest is as for all."""
+    monkeypatch.setenv("KEY_A", "aaa")
+    monkeypatch.setenv("KEY_B", "bbb")
+    endpoint.latency_s = second.latency_s = 0.01
+    tables = [
+        {"base-url": endpoint.base_url, "model": "one", "api-key-env": "KEY_A"},
+        {
+            "base-url": second.base_url,
+            "api_key_env": "KEY_B",
+            "header": ["X-Team: vision"],
+            "extra-body": {"seed": 7},
+        },
+    ]
+    report, _ = await caption(make_input(60), endpoints=tables, header=["X-All: yes"])
+    assert report.captioned == 60
+    for call in endpoint.calls:
+        assert (call.body["model"], call.headers["authorization"]) == ("one", "Bearer aaa")
+        assert call.headers["x-all"] == "yes"
+        assert "seed" not in call.body
+    for call in second.calls:
+        assert (call.body["model"], call.headers["authorization"]) == ("m", "Bearer bbb")
+        assert call.headers["x-team"] == "vision"
+        assert call.body["seed"] == 7
+    assert endpoint.calls
+    assert second.calls
+
+
+async def test_several_keys_for_one_address(make_input, endpoint, monkeypatch) -> None:
+    """Each key has permits of its own."""
+    monkeypatch.setenv("KEY_A", "aaa")
+    monkeypatch.setenv("KEY_B", "bbb")
+    endpoint.latency_s = 0.01
+    keys = ["KEY_A", "KEY_B"]
+    report, _ = await caption(make_input(60), endpoint, api_key_env=keys)
+    used = {call.headers["authorization"] for call in endpoint.calls}
+    assert (report.captioned, used) == (60, {"Bearer aaa", "Bearer bbb"})
+    assert rows(Path(report.output))
