@@ -35,6 +35,9 @@ SMALLER = (0.7, 0.5, 0.35)
 
 PARAMETERS_TO_LEAVE_OUT = 8
 
+LONGEST_PAUSE_S = 8.0
+"""Longest wait of one record between attempts: an endpoint in trouble rests as a whole anyway."""
+
 
 class Captioning:
     """Captions records through the endpoints of a run.
@@ -102,7 +105,7 @@ class Captioning:
         """
         asking = Asking()
         bad_replies = 0
-        pauses = waits()
+        pauses = waits(LONGEST_PAUSE_S)
         while True:
             completion = None
             try:

@@ -61,7 +61,8 @@ class Call:
 class Reply:
     """What the endpoint does with one request.
 
-    `fault`: "reset" before the reply, "truncate" in the middle of it, "hang" until it is closed.
+    `fault`: "reset" before the reply, "truncate" in the middle of it, "hang" until it is closed,
+    "stall" after half of it, "drip" a byte at a time, "endless" without an end.
     """
 
     status: int = 200
@@ -154,6 +155,22 @@ class FakeEndpoint:
             task.cancel()  # replies that are still being held back
         await runner.cleanup()
 
+    async def _slowly(self, request: web.Request, fault: str, data: bytes) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        if fault == "stall":
+            await response.write(data[: len(data) // 2])
+            await asyncio.sleep(60)
+        for number in range(100_000):
+            if request.transport is None or request.transport.is_closing():
+                break
+            await response.write(b" " * 65_536 if fault == "endless" else data[:1] or b" ")
+            if fault == "drip":
+                await asyncio.sleep(0.02)
+            elif number % 16 == 0:
+                await asyncio.sleep(0)
+        return response
+
     async def _list_models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": m} for m in self.models]})
 
@@ -184,6 +201,8 @@ class FakeEndpoint:
         good = reply.status == 200 and reply.body is None
         payload = completion(caption_of(call)) if good else reply.body
         data = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+        if reply.fault in ("stall", "drip", "endless"):
+            return await self._slowly(request, reply.fault, data)
         if reply.fault == "truncate":
             response = web.StreamResponse(headers={"Content-Length": str(len(data))})
             await response.prepare(request)

@@ -339,3 +339,59 @@ def test_an_input_that_is_a_pipe_is_refused(run_command, tmp_path):
     )
     assert done.returncode == 2
     assert "pipe.jsonl" in done.stderr
+
+
+def test_tables_of_endpoints(parsed, tmp_path):
+    """[[endpoint]] tables say what each has of its own; the rest is as for all."""
+    (tmp_path / "c.toml").write_text(
+        'model = "all"\nrpm = 60.0\n'
+        '[[endpoint]]\nbase-url = "http://one/v1"\nweight = 2.0\n'
+        '[[endpoint]]\nbase-url = "http://two/v1"\nmodel = "own"\nrpm = 5\n'
+    )
+    one, two = parsed("in.jsonl", "--config", "c.toml").each_endpoint
+    assert (one.base_url, one.model, one.rpm, one.weight) == (("http://one/v1",), "all", 60, 2)
+    assert (two.base_url, two.model, two.rpm, two.weight) == (("http://two/v1",), "own", 5, 1)
+
+
+def test_tables_that_cannot_be_endpoints(refused, tmp_path):
+    """What is wrong with a table is said before anything is sent."""
+    for text, said in (
+        ('[[endpoint]]\nbase-url = "http://one/v1"\nwieght = 2\n', "weight"),
+        ("[[endpoint]]\nweight = 2.0\n", "base-url"),
+        ("[endpoint]\nweight = 2.0\n", "[[endpoint]]"),
+    ):
+        (tmp_path / "c.toml").write_text(text)
+        assert said in refused("in.jsonl", "--config", "c.toml")
+
+
+def test_repeated_flags_are_several(parsed, monkeypatch):
+    """Flags that may be repeated; in a variable, one a line."""
+    urls = ("http://one/v1", "http://two/v1")
+    flags = [f"--base-url={url}" for url in urls]
+    assert parsed("in.jsonl", *flags).endpoint.base_url == urls
+    monkeypatch.setenv("CAPTIONER_BASE_URL", "\n".join(urls))
+    monkeypatch.setenv("CAPTIONER_PROMPT", "two\nlines")
+    settings = parsed("in.jsonl")
+    assert settings.endpoint.base_url == urls
+    assert settings.prompt.prompt == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--header=no colon", "Name: value"),
+        ("--header=A: b\x01c", "cannot be sent"),
+        ("--extra-body=[]", "JSON object"),
+        ("--extra-body={", "valid JSON"),
+        ('--extra-body={"model": "x"}', "--model"),
+        ("--accept=empty", "truncated"),
+        ("--with=colour", "usage"),
+        ("--ask=what?", "NAME=QUESTION"),
+        ("--samples=0", "more than 0"),
+        ("--preset=best", "preset"),
+        ("--detail=most", "detail"),
+    ],
+)
+def test_values_that_cannot_work(refused, argument, said):
+    """Each is said in a sentence before anything is sent."""
+    assert said in refused("in.jsonl", argument)

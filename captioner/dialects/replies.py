@@ -61,7 +61,7 @@ _BAD_PICTURE = re.compile(
     r"(?:unsupported|invalid|unknown|unrecognized|not a valid|corrupt\w*) (?:or corrupt\w* )?image"
     r"|image (?:format|type|media type)\b.{0,40}(?:not|un|invalid)"
     r"|(?:cannot|could not|unable to|failed to) (?:identify|process|decode|load|open)"
-    r" (?:the )?image"
+    r" (?:the |input )*image"
     r"|media_?type.{0,60}image",
     re.IGNORECASE | re.DOTALL,
 )
@@ -75,8 +75,8 @@ _UNSUPPORTED = re.compile(
 )
 _NO_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound", "not_found_error"})
 _NO_MODEL = re.compile(
-    r"\b(?:model|deployment)\b.{0,80}(?:not exist|not found|unknown|deprecated|retired|no longer)"
-    r"|(?:unknown|no such|not find|not found:?|no endpoints found for)\b.{0,20}\b(?:the )?model",
+    r"\b(?:models?|deployment)\b.{0,80}(?:not exist|not found|unknown|deprecated|retired|no longer)"
+    r"|(?:unknown|no such|not find|not found:?)\b.{0,20}\bmodel|no endpoints found for",
     re.IGNORECASE | re.DOTALL,
 )
 _ROLE = re.compile(r"\brole\b", re.IGNORECASE)

@@ -1,0 +1,60 @@
+"""Replies in the shapes that servers document or were seen to send, each to its one verdict.
+
+The files beside this one hold them by server: status, headers, body, and what they must mean.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import orjson
+import pytest
+
+from captioner import errors
+from captioner.checks import Rules, check
+from captioner.dialects.openai_chat import OpenAIChat
+from captioner.records import Response
+
+REPLIES = [
+    pytest.param(reply, id=f"{path.stem}: {reply['name']}")
+    for path in sorted((Path(__file__).parent / "replies").glob("*.json"))
+    for reply in json.loads(path.read_text("utf-8"))
+]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_one_reply_has_one_verdict(reply) -> None:
+    """This record, this endpoint or this run: each reply says which, and nothing else."""
+    body = reply["body"]
+    data = body.encode() if isinstance(body, str) else orjson.dumps(body)
+    response = Response(reply["status"], reply["headers"], data)
+    dialect = OpenAIChat("m", max_tokens=300, temperature=0.2)
+    if reply["verdict"] == "Completion":
+        assert check(dialect.judge(response), Rules()).value == reply["text"]
+        return
+    kind = getattr(errors, reply["verdict"])
+    with pytest.raises(kind) as caught:
+        check(dialect.judge(response), Rules())
+    assert type(caught.value) is kind
+    assert getattr(caught.value, "code", "") == reply.get("code", "")
+    assert str(caught.value).isprintable()
+    if kind is errors.NotFoundError:
+        assert caught.value.certain == (not reply["name"].endswith("404"))
+
+
+def test_all_servers_are_there() -> None:
+    """Whoever removes a file notices."""
+    names = {path.stem for path in (Path(__file__).parent / "replies").glob("*.json")}
+    assert names == {
+        *("anthropic", "azure", "gemini", "llama.cpp", "lmdeploy", "ollama", "openai"),
+        *("openrouter", "proxies", "sglang", "vllm"),
+    }
+
+
+def test_the_wait_in_geminis_body_is_a_wait() -> None:
+    """`retryDelay` is where others send Retry-After."""
+    (reply,) = [p.values[0] for p in REPLIES if "in the words of" in p.id]
+    with pytest.raises(errors.EndpointFaultError) as caught:
+        OpenAIChat("m").judge(Response(429, {}, orjson.dumps(reply["body"])))
+    assert caught.value.retry_after_s == 21
