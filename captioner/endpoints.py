@@ -20,10 +20,9 @@ from captioner.errors import (
     PictureError,
     RefusedError,
 )
-from captioner.limiter import DispersedError
 from captioner.ratelimits import read_limits
 from captioner.records import Request
-from captioner.stopping import StoppedError
+from captioner.stopping import DispersedError, StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,6 +127,8 @@ class Endpoint:
             verdict = True
             self._progress.waiting = f"the endpoint: {error.message}"
             self.health.faulted(error, probe=probe)
+            if self.health.resting and self.health.shared:
+                self.limiter.disperse()
             raise
         except _ALIVE as error:
             verdict = True
@@ -216,8 +217,11 @@ class Endpoints:
     def __init__(self, endpoints: Sequence[Endpoint], *, warn: Callable[[str], None]) -> None:
         self._left = list(endpoints)
         self._warn = warn
-        for endpoint in endpoints:
-            endpoint.limiter.shared = len(endpoints) > 1
+        self._share()
+
+    def _share(self) -> None:
+        for endpoint in self._left:
+            endpoint.limiter.shared = endpoint.health.shared = len(self._left) > 1
 
     @property
     def left_s(self) -> float:
@@ -227,7 +231,8 @@ class Endpoints:
     def choose(self) -> Endpoint:
         """Return the endpoint for the next attempt: one due a probe, else the least loaded.
 
-        Resting ones are left alone while others are well.
+        Resting ones are left alone while others are well; where all rest, each gets somebody who
+        waits to probe it.
         """
         if len(self._left) == 1:
             return self._left[0]
@@ -235,7 +240,8 @@ class Endpoints:
             if endpoint.health.probe_due():
                 return endpoint
         well = [endpoint for endpoint in self._left if not endpoint.health.resting]
-        return min(well or self._left, key=lambda endpoint: endpoint.load)
+        idle = [endpoint for endpoint in self._left if not endpoint.health.probing]
+        return min(well or idle or self._left, key=lambda endpoint: endpoint.load)
 
     async def attempt(
         self, messages: tuple[bytes, ...], asking: Asking, *, retry: bool
@@ -248,14 +254,20 @@ class Endpoints:
         """
         while True:
             endpoint = self.choose()
+            rested = endpoint.health.resting
             try:
-                return endpoint, await endpoint.attempt(messages, asking, retry=retry)
+                completion = await endpoint.attempt(messages, asking, retry=retry)
             except DispersedError:
                 await asyncio.sleep(0)
             except (EndpointRefusedError, EndpointGaveOutError) as error:
                 self._give_up(endpoint, error)
             except (EndpointFaultError, *_ALIVE) as error:
                 return endpoint, error
+            else:
+                if rested and not endpoint.health.resting:
+                    for other in self._left:  # who waits for one that still rests can come here
+                        other.health.wake()
+                return endpoint, completion
 
     def _give_up(
         self, endpoint: Endpoint, error: EndpointRefusedError | EndpointGaveOutError
@@ -270,8 +282,8 @@ class Endpoints:
         if endpoint in self._left:
             self._left.remove(endpoint)
             endpoint.limiter.disperse()
-            for other in self._left:
-                other.limiter.shared = len(self._left) > 1
+            endpoint.health.wake()
+            self._share()
             self._warn(f"going on without {endpoint.name}: {error}")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from captioner.errors import EndpointFaultError, EndpointGaveOutError
 from captioner.retry import waits
+from captioner.stopping import DispersedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -37,6 +38,8 @@ class Health:
         captions: Answers of the model among them.
         blamed: Faults so far for which a record may be to blame.
         resting: Workers wait, and probes go out.
+        probing: Somebody probes it, or waits to.
+        shared: Others may do the work: who waits here is sent away when something changes.
     """
 
     def __init__(
@@ -50,13 +53,14 @@ class Health:
         self.captions = 0
         self.blamed = 0
         self.resting = False
+        self.shared = False
         self._name = name
         self._max_outage_s = max_outage_s
         self._sleep = sleep
         self._answered = False
         self._faults = 0
         self._since = 0.0
-        self._probing = False
+        self.probing = False
         self._waits: Iterator[float] = iter(())
         self._probe_at = 0.0
         self._changed = asyncio.Event()
@@ -65,10 +69,13 @@ class Health:
         """Return when a request may go out; True if it is the probe.
 
         A probe must be followed by `succeeded` or `faulted`, or by `abandoned`.
+
+        Raises:
+            DispersedError: It still rests, and another endpoint may be well.
         """
         while self.resting:
-            if not self._probing:
-                self._probing = True
+            if not self.probing:
+                self.probing = True
                 try:
                     now = asyncio.get_running_loop().time()
                     await self._sleep(max(0.0, min(self._probe_at - now, self.left_s())))
@@ -77,13 +84,15 @@ class Health:
                     raise
                 return True
             await self._changed.wait()
+            if self.resting and self.shared:
+                raise DispersedError
         return False
 
     def probe_due(self) -> bool:
         """Tell whether a resting endpoint is to be asked now how it is."""
         return (
             self.resting
-            and not self._probing
+            and not self.probing
             and asyncio.get_running_loop().time() >= self._probe_at
         )
 
@@ -94,8 +103,8 @@ class Health:
         self._answered = True
         self._faults = 0
         if self.resting:
-            self.resting = self._probing = False
-            self._wake()
+            self.resting = self.probing = False
+            self.wake()
 
     def answered(self) -> None:
         """Note any HTTP reply: there is a server at that address."""
@@ -139,9 +148,10 @@ class Health:
 
     def abandoned(self) -> None:
         """Note that the probe ended without a verdict; the next worker sends one."""
-        self._probing = False
-        self._wake()
+        self.probing = False
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have everybody look again who waits for it."""
         self._changed.set()
         self._changed = asyncio.Event()

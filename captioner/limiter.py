@@ -14,6 +14,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from captioner.stopping import DispersedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,10 +28,6 @@ DECREASE = 0.9
 ERRORS_TO_SLOW = 2
 SHARE_TO_SLOW = 0.1
 """A single error never slows the pool: at least two, and a tenth of what came back meanwhile."""
-
-
-class DispersedError(Exception):
-    """A permit will not be granted for a while; there may be one elsewhere."""
 
 
 @dataclass(slots=True)

@@ -13,6 +13,10 @@ class StoppedError(Exception):
     """The run is stopping; the record at hand stays pending."""
 
 
+class DispersedError(Exception):
+    """An endpoint will take nothing for a while; another one may."""
+
+
 class Stopping:
     """Once wished, new work is not begun and waits end; what is on the wire may still finish."""
 

@@ -75,6 +75,28 @@ async def test_one_that_comes_back_is_used_again(make_input, endpoint, second) -
     assert second.given > 10
 
 
+async def test_when_all_rest_the_first_to_come_back_gets_the_work(
+    make_input, endpoint, second
+) -> None:
+    """Nobody waits for an endpoint that stays away while another is well again."""
+    endpoint.latency_s = second.latency_s = 0.02
+    away = False
+    behave = endpoint.behave = lambda _: Reply(503, {}) if away else None
+    second.behave = behave
+    run = asyncio.create_task(caption(make_input(300), endpoint, second))
+    while endpoint.given + second.given < 60:
+        await asyncio.sleep(0.005)
+    away = True
+    while endpoint.count + second.count < 60 + 22:
+        await asyncio.sleep(0.005)
+    second.behave = lambda _: None
+    before = endpoint.given
+    report, _ = await asyncio.wait_for(run, 30)
+    assert (report.captioned, report.failed) == (300, 0)
+    assert endpoint.given <= before + 16  # what was on the wire
+    assert endpoint.count - before < 100
+
+
 async def test_a_refused_key_takes_one_endpoint_out(make_input, endpoint, second) -> None:
     """The others go on, and one sentence says so; with none left the run stops."""
     second.behave = lambda _: Reply(401, {"error": {"message": "bad key"}})
