@@ -122,13 +122,8 @@ def is_looping(text: str) -> bool:
     before = text.rfind(tail, max(0, end - 12 - LOOP_UNIT), end - 1)
     while before >= 0:
         unit = end - 12 - before
-        repeated = 0
-        while end - repeated - 2 * unit >= 0 and text.startswith(
-            text[end - unit :], end - repeated - 2 * unit
-        ):
-            repeated += unit
-        length = repeated + unit
-        if length >= max(LOOP_CHARS, LOOP_TIMES * unit) and any(map(str.isalpha, tail)):
+        times = max(LOOP_TIMES, -(-LOOP_CHARS // unit))
+        if text.endswith(text[end - unit :] * times) and any(map(str.isalpha, tail)):
             return True
         before = text.rfind(tail, max(0, end - 12 - LOOP_UNIT), before + 11) if before else -1
     return False
