@@ -105,6 +105,7 @@ class Captioning:
         """
         asking = Asking()
         bad_replies = 0
+        record.retrying = False
         pauses = waits(LONGEST_PAUSE_S)
         while True:
             completion = None
@@ -116,7 +117,7 @@ class Captioning:
                 if bad_replies >= attempts_for(error.code, self._rules):
                     raise RefusedError(error.code, error.message) from None
                 if completion is not None:
-                    asking = ask_again(error, completion, asking, self._asking)
+                    asking = ask_again(error, completion, asking, self._asking, self._rules)
                 await self._pause(pauses)
             else:
                 self._too_large.worked(record.remade.scale)
@@ -136,8 +137,9 @@ class Captioning:
             record.attempts += 1
             began = time.monotonic()
             endpoint, result = await self._endpoints.attempt(
-                record.prepared.questions[question], asking, retry=record.attempts > 1
+                record.prepared.questions[question], asking, retry=record.retrying
             )
+            record.retrying = True
             if isinstance(result, ParameterError):
                 left_out += 1
                 if left_out > PARAMETERS_TO_LEAVE_OUT:
@@ -194,6 +196,7 @@ class _Record:
     faults: Faults
     remade: Remake = field(default_factory=Remake)
     attempts: int = 0
+    retrying: bool = False
 
 
 class _TooLarge:

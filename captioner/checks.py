@@ -53,6 +53,7 @@ class Rules(NamedTuple):
         accept: Codes of faults that are let pass, flagged.
         max_attempts: Attempts a record gets.
         parse: Makes the value of a text, raising `BadReplyError`; None takes the text itself.
+        schema: The JSON Schema that ``parse`` checks, for whoever has to answer again.
     """
 
     min_chars: int = 1
@@ -60,6 +61,7 @@ class Rules(NamedTuple):
     accept: frozenset[str] = frozenset()
     max_attempts: int = 5
     parse: Callable[[str], Any] | None = None
+    schema: str = ""
 
 
 def check(completion: Completion, rules: Rules) -> Answer:
@@ -83,7 +85,9 @@ def check(completion: Completion, rules: Rules) -> Answer:
         return Answer(text, completion, code)  # accepted as it is: half an object is text
 
 
-def ask_again(fault: BadReplyError, completion: Completion, asked: Asking, usual: Asking) -> Asking:
+def ask_again(
+    fault: BadReplyError, completion: Completion, asked: Asking, usual: Asking, rules: Rules
+) -> Asking:
     """Return how to ask after a reply that would not do.
 
     Loops are met with a higher temperature (the same one gives the same loop again), truncation
@@ -94,6 +98,7 @@ def ask_again(fault: BadReplyError, completion: Completion, asked: Asking, usual
         completion: The answer that would not do.
         asked: How it was asked for.
         usual: Temperature and length where ``asked`` leaves them to the settings.
+        rules: What a caption has to be like.
     """
     if fault.code == "looping":
         now = usual.temperature if asked.temperature is None else asked.temperature
@@ -104,7 +109,8 @@ def ask_again(fault: BadReplyError, completion: Completion, asked: Asking, usual
         return asked._replace(max_tokens=min(max(LONGEST, had), max(FIRST_LENGTH, had * LONGER)))
     if fault.code == "schema":
         said = Turn("assistant", (completion.text,))
-        return asked._replace(turns=(said, Turn("user", (fault.message,))))
+        again = f"Answer again with nothing but one JSON object that follows it: {rules.schema}"
+        return asked._replace(turns=(said, Turn("user", (f"{fault.message}. {again}",))))
     return asked
 
 

@@ -217,6 +217,7 @@ def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:
         frozenset(captions.accept),
         settings.run.max_attempts,
         validator(schema) if schema else None,
+        orjson.dumps(schema).decode() if schema else "",
     )
     return schema, rules
 

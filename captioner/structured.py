@@ -41,8 +41,7 @@ def read_schema(text: str, place: str) -> dict[str, Any]:
 def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
     """Return a function from the text of a reply to the object in it.
 
-    It raises `BadReplyError` with code ``schema`` where the text is no JSON or breaks the schema;
-    the message says to the model what is wrong.
+    It raises `BadReplyError` with code ``schema`` where the text is no JSON or breaks the schema.
 
     Raises:
         SettingsError: The schema itself is none, or jsonschema is not installed.
@@ -60,7 +59,6 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
     except jsonschema.SchemaError as error:
         raise SettingsError(f"schema: it is no JSON Schema: {error.message}") from None
     checker = kind(schema)
-    asked = orjson.dumps(schema).decode()
 
     def parse(text: str) -> Any:
         fenced = _FENCED.match(text)
@@ -73,10 +71,6 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
             if broken is None:
                 return value
             reason = f"at {broken.json_path} {broken.message[:200]}"
-        raise BadReplyError(
-            "schema",
-            f"The answer does not follow the JSON Schema: {reason}. Answer again with nothing but "
-            f"one JSON object that follows it: {asked}",
-        )
+        raise BadReplyError("schema", f"the answer does not follow the JSON Schema: {reason}")
 
     return parse

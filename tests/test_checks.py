@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from captioner.checks import HOTTEST, Rules, ask_again, attempts_for, check, is_looping
+from captioner import checks
+from captioner.checks import HOTTEST, Rules, attempts_for, check, is_looping
 from captioner.errors import BadReplyError
 from captioner.records import Asking, Completion, Usage
 
@@ -10,6 +11,10 @@ LONG = (
     "A brown dog runs along a sandy beach at low tide, its shadow long in the evening light, while "
     "two children in red jackets wave from a wooden pier in the background."
 )
+
+
+def ask_again(fault: BadReplyError, said: Completion, asked: Asking, usual: Asking) -> Asking:
+    return checks.ask_again(fault, said, asked, usual, Rules())
 
 
 def completion(text: str, reason: str = "stop", tokens: int = 0) -> Completion:

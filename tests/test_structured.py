@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from captioner.errors import BadReplyError, SettingsError
@@ -42,12 +40,11 @@ def test_the_object_in_an_answer(text) -> None:
         ('{"short": "a", "more": 1}', "more"),
     ],
 )
-def test_what_breaks_the_schema_is_told_to_the_model(text, reason) -> None:
-    """The message says what is wrong, where, and what is wanted."""
+def test_what_breaks_the_schema_is_told(text, reason) -> None:
+    """The message says what is wrong, and where."""
     with pytest.raises(BadReplyError, match=reason) as caught:
         validator(SCHEMA)(text)
     assert caught.value.code == "schema"
-    assert json.dumps(SCHEMA, separators=(",", ":")) in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,33 @@ async def test_14_only_the_record_that_breaks_the_endpoint_fails(make_input, end
     assert 3 <= seen.failed[0]["attempts"] <= 6
 
 
+async def test_14_a_record_that_takes_the_whole_engine_down_is_the_only_one_to_fail(
+    make_input, endpoint
+) -> None:
+    """Each time it is sent all requests in flight break off, and for a while nobody is answered."""
+    down_until = 0.0
+    crashes = 0
+
+    def behave(call: Call) -> Reply | None:
+        nonlocal down_until, crashes
+        now = time.monotonic()
+        if now < down_until:
+            return Reply(fault="reset")
+        if call.texts == ["q7"]:
+            crashes += 1
+            down_until = now + 0.2
+            return Reply(fault="reset")
+        return None
+
+    endpoint.behave = behave
+    endpoint.latency_s = 0.01
+    seen = await caption(make_input(400), endpoint, concurrency=8)
+    assert [row["record"]["id"] for row in seen.failed] == [7]
+    assert len(seen.done) == 399
+    assert crashes >= 3
+    told.append(f"case 14: a record that crashed the engine {crashes} times failed alone")
+
+
 @pytest.mark.parametrize("fault", ["hang", "stall", "drip"])
 async def test_15_replies_that_never_come_end_at_the_deadline(make_input, endpoint, fault) -> None:
     """A total deadline, not an idle one: bytes that drip do not hold a place for ever."""
