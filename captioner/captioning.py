@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from captioner.checks import ask_again, attempts_for, check
-from captioner.endpoints import Faults, unknown_model
+from captioner.endpoints import NOT_FOUND_TIMES, Faults, unknown_model
 from captioner.errors import (
     BadReplyError,
     EndpointFaultError,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from captioner.checks import Rules
-    from captioner.endpoints import Endpoints
+    from captioner.endpoints import Endpoint, Endpoints
     from captioner.records import Answer, Completion, Line, Outcome, Prepared
     from captioner.stopping import Stopping
 
@@ -50,6 +51,7 @@ class Captioning:
         rules: What a caption has to be like.
         asking: Temperature and length of the settings.
         samples: Answers to each question.
+        warn: Called with a sentence when pictures turn out too large.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Captioning:
         rules: Rules,
         asking: Asking = Asking(),  # noqa: B008 - frozen
         samples: int = 1,
+        warn: Callable[[str], None],
     ) -> None:
         self._endpoints = endpoints
         self._remake = remake
@@ -70,6 +73,7 @@ class Captioning:
         self._rules = rules
         self._asking = asking
         self._samples = samples
+        self._warn = warn
         self._too_large = _TooLarge()
 
     async def caption(self, prepared: Prepared) -> Outcome:
@@ -104,7 +108,7 @@ class Captioning:
             RecordError: There will be none.
         """
         asking = Asking()
-        bad_replies = 0
+        bad_replies: Counter[str] = Counter()
         record.retrying = False
         pauses = waits(LONGEST_PAUSE_S)
         while True:
@@ -113,11 +117,16 @@ class Captioning:
                 completion, latency_s = await self._complete(record, question, asking, pauses)
                 answer = check(completion, self._rules)
             except BadReplyError as error:
-                bad_replies += 1
-                if bad_replies >= attempts_for(error.code, self._rules):
+                bad_replies[error.code] += 1
+                if (
+                    bad_replies[error.code] >= attempts_for(error.code, self._rules)
+                    or bad_replies.total() >= self._rules.max_attempts
+                ):
                     raise RefusedError(error.code, error.message) from None
                 if completion is not None:
                     asking = ask_again(error, completion, asking, self._asking, self._rules)
+                if record.as_usual:
+                    asking = Asking(turns=asking.turns)
                 await self._pause(pauses)
             else:
                 self._too_large.worked(record.remade.scale)
@@ -140,19 +149,18 @@ class Captioning:
                 record.prepared.questions[question], asking, retry=record.retrying
             )
             record.retrying = True
-            if isinstance(result, ParameterError):
+            if asking.raised and isinstance(result, PictureError | RefusedError):
+                # More tokens, or a higher temperature, than the endpoint has: as the settings say.
+                record.as_usual = True
+                asking = Asking(turns=asking.turns)
+            elif isinstance(result, ParameterError):
                 left_out += 1
                 if left_out > PARAMETERS_TO_LEAVE_OUT:
                     raise RefusedError(result.code, result.message)
             elif isinstance(result, PictureError):
                 await self._make_otherwise(record, result)
             elif isinstance(result, NotFoundError):
-                if result.certain or not endpoint.health.captions:
-                    await self._pause(pauses)  # others will tell
-                elif record.remade.scale == SMALLER[-1] and not await endpoint.answers():
-                    raise unknown_model(result)
-                else:
-                    await self._make_smaller(record, result)  # it may be the size
+                await self._not_found(record, endpoint, result, pauses)
             elif isinstance(result, EndpointFaultError):
                 if times := await record.faults.poisoned_by(endpoint, result):
                     message = f"{result.message} ({times} times, while the endpoint was well)"
@@ -166,6 +174,25 @@ class Captioning:
     async def _pause(self, pauses: Iterator[float]) -> None:
         await self._stopping.sleep(min(next(pauses), self._endpoints.left_s))
 
+    async def _not_found(
+        self, record: _Record, endpoint: Endpoint, error: NotFoundError, pauses: Iterator[float]
+    ) -> None:
+        """Wait for what others meet; then take it for the size, or for the record's own fault."""
+        captions = endpoint.health.captions
+        record.not_found += 1
+        if record.not_found == 1:
+            record.captions_before = captions
+        if record.not_found == 1 or not captions:
+            await self._pause(pauses)
+        elif error.certain:
+            if record.not_found >= NOT_FOUND_TIMES and captions > record.captions_before:
+                raise RefusedError(error.code, error.message)
+            await self._pause(pauses)
+        elif record.remade.scale == SMALLER[-1] and not await endpoint.answers():
+            raise unknown_model(error)
+        else:
+            await self._make_smaller(record, error)
+
     async def _make_otherwise(self, record: _Record, error: PictureError) -> None:
         if error.smaller:
             await self._make_smaller(record, error)
@@ -175,7 +202,13 @@ class Captioning:
             await self._make_again(record, record.remade._replace(redraw=True))
 
     async def _make_smaller(self, record: _Record, error: PictureError | NotFoundError) -> None:
-        self._too_large.refused(record.prepared, error)
+        if isinstance(error, PictureError):
+            if not self._too_large.known:
+                self._warn(
+                    f"pictures are too large for the endpoint ({error.message}): sending "
+                    "them smaller"
+                )
+            self._too_large.refused(record.prepared, error)
         scale = next((scale for scale in SMALLER if scale < record.remade.scale), 0.0)
         if not scale or not record.prepared.pixels:
             raise RefusedError(error.code, error.message)
@@ -197,6 +230,9 @@ class _Record:
     remade: Remake = field(default_factory=Remake)
     attempts: int = 0
     retrying: bool = False
+    as_usual: bool = False
+    not_found: int = 0
+    captions_before: int = 0
 
 
 class _TooLarge:
@@ -211,7 +247,11 @@ class _TooLarge:
         self._bytes = math.inf
         self._scale = 0.0
 
-    def refused(self, prepared: Prepared, error: PictureError | NotFoundError) -> None:
+    @property
+    def known(self) -> bool:
+        return min(self._pixels, self._bytes) < math.inf
+
+    def refused(self, prepared: Prepared, error: PictureError) -> None:
         if error.code == "too_large":
             self._pixels = min(self._pixels, prepared.pixels or math.inf)
         else:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.answers import member_names
 from captioner.errors import OutputDamagedError, SettingsError
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
@@ -109,8 +108,7 @@ def _identity(checkpoint: Checkpoint | None) -> Identity:
     settings = checkpoint.settings if checkpoint else {}
     asked = settings.get("ask") or [str(settings.get("output_field") or "caption")]
     fields = [str(one).partition("=")[0] for one in asked]
-    # Flags and such are not among the identity's own: a record may have had members of that name.
-    return Identity(fields, settings.get("id_field"), member_names(fields))
+    return Identity(fields, settings.get("id_field"))
 
 
 def _scan(files: Files, path: Path, identity: Identity, checkpoint: Checkpoint | None) -> Scan:

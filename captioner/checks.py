@@ -37,9 +37,14 @@ FIRST_LENGTH = 1_024
 LONGEST = 16_384
 
 _REFUSAL = re.compile(
-    r"\W*(?:(?:i am|i'm|i|we're|my)?\W*(?:very |so |really )?(?:sorry|apologi[sz]e|apologies)\b"
-    r"|i (?:can ?not|can't|won't|will not|am unable|am not able|must decline)\b"
-    r"|i'm (?:unable|not able)\b|as an ai\b|unfortunately,? i\b)",
+    r"[\"'\s]*(?:(?:i am |i'm |i |we're |my )?(?:very |so |really )?"
+    r"(?:sorry|apologi[sz]e|apologies)\b"
+    r"(?:\W*\Z|[^.!?]{0,40}\b(?:i|we)\b.{0,30}?(?:can ?not|can't|unable|not able|won't|will not))"
+    r"|(?:unfortunately,? )?i (?:can ?not|can't|won't|will not|am unable to|am not able to"
+    r"|must decline to) (?:help|assist|describe|view|see|identify|process|provide|analy[sz]e|fulfil"
+    r"|comply|answer|tell|access|generate|continue|do that|discuss|recogni[sz]e)"
+    r"|(?:unfortunately,? )?i'm (?:unable|not able) to\b"
+    r"|as an ai (?:language )?(?:model|assistant))",
     re.IGNORECASE,
 )
 
@@ -78,11 +83,17 @@ def check(completion: Completion, rules: Rules) -> Answer:
     if rules.parse is None:
         return Answer(text, completion, code)
     try:
-        return Answer(rules.parse(text), completion, code)
+        value = rules.parse(text)
     except BadReplyError:
         if not code:
             raise
         return Answer(text, completion, code)  # accepted as it is: half an object is text
+    texts = [one for one in value.values() if isinstance(one, str)]
+    if texts and all(map(_is_refusal, texts)):
+        code = code or "refused"
+        if "refused" not in rules.accept:
+            raise BadReplyError("refused", f"the model refused: {' '.join(texts[0].split())}")
+    return Answer(value, completion, code)
 
 
 def ask_again(
@@ -135,6 +146,11 @@ def is_looping(text: str) -> bool:
     return False
 
 
+def _is_refusal(text: str) -> bool:
+    short = len(text) <= REFUSAL_CHARS
+    return short and _REFUSAL.match(text.replace("\u2019", "'")) is not None
+
+
 def _fault(completion: Completion, rules: Rules) -> tuple[str, str]:
     """Return code and message of what is wrong with an answer, empty if nothing is."""
     text = completion.text
@@ -146,7 +162,7 @@ def _fault(completion: Completion, rules: Rules) -> tuple[str, str]:
         code, message = "truncated", "the caption was cut off at the token limit"
     elif not text:
         code, message = "empty", "the endpoint gave an empty caption"
-    elif length <= REFUSAL_CHARS and _REFUSAL.match(text.replace("\u2019", "'")):
+    elif _is_refusal(text):
         code, message = "refused", f"the model refused: {' '.join(text.split())}"
     elif length < rules.min_chars:
         code = "too_short"

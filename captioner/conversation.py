@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from captioner.errors import BadRecordError
 from captioner.records import ImageRef, Role, Turn
+from captioner.settings import CONVERSATION_FIELDS, IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from captioner.settings import PromptSettings, RecordSettings
@@ -27,8 +28,6 @@ _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
-CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
-_IMAGES = ("image", "images")
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _Turn = tuple[Role, list[Any]]
 _IS_IMAGE = object()
@@ -68,8 +67,13 @@ def ask_each(turns: list[Turn], questions: tuple[str, ...]) -> list[list[Turn]]:
     if not questions:
         return [turns]
     system = [turn for turn in turns if turn.role == "system"]
-    images = tuple(part for turn in turns for part in turn.parts if isinstance(part, ImageRef))
+    images = images_of([turn for turn in turns if turn.role != "system"])
     return [[*system, Turn("user", (*images, question))] for question in questions]
+
+
+def images_of(turns: list[Turn]) -> list[ImageRef]:
+    """Return the pictures of all turns, in the order they are sent."""
+    return [part for turn in turns for part in turn.parts if isinstance(part, ImageRef)]
 
 
 def _up_to_the_question(turns: list[_Turn]) -> list[_Turn]:
@@ -182,7 +186,7 @@ def _read_prompt(record: dict[str, Any]) -> str:
 
 
 def _read_images(record: dict[str, Any], field: str | None) -> list[ImageRef]:
-    _, value = _first(record, (field,) if field else _IMAGES)
+    _, value = _first(record, (field,) if field else IMAGE_FIELDS)
     if value is None:
         return []
     return [_read_image(one) for one in (value if isinstance(value, list) else [value])]

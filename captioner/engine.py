@@ -132,6 +132,7 @@ class Engine:
                 rules=rules,
                 asking=Asking(settings.prompt.temperature, settings.prompt.max_tokens),
                 samples=settings.prompt.samples,
+                warn=warn,
             )
             yield cls(", ".join(dict.fromkeys(models)), preparer, captioning, budget)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from captioner.answers import member_names
 from captioner.rawjson import members, one_line, quoted, without_members
 
 if TYPE_CHECKING:
@@ -33,20 +34,20 @@ class Identity:
     """Computes keys of records.
 
     Args:
-        fields: Names of the members that captioner adds, the first one first; they are no part
-            of a record's identity.
+        fields: Names of the members that take answers, the first one first. Neither they nor
+            what may stand beside them (`answers.member_names`) are part of a record's identity,
+            whatever was asked for when a line was written.
         id_field: Name of the member that identifies a record; by default the whole record does.
-        family: Names of all members that may stand behind a caption, whatever was asked for when
-            the line was written.
     """
 
-    def __init__(
-        self, fields: Sequence[str], id_field: str | None = None, family: Sequence[str] = ()
-    ) -> None:
-        self._names = frozenset((*fields, *family))
-        self._quoted = tuple(quoted(name) for name in fields)
+    def __init__(self, fields: Sequence[str], id_field: str | None = None) -> None:
+        names = member_names(fields)
+        self._names = frozenset(names)
+        self._quoted = tuple(quoted(name) for name in names)
         self._first = self._quoted[0]
-        self._others = self._quoted[1:]
+        # Every name begins with that of a field: one search for each finds them all.
+        self._mark = quoted(fields[0])[:-1]
+        self._other_marks = tuple(quoted(name)[:-1] for name in fields[1:])
         self._added = b"," + self._first + b":"
         self._text = len(self._added) + 1  # from there to the text of a caption
         self._id = quoted(id_field) if id_field else None
@@ -57,7 +58,7 @@ class Identity:
 
     def of_inputs(self, raws: Iterable[bytes]) -> list[bytes]:
         """Return the keys of many records; a run that is resumed computes them all."""
-        first, others, quoted_names, by_id = self._first, self._others, self._quoted, self._id
+        mark, others, quoted_names, by_id = self._mark, self._other_marks, self._quoted, self._id
         fresh = _HASHER.copy  # cheaper than making one
         keys = []
         for raw in raws:
@@ -67,7 +68,7 @@ class Identity:
             if by_id is not None:
                 keys.append(self._by_id(raw))
                 continue
-            if raw.find(first) >= 0 or (others and any(name in raw for name in others)):
+            if raw.find(mark) >= 0 or (others and any(other in raw for other in others)):
                 raw = without_members(raw, quoted_names)  # noqa: PLW2901
             hasher = fresh()
             hasher.update(raw)
@@ -81,11 +82,16 @@ class Identity:
     def of_outputs(self, raws: Iterable[bytes]) -> list[bytes | None]:
         """Return the keys of many records from their output lines."""
         first, added, skip, by_id = self._first, self._added, self._text, self._id
+        mark, others = self._mark, self._other_marks
         fresh = _HASHER.copy
         keys: list[bytes | None] = []
         for raw in raws:
             at = raw.rfind(added)
-            if at > 0 and raw.find(first, 0, at) < 0:
+            if (
+                at > 0
+                and raw.find(mark, 0, at) < 0
+                and not (others and any(raw.find(other, 0, at) >= 0 for other in others))
+            ):
                 # What follows the record may be our members, last of all, as we write them. A
                 # text without a quote in it, as nearly all are, ends at the first one.
                 text = at + skip

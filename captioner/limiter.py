@@ -211,7 +211,7 @@ class Limiter:
         try:
             return await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
                 self.release()
             else:
                 with contextlib.suppress(ValueError):  # a release may have passed it over

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.conversation import ask_each, read_turns
+from captioner.conversation import ask_each, images_of, read_turns
 from captioner.errors import BadRecordError, RecordError
 from captioner.images.convert import AS_IS, fit
 from captioner.rawjson import members, quoted
@@ -40,7 +40,7 @@ class Preparer:
         self._dialect = dialect
         self._folders = folders
         self._budget = budget
-        names = settings.added_members
+        names = settings.member_family
         self._names = frozenset(names)
         self._quoted = frozenset(map(quoted, names))
 
@@ -69,17 +69,14 @@ class Preparer:
             record, replaces = self._read(line.raw)
             prompt, fields = self._settings.prompt, self._settings.records
             turns = read_turns(record, fields, prompt)
-            images = [
-                self._encode(part, reserve, remake or AS_IS)
-                for turn in turns
-                for part in turn.parts
-                if isinstance(part, ImageRef)
-            ]
+            encoded = {
+                id(part): self._encode(part, reserve, remake or AS_IS) for part in images_of(turns)
+            }
             questions = tuple(
-                self._dialect.messages(asked, images)
+                self._dialect.messages(asked, [encoded[id(part)] for part in images_of(asked)])
                 for asked in ask_each(turns, self._settings.questions)
             )
-            pixels = sum(image.pixels for image in images)
+            pixels = sum(image.pixels for image in encoded.values())
             return Prepared(line, questions, replaces, reserved, pixels)
         except RecordError as error:
             if reserved:

@@ -108,6 +108,11 @@ class Asking(NamedTuple):
     max_tokens: int | None = None
     turns: tuple[Turn, ...] = ()
 
+    @property
+    def raised(self) -> bool:
+        """Temperature or length are not those of the settings."""
+        return self.temperature is not None or self.max_tokens is not None
+
 
 class Request(NamedTuple):
     """One HTTP request; the body is sent as its pieces in order, never joined needlessly."""

@@ -146,7 +146,7 @@ class _Run:
         settings = self.settings
         self._to_file = True
         fields = settings.records
-        identity = Identity(settings.added_members, fields.id_field, settings.member_family)
+        identity = Identity(settings.fields, fields.id_field)
         path = journal_path(settings.output_path)
         resolved = replace(settings, prompt=settings.prompt.resolved())
         journal = Journal(
@@ -191,7 +191,7 @@ class _Run:
         self, engine: Engine, source: Source, journal: Journal, identity: Identity, files: Files
     ) -> None:
         settings = self.settings
-        rows = Rows(identity, settings.added_members[0])
+        rows = Rows(identity, settings.fields)
         async with JournalSink(
             journal,
             rows,

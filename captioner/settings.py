@@ -33,6 +33,10 @@ DEFAULT_SYSTEM_PROMPT = (
 DEFAULT_PROMPT = "Describe the content of this image in detail."
 
 
+IMAGE_FIELDS = ("image", "images")
+CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
     """Endpoint."""
@@ -418,6 +422,18 @@ class Settings:
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     run: RunSettings = field(default_factory=RunSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the names of asked questions against those of the record."""
+        records = self.records
+        images = (records.image_field,) if records.image_field else IMAGE_FIELDS
+        asked = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
+        taken = {*images, *asked, "prompt", records.id_field}
+        for name, _ in self.prompt.questions():
+            if name in taken:
+                raise SettingsError(f"ask: {name!r} is a member that the record needs itself")
+        if len(set(self.added_members)) < len(self.added_members):
+            raise SettingsError("ask: a name is that of a member that --with or --accept adds")
 
     @classmethod
     def create(

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from captioner.conversation import CONVERSATION_FIELDS
 from captioner.engine import Engine
 from captioner.errors import CaptionerError, SettingsError
 from captioner.records import Caption, Line, Prepared, Progress
-from captioner.settings import Settings
+from captioner.settings import CONVERSATION_FIELDS, Settings
 from captioner.stopping import Stopping
 
 if TYPE_CHECKING:

@@ -58,6 +58,7 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise SettingsError(f"schema: it is no JSON Schema: {error.message}") from None
+    _resolve_references(schema)
     checker = kind(schema)
 
     def parse(text: str) -> Any:
@@ -74,3 +75,24 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
         raise BadReplyError("schema", f"the answer does not follow the JSON Schema: {reason}")
 
     return parse
+
+
+def _resolve_references(schema: dict[str, Any]) -> None:
+    from referencing import Registry, Resource, exceptions
+    from referencing.jsonschema import DRAFT202012
+
+    resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+    resolver = Registry().with_resource("", resource).resolver()
+    left: list[Any] = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left += part
+        elif isinstance(part, dict):
+            left += part.values()
+            reference = part.get("$ref")
+            try:
+                if isinstance(reference, str):
+                    resolver.lookup(reference)
+            except exceptions.Unresolvable:
+                raise SettingsError(f"schema: there is nothing at {reference!r}") from None

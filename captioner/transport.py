@@ -25,6 +25,9 @@ CONNECT_S = 15.0
 MAX_REPLY = 10 << 20
 """Bytes of a reply; no caption is longer, and a server gone mad must not fill the memory."""
 
+SECRET_LENGTH = 8
+"""A header's value may be a key from so many characters on; it is masked where it comes back."""
+
 _JOINED = 1 << 18
 """Bytes up to which pieces are joined: cheaper than another system call."""
 
@@ -53,7 +56,8 @@ class AiohttpTransport:
         self._timeout_s = timeout_s
         self._connections = connections
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        self._secret = api_key.encode() if api_key else b""
+        said = [value for _, value in headers if len(value) >= SECRET_LENGTH]
+        self._secrets = [secret.encode() for secret in (api_key, *said) if secret]
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -94,9 +98,10 @@ class AiohttpTransport:
                     proxy=self._proxy,
                 ) as reply:
                     data = await _read(reply)
-                    if reply.status >= 400 and self._secret:
+                    if reply.status >= 400:
                         # Some endpoints repeat the key they refuse; it must reach nobody's eyes.
-                        data = data.replace(self._secret, b"***")
+                        for secret in self._secrets:
+                            data = data.replace(secret, b"***")
                     headers = {name.lower(): value for name, value in reply.headers.items()}
                     return Response(reply.status, headers, data)
         except aiohttp.ConnectionTimeoutError:

@@ -13,6 +13,7 @@ from endpoint import FakeEndpoint, Reply, caption_of, completion
 from PIL import Image
 
 from captioner import run_batch
+from captioner.errors import SettingsError
 
 LOOP = "The cat sits on the mat. " * 30
 
@@ -312,3 +313,134 @@ async def test_a_stream_that_does_not_end_as_it_should_is_no_caption(
     endpoint.behave = lambda _: Reply(200, body, {"Content-Type": "text/event-stream"})
     done, failed, _ = await caption(make_input(1), endpoint, stream=True, max_attempts=1)
     assert (done, failed[0]["code"]) == ([], code)
+
+
+async def again(source: Path, endpoint: FakeEndpoint, first: dict, *later: dict) -> None:
+    """Run with some options and then with others; nothing may be asked again or doubled."""
+    done, failed, _ = await caption(source, endpoint, **first)
+    assert failed == []
+    count = endpoint.count
+    for options in (first, *later):
+        same, failed, _ = await caption(source, endpoint, accept_changes=True, **options)
+        assert same == done
+        assert (failed, endpoint.count) == ([], count)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"image": "a.jpg", "caption": "old", "caption_usage": 1},
+        {"image": "a.jpg", "caption_usage": {"old": 1}},
+        {"caption": "old", "image": "a.jpg"},
+        {"caption_flag": "looping", "image": "a.jpg", "caption": "old", "caption_usage": 1},
+        {"image": "a.jpg", "caption_flag": "looping"},
+    ],
+)
+@pytest.mark.parametrize("first", [{}, {"with_": "usage"}, {"accept": "truncated"}])
+async def test_records_with_members_of_ours_are_known_again(
+    tmp_path, endpoint, record, first
+) -> None:
+    """Whatever --with and --accept say now or said then, no row is doubled or paid twice."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    source = tmp_path / "input.jsonl"
+    source.write_text(json.dumps(record) + "\n")
+    endpoint.behave = lambda _: (
+        Reply(200, completion("A cat on", finish_reason="length")) if first.get("accept") else None
+    )
+    await again(source, endpoint, first, {}, {"with_": "usage,model"}, {"accept": "truncated"})
+
+
+@pytest.mark.parametrize("record", [{"b": 1, "image": "a.jpg"}, {"image": "a.jpg", "b": "old"}])
+async def test_records_that_have_a_member_that_is_asked_for(tmp_path, endpoint, record) -> None:
+    """A second run of several questions finds its rows again."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    source = tmp_path / "input.jsonl"
+    source.write_text(json.dumps(record) + "\n")
+    await again(source, endpoint, {"ask": ["a=a?", "b=b?"]})
+
+
+async def test_a_flag_of_an_older_caption_goes(tmp_path, endpoint) -> None:
+    """A good caption does not stand beside what was wrong with the last one."""
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    source = tmp_path / "input.jsonl"
+    source.write_text('{"image": "a.jpg", "caption": "old", "caption_flag": "truncated"}\n')
+    (row,), _, _ = await caption(source, endpoint)
+    assert row["caption_flag"] is None
+    assert row["caption"].startswith("Describe")
+
+
+async def test_more_room_than_the_endpoint_has_shrinks_no_picture(make_input, endpoint) -> None:
+    """The retry of one truncated caption changes nothing for the others, nor for itself."""
+
+    def behave(call):
+        if call.texts == ["q0"] and call.body["max_tokens"] == 1000:
+            return Reply(200, completion("A cat on", finish_reason="length"))
+        if call.body["max_tokens"] > 1000:
+            message = "This model's maximum context length is 1500 tokens."
+            return Reply(400, {"error": {"message": message, "code": 400}})
+        return None
+
+    endpoint.behave = behave
+    source = make_input(5)
+    done, failed, said = await caption(source, endpoint, max_tokens=1000, max_attempts=3)
+    assert len(done) == 4
+    assert [row["code"] for row in failed] == ["truncated"]
+    sent = {image for call in endpoint.calls for image in call.images}
+    assert sent == {(source.parent / f"images/{n}.jpg").read_bytes() for n in range(5)}
+    assert said == []
+
+
+async def test_a_404_in_passing_changes_nothing(make_input, endpoint) -> None:
+    """A gateway that reloads answers 404 once: the same request goes out again."""
+    endpoint.behave = lambda call: (
+        Reply(404, b"default backend - 404") if call.number == 5 else None
+    )
+    source = make_input(10)
+    done, failed, _ = await caption(source, endpoint, concurrency=1)
+    assert (len(done), failed) == (10, [])
+    sent = {image for call in endpoint.calls for image in call.images}
+    assert sent == {(source.parent / f"images/{n}.jpg").read_bytes() for n in range(10)}
+
+
+async def test_one_record_for_which_there_is_no_model_fails_alone(make_input, endpoint) -> None:
+    """A router that finds no model for one record does not stop the run of all others."""
+    reply = Reply(404, {"error": {"message": "The model `other` does not exist"}})
+    endpoint.behave = lambda call: reply if call.texts == ["q7"] else None
+    endpoint.latency_s = 0.05
+    done, failed, _ = await caption(make_input(200), endpoint, concurrency=2)
+    assert len(done) == 199
+    assert [(row["code"], row["record"]["id"]) for row in failed] == [("http_404", 7)]
+
+
+async def test_a_picture_in_a_system_turn(tmp_path, endpoint) -> None:
+    """It stays there, and the questions get the others."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "b.jpg").write_bytes(jpeg(99))
+    part = {"type": "image_url", "image_url": {"url": "b.jpg"}}
+    turns = [{"role": "system", "content": [part]}, {"role": "user", "content": "what?"}]
+    source = tmp_path / "input.jsonl"
+    source.write_text(json.dumps({"image": "a.jpg", "messages": turns}) + "\n")
+    (row,), _, _ = await caption(source, endpoint, ask=["a=a?", "b=b?"])
+    assert row["a"]
+    for call in endpoint.calls:
+        assert call.images == [jpeg(99), jpeg(1)]
+
+
+@pytest.mark.parametrize("name", ["image", "prompt", "messages", "id", "caption_usage"])
+async def test_questions_cannot_take_the_place_of_what_the_record_needs(
+    make_input, endpoint, name
+) -> None:
+    """No answer overwrites the picture, the question or the id."""
+    options = {"ask": ["caption=c?", f"{name}=x?"], "with_": "usage", "id_field": "id"}
+    with pytest.raises(SettingsError, match="ask"):
+        await caption(make_input(1), endpoint, **options)
+    assert endpoint.count == 0
+
+
+async def test_a_key_in_a_header_is_shown_to_nobody(make_input, endpoint) -> None:
+    """What an endpoint echoes of a header is masked."""
+    reply = Reply(400, {"error": {"message": "bad key sekrit-12345678"}})
+    endpoint.behave = lambda _: reply
+    _, failed, _ = await caption(make_input(1), endpoint, header=["X-Key: sekrit-12345678"])
+    assert "***" in failed[0]["message"]
+    assert "sekrit" not in json.dumps(failed)

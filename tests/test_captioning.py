@@ -127,6 +127,7 @@ class Rig:
             Layout(["caption"]).compose,
             self.stopping,
             rules=Rules(max_attempts=max_attempts),
+            warn=self.warnings.append,
         )
 
     def remake(self, line: Line, remake: Remake) -> Prepared:
@@ -474,7 +475,7 @@ async def test_a_404_for_one_oversized_body_fails_that_record_only():
     rig.script.always["q"] = status(404)
     rig.script.models = status(200)
     failure = await rig.caption()
-    assert (failure.ok, failure.code, failure.attempts) == (False, "http_404", 4)
+    assert (failure.ok, failure.code, failure.attempts) == (False, "http_404", 5)
     assert [remake.scale for remake in rig.remade] == [0.7, 0.5, 0.35]
     rig.script.answers["large"] = [status(404)]
     assert (await rig.caption("large")).ok

@@ -57,6 +57,10 @@ def test_a_refusal_in_prose_is_no_caption(text) -> None:
         "I see a cat.",
         "Icannot is written on a wall.",
         "Unfortunate weather over a harbour.",
+        '"Sorry, we\'re closed" sign hanging in a glass door.',
+        "Sorry! board game box on a table.",
+        "I Won't Grow Up poster",
+        "'I can't' is written on the wall.",
         "I'm sorry is painted on a wall. " + LONG * 3,
     ],
 )
@@ -149,3 +153,13 @@ def test_nobody_begs() -> None:
     assert attempts_for("refused", Rules(max_attempts=5)) == 2
     assert attempts_for("refused", Rules(max_attempts=1)) == 1
     assert attempts_for("empty", Rules(max_attempts=5)) == 5
+
+
+def test_a_refusal_inside_an_object_is_a_refusal() -> None:
+    """A model that has to answer in JSON refuses in JSON."""
+    rules = Rules(parse=lambda _: {"short": "I'm sorry, I can't help with that.", "n": 1})
+    with pytest.raises(BadReplyError) as caught:
+        check(completion("{}x"), rules)
+    assert caught.value.code == "refused"
+    mixed = Rules(parse=lambda _: {"a": "I'm sorry, I can't.", "b": "A cat on a mat."})
+    assert check(completion("{}x"), mixed).flag == ""

@@ -92,7 +92,7 @@ async def test_one_probe_at_a_time():
         done = [worker for worker in workers if worker.done()]
         assert [worker.result() for worker in done] == [True] * number
         fault(subject, probe=True)
-    assert all(0.1 <= seconds <= 60 for seconds in naps.seconds)
+    assert all(0.05 <= seconds <= 60 for seconds in naps.seconds)
     for worker in workers:
         worker.cancel()
 

@@ -28,7 +28,7 @@ def has(raw, field):
 
 def written(raw, field, text="a caption", id_field=None):
     """Return the output line of a record as the writer makes it."""
-    rows = Rows(Identity((field,), id_field), field)
+    rows = Rows(Identity((field,), id_field), (field,))
     caption = Caption(Line(1, raw), text, has(raw, field), 1, Usage())
     line = rows.caption(caption)
     assert line.endswith(b"\n")

@@ -48,7 +48,14 @@ def test_what_breaks_the_schema_is_told(text, reason) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"type": "array"}', '{"type": "object", "required": 1}']
+    "text",
+    [
+        "",
+        "[]",
+        '{"type": "array"}',
+        '{"type": "object", "required": 1}',
+        '{"type": "object", "$ref": "#/$defs/x"}',
+    ],
 )
 def test_what_is_no_schema_is_said_before_the_run(text) -> None:
     """A schema that cannot work costs no request."""

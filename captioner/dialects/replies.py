@@ -25,6 +25,7 @@ from captioner.errors import (
 )
 from captioner.records import Completion, Usage
 from captioner.retry import retry_after_s
+from captioner.settings import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +53,8 @@ _TOO_LARGE_CODES = frozenset(
 _TOO_LARGE = re.compile(
     r"context (?:length|window|size)|prompt is too long|too many tokens"
     r"|maximum (?:allowed )?(?:sequence|input|prompt|number of (?:input )?tokens)"
-    r"|(?:request|payload|entity|body|image|file)\b.{0,60}\b(?:too large|too big|exceeds)"
+    r"|\b(?:request|payload|entity|body)(?: entity| body| payload)?(?: size)?(?: is)? too large"
+    r"|\b(?:image|file)\b.{0,40}\b(?:too large|too big)"
     r"|exceeds .{0,60}\b(?:MB|MiB|bytes|pixels|size limit)\b",
     re.IGNORECASE | re.DOTALL,
 )
@@ -69,15 +71,18 @@ _NOT_FETCHED = re.compile(
     r"(?:timeout|timed out|failed|error|unable).{0,40}(?:download|fetch)", re.IGNORECASE | re.DOTALL
 )
 _UNSUPPORTED = re.compile(
-    r"support|unknown|unrecogni[sz]ed|unexpected|extra (?:inputs|fields)|not permitted|not allowed"
-    r"|deprecated|cannot find field|only the default|invalid parameter|forbidden",
+    r"(?:un|not |n't )support|unknown|unrecogni[sz]ed|unexpected|extra (?:inputs|fields)"
+    r"|not permitted|not allowed|deprecated|cannot find field|only the default"
+    r"|invalid parameter|forbidden",
     re.IGNORECASE,
 )
-_NO_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound", "not_found_error"})
+_UNSUPPORTED_CODES = frozenset({"unsupported_parameter", "unsupported_value", "unknown_parameter"})
+_NO_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
 _NO_MODEL = re.compile(
-    r"\b(?:models?|deployment)\b.{0,80}(?:not exist|not found|unknown|deprecated|retired|no longer)"
-    r"|(?:unknown|no such|not find|not found:?)\b.{0,20}\bmodel|no endpoints found for",
-    re.IGNORECASE | re.DOTALL,
+    r"\b(?:models?|deployment)\b\W{0,3}\S{0,80}\s+(?:is |was |does |has been )?"
+    r"(?:not exist|not found|unknown|deprecated|retired|no longer)"
+    r"|\b(?:unknown|no such) model\b|\Amodel: |no endpoints found for",
+    re.IGNORECASE,
 )
 _ROLE = re.compile(r"\brole\b", re.IGNORECASE)
 
@@ -227,7 +232,7 @@ def _error(  # noqa: C901, PLR0911, PLR0912 - one row of the table after the oth
         certain = code in _NO_MODEL_CODES or _NO_MODEL.search(message) is not None
         return NotFoundError(f"http_{status}", told, certain=certain)
     if 300 <= status < 400:
-        place = response.headers.get("location", "elsewhere")
+        place = shown(without_secrets(response.headers.get("location", "elsewhere")))
         return EndpointRefusedError(f"The endpoint redirects to {place}. Check --base-url.")
     if status in (402, 408, 409, 425, 429, 498) or status in range(500, 600):
         if status == 501:
@@ -242,6 +247,8 @@ def _error(  # noqa: C901, PLR0911, PLR0912 - one row of the table after the oth
             return BadReplyError(f"http_{status}", told)
         if code in _BAD_PICTURE_CODES or _BAD_PICTURE.search(message):
             return PictureError(f"http_{status}", told, smaller=False)
+        if not (code in _UNSUPPORTED_CODES or _UNSUPPORTED.search(message)):
+            return RefusedError(f"http_{status}", told)  # a value out of range, perhaps
         if name := parameter or _named(message, parameters):
             return ParameterError(f"http_{status}", told, name)
     return RefusedError(f"http_{status}", told)
@@ -249,8 +256,6 @@ def _error(  # noqa: C901, PLR0911, PLR0912 - one row of the table after the oth
 
 def _named(message: str, parameters: Iterable[str]) -> str:
     """Return the parameter that a message says is not supported, empty if it names none."""
-    if not _UNSUPPORTED.search(message):
-        return ""
     for name in parameters:
         if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message):
             return name

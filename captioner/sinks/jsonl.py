@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Self
 import orjson
 from aiofiles.os import wrap
 
+from captioner.answers import FLAG
 from captioner.errors import DiskError, DiskFullError
 from captioner.rawjson import add_members, members, one_line, quoted, replace_values
 from captioner.records import Caption
 from captioner.sinks.files import is_full
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from captioner.identity import Identity
     from captioner.records import Failure, Outcome, Progress
@@ -40,12 +41,13 @@ class Rows:
 
     Args:
         identity: Gives failures the key by which they are known again.
-        output_field: Name of the member that holds the caption.
+        fields: Names of the members that take answers, that of the caption first.
     """
 
-    def __init__(self, identity: Identity, output_field: str) -> None:
+    def __init__(self, identity: Identity, fields: Sequence[str]) -> None:
         self._identity = identity
-        self._name = quoted(output_field)
+        self._name = quoted(fields[0])
+        self._flags = tuple(quoted(f"{name}_{FLAG}") for name in fields)
         self._quoted: dict[str, bytes] = {}
 
     def caption(self, caption: Caption) -> bytes:
@@ -58,6 +60,10 @@ class Rows:
             added.append((self._quoted[name], orjson.dumps(value)))
         if caption.replaces:
             there = {member.name for member in members(raw)}
+            written = {member for member, _ in added}
+            for flag in self._flags:  # that of an older caption says nothing about this one
+                if flag in there and flag not in written:
+                    raw = replace_values(raw, flag, b"null")
             for member, new in added:
                 if member in there:
                     raw = replace_values(raw, member, new)

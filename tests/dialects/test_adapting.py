@@ -218,3 +218,19 @@ def test_bodies_are_what_openais_own_package_would_take(options, adapted) -> Non
         taken = TypeAdapter(kind).validate_python(sent)
         assert set(taken) == set(sent)
         assert len(list(taken["messages"])) == len(sent["messages"])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        openai_error("max_tokens is too large: 6000. At most 4096.", "max_tokens", "invalid_value"),
+        openai_error("temperature: range is 0..1", "temperature", None),
+        {"error": {"message": "Invalid request: temperature too large"}},
+        {"error": {"message": "image exceeds the number of images allowed"}},
+        {"error": {"message": "The image the model requested was at a URL not found"}},
+    ],
+)
+def test_a_value_out_of_range_is_no_unsupported_parameter(reply) -> None:
+    """What the user chose is not dropped for all because one request went too far."""
+    dialect = OpenAIChat("m", max_tokens=300, temperature=0.2)
+    assert isinstance(refused(dialect, reply), RefusedError)

@@ -31,7 +31,7 @@ FAILURES = FOLDER / "out.failed.jsonl"
 SEEDS = int(os.environ.get("SEEDS", "1000"))
 FIRST = random.SystemRandom().randrange(1 << 30) if LONG else 0
 IDENTITY = Identity(("caption",))
-ROWS = Rows(IDENTITY, "caption")
+ROWS = Rows(IDENTITY, ("caption",))
 
 
 class Life:

@@ -16,7 +16,7 @@ from captioner.sinks.journal import Journal
 from captioner.sinks.jsonl import Rows
 
 IDENTITY = Identity(("caption",))
-ROWS = Rows(IDENTITY, "caption")
+ROWS = Rows(IDENTITY, ("caption",))
 
 
 def record(number, text=""):

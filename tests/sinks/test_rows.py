@@ -8,7 +8,7 @@ from captioner.records import Caption, Failure, Line, Usage
 from captioner.sinks.jsonl import Rows
 
 IDENTITY = Identity(("caption",))
-ROWS = Rows(IDENTITY, "caption")
+ROWS = Rows(IDENTITY, ("caption",))
 
 
 def caption(raw, text, *, replaces=False, rows=ROWS):
@@ -57,7 +57,7 @@ def test_caption_replaced_in_place():
 def test_output_field_of_any_name():
     """The caption goes into the member that was asked for, whatever its name is made of."""
     name = 'say "x"\\'
-    row = caption(b'{"caption":1}', "t", rows=Rows(Identity((name,)), name))
+    row = caption(b'{"caption":1}', "t", rows=Rows(Identity((name,)), (name,)))
     assert orjson.loads(row) == {"caption": 1, name: "t"}
 
 
