@@ -36,11 +36,12 @@ def retry_after_s(
     """Return how long a server asks to be left alone, None if it does not say.
 
     ``retry-after-ms`` goes before ``Retry-After``, which is in seconds or an HTTP date (RFC 9110,
-    10.2.3). Senseless values count as unsaid; long ones are cut to an hour.
+    10.2.3). Senseless values count as unsaid; long ones are cut to an hour. A date is compared with
+    the reply's own ``Date`` where there is one: the two clocks need not agree.
 
     Args:
         headers: Header names in lower case.
-        now: The wall clock, seconds since 1970; only dates are compared with it.
+        now: The wall clock, seconds since 1970, for dates of replies without a ``Date``.
     """
     millis = headers.get("retry-after-ms", "").strip()
     if _NUMBER.fullmatch(millis):
@@ -51,8 +52,19 @@ def retry_after_s(
     if _NUMBER.fullmatch(value):
         return min(float(value), LONGEST_RETRY_AFTER_S)
     try:
-        date = parsedate_to_datetime(value)
-        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now()
+        seconds = _timestamp(value) - _sent_at(headers, now)
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else None
+
+
+def _sent_at(headers: Mapping[str, str], now: Callable[[], float]) -> float:
+    try:
+        return _timestamp(headers["date"])
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return now()
+
+
+def _timestamp(text: str) -> float:
+    date = parsedate_to_datetime(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -118,3 +118,13 @@ def test_no_header_is_harmful(value):
         if seconds is not None:
             assert math.isfinite(seconds)
             assert 0 <= seconds <= LONGEST_RETRY_AFTER_S
+
+
+def test_a_date_is_compared_with_the_replys_own_clock():
+    """Our clock may be an hour off; what the server calls now is in the same reply."""
+    headers = {
+        "retry-after": "Wed, 25 Nov 2026 10:00:30 GMT",
+        "date": "Wed, 25 Nov 2026 10:00:00 GMT",
+    }
+    assert retry_after_s(headers, now=lambda: 5.0) == 30
+    assert retry_after_s({**headers, "date": "today"}, now=lambda: 5.0) == 3_600

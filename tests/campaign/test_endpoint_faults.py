@@ -21,6 +21,8 @@ from conftest import rows
 from endpoint import Call, FakeEndpoint, Reply, completion
 
 from captioner import run_batch
+from captioner.ratelimits import read_limits
+from captioner.retry import retry_after_s
 
 SEED = 22
 
@@ -285,18 +287,22 @@ async def test_21_names_that_move_or_vanish(make_input, endpoint, monkeypatch) -
     assert asked > 4
 
 
-async def test_22_the_wall_clock_may_jump(make_input, endpoint, monkeypatch) -> None:
-    """An hour ahead, an hour back, 1970: nothing stalls and nothing is sent in a burst."""
+@pytest.mark.parametrize("off", [3600.0, -3600.0, None])
+async def test_22_the_wall_clock_may_be_wrong(make_input, endpoint, monkeypatch, off) -> None:
+    """An hour ahead, an hour back, 1970: a date to come back at is what the server means by it."""
     clock = time.time
-    jumps = iter(range(10_000))
+    wrong = (lambda: 5.0) if off is None else (lambda: clock() + off)
+    monkeypatch.setitem(retry_after_s.__kwdefaults__, "now", wrong)
+    monkeypatch.setitem(read_limits.__kwdefaults__, "now", wrong)
 
-    def jumping() -> float:
-        return (clock() + 3600, clock() - 3600, 5.0)[next(jumps) % 3]
+    class Dated(FirstTime):
+        def __call__(self, call: Call) -> Reply | None:
+            if (reply := super().__call__(call)) is None:
+                return None
+            later = formatdate(clock() + 1, usegmt=True)
+            return Reply(429, {}, {**reply.headers, "Retry-After": later})
 
-    monkeypatch.setattr(time, "time", jumping)
-    behave = endpoint.behave = FirstTime(
-        Reply(429, {}, {"Retry-After": "0.1", "x-ratelimit-limit-requests": "60000"})
-    )
-    (await caption(make_input(40), endpoint)).all_captioned(40)
-    assert behave.happened == 40
-    assert next(jumps) >= 0
+    behave = endpoint.behave = Dated(Reply(429, {}))
+    # Taken by the wrong clock the date would be an hour away, beyond the bound of 50 s.
+    (await caption(make_input(8), endpoint, concurrency=8)).all_captioned(8)
+    assert behave.happened == 8
