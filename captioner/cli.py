@@ -23,7 +23,9 @@ from cyclopts.config import Dict, Env
 
 from captioner import __version__
 from captioner.errors import SettingsError
-from captioner.settings import GROUPS, Settings, flag_name
+from captioner.options import GROUPS
+from captioner.settings import Settings
+from captioner.values import flag_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

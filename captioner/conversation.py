@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from captioner.errors import BadRecordError
+from captioner.options import CONVERSATION_FIELDS, IMAGE_FIELDS
 from captioner.records import ImageRef, Role, Turn
-from captioner.settings import CONVERSATION_FIELDS, IMAGE_FIELDS
 
 if TYPE_CHECKING:
-    from captioner.settings import PromptSettings, RecordSettings
+    from captioner.options import PromptSettings, RecordSettings
 
 PLACEHOLDER = "<image>"
 

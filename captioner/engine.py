@@ -25,17 +25,18 @@ from captioner.pipeline import Pipeline
 from captioner.prepare import Preparer
 from captioner.presets import PRESETS
 from captioner.records import Asking, Request
-from captioner.settings import without_secrets
 from captioner.stopping import StoppedError, Stopping
 from captioner.structured import read_schema, validator
 from captioner.transport import AiohttpTransport
+from captioner.values import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from captioner.interfaces import Dialect, Sink, Transport
+    from captioner.options import EndpointSettings
     from captioner.records import Outcome, Progress, Response
-    from captioner.settings import EndpointSettings, Settings
+    from captioner.settings import Settings
 
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")

@@ -16,8 +16,9 @@ import orjson
 
 from captioner.engine import Engine
 from captioner.errors import CaptionerError, SettingsError
+from captioner.options import CONVERSATION_FIELDS
 from captioner.records import Caption, Line, Prepared, Progress
-from captioner.settings import CONVERSATION_FIELDS, Settings
+from captioner.settings import Settings
 from captioner.stopping import Stopping
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from captioner.cli import run_command as run_in_process
-from captioner.settings import GROUPS, Settings, flag_name
+from captioner.options import GROUPS
+from captioner.settings import Settings
+from captioner.values import flag_name
 
 SAMPLES = {
     "base_url": "http://localhost:1/v1",

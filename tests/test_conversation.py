@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from captioner.conversation import read_turns
 from captioner.errors import BadRecordError
+from captioner.options import PromptSettings, RecordSettings
 from captioner.records import ImageRef, Turn
-from captioner.settings import PromptSettings, RecordSettings
 
 A, B, C = (ImageRef(path=f"./{name}.png") for name in "abc")
 PROMPT = PromptSettings(system_prompt="be brief", prompt="What is it?")

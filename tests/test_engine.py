@@ -8,8 +8,8 @@ import pytest
 from captioner import engine
 from captioner.engine import KEY_NAMES, api_key, base_url, only_model
 from captioner.errors import EndpointFaultError, SettingsError
+from captioner.options import EndpointSettings
 from captioner.records import Response
-from captioner.settings import EndpointSettings
 from captioner.stopping import StoppedError, Stopping
 from captioner.transport import AiohttpTransport
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner.settings import GROUPS, flag_name
+from captioner.options import GROUPS
+from captioner.values import flag_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -10,7 +10,8 @@ import pytest
 
 from captioner.engine import api_key, base_url
 from captioner.errors import SettingsError
-from captioner.settings import GROUPS, EndpointSettings, PromptSettings, Settings, option_groups
+from captioner.options import GROUPS, EndpointSettings, PromptSettings, option_groups
+from captioner.settings import Settings
 
 
 def test_flat_names_reach_their_groups():

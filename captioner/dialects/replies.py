@@ -25,7 +25,7 @@ from captioner.errors import (
 )
 from captioner.records import Completion, Usage
 from captioner.retry import retry_after_s
-from captioner.settings import without_secrets
+from captioner.values import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

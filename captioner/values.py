@@ -1,0 +1,99 @@
+"""Checks of single values, whichever option they belong to: what is wrong is said in its name."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+from captioner.errors import SettingsError
+
+
+def flag_name(name: str) -> str:
+    """Return an option's name as it is typed; ``with_`` is ``with``, a word that Python keeps."""
+    return name.rstrip("_").replace("_", "-")
+
+
+def words(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the words of an option that may be given several times, or once with several."""
+    several = (value,) if isinstance(value, str) else value or ()
+    return tuple(word for one in several for word in re.split(r"[\s,]+", one) if word)
+
+
+def typed(name: str, value: Any, group: Any) -> Any:
+    """Return an option's value in its own type, where a near one was given."""
+    hint = get_type_hints(group)[name]
+    if name == "image_root" and isinstance(value, str):
+        value = Path(value)
+    if name == "extra_body" and isinstance(value, dict):
+        value = json.dumps(value)
+    if get_origin(hint) is tuple:
+        several = (value,) if isinstance(value, str) else value
+        if several is None:
+            return ()
+        if not isinstance(several, list | tuple) or not all(isinstance(v, str) for v in several):
+            raise SettingsError(
+                f"{flag_name(name)}: must be text or a list of texts, not {value!r}"
+            )
+        return tuple(several)
+    _check_type(name, value, hint)
+    return value
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value of a wrong type; what an option may be, its annotation says."""
+    allowed = get_args(hint) or (hint,)
+    if get_origin(hint) is Literal or any(get_origin(kind) is Literal for kind in allowed):
+        return  # choices, checked where they are used
+    kinds = [kind for kind in allowed if isinstance(kind, type)]
+    fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+        raise SettingsError(f"{flag_name(name)}: must be {wanted}, not {value!r}")
+
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Path: "a path",
+}
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse what is not more than 0; None is unset."""
+    if value is not None and not value > 0:  # NaN, too
+        raise SettingsError(f"{flag_name(name)}: must be more than 0")
+
+
+def check_url(name: str, url: str) -> None:
+    """Refuse what is no http(s) URL."""
+    shown = without_secrets(url)
+    if not url.startswith(("http://", "https://")):
+        raise SettingsError(f"{flag_name(name)}: {shown!r} does not begin with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        fine = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise SettingsError(f"{flag_name(name)}: {shown!r} has no host, or a port that cannot be")
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without what may be secret in it: user, password, query and fragment."""
+    return re.sub(r"//[^/]*@|[?#].*", lambda found: "//" if found[0][0] == "/" else "", url)
+
+
+def text_of(name: str, value: str) -> str:
+    """Return a text, read from its file where it is written ``@FILE``."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"{flag_name(name)}: cannot read {value[1:]}: {reason}") from None
