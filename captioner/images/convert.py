@@ -1,39 +1,36 @@
-"""Making a picture fit to be sent: upright, still, RGB, not too large. Only when it needs to be."""
+"""Making a picture fit to be sent: what passes as it is, and what size the others get."""
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from captioner.errors import BadImageError
-from captioner.images.structure import corrupt, read_structure
+from captioner.images.gif import read_gif
+from captioner.images.jpeg import read_jpeg
+from captioner.images.png import read_png
+from captioner.images.structure import Structure, corrupt
+from captioner.images.webp import read_webp
+from captioner.options import MAX_SIDE
 from captioner.records import Remake
+from captioner.sizes import Rule, rule_of, within
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from captioner.options import ImageSettings
 
 SENDABLE = frozenset({"image/jpeg", "image/png", "image/webp"})
 """What practically every endpoint takes; anything else becomes a JPEG."""
 
-MAX_PIXELS = 178_956_970
-"""Pixels above which a picture is refused before it is decoded: Pillow's own limit."""
+MAX_ASPECT = 200
+"""Longer side by shorter one; Qwen-VL refuses more."""
 
 AS_IS = Remake()
+DECODE_ONLY = Remake(0.0)
+"""Asks whether a picture can be decoded, and for nothing else."""
 
-_JPEG_QUALITY = 92
-_SAME_INKS = frozenset({"RGB", "RGBA", "P"})
-"""Modes whose colour profile still holds when the picture has become RGB."""
 
-_UPRIGHT = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-"""What undoes each EXIF orientation, by the names of Pillow's `Transpose`."""
+HEAVY = b"heavy"
+"""What a decoder says before it decodes a large picture; it goes on when it is told to."""
 
 
 class Fitted(NamedTuple):
@@ -45,90 +42,140 @@ class Fitted(NamedTuple):
     height: int
 
 
-def fit(data: bytes, max_side: int, remake: Remake = AS_IS) -> Fitted:
-    """Return a picture as it is to be sent.
+class Plan(NamedTuple):
+    """The sides a picture is brought to, and those of what it is padded to, in pixels."""
 
-    A sendable, upright picture that is small enough passes through untouched after a structural
-    check. Others are decoded: the first frame, EXIF orientation applied, transparency on white,
-    made smaller to ``max_side`` pixels on the longer side, and sent as JPEG. With a ``remake``
-    all are, and made smaller by its factor.
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+
+
+class Draw(Protocol):
+    """Decodes a picture and encodes it anew, each frame that is wanted."""
+
+    def __call__(self, data: bytes, remake: Remake, /) -> tuple[Fitted, ...]:
+        """Return the frames.
+
+        Raises:
+            BadImageError: It cannot be decoded, or not within its bounds.
+        """
+        ...
+
+
+class Wanted:
+    """What pictures have to be like.
+
+    Args:
+        images: The options.
+        detail: OpenAI's word for how closely the model looks; sizes depend on it there.
+    """
+
+    def __init__(self, images: ImageSettings, detail: str | None = None) -> None:
+        self.images = images
+        self.detail = detail
+        self._rule: Rule | None = rule_of(images.size_for) if images.size_for else None
+
+    def bound(self, width: int, height: int) -> None:
+        """Refuse a picture of too many pixels.
+
+        Raises:
+            BadImageError: ``image_too_large``.
+        """
+        most = self.images.max_image_pixels
+        if width * height > most:
+            raise BadImageError(
+                "image_too_large",
+                f"the image has {width:,} x {height:,} pixels; the most is {most:,} "
+                "(--max-image-pixels)",
+            )
+
+    def plan(self, width: int, height: int, scale: float = 1.0) -> Plan:
+        """Return what a picture of this size becomes; all rules are the same on either side."""
+        images = self.images
+        size = self._rule.fit(width, height, self.detail) if self._rule else None
+        side = images.longest_side or (MAX_SIDE if size is None else None)
+        size = size or (width, height)
+        if side is not None:
+            size = within(*size, side)
+        if images.max_pixels is not None and size[0] * size[1] > images.max_pixels:
+            factor = math.sqrt(images.max_pixels / (size[0] * size[1]))
+            size = max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
+        if scale < 1:
+            size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        longest = side or MAX_SIDE
+        shortest = min(images.min_side, longest)
+        if (short := min(size)) < shortest and max(size) * shortest <= longest * short:
+            size = round(size[0] * shortest / short), round(size[1] * shortest / short)
+        least = max(shortest, math.ceil(max(size) / MAX_ASPECT))
+        return Plan(size, (max(size[0], least), max(size[1], least)))
+
+
+def read_structure(data: bytes) -> Structure | None:
+    """Return a JPEG's, PNG's, GIF's or WebP's structure; None for any other kind.
 
     Raises:
-        BadImageError: ``image_corrupt``, ``image_unknown_type`` or ``image_too_large``.
+        BadImageError: The file is of one of these kinds but broken; ``image_corrupt``.
     """
-    structure = read_structure(data)
-    if structure is not None:
-        _bound_pixels(structure.width, structure.height)
-        if (
-            remake == AS_IS
-            and structure.media_type in SENDABLE
-            and structure.plain
-            and structure.orientation == 1
-            and max(structure.width, structure.height) <= max_side
-        ):
-            return Fitted(structure.media_type, data, structure.width, structure.height)
-    return _redraw(data, max_side, remake.scale)
-
-
-def _redraw(data: bytes, max_side: int, factor: float) -> Fitted:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            _bound_pixels(width, height)
-            photograph = image.format == "JPEG"
-            size = image.size
-            if (scale := min(1.0, max_side / max(size)) * factor) < 1:
-                size = max(1, round(width * scale)), max(1, round(height * scale))
-                image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where it can be
-            image.seek(0)
-            image.load()  # a TIFF is turned upright by that, and says so
-            orientation = image.getexif().get(0x0112, 1)
-            profile = image.info.get("icc_profile") if image.mode in _SAME_INKS else None
-            drawn = _on_white(image)
-            if drawn.size != size:
-                drawn = drawn.resize(size, Image.Resampling.LANCZOS)
-            if orientation in _UPRIGHT:
-                drawn = drawn.transpose(Image.Transpose[_UPRIGHT[orientation]])
-            drawn.info.clear()  # comments and the like are not ours to send
-            out = io.BytesIO()
-            drawn.save(
-                out,
-                "JPEG",
-                quality=_JPEG_QUALITY,
-                subsampling=2 if photograph else 0,
-                icc_profile=profile,
-            )
-            return Fitted("image/jpeg", out.getvalue(), *drawn.size)
-    except UnidentifiedImageError:
-        raise BadImageError(
-            "image_unknown_type", "the file is not an image of a known type"
-        ) from None
-    except Image.DecompressionBombError:
-        raise BadImageError("image_too_large", "the image has far too many pixels") from None
+        if data.startswith(b"\xff\xd8\xff"):
+            return read_jpeg(data)
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            return read_png(data)
+        if data.startswith((b"GIF87a", b"GIF89a")):
+            return read_gif(data)
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            return read_webp(data)
     except BadImageError:
         raise
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever they like on bad bytes
-        raise corrupt(str(error) or "it cannot be decoded") from None
+    except Exception:  # noqa: BLE001 - reading past the end takes many forms
+        raise corrupt("it ends too early") from None
+    return None
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """Return the picture as RGB, transparent parts white, 16-bit grey scaled to 8."""
-    from PIL import Image
+def fit(data: bytes, wanted: Wanted, draw: Draw, remake: Remake = AS_IS) -> tuple[Fitted, ...]:
+    """Return a picture as it is to be sent, or several frames of a moving one.
 
-    if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.has_transparency_data:
-        above = image.convert("RGBA")
-        white = Image.new("RGBA", above.size, "white")
-        return Image.alpha_composite(white, above).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    A sendable, upright picture of the right size passes without being decoded, its metadata cut
+    out. Others are drawn. With a ``remake`` all are, and made smaller by its factor.
+
+    Raises:
+        BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or one of
+            those that ``draw`` raises.
+    """
+    images = wanted.images
+    if images.verify == "off" and remake == AS_IS and (kind := _type_of(data)):
+        return (Fitted(kind, data, 0, 0),)
+    structure = read_structure(data)
+    if structure is None:
+        return draw(data, remake)
+    size = structure.width, structure.height
+    wanted.bound(*size)
+    if (
+        remake == AS_IS
+        and structure.media_type in SENDABLE
+        and structure.plain
+        and structure.orientation == 1
+        and structure.parts
+        and not (structure.transparent and images.background != "none")
+        and not (structure.moving and images.frames > 1)
+        and wanted.plan(*size) == (size, size)
+    ):
+        kept = b"".join(structure.parts)
+        if base64_length(kept) <= images.max_bytes:
+            if images.verify == "full":
+                draw(kept, DECODE_ONLY)
+            return (Fitted(structure.media_type, kept, *size),)
+    return draw(data, remake)
 
 
-def _bound_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImageError(
-            "image_too_large",
-            f"the image has {width} x {height} pixels; the most is {MAX_PIXELS:,}",
-        )
+def base64_length(data: bytes) -> int:
+    """Return the length of data in base64, in characters."""
+    return (len(data) + 2) // 3 * 4
+
+
+def _type_of(data: bytes) -> str:
+    """Return the media type of a sendable picture by its first bytes; empty for others."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    return "image/webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
 from captioner.errors import BadImageError
+from captioner.images.archives import Archives, check_size, in_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,36 +25,42 @@ class Folders:
         roots: Folders tried in order for a relative path.
         bound: No file may lie outside the first folder, by ``..``, absolute path or link.
         max_bytes: Largest file that is read.
+        archives: Archives that have been opened.
     """
 
-    def __init__(self, roots: Sequence[Path], *, bound: bool, max_bytes: int) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        *,
+        bound: bool,
+        max_bytes: int,
+        archives: Archives | None = None,
+    ) -> None:
         self._roots = [os.fspath(root) for root in roots]
         self._inside = os.path.realpath(roots[0]).rstrip(os.sep) + os.sep if bound else None
         self._max_bytes = max_bytes
+        self._archives = archives or Archives(max_bytes)
 
     def read(self, path: str, reserve: Callable[[int], None]) -> bytes:
         """Return a file's bytes.
 
         Args:
-            path: As the record gives it.
+            path: As the record gives it, or ``archive.tar#member``.
             reserve: Called with the file's size before it is read; may block for memory.
 
         Raises:
             BadImageError: ``image_missing``, ``image_unreadable``, ``image_not_a_file``,
                 ``image_outside_root``, ``image_too_large`` or ``image_empty``.
         """
+        if parts := in_archive(path):
+            archive, member = parts
+            opening = partial(self._open_archive, archive)
+            return self._archives.read(archive, member, opening, reserve)
         fd = self._open(path)
         path = _brief(path)
         try:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise BadImageError("image_not_a_file", f"{path} is not a regular file")
-            if info.st_size > self._max_bytes:
-                raise BadImageError(
-                    "image_too_large",
-                    f"{path} has {info.st_size:,} bytes; the most is {self._max_bytes:,} "
-                    "(--max-image-bytes)",
-                )
+            info = _regular(fd, path)
+            check_size(path, info.st_size, self._max_bytes)
             reserve(info.st_size)
             # One byte more than it had: a file that is still growing is not whole.
             data = os.read(fd, info.st_size + 1)
@@ -68,6 +76,15 @@ class Folders:
             raise BadImageError("image_unreadable", f"{path} changed while it was read")
         return data
 
+    def _open_archive(self, path: str) -> IO[bytes]:
+        fd = self._open(path)
+        try:
+            _regular(fd, path)
+        except BadImageError:
+            os.close(fd)
+            raise
+        return os.fdopen(fd, "rb")
+
     def _open(self, path: str) -> int:
         missing: OSError | None = None
         for root in self._roots:
@@ -79,7 +96,7 @@ class Folders:
                         raise BadImageError(
                             "image_outside_root", f"{_brief(path)} lies outside the image root"
                         )
-                    return os.open(full, _FLAGS | os.O_NOFOLLOW)
+                    return self._opened_inside(full)
                 return os.open(full, _FLAGS)
             except (FileNotFoundError, NotADirectoryError) as error:
                 missing = error
@@ -93,6 +110,26 @@ class Folders:
         raise BadImageError(
             "image_missing", f"there is no file {_brief(path)} in {where}"
         ) from missing
+
+    def _opened_inside(self, path: str) -> int:
+        """Open a file that lies inside the root, also if a folder on the way is swapped now."""
+        fd = os.open(path, _FLAGS | os.O_NOFOLLOW)
+        try:
+            really = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as above
+        except OSError:  # not every system tells
+            return fd
+        if self._inside is not None and not really.startswith(self._inside):
+            os.close(fd)
+            raise BadImageError("image_outside_root", f"{_brief(path)} lies outside the image root")
+        return fd
+
+
+def _regular(fd: int, path: str) -> os.stat_result:
+    """Return what an open file is, if it is one."""
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        raise BadImageError("image_not_a_file", f"{_brief(path)} is not a regular file")
+    return info
 
 
 def _unreadable(path: str, error: OSError) -> BadImageError:

@@ -12,20 +12,19 @@ import contextlib
 import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 import orjson
 
+from captioner.children import environment, python
 from captioner.offline.server import start
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-_COMMAND = ("-m", "captioner.offline.child")
+_MODULE = "captioner.offline.child"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
@@ -66,12 +65,12 @@ class OfflineEndpoint:
         with tempfile.TemporaryFile() as complaints:
             # A plain subprocess: asyncio's and uvloop's own differ in how they can be abandoned.
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - takes milliseconds; our own module
-                [sys.executable, "-P", *_COMMAND],
+                python(_MODULE),
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,
             )
             try:
@@ -104,18 +103,6 @@ class OfflineEndpoint:
         if self._process is not None:
             process, self._process = self._process, None
             await _stop(process)
-
-
-def _environment() -> dict[str, str]:
-    """Return an environment in which the child finds this same package."""
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[2])
-    # An installed package is found anyway. The working directory is not searched (-P): it is the
-    # user's data, where a file such as queue.py would break the child.
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        paths = (environment.get("PYTHONPATH"), root)
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return environment
 
 
 async def _read_line(process: subprocess.Popen[bytes]) -> bytes:

@@ -1,0 +1,74 @@
+"""A decoder: a child process that draws pictures, bounded in memory and time, until it is let go.
+
+Bytes of strangers meet a decoder's C code here and nowhere else. Whatever that does, the parent
+lives on and one record fails.
+
+What is said over the socket whose descriptor is the first argument, message by message::
+
+    parent: the options                    once
+    parent: how to remake, the picture     for each picture
+    child:  HEAVY                          if it is large
+    parent: anything                       when it may go on
+    child:  a list of frames or an error, then each frame
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+import orjson
+
+from captioner.errors import BadImageError
+from captioner.images.convert import HEAVY, Wanted
+from captioner.images.draw import draw
+from captioner.options import ImageSettings
+from captioner.records import Remake
+
+MEMORY = 5 << 29
+"""Bytes of address space; a picture of the largest size allowed and on a background takes 2 GB."""
+
+_GRACE_S = 5
+
+
+def main() -> None:
+    """Draw what comes until the parent is gone."""
+    for limit, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
+        with contextlib.suppress(OSError, ValueError):  # not every system has each of them
+            resource.setrlimit(limit, (most, most))
+    connection = Connection(int(sys.argv[1]))
+    images, detail = orjson.loads(connection.recv_bytes())
+    wanted = Wanted(ImageSettings(**images), detail)
+    # The parent ends what takes too long; the alarm does when there is no parent any more.
+    seconds = int(wanted.images.image_timeout) + _GRACE_S
+
+    def before_heavy() -> None:
+        signal.alarm(0)
+        connection.send_bytes(HEAVY)
+        connection.recv_bytes()
+        signal.alarm(seconds)
+
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            remake = Remake(*orjson.loads(connection.recv_bytes()))
+            data = connection.recv_bytes()
+            signal.alarm(seconds)
+            try:
+                frames = draw(data, wanted, remake, before_heavy)
+            except BadImageError as error:
+                reply: object = {"code": error.code, "message": error.message}
+                frames = ()
+            else:
+                reply = [(frame.media_type, frame.width, frame.height) for frame in frames]
+            signal.alarm(0)
+            connection.send_bytes(orjson.dumps(reply))
+            for frame in frames:
+                connection.send_bytes(frame.data)
+            del data, frames
+
+
+if __name__ == "__main__":
+    main()

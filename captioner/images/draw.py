@@ -1,0 +1,256 @@
+"""Decoding a picture and encoding it anew: upright, still, sRGB, of the planned size."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
+
+from captioner.errors import BadImageError
+from captioner.images.convert import DECODE_ONLY, Fitted, base64_length
+from captioner.images.structure import corrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from captioner.images.convert import Wanted
+    from captioner.records import Remake
+
+HEAVY_PIXELS = 25_000_000
+"""Above it a picture takes so much memory that no two are decoded at once."""
+
+_FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA",
+    "HEIF",
+)  # fmt: skip
+"""No other decoder is asked: some start programs, or open further files."""
+
+_MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
+_QUALITIES = (92, 85, 75, 60)
+_SMALLER = 0.75
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BEGINNINGS = (b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51", b"\0\0\1\0")
+_BOXES = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n")
+_NO_PICTURES = {
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG drawing",
+    b"<!do": "a web page",
+    b"<htm": "a web page",
+    b"<?xm": "XML, perhaps an SVG drawing",
+    b"PK\3\4": "a zip archive",
+    b"\x1f\x8b": "gzip",
+    b"{": "JSON",
+}
+
+Image.MAX_IMAGE_PIXELS = None  # the bound is ours, and an option
+
+
+def draw(
+    data: bytes,
+    wanted: Wanted,
+    remake: Remake,
+    before_heavy: Callable[[], None] = lambda: None,
+) -> tuple[Fitted, ...]:
+    """Return the frames of a picture that are wanted, each as it is to be sent.
+
+    Args:
+        data: The file.
+        wanted: What it has to be like.
+        remake: How it is to be made otherwise.
+        before_heavy: Called before a large picture is decoded.
+
+    Raises:
+        BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or
+            ``image_needs_extra``.
+    """
+    try:
+        with _open(data) as image:
+            wanted.bound(*image.size)
+            if image.width * image.height > HEAVY_PIXELS:
+                before_heavy()
+            if remake == DECODE_ONLY:
+                image.load()
+                return ()
+            return tuple(_frame(frame, wanted, remake) for frame in _frames(image, wanted))
+    except UnidentifiedImageError:
+        raise _no_picture(data) from None
+    except BadImageError:
+        raise
+    except MemoryError:
+        raise BadImageError(
+            "image_too_large", "decoding the image takes more memory than a decoder may have"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever they like on bad bytes
+        raise corrupt(str(error) or "it cannot be decoded") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise BadImageError(
+                "image_needs_extra", "the image is HEIC; pip install 'captioner[heif]' reads it"
+            ) from None
+        register_heif_opener(thumbnails=False)
+    return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if _known(name)])
+
+
+def _known(name: str) -> bool:
+    return name != "HEIF" or name in Image.OPEN
+
+
+def _frames(image: Any, wanted: Wanted) -> Iterator[Image.Image]:
+    """Yield the first frame, or as many as are wanted, spread evenly over a moving picture."""
+    count = 1
+    if wanted.images.frames > 1 and image.format in _MOVING:
+        count = int(getattr(image, "n_frames", 1))
+    chosen = min(wanted.images.frames, count)
+    for number in range(chosen):
+        if count > 1:
+            image.seek(round(number * (count - 1) / (chosen - 1)))
+        yield image
+
+
+def _frame(image: Image.Image, wanted: Wanted, remake: Remake) -> Fitted:
+    photograph = image.format == "JPEG"
+    plan = wanted.plan(*image.size, remake.scale)
+    if max(plan.size) < max(image.size):
+        image.draft(None, plan.size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where it can be
+    image.load()  # a TIFF is turned upright by that, and says so
+    if image.format == "TIFF":
+        plan = wanted.plan(*image.size, remake.scale)
+    background = wanted.images.background
+    orientation = image.getexif().get(0x0112, 1)
+    profile = image.info.get("icc_profile")
+    drawn = _eight_bits(image)
+    if drawn.has_transparency_data:
+        drawn = drawn.convert("RGBA")
+        if background != "none":
+            drawn = _on(background, drawn)
+    elif drawn.mode not in ("RGB", "L", "CMYK", "LAB"):
+        drawn = drawn.convert("RGB")
+    if drawn.size != plan.size:
+        drawn = drawn.resize(plan.size, Image.Resampling.LANCZOS)
+    drawn = _in_srgb(drawn, profile)
+    if plan.canvas != plan.size:
+        drawn = _padded(drawn, plan.canvas, background)
+    if orientation in _UPRIGHT:
+        drawn = drawn.transpose(_UPRIGHT[orientation])
+    drawn.info.clear()  # comments and the like are not ours to send
+    return _encode(drawn, wanted.images.max_bytes, 2 if photograph else 0)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a picture of more bits a channel with eight: 16 are all used, floats are stretched."""
+    if image.mode.startswith("I;16"):
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode not in ("I", "F"):
+        return image
+    low, high = image.getextrema()
+    if not (isinstance(low, int | float) and isinstance(high, int | float)):
+        raise corrupt("its grey values cannot be read")
+    if image.mode == "I" and low >= 0 and high <= 65_535:
+        low, high = 0, 65_535 if high > 255 else 255
+    elif low >= 0 and high <= 1:
+        low, high = 0, 1
+    elif low >= 0 and high <= 255:
+        low, high = 0, 255
+    scale = 255 / (high - low) if high > low else 0.0
+    return image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+
+
+def _on(background: str, image: Image.Image) -> Image.Image:
+    """Return a transparent picture on a background."""
+    under = Image.new("RGB", image.size, ImageColor.getrgb(background)[:3])
+    under.paste(image, mask=image.getchannel("A"))
+    return under
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return a picture in the colours of sRGB, by its profile where it has one that works."""
+    alpha = image.mode == "RGBA"
+    if image.mode == "LAB":
+        source: Any = ImageCms.createProfile("LAB")
+    elif profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        except (ImageCms.PyCMSError, OSError):
+            source = None
+    else:
+        source = None
+    if source is not None:
+        try:
+            converted = ImageCms.profileToProfile(
+                image.convert("RGB") if alpha else image,
+                source,
+                ImageCms.createProfile("sRGB"),
+                outputMode="RGB",
+            )
+        except ImageCms.PyCMSError:  # it is for another kind of picture, or broken
+            converted = None
+        if converted is not None:
+            if alpha:
+                converted.putalpha(image.getchannel("A"))
+            return converted
+    return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+
+
+def _padded(image: Image.Image, canvas: tuple[int, int], background: str) -> Image.Image:
+    """Return a picture in the middle of a larger one."""
+    fill = ImageColor.getrgb("white" if background == "none" else background)[:3]
+    larger = Image.new(image.mode, canvas, (*fill, 255)[: len(image.mode)])
+    place = (canvas[0] - image.width) // 2, (canvas[1] - image.height) // 2
+    larger.paste(image, place)
+    return larger
+
+
+def _encode(image: Image.Image, most: int, subsampling: int) -> Fitted:
+    """Return a picture as JPEG, or as PNG where it is transparent, within a number of bytes.
+
+    Raises:
+        BadImageError: ``image_too_large``: even a tiny one would not do.
+    """
+    while True:
+        for quality in _QUALITIES:
+            out = io.BytesIO()
+            if image.mode == "RGBA":
+                image.save(out, "PNG")
+            else:
+                image.save(out, "JPEG", quality=quality, subsampling=subsampling)
+            data = out.getvalue()
+            if base64_length(data) <= most:
+                kind = "image/png" if image.mode == "RGBA" else "image/jpeg"
+                return Fitted(kind, data, *image.size)
+            if image.mode == "RGBA":
+                break
+        if max(image.size) < 2:
+            raise BadImageError(
+                "image_too_large", f"no picture fits into {most:,} bytes (--max-bytes)"
+            )
+        smaller = max(1, int(image.width * _SMALLER)), max(1, int(image.height * _SMALLER))
+        image = image.resize(smaller, Image.Resampling.LANCZOS)
+
+
+def _no_picture(data: bytes) -> BadImageError:
+    """Return the error for what is no picture, saying what it is where that is plain to see."""
+    if data.startswith(_BEGINNINGS) or data[4:12] in _BOXES:
+        return corrupt("its headers cannot be read")
+    head = data[:200].lstrip().lower()
+    for begin, what in _NO_PICTURES.items():
+        if head.startswith(begin.lower()):
+            return BadImageError("image_unknown_type", f"the file is no image but {what}")
+    return BadImageError("image_unknown_type", "the file is not an image of a known type")

@@ -1,0 +1,72 @@
+"""The structure of a PNG; PNG third edition, section 5."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from captioner.images.profile import is_srgb
+from captioner.images.structure import Kept, Structure, corrupt, orientation_of
+
+_PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_MAX_PROFILE = 1 << 20
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Bits by colour type."""
+
+
+def read_png(data: bytes) -> Structure:
+    """Walk the chunks, their checksums included; only those that hold the picture are kept.
+
+    Raises:
+        BadImageError: ``image_corrupt``.
+    """
+    at = 8
+    found: dict[bytes, int] = {}  # where the first chunk of each kind holds its data
+    kept = Kept(data, 8)
+    view = memoryview(data)
+    while b"IEND" not in found:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            raise corrupt("the PNG is cut short")
+        (stored,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(view[at + 4 : end - 4]) != stored:
+            raise corrupt(f"a checksum in the PNG is wrong (chunk {kind.decode('latin-1')!r})")
+        if not found and kind != b"IHDR":
+            raise corrupt("the PNG does not begin with its size")
+        if kind in _PICTURE:
+            kept.keep(at, end)
+        found.setdefault(kind, at + 8)
+        at = end
+    width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
+    if not (width and height and b"IDAT" in found) or (colours == 3 and b"PLTE" not in found):
+        raise corrupt("the PNG holds no picture")
+    if depth not in _DEPTHS.get(colours, ()):
+        raise corrupt("the PNG's colours are of no kind that exists")
+    profile = _profile(_chunk(data, found.get(b"iCCP")))
+    return Structure(
+        "image/png",
+        width,
+        height,
+        orientation_of(_chunk(data, found.get(b"eXIf"))),
+        plain=depth <= 8 and (not profile or is_srgb(profile)),
+        transparent=b"tRNS" in found or colours in (4, 6),
+        moving=b"acTL" in found,
+        parts=kept.parts(),
+    )
+
+
+def _chunk(data: bytes, at: int | None) -> bytes:
+    if at is None:
+        return b""
+    (length,) = struct.unpack_from(">I", data, at - 8)
+    return data[at : at + length]
+
+
+def _profile(chunk: bytes) -> bytes:
+    """Return the profile of an iCCP chunk: a name, a zero, the method, the compressed profile."""
+    _, _, packed = chunk.partition(b"\0")
+    try:
+        return zlib.decompressobj().decompress(packed[1:], _MAX_PROFILE)
+    except zlib.error:
+        return b""

@@ -1,0 +1,220 @@
+"""The decoders: children that may crash, hang or swell, at the price of one picture each."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import jpeg
+from PIL import Image
+
+from captioner.children import environment
+from captioner.errors import BadImageError
+from captioner.images import decoders
+from captioner.images.convert import AS_IS, DECODE_ONLY, Wanted, fit
+from captioner.images.decoders import Decoders
+from captioner.images.draw import draw
+from captioner.options import ImageSettings
+from captioner.records import Remake
+from captioner.stopping import StoppedError
+
+
+def pool(count: int = 1, **options: Any) -> Decoders:
+    return Decoders(Wanted(ImageSettings(**options)), count)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Put a script into the children's place: it has `connection`; pictures come in as usual."""
+
+    def put(script: str) -> None:
+        begin = (
+            "import sys, os, time, signal; from multiprocessing.connection import Connection;"
+            "connection = Connection(int(sys.argv[1])); connection.recv_bytes()\n"
+        )
+        command = [sys.executable, "-c", begin + script]
+        monkeypatch.setattr(decoders, "python", lambda _, number: [*command, number])
+
+    return put
+
+
+class Turns:
+    """A lock that counts who takes it, and how many hold it at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = self.most = self.count = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._held += 1
+        self.count += 1
+        self.most = max(self.most, self._held)
+
+    def __exit__(self, *_: object) -> None:
+        self._held -= 1
+        self._lock.release()
+
+
+def bmp(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, "BMP")
+    return out.getvalue()
+
+
+def test_a_child_draws_what_this_process_would() -> None:
+    """The result does not depend on where a picture is drawn."""
+    wanted = Wanted(ImageSettings(max_side=100))
+    data = jpeg(3, (400, 300))
+    with Decoders(wanted, 1) as drawn:
+        assert fit(data, wanted, drawn.draw) == draw(data, wanted, AS_IS)
+        assert fit(data, wanted, drawn.draw, Remake(0.5)) == draw(data, wanted, Remake(0.5))
+        assert drawn.draw(data, DECODE_ONLY) == ()
+        with pytest.raises(BadImageError) as caught:
+            drawn.draw(b"nothing", AS_IS)
+        assert caught.value.code == "image_unknown_type"
+        assert drawn.draw(data, DECODE_ONLY) == ()
+
+
+def test_children_are_used_again_and_no_more_than_are_wanted() -> None:
+    """Fifty pictures from eight threads take two processes."""
+    with pool(2) as drawn, ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: drawn.draw(bmp(), AS_IS)[0].data, range(50)))
+        assert len(drawn._children) <= 2
+        assert len(set(found)) == 1
+        pids = [child._process.pid for child in drawn._children]
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_crash_costs_one_picture() -> None:
+    """A decoder that dies takes one picture with it; the next one gets a new decoder."""
+    with pool() as drawn:
+        assert drawn.draw(bmp(), AS_IS)
+        (child,) = drawn._children
+        os.kill(child._process.pid, signal.SIGSEGV)
+        child._process.wait()
+        with pytest.raises(BadImageError, match="broke down") as caught:
+            drawn.draw(bmp(), AS_IS)
+        assert caught.value.code == "image_crashed"
+        assert drawn.draw(bmp(), AS_IS)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "connection.recv_bytes(); os.kill(os.getpid(), signal.SIGSEGV)",
+        "sys.exit(3)",
+        "[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[[')",
+        "[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[[\"image/jpeg\",1,1]]')",
+    ],
+)
+def test_whatever_a_decoder_does_is_one_failed_picture(stand_in, script) -> None:
+    """Dying before, while or after it has the picture, or talking nonsense."""
+    stand_in(script)
+    with pool() as drawn:
+        for _ in range(2):
+            with pytest.raises(BadImageError) as caught:
+                drawn.draw(bmp(), AS_IS)
+            assert caught.value.code == "image_crashed"
+
+
+def test_a_hang_costs_one_picture(stand_in, monkeypatch) -> None:
+    """A decoder that does not come back is killed when its time is over."""
+    monkeypatch.setattr(decoders, "_START_S", 0.0)
+    stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
+    with pool(image_timeout=0.5) as drawn:
+        with pytest.raises(BadImageError, match=r"more than 0\.5 s") as caught:
+            drawn.draw(bmp(), AS_IS)
+        assert caught.value.code == "image_timeout"
+        assert not drawn._children
+
+
+def test_closing_ends_whoever_waits(stand_in) -> None:
+    """A run that stops is not held up by a decoder that hangs; its picture has not failed."""
+    stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
+    drawn = pool()
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            drawn.draw(bmp(), AS_IS)
+        except BaseException as error:  # noqa: BLE001 - it is looked at
+            caught.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not drawn._children:
+        time.sleep(0.01)
+    drawn.close()
+    waiting.join(10)
+    assert [type(error) for error in caught] == [StoppedError]
+    with pytest.raises(StoppedError):
+        drawn.draw(bmp(), AS_IS)
+
+
+def test_memory_is_bounded() -> None:
+    """A picture whose decoding takes more than a decoder may have fails; the decoder lives on."""
+    out = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(out, "TIFF", compression="group4")
+    with pool(max_image_pixels=2_000_000_000) as drawn:
+        with pytest.raises(BadImageError, match="more memory") as caught:
+            drawn.draw(out.getvalue(), AS_IS)
+        assert caught.value.code == "image_too_large"
+        assert drawn.draw(bmp(), AS_IS)
+
+
+def test_large_pictures_are_decoded_one_at_a_time() -> None:
+    """Two threads with large pictures take turns, so that memory holds one of them."""
+    out = io.BytesIO()
+    Image.new("L", (6_000, 5_000)).save(out, "PNG", compress_level=1)
+    data = out.getvalue()
+    with pool(2, max_side=64) as drawn, ThreadPoolExecutor(2) as threads:
+        drawn._heavy = turns = Turns()
+        both = [threads.submit(drawn.draw, data, AS_IS) for _ in range(2)]
+        assert all(len(one.result(30)) == 1 for one in both)
+        assert (turns.count, turns.most) == (2, 1)
+        assert drawn.draw(bmp(), AS_IS)
+        assert turns.count == 2
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    """A parent that is killed leaves no decoder behind."""
+    script = (
+        "import os, sys, time; from captioner.images.decoders import Decoders;"
+        "from captioner.images.convert import AS_IS, Wanted;"
+        "from captioner.options import ImageSettings;"
+        "drawn = Decoders(Wanted(ImageSettings()), 1);"
+        "drawn.draw(sys.stdin.buffer.read(), AS_IS);"
+        "print([c._process.pid for c in drawn._children][0], flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        input=bmp(),
+        capture_output=True,
+        env=environment(),
+        timeout=30,
+    )
+    pid = int(done.stdout)
+    for _ in range(500):
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail("the decoder lives on")
