@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,6 +11,7 @@ from aiohttp import payload
 from yarl import URL
 
 from captioner.errors import EndpointFaultError
+from captioner.proxies import proxy_for
 from captioner.records import Response
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class AiohttpTransport:
             self._headers[name] = value
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
-        self._proxy = _proxy_for(base_url)
+        self._proxy = proxy_for(base_url)
 
     async def send(self, request: Request) -> Response:
         """Return the reply, whatever its status.
@@ -173,15 +173,6 @@ def _is_azure(url: str) -> bool:
     """Tell whether keys go into a header of their own there; Bearer is for its tokens."""
     host = urlsplit(url).hostname or ""
     return host.endswith((".openai.azure.com", ".cognitiveservices.azure.com"))
-
-
-def _proxy_for(url: str) -> str | None:
-    """Return the proxy the environment names for a URL; asked once, not for every request."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,165 @@
+"""Object stores through fsspec's own store in memory, and what fetching holds in the budget."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pytest
+from conftest import jpeg
+from fsspec.implementations.memory import MemoryFileSystem
+
+from captioner.budget import ByteBudget
+from captioner.errors import BadImageError
+from captioner.fetching import stores
+from captioner.fetching.fetcher import Fetcher
+from captioner.images.archives import Archives
+from captioner.options import ImageSettings
+
+
+class Bucket(MemoryFileSystem):
+    """S3 as far as we use it: counts what is asked."""
+
+    protocol = ("s3", "s3a")
+    cachable = False
+    asked: list[str] = []  # noqa: RUF012 - one for the test, as there is one store
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("s3://").removeprefix("s3a://").lstrip("/")
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+        self.asked.append(f"{path} {start}-{end}")
+        if "forbidden" in path:
+            raise PermissionError(path)
+        if "broken" in path:
+            raise RuntimeError("the bucket\nis on fire")
+        return super().cat_file(path, start, end, **options)
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    fsspec.register_implementation("s3", Bucket, clobber=True)
+    made = Bucket()
+    Bucket.asked.clear()
+    yield made
+    made.store.clear()
+
+
+async def fetch(*urls: str, total: int = 1 << 30, **options: Any) -> dict[str, Any]:
+    images = ImageSettings(**options)
+    budget = ByteBudget(total)
+    archives = Archives(images.max_image_bytes)
+    async with Fetcher(images, budget, archives) as fetcher:
+        found = await fetcher.fetch(urls, reserve=True)
+    archives.close()
+    held = sum(len(one) * 4 // 3 for one in found.pictures.values() if isinstance(one, bytes))
+    assert abs(found.reserved - held) <= 2 * len(urls)
+    assert budget._held == found.reserved
+    return found.pictures
+
+
+async def test_objects_are_read_in_one_request(bucket) -> None:
+    """A picture of a usual size takes one request; a large one three."""
+    bucket.pipe_file("s3://b/a.jpg", jpeg(1))
+    large = bytes(range(256)) * 8_192
+    bucket.pipe_file("s3://b/large", large)
+    assert await fetch("s3://b/a.jpg") == {"s3://b/a.jpg": jpeg(1)}
+    assert len(Bucket.asked) == 1
+    assert await fetch("s3://b/large") == {"s3://b/large": large}
+    assert len(Bucket.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("s3://b/none.jpg", "image_missing"),
+        ("s3://b/forbidden.jpg", "image_unreadable"),
+        ("s3://b/broken.jpg", "image_fetch_failed"),
+        ("s3://b/large.jpg", "image_too_large"),
+        ("s3://b/a.tar#none.jpg", "image_missing"),
+    ],
+)
+async def test_what_cannot_be_read_says_why(bucket, url, code) -> None:
+    """Each trouble is one clear sentence without secrets or line breaks."""
+    bucket.pipe_file("s3://b/large.jpg", bytes(2_000_000))
+    bucket.pipe_file("s3://b/a.tar", archive())
+    found = await fetch(url, max_image_bytes=1_500_000)
+    error = found[url]
+    assert isinstance(error, BadImageError)
+    assert error.code == code
+    assert "\n" not in error.message
+    assert url.partition("#")[0] in error.message
+
+
+def archive() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as file:
+        info = tarfile.TarInfo("in/a.jpg")
+        info.size = len(jpeg(7))
+        file.addfile(info, io.BytesIO(jpeg(7)))
+    return out.getvalue()
+
+
+async def test_members_of_archives_that_are_objects(bucket) -> None:
+    """``s3://bucket/archive.tar#member`` reads a member in place."""
+    bucket.pipe_file("s3://b/a.tar", archive())
+    assert await fetch("s3://b/a.tar#in/a.jpg") == {"s3://b/a.tar#in/a.jpg": jpeg(7)}
+
+
+async def test_a_missing_library_is_named(monkeypatch) -> None:
+    """Who lacks the library for a store is told the one line that installs it."""
+
+    def missing(*_: object) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    for scheme, extra in stores.STORES.items():
+        found = await fetch(f"{scheme}://b/a.jpg")
+        error = found[f"{scheme}://b/a.jpg"]
+        assert isinstance(error, BadImageError)
+        assert error.code == "image_needs_extra"
+        assert f"captioner[{extra}]" in error.message
+
+
+async def test_what_has_come_in_waits_for_room(bucket) -> None:
+    """Fetched pictures count in the memory budget; nobody waits holding what others wait for."""
+    for number in range(20):
+        bucket.pipe_file(f"s3://b/{number}", bytes([number]) * 1000)
+    images = ImageSettings(fetch_concurrency=4)
+    budget = ByteBudget(2_700)  # room for two
+    most = 0
+    async with Fetcher(images, budget, Archives(1 << 20)) as fetcher:
+
+        async def one(number: int) -> None:
+            nonlocal most
+            urls = (f"s3://b/{number}", f"s3://b/{(number + 1) % 20}")
+            found = await fetcher.fetch(urls, reserve=True)
+            most = max(most, budget._held)
+            await asyncio.sleep(0)
+            budget.release(found.reserved)
+
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(one(number) for number in range(20)))
+    assert budget._held == 0
+    assert most <= 2_700 + 4 * 1_333  # the second picture of a record does not wait
+
+
+async def test_giving_up_gives_memory_back(bucket) -> None:
+    """A record that is given up while its second picture comes in holds nothing."""
+    bucket.pipe_file("s3://b/a", bytes(1000))
+    budget = ByteBudget(1 << 20)
+    async with Fetcher(ImageSettings(), budget, Archives(1 << 20)) as fetcher:
+        waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        fetch_one = fetcher._fetch
+        fetcher._fetch = lambda url: waiting if url == "slow" else fetch_one(url)  # type: ignore[method-assign]
+        task = asyncio.create_task(fetcher.fetch(("s3://b/a", "slow"), reserve=True))
+        while not budget._held:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert budget._held == 0
