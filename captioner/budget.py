@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ class ByteBudget:
         self._closed = False
         self._condition = threading.Condition()
         self._thread = threading.local()
+        self._waiters: list[asyncio.Future[None]] = []
 
     def before_waiting(self, hand_over: Callable[[], None]) -> None:
         """Set what this thread does before it waits: it must not sit on what others wait for."""
@@ -39,17 +41,46 @@ class ByteBudget:
                 self._condition.wait()
             self._held += size
 
+    async def reserve_soon(self, size: int, *, wait: bool = True) -> None:
+        """Take bytes from the event loop; as `reserve`, but only the caller waits."""
+        while True:
+            with self._condition:
+                full = self._held and self._held + size > self._total
+                if not (wait and full) or self._closed:
+                    self._held += size
+                    return
+                room = asyncio.get_running_loop().create_future()
+                self._waiters.append(room)
+            await room
+
+    def change(self, size: int) -> None:
+        """Take or, below 0, give back bytes, without waiting."""
+        with self._condition:
+            self._held += size
+            if size < 0:
+                self._wake()
+
     def release(self, size: int) -> None:
         """Give bytes back."""
-        with self._condition:
-            self._held -= size
-            self._condition.notify_all()
+        self.change(-size)
 
     def close(self) -> None:
         """Let everybody through: the run is ending."""
         with self._condition:
             self._closed = True
-            self._condition.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have everybody who waits look again."""
+        self._condition.notify_all()
+        waiters, self._waiters = self._waiters, []
+        for room in waiters:
+            room.get_loop().call_soon_threadsafe(_settle, room)
+
+
+def _settle(room: asyncio.Future[None]) -> None:
+    if not room.done():
+        room.set_result(None)
 
 
 def _nothing() -> None:

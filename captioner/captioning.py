@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import Counter
@@ -20,15 +19,15 @@ from captioner.errors import (
     RecordError,
     RefusedError,
 )
-from captioner.records import Asking, Caption, Failure, Remake, Usage
+from captioner.records import Answers, Asking, Caption, Failure, Remake, Usage
 from captioner.retry import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from captioner.checks import Rules
     from captioner.endpoints import Endpoint, Endpoints
-    from captioner.records import Answer, Completion, Line, Outcome, Prepared
+    from captioner.records import Answer, Completion, Line, Prepared
     from captioner.stopping import Stopping
 
 SMALLER = (0.7, 0.5, 0.35)
@@ -45,7 +44,7 @@ class Captioning:
 
     Args:
         endpoints: Where they are sent.
-        remake: Prepares a record again with its pictures made otherwise; blocking.
+        remake: Prepares a record again with its pictures made otherwise.
         compose: Makes the members of a row from the answers of a record.
         stopping: Ends waits.
         rules: What a caption has to be like.
@@ -57,7 +56,7 @@ class Captioning:
     def __init__(
         self,
         endpoints: Endpoints,
-        remake: Callable[[Line, Remake], Prepared | Failure],
+        remake: Callable[[Line, Remake], Awaitable[Prepared | Failure]],
         compose: Callable[[list[list[Answer]], int], tuple[Any, tuple[tuple[str, Any], ...]]],
         stopping: Stopping,
         *,
@@ -76,8 +75,8 @@ class Captioning:
         self._warn = warn
         self._too_large = _TooLarge()
 
-    async def caption(self, prepared: Prepared) -> Outcome:
-        """Return what became of a record.
+    async def answers(self, prepared: Prepared) -> Answers | Failure:
+        """Return the answers that make a record's caption, or why there are none.
 
         Trouble of an endpoint costs time only; replies that are no captions cost attempts. A
         record that alone keeps failing on an endpoint that serves others is failed as well.
@@ -96,10 +95,14 @@ class Captioning:
             ]
         except RecordError as error:
             return Failure(prepared.line, error.code, error.message, record.attempts)
-        value, more = self._compose(answers, record.attempts)
-        kept = [answer.completion.usage for several in answers for answer in several]
+        return Answers(answers, record.attempts)
+
+    def caption_of(self, line: Line, answers: Answers, *, replaces: bool) -> Caption:
+        """Return the caption that the answers make; see `Prepared` for ``replaces``."""
+        value, more = self._compose(answers.each, answers.attempts)
+        kept = [answer.completion.usage for several in answers.each for answer in several]
         usage = Usage(*(sum(tokens) for tokens in zip(*kept, strict=True)))
-        return Caption(prepared.line, value, prepared.replaces, record.attempts, usage, more)
+        return Caption(line, value, replaces, answers.attempts, usage, more)
 
     async def _answer(self, record: _Record, question: int) -> Answer:
         """Return an answer to one of the record's questions.
@@ -215,7 +218,7 @@ class Captioning:
         await self._make_again(record, record.remade._replace(scale=scale))
 
     async def _make_again(self, record: _Record, remake: Remake) -> None:
-        made = await asyncio.to_thread(self._remake, record.prepared.line, remake)
+        made = await self._remake(record.prepared.line, remake)
         if isinstance(made, Failure):
             raise RefusedError(made.code, made.message)
         record.prepared, record.remade = made, remake

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from captioner.errors import BadRecordError
 from captioner.options import CONVERSATION_FIELDS, IMAGE_FIELDS
-from captioner.records import ImageRef, Role, Turn
+from captioner.records import STORES, ImageRef, Role, Turn
 
 if TYPE_CHECKING:
     from captioner.options import PromptSettings, RecordSettings
@@ -28,6 +28,7 @@ _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _Turn = tuple[Role, list[Any]]
 _IS_IMAGE = object()
@@ -201,15 +202,27 @@ def _read_image(value: Any) -> ImageRef:
         raise BadRecordError(
             "bad_image_reference", "an image is neither a path, a URL, a data URI nor bytes"
         )
-    lower = value[:8].lower()
-    if lower.startswith(("http://", "https://")):
-        return ImageRef(url=value)
-    if lower.startswith("data:"):
+    if found := _SCHEME.match(value):
+        return _read_url(found[1].lower(), value.strip())
+    if value[:5].lower() == "data:":
         head = _DATA_URI.match(value)
         if head is None or not head[1].lower().endswith(";base64"):
             raise BadRecordError("bad_image_reference", "a data URI is not in base64")
         return ImageRef(data=_base64(value[head.end() :]))
     return ImageRef(path=value)
+
+
+def _read_url(scheme: str, url: str) -> ImageRef:
+    if scheme == "file":
+        host, slash, path = url[len("file://") :].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise BadRecordError("bad_image_reference", "a file URL names another machine")
+        return ImageRef(path=unquote(slash + path))
+    if scheme not in ("http", "https", *STORES):
+        raise BadRecordError(
+            "bad_image_reference", f"pictures are not read from {scheme[:20]}:// addresses"
+        )
+    return ImageRef(url=url)
 
 
 def _base64(text: str) -> bytes:
@@ -218,7 +231,12 @@ def _base64(text: str) -> bytes:
     if "-" in text or "_" in text:  # the URL-safe alphabet, RFC 4648 section 5
         text = text.replace("-", "+").replace("_", "/")
     try:
-        return binascii.a2b_base64(text.encode("ascii"), strict_mode=False)
+        data = text.encode("ascii")
+        try:
+            return binascii.a2b_base64(data, strict_mode=True)
+        except binascii.Error:  # broken into lines, or without its padding
+            data = data.translate(None, b" \t\r\n").rstrip(b"=")
+            return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
         raise BadRecordError("bad_image_reference", "an image's base64 is broken") from None
 

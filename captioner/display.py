@@ -100,6 +100,10 @@ class Display:
         facts = [f"{now.captioned:,} done", f"{now.failed:,} failed"]
         if now.resumed:
             facts.append(f"{now.resumed:,} done before")
+        if now.shared:
+            facts.append(f"{now.shared:,} shared")
+        if now.cached:
+            facts.append(f"{now.cached:,} from the cache")
         if now.failed_before:
             facts.append(f"{now.failed_before:,} failed before")
         facts.append(f"{self._pace.per_s:.1f}/s")
@@ -161,7 +165,7 @@ class Pace:
 
 def summarise(report: RunReport, settings: Settings) -> str:
     """Return what a run did, in a few lines, and what to do next."""
-    if report.complete and not report.calls and not report.failed:
+    if report.complete and not (report.calls or report.captioned or report.failed):
         what = f"all {report.resumed:,} were captioned before"
         return f"nothing to do: {what if report.resumed else 'the input has no records'}"
     rate = f", {report.captioned / report.seconds:.1f}/s" if report.captioned else ""
@@ -170,6 +174,10 @@ def summarise(report: RunReport, settings: Settings) -> str:
         lines[0] += f"; {report.resumed:,} were done before"
     tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
     lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
+    if report.shared:
+        lines.append(f"{report.shared:,} records share the answer to an equal one (--dedup)")
+    if report.cached:
+        lines.append(f"{report.cached:,} answers came from the cache")
     lines.append(f"captions: {report.output}")
     if report.skipped:
         lines.append(f"{report.skipped:,} records skipped: equal ones came before them")

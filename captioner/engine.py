@@ -1,8 +1,7 @@
-"""What turns records into outcomes: the endpoints, found, opened and wired up."""
+"""What turns records into outcomes, wired up."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from dataclasses import replace
@@ -13,55 +12,55 @@ import orjson
 
 from captioner.answers import Layout
 from captioner.budget import ByteBudget
+from captioner.cache import Cache
 from captioner.captioning import Captioning
 from captioner.checks import Rules
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.endpoints import Endpoint, Endpoints
-from captioner.errors import EndpointFaultError, SettingsError
-from captioner.health import Health
+from captioner.connecting import connect
+from captioner.fetching.fetcher import Fetcher
+from captioner.identity import digest
+from captioner.images.archives import Archives
+from captioner.images.convert import Wanted
+from captioner.images.decoders import Decoders
 from captioner.images.load import Folders
-from captioner.limiter import SLOW_START, Limiter
 from captioner.pipeline import Pipeline
+from captioner.preparation import Preparation
 from captioner.prepare import Preparer
 from captioner.presets import PRESETS
-from captioner.records import Asking, Request
-from captioner.stopping import StoppedError, Stopping
+from captioner.records import Asking
+from captioner.sharing import Sharing
 from captioner.structured import read_schema, validator
-from captioner.transport import AiohttpTransport
-from captioner.values import without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable
 
     from captioner.interfaces import Dialect, Sink, Transport
-    from captioner.options import EndpointSettings
-    from captioner.records import Outcome, Progress, Response
+    from captioner.records import Outcome, Progress
     from captioner.settings import Settings
-
-KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
-URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
-ASK_S = 15.0
-"""Seconds an endpoint may take to say which models it serves."""
-
-OFFLINE_MODEL = "captioner-offline"
+    from captioner.stopping import Stopping
 
 
 class Engine:
-    """The endpoints of a run and how to prepare records for them.
+    """What a run needs to turn records into outcomes.
 
     Attributes:
         model: The model asked for; several are named one after the other.
-        preparer: Makes lines ready.
-        captioning: Captions them.
+        preparation: Makes single records ready.
+        sharing: Captions them.
         budget: Bytes held by prepared records.
     """
 
     def __init__(
-        self, model: str, preparer: Preparer, captioning: Captioning, budget: ByteBudget
+        self,
+        model: str,
+        preparer: Preparer,
+        preparation: Preparation,
+        sharing: Sharing,
+        budget: ByteBudget,
     ) -> None:
         self.model = model
-        self.preparer = preparer
-        self.captioning = captioning
+        self._preparer = preparer
+        self.preparation = preparation
+        self.sharing = sharing
         self.budget = budget
 
     @classmethod
@@ -79,55 +78,48 @@ class Engine:
         """Connect to the endpoints of the settings, or to the built-in describer.
 
         Raises:
-            SettingsError: There is no endpoint, or no model to ask for.
+            SettingsError: There is no endpoint, no model to ask for, or no cache to be opened.
         """
         settings = replace(settings, prompt=settings.prompt.resolved())
         schema, rules = _rules(settings)
+        images = settings.images
         async with contextlib.AsyncExitStack() as stack:
-            found = settings.each_endpoint
-            if transport is not None:
-                found = found[:1]
-            elif settings.endpoint.offline:
-                from captioner.offline.child import OfflineEndpoint
-
-                offline = await stack.enter_async_context(OfflineEndpoint())
-                model = settings.endpoint.model or OFFLINE_MODEL
-                found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
-            made: list[Endpoint] = []
-            models: list[str] = []
-            for one in found:
-                name, carrier = "given by the caller", transport
-                if carrier is None:
-                    name = base_url(one)
-                    carrier = AiohttpTransport(
-                        name,
-                        api_key=None if one.offline else api_key(one),
-                        timeout_s=one.timeout,
-                        connections=settings.run.concurrency,
-                        headers=[_header(line) for line in one.header],
-                    )
-                    stack.push_async_callback(carrier.close)
-                model = one.model or ("" if dialect else await only_model(carrier, stopping))
-                models.append(model)
-                made.append(
-                    _endpoint(
-                        settings,
-                        one,
-                        dialect or _dialect(settings, one, model, schema),
-                        carrier,
-                        progress,
-                        stopping,
-                        name=without_secrets(name),
-                        warn=warn,
-                    )
-                )
-            budget = ByteBudget(settings.images.memory)
+            connected = await connect(
+                settings,
+                progress,
+                stopping,
+                stack,
+                dialect=dialect,
+                transport=transport,
+                schema=schema,
+                warn=warn,
+            )
+            model = ", ".join(dict.fromkeys(connected.models))
+            budget = ByteBudget(images.memory)
             stopping.then(budget.close)
-            language = dialect or _dialect(settings, found[0], models[0], schema)
-            preparer = Preparer(settings, language, _folders(settings), budget)
+            cache = None
+            if settings.run.cache is not None:
+                cache = Cache(settings.run.cache, _answers_by(settings, model, rules), warn)
+                stack.callback(cache.close)
+            archives = Archives(images.max_image_bytes)
+            stack.callback(archives.close)
+            decoders = stack.enter_context(
+                Decoders(Wanted(images, settings.prompt.detail), min(8, os.cpu_count() or 1))
+            )
+            preparer = Preparer(
+                settings,
+                connected.dialect,
+                _folders(settings, archives),
+                budget,
+                decoders.draw,
+                cache,
+            )
+            fetcher = await stack.enter_async_context(Fetcher(images, budget, archives))
+            preparation = Preparation(preparer, fetcher, budget)
+            stack.callback(preparation.close)
             captioning = Captioning(
-                Endpoints(made, warn=warn),
-                preparer.prepare,
+                connected.endpoints,
+                preparation.again,
                 Layout(settings.fields, settings.captions.with_).compose,
                 stopping,
                 rules=rules,
@@ -135,7 +127,9 @@ class Engine:
                 samples=settings.prompt.samples,
                 warn=warn,
             )
-            yield cls(", ".join(dict.fromkeys(models)), preparer, captioning, budget)
+            sharing = Sharing(captioning, progress, dedup=settings.run.dedup, cache=cache)
+            stack.callback(sharing.close)
+            yield cls(model, preparer, preparation, sharing, budget)
 
     def pipeline(
         self,
@@ -147,60 +141,18 @@ class Engine:
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
         return Pipeline(
-            self.preparer,
-            self.captioning,
+            self._preparer,
+            self.preparation.fetch,
+            self.sharing,
             sink,
             self.budget,
             progress,
             stopping,
             concurrency=settings.run.concurrency,
+            fetches=settings.images.fetch_concurrency,
             drain_s=settings.run.drain,
             settled=settled,
         )
-
-
-def _endpoint(
-    settings: Settings,
-    endpoint: EndpointSettings,
-    dialect: Dialect,
-    transport: Transport,
-    progress: Progress,
-    stopping: Stopping,
-    *,
-    name: str,
-    warn: Callable[[str], None],
-) -> Endpoint:
-    limiter = Limiter(
-        settings.run.concurrency, start=SLOW_START, rpm=endpoint.rpm, tpm=endpoint.tpm
-    )
-    stopping.then(limiter.open)
-    health = Health(name, max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
-    return Endpoint(
-        name,
-        dialect,
-        transport,
-        limiter,
-        health,
-        progress,
-        stopping,
-        weight=endpoint.weight,
-        warn=warn,
-    )
-
-
-def _dialect(
-    settings: Settings, endpoint: EndpointSettings, model: str, schema: dict[str, Any] | None
-) -> OpenAIChat:
-    prompt = settings.prompt
-    return OpenAIChat(
-        model,
-        max_tokens=prompt.max_tokens,
-        temperature=prompt.temperature,
-        detail=prompt.detail,
-        stream=endpoint.stream,
-        schema=schema,
-        extra=endpoint.extra_members(),
-    )
 
 
 def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:
@@ -224,96 +176,32 @@ def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:
     return schema, rules
 
 
-def _header(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name.strip(), value.strip()
-
-
-def base_url(endpoint: EndpointSettings) -> str:
-    """Return the endpoint's base URL, from the settings or the environment.
-
-    Raises:
-        SettingsError: There is none; says how to give one.
-    """
-    urls = (*endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
-    if url := next(filter(None, urls), None):
-        replace(endpoint, base_url=(url,))  # what comes from the environment is checked, too
-        return url.rstrip("/")
-    raise SettingsError(
-        "no endpoint. Give one of:\n"
-        "  --base-url http://localhost:8000/v1 --model NAME    your own server\n"
-        "  --base-url https://api.openai.com/v1 --model NAME   with the key in OPENAI_API_KEY\n"
-        "  --offline                                           the built-in describer, to try"
+def _answers_by(settings: Settings, model: str, rules: Rules) -> bytes:
+    """Return what an answer depends on beside the messages, for the cache: 16 bytes."""
+    prompt = settings.prompt
+    return digest(
+        orjson.dumps(
+            {
+                "version": 1,
+                "model": model,
+                "max_tokens": prompt.max_tokens,
+                "temperature": prompt.temperature,
+                "samples": prompt.samples,
+                "schema": rules.schema,
+                "extra_body": settings.endpoint.extra_body,
+                "length": (rules.min_chars, rules.max_chars),
+                "accept": sorted(rules.accept),
+            }
+        )
     )
 
 
-def api_key(endpoint: EndpointSettings) -> str | None:
-    """Return the key, None where no variable holds one.
-
-    Raises:
-        SettingsError: The variable that the settings name is not set.
-    """
-    for name in endpoint.api_key_env:
-        if key := _key_in(name):
-            return key
-        raise SettingsError(f"api-key-env: the environment variable {name} is not set")
-    return next(filter(None, map(_key_in, KEY_NAMES)), None)
-
-
-def _key_in(name: str) -> str:
-    key = os.environ.get(name, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise SettingsError(f"the key in {name} holds characters that no request can carry")
-    return key
-
-
-async def only_model(transport: Transport, stopping: Stopping) -> str:
-    """Return the model of an endpoint that serves just one.
-
-    Raises:
-        SettingsError: It serves several, or does not say.
-        StoppedError: The run was stopped before it said.
-    """
-    try:
-        reply = await _unless_stopped(transport.send(Request("GET", "/models")), stopping)
-        served = orjson.loads(reply.body)["data"]
-        models = [" ".join(str(model["id"]).split())[:80] for model in served]
-    except EndpointFaultError as error:
-        raise SettingsError(
-            f"no model is given, and the endpoint cannot be asked: {error.message}"
-        ) from None
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        models = []
-    if len(models) == 1:
-        return models[0]
-    served = f"serves {', '.join(models[:8])}{' …' if len(models) > 8 else ''}; choose one"
-    raise SettingsError(
-        f"no model is given, and the endpoint {served if models else 'does not say what it serves'}"
-        " with --model NAME"
-    )
-
-
-async def _unless_stopped(sending: Coroutine[Any, Any, Response], stopping: Stopping) -> Response:
-    """Return the reply, unless the run is stopped or the endpoint takes too long over it."""
-    reply = asyncio.ensure_future(sending)
-    stopped = asyncio.ensure_future(stopping.wait())
-    try:
-        await asyncio.wait((reply, stopped), timeout=ASK_S, return_when=asyncio.FIRST_COMPLETED)
-        if stopping:
-            raise StoppedError
-        if not reply.done():
-            raise EndpointFaultError("timeout", f"no reply within {ASK_S:g} s")
-        return reply.result()
-    finally:
-        reply.cancel()
-        stopped.cancel()
-
-
-def _folders(settings: Settings) -> Folders:
+def _folders(settings: Settings, archives: Archives) -> Folders:
     root = settings.records.image_root
     here = [settings.input.parent] if settings.input is not None else []
     return Folders(
         [root] if root is not None else list(dict.fromkeys([*here, Path()])),
         bound=root is not None,
         max_bytes=settings.images.max_image_bytes,
+        archives=archives,
     )

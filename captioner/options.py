@@ -16,7 +16,8 @@ from captioner.answers import EXTRAS
 from captioner.checks import CODES
 from captioner.errors import SettingsError
 from captioner.presets import PRESETS, PresetName
-from captioner.values import check_positive, check_url, flag_name, text_of, words
+from captioner.sizes import FAMILIES, rule_of
+from captioner.values import check_colour, check_positive, check_url, flag_name, text_of, words
 
 
 def _option(default: Any, text: str) -> Any:
@@ -30,6 +31,9 @@ DEFAULT_SYSTEM_PROMPT = (
 )
 DEFAULT_PROMPT = "Describe the content of this image in detail."
 
+
+MAX_SIDE = 2_048
+"""Longer side of a picture where neither an option nor the model's rule says anything."""
 
 IMAGE_FIELDS = ("image", "images")
 CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
@@ -270,10 +274,15 @@ class RecordSettings:
         None,
         "Only the first so many records.",
     )
+    max_line: int = _option(
+        16 << 20,
+        "Longest record in bytes; a longer one is skipped unread and fails.",
+    )
 
     def __post_init__(self) -> None:
         """Check the values."""
         check_positive("limit", self.limit)
+        check_positive("max_line", self.max_line)
         if not self.output_field:
             raise SettingsError("output-field: must not be empty")
         if self.duplicates not in ("keep", "skip", "error"):
@@ -323,13 +332,69 @@ class CaptionSettings:
 class ImageSettings:
     """Pictures."""
 
-    max_side: int = _option(
-        2048,
-        "Longer side in pixels above which a picture is made smaller.",
+    max_side: int | None = _option(
+        None,
+        "Longer side in pixels above which a picture is made smaller. Default: 2048, or with "
+        "--size-for what the model sees.",
+    )
+    max_pixels: int | None = _option(
+        None,
+        "Pixels above which a picture is made smaller.",
+    )
+    min_side: int = _option(
+        28,
+        "Shorter side in pixels below which a picture is made larger, or padded where that would "
+        "make it too long.",
+    )
+    size_for: str | None = _option(
+        None,
+        "Model whose provider makes large pictures smaller by a published rule: they are sent as "
+        "it would make them, which costs less and loses nothing.",
+    )
+    max_bytes: int = _option(
+        10_000_000,
+        "Most characters a picture may have in base64; what has more is compressed further.",
+    )
+    background: str = _option(
+        "white",
+        "Colour under transparent parts, by name or as #rrggbb; none sends transparency as it is.",
+    )
+    frames: int = _option(
+        1,
+        "Frames of a moving picture to send, spread evenly over it.",
+    )
+    verify: Literal["structure", "full", "off"] = _option(
+        "structure",
+        "Check of pictures that pass as they are: their structure, full decodes each, off sends "
+        "files unread and unchanged, whatever they hold.",
+    )
+    pass_urls: bool = _option(
+        default=False,
+        text="Name http(s) pictures to the endpoint by their URL, in place of fetching them.",
+    )
+    allow_private_urls: bool = _option(
+        default=False,
+        text="Fetch pictures also from private, loopback and link-local addresses.",
+    )
+    fetch_concurrency: int = _option(
+        32,
+        "Most pictures fetched at once.",
+    )
+    fetch_timeout: float = _option(
+        60.0,
+        "Seconds to fetch one picture, retries included.",
+    )
+    image_timeout: float = _option(
+        30.0,
+        "Seconds to decode one picture.",
     )
     max_image_bytes: int = _option(
         256 << 20,
         "Largest picture file in bytes that is read.",
+    )
+    max_image_pixels: int = _option(
+        178_956_970,
+        "Most pixels of a picture that is decoded.",
     )
     memory: int = _option(
         256 << 20,
@@ -338,9 +403,24 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_positive("max_side", self.max_side)
-        check_positive("max_image_bytes", self.max_image_bytes)
-        check_positive("memory", self.memory)
+        for name in (
+            "max_side", "max_pixels", "min_side", "max_bytes", "frames", "fetch_concurrency",
+            "fetch_timeout", "image_timeout", "max_image_bytes", "max_image_pixels", "memory",
+        ):  # fmt: skip
+            check_positive(name, getattr(self, name))
+        if self.verify not in ("structure", "full", "off"):
+            raise SettingsError(f"verify: {self.verify!r} is not structure, full or off")
+        if self.size_for is not None and rule_of(self.size_for) is None:
+            raise SettingsError(
+                f"size-for: no rule is known for {self.size_for!r}; there are some for {FAMILIES}"
+            )
+        if self.background not in ("white", "none"):
+            check_colour("background", self.background)
+
+    @property
+    def longest_side(self) -> int | None:
+        """Longer side in pixels above which a picture is made smaller; None: the model's rule."""
+        return self.max_side or (MAX_SIDE if self.size_for is None else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +435,16 @@ class RunSettings:
     max_attempts: int = _option(
         5,
         "Attempts after which a record whose replies are no captions fails.",
+    )
+    dedup: bool = _option(
+        default=True,
+        text="Ask once for equal requests, the same pictures and the same question, and give each "
+        "record the caption.",
+    )
+    cache: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
+        None,
+        "Folder of captions kept from run to run: what was asked before, with the same settings, "
+        "is not asked again.",
     )
     retry_failed: str | None = _option(
         None,

@@ -3,11 +3,12 @@
 ::
 
     source ─ lines ─▶ threads ─ prepared ─▶ workers ─ outcomes ─▶ sink
-             a few chunks       a short queue          `concurrency` of them
+             a few chunks    a short queue    `concurrency` of them
 
 Lines go to the preparing threads in chunks, because a hop into a thread costs as much as reading
-a small picture; results come back as soon as there are some. A worker takes its next record when
-the last one is in its file.
+a small picture; results come back as soon as there are some. Records whose pictures are elsewhere
+come back at once, and go on when those are here. A worker takes its next record when the last one
+is in its file.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from captioner.errors import RunError
-from captioner.records import Caption, Failure, Prepared
+from captioner.records import Caption, Failure, Prepared, Remote
 from captioner.stopping import StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from captioner.budget import ByteBudget
-    from captioner.captioning import Captioning
     from captioner.interfaces import Sink
     from captioner.prepare import Preparer
     from captioner.records import Line, Outcome, Progress
+    from captioner.sharing import Sharing
     from captioner.stopping import Stopping
 
 CHUNK = 16
@@ -47,12 +48,14 @@ class Pipeline:
 
     Args:
         preparer: Makes lines ready.
-        captioning: Captions them.
+        fetch: Makes those ready whose pictures have to be fetched.
+        sharing: Captions them.
         sink: Takes the outcomes.
         budget: Bytes held by prepared records; released here when a record is settled.
         progress: Counts.
         stopping: Ends intake when set; what is on the wire still finishes.
         concurrency: Workers.
+        fetches: Records whose pictures are fetched at once.
         drain_s: Seconds to let them finish once stopping.
         settled: Called with every outcome after it is written.
     """
@@ -60,18 +63,21 @@ class Pipeline:
     def __init__(
         self,
         preparer: Preparer,
-        captioning: Captioning,
+        fetch: Callable[[Remote], Awaitable[_Item]],
+        sharing: Sharing,
         sink: Sink,
         budget: ByteBudget,
         progress: Progress,
         stopping: Stopping,
         *,
         concurrency: int,
+        fetches: int,
         drain_s: float,
         settled: Callable[[Outcome], None] | None = None,
     ) -> None:
         self._preparer = preparer
-        self._captioning = captioning
+        self._fetch = fetch
+        self._sharing = sharing
         self._sink = sink
         self._budget = budget
         self._progress = progress
@@ -82,7 +88,8 @@ class Pipeline:
         self._ready: asyncio.Queue[_Item | None] = asyncio.Queue()
         self._threads = min(8, os.cpu_count() or 1)
         # Records being prepared or waiting in the queue; a worker that takes a record makes room.
-        self._room = asyncio.Semaphore(CHUNK * (self._threads + 2))
+        self._room = asyncio.Semaphore(CHUNK * (self._threads + 2) + fetches)
+        self._fetching: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
 
     async def run(self, lines: AsyncIterator[list[Line]]) -> None:
@@ -133,13 +140,17 @@ class Pipeline:
             try:
                 await asyncio.gather(*chunks, return_exceptions=True)
                 idle = True
+                if self._stopping:
+                    self._end_fetching()
+                await asyncio.gather(*self._fetching, return_exceptions=True)
             finally:
+                self._end_fetching()
                 pool.shutdown(wait=idle)
                 self._ready.put_nowait(None)
 
     def _prepare(self, chunk: list[Line], loop: asyncio.AbstractEventLoop) -> None:
         """Prepare some lines in a thread, handing over early when they take long."""
-        done: list[_Item] = []
+        done: list[_Item | Remote] = []
 
         def hand_over() -> None:
             if done:
@@ -161,9 +172,26 @@ class Pipeline:
         if not chunk.cancelled() and (error := chunk.exception()) is not None:
             self._fail(error)
 
-    def _take(self, items: list[_Item]) -> None:
+    def _take(self, items: list[_Item | Remote]) -> None:
         for item in items:
-            self._ready.put_nowait(item)
+            if isinstance(item, Remote):
+                task = asyncio.create_task(self._fetch_one(item))
+                self._fetching.add(task)
+                task.add_done_callback(self._fetching.discard)
+            else:
+                self._ready.put_nowait(item)
+
+    async def _fetch_one(self, remote: Remote) -> None:
+        try:
+            self._ready.put_nowait(await self._fetch(remote))
+        except StoppedError:
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
+            self._fail(error)
+
+    def _end_fetching(self) -> None:
+        for task in self._fetching:
+            task.cancel()
 
     async def _work(self) -> None:
         """Settle one record after the other until there are no more."""
@@ -173,17 +201,18 @@ class Pipeline:
                 self._room.release()
                 if self._stopping:
                     continue
-                outcome: Outcome
+                outcomes: list[Outcome]
                 if isinstance(item, Prepared):
                     try:
-                        outcome = await self._captioning.caption(item)
+                        outcomes = await self._sharing.outcomes(item)
                     finally:
                         self._budget.release(item.reserved)
                 else:
-                    outcome = item
+                    outcomes = [item]
                 del item
-                await self._sink.put(outcome)
-                self._count(outcome)
+                for outcome in outcomes:
+                    await self._sink.put(outcome)
+                    self._count(outcome)
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order

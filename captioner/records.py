@@ -27,12 +27,24 @@ class Line(NamedTuple):
     key: bytes | None = None
 
 
+STORES = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "hf": "hf",
+    "az": "azure",
+    "abfs": "azure",
+}
+"""Object stores by the scheme of their addresses, and the extra that reads each."""
+
+
 class ImageRef(NamedTuple):
     """Where one picture is: exactly one of the three is set.
 
     Attributes:
-        path: A file's path as the record gives it.
-        url: An ``http(s)`` URL.
+        path: A file's path as the record gives it, or ``archive.tar#member``.
+        url: An ``http(s)`` URL, or the address of an object as in ``s3://bucket/name``.
         data: The picture itself.
     """
 
@@ -76,6 +88,30 @@ class Remake(NamedTuple):
     redraw: bool = False
 
 
+class Remote(NamedTuple):
+    """A record whose pictures have to be fetched before it can be prepared.
+
+    Attributes:
+        line: The record.
+        urls: Where they are.
+    """
+
+    line: Line
+    urls: tuple[str, ...]
+
+
+class Fetched(NamedTuple):
+    """Pictures that were fetched for a record, by URL; those that were not, by why.
+
+    Attributes:
+        pictures: Bytes, or the error.
+        reserved: Bytes held for them in the memory budget.
+    """
+
+    pictures: dict[str, bytes | Exception]
+    reserved: int
+
+
 class Prepared(NamedTuple):
     """A record ready to be sent.
 
@@ -86,6 +122,8 @@ class Prepared(NamedTuple):
         replaces: The record has a member of ours already; its value is replaced in place.
         reserved: Bytes held in the memory budget until the record is settled.
         pixels: Pixels of all its pictures, as far as they are known.
+        key: Equal for records that ask the same about the same pictures (16 bytes).
+        known: What was answered in an earlier run, as it is kept in the cache.
     """
 
     line: Line
@@ -93,6 +131,8 @@ class Prepared(NamedTuple):
     replaces: bool
     reserved: int
     pixels: int = 0
+    key: bytes = b""
+    known: bytes = b""
 
 
 class Asking(NamedTuple):
@@ -162,6 +202,18 @@ class Answer(NamedTuple):
     latency_s: float = 0.0
 
 
+class Answers(NamedTuple):
+    """The answers that make up one record's caption.
+
+    Attributes:
+        each: For each question, one for each sample.
+        attempts: Requests sent for them.
+    """
+
+    each: list[list[Answer]]
+    attempts: int
+
+
 class Caption(NamedTuple):
     """A captioned record.
 
@@ -169,7 +221,7 @@ class Caption(NamedTuple):
         line: The record.
         text: The caption: text, an object where a schema was asked for, or a list of either.
         replaces: See :class:`Prepared`.
-        attempts: Requests sent for it, at least 1.
+        attempts: Requests sent for it; 0 where it shares the caption of an equal record.
         usage: Tokens of the requests whose answers are kept.
         more: Further members of the row, each a name and a JSON value.
     """
@@ -222,6 +274,8 @@ class Progress:
         failed_before: Found failed by an earlier run and not tried again.
         skipped: Left out because an equal record came before (``--duplicates skip``).
         changed: Resumed by their id although their content is another one now.
+        shared: Settled by the answer to an equal record of this run.
+        cached: Captioned by what an earlier run was answered (``--cache``).
         in_flight: Requests on the wire now.
         read: Records read from the input so far.
         position: Bytes of the input behind us.
@@ -243,6 +297,8 @@ class Progress:
     failed_before: int = 0
     skipped: int = 0
     changed: int = 0
+    shared: int = 0
+    cached: int = 0
     in_flight: int = 0
     read: int = 0
     position: int = 0
@@ -275,6 +331,8 @@ class RunReport:
         failed: Without a caption after this run, those of earlier runs included.
         skipped: Left out because an equal record came before (``--duplicates skip``).
         changed: Resumed by their id although their content is another one now.
+        shared: Settled by the answer to an equal record of this run.
+        cached: Captioned by what an earlier run was answered (``--cache``).
         pending: Read but neither captioned nor failed, because the run was stopped.
         complete: Every record of the input is captioned or failed.
         orphans: Output lines that no input record stands for any more.
@@ -295,6 +353,8 @@ class RunReport:
     failed: int
     skipped: int
     changed: int
+    shared: int
+    cached: int
     pending: int
     complete: bool
     orphans: int

@@ -111,7 +111,7 @@ def open_source(settings: Settings) -> Source:
         raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
     if os.path.realpath(path) == os.path.realpath(settings.output_path):
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
-    return JsonlSource(path)
+    return JsonlSource(path, max_line=settings.records.max_line)
 
 
 class _Run:
@@ -306,6 +306,8 @@ class _Run:
             failed=progress.failed + progress.failed_before,
             skipped=progress.skipped,
             changed=progress.changed,
+            shared=progress.shared,
+            cached=progress.cached,
             pending=progress.read - settled,
             complete=progress.complete and progress.read == settled,
             orphans=self._orphans,

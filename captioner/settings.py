@@ -162,12 +162,26 @@ class Settings:
             "samples": self.prompt.samples if self.prompt.samples > 1 else None,
             "with": list(self.captions.with_) or None,
             "extra_body": self.endpoint.extra_body,
-            "max_side": self.images.max_side,
+            "max_side": self.images.longest_side,
+            **_unusual(self.images, _SHAPING),
             "image_field": self.records.image_field,
             "conversation_field": self.records.conversation_field,
             "output_field": self.fields[0],
             "id_field": self.records.id_field,
         }
+
+
+_SHAPING = (
+    "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames",
+)  # fmt: skip
+"""Options of pictures that change what a model sees; others change how it gets there."""
+
+
+def _unusual(group: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return options by name, None for each that has its default."""
+    usual = {option.name: option.default for option in fields(group)}
+    given = {name: getattr(group, name) for name in names}
+    return {name: None if value == usual[name] else value for name, value in given.items()}
 
 
 def _endpoint(table: dict[str, Any], usual: EndpointSettings) -> EndpointSettings:

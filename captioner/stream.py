@@ -7,7 +7,6 @@ import base64
 import json
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from captioner.interfaces import Dialect, Transport
-    from captioner.records import Failure, Outcome
+    from captioner.records import Outcome
 
 Record = Mapping[str, Any] | str | Path
 """A record as in a JSONL file, or just a picture's path or URL."""
@@ -105,7 +104,6 @@ class Captioner:
         self._transport = transport
         self._stack = AsyncExitStack()
         self._engine: Engine | None = None
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="captioner-prepare")
         field = self._settings.records.conversation_field
         self._questions = frozenset({field} if field else CONVERSATION_FIELDS)
 
@@ -130,23 +128,7 @@ class Captioner:
     async def __aexit__(self, *exc_info: object) -> None:
         """Disconnect."""
         self._engine = None
-        self._threads.shutdown(wait=False)
         await self._stack.aclose()
-
-    async def _prepare(self, engine: Engine, line: Line) -> Prepared | Failure:
-        """Prepare in a thread of our own: it may wait for memory, and others need theirs."""
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, engine.preparer.prepare, line)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-
-            def give_back(done: asyncio.Future[Prepared | Failure]) -> None:
-                if not done.cancelled() and isinstance(prepared := done.result(), Prepared):
-                    engine.budget.release(prepared.reserved)
-
-            future.add_done_callback(give_back)
-            raise
 
     async def caption(self, image: Record | bytes, *, prompt: str | None = None) -> Any:
         """Return the caption of one picture: text, or what `Caption.text` may be.
@@ -169,11 +151,11 @@ class Captioner:
             line = Line(1, _dump(record))
         except (TypeError, ValueError) as error:
             raise CaptionError("bad_record", f"the record is no JSON: {error}") from None
-        prepared = await self._prepare(self._engine, line)
+        prepared = await self._engine.preparation.prepare(line)
         if not isinstance(prepared, Prepared):
             raise CaptionError(prepared.code, prepared.message)
         try:
-            outcome = await self._engine.captioning.caption(prepared)
+            outcome = await self._engine.sharing.caption(prepared)
         finally:
             self._engine.budget.release(prepared.reserved)
         if isinstance(outcome, Caption):

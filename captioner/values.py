@@ -25,7 +25,7 @@ def words(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def typed(name: str, value: Any, group: Any) -> Any:
     """Return an option's value in its own type, where a near one was given."""
     hint = get_type_hints(group)[name]
-    if name == "image_root" and isinstance(value, str):
+    if Path in (get_args(hint) or (hint,)) and isinstance(value, str):
         value = Path(value)
     if name == "extra_body" and isinstance(value, dict):
         value = json.dumps(value)
@@ -67,6 +67,16 @@ def check_positive(name: str, value: float | None) -> None:
     """Refuse what is not more than 0; None is unset."""
     if value is not None and not value > 0:  # NaN, too
         raise SettingsError(f"{flag_name(name)}: must be more than 0")
+
+
+def check_colour(name: str, value: str) -> None:
+    """Refuse what is no colour."""
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(value)
+    except ValueError:
+        raise SettingsError(f"{flag_name(name)}: {value!r} is no colour") from None
 
 
 def check_url(name: str, url: str) -> None:

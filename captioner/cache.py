@@ -1,0 +1,109 @@
+"""Captions kept from run to run, in SQLite: safe for several runs at once, and after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from captioner.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FILE = "captions.sqlite"
+BATCH = 64
+"""Answers that are written together; a crash forgets them, and they are asked again."""
+
+_WAIT_S = 10.0
+_TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
+
+
+class Cache:
+    """Answers by key. Any thread may ask; the event loop may put.
+
+    Args:
+        folder: Made if it is not there.
+        settings: What answers depend on beside their messages; a digest.
+        warn: Called with a sentence once it cannot be written.
+
+    Raises:
+        SettingsError: It cannot be opened.
+    """
+
+    def __init__(self, folder: Path, settings: bytes, warn: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._warn = warn
+        self._path = folder / FILE
+        self._pending: dict[bytes, bytes] = {}
+        self._lock = threading.Lock()
+        self._writing: threading.Thread | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._reader = self._connect()
+            self._reader.execute("PRAGMA journal_mode=WAL")
+            self._reader.execute(_TABLE)
+            self._reader.commit()
+        except (OSError, sqlite3.Error) as error:
+            raise SettingsError(f"cache: cannot use {self._path}: {error}") from None
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=_WAIT_S, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    def key(self, questions: tuple[tuple[bytes, ...], ...]) -> bytes:
+        """Return the key of a record's messages: a strong hash, for it has to last."""
+        hasher = blake2b(self._settings, digest_size=16)
+        for pieces in questions:
+            for piece in pieces:
+                hasher.update(piece)
+        return hasher.digest()
+
+    def get(self, key: bytes) -> bytes:
+        """Return an answer; empty if there is none."""
+        with self._lock:
+            if found := self._pending.get(key):
+                return found
+            try:
+                row = self._reader.execute(
+                    "SELECT value FROM answers WHERE key = ?", (key,)
+                ).fetchone()
+            except sqlite3.Error:
+                return b""  # it is asked for instead
+        return bytes(row[0]) if row else b""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keep an answer; returns at once."""
+        with self._lock:
+            self._pending[key] = value
+            due = len(self._pending) >= BATCH and self._writing is None
+            if due:
+                self._writing = threading.Thread(target=self._write, name="captioner-cache")
+        if due and self._writing is not None:
+            self._writing.start()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writing is not None:
+            self._writing.join()
+        self._write()
+        self._reader.close()
+
+    def _write(self) -> None:
+        with self._lock:
+            batch = list(self._pending.items())
+        try:
+            if batch:
+                with contextlib.closing(self._connect()) as connection, connection:
+                    connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", batch)
+        except sqlite3.Error as error:
+            self._warn(f"the cache {self._path} cannot be written: {error}")
+        with self._lock:
+            for key, value in batch:
+                if self._pending.get(key) is value:
+                    del self._pending[key]
+            self._writing = None

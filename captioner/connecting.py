@@ -1,0 +1,246 @@
+"""Finding the endpoints of a run: addresses, keys and models, from settings and environment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from captioner.dialects.openai_chat import OpenAIChat
+from captioner.endpoints import Endpoint, Endpoints
+from captioner.errors import EndpointFaultError, SettingsError
+from captioner.health import Health
+from captioner.limiter import SLOW_START, Limiter
+from captioner.records import Request
+from captioner.stopping import StoppedError, Stopping
+from captioner.transport import AiohttpTransport
+from captioner.values import without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextlib import AsyncExitStack
+
+    from captioner.interfaces import Dialect, Transport
+    from captioner.options import EndpointSettings
+    from captioner.records import Progress, Response
+    from captioner.settings import Settings
+
+KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
+URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
+ASK_S = 15.0
+"""Seconds an endpoint may take to say which models it serves."""
+
+OFFLINE_MODEL = "captioner-offline"
+
+
+class Connected(NamedTuple):
+    """The endpoints of a run.
+
+    Attributes:
+        endpoints: Where requests go.
+        models: The model asked for at each.
+        dialect: Builds the messages, which are the same for all.
+    """
+
+    endpoints: Endpoints
+    models: list[str]
+    dialect: Dialect
+
+
+async def connect(
+    settings: Settings,
+    progress: Progress,
+    stopping: Stopping,
+    stack: AsyncExitStack,
+    *,
+    dialect: Dialect | None,
+    transport: Transport | None,
+    schema: dict[str, Any] | None,
+    warn: Callable[[str], None],
+) -> Connected:
+    """Connect to the endpoints of the settings, or to the built-in describer.
+
+    Args:
+        settings: Which.
+        progress: Counts requests.
+        stopping: Ends waits.
+        stack: Closes the connections.
+        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
+        transport: Carries requests, instead of aiohttp.
+        schema: What answers have to follow; None for text.
+        warn: Called with a sentence when something is worth knowing but no error.
+
+    Raises:
+        SettingsError: There is no endpoint, or no model to ask for.
+    """
+    found = settings.each_endpoint
+    if transport is not None:
+        found = found[:1]
+    elif settings.endpoint.offline:
+        from captioner.offline.child import OfflineEndpoint
+
+        offline = await stack.enter_async_context(OfflineEndpoint())
+        model = settings.endpoint.model or OFFLINE_MODEL
+        found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
+    made: list[Endpoint] = []
+    models: list[str] = []
+    languages: list[Dialect] = []
+    for one in found:
+        name, carrier = "given by the caller", transport
+        if carrier is None:
+            name = base_url(one)
+            carrier = AiohttpTransport(
+                name,
+                api_key=None if one.offline else api_key(one),
+                timeout_s=one.timeout,
+                connections=settings.run.concurrency,
+                headers=[_header(line) for line in one.header],
+            )
+            stack.push_async_callback(carrier.close)
+        models.append(one.model or ("" if dialect else await only_model(carrier, stopping)))
+        languages.append(dialect or _dialect(settings, one, models[-1], schema))
+        made.append(
+            _endpoint(
+                settings,
+                one,
+                languages[-1],
+                carrier,
+                progress,
+                stopping,
+                name=without_secrets(name),
+                warn=warn,
+            )
+        )
+    return Connected(Endpoints(made, warn=warn), models, languages[0])
+
+
+def _endpoint(
+    settings: Settings,
+    endpoint: EndpointSettings,
+    dialect: Dialect,
+    transport: Transport,
+    progress: Progress,
+    stopping: Stopping,
+    *,
+    name: str,
+    warn: Callable[[str], None],
+) -> Endpoint:
+    limiter = Limiter(
+        settings.run.concurrency, start=SLOW_START, rpm=endpoint.rpm, tpm=endpoint.tpm
+    )
+    stopping.then(limiter.open)
+    health = Health(name, max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
+    return Endpoint(
+        name,
+        dialect,
+        transport,
+        limiter,
+        health,
+        progress,
+        stopping,
+        weight=endpoint.weight,
+        warn=warn,
+    )
+
+
+def _dialect(
+    settings: Settings, endpoint: EndpointSettings, model: str, schema: dict[str, Any] | None
+) -> OpenAIChat:
+    prompt = settings.prompt
+    return OpenAIChat(
+        model,
+        max_tokens=prompt.max_tokens,
+        temperature=prompt.temperature,
+        detail=prompt.detail,
+        stream=endpoint.stream,
+        schema=schema,
+        extra=endpoint.extra_members(),
+    )
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def base_url(endpoint: EndpointSettings) -> str:
+    """Return the endpoint's base URL, from the settings or the environment.
+
+    Raises:
+        SettingsError: There is none; says how to give one.
+    """
+    urls = (*endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
+    if url := next(filter(None, urls), None):
+        replace(endpoint, base_url=(url,))  # what comes from the environment is checked, too
+        return url.rstrip("/")
+    raise SettingsError(
+        "no endpoint. Give one of:\n"
+        "  --base-url http://localhost:8000/v1 --model NAME    your own server\n"
+        "  --base-url https://api.openai.com/v1 --model NAME   with the key in OPENAI_API_KEY\n"
+        "  --offline                                           the built-in describer, to try"
+    )
+
+
+def api_key(endpoint: EndpointSettings) -> str | None:
+    """Return the key, None where no variable holds one.
+
+    Raises:
+        SettingsError: The variable that the settings name is not set.
+    """
+    for name in endpoint.api_key_env:
+        if key := _key_in(name):
+            return key
+        raise SettingsError(f"api-key-env: the environment variable {name} is not set")
+    return next(filter(None, map(_key_in, KEY_NAMES)), None)
+
+
+def _key_in(name: str) -> str:
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(f"the key in {name} holds characters that no request can carry")
+    return key
+
+
+async def only_model(transport: Transport, stopping: Stopping) -> str:
+    """Return the model of an endpoint that serves just one.
+
+    Raises:
+        SettingsError: It serves several, or does not say.
+        StoppedError: The run was stopped before it said.
+    """
+    try:
+        reply = await _unless_stopped(transport.send(Request("GET", "/models")), stopping)
+        served = orjson.loads(reply.body)["data"]
+        models = [" ".join(str(model["id"]).split())[:80] for model in served]
+    except EndpointFaultError as error:
+        raise SettingsError(
+            f"no model is given, and the endpoint cannot be asked: {error.message}"
+        ) from None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        models = []
+    if len(models) == 1:
+        return models[0]
+    served = f"serves {', '.join(models[:8])}{' …' if len(models) > 8 else ''}; choose one"
+    raise SettingsError(
+        f"no model is given, and the endpoint {served if models else 'does not say what it serves'}"
+        " with --model NAME"
+    )
+
+
+async def _unless_stopped(sending: Coroutine[Any, Any, Response], stopping: Stopping) -> Response:
+    """Return the reply, unless the run is stopped or the endpoint takes too long over it."""
+    reply = asyncio.ensure_future(sending)
+    stopped = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((reply, stopped), timeout=ASK_S, return_when=asyncio.FIRST_COMPLETED)
+        if stopping:
+            raise StoppedError
+        if not reply.done():
+            raise EndpointFaultError("timeout", f"no reply within {ASK_S:g} s")
+        return reply.result()
+    finally:
+        reply.cancel()
+        stopped.cancel()

@@ -1,0 +1,179 @@
+"""One request for equal records: those that ask the same about the same pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from captioner.identity import KeyTable
+from captioner.records import Answer, Answers, Completion, Failure, Usage
+
+if TYPE_CHECKING:
+    from captioner.cache import Cache
+    from captioner.captioning import Captioning
+    from captioner.records import Caption, Line, Outcome, Prepared, Progress
+
+MAX_PARKED = 1_000
+"""Records that wait for one equal to them; further ones keep their worker waiting."""
+
+
+class Sharing:
+    """Captions records, equal ones by one request.
+
+    The records that come while an equal one is under way are parked without their pictures. What
+    was answered is kept on disk until the run ends, so that a hundred million answers take no
+    more memory than their keys.
+
+    Args:
+        captioning: Captions one record.
+        progress: Counts.
+        dedup: Equal records of this run share an answer.
+        cache: Keeps answers from run to run.
+    """
+
+    def __init__(
+        self,
+        captioning: Captioning,
+        progress: Progress,
+        *,
+        dedup: bool,
+        cache: Cache | None = None,
+    ) -> None:
+        self._captioning = captioning
+        self._progress = progress
+        self._answered = _Answered() if dedup else None
+        self._cache = cache
+        self._parked: dict[bytes, _Parked] = {}
+
+    async def caption(self, prepared: Prepared) -> Outcome:
+        """Return what became of one record, whatever others are under way."""
+        if prepared.known:
+            return self._known(prepared, prepared.known)
+        found = await self._captioning.answers(prepared)
+        if isinstance(found, Failure):
+            return found
+        if self._cache is not None:
+            self._cache.put(prepared.key, dump(found))
+        return self._captioning.caption_of(prepared.line, found, replaces=prepared.replaces)
+
+    async def outcomes(self, prepared: Prepared) -> list[Outcome]:
+        """Return what became of a record and of those that waited for it; none while it waits."""
+        if self._answered is None or prepared.known:
+            return [await self.caption(prepared)]
+        key = prepared.key
+        while True:
+            if stored := self._answered.get(key):
+                self._progress.shared += 1
+                return [self._shared(prepared.line, load(stored), replaces=prepared.replaces)]
+            under_way = self._parked.get(key)
+            if under_way is None:
+                break
+            if len(under_way.records) < MAX_PARKED:
+                under_way.records.append((prepared.line, prepared.replaces))
+                return []
+            await under_way.done.wait()
+            if under_way.failed is not None:
+                return [_fails_too(under_way.failed, prepared.line)]
+        parked = self._parked[key] = _Parked()
+        try:
+            found = await self._captioning.answers(prepared)
+        finally:
+            del self._parked[key]
+            parked.done.set()
+        self._progress.shared += len(parked.records)
+        if isinstance(found, Failure):
+            parked.failed = found
+            return [found, *(_fails_too(found, line) for line, _ in parked.records)]
+        stored = dump(found)
+        self._answered.put(key, stored)
+        if self._cache is not None:
+            self._cache.put(key, stored)
+        again = load(stored) if parked.records else found
+        return [
+            self._captioning.caption_of(prepared.line, found, replaces=prepared.replaces),
+            *(self._shared(line, again, replaces=replaces) for line, replaces in parked.records),
+        ]
+
+    def _known(self, prepared: Prepared, stored: bytes) -> Caption:
+        self._progress.cached += 1
+        return self._shared(prepared.line, load(stored), replaces=prepared.replaces)
+
+    def _shared(self, line: Line, answers: Answers, *, replaces: bool) -> Caption:
+        return self._captioning.caption_of(line, answers, replaces=replaces)
+
+    def close(self) -> None:
+        """Forget what was answered."""
+        if self._answered is not None:
+            self._answered.close()
+
+
+class _Parked:
+    """The records that wait for one that is under way."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Line, bool]] = []
+        self.done = asyncio.Event()
+        self.failed: Failure | None = None
+
+
+def _fails_too(failure: Failure, line: Line) -> Failure:
+    return Failure(line, failure.code, failure.message, 0)
+
+
+class _Answered:
+    """Answers by key: the keys in memory, the answers in a file that nobody else sees."""
+
+    def __init__(self) -> None:
+        self._places = KeyTable()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the run ends
+        self._end = 0
+
+    def put(self, key: bytes, stored: bytes) -> None:
+        self._places.add(key, self._end)
+        self._file.seek(self._end)
+        self._end += self._file.write(len(stored).to_bytes(4, "big") + stored)
+
+    def get(self, key: bytes) -> bytes:
+        place = self._places.find(key)
+        if place is None:
+            return b""
+        self._file.seek(place)
+        return self._file.read(int.from_bytes(self._file.read(4), "big"))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def dump(answers: Answers) -> bytes:
+    """Return answers as JSON: for each question, each sample's value, reason, model and flag."""
+    return orjson.dumps(
+        [
+            [
+                (one.value, one.completion.finish_reason, one.completion.model, one.flag)
+                for one in several
+            ]
+            for several in answers.each
+        ]
+    )
+
+
+def load(stored: bytes) -> Answers:
+    """Return stored answers, which cost neither requests nor tokens.
+
+    Raises:
+        ValueError: They are not what `dump` makes.
+    """
+    each: Any = orjson.loads(stored)
+    return Answers(
+        [
+            [
+                Answer(value, Completion("", reason, model, Usage()), flag)
+                for value, reason, model, flag in several
+            ]
+            for several in each
+        ],
+        0,
+    )
