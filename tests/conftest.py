@@ -34,12 +34,17 @@ def endpoint() -> Iterator[FakeEndpoint]:
     server.stop()
 
 
-def jpeg(number: int = 0, size: tuple[int, int] = (16, 16), **options: Any) -> bytes:
+def jpeg(number: int = 0, size: tuple[int, int] = (32, 32), **options: Any) -> bytes:
     """Return a small JPEG that differs for every number."""
     out = io.BytesIO()
     colour = (number % 256, number // 256 % 256, 128)
     image = Image.new("RGB", size, colour)
-    image.putpixel((0, 0), (255, 255, 255))
+    for bit in range(16):  # a block for each: what JPEG makes of near colours may be the same
+        if number >> bit & 1:
+            image.paste(
+                (255, 255, 255),
+                (8 * (bit % 4), 8 * (bit // 4), 8 * (bit % 4) + 8, 8 * (bit // 4) + 8),
+            )
     image.save(out, "JPEG", **{"quality": 95, **options})
     return out.getvalue()
 

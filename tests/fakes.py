@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import io
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import orjson
+from PIL import Image
 
 from captioner.records import Line, Request, Response
 from captioner.sinks.files import Files
+
+_FILE = io.BytesIO()
+Image.new("RGB", (32, 32), "red").save(_FILE, "PNG")
+PICTURE = "data:image/png;base64," + base64.b64encode(_FILE.getvalue()).decode()
 
 
 class EchoTransport:
@@ -37,11 +44,11 @@ class EchoTransport:
 
 
 class ListSource:
-    """Records at hand, each with a picture that the endpoint would fetch."""
+    """Records at hand, each with the same picture in it."""
 
     def __init__(self, questions: list[str]) -> None:
         self._lines = [
-            Line(n, orjson.dumps({"id": q, "image": "https://example.org/i", "prompt": q}), n)
+            Line(n, orjson.dumps({"id": q, "image": PICTURE, "prompt": q}), n)
             for n, q in enumerate(questions, 1)
         ]
 

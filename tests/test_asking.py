@@ -77,7 +77,7 @@ async def test_pictures_are_made_smaller_until_they_fit_and_that_is_remembered(
     endpoint.behave = lambda call: Reply(413, b"<html>") if width(call) > 250 else None
     done, failed, _ = await caption(source, endpoint, concurrency=1)
     assert (len(done), failed) == (6, [])
-    assert [width(call) for call in endpoint.calls] == [400, 280, 200, 200, 200, 200, 200, 16]
+    assert [width(call) for call in endpoint.calls] == [400, 280, 200, 200, 200, 200, 200, 32]
 
 
 async def test_a_picture_that_never_fits_fails_alone(make_input, endpoint) -> None:

@@ -32,6 +32,7 @@ from captioner.records import (
     Response,
     Turn,
 )
+from captioner.sharing import Sharing
 from captioner.stopping import StoppedError, Stopping
 
 DIALECT = OpenAIChat("m")
@@ -130,15 +131,16 @@ class Rig:
             warn=self.warnings.append,
         )
 
-    def remake(self, line: Line, remake: Remake) -> Prepared:
+    async def remake(self, line: Line, remake: Remake) -> Prepared:
         self.remade.append(remake)
         question = line.raw.decode()
         return Prepared(line, (DIALECT.messages([Turn("user", (question,))], []),), False, 0, 100)
 
-    async def caption(self, question: str = "q", replaces: bool = False) -> Any:  # noqa: FBT001, FBT002
+    async def caption(self, question: str = "q", replaces: bool = False) -> Any:
         messages = DIALECT.messages([Turn("user", (question,))], [])
         line = Line(1, question.encode())
-        outcome = await self.captioning.caption(Prepared(line, (messages,), replaces, 0, 100))
+        sharing = Sharing(self.captioning, self.progress, dedup=False)
+        outcome = await sharing.caption(Prepared(line, (messages,), replaces, 0, 100))
         assert outcome.line is line
         return outcome
 

@@ -5,8 +5,8 @@ import asyncio
 import orjson
 import pytest
 
-from captioner import engine
-from captioner.engine import KEY_NAMES, api_key, base_url, only_model
+from captioner import connecting
+from captioner.connecting import KEY_NAMES, api_key, base_url, only_model
 from captioner.errors import EndpointFaultError, SettingsError
 from captioner.options import EndpointSettings
 from captioner.records import Response
@@ -123,7 +123,7 @@ async def test_only_model():
 )
 async def test_no_only_model(monkeypatch, reply, message):
     """Where the model cannot be known by asking, the message says why, and that none is given."""
-    monkeypatch.setattr(engine, "ASK_S", 0.01)
+    monkeypatch.setattr(connecting, "ASK_S", 0.01)
     with pytest.raises(SettingsError) as raised:
         await only_model(Replies(reply), Stopping())
     text = str(raised.value)
@@ -142,7 +142,7 @@ async def test_stopped_while_asking():
 async def test_secrets_in_the_address():
     """A password, key or query in the address never shows up in a message."""
     url = f"http://me:{SECRET}@127.0.0.1:9/v1?key={SECRET}"
-    shown = engine.without_secrets(url)
+    shown = connecting.without_secrets(url)
     assert shown == "http://127.0.0.1:9/v1"
     transport = AiohttpTransport(url, api_key=SECRET, timeout_s=5, connections=1)
     try:

@@ -11,7 +11,7 @@ import pytest
 from captioner.budget import ByteBudget
 from captioner.errors import DiskError, EndpointGaveOutError
 from captioner.pipeline import CHUNK, Pipeline
-from captioner.records import Caption, Failure, Line, Outcome, Prepared, Progress, Usage
+from captioner.records import Caption, Failure, Line, Outcome, Prepared, Progress, Remote, Usage
 from captioner.stopping import StoppedError, Stopping
 
 CONCURRENCY = 8
@@ -41,12 +41,14 @@ class Rig:
         self.budget = ByteBudget(1 << 30)
         self.pipeline = Pipeline(
             _Preparer(self),
+            _fetch_nothing,
             _Endpoint(self),
             _Sink(self),
             self.budget,
             self.progress,
             self.stopping,
             concurrency=CONCURRENCY,
+            fetches=0,
             drain_s=drain_s,
             settled=self.settled.append,
         )
@@ -89,7 +91,7 @@ class _Endpoint:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
 
-    async def caption(self, prepared: Prepared) -> Outcome:
+    async def outcomes(self, prepared: Prepared) -> list[Outcome]:
         rig = self._rig
         rig.calls += 1
         rig.in_flight += 1
@@ -100,7 +102,11 @@ class _Endpoint:
             raise
         finally:
             rig.in_flight -= 1
-        return Caption(prepared.line, "text", replaces=False, attempts=1, usage=Usage(3, 2))
+        return [Caption(prepared.line, "text", replaces=False, attempts=1, usage=Usage(3, 2))]
+
+
+async def _fetch_nothing(remote: Remote) -> Prepared:
+    raise AssertionError(remote)
 
 
 class _Sink:

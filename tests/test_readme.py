@@ -32,7 +32,7 @@ def test_the_table_of_options_is_the_definition_of_the_options() -> None:
 def test_every_flag_that_is_named_exists() -> None:
     """No sentence of the README sends a user to a flag that is not there."""
     known = {f"--{flag_name(option.name)}" for kind in GROUPS.values() for option in fields(kind)}
-    known |= {"--config", "--long", "--json", "--input", "--output"}
+    known |= {"--config", "--long", "--json", "--input", "--output", "--no-dedup"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import signal
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from conftest import command, jpeg, rows
 from endpoint import Call, FakeEndpoint, Reply, completion
+from PIL import Image
 
 from captioner import (
     EndpointGaveOutError,
@@ -89,7 +93,7 @@ async def test_a_url_is_passed_to_the_endpoint_as_it_is(tmp_path, endpoint) -> N
     """An http(s) picture is named to the model, not lost."""
     url = "https://example.org/a%20b.jpg?x=1"
     source = write(tmp_path / "in.jsonl", {"image": url}, {"image": {"url": url}, "prompt": "p"})
-    await run_batch(source, base_url=endpoint.base_url, model="m")
+    await run_batch(source, base_url=endpoint.base_url, model="m", pass_urls=True)
     assert [call.urls for call in endpoint.calls] == [[url], [url]]
 
 
@@ -208,7 +212,7 @@ async def test_bad_records_fail_plainly_and_the_rest_is_captioned(
         {"image": "0.jpg", "conversation": [{"from": "human", "value": "<image><image>"}]},
         "[1, 2]",
     ]
-    source = write(tmp_path / "in.jsonl", good, *bad, good)
+    source = write(tmp_path / "in.jsonl", good, *bad, {"image": "1.jpg"})
     report = await run_batch(source, base_url=endpoint.base_url, model="m")
     assert (report.captioned, report.failed) == (2, 7)
     failures = sorted(rows(tmp_path / "in.captions.failed.jsonl"), key=lambda row: row["line"])
@@ -484,3 +488,120 @@ def test_kill_nine_in_the_middle_loses_only_what_was_in_flight(
     assert all(row["caption"].startswith(row["prompt"] + " ") for row in got)
     assert endpoint.max_in_flight <= 128
     assert 2_000 <= endpoint.count <= 2_000 + 128
+
+
+# -- equal records, and what was asked before ------------------------------------------------------
+
+
+async def test_equal_records_are_asked_for_once(tmp_path, pictures, endpoint) -> None:
+    """The same picture and question, under whatever names: one request, a row each."""
+    for name in ("copy.jpg", "other.png"):
+        (tmp_path / name).write_bytes((tmp_path / "0.jpg").read_bytes())
+    images = ["0.jpg", "copy.jpg", "other.png", "1.jpg", "0.jpg"] * 20
+    records = [{"id": n, "image": image} for n, image in enumerate(images)]
+    source = write(tmp_path / "in.jsonl", *records)
+    report = await run_batch(source, base_url=endpoint.base_url, model="m", with_=("usage",))
+    assert (report.captioned, report.calls, report.shared) == (100, 2, 98)
+    assert report.prompt_tokens == 200
+    found = rows(tmp_path / "in.captions.jsonl")
+    assert [row["id"] for row in found] == list(range(100))
+    assert len({row["caption"] for row in found}) == 2
+    assert sum(row["caption_usage"]["prompt_tokens"] for row in found) == 200
+
+
+async def test_equal_records_are_asked_for_each_when_that_is_wished(
+    tmp_path, pictures, endpoint
+) -> None:
+    """Who samples wants an answer for each."""
+    source = write(tmp_path / "in.jsonl", *[{"id": n, "image": "0.jpg"} for n in range(10)])
+    report = await run_batch(source, base_url=endpoint.base_url, model="m", dedup=False)
+    assert (report.captioned, report.calls, report.shared) == (10, 10, 0)
+
+
+async def test_what_was_asked_before_is_not_asked_again(tmp_path, pictures, endpoint) -> None:
+    """Another data set with the same pictures costs nothing, unless what is asked differs."""
+    options = {"base_url": endpoint.base_url, "model": "m", "cache": tmp_path / "cache"}
+    first = write(tmp_path / "one.jsonl", {"image": "0.jpg"}, {"image": "1.jpg"})
+    second = write(tmp_path / "two.jsonl", {"photo": "1.jpg"}, {"photo": "2.jpg"})
+    await run_batch(first, **options)
+    report = await run_batch(second, **options, image_field="photo")
+    assert (report.captioned, report.calls, report.cached) == (2, 1, 1)
+    one, two = rows(tmp_path / "one.captions.jsonl"), rows(tmp_path / "two.captions.jsonl")
+    assert two[0]["caption"] == one[1]["caption"]
+    others = ({"prompt": "Else?"}, {"max_tokens": 7}, {"max_side": 30}, {"model": "n"})
+    for number, other in enumerate(others):
+        changed = await run_batch(first, tmp_path / f"{number}.jsonl", **{**options, **other})
+        assert (changed.calls, changed.cached) == (2, 0), other
+
+
+async def test_failures_are_not_cached(tmp_path, pictures, endpoint) -> None:
+    """What failed is asked again in the next run."""
+    options = {"base_url": endpoint.base_url, "model": "m", "cache": tmp_path / "cache"}
+    source = write(tmp_path / "in.jsonl", {"image": "0.jpg"})
+    endpoint.behave = lambda _: Reply(400, {"error": {"message": "no"}})
+    assert (await run_batch(source, **options)).failed == 1
+    endpoint.behave = lambda _: None
+    report = await run_batch(source, **options, retry_failed="all")
+    assert (report.captioned, report.cached) == (1, 0)
+
+
+# -- pictures from elsewhere -----------------------------------------------------------------------
+
+
+async def test_pictures_on_the_web_are_fetched_and_sent(tmp_path, pictures, endpoint) -> None:
+    """Records with URLs, paths and both are captioned, each with its own pictures."""
+    hits: list[str] = []
+
+    async def give(request: web.Request) -> web.Response:
+        hits.append(request.path)
+        await asyncio.sleep(0.01)
+        if request.path.endswith("none.jpg"):
+            return web.Response(status=404)
+        return web.Response(body=(tmp_path / request.path[1:]).read_bytes())
+
+    app = web.Application()
+    app.router.add_get("/{name}", give)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    records = [{"image": f"{base}/{n % 3}.jpg", "prompt": str(n)} for n in range(60)]
+    records += [{"image": [f"{base}/0.jpg", "1.jpg"], "prompt": "both"}]
+    records += [{"image": f"{base}/none.jpg", "prompt": "none"}, {"image": "2.jpg"}]
+    source = write(tmp_path / "in.jsonl", *records)
+    options = {"base_url": endpoint.base_url, "model": "m", "allow_private_urls": True}
+    report = await run_batch(source, **options, memory=1)
+    await runner.cleanup()
+    assert (report.captioned, report.failed, report.codes) == (62, 1, {"image_missing": 1})
+    sent = {call.texts[0]: call.images for call in endpoint.calls}
+    data = [(tmp_path / f"{n}.jpg").read_bytes() for n in range(3)]
+    assert all(sent[str(n)] == [data[n % 3]] for n in range(60))
+    assert sent["both"] == [data[0], data[1]]
+    assert not any(call.urls[0].startswith("http") for call in endpoint.calls)
+
+
+async def test_members_of_archives(tmp_path, pictures, endpoint) -> None:
+    """A tar of pictures is captioned without being unpacked."""
+    with tarfile.open(tmp_path / "shard.tar", "w") as file:
+        for number in range(3):
+            file.add(tmp_path / f"{number}.jpg", f"in/{number}.jpg")
+    records = [{"image": f"shard.tar#in/{n}.jpg", "prompt": str(n)} for n in range(4)]
+    source = write(tmp_path / "in.jsonl", *records)
+    report = await run_batch(source, base_url=endpoint.base_url, model="m")
+    assert (report.captioned, report.codes) == (3, {"image_missing": 1})
+    sent = {call.texts[0]: call.images for call in endpoint.calls}
+    assert sent == {str(n): [(tmp_path / f"{n}.jpg").read_bytes()] for n in range(3)}
+
+
+async def test_frames_of_a_film_are_sent_in_order(tmp_path, endpoint) -> None:
+    """A moving picture becomes several parts in the place of one."""
+    films = [Image.new("RGB", (40, 40), (n * 28,) * 3) for n in range(9)]
+    films[0].save(tmp_path / "a.gif", save_all=True, append_images=films[1:])
+    record = {"image": "a.gif", "prompt": "Before <image> after"}
+    source = write(tmp_path / "in.jsonl", record)
+    await run_batch(source, base_url=endpoint.base_url, model="m", frames=3)
+    (call,) = endpoint.calls
+    parts = [part["type"] for part in call.body["messages"][-1]["content"]]
+    assert parts == ["text", "image_url", "image_url", "image_url", "text"]
+    shades = [Image.open(io.BytesIO(data)).convert("L").getpixel((9, 9)) for data in call.images]
+    assert [round(shade / 28) for shade in shades] == [0, 4, 8]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.engine import api_key, base_url
+from captioner.connecting import api_key, base_url
 from captioner.errors import SettingsError
 from captioner.options import GROUPS, EndpointSettings, PromptSettings, option_groups
 from captioner.settings import Settings
@@ -159,6 +159,11 @@ def test_what_shapes_captions_and_what_does_not():
         {"retry_failed": "all"},
         {"order": "completion"},
         {"memory": 1},
+        {"dedup": False},
+        {"cache": "c"},
+        {"pass_urls": True},
+        {"verify": "full"},
+        {"max_side": 2048},
     ):
         assert Settings.create("in.jsonl", **change).shaping("m") == base, change
     for change in (
@@ -167,6 +172,11 @@ def test_what_shapes_captions_and_what_does_not():
         {"max_tokens": 3},
         {"temperature": 0.5},
         {"max_side": 5},
+        {"max_pixels": 5},
+        {"min_side": 5},
+        {"size_for": "gpt-4o"},
+        {"frames": 2},
+        {"background": "none"},
         {"image_field": "i"},
         {"conversation_field": "c"},
         {"output_field": "o"},

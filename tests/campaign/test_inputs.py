@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from conftest import rows
 from endpoint import Reply, completion
-from fakes import EchoTransport
+from fakes import PICTURE, EchoTransport
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner import RunReport, SettingsError, run_batch
 
-URL = "https://example.org/i"
+URL = PICTURE
 
 
 def record(name: object) -> str:
@@ -180,7 +180,7 @@ class Transport(EchoTransport):
 
 transport = Transport()
 report = asyncio.run(
-    run_batch(sys.argv[2], transport=transport, model="m", concurrency=64)
+    run_batch(sys.argv[2], transport=transport, model="m", concurrency=64, pass_urls=True)
 )
 status = pathlib.Path("/proc/self/status")
 if status.exists():  # ru_maxrss counts what the process was before it became this program
@@ -197,7 +197,7 @@ def test_a_million_records_need_no_more_memory_than_a_few(tmp_path) -> None:
     source = tmp_path / "in.jsonl"
     with source.open("w") as file:
         for n in range(1_000_000):
-            file.write(f'{{"id":{n},"image":"{URL}","prompt":"q"}}\n')
+            file.write(f'{{"id":{n},"image":"https://example.org/i","prompt":"q{n}"}}\n')
     done = subprocess.run(
         [sys.executable, "-c", MILLION, str(Path(__file__).parent.parent), str(source)],
         capture_output=True,
@@ -271,14 +271,15 @@ async def test_an_output_begun_by_an_earlier_version_is_continued(tmp_path, fold
         (tmp_path / path.name).write_bytes(path.read_bytes())
     before = (tmp_path / "in.captions.jsonl").read_bytes()
     transport = EchoTransport()
-    report = await caption(tmp_path / "in.jsonl", transport, accept_changes=True)
+    options = {"accept_changes": True, "pass_urls": True}
+    report = await caption(tmp_path / "in.jsonl", transport, **options)
     assert (report.resumed, report.captioned, report.failed) == (3, 2, 1)
     after = (tmp_path / "in.captions.jsonl").read_bytes()
     assert sorted(before.splitlines()) == sorted(
         line for line in after.splitlines() if line in before.splitlines()
     )
     assert [row["id"] for row in rows(tmp_path / "in.captions.jsonl")] == [0, 1, 2, 3, 5]
-    again = await caption(tmp_path / "in.jsonl", transport, accept_changes=True)
+    again = await caption(tmp_path / "in.jsonl", transport, **options)
     assert again.calls == 0
 
 

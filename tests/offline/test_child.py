@@ -112,7 +112,7 @@ def instead(monkeypatch, script):
         started.append(popen(*args, **options))
         return started[-1]
 
-    monkeypatch.setattr(child, "_COMMAND", ("-c", script))
+    monkeypatch.setattr(child, "python", lambda _: [sys.executable, "-c", script])
     monkeypatch.setattr(child.subprocess, "Popen", start)
     return started
 
