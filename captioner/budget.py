@@ -41,6 +41,14 @@ class ByteBudget:
                 self._condition.wait()
             self._held += size
 
+    def reserve_at_once(self, size: int) -> bool:
+        """Take bytes if they are free, and tell whether they were."""
+        with self._condition:
+            if self._held and self._held + size > self._total and not self._closed:
+                return False
+            self._held += size
+            return True
+
     async def reserve_soon(self, size: int, *, wait: bool = True) -> None:
         """Take bytes from the event loop; as `reserve`, but only the caller waits."""
         while True:

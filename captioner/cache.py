@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -44,11 +45,24 @@ class Cache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._reader = self._connect()
-            self._reader.execute("PRAGMA journal_mode=WAL")
-            self._reader.execute(_TABLE)
-            self._reader.commit()
+            self._begin()
         except (OSError, sqlite3.Error) as error:
             raise SettingsError(f"cache: cannot use {self._path}: {error}") from None
+
+    def _begin(self) -> None:
+        """Make the table; others may be about to do the same, which SQLite does not wait for."""
+        until = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                self._reader.execute("PRAGMA journal_mode=WAL")
+                self._reader.execute(_TABLE)
+                self._reader.commit()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_WAIT_S, check_same_thread=False)
@@ -88,8 +102,9 @@ class Cache:
 
     def close(self) -> None:
         """Write what is left."""
-        if self._writing is not None:
-            self._writing.join()
+        writing = self._writing
+        if writing is not None:
+            writing.join()
         self._write()
         self._reader.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -17,9 +18,18 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def environment() -> dict[str, str]:
-    """Return an environment in which a child finds this same package."""
-    found = dict(os.environ)
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+
+
+def environment(*, secrets: bool = True) -> dict[str, str]:
+    """Return an environment in which a child finds this same package.
+
+    Args:
+        secrets: With the variables that may hold keys.
+    """
+    found = {
+        name: value for name, value in os.environ.items() if secrets or not _SECRET.search(name)
+    }
     root = str(Path(__file__).resolve().parents[1])
     # An installed package is found anyway.
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):

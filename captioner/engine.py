@@ -97,6 +97,7 @@ class Engine:
             model = ", ".join(dict.fromkeys(connected.models))
             budget = ByteBudget(images.memory)
             stopping.then(budget.close)
+            stack.callback(budget.close)
             cache = None
             if settings.run.cache is not None:
                 cache = Cache(settings.run.cache, _answers_by(settings, model, rules), warn)
@@ -127,7 +128,9 @@ class Engine:
                 samples=settings.prompt.samples,
                 warn=warn,
             )
-            sharing = Sharing(captioning, progress, dedup=settings.run.dedup, cache=cache)
+            sharing = Sharing(
+                captioning, progress, dedup=settings.run.dedup, cache=cache, warn=warn
+            )
             stack.callback(sharing.close)
             yield cls(model, preparer, preparation, sharing, budget)
 
@@ -184,11 +187,12 @@ def _answers_by(settings: Settings, model: str, rules: Rules) -> bytes:
             {
                 "version": 1,
                 "model": model,
+                "offline": settings.endpoint.offline,
                 "max_tokens": prompt.max_tokens,
                 "temperature": prompt.temperature,
                 "samples": prompt.samples,
                 "schema": rules.schema,
-                "extra_body": settings.endpoint.extra_body,
+                "endpoints": [(one.model, one.extra_body) for one in settings.each_endpoint],
                 "length": (rules.min_chars, rules.max_chars),
                 "accept": sorted(rules.accept),
             }

@@ -17,6 +17,7 @@
     └─ RunError               the whole run stops, and can be run again
        ├─ EndpointRefusedError   key, model or address is wrong             exit 2
        ├─ EndpointGaveOutError   out of quota, or away for too long         exit 7
+       ├─ DecoderError           no process to decode pictures              exit 1
        ├─ OutputBusyError        another run holds the output               exit 4
        ├─ OutputDamagedError     the output is not what we wrote            exit 5
        └─ DiskError              the disk refused a write or a sync         exit 9
@@ -61,6 +62,10 @@ class BadRecordError(RecordError):
 
 class BadImageError(RecordError):
     """A picture of the record is missing, corrupt or too large."""
+
+
+class NotAtOnceError(Exception):
+    """It cannot be done without waiting; not an error, but a reason to do it elsewhere."""
 
 
 class RefusedError(RecordError):
@@ -167,6 +172,10 @@ class OutputDamagedError(RunError):
     """The output is not what captioner wrote; it is left alone."""
 
     exit_code = 5
+
+
+class DecoderError(RunError):
+    """No process can be started that decodes pictures."""
 
 
 class DiskError(RunError):

@@ -2,13 +2,15 @@
 
 ::
 
-    source ─ lines ─▶ threads ─ prepared ─▶ workers ─ outcomes ─▶ sink
-             a few chunks    a short queue    `concurrency` of them
+    source ─ lines ─▶ a short queue ─▶ workers ─ outcomes ─▶ sink
+                          ▲   │         `concurrency` of them
+                          └ threads
 
-Lines go to the preparing threads in chunks, because a hop into a thread costs as much as reading
-a small picture; results come back as soon as there are some. Records whose pictures are elsewhere
-come back at once, and go on when those are here. A worker takes its next record when the last one
-is in its file.
+A worker prepares its record just before it sends it, where that takes no waiting: the file is in
+memory, and the picture passes as it is. That is the least work, and the bytes are still in the
+processor's cache when they go out. What would keep the event loop waiting goes to threads, in
+chunks, and comes back prepared; so does, after its pictures are here, what has to be fetched. When
+records keep going to the threads they are sent there straight away, for a while.
 """
 
 from __future__ import annotations
@@ -39,6 +41,18 @@ CHUNK = 16
 
 FLUSH_S = 0.02
 """Seconds after which a thread hands over what it has, if its chunk takes long."""
+
+IN_A_ROW = 16
+"""Records that could not be prepared at once, one after the other, before the next ones go ..."""
+
+STRAIGHT = 1_000
+"""... straight to the threads, so many of them."""
+
+AT_ONCE_S = 0.005
+"""Seconds of preparing in the event loop after which others have their turn."""
+
+TOO_LONG_S = 0.01
+"""Seconds of preparing in the event loop after which the next records go there, too."""
 
 _Item = Prepared | Failure
 
@@ -86,9 +100,14 @@ class Pipeline:
         self._drain_s = drain_s
         self._settled = settled
         self._ready: asyncio.Queue[_Item | None] = asyncio.Queue()
-        self._threads = min(8, os.cpu_count() or 1)
+        threads = min(8, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="captioner-prepare")
+        self._chunks: set[asyncio.Future[None]] = set()
+        self._misses = 0  # records in a row that could not be prepared at once
+        self._straight = 0  # records that still go to the threads unasked
         # Records being prepared or waiting in the queue; a worker that takes a record makes room.
-        self._room = asyncio.Semaphore(CHUNK * (self._threads + 2) + fetches)
+        self._places = CHUNK * (threads + 2) + fetches
+        self._room = asyncio.Semaphore(self._places)
         self._fetching: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
 
@@ -112,41 +131,69 @@ class Pipeline:
             raise self._error
 
     async def _feed(self, lines: AsyncIterator[list[Line]]) -> None:
-        """Hand lines to the threads, never more than there is room for."""
-        loop = asyncio.get_running_loop()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="captioner-prepare")
-        chunks: set[asyncio.Future[None]] = set()
+        """Put lines into the queue or before the threads, never more than there is room for."""
+        idle = False
         try:
             async for batch in lines:
                 for at in range(0, len(batch), CHUNK):
-                    chunk = batch[at : at + CHUNK]
-                    for _ in chunk:
-                        await self._room.acquire()
-                    if self._stopping:
-                        return
-                    future = loop.run_in_executor(pool, self._prepare, chunk, loop)
-                    chunks.add(future)
-                    future.add_done_callback(chunks.discard)
-                    future.add_done_callback(self._prepared)
+                    await self._admit(batch[at : at + CHUNK])
                 if self._stopping:
                     return
             self._progress.complete = True
+            for _ in range(self._places):  # until all have been taken
+                await self._room.acquire()
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
             if isinstance(lines, AsyncGenerator):
                 await lines.aclose()
-            idle = False
+            self._end_fetching()
             try:
-                await asyncio.gather(*chunks, return_exceptions=True)
+                await asyncio.gather(*self._chunks, *self._fetching, return_exceptions=True)
                 idle = True
-                if self._stopping:
-                    self._end_fetching()
-                await asyncio.gather(*self._fetching, return_exceptions=True)
             finally:
-                self._end_fetching()
-                pool.shutdown(wait=idle)
+                self._pool.shutdown(wait=idle)
                 self._ready.put_nowait(None)
+
+    async def _admit(self, chunk: list[Line]) -> None:
+        """Wait for room, and send lines on their way."""
+        for _ in chunk:
+            await self._room.acquire()
+        if self._stopping:
+            return
+        if self._straight > 0:
+            self._straight -= len(chunk)
+            self._to_threads(chunk)
+            return
+        begin = time.monotonic()
+        for line in chunk:
+            self._at_once(line)
+            if time.monotonic() - begin > AT_ONCE_S:
+                await asyncio.sleep(0)
+                begin = time.monotonic()
+        await asyncio.sleep(0)
+
+    def _to_threads(self, chunk: list[Line]) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._pool, self._prepare, chunk, loop)
+        self._chunks.add(future)
+        future.add_done_callback(self._chunks.discard)
+        future.add_done_callback(self._prepared)
+
+    def _at_once(self, line: Line) -> None:
+        """Prepare a record here and now, if that takes no waiting; else have it done elsewhere."""
+        begin = time.monotonic()
+        item = self._preparer.prepare_at_once(line)
+        if item is not None:
+            self._misses = 0
+            if time.monotonic() - begin > TOO_LONG_S:
+                self._straight = STRAIGHT
+            self._take([item])
+            return
+        self._misses += 1
+        if self._misses >= IN_A_ROW:
+            self._misses, self._straight = 0, STRAIGHT
+        self._to_threads([line])
 
     def _prepare(self, chunk: list[Line], loop: asyncio.AbstractEventLoop) -> None:
         """Prepare some lines in a thread, handing over early when they take long."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import binascii
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import orjson
+from pybase64 import b64encode
 from xxhash import xxh3_128
 
 from captioner.conversation import ask_each, images_of, read_turns
-from captioner.errors import BadImageError, BadRecordError, RecordError
+from captioner.errors import BadImageError, BadRecordError, NotAtOnceError, RecordError
 from captioner.images.convert import AS_IS, Wanted, fit
 from captioner.rawjson import members, quoted
 from captioner.records import EncodedImage, Failure, ImageRef, Line, Prepared, Remote, Turn
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from captioner.budget import ByteBudget
     from captioner.cache import Cache
-    from captioner.images.convert import Draw
+    from captioner.images.convert import Draw, Fitted
     from captioner.images.load import Folders
     from captioner.interfaces import Dialect
     from captioner.records import Fetched, Remake
@@ -73,7 +73,32 @@ class Preparer:
                 place in the budget.
             fetched: Its pictures from elsewhere.
         """
-        place = _Place(self._budget, fetched.reserved if fetched else 0, fixed=remake is not None)
+        if remake is not None:
+            place = _Place(self._budget, "none")
+        elif fetched is not None:
+            place = _Place(self._budget, "force", fetched.reserved)
+        else:
+            place = _Place(self._budget, "wait")
+        return self._prepare(line, place, self._draw, remake or AS_IS, fetched)
+
+    def prepare_at_once(self, line: Line) -> Prepared | Remote | Failure | None:
+        """Return the same without waiting for disk, memory or a decoder; None if it would."""
+        if self._cache is not None:
+            return None
+        place = _Place(self._budget, "at once")
+        try:
+            return self._prepare(line, place, _not_at_once, AS_IS, None)
+        except NotAtOnceError:
+            return None
+
+    def _prepare(
+        self,
+        line: Line,
+        place: _Place,
+        draw: Draw,
+        remake: Remake,
+        fetched: Fetched | None,
+    ) -> Prepared | Remote | Failure:
         try:
             if line.fault is not None:
                 raise BadRecordError(*line.fault)  # noqa: TRY301 - becomes a failure, as all do
@@ -83,9 +108,9 @@ class Preparer:
             images = images_of(turns)
             if fetched is None and (urls := self._remote(images)):
                 return Remote(line, urls)
-            pictures = fetched.pictures if fetched else {}
+            pictures = _here(fetched)
             encoded = {
-                id(part): self._encode(part, place, remake or AS_IS, pictures) for part in images
+                id(part): self._encode(part, place, draw, remake, pictures) for part in images
             }
             questions = tuple(
                 self._dialect.messages(*_with_frames(asked, encoded))
@@ -150,19 +175,17 @@ class Preparer:
         self,
         image: ImageRef,
         place: _Place,
+        draw: Draw,
         remake: Remake,
-        pictures: Mapping[str, bytes | Exception],
+        pictures: Mapping[str, bytes],
     ) -> tuple[EncodedImage, ...]:
         """Return a picture ready to be sent, or several frames of a moving one."""
         if image.url is not None:
             if image.url not in pictures:
                 return (EncodedImage(url=image.url),)
-            found = pictures[image.url]
-            if isinstance(found, Exception):
-                raise found
-            data = found
+            data = pictures[image.url]
         elif image.path is not None:
-            data = self._folders.read(image.path, place.reserve)
+            data = self._folders.read(image.path, place.reserve, waits=place.waits)
         else:
             data = image.data or b""
             place.reserve(len(data))
@@ -171,12 +194,27 @@ class Preparer:
         return tuple(
             EncodedImage(
                 fitted.media_type,
-                binascii.b2a_base64(fitted.data, newline=False),
+                b64encode(fitted.data),
                 "",
                 fitted.width * fitted.height,
             )
-            for fitted in fit(data, self._wanted, self._draw, remake)
+            for fitted in fit(data, self._wanted, draw, remake)
         )
+
+
+def _here(fetched: Fetched | None) -> dict[str, bytes]:
+    """Return pictures that were fetched, or raise why one of them was not."""
+    pictures: dict[str, bytes] = {}
+    for url, found in fetched.pictures.items() if fetched else ():
+        if isinstance(found, Exception):
+            raise found
+        pictures[url] = found
+    return pictures
+
+
+def _not_at_once(_: bytes, __: Remake) -> tuple[Fitted, ...]:
+    """Draw nothing: decoding takes long."""
+    raise NotAtOnceError
 
 
 class _Place:
@@ -185,26 +223,37 @@ class _Place:
     Args:
         budget: The budget.
         reserved: Bytes it holds already.
-        fixed: It neither takes nor gives anything.
+        how: ``wait`` for room; ``at once`` or not at all, raising `NotAtOnceError`; ``force``,
+            room or not, for whom others may wait; ``none`` neither takes nor gives anything.
     """
 
-    def __init__(self, budget: ByteBudget, reserved: int, *, fixed: bool) -> None:
+    def __init__(
+        self,
+        budget: ByteBudget,
+        how: Literal["wait", "at once", "force", "none"],
+        reserved: int = 0,
+    ) -> None:
         self._budget = budget
-        self._fixed = fixed
+        self._how = how
         self.reserved = reserved
+        self.waits = how != "at once"
 
     def reserve(self, size: int) -> None:
         """Take what a picture needs as it is and in base64; may block."""
-        if self._fixed:
-            return
         size += size // 3
-        # A record that holds some already must not wait for others that do the same.
-        self._budget.reserve(size, wait=not self.reserved)
+        if self._how == "none":
+            return
+        if self._how == "at once":
+            if not self._budget.reserve_at_once(size):
+                raise NotAtOnceError
+        else:
+            # A record that holds some already must not wait for others that do the same.
+            self._budget.reserve(size, wait=self._how == "wait" and not self.reserved)
         self.reserved += size
 
     def settle(self, size: int) -> None:
         """Hold what is really held from now on."""
-        if not self._fixed:
+        if self._how != "none":
             self._budget.change(size - self.reserved)
             self.reserved = size
 

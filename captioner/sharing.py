@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,14 @@ from captioner.identity import KeyTable
 from captioner.records import Answer, Answers, Completion, Failure, Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from captioner.cache import Cache
     from captioner.captioning import Captioning
     from captioner.records import Caption, Line, Outcome, Prepared, Progress
+
+TAIL = 1 << 16
+"""Bytes of answers that are written together."""
 
 MAX_PARKED = 1_000
 """Records that wait for one equal to them; further ones keep their worker waiting."""
@@ -32,6 +39,7 @@ class Sharing:
         progress: Counts.
         dedup: Equal records of this run share an answer.
         cache: Keeps answers from run to run.
+        warn: Called with a sentence when answers can be kept no longer.
     """
 
     def __init__(
@@ -41,17 +49,18 @@ class Sharing:
         *,
         dedup: bool,
         cache: Cache | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._captioning = captioning
         self._progress = progress
-        self._answered = _Answered() if dedup else None
+        self._answered = _Answered(warn) if dedup else None
         self._cache = cache
         self._parked: dict[bytes, _Parked] = {}
 
     async def caption(self, prepared: Prepared) -> Outcome:
         """Return what became of one record, whatever others are under way."""
-        if prepared.known:
-            return self._known(prepared, prepared.known)
+        if prepared.known and (caption := self._known(prepared)):
+            return caption
         found = await self._captioning.answers(prepared)
         if isinstance(found, Failure):
             return found
@@ -97,9 +106,13 @@ class Sharing:
             *(self._shared(line, again, replaces=replaces) for line, replaces in parked.records),
         ]
 
-    def _known(self, prepared: Prepared, stored: bytes) -> Caption:
+    def _known(self, prepared: Prepared) -> Caption | None:
+        try:
+            answers = load(prepared.known)
+        except (ValueError, TypeError):
+            return None  # somebody else has written there; it is asked for, and put right
         self._progress.cached += 1
-        return self._shared(prepared.line, load(stored), replaces=prepared.replaces)
+        return self._shared(prepared.line, answers, replaces=prepared.replaces)
 
     def _shared(self, line: Line, answers: Answers, *, replaces: bool) -> Caption:
         return self._captioning.caption_of(line, answers, replaces=replaces)
@@ -126,25 +139,50 @@ def _fails_too(failure: Failure, line: Line) -> Failure:
 class _Answered:
     """Answers by key: the keys in memory, the answers in a file that nobody else sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._places = KeyTable()
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the run ends
-        self._end = 0
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._written = 0
+        self._tail = bytearray()  # what is not written yet
+        self._full = False
 
     def put(self, key: bytes, stored: bytes) -> None:
-        self._places.add(key, self._end)
-        self._file.seek(self._end)
-        self._end += self._file.write(len(stored).to_bytes(4, "big") + stored)
+        if self._full:
+            return
+        self._places.add(key, self._written + len(self._tail))
+        self._tail += len(stored).to_bytes(4, "big") + stored
+        if len(self._tail) < TAIL:
+            return
+        try:
+            self._file.write(self._tail)
+            self._file.flush()
+        except OSError as error:  # what is in memory stays there; no more is kept
+            self._full = True
+            self._warn(
+                f"the temporary folder takes no more answers ({error.strerror}): equal records "
+                "from now on are asked for each"
+            )
+        else:
+            self._written += len(self._tail)
+            self._tail.clear()
 
     def get(self, key: bytes) -> bytes:
         place = self._places.find(key)
         if place is None:
             return b""
-        self._file.seek(place)
-        return self._file.read(int.from_bytes(self._file.read(4), "big"))
+        size = int.from_bytes(self._read(place, 4), "big")
+        return self._read(place + 4, size)
+
+    def _read(self, place: int, size: int) -> bytes:
+        if place >= self._written:
+            at = place - self._written
+            return bytes(self._tail[at : at + size])
+        return os.pread(self._file.fileno(), size, place)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written is tried again
+            self._file.close()
 
 
 def dump(answers: Answers) -> bytes:

@@ -95,7 +95,15 @@ def check_url(name: str, url: str) -> None:
 
 def without_secrets(url: str) -> str:
     """Return a URL without what may be secret in it: user, password, query and fragment."""
-    return re.sub(r"//[^/]*@|[?#].*", lambda found: "//" if found[0][0] == "/" else "", url)
+    return _SECRET.sub(lambda found: "//" if found[0][0] == "/" else "", url)
+
+
+def masked(text: str) -> str:
+    """Return a text on one line, its URLs without what may be secret in them."""
+    return re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), " ".join(text.split()))
+
+
+_SECRET = re.compile(r"//[^/]*@|[?#].*", re.DOTALL)
 
 
 def text_of(name: str, value: str) -> str:

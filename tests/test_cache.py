@@ -86,3 +86,18 @@ def test_a_cache_that_cannot_be_written_costs_no_captions(tmp_path, monkeypatch)
     cache.close()
     assert len(said) == 1
     assert "cannot be written" in said[0]
+
+
+def begin(folder: Path) -> None:
+    Cache(folder, b"s", print).close()
+
+
+def test_runs_that_begin_together_on_a_new_cache(tmp_path):
+    """Several processes that make the same cache at once all get it."""
+    spawn = multiprocessing.get_context("spawn")
+    several = [spawn.Process(target=begin, args=(tmp_path / "c",)) for _ in range(4)]
+    for process in several:
+        process.start()
+    for process in several:
+        process.join(30)
+        assert process.exitcode == 0

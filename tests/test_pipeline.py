@@ -23,6 +23,8 @@ AHEAD = CHUNK * (8 + 2) + CONCURRENCY + BATCH
 class Rig:
     """A pipeline whose every part is in the test's hands."""
 
+    in_threads = True
+
     def __init__(self, count: int = 100, *, drain_s: float = 30.0) -> None:
         self.count = count
         self.taken = 0
@@ -76,6 +78,12 @@ class Rig:
             assert self.closed, "the source was not closed"
 
 
+@pytest.fixture(params=["in threads", "at once"], autouse=True)
+def _where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every promise holds whether records are prepared in threads or in the event loop."""
+    monkeypatch.setattr(Rig, "in_threads", request.param == "in threads")
+
+
 class _Preparer:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
@@ -85,6 +93,12 @@ class _Preparer:
             return Failure(line, "bad", "it is bad", 0)
         self._rig.budget.reserve(1)
         return Prepared(line, ((b"[]",),), replaces=False, reserved=1)
+
+    def prepare_at_once(self, line: Line) -> Prepared | Failure | None:
+        if self._rig.in_threads or not self._rig.budget.reserve_at_once(1):
+            return None
+        self._rig.budget.release(1)
+        return self.prepare(line)
 
 
 class _Endpoint:

@@ -287,3 +287,32 @@ def test_other_field_names(folder):
     raw = '{"ключ":null,"légende":"x","image":"a.jpg","caption":1}'.encode()
     assert bench(raw).replaces is True
     assert bench(b'{"image":"a.jpg"}').code == "no_id"
+
+
+# -- at once ---------------------------------------------------------------------------------------
+
+
+def test_what_is_in_memory_is_prepared_at_once(folder):
+    """A file that was just written needs no disk; the result is the same as in a thread."""
+    bench = Bench(folder)
+    record = {"image": ["a.jpg", data_uri(jpeg(2))], "prompt": "q"}
+    line = Line(1, json.dumps(record).encode())
+    assert bench.preparer.prepare_at_once(line) == bench.preparer.prepare(line)
+    bad = Line(2, b'{"image": "nowhere.jpg"}')
+    assert bench.preparer.prepare_at_once(bad) == bench.preparer.prepare(bad)
+
+
+@pytest.mark.parametrize("what", ["drawing", "an archive", "memory", "a large file"])
+def test_what_would_wait_is_not_prepared_at_once(folder, what, monkeypatch):
+    """The event loop waits for no decoder, archive, memory or disk, and nothing is held for it."""
+    image = "a.jpg"
+    bench = Bench(folder, max_side=16, min_side=1) if what == "drawing" else Bench(folder)
+    if what == "an archive":
+        image = "x.tar#a.jpg"
+    elif what == "memory":
+        bench.budget.reserve(1 << 20)
+    elif what == "a large file":
+        monkeypatch.setattr("captioner.images.load.MOST_AT_ONCE", 100)
+    held = bench.budget._held
+    assert bench.preparer.prepare_at_once(Line(1, json.dumps({"image": image}).encode())) is None
+    assert bench.budget._held == held

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,6 +137,36 @@ async def test_a_giver_up_lets_the_next_one_ask(rig: Rig) -> None:
     await asyncio.gather(first, return_exceptions=True)
     rig.go_on.set()
     assert (await rig.begin(2))[0].text == "caption 2"
+
+
+async def test_a_full_temporary_folder_costs_requests_only() -> None:
+    """When answers can be kept no longer, it is told once, and equal records are asked for."""
+    said: list[str] = []
+    rig = Rig(warn=said.append)
+    rig.go_on.set()
+    answered = rig.sharing._answered
+    assert answered is not None
+    answered._file.close()
+    answered._file = Path("/dev/full").open("wb+", buffering=0)  # noqa: SIM115
+    for number in range(2_000):
+        (found,) = await rig.begin(number, number.to_bytes(16, "big"))
+        assert found.ok
+    assert len(said) == 1
+    assert "No space left" in said[0]
+    assert (await rig.begin(1, (1_999).to_bytes(16, "big")))[0].attempts == 2
+    rig.sharing.close()
+
+
+async def test_what_somebody_else_wrote_into_the_cache_is_asked_for() -> None:
+    """A broken entry is no answer and no reason to stop."""
+    rig = Rig()
+    rig.go_on.set()
+    for known in (b"{", b"[]]", b"7", b'[["a"]]'):
+        line = Line(1, b"{}")
+        (found,) = await rig.sharing.outcomes(Prepared(line, (), False, 0, 0, known * 4, known))
+        assert found.ok
+    assert (rig.calls, rig.progress.cached) == (4, 0)
+    rig.sharing.close()
 
 
 def test_answers_keep_their_values() -> None:

@@ -6,6 +6,8 @@ cloud's metadata service. What is checked is the address that is connected to, n
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 _NOT_PUBLIC = tuple(
@@ -53,6 +55,18 @@ def _inner(ip: IPv6Address) -> IPv4Address | None:
     if ip in _NAT64 or ip in _COMPATIBLE:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return None
+
+
+_NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
+
+
+def ends_in_number(host: str) -> bool:
+    """Tell whether a host is an IPv4 address to somebody, in whatever notation (WHATWG URL, 3.5).
+
+    Some libraries take such a host for an address and ask no resolver.
+    """
+    name = unicodedata.normalize("NFKC", host).lower().rstrip(".")
+    return _NUMBER.fullmatch(name.rpartition(".")[2]) is not None
 
 
 def is_address(host: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import contextlib
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING
 
 from captioner.errors import BadImageError
-from captioner.fetching.http import HttpFetcher
+from captioner.fetching.http import IN_MEMORY, HttpFetcher
 from captioner.fetching.stores import Stores
 from captioner.records import Fetched
 from captioner.values import without_secrets
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 class Fetcher:
     """Fetches the pictures of records from the web and from object stores.
 
-    While they come in, what is in memory is bounded by their number; what has come in counts in
-    the memory budget. Nothing that has a place in the budget waits for another here.
+    While pictures come in, and while they wait for a place in the memory budget, the larger part of
+    them is on disk.
 
     Args:
         images: Bounds.
@@ -73,39 +74,41 @@ class Fetcher:
         """
         pictures: dict[str, bytes | Exception] = {}
         reserved = 0
-        try:
-            async with self._slots:  # one for all of them: nobody waits for a second one
+        with contextlib.ExitStack() as stack:
+            files: dict[str, IO[bytes]] = {}
+            async with self._slots:
                 for url in dict.fromkeys(urls):
                     try:
-                        found = await self._fetch(url)
+                        files[url] = stack.enter_context(await self._fetch(url))
                     except BadImageError as error:
-                        pictures[url] = error
-                        break
-                    with found:
-                        size = found.tell()
-                        if reserve:
-                            # What holds some already must not wait for others that do the same.
-                            await self._budget.reserve_soon(size + size // 3, wait=not reserved)
-                            reserved += size + size // 3
-                        found.seek(0)
-                        pictures[url] = found.read()
-        except BaseException:
-            self._budget.release(reserved)
-            raise
+                        return Fetched({url: error}, 0)
+            # Nobody waits for memory in a slot: who has the memory may want one.
+            if reserve:
+                size = sum(file.tell() for file in files.values())
+                reserved = size + size // 3
+                await self._budget.reserve_soon(reserved)
+            for url, file in files.items():
+                file.seek(0)
+                pictures[url] = file.read()
         return Fetched(pictures, reserved)
 
     async def _fetch(self, url: str) -> IO[bytes]:
         if url[:5].lower() in ("http:", "https"):
             return await self._web.fetch(url)
         loop = asyncio.get_running_loop()
-        reading = loop.run_in_executor(self._threads, self._stores.read, url)
+        reading = loop.run_in_executor(self._threads, self._read, url)
         try:
             async with asyncio.timeout(self._timeout_s):
-                file = io.BytesIO(await reading)
+                return await reading
         except TimeoutError:
             shown, limit = without_secrets(url)[:200], f"{self._timeout_s:g} s (--fetch-timeout)"
             raise BadImageError(
                 "image_fetch_failed", f"cannot fetch {shown} within {limit}"
             ) from None
-        file.seek(0, io.SEEK_END)
+
+    def _read(self, url: str) -> IO[bytes]:
+        """Return a file that holds an object, at its end; large ones wait on disk."""
+        data = self._stores.read(url)
+        file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the caller closes it
+        file.write(data)
         return file

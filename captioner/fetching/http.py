@@ -13,11 +13,11 @@ from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from captioner.errors import BadImageError
-from captioner.fetching.addresses import is_address, is_public
+from captioner.fetching.addresses import ends_in_number, is_address, is_public
 from captioner.images.archives import check_size
 from captioner.proxies import proxy_for
 from captioner.retry import retry_after_s, waits
-from captioner.values import without_secrets
+from captioner.values import masked, without_secrets
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,10 +47,14 @@ class PublicResolver(AbstractResolver):
 
     Args:
         inner: Resolves.
+
+    Attributes:
+        exempt: Names that may be anywhere: those of proxies.
     """
 
     def __init__(self, inner: AbstractResolver) -> None:
         self._inner = inner
+        self.exempt: set[str] = set()
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -61,7 +65,7 @@ class PublicResolver(AbstractResolver):
             RefusedAddressError: One of them is not public.
         """
         found = await self._inner.resolve(host, port, family)
-        if not all(is_public(one["host"]) for one in found):
+        if host not in self.exempt and not all(is_public(one["host"]) for one in found):
             raise RefusedAddressError(f"{host} is at a private address")
         return found
 
@@ -153,8 +157,8 @@ class HttpFetcher:
             reason = error.os_error.strerror or str(error.os_error)
             raise _PassingError(f"cannot connect: {reason}") from None
         except aiohttp.ClientError as error:
-            reason = " ".join(str(error).split())[:100]
-            raise _PassingError(f"the connection broke: {reason}") from None
+            said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+            raise _PassingError(f"the connection broke: {masked(said)[:100]}") from None
         except OSError as error:
             raise _PassingError(f"the connection broke: {error.strerror or error}") from None
         raise _refused(shown, f"it redirects more than {MAX_HOPS} times")
@@ -164,8 +168,12 @@ class HttpFetcher:
         host = url.host
         if url.scheme not in ("http", "https") or not host:
             raise _refused(shown, f"it leads to a {url.scheme or 'nameless'} URL")
-        if not self._private and is_address(host) and not is_public(host):
-            raise RefusedAddressError
+        if not self._private:
+            if is_address(host):
+                if not is_public(host):
+                    raise RefusedAddressError
+            elif ends_in_number(host):
+                raise _refused(shown, "its host is an address in an odd notation")
         wait = self._rests.get(host, 0.0) - asyncio.get_running_loop().time()
         if wait > 0:
             await asyncio.sleep(wait)
@@ -174,9 +182,8 @@ class HttpFetcher:
         """Return the picture, or where the server says it is."""
         session = self._session or self._open()
         proxy = proxy_for(str(url))
-        if proxy is not None and not is_address(url.host or "") and self._resolver is not None:
-            # The proxy resolves by itself; this at least refuses names that are known to us.
-            await self._resolver.resolve(url.host or "", url.port or 0)
+        if proxy is not None and not self._private:
+            await self._check_behind(proxy, url)
         async with session.get(url, allow_redirects=False, proxy=proxy) as reply:
             if reply.status in _REDIRECTS:
                 location = reply.headers.get("Location")
@@ -201,13 +208,32 @@ class HttpFetcher:
                 )
             return await self._read(reply, shown)
 
+    async def _check_behind(self, proxy: str, url: URL) -> None:
+        """Refuse what is private as far as this machine knows: the proxy resolves by itself."""
+        if not isinstance(self._resolver, PublicResolver):
+            return
+        self._resolver.exempt.add(URL(proxy).host or "")
+        if not is_address(url.host or ""):
+            try:
+                await self._resolver.resolve(url.host or "", url.port or 0, socket.AF_UNSPEC)
+            except RefusedAddressError:
+                raise
+            except OSError:
+                return  # only the proxy knows the name
+
     async def _read(self, reply: aiohttp.ClientResponse, shown: str) -> IO[bytes]:
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
             size = reply.content_length or 0
             async for chunk in reply.content.iter_any():
                 check_size(shown, max(size, file.tell() + len(chunk)), self._max_bytes)
-                file.write(chunk)
+                try:
+                    file.write(chunk)
+                except OSError as error:
+                    raise BadImageError(
+                        "image_fetch_failed",
+                        f"{shown} has no room in the temporary folder: {error.strerror}",
+                    ) from None
         except BaseException:
             file.close()
             raise

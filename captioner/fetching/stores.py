@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.errors import BadImageError
 from captioner.images.archives import check_size, in_archive
 from captioner.records import STORES
-from captioner.values import without_secrets
+from captioner.values import masked, without_secrets
 
 if TYPE_CHECKING:
     from captioner.images.archives import Archives
@@ -45,6 +45,7 @@ class Stores:
                 path, member = parts
                 return self._archives.read(path, member, lambda: system.open(path, "rb"), _nothing)
             data: bytes = system.cat_file(url, 0, SMALL)
+            check_size(shown, len(data), self._max_bytes)
             if len(data) < SMALL:
                 return data
             size = int(system.info(url)["size"])
@@ -59,7 +60,7 @@ class Stores:
                 "image_unreadable", f"cannot fetch {shown}: it is forbidden"
             ) from None
         except Exception as error:  # noqa: BLE001 - each store's library raises what it likes
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = masked(str(error))[:200] or type(error).__name__
             raise BadImageError("image_fetch_failed", f"cannot fetch {shown}: {reason}") from None
 
     def _system(self, scheme: str) -> Any:
@@ -76,7 +77,7 @@ class Stores:
                         f"pip install 'captioner[{extra}]' reads {scheme}:// addresses",
                     ) from None
                 except Exception as error:  # noqa: BLE001 - no credentials, a broken profile
-                    reason = " ".join(str(error).split())[:200] or type(error).__name__
+                    reason = masked(str(error))[:200] or type(error).__name__
                     raise BadImageError(
                         "image_fetch_failed", f"{scheme}:// cannot be read: {reason}"
                     ) from None

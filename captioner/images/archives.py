@@ -184,15 +184,16 @@ class _Tar:
 class _Zip:
     def __init__(self, file: IO[bytes]) -> None:
         self._zip = zipfile.ZipFile(file)
+        self._infos = {_plain(info.filename): info for info in self._zip.infolist()}
 
     def size(self, member: str) -> int:
-        info = self._zip.getinfo(_plain(member))
+        info = self._infos[_plain(member)]
         if info.is_dir():
             raise KeyError(member)
         return info.file_size
 
     def read(self, member: str, size: int) -> bytes:
-        with self._zip.open(_plain(member)) as file:
+        with self._zip.open(self._infos[_plain(member)]) as file:
             return file.read(size)
 
 

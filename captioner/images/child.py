@@ -6,6 +6,7 @@ lives on and one record fails.
 What is said over the socket whose descriptor is the first argument, message by message::
 
     parent: the options                    once
+    child:  READY                          when it has started
     parent: how to remake, the picture     for each picture
     child:  HEAVY                          if it is large
     parent: anything                       when it may go on
@@ -23,7 +24,7 @@ from multiprocessing.connection import Connection
 import orjson
 
 from captioner.errors import BadImageError
-from captioner.images.convert import HEAVY, Wanted
+from captioner.images.convert import HEAVY, READY, Wanted
 from captioner.images.draw import draw
 from captioner.options import ImageSettings
 from captioner.records import Remake
@@ -42,6 +43,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     images, detail = orjson.loads(connection.recv_bytes())
     wanted = Wanted(ImageSettings(**images), detail)
+    connection.send_bytes(READY)
     # The parent ends what takes too long; the alarm does when there is no parent any more.
     seconds = int(wanted.images.image_timeout) + _GRACE_S
 

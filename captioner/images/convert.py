@@ -29,6 +29,9 @@ DECODE_ONLY = Remake(0.0)
 """Asks whether a picture can be decoded, and for nothing else."""
 
 
+READY = b"ready"
+"""What a decoder says when it has started."""
+
 HEAVY = b"heavy"
 """What a decoder says before it decodes a large picture; it goes on when it is told to."""
 
@@ -103,6 +106,8 @@ class Wanted:
             size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         longest = side or MAX_SIDE
         shortest = min(images.min_side, longest)
+        if max(size) > MAX_ASPECT * max(shortest, min(size)):
+            size = within(*size, longest)  # no model has use for more of it
         if (short := min(size)) < shortest and max(size) * shortest <= longest * short:
             size = round(size[0] * shortest / short), round(size[1] * shortest / short)
         least = max(shortest, math.ceil(max(size) / MAX_ASPECT))

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from captioner.children import environment, python
-from captioner.errors import BadImageError
-from captioner.images.convert import HEAVY, Fitted
+from captioner.errors import BadImageError, DecoderError
+from captioner.images.convert import HEAVY, READY, Fitted
 from captioner.stopping import StoppedError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _MODULE = "captioner.images.child"
 _START_S = 60.0
-"""Seconds that a child's first picture has more than others: the machine may be busy."""
+"""Seconds that a child may take to start: the machine may be busy."""
 
 
 class Decoders:
@@ -65,6 +65,7 @@ class Decoders:
 
         Raises:
             BadImageError: Those of the drawing, ``image_timeout`` or ``image_crashed``.
+            DecoderError: No child can be started.
             StoppedError: The decoders were closed meanwhile.
         """
         child = self._idle.get()
@@ -72,6 +73,8 @@ class Decoders:
             if child is None:
                 child = self._start()
             return child.draw(data, remake, self._timeout_s, self._heavy)
+        except (DecoderError, StoppedError):
+            raise
         except (EOFError, OSError, ValueError, TypeError, KeyError):  # it died, or talks nonsense
             if self._closed:
                 raise StoppedError from None
@@ -105,7 +108,13 @@ class Decoders:
             self._idle.put(None)
 
     def _start(self) -> _Child:
-        child = _Child(self._greeting)
+        try:
+            child = _Child(self._greeting)
+        except (OSError, EOFError) as error:
+            if self._closed:
+                raise StoppedError from None
+            reason = getattr(error, "strerror", None) or "it ended at once"
+            raise DecoderError(f"cannot start a decoder for pictures: {reason}") from None
         with self._lock:
             if not self._closed:
                 self._children.add(child)
@@ -138,21 +147,24 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=environment(),
+                env=environment(secrets=False),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C stops the run, which may still need it
             )
-        self._greeting = greeting
         self.broken = False
+        try:
+            self._connection.send_bytes(greeting)
+            ready = self._receive(_START_S) == READY
+        except (_SlowError, OSError, EOFError):
+            ready = False
+        if not ready:
+            self.end()
+            raise EOFError
 
     def draw(
         self, data: bytes, remake: Remake, timeout_s: float, heavy: threading.Lock
     ) -> tuple[Fitted, ...]:
         self.broken = True  # until there is a whole reply
-        if self._greeting:
-            self._connection.send_bytes(self._greeting)
-            timeout_s += _START_S
-            self._greeting = b""
         self._connection.send_bytes(orjson.dumps((*remake,)))
         self._connection.send_bytes(data)
         reply = self._receive(timeout_s)
@@ -165,8 +177,7 @@ class _Child:
             self.broken = False
             raise BadImageError(frames["code"], frames["message"])
         drawn = tuple(
-            Fitted(kind, self._connection.recv_bytes(), width, height)
-            for kind, width, height in frames
+            Fitted(kind, self._receive(timeout_s), width, height) for kind, width, height in frames
         )
         self.broken = False
         return drawn

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+import math
+import struct
+from array import array
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
@@ -76,15 +79,24 @@ def draw(
         BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or
             ``image_needs_extra``.
     """
+    heavy = False
+
+    def bound(width: int, height: int) -> None:
+        nonlocal heavy
+        wanted.bound(width, height)
+        if width * height > HEAVY_PIXELS and not heavy:
+            heavy = True
+            before_heavy()
+
     try:
+        if data[:4] == b"\0\0\1\0":
+            bound(*_icon_size(data))  # opening it decodes it
         with _open(data) as image:
-            wanted.bound(*image.size)
-            if image.width * image.height > HEAVY_PIXELS:
-                before_heavy()
+            bound(*image.size)
             if remake == DECODE_ONLY:
                 image.load()
                 return ()
-            return tuple(_frame(frame, wanted, remake) for frame in _frames(image, wanted))
+            return tuple(_frame(frame, wanted, remake) for frame in _frames(image, wanted, bound))
     except UnidentifiedImageError:
         raise _no_picture(data) from None
     except BadImageError:
@@ -113,15 +125,33 @@ def _known(name: str) -> bool:
     return name != "HEIF" or name in Image.OPEN
 
 
-def _frames(image: Any, wanted: Wanted) -> Iterator[Image.Image]:
+def _icon_size(data: bytes) -> tuple[int, int]:
+    """Return the size of an icon's largest picture, as that says itself."""
+    (count,) = struct.unpack_from("<H", data, 4)
+    sizes = [(1, 1)]
+    for entry in range(6, 6 + 16 * count, 16):
+        (at,) = struct.unpack_from("<I", data, entry + 12)
+        if data[at : at + 8] == b"\x89PNG\r\n\x1a\n":
+            sizes.append(struct.unpack_from(">II", data, at + 16))
+        else:
+            width, height = struct.unpack_from("<ii", data, at + 4)
+            sizes.append((abs(width), abs(height) // 2))  # its mask stands below it
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _frames(image: Any, wanted: Wanted, bound: Callable[[int, int], None]) -> Iterator[Image.Image]:
     """Yield the first frame, or as many as are wanted, spread evenly over a moving picture."""
     count = 1
     if wanted.images.frames > 1 and image.format in _MOVING:
         count = int(getattr(image, "n_frames", 1))
     chosen = min(wanted.images.frames, count)
+    at = 0
     for number in range(chosen):
-        if count > 1:
-            image.seek(round(number * (count - 1) / (chosen - 1)))
+        frame = round(number * (count - 1) / (chosen - 1)) if count > 1 else 0
+        while at < frame:
+            at += 1
+            image.seek(at)
+            bound(*image.size)  # a later frame may be larger
         yield image
 
 
@@ -156,13 +186,13 @@ def _frame(image: Image.Image, wanted: Wanted, remake: Remake) -> Fitted:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Return a picture of more bits a channel with eight: 16 are all used, floats are stretched."""
+    if image.mode.startswith("I"):
+        image.info.pop("transparency", None)  # it is said in more bits than are left
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.mode not in ("I", "F"):
         return image
-    low, high = image.getextrema()
-    if not (isinstance(low, int | float) and isinstance(high, int | float)):
-        raise corrupt("its grey values cannot be read")
+    low, high = _extrema(image)
     if image.mode == "I" and low >= 0 and high <= 65_535:
         low, high = 0, 65_535 if high > 255 else 255
     elif low >= 0 and high <= 1:
@@ -171,6 +201,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         low, high = 0, 255
     scale = 255 / (high - low) if high > low else 0.0
     return image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+
+
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    """Return the least and the greatest finite grey of a picture."""
+    low, high = cast("tuple[float, float]", image.getextrema())
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    values = [value for value in array("f", image.tobytes()) if math.isfinite(value)]
+    if not values:
+        raise corrupt("it holds no numbers")
+    return min(values), max(values)
 
 
 def _on(background: str, image: Image.Image) -> Image.Image:

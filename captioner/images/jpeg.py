@@ -6,11 +6,14 @@ import re
 import struct
 
 from captioner.images.profile import is_srgb
-from captioner.images.structure import Kept, Structure, corrupt, orientation_of
+from captioner.images.structure import XMP_ORIENTATION, Kept, Structure, corrupt, orientation_of
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 but DHT, JPG, DAC
 _USUAL = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended and progressive: what every decoder takes."""
+
+_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
+"""DHT, DAC, DQT, DRI: what a decoder needs beside header and scans."""
 
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _APPLICATION = range(0xE0, 0xF0)
@@ -37,6 +40,7 @@ class _Walk:
         self._kept = Kept(data, 2)
         self._frame = self._precision = self._width = self._height = self._components = 0
         self._orientation = 1
+        self._exif = self._xmp = False
         self._profile: dict[int, bytes] = {}
         self._scans = 0
 
@@ -82,7 +86,7 @@ class _Walk:
             header = struct.unpack_from(">BHHB", data, at + 2)
             self._precision, self._height, self._width, self._components = header
             self._kept.keep(begin, end)
-        elif marker != 0xDA:
+        elif marker in _TABLES and (marker != 0xDD or end - at == 4):
             self._kept.keep(begin, end)
 
     def _application(self, marker: int, begin: int, at: int, end: int) -> None:
@@ -95,11 +99,15 @@ class _Walk:
             else:  # it holds a thumbnail
                 self._kept.put(b"\xff\xe0\0\x10" + head + b"\0\0")
         elif marker == 0xE1 and head.startswith(b"Exif\0\0"):
-            self._orientation = orientation_of(data[at + 8 : end])
+            if not self._exif:  # the first one counts
+                self._exif = True
+                self._orientation = orientation_of(data[at + 2 : end])
+        elif marker == 0xE1 and XMP_ORIENTATION in data[at:end]:
+            self._xmp = True
         elif marker == 0xE2 and head.startswith(b"ICC_PROFILE\0"):
             self._profile[data[at + 14]] = data[at + 16 : end]
-        elif marker == 0xEE and head.startswith(b"Adobe"):
-            self._kept.keep(begin, end)
+        elif marker == 0xEE and head.startswith(b"Adobe") and len(head) == 12:
+            self._kept.put(b"\xff\xee\0\x0e" + head)
 
     def _found(self) -> Structure:
         if not (self._width and self._height and self._scans):
@@ -115,7 +123,7 @@ class _Walk:
             "image/jpeg",
             self._width,
             self._height,
-            self._orientation,
+            0 if self._xmp and self._orientation == 1 else self._orientation,
             plain,
             parts=self._kept.parts(),
         )

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from captioner.errors import BadImageError
+from captioner.errors import BadImageError, NotAtOnceError
 from captioner.images.archives import Archives, check_size, in_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+
+_AT_ONCE = getattr(os, "RWF_NOWAIT", None)
+"""Has Linux read only what is in memory already."""
+
+MOST_AT_ONCE = 8 << 20
+"""Bytes of a file that are read without a thread."""
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -39,31 +46,39 @@ class Folders:
         self._roots = [os.fspath(root) for root in roots]
         self._inside = os.path.realpath(roots[0]).rstrip(os.sep) + os.sep if bound else None
         self._max_bytes = max_bytes
+        self._buffer = memoryview(b"")  # for what is read at once, which one thread does
         self._archives = archives or Archives(max_bytes)
 
-    def read(self, path: str, reserve: Callable[[int], None]) -> bytes:
+    def read(self, path: str, reserve: Callable[[int], None], *, waits: bool = True) -> bytes:
         """Return a file's bytes.
 
         Args:
             path: As the record gives it, or ``archive.tar#member``.
             reserve: Called with the file's size before it is read; may block for memory.
+            waits: The disk may be waited for; else only what is in memory is read.
 
         Raises:
+            NotAtOnceError: It would have to be waited for.
             BadImageError: ``image_missing``, ``image_unreadable``, ``image_not_a_file``,
                 ``image_outside_root``, ``image_too_large`` or ``image_empty``.
         """
         if parts := in_archive(path):
-            archive, member = parts
-            opening = partial(self._open_archive, archive)
-            return self._archives.read(archive, member, opening, reserve)
-        fd = self._open(path)
+            if not waits:
+                raise NotAtOnceError
+            try:
+                fd = self._open(path)  # a file may be called so
+            except BadImageError:
+                archive, member = parts
+                opening = partial(self._open_archive, archive)
+                return self._archives.read(archive, member, opening, reserve)
+        else:
+            fd = self._open(path)
         path = _brief(path)
         try:
             info = _regular(fd, path)
             check_size(path, info.st_size, self._max_bytes)
             reserve(info.st_size)
-            # One byte more than it had: a file that is still growing is not whole.
-            data = os.read(fd, info.st_size + 1)
+            data = self._read(fd, info.st_size, waits=waits)
             while len(data) < info.st_size and (more := os.read(fd, info.st_size - len(data))):
                 data += more
         except OSError as error:
@@ -75,6 +90,26 @@ class Folders:
         if len(data) != info.st_size:
             raise BadImageError("image_unreadable", f"{path} changed while it was read")
         return data
+
+    def _read(self, fd: int, size: int, *, waits: bool) -> bytes:
+        """Return a file, and one byte more than it had: if it still grows it is not whole."""
+        if waits:
+            return os.read(fd, size + 1)
+        if _AT_ONCE is None:
+            raise NotAtOnceError
+        if size >= len(self._buffer):
+            if size >= MOST_AT_ONCE:
+                raise NotAtOnceError
+            self._buffer = memoryview(bytearray(2 * size))
+        try:
+            count = os.preadv(fd, [self._buffer[: size + 1]], 0, _AT_ONCE)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
+                raise NotAtOnceError from None
+            raise
+        if count < size:
+            raise NotAtOnceError
+        return bytes(self._buffer[:count])
 
     def _open_archive(self, path: str) -> IO[bytes]:
         fd = self._open(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 
@@ -9,6 +10,13 @@ from captioner.images.profile import is_srgb
 from captioner.images.structure import Kept, Structure, corrupt, orientation_of
 
 _PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_ORIENTATION = re.compile(
+    rb"Raw profile type (?:exif|xmp|APP1)|XML:com\.adobe\.xmp\x00\x01|tiff:Orient"
+)
+"""Where else than in eXIf an orientation may be said; packed XMP may hold one."""
+
 _MAX_PROFILE = 1 << 20
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits by colour type."""
@@ -24,6 +32,7 @@ def read_png(data: bytes) -> Structure:
     found: dict[bytes, int] = {}  # where the first chunk of each kind holds its data
     kept = Kept(data, 8)
     view = memoryview(data)
+    turned = False
     while b"IEND" not in found:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
@@ -32,10 +41,14 @@ def read_png(data: bytes) -> Structure:
         (stored,) = struct.unpack_from(">I", data, end - 4)
         if zlib.crc32(view[at + 4 : end - 4]) != stored:
             raise corrupt(f"a checksum in the PNG is wrong (chunk {kind.decode('latin-1')!r})")
-        if not found and kind != b"IHDR":
+        if not found and (kind != b"IHDR" or length != 13):
             raise corrupt("the PNG does not begin with its size")
-        if kind in _PICTURE:
+        if kind == b"IEND" and length:
+            kept.put(_END)
+        elif kind in _PICTURE:
             kept.keep(at, end)
+        elif kind in _TEXTS and _ORIENTATION.search(data, at + 8, end - 4):
+            turned = True
         found.setdefault(kind, at + 8)
         at = end
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
@@ -43,12 +56,13 @@ def read_png(data: bytes) -> Structure:
         raise corrupt("the PNG holds no picture")
     if depth not in _DEPTHS.get(colours, ()):
         raise corrupt("the PNG's colours are of no kind that exists")
+    orientation = orientation_of(_chunk(data, found.get(b"eXIf")))
     profile = _profile(_chunk(data, found.get(b"iCCP")))
     return Structure(
         "image/png",
         width,
         height,
-        orientation_of(_chunk(data, found.get(b"eXIf"))),
+        0 if turned and orientation == 1 else orientation,
         plain=depth <= 8 and (not profile or is_srgb(profile)),
         transparent=b"tRNS" in found or colours in (4, 6),
         moving=b"acTL" in found,

@@ -20,7 +20,7 @@ class Structure(NamedTuple):
         media_type: For example ``image/jpeg``.
         width: Pixels, before the orientation is applied.
         height: Pixels, before the orientation is applied.
-        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        orientation: EXIF orientation, 1 to 8; 1 is upright, 0 is said where only decoders look.
         plain: Endpoints see it as people do: 8 bits, grey or RGB, in the colours of sRGB.
         transparent: Some of it may be.
         moving: It has several frames.
@@ -76,8 +76,13 @@ def corrupt(what: str) -> BadImageError:
     return BadImageError("image_corrupt", f"the image is broken: {what}")
 
 
-def orientation_of(tiff: bytes) -> int:
+XMP_ORIENTATION = b"tiff:Orientation"
+"""XMP may say it as well; where EXIF does not, decoders look there."""
+
+
+def orientation_of(exif: bytes) -> int:
     """Return tag 0x0112 of EXIF's first directory; 1 where it is missing or senseless."""
+    tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1
@@ -86,8 +91,8 @@ def orientation_of(tiff: bytes) -> int:
         (count,) = struct.unpack_from(order + "H", tiff, at)
         for entry in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == 0x0112 and kind == 3:
-                (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
+            if tag == 0x0112 and kind in (3, 4):
+                (value,) = struct.unpack_from(order + " HI"[kind - 2], tiff, entry + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
         pass

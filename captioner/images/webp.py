@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from captioner.images.profile import is_srgb
-from captioner.images.structure import Structure, corrupt, orientation_of
+from captioner.images.structure import XMP_ORIENTATION, Structure, corrupt, orientation_of
 
 _ALPHA, _ANIMATION = 0x10, 0x02
 
@@ -51,12 +51,14 @@ def read_webp(data: bytes) -> Structure:
         raise corrupt("the WebP has no size")
     profile = bytes(chunks.get(b"ICCP", b""))[8:]
     exif = bytes(chunks.get(b"EXIF", b""))[8:]
+    orientation = orientation_of(exif)
+    xmp = bytes(chunks.get(b"XMP ", b""))
     moving = bool(flags & _ANIMATION)
     return Structure(
         "image/webp",
         width,
         height,
-        orientation_of(exif.removeprefix(b"Exif\0\0")),
+        0 if orientation == 1 and XMP_ORIENTATION in xmp else orientation,
         plain=not moving and (not profile or is_srgb(profile)),
         transparent=bool(flags & _ALPHA),
         moving=moving,

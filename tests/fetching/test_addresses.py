@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from captioner.fetching.addresses import is_address, is_public
+from captioner.fetching.addresses import ends_in_number, is_address, is_public
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,21 @@ def test_addresses_are_told_from_names():
     assert is_address("::1")
     for name in ("localhost", "2130706433", "0x7f000001", "017700000001", "127.1", "127.0.0.1."):
         assert not is_address(name)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["2130706433", "0x7f000001", "017700000001", "127.1", "0", "127.000.000.001", "127.0.0.1.",
+     "\u00b2130706433", "\uff11\uff12\uff17.1", "0x7f.1", "a.0x10"],
+)  # fmt: skip
+def test_hosts_that_somebody_takes_for_addresses(host):
+    """Decimal, octal, hexadecimal and short forms, in whatever digits."""
+    assert ends_in_number(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["example.org", "1.example", "0x10.org", "host1", "xn--e1afmkfd.org"]
+)
+def test_hosts_that_are_names(host):
+    """A number within a name is nothing odd."""
+    assert not ends_in_number(host)

@@ -42,12 +42,7 @@ MEMBERS = {f"shard/{n}.jpg": jpeg(n) for n in range(30)} | {"./dot.jpg": jpeg(99
 @pytest.fixture(params=["tar", "zip"])
 def archive(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     made = tar if request.param == "tar" else zipped
-    members = (
-        MEMBERS
-        if request.param == "tar"
-        else {name.removeprefix("./"): data for name, data in MEMBERS.items()}
-    )
-    return made(tmp_path / f"a.{request.param}", members)
+    return made(tmp_path / f"a.{request.param}", MEMBERS)
 
 
 OPENED: list[Archives] = []
@@ -169,3 +164,9 @@ def test_only_so_many_are_kept_open(tmp_path):
     for number in [*range(archives.OPEN_AT_ONCE + 5), 0, 1]:
         assert shared.read(f"{number}.tar#a.jpg", lambda _: None) == jpeg(number)
     assert len(OPENED[-1]._open) == archives.OPEN_AT_ONCE
+
+
+def test_a_file_may_be_called_like_a_member(tmp_path):
+    """A file that is there goes before a member of an archive."""
+    (tmp_path / "odd.zip#1.jpg").write_bytes(jpeg(4))
+    assert read(tmp_path, "odd.zip#1.jpg") == jpeg(4)

@@ -384,3 +384,25 @@ def test_verify_full_decodes(monkeypatch):
     data = saved(quarters(), "PNG")
     fit_each(data, wanted, lambda data, remake: seen.append((data, remake)) or ())
     assert seen == [(data, DECODE_ONLY)]
+
+
+def icon(png: bytes) -> bytes:
+    """Return an icon that says it has 16 pixels and holds a picture that says otherwise."""
+    return b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0" + struct.pack("<II", len(png), 22) + png
+
+
+def test_what_hides_in_an_icon_is_bounded():
+    """An icon is refused by the size of the picture in it, before it is opened."""
+    with pytest.raises(BadImageError) as caught:
+        fit(icon(huge_png(20_000, 20_000)))
+    assert caught.value.code == "image_too_large"
+    assert fit(icon(saved(quarters((16, 16)), "PNG"))).width == 16
+
+
+def test_a_later_frame_may_not_be_larger_than_is_allowed():
+    """A film whose second frame enlarges its canvas is refused when that is asked for."""
+    first = saved(Image.new("P", (16, 16)), "GIF")[:-1]
+    later = b",\0\0\0\0" + struct.pack("<HH", 4_000, 4_000) + b"\0\2\2D\1\0;"
+    with pytest.raises(BadImageError) as caught:
+        frames(first + later, frames=2, max_image_pixels=1_000_000)
+    assert caught.value.code in ("image_too_large", "image_corrupt")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -57,6 +58,26 @@ def exif() -> bytes:
     return block.tobytes()
 
 
+def turned(kind: int) -> bytes:
+    """Return EXIF whose orientation is of another kind of number than usual."""
+    entry = struct.pack("<HHII", 0x0112, kind, 1, 6)
+    return b"Exif\0\0II*\0\x08\0\0\0\1\0" + entry + b"\0\0\0\0"
+
+
+def xmp() -> bytes:
+    """Return XMP that turns the picture, where EXIF says nothing."""
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description '
+        b'tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+
+
+def png_xmp() -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp().decode())
+    return info
+
+
 def upright_exif() -> bytes:
     block = Image.Exif()
     block[0x010E] = SECRET.decode()
@@ -86,14 +107,17 @@ def profile(swapped: bool = True) -> bytes:
     return bytes(data)
 
 
-def grey_16(kind: str, big: bool = False) -> bytes:
+def grey_16(kind: str, big: bool = False, **options: Any) -> bytes:
     order = ">" if big else "<"
     row = struct.pack(f"{order}{SIZE[0]}H", *[0x2000] * 48, *[0xC000] * 48)
-    return saved(Image.frombytes("I;16B" if big else "I;16", SIZE, row * SIZE[1]), kind)
+    image = Image.frombytes("I;16B" if big else "I;16", SIZE, row * SIZE[1])
+    return saved(image, kind, **options)
 
 
-def floats(low: float, high: float) -> bytes:
+def floats(low: float, high: float, hole: float | None = None) -> bytes:
     image = Image.new("F", SIZE, low)
+    if hole is not None:
+        image.putpixel((0, 0), hole)
     image.paste(high, (48, 0, 96, 64))
     return saved(image, "TIFF")
 
@@ -293,6 +317,39 @@ DRAWN: dict[str, tuple[bytes, Callable[[Picture], None]]] = {
     "a column": (saved(Image.new("RGB", (2, 9000), RED), "PNG"), measures(28, 2048)),
 }
 
+DRAWN |= {
+    "jpeg turned by a long": (
+        saved(quarters(), "JPEG", exif=turned(kind=4), quality=95),
+        shows_turned_quarters,
+    ),
+    "jpeg turned by xmp": (saved(quarters(), "JPEG", xmp=xmp(), quality=95), shows_turned_quarters),
+    "jpeg turned twice": (
+        saved(quarters(), "JPEG", exif=exif(), quality=95).replace(
+            b"\xff\xdb", b"\xff\xe1\0\x10Exif\0\0II*\0\x08\0\0\0\xff\xdb", 1
+        ),
+        shows_turned_quarters,
+    ),
+    "png turned by xmp": (saved(quarters(), "PNG", pnginfo=png_xmp()), shows_turned_quarters),
+    "webp turned by xmp": (
+        saved(quarters(), "WEBP", lossless=True, xmp=xmp()),
+        shows_turned_quarters,
+    ),
+    "tiff float with holes": (floats(0.25, 0.75, hole=math.nan), shows(grey(64), grey(191))),
+    "tiff float to infinity": (floats(0.25, 0.75, hole=math.inf), shows(grey(64), grey(191))),
+    "png 16 bits transparent": (grey_16("PNG", transparency=0x20), shows(grey(0x20), grey(0xC0))),
+}
+
+SEGMENTS = {
+    name: JPEG.replace(b"\xff\xdb", b"\xff" + segment + SECRET + b"\xff\xdb", 1)
+    for name, segment in {
+        "jpeg adobe and more": b"\xee\0\x1fAdobe\0d\0\0\0\0\1",
+        "jpeg jpg0": b"\xf0\0\x13",
+        "jpeg jpg13": b"\xfd\0\x13",
+        "jpeg dhp": b"\xde\0\x13",
+        "jpeg restart and more": b"\xdd\0\x15\0\0",
+    }.items()
+}
+
 FAULTS: dict[str, tuple[bytes, str, str]] = {
     "empty": (b"", "image_empty", "empty"),
     "text": (b"hello", "image_unknown_type", "known type"),
@@ -346,7 +403,7 @@ class Corpus:
 
     @staticmethod
     def all() -> dict[str, bytes]:
-        found = dict(AS_IT_IS)
+        found = AS_IT_IS | SEGMENTS
         for several in (WITH_METADATA, DRAWN, FAULTS):
             found |= {name: one[0] for name, one in several.items()}
         return found
@@ -388,6 +445,16 @@ def test_metadata_stays_here(corpus: Corpus, name: str) -> None:
     _, data = received(corpus, name)
     assert SECRET not in data
     assert data == WITH_METADATA[name][1]
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_segments_that_could_hold_anything_stay_here(corpus: Corpus, name: str) -> None:
+    """What no decoder needs is cut out, whatever it is called."""
+    _, data = received(corpus, name)
+    assert SECRET not in data
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.size == SIZE
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -19,7 +19,7 @@ from conftest import jpeg
 from PIL import Image
 
 from captioner.children import environment
-from captioner.errors import BadImageError
+from captioner.errors import BadImageError, DecoderError
 from captioner.images import decoders
 from captioner.images.convert import AS_IS, DECODE_ONLY, Wanted, fit
 from captioner.images.decoders import Decoders
@@ -40,7 +40,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     def put(script: str) -> None:
         begin = (
             "import sys, os, time, signal; from multiprocessing.connection import Connection;"
-            "connection = Connection(int(sys.argv[1])); connection.recv_bytes()\n"
+            "connection = Connection(int(sys.argv[1])); connection.recv_bytes();"
+            "connection.send_bytes(b'ready')\n"
         )
         command = [sys.executable, "-c", begin + script]
         monkeypatch.setattr(decoders, "python", lambda _, number: [*command, number])
@@ -115,7 +116,6 @@ def test_a_crash_costs_one_picture() -> None:
     "script",
     [
         "connection.recv_bytes(); os.kill(os.getpid(), signal.SIGSEGV)",
-        "sys.exit(3)",
         "[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[[')",
         "[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[[\"image/jpeg\",1,1]]')",
     ],
@@ -130,9 +130,30 @@ def test_whatever_a_decoder_does_is_one_failed_picture(stand_in, script) -> None
             assert caught.value.code == "image_crashed"
 
 
-def test_a_hang_costs_one_picture(stand_in, monkeypatch) -> None:
-    """A decoder that does not come back is killed when its time is over."""
-    monkeypatch.setattr(decoders, "_START_S", 0.0)
+def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
+    """A machine that starts no processes is no fault of a million pictures."""
+    monkeypatch.setattr(
+        decoders, "python", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"]
+    )
+    with pool() as drawn, pytest.raises(DecoderError, match="cannot start"):
+        drawn.draw(bmp(), AS_IS)
+    monkeypatch.setattr(decoders, "python", lambda *_: ["/nowhere/python"])
+    with pool() as drawn, pytest.raises(DecoderError, match="No such file"):
+        drawn.draw(bmp(), AS_IS)
+
+
+def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
+    """What meets the bytes of strangers has no access to what they may want."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    stand_in(f"open({str(tmp_path / 'env')!r}, 'w').write(repr(dict(os.environ)))")
+    with pool() as drawn, pytest.raises(BadImageError):
+        drawn.draw(bmp(), AS_IS)
+    assert "hush" not in (tmp_path / "env").read_text()
+
+
+def test_a_hang_costs_one_picture(stand_in) -> None:
+    """A decoder that does not come back is killed when its time is over, the first time too."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
     with pool(image_timeout=0.5) as drawn:
         with pytest.raises(BadImageError, match=r"more than 0\.5 s") as caught:

@@ -109,5 +109,8 @@ def test_plans():
     assert plan((10, 20), min_side=200) == same(200, 400)
     assert plan((2000, 10)) == Plan((2000, 10), (2000, 28))
     assert plan((1, 1)) == same(28, 28)
+    assert plan((39_761, 11), size_for="llava-1.5-7b") == Plan((2048, 1), (2048, 28))
+    assert plan((39_761, 11), size_for="qwen2-vl-7b") == Plan((2048, 1), (2048, 28))
+    assert plan((20_000, 500), size_for="qwen3-vl-8b").size == (20_000, 500)
     assert plan((100, 50), max_side=10) == same(10, 10)._replace(size=(10, 5))
     assert plan((40_000, 100), max_side=40_000) == Plan((40_000, 100), (40_000, 200))
