@@ -24,7 +24,9 @@ class ByteBudget:
         self._total = total
         self._held = 0
         self._closed = False
-        self._condition = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
+        self._blocked = 0  # threads that wait
         self._thread = threading.local()
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -37,13 +39,15 @@ class ByteBudget:
         with self._condition:
             if wait and self._held and self._held + size > self._total and not self._closed:
                 getattr(self._thread, "hand_over", _nothing)()
+            self._blocked += 1
             while wait and self._held and self._held + size > self._total and not self._closed:
                 self._condition.wait()
+            self._blocked -= 1
             self._held += size
 
     def reserve_at_once(self, size: int) -> bool:
         """Take bytes if they are free, and tell whether they were."""
-        with self._condition:
+        with self._lock:
             if self._held and self._held + size > self._total and not self._closed:
                 return False
             self._held += size
@@ -63,9 +67,9 @@ class ByteBudget:
 
     def change(self, size: int) -> None:
         """Take or, below 0, give back bytes, without waiting."""
-        with self._condition:
+        with self._lock:
             self._held += size
-            if size < 0:
+            if size < 0 and (self._blocked or self._waiters):
                 self._wake()
 
     def release(self, size: int) -> None:

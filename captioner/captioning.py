@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captioner.checks import ask_again, attempts_for, check
@@ -19,7 +19,18 @@ from captioner.errors import (
     RecordError,
     RefusedError,
 )
-from captioner.records import Answers, Asking, Caption, Failure, Remake, Usage
+from captioner.records import (
+    AS_IS,
+    PLAIN,
+    Answer,
+    Answers,
+    Asking,
+    Caption,
+    Completion,
+    Failure,
+    Remake,
+    Usage,
+)
 from captioner.retry import waits
 
 if TYPE_CHECKING:
@@ -27,13 +38,14 @@ if TYPE_CHECKING:
 
     from captioner.checks import Rules
     from captioner.endpoints import Endpoint, Endpoints
-    from captioner.records import Answer, Completion, Line, Prepared
+    from captioner.records import Line, Prepared
     from captioner.stopping import Stopping
 
 SMALLER = (0.7, 0.5, 0.35)
 """Factors of a picture's sides to try when the endpoint finds it too large (after CaptionFlow)."""
 
 PARAMETERS_TO_LEAVE_OUT = 8
+
 
 LONGEST_PAUSE_S = 8.0
 """Longest wait of one record between attempts: an endpoint in trouble rests as a whole anyway."""
@@ -85,14 +97,15 @@ class Captioning:
             StoppedError: The run is stopping before there is an outcome.
             RunError: No record will be captioned.
         """
-        record = _Record(prepared, Faults(self._rules.max_attempts))
+        record = _Record(prepared, self._rules.max_attempts)
+        answers: list[list[Answer]] = []
         try:
             if scale := self._too_large.scale_for(prepared):
                 await self._make_again(record, Remake(scale))
-            answers = [
-                [await self._answer(record, question) for _ in range(self._samples)]
-                for question in range(len(prepared.questions))
-            ]
+            for question in range(len(prepared.questions)):
+                answers.append([])
+                for _ in range(self._samples):
+                    answers[-1].append(await self._answer(record, question))
         except RecordError as error:
             return Failure(prepared.line, error.code, error.message, record.attempts)
         return Answers(answers, record.attempts)
@@ -100,8 +113,11 @@ class Captioning:
     def caption_of(self, line: Line, answers: Answers, *, replaces: bool) -> Caption:
         """Return the caption that the answers make; see `Prepared` for ``replaces``."""
         value, more = self._compose(answers.each, answers.attempts)
-        kept = [answer.completion.usage for several in answers.each for answer in several]
-        usage = Usage(*(sum(tokens) for tokens in zip(*kept, strict=True)))
+        first = answers.each[0]
+        usage = first[0].completion.usage
+        if len(answers.each) > 1 or len(first) > 1:
+            kept = [answer.completion.usage for several in answers.each for answer in several]
+            usage = Usage(*map(sum, zip(*kept, strict=True)))
         return Caption(line, value, replaces, answers.attempts, usage, more)
 
     async def _answer(self, record: _Record, question: int) -> Answer:
@@ -110,16 +126,17 @@ class Captioning:
         Raises:
             RecordError: There will be none.
         """
-        asking = Asking()
-        bad_replies: Counter[str] = Counter()
+        asking = PLAIN
+        bad_replies: Counter[str] | None = None
         record.retrying = False
-        pauses = waits(LONGEST_PAUSE_S)
+        record.pauses = None
         while True:
             completion = None
             try:
-                completion, latency_s = await self._complete(record, question, asking, pauses)
+                completion, latency_s = await self._complete(record, question, asking)
                 answer = check(completion, self._rules)
             except BadReplyError as error:
+                bad_replies = Counter() if bad_replies is None else bad_replies
                 bad_replies[error.code] += 1
                 if (
                     bad_replies[error.code] >= attempts_for(error.code, self._rules)
@@ -130,13 +147,13 @@ class Captioning:
                     asking = ask_again(error, completion, asking, self._asking, self._rules)
                 if record.as_usual:
                     asking = Asking(turns=asking.turns)
-                await self._pause(pauses)
+                await self._pause(record)
             else:
                 self._too_large.worked(record.remade.scale)
-                return answer._replace(latency_s=latency_s)
+                return Answer(answer.value, completion, answer.flag, latency_s)
 
     async def _complete(
-        self, record: _Record, question: int, asking: Asking, pauses: Iterator[float]
+        self, record: _Record, question: int, asking: Asking
     ) -> tuple[Completion, float]:
         """Return what a model said and the seconds it took, through all that costs no attempts.
 
@@ -152,6 +169,8 @@ class Captioning:
                 record.prepared.questions[question], asking, retry=record.retrying
             )
             record.retrying = True
+            if isinstance(result, Completion):
+                return result, time.monotonic() - began
             if asking.raised and isinstance(result, PictureError | RefusedError):
                 # More tokens, or a higher temperature, than the endpoint has: as the settings say.
                 record.as_usual = True
@@ -163,34 +182,33 @@ class Captioning:
             elif isinstance(result, PictureError):
                 await self._make_otherwise(record, result)
             elif isinstance(result, NotFoundError):
-                await self._not_found(record, endpoint, result, pauses)
+                await self._not_found(record, endpoint, result)
             elif isinstance(result, EndpointFaultError):
+                record.faults = record.faults or Faults(record.max_attempts)
                 if times := await record.faults.poisoned_by(endpoint, result):
                     message = f"{result.message} ({times} times, while the endpoint was well)"
                     raise RefusedError(result.code, message)
-                await self._pause(pauses)
-            elif isinstance(result, Exception):
-                raise result
+                await self._pause(record)
             else:
-                return result, time.monotonic() - began
+                raise result
 
-    async def _pause(self, pauses: Iterator[float]) -> None:
-        await self._stopping.sleep(min(next(pauses), self._endpoints.left_s))
+    async def _pause(self, record: _Record) -> None:
+        if record.pauses is None:
+            record.pauses = waits(LONGEST_PAUSE_S)
+        await self._stopping.sleep(min(next(record.pauses), self._endpoints.left_s))
 
-    async def _not_found(
-        self, record: _Record, endpoint: Endpoint, error: NotFoundError, pauses: Iterator[float]
-    ) -> None:
+    async def _not_found(self, record: _Record, endpoint: Endpoint, error: NotFoundError) -> None:
         """Wait for what others meet; then take it for the size, or for the record's own fault."""
         captions = endpoint.health.captions
         record.not_found += 1
         if record.not_found == 1:
             record.captions_before = captions
         if record.not_found == 1 or not captions:
-            await self._pause(pauses)
+            await self._pause(record)
         elif error.certain:
             if record.not_found >= NOT_FOUND_TIMES and captions > record.captions_before:
                 raise RefusedError(error.code, error.message)
-            await self._pause(pauses)
+            await self._pause(record)
         elif record.remade.scale == SMALLER[-1] and not await endpoint.answers():
             raise unknown_model(error)
         else:
@@ -229,8 +247,10 @@ class _Record:
     """Where a record stands between its attempts."""
 
     prepared: Prepared
-    faults: Faults
-    remade: Remake = field(default_factory=Remake)
+    max_attempts: int
+    faults: Faults | None = None
+    pauses: Iterator[float] | None = None
+    remade: Remake = AS_IS
     attempts: int = 0
     retrying: bool = False
     as_usual: bool = False

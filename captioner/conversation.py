@@ -48,6 +48,16 @@ def read_turns(
         BadRecordError: The record has no picture, an unknown role, or a value of a wrong type.
     """
     images = _read_images(record, records.image_field)
+    fields = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
+    if images and not any(field in record for field in fields):
+        question = _read_prompt(record) or prompt.prompt
+        if PLACEHOLDER not in question:  # as nearly all records are: it spares the general way
+            asked = Turn("user", (*images, question))
+            return (
+                [Turn("system", (prompt.system_prompt,)), asked]
+                if prompt.system_prompt
+                else [asked]
+            )
     turns = _up_to_the_question(_read_conversation(record, records.conversation_field))
     _ask(turns, record, prompt)
     _place_images(turns, images)

@@ -20,7 +20,7 @@ from captioner.errors import (
     PictureError,
     RefusedError,
 )
-from captioner.ratelimits import read_limits
+from captioner.ratelimits import NO_LIMITS, read_limits
 from captioner.records import Request
 from captioner.stopping import DispersedError, StoppedError
 
@@ -159,9 +159,11 @@ class Endpoint:
         finally:
             progress.in_flight -= 1
         self.health.answered()
-        requests, tokens = read_limits(response.headers)
-        self.limiter.learn_requests(*requests)
-        self.limiter.learn_tokens(*tokens)
+        limits = read_limits(response.headers)
+        if limits is not NO_LIMITS:
+            requests, tokens = limits
+            self.limiter.learn_requests(*requests)
+            self.limiter.learn_tokens(*tokens)
         try:
             completion = dialect.judge(response)
         except ParameterError as error:

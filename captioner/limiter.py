@@ -221,7 +221,8 @@ class Limiter:
     def release(self) -> None:
         """Give a permit back."""
         self.in_flight -= 1
-        self._grant()
+        if self._waiting:
+            self._grant()
 
     def pause(self, seconds: float) -> None:
         """Grant nothing for so many seconds from now."""
@@ -248,7 +249,8 @@ class Limiter:
 
     def correct_tokens(self, estimated: float, used: float) -> None:
         """Note what a request really cost."""
-        self.tokens.take(used - estimated, self._now())
+        if not math.isinf(self.tokens.per_minute):
+            self.tokens.take(used - estimated, self._now())
 
     def open(self) -> None:
         """Grant everything from now on: the run is stopping, and those who wait are to see it."""

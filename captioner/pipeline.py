@@ -107,7 +107,9 @@ class Pipeline:
         self._straight = 0  # records that still go to the threads unasked
         # Records being prepared or waiting in the queue; a worker that takes a record makes room.
         self._places = CHUNK * (threads + 2) + fetches
-        self._room = asyncio.Semaphore(self._places)
+        self._room = self._places
+        self._wanted = 0  # places that are waited for
+        self._enough = asyncio.Event()
         self._fetching: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
 
@@ -140,8 +142,7 @@ class Pipeline:
                 if self._stopping:
                     return
             self._progress.complete = True
-            for _ in range(self._places):  # until all have been taken
-                await self._room.acquire()
+            await self._take_room(self._places)  # until all have been taken
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
@@ -155,22 +156,33 @@ class Pipeline:
                 self._pool.shutdown(wait=idle)
                 self._ready.put_nowait(None)
 
+    async def _take_room(self, places: int) -> None:
+        while self._room < places:
+            self._wanted = places
+            self._enough.clear()
+            await self._enough.wait()
+        self._wanted = 0
+        self._room -= places
+
     async def _admit(self, chunk: list[Line]) -> None:
         """Wait for room, and send lines on their way."""
-        for _ in chunk:
-            await self._room.acquire()
+        await self._take_room(len(chunk))
         if self._stopping:
             return
         if self._straight > 0:
             self._straight -= len(chunk)
             self._to_threads(chunk)
             return
-        begin = time.monotonic()
+        turn = begin = time.monotonic()
         for line in chunk:
             self._at_once(line)
-            if time.monotonic() - begin > AT_ONCE_S:
+            now = time.monotonic()
+            if now - begin > TOO_LONG_S:
+                self._straight = STRAIGHT
+            begin = now
+            if now - turn > AT_ONCE_S:
                 await asyncio.sleep(0)
-                begin = time.monotonic()
+                turn = begin = time.monotonic()
         await asyncio.sleep(0)
 
     def _to_threads(self, chunk: list[Line]) -> None:
@@ -182,13 +194,13 @@ class Pipeline:
 
     def _at_once(self, line: Line) -> None:
         """Prepare a record here and now, if that takes no waiting; else have it done elsewhere."""
-        begin = time.monotonic()
         item = self._preparer.prepare_at_once(line)
         if item is not None:
             self._misses = 0
-            if time.monotonic() - begin > TOO_LONG_S:
-                self._straight = STRAIGHT
-            self._take([item])
+            if isinstance(item, Remote):
+                self._take([item])
+            else:
+                self._ready.put_nowait(item)
             return
         self._misses += 1
         if self._misses >= IN_A_ROW:
@@ -245,7 +257,9 @@ class Pipeline:
         ready = self._ready
         try:
             while (item := await ready.get()) is not None:
-                self._room.release()
+                self._room += 1
+                if 0 < self._wanted <= self._room:
+                    self._enough.set()
                 if self._stopping:
                     continue
                 outcomes: list[Outcome]

@@ -11,9 +11,13 @@ from xxhash import xxh3_128
 
 from captioner.conversation import ask_each, images_of, read_turns
 from captioner.errors import BadImageError, BadRecordError, NotAtOnceError, RecordError
-from captioner.images.convert import AS_IS, Wanted, fit
+from captioner.images.convert import Wanted, fit
 from captioner.rawjson import members, quoted
-from captioner.records import EncodedImage, Failure, ImageRef, Line, Prepared, Remote, Turn
+from captioner.records import AS_IS, EncodedImage, Failure, ImageRef, Line, Prepared, Remote, Turn
+from captioner.values import without_secrets
+
+NEAR = 4_096
+"""Bytes that a record may hold more than it needs: giving them back is not worth the while."""
 
 _SEED = secrets.randbits(64)
 """Nobody can prepare pictures that are taken for each other."""
@@ -109,22 +113,28 @@ class Preparer:
             if fetched is None and (urls := self._remote(images)):
                 return Remote(line, urls)
             pictures = _here(fetched)
-            encoded = {
-                id(part): self._encode(part, place, draw, remake, pictures) for part in images
-            }
-            questions = tuple(
-                self._dialect.messages(*_with_frames(asked, encoded))
-                for asked in ask_each(turns, self._settings.questions)
-            )
+            several = [self._encode(image, place, draw, remake, pictures) for image in images]
+            frames = several[0] if len(several) == 1 else [one for each in several for one in each]
+            asked = self._settings.questions
+            if asked or len(frames) > len(several):
+                encoded = dict(zip(map(id, images), several, strict=True))
+                questions = tuple(
+                    self._dialect.messages(*_with_frames(question, encoded))
+                    for question in ask_each(turns, asked)
+                )
+            else:
+                questions = (self._dialect.messages(turns, frames),)
         except RecordError as error:
             place.leave()
             return Failure(line, error.code, error.message, 0)
         except BaseException:
             place.leave()
             raise
-        frames = [image for several in encoded.values() for image in several]
-        place.settle(sum(len(image.base64) for image in frames))
-        pixels = sum(image.pixels for image in frames)
+        size = pixels = 0
+        for frame in frames:
+            size += len(frame.base64)
+            pixels += frame.pixels
+        place.settle(size)
         key, known = self._known(questions)
         return Prepared(line, questions, replaces, place.reserved, pixels, key, known)
 
@@ -164,12 +174,17 @@ class Preparer:
 
     def _remote(self, images: list[ImageRef]) -> tuple[str, ...]:
         """Return the addresses of pictures that are to be fetched."""
-        passed = ("http:", "https") if self._settings.images.pass_urls else ()
-        return tuple(
-            image.url
-            for image in images
-            if image.url is not None and image.url[:5].lower() not in passed
-        )
+        urls = [image.url for image in images if image.url is not None]
+        if urls and self._settings.images.pass_urls:
+            urls = [url for url in urls if url[:5].lower() not in ("http:", "https")]
+        if urls and self._settings.records.image_root is not None:
+            for url in urls:
+                if url[:5].lower() not in ("http:", "https"):
+                    raise BadImageError(
+                        "image_outside_root",
+                        f"{without_secrets(url)[:200]} is not in the image root",
+                    )
+        return tuple(urls)
 
     def _encode(
         self,
@@ -178,11 +193,11 @@ class Preparer:
         draw: Draw,
         remake: Remake,
         pictures: Mapping[str, bytes],
-    ) -> tuple[EncodedImage, ...]:
+    ) -> list[EncodedImage]:
         """Return a picture ready to be sent, or several frames of a moving one."""
         if image.url is not None:
             if image.url not in pictures:
-                return (EncodedImage(url=image.url),)
+                return [EncodedImage(url=image.url)]
             data = pictures[image.url]
         elif image.path is not None:
             data = self._folders.read(image.path, place.reserve, waits=place.waits)
@@ -191,15 +206,10 @@ class Preparer:
             place.reserve(len(data))
         if not data:
             raise BadImageError("image_empty", "the image is empty")
-        return tuple(
-            EncodedImage(
-                fitted.media_type,
-                b64encode(fitted.data),
-                "",
-                fitted.width * fitted.height,
-            )
-            for fitted in fit(data, self._wanted, draw, remake)
-        )
+        return [
+            EncodedImage(kind, b64encode(fitted), "", width * height)
+            for kind, fitted, width, height in fit(data, self._wanted, draw, remake)
+        ]
 
 
 def _here(fetched: Fetched | None) -> dict[str, bytes]:
@@ -253,7 +263,7 @@ class _Place:
 
     def settle(self, size: int) -> None:
         """Hold what is really held from now on."""
-        if self._how != "none":
+        if self._how != "none" and not 0 <= self.reserved - size < NEAR:
             self._budget.change(size - self.reserved)
             self.reserved = size
 
@@ -265,7 +275,7 @@ class _Place:
 
 
 def _with_frames(
-    turns: list[Turn], encoded: Mapping[int, tuple[EncodedImage, ...]]
+    turns: list[Turn], encoded: Mapping[int, list[EncodedImage]]
 ) -> tuple[list[Turn], list[EncodedImage]]:
     """Return turns in which a moving picture stands once for each frame, and all the pictures."""
     images = [encoded[id(part)] for part in images_of(turns)]

@@ -32,6 +32,10 @@ class RateLimit(NamedTuple):
     left: float | None = None
 
 
+NO_LIMITS = RateLimit(), RateLimit()
+"""What a reply says that says nothing."""
+
+
 def read_limits(
     headers: Mapping[str, str], *, now: Callable[[], float] = time.time
 ) -> tuple[RateLimit, RateLimit]:
@@ -49,7 +53,7 @@ def read_limits(
         return _read(headers, "anthropic-ratelimit-{0}-{1}", now), _read(
             headers, "anthropic-ratelimit-{0}-{1}", now, "tokens"
         )
-    return RateLimit(), RateLimit()
+    return NO_LIMITS
 
 
 def duration_s(text: str) -> float | None:

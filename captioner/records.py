@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping  # noqa: TC003 - read by whoever inspects the fields
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -88,6 +89,10 @@ class Remake(NamedTuple):
     redraw: bool = False
 
 
+AS_IS = Remake()
+"""As the settings say."""
+
+
 class Remote(NamedTuple):
     """A record whose pictures have to be fetched before it can be prepared.
 
@@ -154,6 +159,10 @@ class Asking(NamedTuple):
         return self.temperature is not None or self.max_tokens is not None
 
 
+PLAIN = Asking()
+"""As the settings say."""
+
+
 class Request(NamedTuple):
     """One HTTP request; the body is sent as its pieces in order, never joined needlessly."""
 
@@ -163,10 +172,10 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """One HTTP reply. Header names are in lower case."""
+    """One HTTP reply. Header names are looked up in lower case."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: bytes
 
 

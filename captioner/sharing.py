@@ -72,39 +72,54 @@ class Sharing:
         """Return what became of a record and of those that waited for it; none while it waits."""
         if self._answered is None or prepared.known:
             return [await self.caption(prepared)]
+        shared = await self._wait_for_equal(prepared, self._answered)
+        return await self._ask(prepared, self._answered) if shared is None else shared
+
+    async def _wait_for_equal(
+        self, prepared: Prepared, answered: _Answered
+    ) -> list[Outcome] | None:
+        """Return what an equal record gives this one, none while it is under way; None: ask."""
         key = prepared.key
         while True:
-            if stored := self._answered.get(key):
+            if stored := answered.get(key):
                 self._progress.shared += 1
                 return [self._shared(prepared.line, load(stored), replaces=prepared.replaces)]
             under_way = self._parked.get(key)
             if under_way is None:
-                break
+                return None
             if len(under_way.records) < MAX_PARKED:
                 under_way.records.append((prepared.line, prepared.replaces))
                 return []
+            if under_way.done is None:
+                under_way.done = asyncio.Event()
             await under_way.done.wait()
             if under_way.failed is not None:
                 return [_fails_too(under_way.failed, prepared.line)]
+
+    async def _ask(self, prepared: Prepared, answered: _Answered) -> list[Outcome]:
+        """Return what became of a record and of those that waited for it."""
+        key = prepared.key
         parked = self._parked[key] = _Parked()
         try:
             found = await self._captioning.answers(prepared)
         finally:
             del self._parked[key]
-            parked.done.set()
-        self._progress.shared += len(parked.records)
+            if parked.done is not None:
+                parked.done.set()
         if isinstance(found, Failure):
             parked.failed = found
+            self._progress.shared += len(parked.records)
             return [found, *(_fails_too(found, line) for line, _ in parked.records)]
         stored = dump(found)
-        self._answered.put(key, stored)
+        answered.put(key, stored)
         if self._cache is not None:
             self._cache.put(key, stored)
-        again = load(stored) if parked.records else found
-        return [
-            self._captioning.caption_of(prepared.line, found, replaces=prepared.replaces),
-            *(self._shared(line, again, replaces=replaces) for line, replaces in parked.records),
-        ]
+        own = self._captioning.caption_of(prepared.line, found, replaces=prepared.replaces)
+        if not parked.records:
+            return [own]
+        self._progress.shared += len(parked.records)
+        again = load(stored)
+        return [own, *(self._shared(line, again, replaces=r) for line, r in parked.records)]
 
     def _known(self, prepared: Prepared) -> Caption | None:
         try:
@@ -128,7 +143,7 @@ class _Parked:
 
     def __init__(self) -> None:
         self.records: list[tuple[Line, bool]] = []
-        self.done = asyncio.Event()
+        self.done: asyncio.Event | None = None  # for those that are too many to be parked
         self.failed: Failure | None = None
 
 

@@ -68,6 +68,7 @@ class AiohttpTransport:
             self._headers[name] = value
         self._session: aiohttp.ClientSession | None = None
         self._urls: dict[str, URL] = {}
+        self._deadlines = _Deadlines(timeout_s)
         self._proxy = proxy_for(base_url)
 
     async def send(self, request: Request) -> Response:
@@ -87,31 +88,31 @@ class AiohttpTransport:
         if request.pieces:
             size = sum(map(len, request.pieces))
             body = b"".join(request.pieces) if size <= _JOINED else _Pieces(request.pieces, size)
+        deadline = self._deadlines.begin()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                async with session.request(
-                    request.method,
-                    url,
-                    data=body,
-                    headers=self._headers,
-                    allow_redirects=False,
-                    proxy=self._proxy,
-                ) as reply:
-                    data = await _read(reply)
-                    if reply.status >= 400:
-                        # Some endpoints repeat the key they refuse; it must reach nobody's eyes.
-                        for secret in self._secrets:
-                            data = data.replace(secret, b"***")
-                    headers = {name.lower(): value for name, value in reply.headers.items()}
-                    return Response(reply.status, headers, data)
+            async with session.request(
+                request.method,
+                url,
+                data=body,
+                allow_redirects=False,
+                proxy=self._proxy,
+            ) as reply:
+                data = await _read(reply)
+                if reply.status >= 400:
+                    # Some endpoints repeat the key they refuse; it must reach nobody's eyes.
+                    for secret in self._secrets:
+                        data = data.replace(secret, b"***")
+                return Response(reply.status, reply.headers, data)
+        except asyncio.CancelledError:
+            if not deadline.passed():
+                raise
+            raise self._too_late() from None
         except aiohttp.ConnectionTimeoutError:
             raise EndpointFaultError(
                 "connection", f"cannot connect to {url.host} within {CONNECT_S:g} s"
             ) from None
         except TimeoutError:
-            raise EndpointFaultError(
-                "timeout", f"no whole reply within {self._timeout_s:g} s (--timeout)"
-            ) from None
+            raise self._too_late() from None
         except aiohttp.ClientConnectorError as error:
             raise EndpointFaultError(
                 "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
@@ -120,6 +121,13 @@ class AiohttpTransport:
             raise EndpointFaultError(
                 "disconnected", f"the connection broke: {_reason(error)}"
             ) from None
+        finally:
+            deadline.end()
+
+    def _too_late(self) -> EndpointFaultError:
+        return EndpointFaultError(
+            "timeout", f"no whole reply within {self._timeout_s:g} s (--timeout)"
+        )
 
     async def close(self) -> None:
         """Close all connections."""
@@ -131,12 +139,73 @@ class AiohttpTransport:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # The deadline above covers it all; only connecting has a shorter one of its own.
+            headers=self._headers,
+            # The deadline of an exchange covers it all; connecting has a shorter one of its own.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             # Whatever is accepted might come compressed; replies are too short for that.
             skip_auto_headers=("Accept-Encoding",),
         )
         return self._session
+
+
+class _Deadlines:
+    """Ends exchanges that take too long, with one timer for all: they are all allowed as much.
+
+    What `asyncio.timeout` does, for a tenth of the price.
+
+    Args:
+        seconds: Allowed for each.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.running: dict[_Deadline, None] = {}  # in the order they began
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> _Deadline:
+        loop = asyncio.get_running_loop()
+        deadline = _Deadline(self, loop.time() + self._seconds)
+        self.running[deadline] = None
+        if self._timer is None:
+            self._timer = loop.call_later(self._seconds, self._sweep)
+        return deadline
+
+    def _sweep(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for deadline in list(self.running):
+            if deadline.when > loop.time():
+                self._timer = loop.call_at(deadline.when, self._sweep)
+                return
+            deadline.expire()
+
+
+class _Deadline:
+    """When one exchange has to be over."""
+
+    __slots__ = ("_deadlines", "_expired", "_task", "_wishes", "when")
+
+    def __init__(self, deadlines: _Deadlines, when: float) -> None:
+        self._deadlines = deadlines
+        self._task = asyncio.current_task()
+        self._wishes = self._task.cancelling() if self._task else 0
+        self._expired = False
+        self.when = when
+
+    def expire(self) -> None:
+        """Cancel the exchange."""
+        self.end()
+        if self._task is not None:
+            self._expired = True
+            self._task.cancel()
+
+    def passed(self) -> bool:
+        """Tell whether a cancellation was this deadline's alone."""
+        return self._expired and self._task is not None and self._task.uncancel() <= self._wishes
+
+    def end(self) -> None:
+        """Note that the exchange is over."""
+        self._deadlines.running.pop(self, None)
 
 
 class _Pieces(payload.Payload):

@@ -147,7 +147,7 @@ async def test_a_full_temporary_folder_costs_requests_only() -> None:
     answered = rig.sharing._answered
     assert answered is not None
     answered._file.close()
-    answered._file = Path("/dev/full").open("wb+", buffering=0)  # noqa: SIM115
+    answered._file = Path("/dev/full").open("wb+", buffering=0)  # noqa: ASYNC230, SIM115
     for number in range(2_000):
         (found,) = await rig.begin(number, number.to_bytes(16, "big"))
         assert found.ok

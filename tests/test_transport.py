@@ -18,7 +18,7 @@ from endpoint import FakeEndpoint, Reply
 from yarl import URL
 
 from captioner.errors import EndpointFaultError
-from captioner.records import Request, Response
+from captioner.records import Request
 from captioner.transport import MAX_REPLY, AiohttpTransport
 
 BASE = "http://example.org/v1"
@@ -100,7 +100,7 @@ async def test_any_status_is_a_reply(status):
         assert len(mock.requests) == 1  # a redirect is not followed
     assert (reply.status, reply.body) == (status, b"\xff\0x")
     assert reply.headers["retry-after"] == "7"
-    assert all(name == name.lower() for name in reply.headers)
+    assert reply.headers["RETRY-AFTER"] == "7"  # whatever case it is asked for in
 
 
 @pytest.mark.parametrize("base", [BASE, BASE + "/", BASE + "//"])
@@ -392,7 +392,7 @@ async def test_redirects_are_not_followed():
     head = b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
     async with raw_server(says(head)) as url, transport_to(url, api_key="k") as transport:
         reply = await transport.send(POST)
-    assert reply == Response(307, {"location": "/elsewhere", "content-length": "0"}, b"")
+    assert (reply.status, reply.headers["location"], reply.body) == (307, "/elsewhere", b"")
 
 
 async def test_cookies_are_not_kept():

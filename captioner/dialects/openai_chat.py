@@ -14,12 +14,12 @@ import orjson
 
 from captioner.dialects.replies import judge
 from captioner.rawjson import quoted
-from captioner.records import Asking, ImageRef, Request, Turn
+from captioner.records import PLAIN, Asking, ImageRef, Request, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from captioner.records import Completion, EncodedImage, Response
+    from captioner.records import Completion, EncodedImage, Response, Role
 
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 """Names of one parameter: o-series and GPT-5 models of OpenAI refuse the first."""
@@ -27,7 +27,11 @@ _LENGTHS = ("max_tokens", "max_completion_tokens")
 _SYSTEM_ROLES = (b"system", b"developer", b"user")
 IN_WORDS = "Answer with nothing but one JSON object that follows this JSON Schema:"
 _NEEDED = frozenset({"model", "messages"})
-_PLAIN = Asking()
+_OPENINGS: dict[Role, bytes] = {
+    "system": b'{"role":"system","content":',
+    "user": b'{"role":"user","content":',
+    "assistant": b'{"role":"assistant","content":',
+}
 
 
 class OpenAIChat:
@@ -69,44 +73,48 @@ class OpenAIChat:
         self._head = b'{"model":' + quoted(model) + b',"messages":'
         self._refused: set[str] = set()
         self._system_roles = list(_SYSTEM_ROLES)
-        self._detail = b',"detail":' + quoted(detail) if detail else b""
+        self._end = b',"detail":' + quoted(detail) + b"}}" if detail else b"}}"
         self._schema = schema
-        self._tail = self._closing(_PLAIN)
+        self._tail = self._closing(PLAIN)
 
     def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
         """Return the messages as JSON, in pieces; ``images`` are those of the turns, in order."""
         left = iter(images)
-        pieces: list[bytes] = [b"["]
+        pieces: list[bytes] = []
+        text: list[bytes] = [b"["]
         for turn in turns:
-            pieces.append(b'{"role":"%b","content":' % turn.role.encode())
+            text.append(_OPENINGS[turn.role])
             if any(isinstance(part, ImageRef) for part in turn.parts):
+                opened = b"["
                 for part in turn.parts:
-                    pieces.append(b"," if pieces[-1].endswith(b"}") else b"[")
+                    text.append(opened)
+                    opened = b","
                     if isinstance(part, ImageRef):
-                        pieces += self._image(next(left))
+                        self._image(next(left), text, pieces)
                     else:
-                        pieces += (b'{"type":"text","text":', quoted(part), b"}")
-                pieces.append(b"]")
+                        text += (b'{"type":"text","text":', quoted(part), b"}")
+                text.append(b"]")
             else:
-                pieces.append(quoted("\n".join(str(part) for part in turn.parts)))
-            pieces += (b"}", b",")
-        pieces[-1] = b"]"
-        return tuple(pieces)
+                text.append(quoted("\n".join(map(str, turn.parts))))
+            text += (b"}", b",")
+        text[-1] = b"]"
+        return (*pieces, b"".join(text))
 
-    def request(self, messages: tuple[bytes, ...], asking: Asking = _PLAIN) -> Request:
+    def request(self, messages: tuple[bytes, ...], asking: Asking = PLAIN) -> Request:
         """Return the request that asks for one caption."""
         if self._system_roles[0] != _SYSTEM_ROLES[0]:
-            # Quotes within a text are escaped, so these bytes stand at the head of a turn only.
+            # Quotes within a text are escaped, so these bytes stand at the head of a turn only;
+            # and base64 has none.
             named = b'{"role":"%b","content":' % self._system_roles[0]
-            system = b'{"role":"system","content":'
-            messages = tuple(named if piece == system else piece for piece in messages)
+            messages = tuple(piece.replace(_OPENINGS["system"], named) for piece in messages)
         turns = asking.turns
         if self._schema is not None and "response_format" in self._refused:
             wanted = orjson.dumps(self._schema).decode()
             turns = (Turn("user", (f"{IN_WORDS} {wanted}",)), *turns)
         if turns:
-            messages = (*messages[:-1], b",", *self.messages(turns, ())[1:])
-        tail = self._tail if asking == _PLAIN else self._closing(asking)
+            more = self.messages(turns, ())[0]
+            messages = (*messages[:-1], messages[-1][:-1] + b"," + more[1:])
+        tail = self._tail if asking == PLAIN else self._closing(asking)
         return Request("POST", "/chat/completions", (self._head, *messages, tail))
 
     def judge(self, response: Response) -> Completion:
@@ -128,7 +136,7 @@ class OpenAIChat:
             if name in _LENGTHS and other:
                 change = f"{other[0]} for {name}"
         self.version += 1
-        self._tail = self._closing(_PLAIN)
+        self._tail = self._closing(PLAIN)
         return change
 
     def _sent(self, asking: Asking) -> dict[str, Any]:
@@ -149,10 +157,12 @@ class OpenAIChat:
         options = self._sent(asking)
         return b"," + orjson.dumps(options)[1:] if options else b"}"
 
-    def _image(self, image: EncodedImage) -> tuple[bytes, ...]:
-        end = b"%b}}" % self._detail
+    def _image(self, image: EncodedImage, text: list[bytes], pieces: list[bytes]) -> None:
+        """Add a picture: its bytes are a piece of their own, after the text before them."""
         if image.url:
-            return b'{"type":"image_url","image_url":{"url":', quoted(image.url), end
+            text += (b'{"type":"image_url","image_url":{"url":', quoted(image.url), self._end)
+            return
         kind = image.media_type.encode()
-        head = b'{"type":"image_url","image_url":{"url":"data:%b;base64,' % kind
-        return head, image.base64, b'"' + end
+        text.append(b'{"type":"image_url","image_url":{"url":"data:%b;base64,' % kind)
+        pieces += (b"".join(text), image.base64)
+        text[:] = (b'"', self._end)

@@ -197,8 +197,11 @@ def _completion(
         raise BadReplyError("aborted", f"the endpoint broke off the caption ({reason})")
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
+    text = _text(message.get("content"))
+    if "<" in text:
+        text = _THINKING.sub("", text)
     return Completion(
-        _THINKING.sub("", _text(message.get("content"))).strip(),
+        text.strip(),
         reason,
         str(reply.get("model") or ""),
         Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),

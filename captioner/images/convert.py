@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from captioner.errors import BadImageError
@@ -12,7 +13,7 @@ from captioner.images.png import read_png
 from captioner.images.structure import Structure, corrupt
 from captioner.images.webp import read_webp
 from captioner.options import MAX_SIDE
-from captioner.records import Remake
+from captioner.records import AS_IS, Remake
 from captioner.sizes import Rule, rule_of, within
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ SENDABLE = frozenset({"image/jpeg", "image/png", "image/webp"})
 MAX_ASPECT = 200
 """Longer side by shorter one; Qwen-VL refuses more."""
 
-AS_IS = Remake()
 DECODE_ONLY = Remake(0.0)
 """Asks whether a picture can be decoded, and for nothing else."""
 
@@ -75,6 +75,7 @@ class Wanted:
     def __init__(self, images: ImageSettings, detail: str | None = None) -> None:
         self.images = images
         self.detail = detail
+        self.plan = lru_cache(4_096)(self._plan)  # pictures of a data set have few sizes
         self._rule: Rule | None = rule_of(images.size_for) if images.size_for else None
 
     def bound(self, width: int, height: int) -> None:
@@ -91,7 +92,7 @@ class Wanted:
                 "(--max-image-pixels)",
             )
 
-    def plan(self, width: int, height: int, scale: float = 1.0) -> Plan:
+    def _plan(self, width: int, height: int, scale: float = 1.0) -> Plan:
         """Return what a picture of this size becomes; all rules are the same on either side."""
         images = self.images
         size = self._rule.fit(width, height, self.detail) if self._rule else None

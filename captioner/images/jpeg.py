@@ -12,11 +12,10 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 but
 _USUAL = frozenset({0xC0, 0xC1, 0xC2})
 """Baseline, extended and progressive: what every decoder takes."""
 
-_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
-"""DHT, DAC, DQT, DRI: what a decoder needs beside header and scans."""
+_TABLES = frozenset({0xC4, 0xCC, 0xDB})
+"""DHT, DAC, DQT: what a decoder needs beside header, scans and restart interval."""
 
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
-_APPLICATION = range(0xE0, 0xF0)
 _IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 """The next marker inside picture data, where FF is always escaped. It runs at 3 GB/s."""
 
@@ -37,7 +36,7 @@ class _Walk:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._kept = Kept(data, 2)
+        self._kept = Kept(data)
         self._frame = self._precision = self._width = self._height = self._components = 0
         self._orientation = 1
         self._exif = self._xmp = False
@@ -45,60 +44,62 @@ class _Walk:
         self._scans = 0
 
     def to_the_end(self) -> Structure:
-        data = self._data
+        data, kept = self._data, self._kept
         at = 2
         while True:
             if data[at] != 0xFF:
                 raise corrupt("a JPEG marker is missing")
-            begin = at
-            while data[at + 1] == 0xFF:  # fill bytes
-                at += 1
             marker = data[at + 1]
-            at += 2
+            begin = at
+            at += 1
+            if marker == 0xFF:  # a fill byte
+                kept.drop(begin, at)
+                continue
+            at += 1
             if marker == 0xD9:
-                self._kept.keep(begin, at)
+                kept.drop(at, len(data))
                 return self._found()
-            if marker not in _ALONE:
-                (length,) = struct.unpack_from(">H", data, at)
-                if length < 2 or at + length > len(data):
-                    raise corrupt("a JPEG segment is cut short")
-                self._segment(marker, begin, at, at + length)
-                at += length
+            if marker in _ALONE:
+                continue
+            end = at + (data[at] << 8 | data[at + 1])
+            if not at + 2 <= end <= len(data):
+                raise corrupt("a JPEG segment is cut short")
             if marker == 0xDA:
-                found = _IN_SCAN.search(data, at)
+                found = _IN_SCAN.search(data, end)
                 if found is None:
                     raise corrupt("the JPEG is cut short")
                 self._scans += 1
-                self._kept.keep(begin, found.start())
-                at = found.start()
+                end = found.start()
+            elif marker in _FRAMES:
+                self._frame_header(marker, at)
+            elif marker not in _TABLES:
+                self._other(marker, begin, at, end)
+            at = end
 
-    def _segment(self, marker: int, begin: int, at: int, end: int) -> None:
-        """Note what a segment says, and whether it is kept; its length stands at ``at``."""
-        data = self._data
-        if marker in _APPLICATION or marker == 0xFE:
-            self._application(marker, begin, at, end)
-        elif marker < 0xC0 or marker == 0xD8:
-            raise corrupt(f"the JPEG has a marker {marker:02X} that cannot be there")
-        elif marker in _FRAMES:
-            if self._frame:
-                raise corrupt("the JPEG has two headers")
-            self._frame = marker
-            header = struct.unpack_from(">BHHB", data, at + 2)
-            self._precision, self._height, self._width, self._components = header
-            self._kept.keep(begin, end)
-        elif marker in _TABLES and (marker != 0xDD or end - at == 4):
-            self._kept.keep(begin, end)
+    def _frame_header(self, marker: int, at: int) -> None:
+        if self._frame:
+            raise corrupt("the JPEG has two headers")
+        self._frame = marker
+        header = struct.unpack_from(">BHHB", self._data, at + 2)
+        self._precision, self._height, self._width, self._components = header
 
-    def _application(self, marker: int, begin: int, at: int, end: int) -> None:
+    def _other(self, marker: int, begin: int, at: int, end: int) -> None:
         """Keep of what others wrote into the file only what says how its colours are meant."""
         data = self._data
+        if marker < 0xC0 or marker == 0xD8:
+            raise corrupt(f"the JPEG has a marker {marker:02X} that cannot be there")
+        if marker == 0xDD and end - at == 4:
+            return
         head = data[at + 2 : at + 14]
         if marker == 0xE0 and head.startswith(b"JFIF\0"):
             if end - at == _JFIF_BYTES:
-                self._kept.keep(begin, end)
-            else:  # it holds a thumbnail
-                self._kept.put(b"\xff\xe0\0\x10" + head + b"\0\0")
-        elif marker == 0xE1 and head.startswith(b"Exif\0\0"):
+                return
+            self._kept.drop(begin, end, b"\xff\xe0\0\x10" + head + b"\0\0")  # a thumbnail's place
+            return
+        if marker == 0xEE and head.startswith(b"Adobe") and len(head) == 12:
+            self._kept.drop(begin, end, b"\xff\xee\0\x0e" + head)
+            return
+        if marker == 0xE1 and head.startswith(b"Exif\0\0"):
             if not self._exif:  # the first one counts
                 self._exif = True
                 self._orientation = orientation_of(data[at + 2 : end])
@@ -106,8 +107,7 @@ class _Walk:
             self._xmp = True
         elif marker == 0xE2 and head.startswith(b"ICC_PROFILE\0"):
             self._profile[data[at + 14]] = data[at + 16 : end]
-        elif marker == 0xEE and head.startswith(b"Adobe") and len(head) == 12:
-            self._kept.put(b"\xff\xee\0\x0e" + head)
+        self._kept.drop(begin, end)
 
     def _found(self) -> Structure:
         if not (self._width and self._height and self._scans):

@@ -30,7 +30,7 @@ def read_png(data: bytes) -> Structure:
     """
     at = 8
     found: dict[bytes, int] = {}  # where the first chunk of each kind holds its data
-    kept = Kept(data, 8)
+    kept = Kept(data)
     view = memoryview(data)
     turned = False
     while b"IEND" not in found:
@@ -43,14 +43,15 @@ def read_png(data: bytes) -> Structure:
             raise corrupt(f"a checksum in the PNG is wrong (chunk {kind.decode('latin-1')!r})")
         if not found and (kind != b"IHDR" or length != 13):
             raise corrupt("the PNG does not begin with its size")
-        if kind == b"IEND" and length:
-            kept.put(_END)
-        elif kind in _PICTURE:
-            kept.keep(at, end)
-        elif kind in _TEXTS and _ORIENTATION.search(data, at + 8, end - 4):
-            turned = True
+        if kind not in _PICTURE:
+            kept.drop(at, end)
+            if kind in _TEXTS and _ORIENTATION.search(data, at + 8, end - 4):
+                turned = True
+        elif kind == b"IEND" and length:
+            kept.drop(at, end, _END)
         found.setdefault(kind, at + 8)
         at = end
+    kept.drop(at, len(data))
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     if not (width and height and b"IDAT" in found) or (colours == 3 and b"PLTE" not in found):
         raise corrupt("the PNG holds no picture")

@@ -38,37 +38,33 @@ class Structure(NamedTuple):
 
 
 class Kept:
-    """Gathers what is kept of a file, in as few pieces as it takes.
+    """What is left of a file after pieces were dropped, front to back.
 
     Args:
         data: The file.
-        end: How much of its beginning is kept.
     """
 
-    def __init__(self, data: bytes, end: int) -> None:
+    def __init__(self, data: bytes) -> None:
         self._data = data
-        self._view = memoryview(data)
-        self._begin = 0
-        self._end = end
+        self._from = 0
         self._parts: list[bytes | memoryview] = []
 
-    def keep(self, begin: int, end: int) -> None:
-        """Keep a piece of the file, which follows those kept before."""
-        if begin != self._end:
-            self._parts.append(self._view[self._begin : self._end])
-            self._begin = begin
-        self._end = end
-
-    def put(self, data: bytes) -> None:
-        """Put other bytes in the place of some of the file's."""
-        self._parts += (self._view[self._begin : self._end], data)
-        self._begin = self._end
+    def drop(self, begin: int, end: int, instead: bytes = b"") -> None:
+        """Leave a piece out, or put something in its place."""
+        if begin < end:
+            if begin > self._from:
+                self._parts.append(memoryview(self._data)[self._from : begin])
+            if instead:
+                self._parts.append(instead)
+            self._from = end
 
     def parts(self) -> tuple[bytes | memoryview, ...]:
-        """Return all that was kept; the file itself where that is all of it."""
-        if not self._parts and self._end - self._begin == len(self._view):
+        """Return all that is left; the file itself where that is all of it."""
+        if not self._from:
             return (self._data,)
-        return (*self._parts, self._view[self._begin : self._end])
+        if self._from < len(self._data):
+            self._parts.append(memoryview(self._data)[self._from :])
+        return tuple(self._parts)
 
 
 def corrupt(what: str) -> BadImageError:
