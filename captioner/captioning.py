@@ -97,7 +97,7 @@ class Captioning:
             StoppedError: The run is stopping before there is an outcome.
             RunError: No record will be captioned.
         """
-        record = _Record(prepared, self._rules.max_attempts)
+        record = _Record(prepared)
         answers: list[list[Answer]] = []
         try:
             if scale := self._too_large.scale_for(prepared):
@@ -184,7 +184,7 @@ class Captioning:
             elif isinstance(result, NotFoundError):
                 await self._not_found(record, endpoint, result)
             elif isinstance(result, EndpointFaultError):
-                record.faults = record.faults or Faults(record.max_attempts)
+                record.faults = record.faults or Faults(self._rules.max_attempts)
                 if times := await record.faults.poisoned_by(endpoint, result):
                     message = f"{result.message} ({times} times, while the endpoint was well)"
                     raise RefusedError(result.code, message)
@@ -247,7 +247,6 @@ class _Record:
     """Where a record stands between its attempts."""
 
     prepared: Prepared
-    max_attempts: int
     faults: Faults | None = None
     pauses: Iterator[float] | None = None
     remade: Remake = AS_IS

@@ -2,15 +2,16 @@
 
 ::
 
-    source ─ lines ─▶ a short queue ─▶ workers ─ outcomes ─▶ sink
-                          ▲   │         `concurrency` of them
-                          └ threads
+    source ─ lines ─▶ feeder ─ prepared ─▶ workers ─ outcomes ─▶ sink
+                       │ ▲ a short queue    `concurrency` of them
+                       ▼ │
+                     threads, fetches
 
-A worker prepares its record just before it sends it, where that takes no waiting: the file is in
-memory, and the picture passes as it is. That is the least work, and the bytes are still in the
-processor's cache when they go out. What would keep the event loop waiting goes to threads, in
-chunks, and comes back prepared; so does, after its pictures are here, what has to be fetched. When
-records keep going to the threads they are sent there straight away, for a while.
+The feeder prepares a record itself where that takes no waiting: the file is in memory, and the
+picture passes as it is. A hop into a thread, and two threads that want the interpreter, cost as
+much as the work. What would keep the event loop waiting goes to threads and comes back prepared;
+so does, after its pictures are here, what has to be fetched. When records keep going to the
+threads they are sent there straight away and in chunks, for a while.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ AT_ONCE_S = 0.005
 """Seconds of preparing in the event loop after which others have their turn."""
 
 TOO_LONG_S = 0.01
-"""Seconds of preparing in the event loop after which the next records go there, too."""
+"""Seconds for one record in the event loop after which the next ones go straight to the threads."""
 
 _Item = Prepared | Failure
 

@@ -83,7 +83,11 @@ class Sharing:
         while True:
             if stored := answered.get(key):
                 self._progress.shared += 1
-                return [self._shared(prepared.line, load(stored), replaces=prepared.replaces)]
+                return [
+                    self._captioning.caption_of(
+                        prepared.line, load(stored), replaces=prepared.replaces
+                    )
+                ]
             under_way = self._parked.get(key)
             if under_way is None:
                 return None
@@ -119,7 +123,10 @@ class Sharing:
             return [own]
         self._progress.shared += len(parked.records)
         again = load(stored)
-        return [own, *(self._shared(line, again, replaces=r) for line, r in parked.records)]
+        return [
+            own,
+            *(self._captioning.caption_of(line, again, replaces=r) for line, r in parked.records),
+        ]
 
     def _known(self, prepared: Prepared) -> Caption | None:
         try:
@@ -127,10 +134,7 @@ class Sharing:
         except (ValueError, TypeError):
             return None  # somebody else has written there; it is asked for, and put right
         self._progress.cached += 1
-        return self._shared(prepared.line, answers, replaces=prepared.replaces)
-
-    def _shared(self, line: Line, answers: Answers, *, replaces: bool) -> Caption:
-        return self._captioning.caption_of(line, answers, replaces=replaces)
+        return self._captioning.caption_of(prepared.line, answers, replaces=prepared.replaces)
 
     def close(self) -> None:
         """Forget what was answered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable  # noqa: TC003 - in a table that is made when imported
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -27,7 +28,6 @@ MAX_ASPECT = 200
 
 DECODE_ONLY = Remake(0.0)
 """Asks whether a picture can be decoded, and for nothing else."""
-
 
 READY = b"ready"
 """What a decoder says when it has started."""
@@ -107,6 +107,8 @@ class Wanted:
             size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         longest = side or MAX_SIDE
         shortest = min(images.min_side, longest)
+        if images.max_pixels is not None:  # it goes before the shorter side
+            shortest = min(shortest, max(1, images.max_pixels // max(size)))
         if max(size) > MAX_ASPECT * max(shortest, min(size)):
             size = within(*size, longest)  # no model has use for more of it
         if (short := min(size)) < shortest and max(size) * shortest <= longest * short:
@@ -115,26 +117,40 @@ class Wanted:
         return Plan(size, (max(size[0], least), max(size[1], least)))
 
 
+_READERS: dict[str, Callable[[bytes], Structure]] = {
+    "image/jpeg": read_jpeg,
+    "image/png": read_png,
+    "image/gif": read_gif,
+    "image/webp": read_webp,
+}
+
+
+def media_type_of(data: bytes) -> str:
+    """Return the media type of a JPEG, PNG, GIF or WebP by its first bytes; empty for others."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    return "image/webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else ""
+
+
 def read_structure(data: bytes) -> Structure | None:
     """Return a JPEG's, PNG's, GIF's or WebP's structure; None for any other kind.
 
     Raises:
         BadImageError: The file is of one of these kinds but broken; ``image_corrupt``.
     """
+    read = _READERS.get(media_type_of(data))
+    if read is None:
+        return None
     try:
-        if data.startswith(b"\xff\xd8\xff"):
-            return read_jpeg(data)
-        if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            return read_png(data)
-        if data.startswith((b"GIF87a", b"GIF89a")):
-            return read_gif(data)
-        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            return read_webp(data)
+        return read(data)
     except BadImageError:
         raise
     except Exception:  # noqa: BLE001 - reading past the end takes many forms
         raise corrupt("it ends too early") from None
-    return None
 
 
 def fit(data: bytes, wanted: Wanted, draw: Draw, remake: Remake = AS_IS) -> tuple[Fitted, ...]:
@@ -148,7 +164,7 @@ def fit(data: bytes, wanted: Wanted, draw: Draw, remake: Remake = AS_IS) -> tupl
             those that ``draw`` raises.
     """
     images = wanted.images
-    if images.verify == "off" and remake == AS_IS and (kind := _type_of(data)):
+    if images.verify == "off" and remake == AS_IS and (kind := media_type_of(data)) in SENDABLE:
         return (Fitted(kind, data, 0, 0),)
     structure = read_structure(data)
     if structure is None:
@@ -176,12 +192,3 @@ def fit(data: bytes, wanted: Wanted, draw: Draw, remake: Remake = AS_IS) -> tupl
 def base64_length(data: bytes) -> int:
     """Return the length of data in base64, in characters."""
     return (len(data) + 2) // 3 * 4
-
-
-def _type_of(data: bytes) -> str:
-    """Return the media type of a sendable picture by its first bytes; empty for others."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    return "image/webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else ""

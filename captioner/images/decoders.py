@@ -1,8 +1,8 @@
 """The decoders of a run: child processes, so that one picture can do no more than fail itself.
 
 Threads cannot promise that. A decoder that hangs in C code cannot be ended, one that crashes takes
-the run with it, and one that wants all memory gets it. A process costs a twentieth of what
-decoding a photograph does, and leaves the event loop alone.
+the run with it, and one that wants all memory gets it. A process costs a tenth more than a thread
+(benchmarks/images.py), and leaves the event loop alone.
 """
 
 from __future__ import annotations
@@ -141,16 +141,20 @@ class _Child:
 
     def __init__(self, greeting: bytes) -> None:
         self._connection, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
-                python(_MODULE, str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment(secrets=False),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C stops the run, which may still need it
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own module
+                    python(_MODULE, str(theirs.fileno())),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment(secrets=False),
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C stops the run, which may still need it
+                )
+        except OSError:
+            self._connection.close()
+            raise
         self.broken = False
         try:
             self._connection.send_bytes(greeting)
