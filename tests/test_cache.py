@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,17 @@ def test_a_key_tells_settings_and_messages(tmp_path):
     two.close()
 
 
+def together(*calls: tuple[Any, ...]) -> None:
+    """Run functions in processes of their own at the same time, and see that all end well."""
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=call, args=given) for call, *given in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+
+
 def fill(folder: Path, name: bytes) -> None:
     cache = Cache(folder, b"s", print)
     for number in range(500):
@@ -50,13 +62,7 @@ def fill(folder: Path, name: bytes) -> None:
 
 def test_two_runs_at_once(tmp_path):
     """Two processes that write at the same time lose nothing of each other's."""
-    spawn = multiprocessing.get_context("spawn")
-    both = [spawn.Process(target=fill, args=(tmp_path, name)) for name in (b"a", b"b")]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(30)
-        assert process.exitcode == 0
+    together(*((fill, tmp_path, name) for name in (b"a", b"b")))
     cache, _ = opened(tmp_path)
     assert all(cache.get(b"%s%d" % (n, i)) == n for n in (b"a", b"b") for i in range(500))
     cache.close()
@@ -94,10 +100,4 @@ def begin(folder: Path) -> None:
 
 def test_runs_that_begin_together_on_a_new_cache(tmp_path):
     """Several processes that make the same cache at once all get it."""
-    spawn = multiprocessing.get_context("spawn")
-    several = [spawn.Process(target=begin, args=(tmp_path / "c",)) for _ in range(4)]
-    for process in several:
-        process.start()
-    for process in several:
-        process.join(30)
-        assert process.exitcode == 0
+    together(*[(begin, tmp_path / "c")] * 4)

@@ -19,6 +19,7 @@ import pytest
 from campaign.tally import tally
 from conftest import command, jpeg, rows
 from endpoint import FakeEndpoint
+from samples import bomb, png
 
 CEILING = 2_500 << 20
 """Bytes of memory that a run takes at most, all its processes together, whatever its pictures."""
@@ -56,6 +57,7 @@ LINES: list[tuple[bytes, str]] = [
     (b"{'image': 'a.jpg'}", "bad_json"),
     (b'{"image": "a.jpg"', "bad_json"),
     (b'{"image": "a.jpg"} {"image": "a.jpg"}', "bad_json"),
+    (b'{"image": "a.jpg"}\r{"image": "a.jpg"}', "bad_json"),  # lines that end in CR only
     (b'\x00{"image": "a.jpg"}', "bad_json"),
     (b'{"image": "a\x00.jpg"}', "bad_json"),
     ('{"image": "a.jpg"}'.encode("utf-16"), "bad_json"),
@@ -94,7 +96,6 @@ def test_hostile_lines(
         number = 2 * place + 1
         if code:
             wanted[number] = code
-    # The UTF-16 line holds the byte of a line's end in the middle of one of its characters.
     assert {one["line"]: one["code"] for one in failures(source)} == wanted
     good = len(LINES) - len(wanted)
     assert len(captions(source)) == good
@@ -136,18 +137,12 @@ def test_the_longest_line_is_an_option(
 # -- case 26: hostile pictures ---------------------------------------------------------------------
 
 
-def png(width: int, height: int, channels: int = 4) -> bytes:
+def solid(width: int, height: int, channels: int = 4) -> bytes:
     """Return a real PNG of one colour, without ever holding its pixels."""
     packed = zlib.compressobj(1)
     row = bytes(1 + width * channels)
     data = b"".join(packed.compress(row) for _ in range(height)) + packed.flush()
-    kind = {3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    for name, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
-        crc = struct.pack(">I", zlib.crc32(name + content))
-        parts += (struct.pack(">I", len(content)), name, content, crc)
-    return b"".join(parts)
+    return png(width, height, data, colours={3: 2, 4: 6}[channels])
 
 
 def gif(width: int, height: int) -> bytes:
@@ -194,16 +189,12 @@ def resident(pid: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_64_hostile_pictures_at_once(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     """Bombs, giants and rubbish, 64 in flight: memory has a ceiling, each has an outcome."""
-    giant = png(13_000, 13_000)
-    large = png(5_100, 5_000, 3)
+    giant = solid(13_000, 13_000)
+    large = solid(5_100, 5_000, 3)
     pictures = {
         "giant": (giant, 4, ""),
         "large": (large, 8, ""),
-        "bomb": (
-            png(30_000, 10, 3)[:33].replace(struct.pack(">I", 10), struct.pack(">I", 60_000)),
-            12,
-            "image_",
-        ),
+        "bomb": (bomb(30_000, 60_000), 12, "image_too_large"),
         "gif": (gif(65_535, 65_535), 12, "image_too_large"),
         "gif wide": (gif(40_000, 4_000), 4, ""),
         "cut": (giant[: len(giant) // 2], 12, "image_corrupt"),

@@ -267,13 +267,36 @@ async def test_names_of_private_addresses_are_refused(server: Server, address) -
     assert not server.hits
 
 
-async def test_the_address_that_was_checked_is_the_one_connected_to(server: Server) -> None:
+async def test_the_address_that_was_checked_is_the_one_connected_to(
+    server: Server, monkeypatch
+) -> None:
     """A name that is public when asked first and loopback later never reaches loopback."""
-    names = Names(rebind_example=["203.0.113.1", "127.0.0.1"])
-    names.names["rebind.example"] = ["192.0.2.1", "127.0.0.1"]
-    error = await refused(server.url(host="rebind.example"), private=False, resolver=names)
-    assert error.code == "image_url_refused"
+    outside = web.Server(lambda _: _later(web.Response(body=PICTURE)))
+    runner = web.ServerRunner(outside)
+    await runner.setup()
+    # The same port of another address, which counts as public here.
+    await web.TCPSite(runner, "127.0.0.2", server.port).start()
+    public = http.is_public
+    monkeypatch.setattr(http, "is_public", lambda one: one == "127.0.0.2" or public(one))
+    names = Names(rebind_example=["127.0.0.2", "127.0.0.1"])
+    options = {"timeout_s": 10.0, "max_bytes": 1 << 20, "private": False, "resolver": names}
+    url = server.url(host="rebind.example")
+    async with HttpFetcher(**options) as fetcher:
+        (await fetcher.fetch(url)).close()
+        assert names.asked["rebind.example"] == 1  # what was checked is what was connected to
+        assert fetcher._session is not None
+        await fetcher._session.close()
+        fetcher._session = None
+        with pytest.raises(BadImageError) as caught:
+            await fetcher.fetch(url)
+        await runner.cleanup()
+    assert caught.value.code == "image_url_refused"
+    assert names.asked["rebind.example"] == 2
     assert not server.hits
+
+
+async def _later(response: web.Response) -> web.Response:
+    return response
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import io
 import random
 import struct
 import warnings
-import zlib
 from typing import Any
 
 import pytest
 from conftest import jpeg
 from PIL import Image, ImageOps, PngImagePlugin
+from samples import BLUE, GREEN, RED, WHITE, bomb, quarters, saved
 
 from captioner.errors import BadImageError
 from captioner.images.convert import DECODE_ONLY, Fitted, Wanted, read_structure
@@ -29,25 +29,6 @@ def fit(data: bytes, side: int = 2048, **options: Any) -> Fitted:
 def frames(data: bytes, **options: Any) -> tuple[Fitted, ...]:
     wanted = Wanted(ImageSettings(**options))
     return fit_each(data, wanted, lambda data, remake: draw(data, wanted, remake))
-
-
-# Four quarters in colours that survive JPEG: which is where tells how the picture was turned.
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def quarters(size: tuple[int, int] = (64, 32)) -> Image.Image:
-    width, height = size
-    image = Image.new("RGB", size, RED)
-    image.paste(GREEN, (width // 2, 0, width, height // 2))
-    image.paste(BLUE, (0, height // 2, width // 2, height))
-    image.paste(WHITE, (width // 2, height // 2, width, height))
-    return image
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def opened(data: bytes) -> Image.Image:
@@ -216,20 +197,11 @@ def test_half_a_picture_is_never_sent(kind, side):
     assert caught.value.code == "image_corrupt"
 
 
-def huge_png(width: int, height: int) -> bytes:
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        parts += (struct.pack(">I", len(data)), kind, data, crc)
-    return b"".join(parts)
-
-
 @pytest.mark.parametrize(
     "data",
     [
-        huge_png(MAX_PIXELS + 1, 1),
-        huge_png(100_000, 100_000),
+        bomb(MAX_PIXELS + 1, 1),
+        bomb(100_000, 100_000),
         b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6),
         b"GIF89a"
         + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0)
@@ -394,7 +366,7 @@ def icon(png: bytes) -> bytes:
 def test_what_hides_in_an_icon_is_bounded():
     """An icon is refused by the size of the picture in it, before it is opened."""
     with pytest.raises(BadImageError) as caught:
-        fit(icon(huge_png(20_000, 20_000)))
+        fit(icon(bomb(20_000, 20_000)))
     assert caught.value.code == "image_too_large"
     assert fit(icon(saved(quarters((16, 16)), "PNG"))).width == 16
 

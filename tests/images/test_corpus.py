@@ -12,6 +12,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,17 @@ import pytest
 from conftest import rows
 from endpoint import Call, FakeEndpoint
 from PIL import Image, ImageCms, PngImagePlugin
+from samples import BLUE, GREEN, RED, WHITE, bomb, png, saved
+from samples import quarters as any_quarters
 
 from captioner import run_batch
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 QUARTERS = [RED, GREEN, BLUE, WHITE]
 SECRET = b"52.5163N 13.3777E"
 SIZE = (96, 64)
 
 
-def quarters(size: tuple[int, int] = SIZE, mode: str = "RGB") -> Image.Image:
-    width, height = size
-    image = Image.new("RGB", size, RED)
-    image.paste(GREEN, (width // 2, 0, width, height // 2))
-    image.paste(BLUE, (0, height // 2, width // 2, height))
-    image.paste(WHITE, (width // 2, height // 2, width, height))
-    return image.convert(mode)
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+quarters = partial(any_quarters, SIZE)
 
 
 def animation(kind: str, count: int = 9) -> bytes:
@@ -124,21 +114,7 @@ def floats(low: float, high: float, hole: float | None = None) -> bytes:
 
 def rgb_16_png() -> bytes:
     raw = b"".join(b"\0" + struct.pack(">3H", 0xC000, 0x2000, 0) * SIZE[0] for _ in range(SIZE[1]))
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    header = struct.pack(">IIBBBBB", *SIZE, 16, 2, 0, 0, 0)
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        parts += (struct.pack(">I", len(data)), kind, data, crc)
-    return b"".join(parts)
-
-
-def bomb_png(width: int, height: int) -> bytes:
-    parts = [b"\x89PNG\r\n\x1a\n"]
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        parts += (struct.pack(">I", len(data)), kind, data, crc)
-    return b"".join(parts)
+    return png(*SIZE, zlib.compress(raw), depth=16)
 
 
 def heic(**options: Any) -> bytes:
@@ -230,6 +206,7 @@ WITH_METADATA: dict[str, tuple[bytes, bytes]] = {
     "png text": (saved(quarters(), "PNG", pnginfo=text()), PNG),
     "png exif": (saved(quarters(), "PNG", exif=upright_exif()), PNG),
     "png srgb": (saved(quarters(), "PNG", icc_profile=profile(swapped=False)), PNG),
+    "jpeg and a zip archive": (JPEG + b"PK\3\4" + SECRET + b"PK\5\6" + bytes(18), JPEG),
     "png after the end": (PNG + SECRET, PNG),
     "webp exif": (saved(quarters(), "WEBP", lossless=True, exif=upright_exif()), WEBP),
     "webp xmp": (saved(quarters(), "WEBP", lossless=True, xmp=SECRET), WEBP),
@@ -267,7 +244,7 @@ DRAWN: dict[str, tuple[bytes, Callable[[Picture], None]]] = {
     "heic": (heic(), shows_quarters),
     "jpeg 2000": (saved(quarters(), "JPEG2000"), shows_quarters),
     "jpeg 2000 stream": (saved(quarters(), "JPEG2000", no_jp2=True), shows_quarters),
-    "ico": (saved(quarters((64, 64)), "ICO", sizes=[(16, 16), (64, 64)]), measures(64, 64)),
+    "ico": (saved(any_quarters((64, 64)), "ICO", sizes=[(16, 16), (64, 64)]), measures(64, 64)),
     "ppm": (saved(quarters(), "PPM"), shows_quarters),
     "tga": (saved(quarters(), "TGA"), shows_quarters),
     "jpeg cmyk": (saved(quarters(mode="CMYK"), "JPEG", quality=95), shows_quarters),
@@ -310,8 +287,8 @@ DRAWN: dict[str, tuple[bytes, Callable[[Picture], None]]] = {
     "tiff transparent": (saved(half_transparent("RGBA"), "TIFF"), shows(grey(0), WHITE)),
     "png 16 bits": (grey_16("PNG"), shows(grey(0x20), grey(0xC0))),
     "png 16 bits colour": (rgb_16_png(), shows((0xC0, 0x20, 0), (0xC0, 0x20, 0))),
-    "too large": (saved(quarters((3000, 1000)), "PNG"), measures(2048, 683)),
-    "too small": (saved(quarters((9, 6)), "PNG"), measures(42, 28)),
+    "too large": (saved(any_quarters((3000, 1000)), "PNG"), measures(2048, 683)),
+    "too small": (saved(any_quarters((9, 6)), "PNG"), measures(42, 28)),
     "one pixel": (saved(Image.new("RGB", (1, 1), RED), "PNG"), shows(RED, RED)),
     "a line": (saved(Image.new("RGB", (2000, 2), RED), "PNG"), measures(2000, 28)),
     "a column": (saved(Image.new("RGB", (2, 9000), RED), "PNG"), measures(28, 2048)),
@@ -371,7 +348,7 @@ FAULTS: dict[str, tuple[bytes, str, str]] = {
     "avif cut": (saved(quarters(), "AVIF")[:-200], "image_corrupt", ""),
     "heic cut": (heic()[:-100], "image_corrupt", ""),
     "jpeg 2000 cut": (saved(quarters(), "JPEG2000")[:120], "image_corrupt", ""),
-    "png bomb": (bomb_png(40_000, 40_000), "image_too_large", "--max-image-pixels"),
+    "png bomb": (bomb(40_000, 40_000), "image_too_large", "--max-image-pixels"),
     "gif bomb": (
         b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;",
         "image_too_large",

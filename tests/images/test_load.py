@@ -224,3 +224,26 @@ def test_no_descriptor_is_left_open(root):
     with pytest.raises(MemoryError):
         read("sub/a.jpg", root, reserve=explode)
     assert lowest_free_descriptor() == before
+
+
+def test_a_folder_swapped_between_check_and_open(root, tmp_path, monkeypatch):
+    """A folder that becomes a link to elsewhere just after the check lets nothing out."""
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    (tmp_path / "elsewhere" / "a").write_bytes(b"secret")
+    inner = root / "inner"
+    inner.mkdir()
+    (inner / "a").write_bytes(b"fine")
+    real = os.path.realpath
+
+    def check_then_swap(path: str) -> str:
+        checked = real(path)
+        inner.rename(root / "was")
+        inner.symlink_to(tmp_path / "elsewhere")
+        return checked
+
+    folders = Folders([root], bound=True, max_bytes=100)
+    assert folders.read("inner/a", lambda _: None) == b"fine"
+    monkeypatch.setattr("captioner.images.load.os.path.realpath", check_then_swap)
+    with pytest.raises(BadImageError) as caught:
+        folders.read("inner/a", lambda _: None)
+    assert caught.value.code == "image_outside_root"

@@ -100,6 +100,9 @@ def test_plans():
     assert plan((4000, 3000), max_side=1000) == same(1000, 750)
     assert plan((4000, 3000), max_side=1000, scale=0.5) == same(500, 375)
     assert plan((4000, 3000), max_pixels=1_000_000) == same(1154, 866)
+    for size in ((4000, 1000), (1000, 1000), (9, 900)):
+        within = plan(size, max_pixels=1_000)
+        assert within.canvas[0] * within.canvas[1] <= 1_000
     assert plan((4000, 3000), size_for="gpt-4o") == same(1024, 768)
     assert plan((4000, 3000), size_for="gpt-4o", detail="low") == same(512, 384)
     assert plan((4000, 3000), size_for="gpt-4o", max_side=512) == same(512, 384)

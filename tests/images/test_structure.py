@@ -3,12 +3,12 @@ from __future__ import annotations
 import io
 import random
 import struct
-import zlib
 from typing import Any
 
 import pytest
 from conftest import jpeg
 from PIL import Image
+from samples import chunk
 
 from captioner.errors import BadImageError
 from captioner.images.convert import read_structure
@@ -41,10 +41,6 @@ def exif(orientation: int, order: str = "<") -> bytes:
     entries = struct.pack(order + "HHIHH", 0x0100, 3, 1, 23, 0)
     entries += struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
     return head + struct.pack(order + "IH", 8, 2) + entries + struct.pack(order + "I", 0)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def decodes(data: bytes) -> bool:
