@@ -111,6 +111,7 @@ class FakeEndpoint:
         self._port = 0
         self._thread: threading.Thread | None = None
         self._number = 0
+        self._replying: set[asyncio.Task[Any]] = set()
 
     @property
     def base_url(self) -> str:
@@ -151,8 +152,9 @@ class FakeEndpoint:
         self._port = runner.addresses[0][1]
         self._started.set()
         await self._stop.wait()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()  # replies that are still being held back
+        await site.stop()  # connections that are being accepted are accepted still, or leak
+        for task in self._replying:
+            task.cancel()
         await runner.cleanup()
 
     async def _slowly(self, request: web.Request, fault: str, data: bytes) -> web.StreamResponse:
@@ -180,12 +182,16 @@ class FakeEndpoint:
         call = Call(self._number, body, {k.lower(): v for k, v in request.headers.items()})
         if self.keep_bodies:
             self.calls.append(call)
+        task = asyncio.current_task()
+        assert task is not None
+        self._replying.add(task)
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             return await self._reply(request, call)
         finally:
             self.in_flight -= 1
+            self._replying.discard(task)
 
     async def _reply(self, request: web.Request, call: Call) -> web.StreamResponse:
         reply = self.behave(call) or Reply()
