@@ -89,7 +89,7 @@ class FaultyServer:
 def caption(source: Path, port: int) -> tuple[int, int]:
     """Run the command; return captions and failures."""
     address = f"http://127.0.0.1:{port}/v1"
-    options = ["--base-url", address, "--model", "m", "--concurrency", str(IN_FLIGHT)]
+    options = ["--base-url", address, "--model", "m", "--concurrency", str(IN_FLIGHT), "--no-dedup"]
     subprocess.run([sys.executable, "-m", "captioner", str(source), *options], check=False)
     done = source.with_name("in.captions.jsonl").read_text().splitlines()
     failures = source.with_name("in.captions.failed.jsonl")

@@ -91,7 +91,7 @@ def make(folder: Path, count: int) -> Path:
 
 
 def run_captioner(source: Path, url: str, concurrency: int) -> int:
-    arguments = ["--base-url", url, "--model", "m", "--concurrency", str(concurrency)]
+    arguments = ["--base-url", url, "--model", "m", "--concurrency", str(concurrency), "--no-dedup"]
     subprocess.run([sys.executable, "-m", "captioner", str(source), *arguments], check=True)
     lines = source.with_name("in.captions.jsonl").read_text().splitlines()
     return sum("caption" in json.loads(line) for line in lines)

@@ -119,7 +119,7 @@ def _options() -> type:
                 help=option.metadata["help"],
                 group=group,
                 converter=converter,
-                negative=(),
+                negative=f"--no-{flag_name(option.name)}" if option.default is True else (),
                 show_default=None if option.default != () else False,
             )
             default = field(default=option.default, kw_only=True)

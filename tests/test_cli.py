@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import socket
 from dataclasses import fields
@@ -67,6 +68,7 @@ SAMPLES = {
     "max_length": 19,
     "with_": "usage,latency",
 }
+ON = [o.name for kind in GROUPS.values() for o in fields(kind) if o.default is True]
 OPTIONS = [option.name for kind in GROUPS.values() for option in fields(kind)]
 
 
@@ -129,6 +131,14 @@ def test_every_option_can_be_given_in_every_way(parsed, monkeypatch, tmp_path, n
     assert parsed("in.jsonl", "--config", "c.toml") == expected
     monkeypatch.setenv(f"CAPTIONER_{flag_name(name).upper().replace('-', '_')}", str(value))
     assert parsed("in.jsonl") == expected
+
+
+@pytest.mark.parametrize("name", ON)
+def test_what_is_on_can_be_switched_off(parsed, name):
+    """--no-dedup and its like are flags of their own; what is off by default has none."""
+    assert parsed("in.jsonl", f"--no-{flag_name(name)}") == Settings.create(
+        "in.jsonl", **{name: False}
+    )
 
 
 def test_precedence(parsed, monkeypatch, tmp_path):
@@ -289,7 +299,7 @@ def test_help_names_every_option(capsys):
     for name in OPTIONS:
         assert f"--{flag_name(name)}" in shown
     assert "INPUT" in shown
-    assert "--no-" not in shown
+    assert set(re.findall(r"--no-[\w-]+", shown)) == {f"--no-{flag_name(name)}" for name in ON}
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["in.jsonl", "--version"]])

@@ -29,10 +29,19 @@ def test_the_table_of_options_is_the_definition_of_the_options() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def on_by_default(flag: str) -> bool:
+    return any(
+        option.default is True and f"--{flag_name(option.name)}" == flag
+        for kind in GROUPS.values()
+        for option in fields(kind)
+    )
+
+
 def test_every_flag_that_is_named_exists() -> None:
     """No sentence of the README sends a user to a flag that is not there."""
     known = {f"--{flag_name(option.name)}" for kind in GROUPS.values() for option in fields(kind)}
-    known |= {"--config", "--long", "--json", "--input", "--output", "--no-dedup"}
+    known |= {f"--no-{flag[2:]}" for flag in known if on_by_default(flag)}
+    known |= {"--config", "--long", "--json", "--input", "--output"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
