@@ -20,7 +20,7 @@ from pathlib import Path
 
 import orjson
 
-from captioner.console import ease_garbage_collection
+from captioner.children import ease_garbage_collection
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
 from captioner.records import Progress

@@ -13,7 +13,7 @@ from captioner.dialects.openai_chat import OpenAIChat
 from captioner.endpoints import Endpoint, Endpoints
 from captioner.errors import EndpointFaultError, SettingsError
 from captioner.health import Health
-from captioner.limiter import SLOW_START, Limiter
+from captioner.limiter import Limiter, start_of
 from captioner.records import Request
 from captioner.stopping import StoppedError, Stopping
 from captioner.transport import AiohttpTransport
@@ -129,7 +129,11 @@ def _endpoint(
     warn: Callable[[str], None],
 ) -> Endpoint:
     limiter = Limiter(
-        settings.run.concurrency, start=SLOW_START, rpm=endpoint.rpm, tpm=endpoint.tpm
+        settings.run.concurrency,
+        start=start_of(settings.run.concurrency),
+        rpm=endpoint.rpm,
+        tpm=endpoint.tpm,
+        share=1 / settings.run.processes,
     )
     stopping.then(limiter.open)
     health = Health(name, max_outage_s=endpoint.max_outage, sleep=stopping.sleep)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from captioner.check import check_output
+from captioner.children import ease_garbage_collection
 from captioner.display import Display, describe_check, printable, summarise
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.records import Progress
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
-
-
-def ease_garbage_collection() -> None:
-    """Let Python look for reference cycles less often: records make none, and there are many.
-
-    Worth a tenth of a resume and a few per cent of a run; the command's business, no library's.
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
 
 
 def run_in_console(settings: Settings, *, debug: bool = False) -> int:

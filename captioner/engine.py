@@ -105,7 +105,10 @@ class Engine:
             archives = Archives(images.max_image_bytes)
             stack.callback(archives.close)
             decoders = stack.enter_context(
-                Decoders(Wanted(images, settings.prompt.detail), min(8, os.cpu_count() or 1))
+                Decoders(
+                    Wanted(images, settings.prompt.detail),
+                    max(1, min(8, os.cpu_count() or 1) // settings.run.processes),
+                )
             )
             preparer = Preparer(
                 settings,

@@ -18,6 +18,7 @@
        ├─ EndpointRefusedError   key, model or address is wrong             exit 2
        ├─ EndpointGaveOutError   out of quota, or away for too long         exit 7
        ├─ DecoderError           no process to decode pictures              exit 1
+       ├─ WorkersDiedError       no process of several is left              exit 1
        ├─ OutputBusyError        another run holds the output               exit 4
        ├─ OutputDamagedError     the output is not what we wrote            exit 5
        └─ DiskError              the disk refused a write or a sync         exit 9
@@ -176,6 +177,10 @@ class OutputDamagedError(RunError):
 
 class DecoderError(RunError):
     """No process can be started that decodes pictures."""
+
+
+class WorkersDiedError(RunError):
+    """A run in several processes has none of them left, or cannot start them."""
 
 
 class DiskError(RunError):

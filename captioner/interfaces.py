@@ -38,8 +38,8 @@ class Source(Protocol):
 class Sink(Protocol):
     """Where outcomes go."""
 
-    async def put(self, outcome: Outcome) -> None:
-        """Return once the outcome is out of our hands: a kill after that loses nothing.
+    async def put(self, outcomes: Sequence[Outcome]) -> None:
+        """Return once the outcomes are out of our hands: a kill after that loses nothing.
 
         Raises:
             DiskError: It cannot be written; the run has to stop.

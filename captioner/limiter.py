@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SLOW_START = 8
-"""Permits at the beginning; doubled each round trip until trouble is met."""
+SLOW_START_SHARE = 16
+"""Permits at the beginning: 8, or a sixteenth of the ceiling, of which four doublings make it all;
+doubled each round trip until trouble is met."""
 
 DECREASE = 0.9
 """Factor of one decrease. All of one cohort fail together: halving for each collapses a pool."""
@@ -28,6 +30,11 @@ DECREASE = 0.9
 ERRORS_TO_SLOW = 2
 SHARE_TO_SLOW = 0.1
 """A single error never slows the pool: at least two, and a tenth of what came back meanwhile."""
+
+
+def start_of(ceiling: int) -> int:
+    """Return the permits that a run begins with."""
+    return max(SLOW_START, ceiling // SLOW_START_SHARE)
 
 
 @dataclass(slots=True)
@@ -135,6 +142,7 @@ class Limiter:
         start: Permits at the beginning; by default the ceiling at once.
         rpm: Requests a minute; None is no limit until one is learnt.
         tpm: Tokens a minute; likewise.
+        share: Our part of those limits, and of what is left of them: others have theirs.
         clock: Monotonic seconds; by default the running loop's.
 
     Attributes:
@@ -152,6 +160,7 @@ class Limiter:
         start: int | None = None,
         rpm: float | None = None,
         tpm: float | None = None,
+        share: float = 1.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.window = Window(ceiling, float(min(ceiling, start or ceiling)))
@@ -160,6 +169,7 @@ class Limiter:
         self.in_flight = 0
         self.shared = False
         self._fixed = (rpm, tpm)
+        self._share = share
         self._begun = False
         self._clock = clock
         self._closed_until = 0.0
@@ -273,17 +283,19 @@ class Limiter:
         now = self._now()
         for bucket, rate in zip((self.requests, self.tokens), self._fixed, strict=True):
             if rate is not None:
-                bucket.set_rate(rate, now)
+                bucket.set_rate(rate * self._share, now)
 
     def _learn(
         self, bucket: Bucket, fixed: float | None, per_minute: float | None, left: float | None
     ) -> None:
         now = self._now()
-        if fixed is None and per_minute is not None and per_minute != bucket.per_minute:
-            bucket.set_rate(per_minute, now)
+        if fixed is None and per_minute is not None:
+            rate = per_minute * self._share
+            if rate != bucket.per_minute:
+                bucket.set_rate(rate, now)
         if left is not None and not math.isinf(bucket.per_minute):
             # What is on the wire was perhaps not counted yet when the endpoint said so.
-            bucket.no_more_than(left, now)
+            bucket.no_more_than(left * self._share, now)
 
     def _delay(self, tokens: float) -> float:
         """Return the seconds to wait, infinite if it is for a permit to come back."""

@@ -429,8 +429,14 @@ class RunSettings:
 
     concurrency: int = _option(
         32,
-        "Most requests in flight. A run begins with 8 and goes up as long as the endpoint "
-        "keeps up.",
+        "Most requests in flight. A run begins with a sixteenth of it, 8 at least, and goes up as "
+        "long as the endpoint keeps up.",
+    )
+    processes: int = _option(
+        1,
+        "Processes that share the work, for more than one core. Each has its part of the "
+        "concurrency, the memory and the endpoint's limits, and knows the equal requests of its "
+        "own records only.",
     )
     max_attempts: int = _option(
         5,
@@ -475,6 +481,9 @@ class RunSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         check_positive("concurrency", self.concurrency)
+        check_positive("processes", self.processes)
+        if self.processes > self.concurrency:
+            raise SettingsError("processes: each needs a request in flight of --concurrency")
         check_positive("max_attempts", self.max_attempts)
         for name in ("drain", "disk_wait"):
             if not getattr(self, name) >= 0:

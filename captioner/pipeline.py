@@ -58,6 +58,18 @@ TOO_LONG_S = 0.01
 _Item = Prepared | Failure
 
 
+def count(progress: Progress, outcome: Outcome) -> None:
+    """Count an outcome that is written."""
+    if isinstance(outcome, Caption):
+        progress.captioned += 1
+        progress.prompt_tokens += outcome.usage.prompt_tokens
+        progress.completion_tokens += outcome.usage.completion_tokens
+    else:
+        progress.failed += 1
+        progress.codes[outcome.code] += 1
+        progress.examples.setdefault(outcome.code, outcome)
+
+
 class Pipeline:
     """Carries records from a source to a sink.
 
@@ -272,28 +284,19 @@ class Pipeline:
                 else:
                     outcomes = [item]
                 del item
+                if not outcomes:
+                    continue
+                await self._sink.put(outcomes)
                 for outcome in outcomes:
-                    await self._sink.put(outcome)
-                    self._count(outcome)
+                    count(self._progress, outcome)
+                    if self._settled is not None:
+                        self._settled(outcome)
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
             ready.put_nowait(None)
-
-    def _count(self, outcome: Outcome) -> None:
-        progress = self._progress
-        if isinstance(outcome, Caption):
-            progress.captioned += 1
-            progress.prompt_tokens += outcome.usage.prompt_tokens
-            progress.completion_tokens += outcome.usage.completion_tokens
-        else:
-            progress.failed += 1
-            progress.codes[outcome.code] += 1
-            progress.examples.setdefault(outcome.code, outcome)
-        if self._settled is not None:
-            self._settled(outcome)
 
     def _fail(self, error: BaseException | None) -> None:
         """Stop the run; the first reason is the one that is told, a bug before all others."""

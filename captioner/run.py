@@ -14,6 +14,7 @@ from captioner.engine import Engine
 from captioner.errors import RunError, SettingsError
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
+from captioner.processes.pool import Processes
 from captioner.records import Progress, RunReport
 from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
@@ -26,6 +27,7 @@ from captioner.stopping import StoppedError, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from captioner.interfaces import Dialect, Sink, Source, Transport
@@ -80,9 +82,7 @@ async def run_batch(
     if sink is None and settings.input is None and settings.output is None:
         raise SettingsError("an output is needed: there is no input to name it after")
     try:
-        async with Engine.open(
-            settings, run.progress, stopping, dialect, transport, warn=run.warn
-        ) as engine:
+        async with _open_engine(settings, run, stopping, dialect, transport) as engine:
             if sink is not None:
                 return await run.into_sink(engine, source, sink)
             return await run.into_journal(engine, source, files or Files())
@@ -114,6 +114,21 @@ def open_source(settings: Settings) -> Source:
     return JsonlSource(path, max_line=settings.records.max_line)
 
 
+def _open_engine(
+    settings: Settings,
+    run: _Run,
+    stopping: Stopping,
+    dialect: Dialect | None,
+    transport: Transport | None,
+) -> AbstractAsyncContextManager[Engine | Processes]:
+    """Return what captions records: an engine here, or several in processes of their own."""
+    if settings.run.processes == 1:
+        return Engine.open(settings, run.progress, stopping, dialect, transport, warn=run.warn)
+    if dialect is not None or transport is not None:
+        raise SettingsError("processes: a dialect or transport of one's own is for one process")
+    return Processes.open(settings, stopping, warn=run.warn)
+
+
 class _Run:
     """One run and what it keeps count of."""
 
@@ -135,13 +150,15 @@ class _Run:
         self._retrying = KeyTable()
         self._stale: set[int] = set()
 
-    async def into_sink(self, engine: Engine, source: Source, sink: Sink) -> RunReport:
+    async def into_sink(self, engine: Engine | Processes, source: Source, sink: Sink) -> RunReport:
         """Caption into a sink of the caller's; nothing is resumed."""
         self.progress.size = source.size
         pipeline = engine.pipeline(self.settings, sink, self.progress, self.stopping)
         return await self._reporting(pipeline.run(self._lines(source)))
 
-    async def into_journal(self, engine: Engine, source: Source, files: Files) -> RunReport:
+    async def into_journal(
+        self, engine: Engine | Processes, source: Source, files: Files
+    ) -> RunReport:
         """Caption into the output, continuing what it holds."""
         settings = self.settings
         self._to_file = True
@@ -188,7 +205,12 @@ class _Run:
             journal.close()
 
     async def _caption(
-        self, engine: Engine, source: Source, journal: Journal, identity: Identity, files: Files
+        self,
+        engine: Engine | Processes,
+        source: Source,
+        journal: Journal,
+        identity: Identity,
+        files: Files,
     ) -> None:
         settings = self.settings
         rows = Rows(identity, settings.fields)

@@ -21,7 +21,7 @@ from captioner.settings import Settings
 from captioner.stopping import Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from captioner.interfaces import Dialect, Transport
     from captioner.records import Outcome
@@ -184,8 +184,9 @@ class _QueueSink:
         self._queue: asyncio.Queue[Outcome | None] = asyncio.Queue(size)
         self._ended = False
 
-    async def put(self, outcome: Outcome) -> None:
-        await self._queue.put(outcome)
+    async def put(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            await self._queue.put(outcome)
 
     def end(self, _: object) -> None:
         self._ended = True
@@ -204,9 +205,11 @@ def _ignore(_: str) -> None:
 
 def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
     if settings is None:
-        return Settings.create(**options)
-    if options:
+        settings = Settings.create(**options)
+    elif options:
         raise SettingsError("give either settings or single options, not both")
+    if settings.run.processes > 1:
+        raise SettingsError("processes: several are for runs into files")
     return settings
 
 

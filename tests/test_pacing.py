@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from captioner.limiter import DECREASE, Bucket, Limiter, Window
+from captioner.limiter import DECREASE, Bucket, Limiter, Window, start_of
 
 
 def full_round(window: Window, bad: int = 0) -> None:
@@ -30,6 +30,11 @@ def test_a_run_begins_slowly_and_doubles() -> None:
         full_round(window)
     assert len(seen) < 15
     assert all(after <= 2 * before for before, after in itertools.pairwise(seen))
+
+
+def test_whoever_asks_for_many_begins_with_more() -> None:
+    """Four doublings from any ceiling: a slow endpoint is not asked timidly for half a minute."""
+    assert [start_of(ceiling) for ceiling in (1, 32, 128, 512, 2_000)] == [8, 8, 8, 32, 125]
 
 
 def test_a_single_error_never_slows_the_pool() -> None:
@@ -126,6 +131,20 @@ async def test_a_learnt_rate_holds_back_and_a_given_one_stands() -> None:
     assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_limiter_that_is_one_of_several_takes_its_part() -> None:
+    """Of a rate that is given, of one that is learnt, and of what is left of it."""
+    now = 0.0
+    given = Limiter(100, rpm=600, share=0.25, clock=lambda: now)
+    learning = Limiter(100, share=0.25, clock=lambda: now)
+    learning.learn_requests(600, 40)
+    for limiter, left in ((given, 150), (learning, 10)):
+        for _ in range(left):
+            await limiter.acquire()
+            limiter.release()
+        assert limiter.requests.per_minute == 150
+        assert limiter.requests.delay(1, now) == pytest.approx(60 / 150)
 
 
 async def test_tokens_are_estimated_and_then_corrected() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
@@ -127,8 +127,9 @@ class _Sink:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
 
-    async def put(self, outcome: Outcome) -> None:
-        await self._rig.put(outcome)
+    async def put(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            await self._rig.put(outcome)
 
 
 async def until(condition: Callable[[], bool]) -> None:

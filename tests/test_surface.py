@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -197,8 +198,8 @@ class ListSink:
     def __init__(self) -> None:
         self.outcomes: list[captioner.Outcome] = []
 
-    async def put(self, outcome: captioner.Outcome) -> None:
-        self.outcomes.append(outcome)
+    async def put(self, outcomes: Sequence[captioner.Outcome]) -> None:
+        self.outcomes += outcomes
 
 
 class Parrot:

@@ -169,18 +169,19 @@ class JournalSink:
         if self._error is not None and exc_info[0] is None:
             raise self._error
 
-    async def put(self, outcome: Outcome) -> None:
-        """Return once the outcome is in its file.
+    async def put(self, outcomes: Sequence[Outcome]) -> None:
+        """Return once the outcomes are in their files.
 
         Raises:
-            DiskError: It is not, and no later one will be.
+            DiskError: They are not, and no later ones will be.
         """
         if self._error is not None:
             raise self._error
-        if isinstance(outcome, Caption):
-            self._captions.append(self._rows.caption(outcome))
-        else:
-            self._failures.append(self._rows.failure(outcome))
+        for outcome in outcomes:
+            if isinstance(outcome, Caption):
+                self._captions.append(self._rows.caption(outcome))
+            else:
+                self._failures.append(self._rows.failure(outcome))
         written = self._written
         self._wake.set()
         await written.wait()

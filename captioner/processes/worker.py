@@ -1,0 +1,159 @@
+"""A worker: a process that captions what its parent sends it, as long as there is a parent.
+
+It touches no file of the run. A record's place is free again only when the parent has written its
+outcome, so what a kill loses is what was in flight, however many processes there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from captioner.children import ease_garbage_collection
+from captioner.engine import Engine
+from captioner.errors import CaptionerError
+from captioner.processes.wire import Counts, Done, Ended, NoMore, Ready, Stop, Warned, Wire, Work
+from captioner.records import Progress
+from captioner.stopping import StoppedError, Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from captioner.records import Line, Outcome
+    from captioner.settings import Settings
+
+COUNTS_S = 0.25
+"""Seconds between counts while no outcome carries them."""
+
+
+class Worker:
+    """Captions what comes over a wire.
+
+    Args:
+        wire: To the parent.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._progress = Progress()
+        self._stopping = Stopping()
+        self._lines: asyncio.Queue[list[Line] | None] = asyncio.Queue()
+        self._outcomes: list[tuple[int, Outcome]] = []
+        self._written = asyncio.Event()  # of the outcomes being collected
+        self._sent: asyncio.Event | None = None  # of those being written
+        self._counted = Counts()
+
+    async def run(self) -> None:
+        """Caption until there is nothing left, then say how it ended."""
+        settings: Settings | None = await self._wire.receive()
+        if settings is None:
+            return
+        listening = asyncio.create_task(self._listen())
+        counting = asyncio.create_task(self._tell_counts())
+        try:
+            ended = await self._caption(settings)
+        finally:
+            counting.cancel()
+        self._send_counts()
+        self._wire.send(ended)
+        await listening  # the parent closes
+
+    async def _caption(self, settings: Settings) -> Ended:
+        try:
+            async with Engine.open(
+                settings, self._progress, self._stopping, warn=self._warn
+            ) as engine:
+                self._wire.send(Ready(engine.model))
+                await engine.pipeline(settings, self, self._progress, self._stopping).run(
+                    self._batches()
+                )
+        except StoppedError:
+            return Ended()
+        except CaptionerError as error:
+            return Ended(type(error).__name__, str(error))
+        except Exception as error:  # noqa: BLE001 - the parent tells the user
+            return Ended("Exception", f"{type(error).__name__}: {error}")
+        return Ended()
+
+    async def put(self, outcomes: Sequence[Outcome]) -> None:
+        """Return once the parent has written the outcomes: the sink of the pipeline."""
+        self._outcomes += [
+            (outcome.line.number, outcome._replace(line=None))  # type: ignore[arg-type]
+            for outcome in outcomes
+        ]
+        written = self._written
+        if self._sent is None:
+            self._send()
+        await written.wait()
+
+    def _send(self) -> None:
+        self._sent, self._written = self._written, asyncio.Event()
+        outcomes, self._outcomes = self._outcomes, []
+        self._counted = self._counts()
+        self._wire.send(Done(outcomes, self._counted))
+
+    async def _listen(self) -> None:
+        while (message := await self._wire.receive()) is not None:
+            if isinstance(message, Work):
+                self._lines.put_nowait(message.lines)
+            elif isinstance(message, NoMore):
+                self._lines.put_nowait(None)
+            elif isinstance(message, Stop):
+                if message.hurried:
+                    self._stopping.hurry()
+                else:
+                    self._stopping.set()
+            else:
+                self._note_written()
+        os._exit(0)  # no parent, no one to work for; what is on the wire is lost to it anyway
+
+    def _note_written(self) -> None:
+        if self._sent is not None:
+            self._sent.set()
+            self._sent = None
+        if self._outcomes:
+            self._send()
+
+    async def _batches(self) -> AsyncIterator[list[Line]]:
+        while (lines := await self._lines.get()) is not None:
+            yield lines
+
+    async def _tell_counts(self) -> None:
+        while True:
+            await asyncio.sleep(COUNTS_S)
+            self._send_counts()
+
+    def _send_counts(self) -> None:
+        counts = self._counts()
+        if counts != self._counted:
+            self._counted = counts
+            self._wire.send(Done([], counts))
+
+    def _counts(self) -> Counts:
+        now = self._progress
+        return Counts(now.in_flight, now.calls, now.retries, now.shared, now.cached, now.waiting)
+
+    def _warn(self, text: str) -> None:
+        self._wire.send(Warned(text))
+
+
+async def _run() -> None:
+    await Worker(await Wire.over(socket.socket(fileno=int(sys.argv[1])))).run()
+
+
+def main() -> None:
+    """Work for the parent at the other end of the socket whose descriptor is given."""
+    warnings.filterwarnings("ignore", module="PIL")
+    ease_garbage_collection()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""A run in several processes: one output, and whatever dies, nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from campaign.tally import tally
+from conftest import command, rows
+from endpoint import Call, FakeEndpoint, Reply, completion
+from fakes import EchoTransport
+
+from captioner import Captioner, SettingsError, run_batch
+from captioner.processes.pool import part
+from captioner.settings import Settings
+
+IN_FLIGHT = 16
+
+
+def workers_of(process: int) -> list[int]:
+    """Return the workers of a run by their process ids."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == process and b"captioner.processes.worker" in words:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def start(source: Path, endpoint: FakeEndpoint, processes: int = 2) -> subprocess.Popen[str]:
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", IN_FLIGHT]
+    return subprocess.Popen(
+        command(source, *options, "--processes", processes), stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        os.sched_yield()
+
+
+async def test_several_processes_write_what_one_does(tmp_path, make_input, endpoint):
+    """The same rows in the same order, the same failures, a request a record; and its report."""
+    source = make_input(120)
+    with source.open("a") as file:
+        file.write('{"id": 120, "image": "no.jpg"}\nno JSON\n')
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 8}
+    one = await run_batch(source, tmp_path / "one.jsonl", **options)
+    calls = endpoint.count
+    two = await run_batch(source, tmp_path / "two.jsonl", **options, processes=2)
+    assert endpoint.count == 2 * calls == 240
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    failed = [rows(tmp_path / f"{name}.failed.jsonl") for name in ("one", "two")]
+    assert sorted(map(str, failed[0])) == sorted(map(str, failed[1]))
+    for name in ("captioned", "failed", "calls", "complete", "prompt_tokens", "codes"):
+        assert getattr(one, name) == getattr(two, name), name
+
+
+async def test_what_is_done_is_resumed_by_any_number_of_processes(tmp_path, make_input, endpoint):
+    source = make_input(60)
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 9}
+    await run_batch(source, tmp_path / "out.jsonl", **options, processes=3, limit=25)
+    report = await run_batch(source, tmp_path / "out.jsonl", **options, processes=2)
+    assert (report.resumed, report.captioned, endpoint.count) == (25, 35, 60)
+    again = await run_batch(source, tmp_path / "out.jsonl", **options)
+    assert (again.resumed, again.captioned) == (60, 0)
+    assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == list(range(60))
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_is_killed_costs_what_it_had_on_the_wire(make_input, endpoint):
+    """Its records go to the other; the run ends as if nothing had been, and says so."""
+    endpoint.latency_s = 0.05
+    source = make_input(600)
+    process = start(source, endpoint)
+    wait_for(lambda: endpoint.count >= 100, process)
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "was killed by signal 9" in errors
+    assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(600)]
+    assert endpoint.count <= 600 + IN_FLIGHT // 2
+
+
+def test_a_run_without_workers_ends_and_can_be_run_again(make_input, endpoint):
+    endpoint.latency_s = 0.05
+    source = make_input(300)
+    process = start(source, endpoint)
+    wait_for(lambda: endpoint.count >= 50, process)
+    for worker in workers_of(process.pid):
+        os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "run the same command again" in errors
+    assert "Traceback" not in errors
+    process = start(source, endpoint)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(300)]
+
+
+@pytest.mark.timeout(240)
+def test_kill_nine_of_the_parent_again_and_again(make_input, endpoint):
+    """The workers go with it; every record once, and at most what was in flight paid twice."""
+    endpoint.latency_s = 0.02
+    endpoint.keep_bodies = False
+    records, most = 1_500, 8
+    source = make_input(records)
+    rng = random.Random(5)
+    kills = 0
+    while True:
+        process = start(source, endpoint, rng.choice((2, 3)))
+        moment = endpoint.count + rng.randrange(60, 300)
+        if kills < most:
+            while endpoint.count < moment and process.poll() is None:
+                os.sched_yield()
+            workers = workers_of(process.pid)
+            process.kill()
+            kills += 1
+            for worker in workers:
+                while Path(f"/proc/{worker}/cmdline").exists() and is_worker(worker):
+                    os.sched_yield()
+        _, errors = process.communicate(timeout=120)
+        if process.returncode == 0:
+            break
+    got = [row["id"] for row in rows(source.with_name("input.captions.jsonl"))]
+    repaid = endpoint.given - records
+    tally(
+        "kill -9 of a run in several processes",
+        seed=5,
+        runs=kills + 1,
+        records=records,
+        kills=kills,
+        lost=records - len(set(got)),
+        doubled=len(got) - len(set(got)),
+        repaid=repaid,
+    )
+    assert got == list(range(records)), errors
+    assert repaid <= kills * IN_FLIGHT
+
+
+def is_worker(process: int) -> bool:
+    try:
+        return b"captioner.processes.worker" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains_all_processes(make_input, endpoint, number):
+    """What is on the wire is finished and kept: nothing is paid twice."""
+    endpoint.latency_s = 0.05
+    source = make_input(600)
+    process = start(source, endpoint)
+    wait_for(lambda: endpoint.count >= 100, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert endpoint.given == len(rows(source.with_name("input.captions.jsonl"))) < 600
+    process = start(source, endpoint)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert endpoint.given == 600
+
+
+def test_twice_a_signal_gives_up_what_is_on_the_wire(make_input, endpoint):
+    endpoint.behave = lambda call: Reply(delay_s=30) if call.number > 5 else None
+    process = start(make_input(40), endpoint)
+    wait_for(lambda: endpoint.count > 5, process)
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_a_wrong_key_ends_the_run_once(make_input, endpoint, run_command):
+    endpoint.behave = lambda _: Reply(401, {"error": {"message": "wrong key"}})
+    source = make_input(40)
+    ended = run_command(source, "--base-url", endpoint.base_url, "--model", "m", "--processes", 2)
+    assert ended.returncode == 2
+    assert ended.stderr.count("wrong key") == 1
+    assert not source.with_name("input.captions.jsonl").read_bytes()
+
+
+def test_an_endpoint_that_is_not_there_is_told_before_anything_is_written(make_input, run_command):
+    source = make_input(2)
+    ended = run_command(source, "--base-url", "http://127.0.0.1:9/v1", "--processes", 2)
+    assert ended.returncode == 2
+    assert "no model is given" in ended.stderr
+    assert not source.with_name("input.captions.jsonl").exists()
+
+
+def test_what_a_model_refuses_is_told_once(make_input, endpoint, run_command):
+    """Every worker meets the same endpoint."""
+
+    def behave(call):
+        if "max_tokens" in call.body:
+            message = "Unsupported parameter: 'max_tokens'"
+            return Reply(400, {"error": {"message": message, "param": "max_tokens"}})
+        return Reply(body=completion("a caption"))
+
+    endpoint.behave = behave
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--max-tokens", 50]
+    ended = run_command(make_input(80), *options, "--processes", 2)
+    assert ended.returncode == 0
+    assert ended.stderr.count("refuses a parameter") == 1
+
+
+class Quota:
+    """Grants 6,000 requests a minute, of which 30 are left at first, and says so."""
+
+    def __init__(self) -> None:
+        self.left = 30.0
+        self.at = time.monotonic()
+        self.rejected = 0
+
+    def __call__(self, call: Call) -> Reply:
+        now = time.monotonic()
+        self.left = min(6_000.0, self.left + (now - self.at) * 100)
+        self.at = now
+        if self.left < 1:
+            self.rejected += 1
+            return Reply(429, {"error": {"message": "slow down"}})
+        self.left -= 1
+        headers = {
+            "x-ratelimit-limit-requests": "6000",
+            "x-ratelimit-remaining-requests": str(int(self.left)),
+            "x-ratelimit-reset-requests": f"{(6_000 - self.left) / 100:.3f}s",
+        }
+        return Reply(body=completion(f"c{call.number}"), headers=headers)
+
+
+async def test_workers_keep_a_quota_together(make_input, endpoint):
+    """Each learns the limit of the endpoint and takes its part of it: hardly any is sent away."""
+    endpoint.behave = quota = Quota()
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 16}
+    report = await run_batch(make_input(300), **options, processes=2)
+    assert report.captioned == 300
+    assert quota.rejected <= 6
+
+
+def test_what_a_run_may_have_is_dealt_out_whole():
+    settings = Settings.create("in.jsonl", concurrency=10, processes=3, memory=100)
+    parts = [part(settings, number) for number in range(3)]
+    assert [one.run.concurrency for one in parts] == [4, 3, 3]
+    assert [one.images.memory for one in parts] == [34, 33, 33]
+
+
+async def test_several_processes_are_for_files_and_endpoints(make_input):
+    """What cannot go to another process is refused in words."""
+    with pytest.raises(SettingsError, match="processes"):
+        Settings.create("in.jsonl", concurrency=2, processes=3)
+    with pytest.raises(SettingsError, match="processes"):
+        await run_batch(make_input(1), processes=2, transport=EchoTransport())
+    with pytest.raises(SettingsError, match="processes"):
+        Captioner(base_url="http://localhost:1/v1", model="m", processes=2)
+
+
+def test_importing_the_package_starts_nothing(tmp_path, make_input, endpoint):
+    """A script without a guard around its main part works: workers do not run it again."""
+    source = make_input(20)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import asyncio, captioner\n"
+        f"report = asyncio.run(captioner.run_batch({str(source)!r}, processes=2, "
+        f"base_url={endpoint.base_url!r}, model='m'))\n"
+        "print(report.captioned)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert ended.stdout == "20\n", ended.stderr
