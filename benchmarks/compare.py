@@ -3,7 +3,7 @@
 Every client is a whole process, started in turn against the same server, which costs next to
 nothing. CPU seconds are those of the process and of all its children, start-up included.
 
-usage: python benchmarks/compare.py [cost] [latency] [draw]        default: all, about ten minutes
+usage: python benchmarks/compare.py [cost] [latency] [draw] [processes]    default: all, 20 minutes
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def latency(folder: Path) -> None:
     print("| ---: | --- | ---: | ---: | ---: |")
     source, output = folder / "in.jsonl", folder / "out.jsonl"
     for concurrency in (256, 512, 2_000):
-        count = concurrency * 30
+        count = concurrency * 60
         write_input(source, corpus("S"), count)
         base = 0.0
         with endpoint(300) as url:
@@ -161,16 +161,43 @@ def draw(folder: Path) -> None:
     print(f"| captioner | {each * 1e3:.0f} | {each / alone:.2f} | {busy:.2f} |")
 
 
+def processes(folder: Path, rounds: int = 3) -> None:
+    """One process and two, 59 kB pictures and an endpoint that takes no time."""
+    print("\n| processes | captions/s | of one | CPU s per 1,000 | cores busy, server included |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    source, output = folder / "in.jsonl", folder / "out.jsonl"
+    count = 20_000
+    write_input(source, corpus("S"), count)
+    base = 0.0
+    with endpoint(0) as url:
+        for number in (1, 2):
+            command = rivals(source, output, url, 128)["captioner"]
+            before = stats(url)["cpu_s"]
+            found = []
+            for _ in range(rounds):
+                taken = measure([*command, "--processes", str(number)], output)
+                now = stats(url)["cpu_s"]
+                found.append((taken["wall"], taken["cpu"], now - before))
+                before = now
+            wall, cpu, served = sorted(found)[rounds // 2]
+            base = base or count / wall
+            print(
+                f"| {number} | {count / wall:,.0f} | {count / wall / base:.2f} "
+                f"| {cpu / count * 1e3:.3f} | {(cpu + served) / wall:.2f} |",
+                flush=True,
+            )
+
+
 def middle(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["cost", "latency", "draw"]
+    chosen = sys.argv[1:] or ["cost", "latency", "draw", "processes"]
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     place = Path(tempfile.mkdtemp(prefix="captioner-compare-"))
     try:
         for one in chosen:
-            {"cost": cost, "latency": latency, "draw": draw}[one](place)
+            {"cost": cost, "latency": latency, "draw": draw, "processes": processes}[one](place)
     finally:
         shutil.rmtree(place)

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -73,9 +74,14 @@ static void caption(int fd) {
 static void finished(int fd, struct client *c) {
     c->body_left = -1;
     if (!c->is_post) {
-        char stats[128];
-        snprintf(stats, sizeof stats, "{\"answered\":%ld,\"most_waiting\":%ld,\"data\":[{\"id\":\"m\"}]}",
-                 answered, most_waiting);
+        char stats[192];
+        struct rusage used;
+        getrusage(RUSAGE_SELF, &used);
+        double cpu = used.ru_utime.tv_sec + used.ru_stime.tv_sec +
+                     (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+        snprintf(stats, sizeof stats,
+                 "{\"answered\":%ld,\"most_waiting\":%ld,\"cpu_s\":%.3f,\"data\":[{\"id\":\"m\"}]}",
+                 answered, most_waiting, cpu);
         if (strstr(c->head, "/stats")) answered = most_waiting = 0;
         say(fd, "application/json", stats);
         return;

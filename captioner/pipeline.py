@@ -142,6 +142,7 @@ class Pipeline:
             for task in (drain, *tasks):
                 task.cancel()
             await asyncio.gather(drain, *tasks, return_exceptions=True)
+            self._sharing.close()  # nobody asks any more, and putting in order takes memory
         if self._error is not None:
             raise self._error
 

@@ -140,6 +140,7 @@ class Sharing:
         """Forget what was answered."""
         if self._answered is not None:
             self._answered.close()
+            self._answered = None
 
 
 class _Parked:

@@ -118,6 +118,9 @@ class _Endpoint:
             rig.in_flight -= 1
         return [Caption(prepared.line, "text", replaces=False, attempts=1, usage=Usage(3, 2))]
 
+    def close(self) -> None:
+        pass
+
 
 async def _fetch_nothing(remote: Remote) -> Prepared:
     raise AssertionError(remote)

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from captioner.records import Line, Outcome
     from captioner.settings import Settings
 
+COLLECT_S = 0.005
+"""Seconds in which outcomes gather before they are sent: a message costs both sides a good part of
+what a record does."""
+
 COUNTS_S = 0.25
 """Seconds between counts while no outcome carries them."""
 
@@ -47,6 +51,7 @@ class Worker:
         self._outcomes: list[tuple[int, Outcome]] = []
         self._written = asyncio.Event()  # of the outcomes being collected
         self._sent: asyncio.Event | None = None  # of those being written
+        self._collecting = False
         self._counted = Counts()
 
     async def run(self) -> None:
@@ -88,11 +93,16 @@ class Worker:
             for outcome in outcomes
         ]
         written = self._written
-        if self._sent is None:
-            self._send()
+        self._send_soon()
         await written.wait()
 
+    def _send_soon(self) -> None:
+        if self._sent is None and not self._collecting:
+            self._collecting = True
+            asyncio.get_running_loop().call_later(COLLECT_S, self._send)
+
     def _send(self) -> None:
+        self._collecting = False
         self._sent, self._written = self._written, asyncio.Event()
         outcomes, self._outcomes = self._outcomes, []
         self._counted = self._counts()
@@ -118,7 +128,7 @@ class Worker:
             self._sent.set()
             self._sent = None
         if self._outcomes:
-            self._send()
+            self._send_soon()
 
     async def _batches(self) -> AsyncIterator[list[Line]]:
         while (lines := await self._lines.get()) is not None:
