@@ -15,9 +15,10 @@ from captioner.sinks.failures import failures_path, read_failures
 from captioner.sinks.files import Files
 from captioner.sinks.journal import beside, journal_path, read_checkpoint
 from captioner.sinks.scan import Scan, scan_output
-from captioner.sources.jsonl import JsonlSource
+from captioner.sources.formats import open_input
 
 if TYPE_CHECKING:
+    from captioner.interfaces import Source
     from captioner.sinks.checkpoint import Checkpoint
 
 
@@ -94,10 +95,11 @@ async def check_output(
     report.captioned = len(scan.keys)
     report.tail_bytes = scan.size - scan.whole.length
     failed, report.torn_failures = _failures(files, failures_path(Path(output)))
-    found = source or (checkpoint.source if checkpoint else "")
-    if found and _is_file(files, Path(found)):
+    found = Path(source or (checkpoint.source if checkpoint else "") or "-")
+    if await asyncio.to_thread(found.exists):
+        given = checkpoint.settings.get("input_format") if checkpoint else None
         report.input = str(found)
-        await _compare(report, Path(found), identity, scan, failed)
+        await _compare(report, open_input(found, given).source, identity, scan, failed)
     else:
         report.failed = len(failed)
     return report
@@ -135,12 +137,8 @@ def _failures(files: Files, path: Path) -> tuple[KeyTable, int]:
     return keys, unreadable
 
 
-def _is_file(files: Files, path: Path) -> bool:
-    return files.kind(path.resolve()) == "file"
-
-
 async def _compare(
-    report: CheckReport, source: Path, identity: Identity, scan: Scan, failed: KeyTable
+    report: CheckReport, source: Source, identity: Identity, scan: Scan, failed: KeyTable
 ) -> None:
     """Match the output with its input, as the next run would."""
     progress = Progress()
@@ -154,7 +152,7 @@ async def _compare(
         progress=progress,
     )
     pending = 0
-    async for batch in JsonlSource(source).batches():
+    async for batch in source.batches():
         matched = matching.pending(batch)
         pending += len(matched)
     report.failed = progress.failed_before

@@ -51,7 +51,7 @@ def run_command(argv: Sequence[str]) -> int:
         print(f"captioner {__version__}")
         return 0
     try:
-        command, bound, _ = build_app().parse_args(_with_retry_value(argv))
+        command, bound, _ = build_app().parse_args(_spelled_out(argv))
         return int(command(*bound.args, **bound.kwargs) or 0)
     except CycloptsError as error:
         error.verbose = False
@@ -133,7 +133,9 @@ Options = _options()
 Input = Annotated[
     Path,
     Parameter(
-        help="The records: a JSONL file, or a .json file with one array.", show_env_var=False
+        help="The records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
+        "pattern of them or of pictures, hf:NAME or ms:NAME, or - for JSONL on standard input.",
+        show_env_var=False,
     ),
 ]
 Output = Annotated[
@@ -228,13 +230,14 @@ def _did_you_mean(name: str, known: set[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _with_retry_value(argv: Sequence[str]) -> list[str]:
-    """Let ``--retry-failed`` stand without a value: it then means all."""
+_SHORT = {"--retry-failed": "--retry-failed=all", "-": "--input=-"}
+"""What may stand without a value, and what it then means; a lone dash is standard input."""
+
+
+def _spelled_out(argv: Sequence[str]) -> list[str]:
+    """Return the words with those that are short written in full."""
     end = list(argv).index("--") if "--" in argv else len(argv)
-    return [
-        "--retry-failed=all" if word == "--retry-failed" and at < end else word
-        for at, word in enumerate(argv)
-    ]
+    return [_SHORT.get(word, word) if at < end else word for at, word in enumerate(argv)]
 
 
 # -- commands ----------------------------------------------------------------------------------

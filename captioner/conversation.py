@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from captioner.errors import BadRecordError
 from captioner.options import CONVERSATION_FIELDS, IMAGE_FIELDS
-from captioner.records import STORES, ImageRef, Role, Turn
+from captioner.records import DIGEST, STORES, ImageRef, Role, Turn
 
 if TYPE_CHECKING:
     from captioner.options import PromptSettings, RecordSettings
@@ -207,6 +207,8 @@ def _read_image(value: Any) -> ImageRef:
     if isinstance(value, dict):
         if isinstance(data := value.get("bytes"), str):
             return ImageRef(data=_base64(data))
+        if isinstance(digest := value.get(DIGEST), str):
+            return ImageRef(digest=digest)
         value = value.get("url") or value.get("path")
     if not isinstance(value, str) or not value.strip():
         raise BadRecordError(

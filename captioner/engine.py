@@ -28,6 +28,7 @@ from captioner.prepare import Preparer
 from captioner.presets import PRESETS
 from captioner.records import Asking
 from captioner.sharing import Sharing
+from captioner.sources.formats import folder_of
 from captioner.structured import read_schema, validator
 
 if TYPE_CHECKING:
@@ -205,7 +206,8 @@ def _answers_by(settings: Settings, model: str, rules: Rules) -> bytes:
 
 def _folders(settings: Settings, archives: Archives) -> Folders:
     root = settings.records.image_root
-    here = [settings.input.parent] if settings.input is not None else []
+    folder = folder_of(settings.input)
+    here = [folder] if folder is not None else []
     return Folders(
         [root] if root is not None else list(dict.fromkeys([*here, Path()])),
         bound=root is not None,

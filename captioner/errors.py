@@ -4,6 +4,7 @@
 
     CaptionerError
     ├─ SettingsError          before the run: nothing was sent or written   exit 2
+    ├─ DamagedInputError      the rest of the input: becomes one Failure
     ├─ RecordError            this record: becomes a Failure, the run goes on
     │  ├─ BadRecordError      unreadable line, missing field, unknown role
     │  ├─ BadImageError       missing, corrupt or oversized picture
@@ -63,6 +64,10 @@ class BadRecordError(RecordError):
 
 class BadImageError(RecordError):
     """A picture of the record is missing, corrupt or too large."""
+
+
+class DamagedInputError(CaptionerError):
+    """The input ends where it should not; what came before is read."""
 
 
 class NotAtOnceError(Exception):

@@ -54,7 +54,7 @@ class Matching:
         """Return the records of a batch that are to be done."""
         if self._idle:
             return batch
-        _, raws, _, _, known = zip(*batch, strict=True)
+        _, raws, _, _, known, _ = zip(*batch, strict=True)
         keys = self._identity.of_inputs(raws)
         if any(known):  # a source had to compute some
             keys = [key or computed for key, computed in zip(known, keys, strict=True)]
@@ -71,7 +71,7 @@ class Matching:
             if len(self._failed) and self._failed.take(key) is not None:
                 self._progress.failed_before += 1
             else:
-                found.append(Line(line.number, line.raw, line.end, line.fault, key))
+                found.append(Line(line.number, line.raw, line.end, line.fault, key, line.pictures))
         return found
 
     def _has_changed(self, line: Line, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped

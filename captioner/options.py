@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path  # noqa: TC003 - read when the options are made into flags
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from captioner.answers import EXTRAS
 from captioner.checks import CODES
@@ -31,6 +31,11 @@ DEFAULT_SYSTEM_PROMPT = (
 )
 DEFAULT_PROMPT = "Describe the content of this image in detail."
 
+
+InputFormat = Literal[
+    "jsonl", "json", "csv", "tsv", "parquet", "arrow", "images", "webdataset", "img2dataset",
+    "imagefolder", "llava", "coco", "hf", "ms",
+]  # fmt: skip
 
 MAX_SIDE = 2_048
 """Longer side of a picture where neither an option nor the model's rule says anything."""
@@ -243,6 +248,11 @@ class PromptSettings:
 class RecordSettings:
     """Records."""
 
+    input_format: InputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
+        None,
+        "What INPUT is: jsonl, json, csv, tsv, parquet, arrow, images, webdataset, img2dataset, "
+        "imagefolder, llava, coco, hf or ms. Default: what its name says.",
+    )
     image_field: str | None = _option(
         None,
         "Member that holds the picture or pictures. Default: image, else images.",
@@ -281,6 +291,11 @@ class RecordSettings:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if self.input_format not in (None, *get_args(InputFormat)):
+            raise SettingsError(
+                f"input-format: {self.input_format!r} is not one of "
+                f"{', '.join(get_args(InputFormat))}"
+            )
         check_positive("limit", self.limit)
         check_positive("max_line", self.max_line)
         if not self.output_field:

@@ -113,6 +113,8 @@ class Preparer:
             if fetched is None and (urls := self._remote(images)):
                 return Remote(line, urls)
             pictures = _here(fetched)
+            if line.pictures:
+                pictures = {**pictures, **dict(line.pictures)}
             several = [self._encode(image, place, draw, remake, pictures) for image in images]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
             asked = self._settings.questions
@@ -130,7 +132,8 @@ class Preparer:
         except BaseException:
             place.leave()
             raise
-        size = pixels = 0
+        size = sum(len(data) for _, data in line.pictures)
+        pixels = 0
         for frame in frames:
             size += len(frame.base64)
             pixels += frame.pixels
@@ -199,6 +202,14 @@ class Preparer:
             if image.url not in pictures:
                 return [EncodedImage(url=image.url)]
             data = pictures[image.url]
+        elif image.digest is not None:
+            if image.digest not in pictures:
+                raise BadImageError(
+                    "image_missing",
+                    "the record names an image by its digest, which is in the table it came from",
+                )
+            data = pictures[image.digest]
+            place.reserve(len(data))
         elif image.path is not None:
             data = self._folders.read(image.path, place.reserve, waits=place.waits)
         else:

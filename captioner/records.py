@@ -16,9 +16,11 @@ class Line(NamedTuple):
     Attributes:
         number: Position in the input, from 1: the line of a JSONL file, the element of an array.
         raw: The record's JSON without surrounding white space; if ``fault`` is set, its beginning.
-        end: Offset in the input just after the record, in bytes; tells how far a run has come.
+        end: Offset in the input just after the record; tells how far a run has come.
         fault: Why the source could not deliver the record, as ``(code, message)``.
         key: The record's identity where the source had to compute it (16 bytes).
+        pictures: Pictures that the record names by their digest, for they are in no file of
+            their own; see `ImageRef`.
     """
 
     number: int
@@ -26,6 +28,7 @@ class Line(NamedTuple):
     end: int = 0
     fault: tuple[str, str] | None = None
     key: bytes | None = None
+    pictures: tuple[tuple[str, bytes], ...] = ()
 
 
 STORES = {
@@ -41,17 +44,23 @@ STORES = {
 
 
 class ImageRef(NamedTuple):
-    """Where one picture is: exactly one of the three is set.
+    """Where one picture is: exactly one of the four is set.
 
     Attributes:
         path: A file's path as the record gives it, or ``archive.tar#member``.
         url: An ``http(s)`` URL, or the address of an object as in ``s3://bucket/name``.
         data: The picture itself.
+        digest: BLAKE2b-128 of the picture in hexadecimal: it comes along with the record.
     """
 
     path: str | None = None
     url: str | None = None
     data: bytes | None = None
+    digest: str | None = None
+
+
+DIGEST = "blake2b"
+"""Member of a picture in a record that tells its digest, where the input holds its bytes."""
 
 
 class Turn(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 import time
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +21,7 @@ from captioner.sinks.files import Files, network_file_system
 from captioner.sinks.finalise import order_output, write_array
 from captioner.sinks.journal import Journal, journal_path
 from captioner.sinks.jsonl import JournalSink, Rows
-from captioner.sources.jsonl import JsonlSource
+from captioner.sources.formats import open_input
 from captioner.stopping import StoppedError, Stopping
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from captioner.interfaces import Dialect, Sink, Source, Transport
     from captioner.records import Line, Outcome
+    from captioner.sources.formats import Input
 
 
 async def run_batch(
@@ -77,12 +77,17 @@ async def run_batch(
         raise SettingsError("give either settings or single options, not both")
     stopping = Stopping() if stopping is None else stopping  # an unwished one is false
     run = _Run(settings, progress or Progress(), stopping, warn or _ignore)
+    asked = settings
     if source is None:
-        source = open_source(settings)
+        found = open_source(settings)
+        source = found.source
+        if found.image_field is not None:
+            fields = replace(settings.records, image_field=found.image_field)
+            asked = replace(settings, records=fields)
     if sink is None and settings.input is None and settings.output is None:
         raise SettingsError("an output is needed: there is no input to name it after")
     try:
-        async with _open_engine(settings, run, stopping, dialect, transport) as engine:
+        async with _open_engine(asked, run, stopping, dialect, transport) as engine:
             if sink is not None:
                 return await run.into_sink(engine, source, sink)
             return await run.into_journal(engine, source, files or Files())
@@ -90,28 +95,24 @@ async def run_batch(
         return run.report("interrupted")
 
 
-def open_source(settings: Settings) -> Source:
-    """Return the source of the input file.
+def open_source(settings: Settings) -> Input:
+    """Return the input: what reads it, and what it says of its records.
 
     Raises:
-        SettingsError: There is no such file, or it is the output itself.
+        SettingsError: There is none, or it is the output itself.
     """
     path = settings.input
     if path is None:
         raise SettingsError("an input is needed")
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for a writer
-        if regular:
-            path.open("rb").close()
-    except OSError as error:
-        raise SettingsError(f"cannot read the input {path}: {error.strerror}") from None
-    if not regular:
-        raise SettingsError(f"the input {path} is not a regular file; it is read more than once")
+    fields = settings.records
+    found = open_input(
+        path, fields.input_format, image_field=fields.image_field, max_line=fields.max_line
+    )
     if not settings.output_path.name:
         raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
     if os.path.realpath(path) == os.path.realpath(settings.output_path):
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
-    return JsonlSource(path, max_line=settings.records.max_line)
+    return found
 
 
 def _open_engine(

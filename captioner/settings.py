@@ -21,6 +21,7 @@ from captioner.options import (
     RunSettings,
     option_groups,
 )
+from captioner.places import COMPRESSED, is_elsewhere
 from captioner.values import flag_name, typed, words
 
 
@@ -29,7 +30,8 @@ class Settings:
     """Everything a run needs to know.
 
     Args:
-        input: The records: JSONL, or a JSON array in a ``.json`` file.
+        input: The records: a file, a folder, a pattern of paths, ``-`` for standard input, or
+            the address of a hub's data set.
         output: The captions. Default: ``<input stem>.captions.jsonl`` beside the input. With
             ``.json`` it becomes a JSON array when all is done.
         endpoint: Which model, where.
@@ -142,7 +144,12 @@ class Settings:
             return self.output
         if self.input is None:
             raise SettingsError("an output is needed: there is no input to name it after")
-        return self.input.with_name(f"{self.input.stem}.captions.jsonl")
+        if is_elsewhere(self.input):
+            raise SettingsError(f"name the output with -o: {self.input} has no place of its own")
+        named = self.input
+        if named.suffix.lower() in COMPRESSED:
+            named = named.with_suffix("")
+        return named.with_name(f"{named.stem}.captions.jsonl")
 
     def shaping(self, model: str) -> dict[str, Any]:
         """Return what shapes a caption, by option name; a change of it is a different job.
@@ -165,6 +172,7 @@ class Settings:
             "max_side": self.images.longest_side,
             **_unusual(self.images, _SHAPING),
             "image_field": self.records.image_field,
+            "input_format": self.records.input_format,
             "conversation_field": self.records.conversation_field,
             "output_field": self.fields[0],
             "id_field": self.records.id_field,

@@ -92,7 +92,10 @@ class Sharing:
             if under_way is None:
                 return None
             if len(under_way.records) < MAX_PARKED:
-                under_way.records.append((prepared.line, prepared.replaces))
+                line = prepared.line
+                if line.pictures:
+                    line = line._replace(pictures=())
+                under_way.records.append((line, prepared.replaces))
                 return []
             if under_way.done is None:
                 under_way.done = asyncio.Event()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import aiofiles
-
+from captioner.errors import DamagedInputError
 from captioner.identity import KEY_BYTES
 from captioner.rawjson import STRING
 from captioner.records import Line
+from captioner.sources.blocks import blocks_of
+from captioner.sources.rows import fault_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
+
+    from captioner.sources.blocks import Blocks
 
 BLOCK = 1 << 19
 MAX_LINE = 16 << 20
@@ -33,39 +37,63 @@ class JsonlSource:
     that ends too early.
 
     Args:
-        path: The file, UTF-8.
+        file: The file, UTF-8, or its bytes.
+        may_be_array: It may be an array; by default a ``.json`` file may.
         max_line: Longest record in bytes.
         block: Bytes read at a time.
     """
 
-    def __init__(self, path: Path, *, max_line: int = MAX_LINE, block: int = BLOCK) -> None:
-        self._path = path
+    def __init__(
+        self,
+        file: Path | Blocks,
+        *,
+        may_be_array: bool | None = None,
+        max_line: int = MAX_LINE,
+        block: int = BLOCK,
+    ) -> None:
+        if isinstance(file, Path):
+            may_be_array = file.suffix.lower() == ".json" if may_be_array is None else may_be_array
+            file = blocks_of(file)
+        self._blocks = file
+        self._may_be_array = bool(may_be_array)
         self._max_line = max_line
         self._block = block
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return self._path.stat().st_size
+        return self._blocks.size
 
     async def batches(self) -> AsyncIterator[list[Line]]:
         """Yield the records in order, one block's worth at a time."""
         splitter: _Lines | _Array | None = None
         head = b""
-        async with aiofiles.open(self._path, "rb") as file:
-            while block := await file.read(self._block):
-                if splitter is None:
-                    head += block
-                    lead = len(_BOM) if head.startswith(_BOM) else 0
-                    block = head[lead:]
-                    if _BOM.startswith(head) or not block.strip():
-                        continue
-                    is_array = self._path.suffix.lower() == ".json" and block.lstrip()[:1] == b"["
-                    splitter = (_Array if is_array else _Lines)(self._max_line, lead)
-                if found := splitter.feed(block):
-                    yield found
+        damage = ""
+        number = 0
+        async with aclosing(self._blocks.read(self._block)) as blocks:
+            try:
+                async for block in blocks:
+                    if splitter is None:
+                        head += block
+                        lead = len(_BOM) if head.startswith(_BOM) else 0
+                        text = head[lead:]
+                        if _BOM.startswith(head) or not text.strip():
+                            continue
+                        is_array = self._may_be_array and text.lstrip()[:1] == b"["
+                        splitter = (_Array if is_array else _Lines)(self._max_line, lead)
+                        found = splitter.feed(text)
+                    else:
+                        found = splitter.feed(block)
+                    if found:
+                        number = found[-1].number
+                        yield found
+            except DamagedInputError as error:
+                damage = str(error)
         if splitter is not None and (found := splitter.finish()):
+            number = found[-1].number
             yield found
+        if damage:
+            yield [fault_line(number + 1, {"after": number}, 0, "bad_input", damage)]
 
 
 class _TooLong:
@@ -132,7 +160,7 @@ class _Lines:
                 found.append(_TooLong(line).line(number, offset, self._max_line))
             elif raw := line.strip():
                 # The constructor of a named tuple costs twice as much, and this is every record.
-                found.append(new(Line, (number, raw, offset, None, None)))
+                found.append(new(Line, (number, raw, offset, None, None, ())))
         self._number, self._offset = number, offset
         if len(self._rest) > self._max_line:
             self._number += 1

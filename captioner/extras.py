@@ -1,0 +1,22 @@
+"""Libraries that only some users need: imported when used, with a hint when they are missing."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from captioner.errors import SettingsError
+
+
+def needed(module: str, extra: str) -> Any:
+    """Import a module of an extra.
+
+    Raises:
+        SettingsError: It is not installed; says how to.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        raise SettingsError(
+            f"this needs {module.partition('.')[0]}: pip install 'captioner[{extra}]'"
+        ) from None

@@ -1,0 +1,24 @@
+"""What kind of place an input is in, by its name alone."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HUBS = ("hf:", "ms:")
+COMPRESSED = (".gz", ".zst")
+_PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
+
+
+def is_pattern(path: Path) -> bool:
+    """Tell whether a path stands for several: ``*.jpg``, ``shard-{000..099}.tar``."""
+    return _PATTERN.search(str(path)) is not None and not path.exists()
+
+
+def is_elsewhere(path: Path) -> bool:
+    """Tell whether an input is no file or folder: a hub's, standard input, several paths."""
+    text = str(path)
+    return text == "-" or text.startswith(HUBS) or is_pattern(path)

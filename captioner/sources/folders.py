@@ -1,0 +1,76 @@
+"""Records from pictures that lie about: a folder of them, or what a pattern matches."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captioner.sources.blocks import from_thread
+from captioner.sources.rows import Batching, line_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from captioner.records import Line
+
+PICTURES = frozenset(
+    [
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+        ".avif", ".heic", ".heif", ".jp2", ".ico", ".ppm", ".tga",
+    ]
+)  # fmt: skip
+"""Suffixes of files that are taken for pictures; what a file is, its content says."""
+
+
+def is_picture(name: str) -> bool:
+    """Tell whether a file's name is that of a picture."""
+    return os.path.splitext(name)[1].lower() in PICTURES  # noqa: PTH122 - for millions of names
+
+
+class PicturesSource:
+    """The pictures of a folder and those below it, by name; ``{"image": path}`` each.
+
+    Args:
+        folder: The folder; paths are relative to it.
+        pattern: A glob pattern in place of a folder; paths are as it matches them.
+    """
+
+    size = 0
+
+    def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
+        self._folder = folder
+        self._pattern = pattern
+
+    def batches(self) -> AsyncIterator[list[Line]]:
+        """Yield the pictures in order."""
+        return from_thread(self._pictures)
+
+    def _pictures(self) -> Iterator[list[Line]]:
+        batching = Batching()
+        for number, name in enumerate(self._names(), 1):
+            if found := batching.add(line_of(number, {"image": name}, 0)):
+                yield found
+        if found := batching.rest():
+            yield found
+
+    def _names(self) -> Iterator[str]:
+        if self._folder is None:
+            yield from matches(self._pattern)
+            return
+        root = os.fspath(self._folder)
+        for folder, below, files in os.walk(root):
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            inside = os.path.relpath(folder, root)
+            for name in sorted(files):
+                if is_picture(name) and not name.startswith("."):
+                    yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
+
+
+def matches(pattern: str) -> list[str]:
+    """Return the files that a glob pattern matches, in order; a file's own name matches it."""
+    if Path(pattern).is_file():
+        return [pattern]
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - a whole pattern, absolute or not
+    return sorted(name for name in found if Path(name).is_file())

@@ -1,0 +1,255 @@
+"""Which source reads an input: by its name, or by ``--input-format``."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from captioner.errors import SettingsError
+from captioner.places import COMPRESSED, is_elsewhere, is_pattern
+from captioner.sources.blocks import blocks_of
+from captioner.sources.folders import PicturesSource, is_picture, matches
+from captioner.sources.jsonl import JsonlSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from captioner.interfaces import Source
+    from captioner.options import InputFormat
+
+_SUFFIXES: dict[str, InputFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".tar": "webdataset",
+}
+_COCO = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|type)"\s*:')
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+class Input(NamedTuple):
+    """An input that has been found.
+
+    Attributes:
+        source: Reads it.
+        format: What it is.
+        image_field: Member of its records that holds the pictures, where the format says so.
+    """
+
+    source: Source
+    format: InputFormat
+    image_field: str | None = None
+
+
+def folder_of(path: Path | None) -> Path | None:
+    """Return the folder that relative paths in an input's records start from, if it has one."""
+    if path is None or is_elsewhere(path):
+        return None
+    return path if path.is_dir() else path.parent
+
+
+def open_input(
+    path: Path,
+    given: InputFormat | None = None,
+    *,
+    image_field: str | None = None,
+    max_line: int = 16 << 20,
+) -> Input:
+    """Find out what an input is, and return what reads it.
+
+    Args:
+        path: A file, a folder, a pattern, ``-``, or a hub's address.
+        given: What it is, in place of what its name says.
+        image_field: The member that holds pictures, if an option names one.
+        max_line: Longest record in bytes.
+
+    Raises:
+        SettingsError: There is no such input, or it cannot be told what it is.
+    """
+    kind = given or _kind(path)
+    source, field = _OPENERS[kind](path, _Reading(kind, image_field, max_line))
+    return Input(source, kind, image_field or field)
+
+
+class _Reading(NamedTuple):
+    """What an opener has to know."""
+
+    kind: InputFormat
+    image_field: str | None
+    max_line: int
+
+
+_Opened = tuple["Source", str | None]
+"""What reads an input, and the member of its records that holds the pictures, if it says so."""
+
+
+def _lines(path: Path, reading: _Reading) -> _Opened:
+    _check_file(path)
+    array = reading.kind != "jsonl"
+    return JsonlSource(blocks_of(path), may_be_array=array, max_line=reading.max_line), None
+
+
+def _csv(path: Path, reading: _Reading) -> _Opened:
+    from captioner.sources.tables import CsvSource
+
+    _check_file(path)
+    delimiter = "," if reading.kind == "csv" else "\t"
+    return CsvSource(path, delimiter, max_line=reading.max_line), None
+
+
+def _arrow(path: Path, reading: _Reading) -> _Opened:
+    from captioner.sources.tables import IMAGE_COLUMNS, ArrowSource, columns_of
+
+    files = _files(path, f".{reading.kind}")
+    source = ArrowSource(files, reading.image_field)
+    names = columns_of(files[0])
+    if "image" in names or "images" in names:
+        return source, None
+    return source, next((name for name in names if name in IMAGE_COLUMNS), None)
+
+
+def _images(path: Path, _: _Reading) -> _Opened:
+    return PicturesSource(path if path.is_dir() else None, str(path)), None
+
+
+def _shards(path: Path, _: _Reading) -> _Opened:
+    from captioner.sources.shards import ShardsSource
+
+    return ShardsSource(_files(path, ".tar"), folder_of(path) or Path()), None
+
+
+def _downloads(path: Path, _: _Reading) -> _Opened:
+    """Return img2dataset's output, in tar shards or in folders."""
+    from captioner.sources.shards import DownloadsSource, ShardsSource
+
+    if not path.is_dir():
+        raise SettingsError(f"{path} is no folder that img2dataset wrote to")
+    if shards := sorted(path.glob("*.tar")):
+        return ShardsSource(shards, path, with_failures=True), None
+    return DownloadsSource(path), None
+
+
+def _image_folder(path: Path, reading: _Reading) -> _Opened:
+    """Return Hugging Face's imagefolder: a table whose ``file_name`` is beside it."""
+    table = path
+    if path.is_dir():
+        table = next((path / name for name in METADATA if (path / name).exists()), path)
+        if table == path:
+            raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
+    inside = open_input(table, image_field=reading.image_field, max_line=reading.max_line)
+    return inside.source, "file_name"
+
+
+def _coco(path: Path, _: _Reading) -> _Opened:
+    from captioner.sources.coco import CocoSource
+
+    _check_file(path)
+    return CocoSource(path), "file_name"
+
+
+def _hub(path: Path, reading: _Reading) -> _Opened:
+    from captioner.sources.hubs import HubSource
+
+    return HubSource(str(path), reading.image_field), None
+
+
+_OPENERS: dict[InputFormat, Callable[[Path, _Reading], _Opened]] = {
+    "jsonl": _lines,
+    "json": _lines,
+    "llava": _lines,
+    "csv": _csv,
+    "tsv": _csv,
+    "parquet": _arrow,
+    "arrow": _arrow,
+    "images": _images,
+    "webdataset": _shards,
+    "img2dataset": _downloads,
+    "imagefolder": _image_folder,
+    "coco": _coco,
+    "hf": _hub,
+    "ms": _hub,
+}
+
+
+def _kind(path: Path) -> InputFormat:
+    """Return what an input is, by its name and, for a folder, by what is in it."""
+    text = str(path)
+    if text == "-":
+        return "jsonl"
+    if text.startswith("hf:"):
+        return "hf"
+    if text.startswith("ms:"):
+        return "ms"
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if is_pattern(path):
+        path = Path(next(iter(matches(text)), text))
+    if is_picture(path.name):
+        return "images"
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    kind = _SUFFIXES.get(name.suffix.lower(), "jsonl")
+    return "coco" if kind == "json" and _is_coco(path) else kind
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return _COCO.match(file.read(4_096)) is not None
+    except OSError:
+        return False  # whoever opens it says why
+
+
+def _kind_of_folder(folder: Path) -> InputFormat:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if any(name in METADATA for name in names):
+        return "imagefolder"
+    if any(name.endswith("_stats.json") for name in names):
+        return "img2dataset"
+    for suffix, kind in _SUFFIXES.items():
+        if suffix in (".tar", ".parquet", ".arrow") and any(n.endswith(suffix) for n in names):
+            return kind
+    return "images"
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no readable regular file.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    if str(path) == "-":
+        return
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for a writer
+        if regular:
+            path.open("rb").close()
+    except OSError as error:
+        raise SettingsError(f"cannot read the input {path}: {error.strerror}") from None
+    if not regular:
+        raise SettingsError(f"the input {path} is not a regular file; it is read more than once")
+
+
+def _files(path: Path, suffix: str) -> list[Path]:
+    """Return the files that a path, a folder, a pattern or a range of numbers stands for."""
+    from captioner.sources.shards import expand
+
+    if path.is_dir():
+        found = sorted(path.rglob(f"*{suffix}"))
+    else:
+        found = []
+        for one in map(Path, expand(str(path))):
+            if is_pattern(one):
+                found += map(Path, matches(str(one)))
+            else:
+                _check_file(one)
+                found.append(one)
+    if not found:
+        raise SettingsError(f"there is no {suffix} file in {path}")
+    return found

@@ -1,0 +1,217 @@
+"""Records from tar shards in the WebDataset convention, and from img2dataset's output.
+
+Members of a tar that follow one another and share their name up to the first dot are one sample
+(https://github.com/webdataset/webdataset). Shards are read here and not by the webdataset package:
+that hands out pictures, where a record needs their places, to be read when their turn comes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import tarfile
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import orjson
+
+from captioner.errors import SettingsError
+from captioner.extras import needed
+from captioner.sources.blocks import from_thread
+from captioner.sources.folders import is_picture
+from captioner.sources.rows import Batching, fault_line, line_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
+
+    from captioner.records import Line
+
+LARGEST_TEXT = 1 << 20
+"""Bytes of a member that is taken for text; what is larger is left in the shard."""
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_DOWNLOADED = "success"
+
+
+def expand(pattern: str) -> list[str]:
+    """Return the names that ``shard-{000..099}.tar`` stands for."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = found[1], found[2]
+    return [
+        name
+        for number in range(int(first), int(last) + 1)
+        for name in expand(
+            f"{pattern[: found.start()]}{number:0{len(first)}d}{pattern[found.end() :]}"
+        )
+    ]
+
+
+class ShardsSource:
+    """The samples of tar shards.
+
+    A record has the sample's name as ``__key__``, what its ``.json`` holds, its texts by their
+    ending, and the pictures as ``image``, in the form ``shard.tar#member``.
+
+    Args:
+        paths: The shards.
+        folder: Where names of shards in the records start from.
+        with_failures: Report what img2dataset could not download, from the tables beside.
+    """
+
+    def __init__(self, paths: Sequence[Path], folder: Path, *, with_failures: bool = False) -> None:
+        self._paths = paths
+        self._folder = folder
+        self._with_failures = with_failures
+        if with_failures:
+            needed("pyarrow.parquet", "parquet")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(path.stat().st_size for path in self._paths if path.exists())
+
+    def batches(self) -> AsyncIterator[list[Line]]:
+        """Yield the samples in order."""
+        return from_thread(self._samples)
+
+    def _samples(self) -> Iterator[list[Line]]:
+        number = before = 0
+        for path in self._paths:
+            batching = Batching()
+            name = os.path.relpath(path, self._folder)
+            try:
+                with tarfile.open(path, "r:") as shard:
+                    groups = itertools.groupby(shard, lambda member: _split(member.name)[0])
+                    for key, members in groups:
+                        record = _sample(key, members, name, shard)
+                        if record is None:
+                            continue
+                        number += 1
+                        end = before + shard.offset
+                        if found := batching.add(line_of(number, record, end)):
+                            yield found
+            except (tarfile.TarError, OSError, EOFError) as error:
+                number += 1
+                message = f"{name} breaks off: {error}"
+                what = {"shard": name, "after": number - 1}
+                yield [*batching.rest(), fault_line(number, what, before, "bad_shard", message)]
+            if path.exists():
+                before += path.stat().st_size
+            if self._with_failures:
+                for line in missing(path.with_suffix(".parquet"), number, before):
+                    number = line.number
+                    if found := batching.add(line):
+                        yield found
+            if found := batching.rest():
+                yield found
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return a sample's key and a member's field: the name is cut at its first dot."""
+    folder, slash, base = name.rpartition("/")
+    key, _, field = base.partition(".")
+    return folder + slash + key, field.lower()
+
+
+def _sample(
+    key: str, members: Iterator[tarfile.TarInfo], shard_name: str, shard: tarfile.TarFile
+) -> dict[str, Any] | None:
+    """Return the record of one sample, None if there is no picture in it."""
+    record: dict[str, Any] = {"__key__": key}
+    pictures: list[str] = []
+    for member in members:
+        if not member.isfile():
+            continue
+        field = _split(member.name)[1]
+        if is_picture(f"x.{field}"):
+            pictures.append(f"{shard_name}#{member.name}")
+        elif member.size <= LARGEST_TEXT:
+            data = cast("IO[bytes]", shard.extractfile(member)).read()
+            _add(record, field, data)
+    if not pictures:
+        return None
+    record["image"] = pictures[0] if len(pictures) == 1 else pictures
+    return record
+
+
+def _add(record: dict[str, Any], field: str, data: bytes) -> None:
+    """Add what a member holds to the record."""
+    if field == "json":
+        try:
+            value = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            value = data.decode(errors="replace")
+        if isinstance(value, dict) and "image" not in value and "__key__" not in value:
+            record.update(value)
+        else:
+            record["json"] = value
+        return
+    try:
+        record[field] = data.decode().strip()
+    except UnicodeDecodeError:
+        return  # numbers of some library's own, say: they stay in the shard
+
+
+class DownloadsSource:
+    """img2dataset's output in the form of files: folders of ``key.jpg``, ``key.txt``, ``key.json``.
+
+    Args:
+        folder: Where it was written to.
+    """
+
+    size = 0
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        needed("pyarrow.parquet", "parquet")
+
+    def batches(self) -> AsyncIterator[list[Line]]:
+        """Yield the samples in order, after those of each shard what it could not download."""
+        return from_thread(self._samples)
+
+    def _samples(self) -> Iterator[list[Line]]:
+        number = 0
+        for table in sorted(self._folder.glob("*.parquet")):
+            batching = Batching()
+            shard = self._folder / table.stem
+            names = sorted(entry.name for entry in shard.iterdir()) if shard.is_dir() else []
+            for key, files in itertools.groupby(names, lambda name: _split(name)[0]):
+                record: dict[str, Any] = {"__key__": key}
+                picture = ""
+                for name in files:
+                    if is_picture(name):
+                        picture = f"{table.stem}/{name}"
+                    else:
+                        _add(record, _split(name)[1], (shard / name).read_bytes())
+                if picture:
+                    number += 1
+                    record["image"] = picture
+                    if found := batching.add(line_of(number, record, 0)):
+                        yield found
+            for line in missing(table, number, 0):
+                number = line.number
+                if found := batching.add(line):
+                    yield found
+            if found := batching.rest():
+                yield found
+
+
+def missing(table: Path, number: int, end: int) -> Iterator[Line]:
+    """Yield what img2dataset's table of a shard says was not downloaded, as faults."""
+    if not table.exists():
+        return
+    parquet = needed("pyarrow.parquet", "parquet")
+    with parquet.ParquetFile(table) as file:
+        columns = {"url", "key", "status", "error_message"} & set(file.schema_arrow.names)
+        if "status" not in columns:
+            raise SettingsError(f"{table.name} is no table of img2dataset: it has no status")
+        for batch in file.iter_batches(columns=sorted(columns)):
+            for row in batch.to_pylist():
+                if row["status"] != _DOWNLOADED:
+                    number += 1
+                    why = row.get("error_message") or row["status"]
+                    message = f"img2dataset could not get it: {why}"
+                    yield fault_line(number, row, end, "not_downloaded", message)

@@ -1,0 +1,441 @@
+"""Every input format, in files that the libraries made for it have written: each picture is sent,
+each row comes back once, a bad row is a failure, and what is done is known again."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+import zstandard
+from conftest import command, jpeg, rows
+
+from captioner import SettingsError, run_batch
+from captioner.options import InputFormat
+from captioner.records import Line
+from captioner.sources.formats import open_input
+
+PICTURES = [jpeg(number) for number in range(4)]
+MORE = [jpeg(number) for number in range(4, 6)]
+
+
+def save(folder: Path) -> list[str]:
+    """Save the pictures; return their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(PICTURES):
+        (folder / f"{number}.jpg").write_bytes(data)
+    return [f"{number}.jpg" for number in range(len(PICTURES))]
+
+
+def records(folder: Path, field: str = "image") -> list[dict[str, Any]]:
+    """Return records of the pictures, and one of a picture that is not there."""
+    names = [*save(folder), "missing.jpg"]
+    return [{"id": f"00{n}", field: name, "n": n} for n, name in enumerate(names)]
+
+
+def lines_of(found: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in found)
+
+
+# -- one maker for each format: all have four good rows and a bad one ---------------------------
+
+
+def jsonl(folder: Path) -> Path:
+    path = folder / "in.ndjson"
+    path.write_bytes(lines_of(records(folder)))
+    return path
+
+
+def jsonl_gz(folder: Path) -> Path:
+    path = folder / "in.jsonl.gz"
+    path.write_bytes(gzip.compress(lines_of(records(folder))))
+    return path
+
+
+def jsonl_zst(folder: Path) -> Path:
+    path = folder / "in.jsonl.zst"
+    path.write_bytes(zstandard.compress(lines_of(records(folder))))
+    return path
+
+
+def json_array_gz(folder: Path) -> Path:
+    path = folder / "in.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(records(folder), indent=1).encode()))
+    return path
+
+
+def comma(folder: Path, delimiter: str = ",", name: str = "in.csv") -> Path:
+    with (folder / name).open("w", newline="") as file:
+        table = csv.DictWriter(file, ["id", "image", "n", "prompt"], delimiter=delimiter)
+        table.writeheader()
+        for record in records(folder)[:4]:
+            table.writerow({**record, "prompt": f'what is\n"{record["n"]}", then?'})
+        file.write(delimiter.join(["one", "two"]) + "\n")
+    return folder / name
+
+
+def tabs(folder: Path) -> Path:
+    return comma(folder, "\t", "in.tsv")
+
+
+def parquet_paths(folder: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(records(folder)), folder / "in.parquet")
+    return folder / "in.parquet"
+
+
+def dataset(folder: Path) -> datasets.Dataset:
+    """Pictures inside a table, as Hugging Face keeps them, one of them no picture."""
+    features = datasets.Features({"image": datasets.Image(), "n": datasets.Value("int64")})
+    data = [*PICTURES, b"no picture"]
+    return datasets.Dataset.from_dict(
+        {"image": [{"bytes": one, "path": None} for one in data], "n": list(range(5))},
+        features=features,
+    )
+
+
+def parquet_structs(folder: Path) -> Path:
+    dataset(folder).to_parquet(folder / "in.parquet")
+    return folder / "in.parquet"
+
+
+def parquet_folder(folder: Path) -> Path:
+    """Several files, and pictures in a binary column under a name of its own."""
+    place = folder / "tables"
+    place.mkdir()
+    for number in range(2):
+        found = PICTURES[2 * number : 2 * number + 2] + [b""] * number
+        table = pa.table({"jpg": pa.array(found, pa.binary()), "n": list(range(len(found)))})
+        pq.write_table(table, place / f"{number}.parquet")
+    return place
+
+
+def arrow_file(folder: Path) -> Path:
+    table = pa.Table.from_pylist(records(folder))
+    with (
+        pa.OSFile(str(folder / "in.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as w,
+    ):
+        w.write_table(table)
+    return folder / "in.arrow"
+
+
+def arrow_stream(folder: Path) -> Path:
+    """As `datasets` saves to disk."""
+    dataset(folder).save_to_disk(folder / "saved")
+    return next((folder / "saved").glob("*.arrow"))
+
+
+def pictures(folder: Path) -> Path:
+    place = folder / "photos"
+    save(place)
+    (place / "a" / "b").mkdir(parents=True)
+    (place / "2.jpg").rename(place / "a" / "b" / "x.JPEG")
+    (place / "broken.png").write_bytes(b"no picture")
+    (place / "notes.txt").write_text("not a picture")
+    return place
+
+
+def pattern(folder: Path) -> Path:
+    return pictures(folder) / "**" / "*.[jJp]*"
+
+
+def tar(folder: Path) -> Path:
+    with webdataset.TarWriter(str(folder / "in.tar")) as shard:
+        for number, data in enumerate(PICTURES):
+            sample = {"__key__": f"sample{number}", "jpg": data, "txt": f"text {number}"}
+            shard.write({**sample, "json": {"n": number}})
+        shard.write({"__key__": "sample4", "jpg": b"no picture", "json": {"n": 4}})
+    return folder / "in.tar"
+
+
+def tars(folder: Path) -> Path:
+    place = folder / "shards"
+    place.mkdir()
+    with webdataset.ShardWriter(str(place / "s-%03d.tar"), maxcount=3, verbose=0) as shards:
+        for number, data in enumerate([*PICTURES, b"no picture"]):
+            shards.write({"__key__": f"sample{number}", "jpg": data})
+    return place / "s-{000..001}.tar"
+
+
+def downloads(folder: Path, *, as_tars: bool = False) -> Path:
+    """The layout of img2dataset, with one row that it could not download."""
+    place = folder / "downloaded"
+    place.mkdir()
+    table = [
+        {"url": f"http://x/{n}", "key": f"00000{n:04}", "status": "success", "error_message": None}
+        for n in range(4)
+    ]
+    lost = {"url": "http://x/4", "key": "000000004", "status": "failed_to_download"}
+    table.append({**lost, "error_message": "HTTP Error 404"})
+    pq.write_table(pa.Table.from_pylist(table), place / "00000.parquet")
+    (place / "00000_stats.json").write_text('{"count": 5, "successes": 4}')
+    if as_tars:
+        with webdataset.TarWriter(str(place / "00000.tar")) as shard:
+            for row, data in zip(table, PICTURES, strict=False):
+                shard.write({"__key__": row["key"], "jpg": data, "json": row, "txt": "alt"})
+        return place
+    (place / "00000").mkdir()
+    for row, data in zip(table, PICTURES, strict=False):
+        (place / "00000" / f"{row['key']}.jpg").write_bytes(data)
+        (place / "00000" / f"{row['key']}.json").write_text(json.dumps(row))
+        (place / "00000" / f"{row['key']}.txt").write_text("alt")
+    return place
+
+
+def downloaded_tars(folder: Path) -> Path:
+    return downloads(folder, as_tars=True)
+
+
+def image_folder(folder: Path, suffix: str = ".jsonl") -> Path:
+    found = records(folder / "photos", "file_name")
+    path = folder / "photos" / f"metadata{suffix}"
+    if suffix == ".jsonl":
+        path.write_bytes(lines_of(found))
+    elif suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(found), path)
+    else:
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(found[0]))
+            table.writeheader()
+            table.writerows(found)
+    return folder / "photos"
+
+
+def image_folder_csv(folder: Path) -> Path:
+    return image_folder(folder, ".csv")
+
+
+def image_folder_parquet(folder: Path) -> Path:
+    return image_folder(folder, ".parquet")
+
+
+def llava(folder: Path) -> Path:
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "?"}]
+    found = [{**record, "conversations": turns} for record in records(folder)]
+    (folder / "in.json").write_text(json.dumps(found))
+    return folder / "in.json"
+
+
+def coco(folder: Path) -> Path:
+    images = records(folder, "file_name")
+    notes = [{"id": n, "image_id": n, "caption": "x"} for n in range(4)]
+    (folder / "in.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    return folder / "in.json"
+
+
+def hugging_face(folder: Path) -> Path:
+    dataset(folder).to_parquet(folder / "data" / "train.parquet")
+    return Path(f"hf:{folder / 'data'}:train")
+
+
+MAKERS = [
+    jsonl, jsonl_gz, jsonl_zst, json_array_gz, comma, tabs, parquet_paths, parquet_structs,
+    parquet_folder, arrow_file, arrow_stream, pictures, pattern, tar, tars, downloads,
+    downloaded_tars, image_folder, image_folder_csv, image_folder_parquet, llava, coco,
+    hugging_face,
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+async def test_every_format(tmp_path, endpoint, make: Callable[[Path], Path]):
+    """Four pictures reach the endpoint, once; a second run knows all rows again."""
+    source = make(tmp_path)
+    output = tmp_path / "out.jsonl"
+    options = {"base_url": endpoint.base_url, "model": "m", "output": output}
+    report = await run_batch(source, **options)
+    assert (report.captioned, report.failed) == (4, 1), report.examples
+    sent = [image for call in endpoint.calls for image in call.images]
+    assert sorted(sent) == sorted(PICTURES)
+    found = rows(output)
+    assert len({json.dumps(row) for row in found}) == 4
+    assert all(row["caption"] for row in found)
+    assert b"base64" not in output.read_bytes()
+    again = await run_batch(source, **options)
+    assert (again.resumed, again.captioned, again.failed) == (4, 0, 1)
+    assert endpoint.count == 4
+    assert rows(output) == found
+
+
+async def test_rows_keep_their_members(tmp_path, endpoint):
+    """Texts of a CSV file as they are, leading zeros and all; numbers of a table as numbers."""
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    await run_batch(comma(tmp_path), **options)
+    first = rows(tmp_path / "out.jsonl")[0]
+    assert {name: first[name] for name in ("id", "n")} == {"id": "000", "n": "0"}
+    assert endpoint.calls[0].texts[0].startswith('what is\n"')
+    options["output"] = tmp_path / "two.jsonl"
+    await run_batch(parquet_paths(tmp_path), **options)
+    assert {name: rows(tmp_path / "two.jsonl")[3][name] for name in ("id", "n")} == {
+        "id": "003",
+        "n": 3,
+    }
+
+
+async def test_members_of_a_sample_become_members_of_the_record(tmp_path, endpoint):
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    await run_batch(tar(tmp_path), **options)
+    first = rows(tmp_path / "out.jsonl")[0]
+    assert first.pop("caption")
+    assert first == {
+        "__key__": "sample0", "n": 0, "txt": "text 0", "image": "in.tar#sample0.jpg",
+    }  # fmt: skip
+
+
+async def test_rows_with_other_pictures_are_other_records(tmp_path, endpoint):
+    """A table whose rows move, or whose pictures are swapped, gets nobody else's caption."""
+
+    def table(found: list[bytes]) -> Path:
+        structs = [{"bytes": one, "path": None} for one in found]
+        pq.write_table(pa.table({"image": structs}), tmp_path / "in.parquet")
+        return tmp_path / "in.parquet"
+
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    await run_batch(table(PICTURES), **options)
+    before = {json.dumps(row["image"]): row["caption"] for row in rows(tmp_path / "out.jsonl")}
+    report = await run_batch(table([MORE[0], *PICTURES[1:], MORE[1]][::-1]), **options)
+    assert (report.resumed, report.captioned, report.orphans) == (3, 2, 1)
+    after = {json.dumps(row["image"]): row["caption"] for row in rows(tmp_path / "out.jsonl")}
+    assert before.items() <= after.items()
+
+
+async def test_several_processes_get_the_pictures_of_a_table(tmp_path, endpoint):
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(parquet_structs(tmp_path), processes=2, **options)
+    assert (report.captioned, report.failed) == (4, 1)
+    assert sorted(call.images[0] for call in endpoint.calls) == sorted(PICTURES)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("make", [jsonl_gz, jsonl_zst, parquet_paths, tars, coco, arrow_file])
+async def test_a_damaged_file_fails_where_it_is_damaged(tmp_path, endpoint, make, damage):
+    """What can be read is captioned, the rest is one clear failure; never a crash."""
+    source = make(tmp_path)
+    file = Path(str(source).replace("{000..001}", "001"))
+    data = bytearray(file.read_bytes())
+    if damage == "cut":
+        del data[len(data) * 2 // 3 :]
+    else:
+        data[len(data) // 2 : len(data) // 2 + 8] = b"\xff" * 8
+    file.write_bytes(data)
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(source, **options)
+    assert report.complete
+    assert report.failed >= 1
+    assert "Traceback" not in (tmp_path / "out.failed.jsonl").read_text()
+
+
+def test_standard_input_is_read_as_it_comes(tmp_path, endpoint):
+    """And what is done is known again when the same comes once more."""
+    data = lines_of(records(tmp_path))
+    words = command("-", "-o", "out.jsonl", "--base-url", endpoint.base_url, "--model", "m")
+    options = {"cwd": tmp_path, "input": data, "capture_output": True}
+    ended = subprocess.run(words, check=False, **options)
+    assert ended.returncode == 3, ended.stderr
+    assert [row["n"] for row in rows(tmp_path / "out.jsonl")] == [0, 1, 2, 3]
+    assert subprocess.run(words, check=False, **options).returncode == 3
+    assert endpoint.count == 4
+
+
+def test_a_run_that_waits_for_standard_input_can_be_stopped(tmp_path, endpoint):
+    words = command("-", "-o", "out.jsonl", "--base-url", endpoint.base_url, "--model", "m")
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdin.write(lines_of(records(tmp_path)[:1]))
+        process.stdin.flush()
+        while not endpoint.count:
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(20) == 143
+    assert len(rows(tmp_path / "out.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.data", "jsonl"),
+        ("a.json.gz", "json"),
+        ("a.TSV", "tsv"),
+        ("photo.PNG", "images"),
+        ("-", "jsonl"),
+        ("hf:org/name", "hf"),
+    ],
+)
+def test_a_name_tells_what_an_input_is(tmp_path, monkeypatch, name, kind):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"") if ":" not in name else None
+    assert open_input(Path(name)).format == kind
+
+
+def test_what_is_given_goes_before_the_name(tmp_path):
+    (tmp_path / "a.txt").write_text("image\nx.jpg\n")
+    assert open_input(tmp_path / "a.txt", "csv").format == "csv"
+
+
+@pytest.mark.parametrize(
+    "text", ["no.jsonl", "no-folder/*.tar", "no-{0..2}.tar", "hf:", "ms:a:b:c"]
+)
+def test_an_input_that_is_not_there_is_refused_in_words(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError):
+        open_input(Path(text))
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "hint"),
+    [
+        ("pyarrow", "parquet", "captioner[parquet]"),
+        ("ijson", "coco", "captioner[coco]"),
+        ("datasets", "hf", "captioner[hf]"),
+        ("modelscope", "ms", "captioner[ms]"),
+    ],
+)
+def test_what_is_not_installed_is_told_with_what_to_do(tmp_path, monkeypatch, module, kind, hint):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    (tmp_path / "x").write_bytes(b"")
+    address = {"hf": "hf:a", "ms": "ms:a"}.get(kind, str(tmp_path / "x"))
+    with pytest.raises(SettingsError, match=r"pip install") as error:
+        open_input(Path(address), kind)
+    assert hint in str(error.value)
+
+
+def test_formats_of_the_options_are_those_that_are_read():
+    from typing import get_args
+
+    from captioner.sources.formats import _OPENERS
+
+    assert set(get_args(InputFormat)) == set(_OPENERS)
+
+
+async def test_members_of_a_sample_are_read_without_holding_the_shard(tmp_path):
+    """A member that is neither picture nor short text stays where it is."""
+    with tarfile.open(tmp_path / "in.tar", "w") as shard:
+        for name, data in (
+            ("a.jpg", PICTURES[0]),
+            ("a.npy", b"\x93NUMPY\xff\xfe"),
+            ("a.txt", b"t"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    found: list[Line] = []
+    async for batch in open_input(tmp_path / "in.tar").source.batches():
+        found += batch
+    assert json.loads(found[0].raw) == {"__key__": "a", "txt": "t", "image": "in.tar#a.jpg"}
