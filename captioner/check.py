@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import OutputDamagedError, SettingsError
+from captioner.errors import OutputDamagedError
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
 from captioner.records import Progress
 from captioner.sinks.failures import failures_path, read_failures
 from captioner.sinks.files import Files
-from captioner.sinks.journal import beside, journal_path, read_checkpoint
+from captioner.sinks.journal import beside, find_journal, read_checkpoint
 from captioner.sinks.scan import Scan, scan_output
 from captioner.sources.formats import open_input
 
@@ -77,10 +77,8 @@ async def check_output(
         SettingsError: There is no such output.
     """
     files = files or Files()
-    path = journal_path(Path(output))
+    path = find_journal(Path(output), files)
     report = CheckReport(str(path))
-    if files.kind(path) != "file":
-        raise SettingsError(f"there is no output {path}")
     report.in_use_by = files.holder(beside(path, ".lock"))
     try:
         checkpoint = read_checkpoint(files, path)

@@ -23,7 +23,7 @@ from cyclopts.config import Dict, Env
 
 from captioner import __version__
 from captioner.errors import SettingsError
-from captioner.options import GROUPS
+from captioner.options import GROUPS, OutputFormat
 from captioner.settings import Settings
 from captioner.values import flag_name
 
@@ -76,6 +76,7 @@ def build_app() -> App:
     )
     app.default(_caption)
     app.command(_check, name="check")
+    app.command(_export, name="export")
     app.command(_serve, name="serve")
     return app
 
@@ -282,6 +283,49 @@ def _check(
     from captioner.console import check_in_console
 
     return check_in_console(output, source, as_json=as_json)
+
+
+def _export(
+    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    *,
+    to: Annotated[Path, Parameter(help="What to write.", show_env_var=False)],
+    to_format: Annotated[
+        OutputFormat | None,
+        Parameter(
+            help="What it is to be, as with --output-format. Default: what its name says.",
+            show_env_var=False,
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        Parameter(
+            name="--input",
+            help="The input. Default: the one the run was started with.",
+            show_env_var=False,
+        ),
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder that relative paths of pictures start from. Default: the input's.",
+            show_env_var=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        Parameter(
+            help="Replace txt and caption files that hold another text.",
+            negative=(),
+            show_env_var=False,
+        ),
+    ] = False,
+) -> int:
+    """Write the captions of a run in another format; may be repeated."""
+    from captioner.console import export_in_console
+
+    return export_in_console(
+        output, to, to_format, source=source, image_root=image_root, overwrite=overwrite
+    )
 
 
 def _serve(

@@ -16,13 +16,17 @@ from captioner.check import check_output
 from captioner.children import ease_garbage_collection
 from captioner.display import Display, describe_check, printable, summarise
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
+from captioner.exports.formats import check_format, export
 from captioner.records import Progress
 from captioner.run import run_batch
+from captioner.sinks.files import Files
+from captioner.sinks.journal import find_journal
 from captioner.stopping import Stopping
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from captioner.options import OutputFormat
     from captioner.records import RunReport
     from captioner.settings import Settings
 
@@ -71,6 +75,35 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
     else:
         print(describe_check(report))
     return OutputDamagedError.exit_code if report.violations else 0
+
+
+def export_in_console(
+    output: Path,
+    target: Path,
+    kind: OutputFormat | None,
+    *,
+    source: Path | None,
+    image_root: Path | None,
+    overwrite: bool,
+) -> int:
+    """Write the captions of a run in another format and return the exit status."""
+    try:
+        journal = find_journal(output, Files())
+        kind = check_format(target, kind)
+        export(
+            journal,
+            target,
+            kind,
+            image_root=image_root,
+            source=source,
+            overwrite=overwrite,
+            warn=_say,
+        )
+    except (SettingsError, RunError) as error:
+        _say(f"captioner: {error}")
+        return error.exit_code
+    _say(f"written: {target}")
+    return 0
 
 
 class _Session:

@@ -196,6 +196,11 @@ def _read_prompt(record: dict[str, Any]) -> str:
     return prompt.strip()
 
 
+def image_member(record: dict[str, Any], field: str | None) -> str:
+    """Return the name of the member that holds a record's pictures."""
+    return _first(record, (field,) if field else IMAGE_FIELDS)[0]
+
+
 def _read_images(record: dict[str, Any], field: str | None) -> list[ImageRef]:
     _, value = _first(record, (field,) if field else IMAGE_FIELDS)
     if value is None:

@@ -37,6 +37,11 @@ InputFormat = Literal[
     "imagefolder", "llava", "coco", "hf", "ms",
 ]  # fmt: skip
 
+OutputFormat = Literal[
+    "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "imagefolder", "coco", "llava", "txt",
+    "caption", "sqlite",
+]  # fmt: skip
+
 MAX_SIDE = 2_048
 """Longer side of a picture where neither an option nor the model's rule says anything."""
 
@@ -472,6 +477,16 @@ class RunSettings:
         "Try records again that failed in an earlier run: all of them, or with "
         "--retry-failed=CODE those of one code.",
     )
+    output_format: OutputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
+        None,
+        "What the finished output is: jsonl, json, csv, tsv, parquet, webdataset, imagefolder, "
+        "coco, llava, sqlite, or txt or caption for a file beside each picture. Default: what "
+        "the output's name says.",
+    )
+    overwrite: bool = _option(
+        default=False,
+        text="Replace txt and caption files that hold another text.",
+    )
     order: Literal["input", "completion"] = _option(
         "input",
         "Order of the finished output; completion leaves it as captions came in.",
@@ -503,6 +518,11 @@ class RunSettings:
         for name in ("drain", "disk_wait"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{flag_name(name)}: must not be negative")
+        if self.output_format not in (None, *get_args(OutputFormat)):
+            raise SettingsError(
+                f"output-format: {self.output_format!r} is not one of "
+                f"{', '.join(get_args(OutputFormat))}"
+            )
         if self.order not in ("input", "completion"):
             raise SettingsError(f"order: {self.order!r} is neither input nor completion")
 

@@ -329,7 +329,9 @@ class Progress:
     codes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Failure] = field(default_factory=dict)
     waiting: str = ""
-    stage: Literal["starting", "captioning", "draining", "ordering", "finished"] = "starting"
+    stage: Literal["starting", "captioning", "draining", "ordering", "exporting", "finished"] = (
+        "starting"
+    )
 
     @property
     def settled(self) -> int:

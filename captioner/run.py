@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.engine import Engine
 from captioner.errors import RunError, SettingsError
+from captioner.exports.formats import check_format, export
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
 from captioner.processes.pool import Processes
@@ -18,7 +19,7 @@ from captioner.records import Progress, RunReport
 from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files, network_file_system
-from captioner.sinks.finalise import order_output, write_array
+from captioner.sinks.finalise import order_output
 from captioner.sinks.journal import Journal, journal_path
 from captioner.sinks.jsonl import JournalSink, Rows
 from captioner.sources.formats import open_input
@@ -110,7 +111,8 @@ def open_source(settings: Settings) -> Input:
     )
     if not settings.output_path.name:
         raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
-    if os.path.realpath(path) == os.path.realpath(settings.output_path):
+    beside = settings.run.output_format in ("txt", "caption")
+    if os.path.realpath(path) == os.path.realpath(settings.output_path) and not beside:
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
     return found
 
@@ -165,7 +167,8 @@ class _Run:
         self._to_file = True
         fields = settings.records
         identity = Identity(settings.fields, fields.id_field)
-        path = journal_path(settings.output_path)
+        kind = check_format(settings.output_path, settings.run.output_format)
+        path = journal_path(settings.output_path, kind)
         resolved = replace(settings, prompt=settings.prompt.resolved())
         journal = Journal(
             path,
@@ -253,14 +256,24 @@ class _Run:
             captioned = await asyncio.to_thread(journal.rescan)
             self._stale |= journal.failures.overtaken(left, captioned)
         await asyncio.to_thread(journal.compact_failures, self._stale)
-        as_array = settings.output_path != journal.path
-        if settings.run.order == "input" or as_array:
+        exported = settings.output_path != journal.path
+        if settings.run.order == "input" or exported:
             again = _limited(source, settings.records.limit)
             self._orphans = await order_output(journal, identity, again, files)
         else:
             self._orphans = len(journal.done)
-        if as_array:
-            await write_array(journal, settings.output_path, files)
+        if exported:
+            self.progress.stage = "exporting"
+            await asyncio.to_thread(
+                export,
+                journal.path,
+                settings.output_path,
+                check_format(settings.output_path, settings.run.output_format),
+                image_root=settings.records.image_root,
+                source=settings.input,
+                overwrite=settings.run.overwrite,
+                warn=self.warn,
+            )
 
     async def _lines(
         self, source: Source, matching: Matching | None = None

@@ -17,6 +17,8 @@ from captioner.settings import Settings
 from captioner.values import flag_name
 
 SAMPLES = {
+    "output_format": "csv",
+    "overwrite": True,
     "processes": 2,
     "input_format": "parquet",
     "base_url": "http://localhost:1/v1",

@@ -16,7 +16,7 @@ from captioner.sinks.checkpoint import Extent
 from captioner.sinks.journal import beside
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from captioner.identity import Identity
@@ -67,15 +67,6 @@ async def order_output(
     return len(orphans)
 
 
-async def write_array(journal: Journal, target: Path, files: Files) -> None:
-    """Write the output as one JSON array, a record a line.
-
-    Raises:
-        DiskError: The disk refused; the target is as it was.
-    """
-    await asyncio.to_thread(_write_array, journal, target, files)
-
-
 def _copy(journal: Journal, offsets: Sequence[int], partial: Path, files: Files) -> Extent:
     """Copy lines of the journal to a file, in the order of their offsets; sync it."""
     try:
@@ -91,7 +82,17 @@ def _copy(journal: Journal, offsets: Sequence[int], partial: Path, files: Files)
     return Extent(out.size, out.crc)
 
 
-def _write_array(journal: Journal, target: Path, files: Files) -> None:
+def write_array(read: Callable[[int, int], bytes], target: Path, files: Files) -> None:
+    """Write a journal as one JSON array, a record a line.
+
+    Args:
+        read: Returns so many bytes of the journal from an offset.
+        target: What is written, put in place whole.
+        files: The disk.
+
+    Raises:
+        DiskError: The disk refused; the target is as it was.
+    """
     partial = beside(target, ".partial")
     try:
         out = _Writer(files, partial)
@@ -100,7 +101,7 @@ def _write_array(journal: Journal, target: Path, files: Files) -> None:
             between = b"\n"
             rest = b""
             at = 0
-            while block := journal.read(_WINDOW, at):
+            while block := read(_WINDOW, at):
                 at += len(block)
                 lines = (rest + block).split(b"\n")
                 rest = lines.pop()

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from captioner.options import OutputFormat
+
 IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
 """Settings without which a record's key cannot be found in the output again."""
 
@@ -44,9 +46,40 @@ def beside(output: Path, ending: str) -> Path:
     return output.with_name(output.name + ending)
 
 
-def journal_path(output: Path) -> Path:
+_SUFFIXES: dict[str, OutputFormat] = {
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+}
+
+
+def format_of(output: Path) -> OutputFormat:
+    """Return what an output is to be, by its name: JSONL where that says nothing else."""
+    if output.name in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):
+        return "imagefolder"
+    return _SUFFIXES.get(output.suffix.lower(), "jsonl")
+
+
+def journal_path(output: Path, kind: OutputFormat | None = None) -> Path:
     """Return where captions are appended: the output itself, unless it cannot be appended to."""
-    return beside(output, ".jsonl") if output.suffix == ".json" else output
+    return output if (kind or format_of(output)) == "jsonl" else beside(output, ".jsonl")
+
+
+def find_journal(output: Path, files: Files) -> Path:
+    """Return the journal of an output that a run has made.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    for path in (journal_path(output), beside(output, ".jsonl"), output):
+        if files.kind(path) == "file":
+            return path
+    raise SettingsError(f"there is no output {output}")
 
 
 def read_checkpoint(files: Files, output: Path) -> Checkpoint | None:

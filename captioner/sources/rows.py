@@ -47,8 +47,8 @@ def fault_line(number: int, what: dict[str, Any], end: int, code: str, message: 
     return Line(number, raw, end, (code, message), digest(raw + message.encode(errors="replace")))
 
 
-def dumped(record: dict[str, Any]) -> bytes:
-    """Return a record as JSON, integers beyond 64 bits as they are."""
+def dumped(record: Any) -> bytes:
+    """Return a value as JSON, integers beyond 64 bits as they are."""
     try:
         return orjson.dumps(record)
     except TypeError:

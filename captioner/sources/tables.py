@@ -107,17 +107,21 @@ class ArrowSource:
     Args:
         paths: The files.
         image_field: The column that holds pictures, if an option names one.
+
+    Attributes:
+        paths: The files.
+        image_columns: Columns whose bytes are pictures.
     """
 
     def __init__(self, paths: Sequence[Path], image_field: str | None = None) -> None:
         needed("pyarrow", "parquet")
-        self._paths = paths
-        self._images = frozenset({image_field}) if image_field else IMAGE_COLUMNS
+        self.paths = paths
+        self.image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(path.stat().st_size for path in self._paths)
+        return sum(path.stat().st_size for path in self.paths)
 
     def batches(self) -> AsyncIterator[list[Line]]:
         """Yield the rows in order."""
@@ -125,7 +129,7 @@ class ArrowSource:
 
     def _rows(self) -> Iterator[list[Line]]:
         number = before = 0
-        for path in self._paths:
+        for path in self.paths:
             size = path.stat().st_size
             batching = Batching()
             for share, rows in read_tables(path):
@@ -138,7 +142,7 @@ class ArrowSource:
                     continue
                 for row in rows.to_pylist():
                     number += 1
-                    if found := batching.add(line_of(number, row, end, self._images)):
+                    if found := batching.add(line_of(number, row, end, self.image_columns)):
                         yield found
             before += size
             if found := batching.rest():

@@ -130,7 +130,7 @@ class Life:
             yield self.lines
 
         await order_output(journal, IDENTITY, batches(), self.disk)
-        await write_array(journal, ARRAY, self.disk)
+        write_array(journal.read, ARRAY, self.disk)
 
     def check_clean_end(self) -> None:
         written = [json.loads(line) for line in self.disk.content(OUTPUT).splitlines()]

@@ -1,0 +1,218 @@
+"""The captions of a journal, as those see them who write them elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
+
+from captioner.conversation import image_member, images_of, read_turns
+from captioner.errors import BadImageError, CaptionerError, RecordError
+from captioner.identity import Identity
+from captioner.images.archives import Archives
+from captioner.images.load import Folders
+from captioner.options import PromptSettings, RecordSettings
+from captioner.sinks.files import Files
+from captioner.sinks.journal import read_checkpoint
+from captioner.sinks.scan import scan_output
+from captioner.sources.formats import folder_of, open_input
+from captioner.sources.rows import dumped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from captioner.identity import KeyTable
+    from captioner.records import ImageRef, Turn
+    from captioner.sources.formats import Input
+
+LARGEST_PICTURE = 1 << 31
+"""Bytes: what was captioned is copied, however large."""
+
+_BLOCK = 1 << 20
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_WITH_PICTURES = frozenset({"parquet", "arrow", "hf", "ms"})
+"""Inputs whose rows may hold pictures."""
+
+
+@dataclass(frozen=True)
+class Book:
+    """A journal and what its checkpoint says of it.
+
+    Attributes:
+        journal: The file.
+        settings: What shaped the captions, by option name.
+        input: What they were made from; None if that is not to be found any more.
+        image_root: Where relative paths start from, in place of the input's folder.
+        warn: Called with a sentence when something is worth knowing but no error.
+    """
+
+    journal: Path
+    settings: dict[str, Any]
+    input: Input | None
+    folder: Path | None
+    image_root: Path | None
+    warn: Callable[[str], None]
+
+    @classmethod
+    def open(
+        cls,
+        journal: Path,
+        *,
+        image_root: Path | None = None,
+        source: Path | None = None,
+        warn: Callable[[str], None],
+    ) -> Self:
+        """Return the book of a journal.
+
+        Args:
+            journal: The file.
+            image_root: Where relative paths start from.
+            source: The input, in place of the one that the checkpoint names.
+            warn: See `Book`.
+        """
+        checkpoint = read_checkpoint(Files(), journal)
+        settings = checkpoint.settings if checkpoint else {}
+        path = source or (Path(checkpoint.source) if checkpoint and checkpoint.source else None)
+        found = None
+        if path is not None and str(path) != "-":
+            try:
+                found = open_input(
+                    path, settings.get("input_format"), image_field=settings.get("image_field")
+                )
+            except CaptionerError:
+                found = None  # it may have gone; those who need it say so
+        return cls(journal, settings, found, folder_of(path), image_root, warn)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the members that hold captions, the first one first."""
+        asked = self.settings.get("ask") or [str(self.settings.get("output_field") or "caption")]
+        return tuple(str(one).partition("=")[0] for one in asked)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Computes keys."""
+        return Identity(self.fields, self.settings.get("id_field"))
+
+    # -- rows ------------------------------------------------------------------------------
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines of the journal."""
+        with self.journal.open("rb") as file:
+            rest = b""
+            while block := file.read(_BLOCK):
+                lines = (rest + block).split(b"\n")
+                rest = lines.pop()
+                yield from lines
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows of the journal."""
+        return map(parsed, self.lines())
+
+    def rows_with_pictures(self) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+        """Yield the rows, each with the pictures that its input row holds, by their digest."""
+        if self.input is None or self.input.format not in _WITH_PICTURES:
+            for row in self.rows():
+                yield row, {}
+            return
+        keys = self.places()
+        with self.journal.open("rb") as file, asyncio.Runner() as runner:
+            batches = self.input.source.batches()
+            while (batch := runner.run(anext(batches, None))) is not None:
+                for line in batch:
+                    place = keys.take(line.key or self.identity.of_input(line.raw))
+                    if place is not None:
+                        file.seek(place)
+                        yield parsed(file.readline()), dict(line.pictures)
+
+    def places(self) -> KeyTable:
+        """Return where in the journal each record is."""
+        files = Files()
+        fd = files.open_to_read(self.journal)
+        try:
+            checkpoint = read_checkpoint(files, self.journal)
+            return scan_output(
+                files, self.journal, fd, self.identity, checkpoint, offsets=True
+            ).keys
+        finally:
+            files.close(fd)
+
+    # -- what is in a row ------------------------------------------------------------------
+
+    @cached_property
+    def _reading(self) -> tuple[RecordSettings, PromptSettings]:
+        field = self.settings.get("image_field") or (self.input.image_field if self.input else None)
+        prompt = self.settings.get("prompt")
+        return (
+            RecordSettings(
+                image_field=field, conversation_field=self.settings.get("conversation_field")
+            ),
+            PromptSettings(system_prompt="", **({"prompt": prompt} if prompt else {})),
+        )
+
+    def turns(self, row: dict[str, Any]) -> list[Turn]:
+        """Return the turns that were sent for a row; none if they cannot be told any more."""
+        try:
+            return read_turns(row, *self._reading)
+        except RecordError:
+            return []
+
+    def image_member(self, row: dict[str, Any]) -> str:
+        """Return the name of the member that holds the pictures of a row."""
+        return image_member(row, self._reading[0].image_field)
+
+    def images(self, row: dict[str, Any]) -> list[ImageRef]:
+        """Return the pictures of a row."""
+        return images_of(self.turns(row))
+
+    def texts(self, row: dict[str, Any], field: str | None = None) -> list[str]:
+        """Return the captions of a row, each as text: several where several were asked for."""
+        value = row.get(field or self.fields[0])
+        return [
+            one if isinstance(one, str) else dumped(one).decode()
+            for one in (value if isinstance(value, list) else [value])
+        ]
+
+    @cached_property
+    def _archives(self) -> Archives:
+        return Archives(LARGEST_PICTURE)
+
+    @cached_property
+    def _folders(self) -> Folders:
+        here = [self.folder] if self.folder is not None else []
+        return Folders(
+            [self.image_root] if self.image_root else [*here, Path()],
+            bound=self.image_root is not None,
+            max_bytes=LARGEST_PICTURE,
+            archives=self._archives,
+        )
+
+    def close(self) -> None:
+        """Close the archives that pictures were read from."""
+        self._archives.close()
+
+    def picture(self, image: ImageRef, held: dict[str, bytes]) -> bytes | None:
+        """Return a picture's bytes; None where it is not on this machine, or not any more."""
+        if image.data is not None:
+            return image.data
+        if image.digest is not None:
+            return held.get(image.digest)
+        if image.path is None:
+            return None
+        try:
+            return self._folders.read(image.path, lambda _: None)
+        except BadImageError:
+            return None
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """Return a row as it is, integers beyond 64 bits as well, which orjson makes floats."""
+    read = json.loads if _LONG_NUMBER.search(line) else orjson.loads
+    row: dict[str, Any] = read(line)
+    return row

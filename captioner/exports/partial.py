@@ -1,0 +1,43 @@
+"""Files that are put in place whole: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from captioner.errors import DiskError
+from captioner.sinks.files import Files
+from captioner.sinks.journal import beside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a path to write to; what is there in the end takes the place of the target.
+
+    Raises:
+        DiskError: The disk refused; the target is as it was.
+    """
+    partial = beside(target, ".partial")
+    files = Files()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        fd = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        partial.replace(target)
+        files.sync_folder(target.parent)
+    except OSError as error:
+        raise DiskError(
+            f"the disk refused to write {target.name}: {error.strerror or error}. The captions "
+            "are safe; make room, then run the same command again."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

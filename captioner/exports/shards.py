@@ -1,0 +1,142 @@
+"""Captions with their pictures: WebDataset shards; and beside them: imagefolder metadata."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioner.errors import SettingsError
+from captioner.exports.partial import replacing
+from captioner.exports.tables import cell, write_rows
+from captioner.images.convert import media_type_of
+from captioner.sources.rows import dumped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from captioner.exports.book import Book
+
+SHARD_SAMPLES = 10_000
+SHARD_BYTES = 1_000_000_000
+"""Where ``out-%05d.tar`` begins a new shard."""
+
+_Sample = tuple[str, list[bytes], str, dict[str, Any]]
+"""Key, pictures, caption, the whole row."""
+
+_NUMBERED = re.compile(r"%0?\d*d")
+
+
+def write_webdataset(book: Book, target: Path) -> None:
+    """Write tar shards: picture, caption as ``.txt``, the whole row as ``.json``.
+
+    A ``%05d`` in the name makes several; without one there is one. Keys are those of an input
+    that has them, else the number of the row.
+    """
+    samples: Iterator[_Sample] = _samples(book)
+    if _NUMBERED.search(target.name) is None:
+        with replacing(target) as partial, tarfile.open(partial, "w") as shard:
+            for one in samples:
+                _add(shard, *one)
+        return
+    number = 0
+    sample: _Sample | None = next(samples, None)
+    while sample is not None or not number:
+        path = target.with_name(target.name % number)
+        with replacing(path) as partial, tarfile.open(partial, "w") as shard:
+            count = 0
+            while sample is not None and count < SHARD_SAMPLES and shard.offset < SHARD_BYTES:
+                _add(shard, *sample)
+                sample = next(samples, None)
+                count += 1
+        number += 1
+    while (stale := target.with_name(target.name % number)).exists():
+        stale.unlink()  # of an export that had more
+        number += 1
+
+
+def _samples(book: Book) -> Iterator[_Sample]:
+    left_out = 0
+    used: set[str] = set()
+    for number, (row, held) in enumerate(book.rows_with_pictures()):
+        pictures = [book.picture(image, held) for image in book.images(row)]
+        found = [data for data in pictures if data is not None]
+        if not pictures or len(found) < len(pictures):
+            left_out += 1
+            continue
+        key = _key(row, number)
+        if key in used:
+            key = f"{key}_{number}"
+        used.add(key)
+        yield key, found, book.texts(row)[0], row
+    if left_out:
+        book.warn(
+            f"{left_out:,} captions are not in it: their pictures are not on this machine, or not "
+            "any more"
+        )
+
+
+def _key(row: dict[str, Any], number: int) -> str:
+    """Return a sample's key: without dots, which end it."""
+    given = row.get("__key__")
+    return given.replace(".", "_") if isinstance(given, str) and given else f"{number:09d}"
+
+
+def _add(
+    shard: tarfile.TarFile, key: str, pictures: list[bytes], text: str, row: dict[str, Any]
+) -> None:
+    members = []
+    for number, data in enumerate(pictures):
+        kind = media_type_of(data).rpartition("/")[2].replace("jpeg", "jpg") or "img"
+        members.append((kind if not number else f"{number}.{kind}", data))
+    members += [("txt", text.encode()), ("json", dumped(row))]
+    for field, data in members:
+        info = tarfile.TarInfo(f"{key}.{field}")
+        info.size = len(data)
+        shard.addfile(info, io.BytesIO(data))
+
+
+def write_image_folder(book: Book, target: Path) -> None:
+    """Write Hugging Face's ``metadata.jsonl``, ``.csv`` or ``.parquet``, beside the pictures.
+
+    Raises:
+        SettingsError: A picture lies outside the folder, where the format cannot name it.
+    """
+    kind = target.suffix.lower()
+    left_out = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal left_out
+        left_out = 0
+        for row in book.rows():
+            images = book.images(row)
+            path = images[0].path if len(images) == 1 else None
+            if path is None or "#" in path:
+                left_out += 1
+                continue
+            name = os.path.relpath((book.folder or Path()) / path, target.parent)
+            if name.startswith(".."):
+                raise SettingsError(
+                    f"{target.name} has to lie in the folder of the pictures or above it; "
+                    f"{path[:200]} is elsewhere"
+                )
+            taken = "file_name", book.image_member(row)  # `datasets` makes a column of that name
+            yield {"file_name": name, **{n: v for n, v in row.items() if n not in taken}}
+
+    columns = list(dict.fromkeys(name for row in rows() for name in row)) or ["file_name"]
+    if kind == ".parquet":
+        write_rows(rows, columns, target)
+    elif kind == ".csv":
+        with replacing(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(columns)
+            table.writerows([cell(row.get(name)) for name in columns] for row in rows())
+    else:
+        with replacing(target) as partial, partial.open("wb") as lines:
+            lines.writelines(dumped(row) + b"\n" for row in rows())
+    if left_out:
+        book.warn(f"{left_out:,} captions are not in it: they have not one picture in its own file")

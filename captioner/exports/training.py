@@ -1,0 +1,204 @@
+"""Captions as trainers read them: LLaVA conversations, COCO captions, sidecar files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioner.conversation import PLACEHOLDER
+from captioner.errors import BadImageError
+from captioner.exports.partial import replacing
+from captioner.images.convert import read_structure
+from captioner.records import ImageRef
+from captioner.sources.rows import dumped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import IO
+
+    from captioner.exports.book import Book
+
+
+def write_llava(book: Book, target: Path) -> None:
+    """Write LLaVA's conversations: what was asked as the human's turn, the caption as gpt's.
+
+    System turns are left out, for LLaVA's own trainer knows none. Rows without a picture in a
+    file or at an address are left out, and counted.
+    """
+
+    def entries() -> Iterable[dict[str, Any]]:
+        for number, row in enumerate(book.rows()):
+            if (image := _place(book, row)) is not None:
+                yield {
+                    "id": str(row.get("id", number)),
+                    "image": image,
+                    "conversations": _conversation(book, row),
+                }
+
+    left_out = _Counting(entries(), book)
+    with replacing(target) as partial, partial.open("wb") as file:
+        _write_array(file, left_out)
+    left_out.warn("LLaVA")
+
+
+class _Counting:
+    """Counts what passes, to tell how many rows did not."""
+
+    def __init__(self, entries: Iterable[Any], book: Book) -> None:
+        self._entries = entries
+        self._book = book
+        self._count = 0
+
+    def __iter__(self) -> Any:
+        for entry in self._entries:
+            self._count += 1
+            yield entry
+
+    def warn(self, what: str) -> None:
+        """Say how many rows were left out."""
+        if left := sum(1 for _ in self._book.lines()) - self._count:
+            self._book.warn(
+                f"{left:,} captions are not in it: {what} names pictures by their files, and "
+                "theirs are inside a table or a record"
+            )
+
+
+def _place(book: Book, row: dict[str, Any]) -> str | list[str] | None:
+    """Return where the pictures of a row are; None if one is in no file of its own."""
+    places = [image.path or image.url for image in book.images(row)]
+    if not places or None in places:
+        return None
+    found = [place for place in places if place is not None]
+    return found[0] if len(found) == 1 else found
+
+
+def _conversation(book: Book, row: dict[str, Any]) -> list[dict[str, str]]:
+    turns = [turn for turn in book.turns(row) if turn.role != "system"]
+    found = [
+        {
+            "from": "human" if turn.role == "user" else "gpt",
+            "value": "\n".join(
+                PLACEHOLDER if isinstance(part, ImageRef) else part for part in turn.parts
+            ),
+        }
+        for turn in turns
+    ]
+    asked = [str(one).partition("=")[2] for one in book.settings.get("ask") or []]
+    if book.settings.get("preset"):
+        asked = [str(book.settings["prompt"])]
+    if asked:
+        marks = "".join(f"{PLACEHOLDER}\n" for _ in book.images(row))
+        found = [{"from": "human", "value": marks + asked[0]}]
+    found.append({"from": "gpt", "value": book.texts(row)[0]})
+    for field, question in zip(book.fields[1:], asked[1:], strict=True):
+        found.append({"from": "human", "value": question})
+        found.append({"from": "gpt", "value": book.texts(row, field)[0]})
+    return found
+
+
+def write_coco(book: Book, target: Path) -> None:
+    """Write COCO captions: an image for each row, an annotation for each of its captions.
+
+    Ids are those of the records where all are different whole numbers, else 1, 2, 3 …
+    """
+    ids = [row.get("id") for row in book.rows()]
+    whole = all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
+    own = whole and len(set(ids)) == len(ids)
+
+    def images() -> Iterable[dict[str, Any]]:
+        for number, (row, held) in enumerate(book.rows_with_pictures(), 1):
+            image: dict[str, Any] = {"id": row["id"] if own else number}
+            place = _place(book, row)
+            if isinstance(place, list):
+                place = place[0]
+            image["file_name"] = place or row.get("file_name") or f"{image['id']}"
+            size = row.get("width"), row.get("height")
+            if not all(isinstance(one, int) for one in size):
+                size = _size(book, row, held)
+            if all(size):
+                image["width"], image["height"] = size
+            yield image
+
+    def annotations() -> Iterable[dict[str, Any]]:
+        count = 0
+        for number, (row, _) in enumerate(book.rows_with_pictures(), 1):
+            for text in book.texts(row):
+                count += 1
+                image_id = row["id"] if own else number
+                yield {"id": count, "image_id": image_id, "caption": text}
+
+    with replacing(target) as partial, partial.open("wb") as file:
+        file.write(b'{"info":{"description":"made by captioner"},"licenses":[],\n"images":')
+        _write_array(file, images())
+        file.write(b',\n"annotations":')
+        _write_array(file, annotations())
+        file.write(b"}\n")
+
+
+def _size(book: Book, row: dict[str, Any], held: dict[str, bytes]) -> tuple[int, int]:
+    """Return width and height of a row's picture; zeros where it cannot be read."""
+    images = book.images(row)
+    data = book.picture(images[0], held) if images else None
+    try:
+        structure = read_structure(data) if data else None
+    except BadImageError:
+        structure = None
+    if structure is None:
+        return 0, 0
+    turned = structure.orientation in range(5, 9)
+    size = structure.width, structure.height
+    return (size[1], size[0]) if turned else size
+
+
+def _write_array(file: IO[bytes], entries: Iterable[Any]) -> None:
+    between = b"[\n"
+    for entry in entries:
+        file.write(between + dumped(entry))
+        between = b",\n"
+    file.write(b"[]" if between == b"[\n" else b"\n]")
+
+
+def write_sidecars(book: Book, target: Path, *, suffix: str, overwrite: bool) -> None:
+    """Write each caption beside its picture: one line, under the picture's name.
+
+    Args:
+        book: The captions.
+        target: The folder in which pictures have the paths that the records name.
+        suffix: ``.txt`` or ``.caption``.
+        overwrite: Replace files that hold something else.
+    """
+    kept = homeless = 0
+    for row in book.rows():
+        place = _place(book, row)
+        inside = Path(place) if isinstance(place, str) and "://" not in place else None
+        line = " ".join(book.texts(row)[0].split())
+        if inside is None or "#" in inside.name or not line:
+            homeless += 1
+            continue
+        path = (target / inside).with_suffix(suffix)  # an absolute path stays where it is
+        text = line + "\n"
+        if path.exists():
+            if path.read_text("utf-8", errors="replace") == text:
+                continue
+            if not overwrite:
+                kept += 1
+                continue
+        with replacing(path) as partial:
+            partial.write_text(text, "utf-8")
+    if kept:
+        book.warn(
+            f"{kept:,} files with another text are there already and were kept; --overwrite "
+            "replaces them"
+        )
+    if homeless:
+        book.warn(f"{homeless:,} captions have no picture in a file of its own to lie beside")
+
+
+def write_txt(book: Book, target: Path, *, overwrite: bool = False) -> None:
+    """Write ``.txt`` sidecars."""
+    write_sidecars(book, target, suffix=".txt", overwrite=overwrite)
+
+
+def write_caption(book: Book, target: Path, *, overwrite: bool = False) -> None:
+    """Write ``.caption`` sidecars, which kohya's trainer looks for first."""
+    write_sidecars(book, target, suffix=".caption", overwrite=overwrite)

@@ -1,0 +1,308 @@
+"""Every output format, read back by the library made for it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import datasets
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from conftest import jpeg, rows
+from PIL import Image
+
+from captioner import run_batch
+
+pytestmark = [  # what those libraries leave open is theirs to close
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+PICTURES = [jpeg(number, (40 + number, 30)) for number in range(5)]
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """Five pictures, of which one has no record worth the name, and values of every kind."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, data in enumerate(PICTURES):
+        (folder / f"{number}.jpg").write_bytes(data)
+    records: list[dict[str, Any]] = [
+        {"id": 7, "image": "0.jpg", "prompt": "q0", "tags": ["a", "b"], "score": 1},
+        {"id": 3, "image": ["1.jpg"], "prompt": "q1", "tags": [], "score": 0.5, "more": {"x": 1}},
+        {"id": 5, "image": "missing.jpg", "prompt": "q2"},
+        {"id": 9, "image": "3.jpg", "prompt": 'a "quote",\nand a line', "big": 2**70},
+    ]
+    path = folder / "in.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def caption(endpoint, source):
+    """Caption the source into an output of some name; returns the output's path."""
+
+    async def caption(name: str, **options: Any) -> Path:
+        settings = {"base_url": endpoint.base_url, "model": "m", **options}
+        report = await run_batch(source, source.parent / name, **settings)
+        assert (report.captioned + report.resumed, report.failed, report.complete) == (3, 1, True)
+        return source.parent / name
+
+    return caption
+
+
+def journal_of(output: Path) -> list[dict[str, Any]]:
+    return rows(output.with_name(output.name + ".jsonl"))
+
+
+async def test_json(caption):
+    output = await caption("out.json")
+    assert json.loads(output.read_bytes()) == journal_of(output)
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+async def test_csv(caption, name):
+    """Text and numbers as they are, the rest as JSON; quotes and lines survive."""
+    output = await caption(name)
+    with output.open(newline="") as file:
+        found = list(csv.DictReader(file, delimiter="," if name.endswith("csv") else "\t"))
+    journal = journal_of(output)
+    assert [row["caption"] for row in found] == [row["caption"] for row in journal]
+    assert found[2]["prompt"] == 'a "quote",\nand a line'
+    assert (found[0]["tags"], found[0]["more"], found[2]["big"]) == ('["a","b"]', "", str(2**70))
+
+
+async def test_parquet_of_records(caption):
+    output = await caption("out.parquet")
+    found = pq.read_table(output).to_pylist()
+    journal = journal_of(output)
+    assert [row["caption"] for row in found] == [row["caption"] for row in journal]
+    assert [row["id"] for row in found] == [7, 3, 9]
+    assert [row["score"] for row in found] == [1.0, 0.5, None]
+    assert found[0]["tags"] == ["a", "b"]
+    assert json.loads(found[1]["image"]) == ["1.jpg"]  # text in one row, a list in another
+
+
+async def test_parquet_of_a_table_keeps_its_columns(tmp_path, endpoint):
+    """Types, pictures and what `datasets` notes of them stay; the caption comes beside."""
+    data = [*PICTURES[:3], b"no picture"]
+    features = datasets.Features(
+        {"image": datasets.Image(), "n": datasets.Value("int16"), "label": datasets.ClassLabel(2)}
+    )
+    images = [{"bytes": one, "path": None} for one in data]
+    table = {"image": images, "n": [1, 2, 3, 4], "label": [0, 1, 0, 1]}
+    dataset = datasets.Dataset.from_dict(table, features=features)
+    dataset.to_parquet(tmp_path / "in.parquet")
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    report = await run_batch(tmp_path / "in.parquet", tmp_path / "out.parquet", **options)
+    assert (report.captioned, report.failed) == (3, 1)
+    before, after = (pq.read_schema(tmp_path / f"{name}.parquet") for name in ("in", "out"))
+    assert [after.field(name).type for name in before.names] == before.types
+    found = datasets.Dataset.from_parquet(
+        str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "cache")
+    )
+    assert found.features["label"] == features["label"]
+    assert [row["n"] for row in found] == [1, 2, 3]
+    assert [row["image"].size for row in found] == [(40, 30), (41, 30), (42, 30)]
+    assert all(isinstance(row["caption"], str) and row["caption"] for row in found)
+
+
+async def test_webdataset(caption):
+    """Pictures byte for byte, the caption as text, the whole row as JSON."""
+    output = await caption("out.tar")
+    found = list(webdataset.WebDataset(str(output), shardshuffle=False, empty_check=False))
+    journal = journal_of(output)
+    assert [sample["txt"].decode() for sample in found] == [row["caption"] for row in journal]
+    assert [sample["jpg"] for sample in found] == [PICTURES[0], PICTURES[1], PICTURES[3]]
+    assert [orjson.loads(sample["json"]) for sample in found][:2] == journal[:2]
+    assert len({sample["__key__"] for sample in found}) == 3
+
+
+async def test_webdataset_of_tables_and_of_shards(tmp_path, endpoint):
+    """Pictures inside a table are copied, too; keys of shards stay."""
+    pq.write_table(
+        pa.table({"image": pa.array(PICTURES[:3], pa.binary())}), tmp_path / "in.parquet"
+    )
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    await run_batch(tmp_path / "in.parquet", tmp_path / "one-%03d.tar", **options)
+    shard = str(tmp_path / "one-000.tar")
+    found = list(webdataset.WebDataset(shard, shardshuffle=False, empty_check=False))
+    assert [sample["jpg"] for sample in found] == PICTURES[:3]
+    with webdataset.TarWriter(str(tmp_path / "in.tar")) as writer:
+        writer.write({"__key__": "a/k1", "jpg": PICTURES[3], "json": {"n": 1}})
+    await run_batch(tmp_path / "in.tar", tmp_path / "two.tar", **options)
+    (sample,) = webdataset.WebDataset(
+        str(tmp_path / "two.tar"), shardshuffle=False, empty_check=False
+    )
+    assert (sample["__key__"], sample["jpg"]) == ("a/k1", PICTURES[3])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+async def test_image_folder(caption, source, tmp_path, suffix):
+    source.write_text(source.read_text().replace(str(2**70), "70"))  # pandas has 64 bits
+    output = await caption(f"metadata{suffix}")
+    (output.parent / "4.jpg").unlink()  # pictures without a row would be rows without a caption
+    (output.parent / "2.jpg").unlink()
+    for other in output.parent.glob("*.jsonl"):
+        if other != output:
+            other.rename(tmp_path / other.name)
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(output.parent), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert sorted(row["image"].size for row in found) == [(40, 30), (41, 30), (43, 30)]
+    assert all(row["caption"] for row in found)
+
+
+async def test_image_folder_cannot_name_what_is_elsewhere(caption, tmp_path, endpoint, source):
+    from captioner import SettingsError
+
+    (tmp_path / "other").mkdir()
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    with pytest.raises(SettingsError, match="folder of the pictures"):
+        await run_batch(source, tmp_path / "other" / "metadata.jsonl", **options)
+
+
+async def test_coco(caption):
+    """Sizes of the pictures, ids of the records, an annotation for each caption."""
+    output = await caption("out.json", output_format="coco", samples=2)
+    found = json.loads(output.read_bytes())
+    assert found["images"] == [
+        {"id": 7, "file_name": "0.jpg", "width": 40, "height": 30},
+        {"id": 3, "file_name": "1.jpg", "width": 41, "height": 30},
+        {"id": 9, "file_name": "3.jpg", "width": 43, "height": 30},
+    ]
+    assert [note["image_id"] for note in found["annotations"]] == [7, 7, 3, 3, 9, 9]
+    texts = [text for row in journal_of(output) for text in row["caption"]]
+    assert [note["caption"] for note in found["annotations"]] == texts
+    assert len({note["id"] for note in found["annotations"]}) == 6
+
+
+async def test_llava(caption):
+    output = await caption("out.json", output_format="llava")
+    found = json.loads(output.read_bytes())
+    caption_of_first = journal_of(output)[0]["caption"]
+    assert found[0] == {
+        "id": "7",
+        "image": "0.jpg",
+        "conversations": [
+            {"from": "human", "value": "<image>\nq0"},
+            {"from": "gpt", "value": caption_of_first},
+        ],
+    }
+    assert len(found) == 3
+
+
+async def test_llava_of_several_questions(caption):
+    output = await caption("out.json", output_format="llava", ask=("one=What?", "two=Where?"))
+    turns = json.loads(output.read_bytes())[0]["conversations"]
+    assert [turn["value"] for turn in turns][::2] == ["<image>\nWhat?", "Where?"]
+    assert [turn["from"] for turn in turns] == ["human", "gpt"] * 2
+
+
+async def test_sqlite(caption):
+    output = await caption("out.db")
+    with sqlite3.connect(output) as database:
+        found = database.execute("SELECT id, caption, tags, big FROM captions").fetchall()
+    journal = journal_of(output)
+    assert [(row[0], row[1]) for row in found] == [(row["id"], row["caption"]) for row in journal]
+    assert (found[0][2], found[2][3]) == ('["a","b"]', str(2**70))
+
+
+@pytest.mark.parametrize("kind", ["txt", "caption"])
+async def test_sidecars(caption, endpoint, source, kind):
+    """One line beside each picture; what is there already is kept unless asked otherwise."""
+    (source.parent / f"1.{kind}").write_text("mine")
+    warnings: list[str] = []
+    output = source.parent / "out"
+    options = {"base_url": endpoint.base_url, "model": "m", "output_format": kind}
+    await run_batch(source, source.parent, **options, warn=warnings.append)
+    journal = rows(source.parent.with_name("photos.jsonl"))
+    assert (source.parent / f"0.{kind}").read_text() == journal[0]["caption"] + "\n"
+    assert (source.parent / f"1.{kind}").read_text() == "mine"
+    assert any("1 files with another text" in text for text in warnings)
+    await run_batch(source, source.parent, **options, overwrite=True)
+    assert (source.parent / f"1.{kind}").read_text() == journal[1]["caption"] + "\n"
+    await run_batch(source, output, **options)
+    assert sorted(path.name for path in output.iterdir()) == [f"{n}.{kind}" for n in (0, 1, 3)]
+
+
+async def test_a_caption_of_several_lines_becomes_one(caption, endpoint, source):
+    from endpoint import Reply, completion
+
+    endpoint.behave = lambda _: Reply(body=completion("one\n\ntwo  three"))
+    options = {"base_url": endpoint.base_url, "model": "m", "output_format": "txt"}
+    await run_batch(source, source.parent / "out", **options)
+    assert (source.parent / "out" / "0.txt").read_text() == "one two three\n"
+
+
+async def test_what_is_finished_is_not_asked_again(caption, endpoint):
+    """Another run into the same output makes the export anew, from the journal."""
+    output = await caption("out.csv")
+    before, count = output.read_bytes(), endpoint.count
+    output.unlink()
+    assert (await caption("out.csv")).read_bytes() == before
+    assert endpoint.count == count
+
+
+async def test_export_command(caption, run_command, source):
+    """From a finished output into every other format, again and again."""
+    output = await caption("out.jsonl")
+    folder = output.parent
+    targets = ["a.json", "a.csv", "a.parquet", "a.tar", "a.db", "copy.jsonl", "metadata.jsonl"]
+    for name in targets * 2:
+        ended = run_command("export", output, "--to", folder / name)
+        assert (ended.returncode, ended.stderr) == (0, f"written: {folder / name}\n")
+    for kind in ("coco", "llava", "txt"):
+        ended = run_command("export", output, "--to", folder / f"a-{kind}", "--to-format", kind)
+        assert ended.returncode == 0, ended.stderr
+    assert json.loads((folder / "a.json").read_bytes()) == rows(output)
+    assert not list(folder.glob("*.partial"))
+
+
+def test_export_of_nothing(run_command, tmp_path):
+    ended = run_command("export", tmp_path / "no.jsonl", "--to", tmp_path / "a.csv")
+    assert (ended.returncode, "there is no output" in ended.stderr) == (2, True)
+
+
+async def test_export_onto_the_journal_itself_is_refused(caption, run_command):
+    output = await caption("out.jsonl")
+    before = output.read_bytes()
+    ended = run_command("export", output, "--to", output)
+    assert (ended.returncode, output.read_bytes()) == (2, before)
+
+
+async def test_what_is_missing_is_told_before_anything_is_paid_for(source, endpoint, monkeypatch):
+    from captioner import SettingsError
+
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    with pytest.raises(SettingsError, match=r"captioner\[parquet\]"):
+        await run_batch(
+            source, source.parent / "out.parquet", base_url=endpoint.base_url, model="m"
+        )
+    assert endpoint.count == 0
+
+
+async def test_pictures_without_a_file_are_told(tmp_path, endpoint):
+    """A format that names pictures by their files says how many captions it cannot hold."""
+    data = io.BytesIO()
+    Image.new("RGB", (30, 30)).save(data, "PNG")
+    pq.write_table(pa.table({"image": pa.array([data.getvalue()])}), tmp_path / "in.parquet")
+    warnings: list[str] = []
+    await run_batch(
+        tmp_path / "in.parquet",
+        tmp_path / "out.json",
+        base_url=endpoint.base_url,
+        model="m",
+        output_format="llava",
+        warn=warnings.append,
+    )
+    assert json.loads((tmp_path / "out.json").read_bytes()) == []
+    assert any("1 captions are not in it" in text for text in warnings)
