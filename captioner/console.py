@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import warnings
 from typing import TYPE_CHECKING
 
@@ -36,14 +37,9 @@ SOME_FAILED = 3
 
 def run_in_console(settings: Settings, *, debug: bool = False) -> int:
     """Run to the end or to a signal, show what happens, and return the exit status."""
-    import uvloop
-
-    # What Pillow remarks about a picture's metadata is no news to whoever watches a million.
-    warnings.filterwarnings("ignore", module="PIL")
     ease_garbage_collection()
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_Session(settings).run())
+        report, signalled = run_watched(settings)
     except SettingsError as error:
         _say(f"captioner: {error}")
         return error.exit_code
@@ -61,6 +57,27 @@ def run_in_console(settings: Settings, *, debug: bool = False) -> int:
             "saved. Please report it; --debug shows where it happened."
         )
         return 1
+    if signalled:
+        return 128 + signalled
+    return SOME_FAILED if report.failed else 0
+
+
+def run_watched(settings: Settings) -> tuple[RunReport, int]:
+    """Run to the end or to a signal and show what happens.
+
+    Returns:
+        What was done, and the signal that stopped it; 0 if none did.
+
+    Raises:
+        SettingsError: The settings cannot work.
+        RunError: The run stopped early; what was done has been shown.
+    """
+    import uvloop
+
+    # What Pillow remarks about a picture's metadata is no news to whoever watches a million.
+    warnings.filterwarnings("ignore", module="PIL")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Session(settings).run())
 
 
 def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
@@ -116,9 +133,9 @@ class _Session:
         self._display = Display(self._progress, sys.stderr)
         self._signal = 0
 
-    async def run(self) -> int:
+    async def run(self) -> tuple[RunReport, int]:
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
         report: RunReport | None = None
@@ -136,9 +153,7 @@ class _Session:
         finally:
             if report is not None:
                 _say(summarise(report, self._settings))
-        if self._signal:
-            return 128 + self._signal
-        return SOME_FAILED if report.failed else 0
+        return report, self._signal
 
     def _on_signal(self, number: int) -> None:
         # Asked twice, what is on the wire is given up; a third time, Python's own way applies.

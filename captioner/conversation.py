@@ -17,6 +17,7 @@ from captioner.records import DIGEST, STORES, ImageRef, Role, Turn
 
 if TYPE_CHECKING:
     from captioner.options import PromptSettings, RecordSettings
+    from captioner.templates import Texts
 
 PLACEHOLDER = "<image>"
 
@@ -36,7 +37,7 @@ _IS_IMAGE = object()
 
 
 def read_turns(
-    record: dict[str, Any], records: RecordSettings, prompt: PromptSettings
+    record: dict[str, Any], records: RecordSettings, prompt: PromptSettings | Texts
 ) -> list[Turn]:
     """Return the turns to send: never without a picture, and a user turn last.
 
@@ -49,19 +50,20 @@ def read_turns(
     """
     images = _read_images(record, records.image_field)
     fields = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
-    if images and not any(field in record for field in fields):
-        question = _read_prompt(record) or prompt.prompt
+    asked = records.prompt_field
+    if images and (asked is not None or not any(field in record for field in fields)):
+        question = _read_prompt(record, asked) or prompt.prompt
         if PLACEHOLDER not in question:  # as nearly all records are: it spares the general way
-            asked = Turn("user", (*images, question))
+            turn = Turn("user", (*images, question))
             return (
-                [Turn("system", (prompt.system_prompt,)), asked]
-                if prompt.system_prompt
-                else [asked]
+                [Turn("system", (prompt.system_prompt,)), turn] if prompt.system_prompt else [turn]
             )
-    turns = _up_to_the_question(_read_conversation(record, records.conversation_field))
-    _ask(turns, record, prompt)
+    conversation = _read_conversation(record, records.conversation_field) if asked is None else []
+    turns = _up_to_the_question(conversation)
+    question = _read_prompt(record, asked) or prompt.prompt
+    _ask(turns, question)
     _place_images(turns, images)
-    _ask(turns, record, prompt)  # where there was but a placeholder
+    _ask(turns, question)  # where there was but a placeholder
     if not any(isinstance(part, ImageRef) for _, parts in turns for part in parts):
         raise BadRecordError("no_image", "the record names no image")
     if prompt.system_prompt and not any(role == "system" for role, _ in turns):
@@ -97,11 +99,11 @@ def _up_to_the_question(turns: list[_Turn]) -> list[_Turn]:
     return later + (turns[: last + 1] if last >= 0 else [("user", [])])
 
 
-def _ask(turns: list[_Turn], record: dict[str, Any], prompt: PromptSettings) -> None:
+def _ask(turns: list[_Turn], question: str) -> None:
     """Put a question into the last turn if it has none."""
-    question = turns[-1][1]
-    if not any(isinstance(part, str) for part in question):
-        question.append(_read_prompt(record) or prompt.prompt)
+    parts = turns[-1][1]
+    if not any(isinstance(part, str) for part in parts):
+        parts.append(question)
 
 
 def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
@@ -187,12 +189,13 @@ def _read_part(part: Any, number: int) -> Any:
     raise BadRecordError("bad_conversation", f"turn {number} has a part that is no text or image")
 
 
-def _read_prompt(record: dict[str, Any]) -> str:
-    prompt = record.get("prompt")
+def _read_prompt(record: dict[str, Any], field: str | None) -> str:
+    field = field or "prompt"
+    prompt = record.get(field)
     if prompt is None:
         return ""
     if not isinstance(prompt, str):
-        raise BadRecordError("bad_prompt", "'prompt' is not text")
+        raise BadRecordError("bad_prompt", f"{field!r} is not text")
     return prompt.strip()
 
 

@@ -161,7 +161,8 @@ class PromptSettings:
     )
     prompt: str = _option(
         DEFAULT_PROMPT,
-        "Question for records that bring none, or @FILE to read it from a file.",
+        "Question for records that bring none, or @FILE to read it from a file. {{ member }} is "
+        "what the record holds there, as in Jinja templates.",
     )
     max_tokens: int | None = _option(
         None,
@@ -266,6 +267,11 @@ class RecordSettings:
         None,
         "Member that holds the conversation. Default: conversation, else conversations, else "
         "messages.",
+    )
+    prompt_field: str | None = _option(
+        None,
+        "Member that holds a plain question, which goes before a conversation. Default: prompt, "
+        "where there is no conversation.",
     )
     output_field: str = _option(
         "caption",

@@ -14,6 +14,7 @@ from captioner.errors import BadImageError, BadRecordError, NotAtOnceError, Reco
 from captioner.images.convert import Wanted, fit
 from captioner.rawjson import members, quoted
 from captioner.records import AS_IS, EncodedImage, Failure, ImageRef, Line, Prepared, Remote, Turn
+from captioner.templates import Templates
 from captioner.values import without_secrets
 
 NEAR = 4_096
@@ -61,6 +62,8 @@ class Preparer:
         self._budget = budget
         self._draw = draw
         self._cache = cache
+        prompt = settings.prompt
+        self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
         self._wanted = Wanted(settings.images, settings.prompt.detail)
         names = settings.member_family
         self._names = frozenset(names)
@@ -107,8 +110,8 @@ class Preparer:
             if line.fault is not None:
                 raise BadRecordError(*line.fault)  # noqa: TRY301 - becomes a failure, as all do
             record, replaces = self._read(line.raw)
-            prompt, fields = self._settings.prompt, self._settings.records
-            turns = read_turns(record, fields, prompt)
+            texts = self._templates.fill(record)
+            turns = read_turns(record, self._settings.records, texts)
             images = images_of(turns)
             if fetched is None and (urls := self._remote(images)):
                 return Remote(line, urls)
@@ -117,7 +120,7 @@ class Preparer:
                 pictures = {**pictures, **dict(line.pictures)}
             several = [self._encode(image, place, draw, remake, pictures) for image in images]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
-            asked = self._settings.questions
+            asked = texts.questions
             if asked or len(frames) > len(several):
                 encoded = dict(zip(map(id, images), several, strict=True))
                 questions = tuple(

@@ -173,6 +173,7 @@ class Settings:
             **_unusual(self.images, _SHAPING),
             "image_field": self.records.image_field,
             "input_format": self.records.input_format,
+            "prompt_field": self.records.prompt_field,
             "conversation_field": self.records.conversation_field,
             "output_field": self.fields[0],
             "id_field": self.records.id_field,

@@ -17,6 +17,7 @@ from captioner.settings import Settings
 from captioner.values import flag_name
 
 SAMPLES = {
+    "prompt_field": "question",
     "output_format": "csv",
     "overwrite": True,
     "processes": 2,

@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from captioner.conversation import image_member, images_of, read_turns
-from captioner.errors import BadImageError, CaptionerError, RecordError
+from captioner.errors import BadImageError, CaptionerError, RecordError, SettingsError
 from captioner.identity import Identity
 from captioner.images.archives import Archives
 from captioner.images.load import Folders
-from captioner.options import PromptSettings, RecordSettings
+from captioner.options import DEFAULT_PROMPT, RecordSettings
 from captioner.sinks.files import Files
 from captioner.sinks.journal import read_checkpoint
 from captioner.sinks.scan import scan_output
 from captioner.sources.formats import folder_of, open_input
 from captioner.sources.rows import dumped
+from captioner.templates import Templates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from captioner.identity import KeyTable
-    from captioner.records import ImageRef, Turn
+    from captioner.interfaces import Source
+    from captioner.records import ImageRef, Line, Turn
     from captioner.sources.formats import Input
 
 LARGEST_PICTURE = 1 << 31
@@ -121,15 +123,39 @@ class Book:
             for row in self.rows():
                 yield row, {}
             return
+        for line, found in self._matched(self.input.source):
+            if found is not None:
+                yield found, dict(line.pictures)
+
+    def input_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+        """Yield the records of the input in order, each with its row; None if it has none.
+
+        Raises:
+            SettingsError: The input is not to be found any more.
+        """
+        if self.input is None:
+            raise SettingsError("the input is not to be found any more")
+        for line, row in self._matched(self.input.source):
+            if line.fault is None:
+                try:
+                    record = parsed(line.raw)
+                except ValueError:
+                    continue  # no JSON: it is told in the failures
+                if isinstance(record, dict):
+                    yield record, row
+
+    def _matched(self, source: Source) -> Iterator[tuple[Line, dict[str, Any] | None]]:
         keys = self.places()
         with self.journal.open("rb") as file, asyncio.Runner() as runner:
-            batches = self.input.source.batches()
+            batches = source.batches()
             while (batch := runner.run(anext(batches, None))) is not None:
                 for line in batch:
                     place = keys.take(line.key or self.identity.of_input(line.raw))
-                    if place is not None:
+                    if place is None:
+                        yield line, None
+                    else:
                         file.seek(place)
-                        yield parsed(file.readline()), dict(line.pictures)
+                        yield line, parsed(file.readline())
 
     def places(self) -> KeyTable:
         """Return where in the journal each record is."""
@@ -146,26 +172,36 @@ class Book:
     # -- what is in a row ------------------------------------------------------------------
 
     @cached_property
-    def _reading(self) -> tuple[RecordSettings, PromptSettings]:
+    def _fields(self) -> RecordSettings:
         field = self.settings.get("image_field") or (self.input.image_field if self.input else None)
-        prompt = self.settings.get("prompt")
-        return (
-            RecordSettings(
-                image_field=field, conversation_field=self.settings.get("conversation_field")
-            ),
-            PromptSettings(system_prompt="", **({"prompt": prompt} if prompt else {})),
+        return RecordSettings(
+            image_field=field,
+            conversation_field=self.settings.get("conversation_field"),
+            prompt_field=self.settings.get("prompt_field"),
         )
+
+    @cached_property
+    def _templates(self) -> Templates:
+        prompt = str(self.settings.get("prompt") or DEFAULT_PROMPT)
+        questions = [str(one).partition("=")[2] for one in self.settings.get("ask") or []]
+        if self.settings.get("preset"):
+            questions = [prompt]
+        return Templates("", prompt, questions)
+
+    def questions(self, row: dict[str, Any]) -> tuple[str, ...]:
+        """Return the questions that took the place of a row's own."""
+        return self._templates.fill(row).questions
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Return the turns that were sent for a row; none if they cannot be told any more."""
         try:
-            return read_turns(row, *self._reading)
+            return read_turns(row, self._fields, self._templates.fill(row))
         except RecordError:
             return []
 
     def image_member(self, row: dict[str, Any]) -> str:
         """Return the name of the member that holds the pictures of a row."""
-        return image_member(row, self._reading[0].image_field)
+        return image_member(row, self._fields.image_field)
 
     def images(self, row: dict[str, Any]) -> list[ImageRef]:
         """Return the pictures of a row."""

@@ -83,9 +83,7 @@ def _conversation(book: Book, row: dict[str, Any]) -> list[dict[str, str]]:
         }
         for turn in turns
     ]
-    asked = [str(one).partition("=")[2] for one in book.settings.get("ask") or []]
-    if book.settings.get("preset"):
-        asked = [str(book.settings["prompt"])]
+    asked = book.questions(row)
     if asked:
         marks = "".join(f"{PLACEHOLDER}\n" for _ in book.images(row))
         found = [{"from": "human", "value": marks + asked[0]}]

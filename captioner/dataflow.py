@@ -1,0 +1,530 @@
+"""DataFlow-MM's image captioning, on this engine: change a script's imports and nothing else.
+
+::
+
+    from captioner.dataflow import (
+        APIVLMServing_openai, FileStorage, LLMServingABC, PromptedVQAGenerator,
+    )
+
+The names, arguments and file names are those of DataFlow-MM
+(https://github.com/OpenDCAI/DataFlow-MM). What differs: a second run continues the first; a record
+that cannot be captioned has no answer, never an error's text for one, and is told in a failures
+file beside the result; no record is sent without its picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+import orjson
+
+from captioner.console import run_watched
+from captioner.errors import SettingsError
+from captioner.exports.book import Book
+from captioner.exports.partial import replacing
+from captioner.extras import needed
+from captioner.records import Caption
+from captioner.settings import Settings
+from captioner.sources.formats import open_input
+from captioner.sources.rows import dumped
+from captioner.stream import caption_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CacheType = Literal["json", "jsonl", "csv", "parquet", "pickle"]
+
+OFFLINE = "offline"
+"""Given as ``api_url`` it stands for the built-in describer: no key, no network."""
+
+_T = TypeVar("_T")
+_LOG = logging.getLogger(__name__)
+
+
+class LLMServingABC(ABC):
+    """What a pipeline is annotated with: something that answers questions about pictures."""
+
+    @abstractmethod
+    def generate_from_input(
+        self, user_inputs: list[Any], system_prompt: str = "Describe the image in detail."
+    ) -> list[str | None]:
+        """Return an answer for each input, None where there is none."""
+
+    @abstractmethod
+    def cleanup(self) -> None:
+        """Release what is held."""
+
+
+class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's scripts
+    """An OpenAI-compatible endpoint.
+
+    Args:
+        api_url: Its base URL, or ``offline``.
+        key_name_of_api_key: Name of the environment variable that holds the key.
+        model_name: The model to ask for.
+        image_io: None; captions are texts.
+        send_request_stream: Have answers streamed.
+        max_workers: Most requests in flight. A run begins with 8 and goes up.
+        timeout: Seconds one request may take.
+
+    Raises:
+        EnvironmentError: The variable is not set.
+    """
+
+    def __init__(
+        self,
+        api_url: str = "https://api.openai.com/v1",
+        key_name_of_api_key: str = "DF_API_KEY",
+        model_name: str = "o4-mini",
+        image_io: object = None,
+        send_request_stream: bool = False,  # noqa: FBT001, FBT002 - theirs
+        max_workers: int = 10,
+        timeout: float = 1800,
+    ) -> None:
+        if image_io is not None:
+            raise ValueError("image_io: captioner writes captions, not pictures")
+        if api_url != OFFLINE and not os.environ.get(key_name_of_api_key):
+            raise OSError(f"Missing environment variable '{key_name_of_api_key}'")
+        self.api_url = api_url
+        self.model_name = model_name
+        self.max_workers = max_workers
+        self.timeout = timeout
+        self.options: dict[str, Any] = {
+            "model": model_name,
+            "stream": send_request_stream,
+            "concurrency": max_workers,
+            "timeout": timeout,
+        }
+        if api_url == OFFLINE:
+            self.options["offline"] = True
+        else:
+            self.options |= {"base_url": (api_url,), "api_key_env": (key_name_of_api_key,)}
+
+    def generate_from_input(
+        self, user_inputs: list[Any], system_prompt: str = "Describe the image in detail."
+    ) -> list[str | None]:
+        """Return an answer for each picture.
+
+        Args:
+            user_inputs: Paths, or pairs of a path and a question.
+            system_prompt: The question where an input brings none.
+        """
+        return self._ask(
+            {"image": one[0], "prompt": one[1]}
+            if isinstance(one, tuple) and len(one) == 2
+            else {"image": one, "prompt": system_prompt}
+            for one in user_inputs
+        )
+
+    def generate_from_input_one_image(
+        self,
+        image_paths: list[str],
+        text_prompts: list[str],
+        system_prompt: str = "",
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> list[str | None]:
+        """Return an answer for each pair of a picture and a question.
+
+        Raises:
+            ValueError: There are not as many questions as pictures.
+        """
+        if len(image_paths) != len(text_prompts):
+            raise ValueError("`image_paths` and `text_prompts` must have the same length")
+        return self._ask(
+            (
+                {"image": path, "prompt": prompt}
+                for path, prompt in zip(image_paths, text_prompts, strict=True)
+            ),
+            system_prompt,
+            model,
+            timeout,
+        )
+
+    def generate_from_input_multi_images(
+        self,
+        list_of_image_paths: list[list[str]],
+        list_of_image_labels: list[list[str]],
+        system_prompt: str = "",
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> list[str | None]:
+        """Return an answer for each set of pictures, each picture after its label.
+
+        Raises:
+            ValueError: The lists differ in length.
+        """
+        if list(map(len, list_of_image_paths)) != list(map(len, list_of_image_labels)):
+            raise ValueError(
+                "`list_of_image_paths` and `list_of_image_labels` must have the same length"
+            )
+        return self._ask(
+            (
+                _labelled(paths, labels, system_prompt)
+                for paths, labels in zip(list_of_image_paths, list_of_image_labels, strict=True)
+            ),
+            "",
+            model,
+            timeout,
+        )
+
+    def generate_from_input_messages(
+        self,
+        conversations: list[list[dict[str, Any]]],
+        image_list: list[list[str]] | None = None,
+        video_list: object = None,
+        audio_list: object = None,
+        system_prompt: str = "",
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> list[str | None]:
+        """Return an answer for each conversation, its pictures where ``<image>`` stands.
+
+        Raises:
+            ValueError: There are videos or sounds, or not as many lists as conversations.
+        """
+        if video_list or audio_list:
+            raise ValueError("captioner answers questions about pictures, not videos or sounds")
+        images = [[] for _ in conversations] if image_list is None else image_list
+        if len(images) != len(conversations):
+            raise ValueError("`conversations` and `image_list` must have the same length")
+        return self._ask(
+            (
+                {"image": several, "conversation": turns}
+                for several, turns in zip(images, conversations, strict=True)
+            ),
+            system_prompt,
+            model,
+            timeout,
+        )
+
+    def chat_with_one_image(
+        self,
+        image_path: str | list[str],
+        text_prompt: str,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> str | None:
+        """Return the answer about one picture, or about several together."""
+        return self._ask([{"image": image_path, "prompt": text_prompt}], "", model, timeout)[0]
+
+    def analyze_images_with_gpt(
+        self,
+        image_paths: list[str],
+        image_labels: list[str],
+        system_prompt: str = "",
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> str | None:
+        """Return the answer about several pictures, each after its label."""
+        return self.generate_from_input_multi_images(
+            [image_paths], [image_labels], system_prompt, model, timeout
+        )[0]
+
+    def cleanup(self) -> None:
+        """Do nothing: no connection outlives a call."""
+
+    def _ask(
+        self,
+        records: Any,
+        system_prompt: str = "",
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> list[str | None]:
+        options = {**self.options, "system_prompt": system_prompt}
+        options["model"] = model or self.model_name
+        options["timeout"] = timeout or self.timeout
+        return _apart(lambda: asyncio.run(_answers(list(records), options)))
+
+
+def _labelled(paths: list[str], labels: list[str], system_prompt: str) -> dict[str, Any]:
+    content: list[dict[str, Any]] = (
+        [{"type": "text", "text": system_prompt}] if system_prompt else []
+    )
+    for path, label in zip(paths, labels, strict=True):
+        content.append({"type": "text", "text": f"{label}:"})
+        content.append({"type": "image_url", "image_url": {"url": path}})
+    return {"conversation": [{"role": "user", "content": content}]}
+
+
+async def _answers(records: list[dict[str, Any]], options: dict[str, Any]) -> list[str | None]:
+    answers: list[str | None] = [None] * len(records)
+    async for outcome in caption_stream(records, **options):
+        number = outcome.line.number
+        if isinstance(outcome, Caption):
+            answers[number - 1] = outcome.text
+        else:
+            _LOG.warning("input %d has no answer: %s", number, outcome.message)
+    return answers
+
+
+def _apart(call: Callable[[], _T]) -> _T:
+    """Call a function that runs an event loop, also where one is running, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return call()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
+
+
+# -- storage -----------------------------------------------------------------------------------
+
+
+class FileStorage:
+    """A file for each step of a pipeline: the input, then ``<prefix>_step1.<type>`` and so on.
+
+    Args:
+        first_entry_file_name: The input: JSON, JSONL, CSV, Parquet, pickle, ``hf:…`` or ``ms:…``.
+        cache_path: Folder of the other files.
+        file_name_prefix: Beginning of their names.
+        cache_type: ``json``, ``jsonl``, ``csv``, ``parquet`` or ``pickle``.
+    """
+
+    def __init__(
+        self,
+        first_entry_file_name: str,
+        cache_path: str = "./cache",
+        file_name_prefix: str = "dataflow_cache",
+        cache_type: CacheType = "jsonl",
+    ) -> None:
+        if cache_type not in _WRITERS:
+            raise ValueError(
+                f"Unsupported file type: {cache_type}, output file should end with "
+                f"{', '.join(_WRITERS)}"
+            )
+        self.first_entry_file_name = first_entry_file_name
+        self.cache_path = cache_path
+        self.file_name_prefix = file_name_prefix
+        self.cache_type = cache_type
+        self.operator_step = -1
+
+    def step(self) -> Self:
+        """Go on to the next file."""
+        self.operator_step += 1
+        return self
+
+    def reset(self) -> Self:
+        """Go back to before the first file."""
+        self.operator_step = -1
+        return self
+
+    def path_of(self, step: int) -> Path:
+        """Return the file that a step reads; the next one's is what it writes."""
+        if step <= 0:
+            return Path(self.first_entry_file_name)
+        return Path(self.cache_path) / f"{self.file_name_prefix}_step{step}.{self.cache_type}"
+
+    def read(self, output_type: Literal["dataframe", "dict"] = "dataframe") -> Any:
+        """Return the rows of the present step, values as they stand in the file.
+
+        Args:
+            output_type: ``dataframe`` for a pandas DataFrame, ``dict`` for a list of dicts.
+
+        Raises:
+            ValueError: Another type is asked for.
+        """
+        if output_type not in ("dataframe", "dict"):
+            raise ValueError(f"Unsupported output type: {output_type}")
+        path = self.path_of(self.operator_step)
+        if path.suffix in (".parquet", ".pickle", ".pkl"):
+            frame = _read_frame(path)
+            return frame if output_type == "dataframe" else frame.to_dict(orient="records")
+        rows = _apart(lambda: asyncio.run(_rows(path)))
+        return needed("pandas", "dataflow").DataFrame(rows) if output_type == "dataframe" else rows
+
+    def write(self, data: Any) -> str:
+        """Write rows, a DataFrame or a list of dicts, for the next step; return the file's path.
+
+        Raises:
+            ValueError: They are neither.
+        """
+        if isinstance(data, list) and all(isinstance(row, dict) for row in data):
+            rows = data
+        elif hasattr(data, "to_dict") and hasattr(data, "columns"):
+            rows = data.to_dict(orient="records")
+        else:
+            raise ValueError(f"Unsupported data type: {type(data)}")
+        path = self.path_of(self.operator_step + 1)
+        _WRITERS[self.cache_type](iter(rows), path)
+        return str(path)
+
+
+def _read_frame(path: Path) -> Any:
+    pandas = needed("pandas", "dataflow")
+    return pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_pickle(path)
+
+
+async def _rows(path: Path) -> list[dict[str, Any]]:
+    return [
+        orjson.loads(line.raw)
+        async for batch in open_input(path).source.batches()
+        for line in batch
+        if line.fault is None
+    ]
+
+
+def _write_json(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        between = b"[\n"
+        for row in rows:
+            file.write(between + _indented(row))
+            between = b",\n"
+        file.write(b"[]\n" if between == b"[\n" else b"\n]\n")
+
+
+def _indented(row: dict[str, Any]) -> bytes:
+    try:
+        text = orjson.dumps(row, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:
+        text = dumped(row)
+    return b"  " + text.replace(b"\n", b"\n  ")
+
+
+def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.writelines(dumped(row) + b"\n" for row in rows)
+
+
+def _write_frame(method: str, **options: Any) -> Callable[[Iterator[dict[str, Any]], Path], None]:
+    def write(rows: Iterator[dict[str, Any]], path: Path) -> None:
+        frame = needed("pandas", "dataflow").DataFrame(list(rows))
+        with replacing(path) as partial:
+            getattr(frame, method)(partial, **options)
+
+    return write
+
+
+_WRITERS: dict[str, Callable[[Iterator[dict[str, Any]], Path], None]] = {
+    "json": _write_json,
+    "jsonl": _write_jsonl,
+    "csv": _write_frame("to_csv", index=False),
+    "parquet": _write_frame("to_parquet"),
+    "pickle": _write_frame("to_pickle", compression=None),
+}
+
+
+# -- the operator ------------------------------------------------------------------------------
+
+
+class PromptedVQAGenerator:
+    """Asks a model about the pictures of each row and adds the answer.
+
+    Args:
+        serving: The endpoint.
+        system_prompt: Its instructions.
+    """
+
+    def __init__(
+        self, serving: LLMServingABC, system_prompt: str = "You are a helpful assistant."
+    ) -> None:
+        if not isinstance(serving, APIVLMServing_openai):
+            raise TypeError("serving: only captioner.dataflow.APIVLMServing_openai is known here")
+        self.serving = serving
+        self.system_prompt = system_prompt
+
+    def run(
+        self,
+        storage: FileStorage,
+        input_prompt_key: str | None = None,
+        input_conversation_key: str | None = None,
+        input_image_key: str = "image",
+        input_video_key: str = "video",
+        output_answer_key: str = "answer",
+    ) -> str:
+        """Answer every row of the storage's present step and write the next one.
+
+        Run again to continue: answers are kept beside the result in ``….captions.jsonl``, rows
+        that have none are told in ``….captions.failed.jsonl``.
+
+        Args:
+            storage: Where rows come from and go to.
+            input_prompt_key: Column of plain questions.
+            input_conversation_key: Column of conversations, in either spelling.
+            input_image_key: Column of pictures: paths, or lists of them.
+            input_video_key: Not used: rows without a picture have no answer.
+            output_answer_key: Column that receives the answers.
+
+        Returns:
+            The name of that column.
+
+        Raises:
+            ValueError: Not exactly one of the two input keys is given.
+            KeyboardInterrupt: The run was interrupted; what was finished is saved.
+            RunError: The run stopped early; what was finished is saved.
+            SettingsError: The settings cannot work.
+        """
+        del input_video_key
+        if not output_answer_key:
+            raise ValueError("At least one of output_answer_key must be provided.")
+        if (input_prompt_key is None) == (input_conversation_key is None):
+            raise ValueError(
+                "Exactly one of input_prompt_key or input_conversation_key must be provided."
+            )
+        source = _as_input(storage)
+        target = storage.path_of(storage.operator_step + 1)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        journal = target.with_name(f"{target.stem}.captions.jsonl")
+        settings = Settings.create(
+            source,
+            journal,
+            **self.serving.options,
+            system_prompt=self.system_prompt,
+            prompt_field=input_prompt_key,
+            conversation_field=input_conversation_key,
+            image_field=input_image_key,
+            output_field=output_answer_key,
+            retry_failed="all",
+        )
+        report, interrupted = _apart(lambda: run_watched(settings))
+        if interrupted:
+            raise KeyboardInterrupt
+        if report.failed:
+            _LOG.warning("%d rows have no answer; see %s", report.failed, report.failures)
+        _apart(lambda: _write_answers(storage, source, journal, target, output_answer_key))
+        return output_answer_key
+
+
+def _as_input(storage: FileStorage) -> Path:
+    """Return a step's file in a form that the engine reads: a pickle is written out as JSONL.
+
+    Raises:
+        SettingsError: There is no such file.
+    """
+    path = storage.path_of(storage.operator_step)
+    if path.suffix not in (".pickle", ".pkl"):
+        return path
+    if not path.exists():
+        raise SettingsError(f"cannot read the input {path}: there is no such file")
+    plain = Path(storage.cache_path) / f"{path.stem}.rows.jsonl"
+    _write_jsonl(iter(_read_frame(path).to_dict(orient="records")), plain)
+    return plain
+
+
+def _write_answers(
+    storage: FileStorage, source: Path, journal: Path, target: Path, name: str
+) -> None:
+    """Write all rows of the input in their order, each with its answer or without one."""
+    book = Book.open(journal, source=source, warn=_LOG.warning)
+    answers = _answers_in_order(book, name)
+    if source.suffix == ".parquet" and storage.cache_type in ("parquet", "pickle"):
+        frame = _read_frame(source)  # its columns keep their types
+        frame[name] = [row[name] for row in answers]
+        with replacing(target) as partial:
+            if storage.cache_type == "parquet":
+                frame.to_parquet(partial)
+            else:
+                frame.to_pickle(partial, compression=None)
+        return
+    _WRITERS[storage.cache_type](answers, target)
+
+
+def _answers_in_order(book: Book, name: str) -> Iterator[dict[str, Any]]:
+    for row, answered in book.input_rows():
+        yield {**row, name: answered.get(name) if answered is not None else None}
