@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tomllib
 from dataclasses import field, fields, make_dataclass
@@ -77,6 +78,7 @@ def build_app() -> App:
     app.default(_caption)
     app.command(_check, name="check")
     app.command(_export, name="export")
+    app.command(_init, name="init")
     app.command(_serve, name="serve")
     return app
 
@@ -326,6 +328,28 @@ def _export(
     return export_in_console(
         output, to, to_format, source=source, image_root=image_root, overwrite=overwrite
     )
+
+
+def _init(
+    folder: Annotated[Path, Parameter(help="Where.", show_env_var=False)] = Path(),
+    *,
+    download: Annotated[
+        bool,
+        Parameter(
+            help="Fetch DataFlow-MM's example pictures from the Hugging Face hub, too.",
+            negative=(),
+            show_env_var=False,
+        ),
+    ] = False,
+) -> int:
+    """Make a working folder: a pipeline, a file of options, example pictures."""
+    from captioner.starter.folder import make_folder
+
+    lines = make_folder(folder, download=download)
+    if folder != Path():
+        lines.insert(0, f"cd {shlex.quote(str(folder))}")
+    print("\n".join(lines))
+    return 0
 
 
 def _serve(

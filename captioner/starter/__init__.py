@@ -1,0 +1,1 @@
+"""What `captioner init` copies: a folder that works, to be made one's own."""

@@ -1,0 +1,140 @@
+"""Making the working folder of `captioner init`."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw
+
+from captioner.errors import SettingsError
+from captioner.extras import needed
+from captioner.options import GROUPS
+from captioner.values import flag_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEMO = "OpenDCAI/dataflow-demo-image"
+"""The pictures of DataFlow-MM's demonstration, on the Hugging Face hub."""
+
+_EXAMPLES = Path("example_data/image_caption")
+_SIZE = (320, 240)
+
+
+def make_folder(folder: Path, *, download: bool = False) -> list[str]:
+    """Make a working folder; nothing that is there already is touched.
+
+    Args:
+        folder: Where; it may exist.
+        download: Fetch `DEMO` into ``example_data`` as well.
+
+    Returns:
+        Two command lines that work in it.
+
+    Raises:
+        SettingsError: Something is there under one of the names, or the hub cannot be reached.
+    """
+    starter = files("captioner.starter")
+    texts = {
+        Path("README.md"): starter.joinpath("folder.md").read_text("utf-8"),
+        Path("captioner.toml"): options_file(),
+        Path("api_pipelines/image_caption.py"): starter.joinpath("image_caption.py").read_text(
+            "utf-8"
+        ),
+        _EXAMPLES / "sample_data.json": json.dumps(_records(), indent=2) + "\n",
+    }
+    pictures = {_EXAMPLES / f"{name}.png": draw for name, draw in _PICTURES.items()}
+    for path in (*texts, *pictures):
+        if (folder / path).exists():
+            raise SettingsError(f"{folder / path} is there already; choose another folder")
+    if download:
+        needed("huggingface_hub", "hf")
+    try:
+        for path, text in texts.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, "utf-8")
+        for path, draw in pictures.items():
+            image = Image.new("RGB", _SIZE, "white")
+            draw(ImageDraw.Draw(image))
+            image.save(folder / path)
+    except OSError as error:
+        raise SettingsError(f"cannot write into {folder}: {error.strerror}") from None
+    if download:
+        _download(folder / "example_data" / DEMO.partition("/")[2])
+    options = "--config captioner.toml -o captions.json --offline"
+    return [
+        f"captioner {_EXAMPLES}/sample_data.json {options}",
+        "python api_pipelines/image_caption.py",
+    ]
+
+
+def _download(target: Path) -> None:
+    hub = needed("huggingface_hub", "hf")
+    try:
+        hub.snapshot_download(DEMO, repo_type="dataset", local_dir=target)
+    except Exception as error:  # noqa: BLE001 - networks break in many ways
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(f"the folder is made, but {DEMO} cannot be fetched: {reason}") from None
+
+
+def options_file() -> str:
+    """Return a TOML file of all options, each with its meaning, its default and a ``#``."""
+    lines = [
+        "# Options of captioner. Take the # away from what you change; the command line goes",
+        "# before this file. Keys are never written here: they stay in the environment.",
+    ]
+    for kind in GROUPS.values():
+        lines += ["", f"# ---- {kind.__doc__.rstrip('.')} ----"]
+        for option in fields(kind):
+            lines += ["", *textwrap.wrap(option.metadata["help"], 96, initial_indent="# ",
+                                         subsequent_indent="# ")]  # fmt: skip
+            lines.append(f"# {flag_name(option.name)} = {_toml(option.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """Return a default as TOML has it; what has none is shown empty."""
+    if value is None:
+        return '""'
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _records() -> list[dict[str, Any]]:
+    question = "Generate detailed captions based on image content."
+    return [
+        {
+            "image": [f"./{name}.png"],
+            "conversation": [{"from": "human", "value": question}],
+        }
+        for name in _PICTURES
+    ]
+
+
+def _ball(draw: ImageDraw.ImageDraw) -> None:
+    draw.rectangle((0, 150, 320, 240), fill="#3c8d40")
+    draw.rectangle((0, 0, 320, 150), fill="#9fd3f2")
+    draw.ellipse((110, 90, 210, 190), fill="#d0342c")
+
+
+def _sign(draw: ImageDraw.ImageDraw) -> None:
+    draw.rectangle((30, 60, 290, 180), fill="#1f3a93")
+    draw.text((160, 120), "PLATFORM 9", fill="white", anchor="mm", font_size=36)
+
+
+def _chart(draw: ImageDraw.ImageDraw) -> None:
+    for number, height in enumerate((60, 110, 90, 160, 200)):
+        left = 30 + 54 * number
+        draw.rectangle((left, 220 - height, left + 40, 220), fill="#e08e0b")
+    draw.line((20, 220, 300, 220), fill="black", width=3)
+
+
+_PICTURES: dict[str, Callable[[ImageDraw.ImageDraw], None]] = {
+    "ball": _ball,
+    "sign": _sign,
+    "chart": _chart,
+}

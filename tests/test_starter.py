@@ -1,0 +1,158 @@
+"""`captioner init`: a folder in which the lines that it prints work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from conftest import command
+
+from captioner.options import GROUPS
+from captioner.starter.folder import options_file
+from captioner.values import flag_name
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.timeout(180)
+def test_run_it_and_the_lines_it_prints(tmp_path):
+    """Each of them ends well, and writes a caption for every picture."""
+    made = subprocess.run(
+        command("init", tmp_path / "my project"), capture_output=True, text=True, check=True
+    )
+    go, first, second = made.stdout.splitlines()
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    for line in (first, second):
+        ended = subprocess.run(
+            f"{go} && {line}", shell=True, cwd=tmp_path, env=environment, capture_output=True,
+            text=True, check=False, timeout=90,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+    for name in ("captions.json", "cache_local/caption_step1.json"):
+        found = json.loads((tmp_path / "my project" / name).read_bytes())
+        assert [row["image"] for row in found] == [["./ball.png"], ["./sign.png"], ["./chart.png"]]
+        assert all(row["caption"] for row in found)
+    readme = (tmp_path / "my project" / "README.md").read_text()
+    assert first in readme
+    assert second in readme
+
+
+def test_nothing_that_is_there_is_touched(tmp_path):
+    (tmp_path / "captioner.toml").write_text("mine")
+    made = subprocess.run(
+        command("init"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 2
+    assert "is there already" in made.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["captioner.toml"]
+
+
+def test_every_option_is_in_the_file_as_a_comment(tmp_path):
+    """And with its mark taken away each is TOML under a name that exists."""
+    text = options_file()
+    assert tomllib.loads(text) == {}
+    lines = [line[2:] for line in text.splitlines() if " = " in line and line[:3] != "# -"]
+    found = {}
+    for line in lines:
+        try:
+            found |= tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            continue  # a sentence with an equals sign in it
+    from dataclasses import fields
+
+    names = {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
+    assert names <= found.keys()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as a snapshot of a data set takes."""
+
+    files: ClassVar = {"README.md": b"# pictures", "images/0.png": b"\x89PNG picture"}
+    sha = "a" * 40
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        repo = "OpenDCAI/dataflow-demo-image"
+        if path.startswith(f"/api/datasets/{repo}/tree/"):
+            self._json(
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": self._oid(data)}
+                    for name, data in self.files.items()
+                ]
+            )
+        elif path.startswith(f"/api/datasets/{repo}"):
+            siblings = [{"rfilename": name} for name in self.files]
+            self._json({"id": repo, "sha": self.sha, "siblings": siblings})
+        elif path.startswith(f"/datasets/{repo}/resolve/{self.sha}/"):
+            self._file(self.files[path.partition(self.sha + "/")[2]])
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
+
+    def _oid(self, data: bytes) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+    def _json(self, value: object) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def _file(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{self._oid(data)}"')
+        self.send_header("X-Repo-Commit", self.sha)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def download(folder: Path, hub: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder / "hf")}
+    return subprocess.run(
+        command("init", folder / "project", "--download"),
+        env=environment, capture_output=True, text=True, check=False, timeout=50,
+    )  # fmt: skip
+
+
+def test_the_incumbents_pictures_are_fetched_from_the_hub(tmp_path, hub):
+    ended = download(tmp_path, hub)
+    assert ended.returncode == 0, ended.stderr
+    place = tmp_path / "project" / "example_data" / "dataflow-demo-image"
+    assert {name: (place / name).read_bytes() for name in Hub.files} == Hub.files
+
+
+def test_a_hub_that_is_away_is_told(tmp_path):
+    ended = download(tmp_path, "http://127.0.0.1:9")
+    assert ended.returncode == 2
+    assert "cannot be fetched" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert (tmp_path / "project" / "captioner.toml").exists()
