@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ pytestmark = [  # what those libraries leave open is theirs to close
 ]
 
 PICTURES = [jpeg(number, (40 + number, 30)) for number in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Have what those libraries leave open closed here, and not in some later test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -258,7 +258,7 @@ class JournalSink:
 
     def _commit_if_due(self) -> None:
         running = self._commit_task is not None and not self._commit_task.done()
-        if running or not self._journal.dirty:
+        if running or not self._journal.dirty or self._error is not None:
             return
         due = (
             self._since_commit >= COMMIT_RECORDS
