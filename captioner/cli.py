@@ -66,7 +66,7 @@ def build_app() -> App:
     app = App(
         name="captioner",
         version=f"captioner {__version__}",
-        help="Caption the images of a JSONL file through a vision-language model. "
+        help="Caption the images of a data set through a vision-language model. "
         "Run the same command again to continue an interrupted run.",
         help_format="plaintext",
         help_on_error=False,
@@ -145,8 +145,8 @@ Output = Annotated[
     Path | None,
     Parameter(
         alias="-o",
-        help="The captions. Default: INPUT's name with .captions.jsonl, beside it. With .json "
-        "it becomes one JSON array when all is done.",
+        help="The captions. Default: INPUT's name with .captions.jsonl, beside it. Other formats, "
+        "by the name or by --output-format, are made of a journal beside when all is done.",
     ),
 ]
 Config = Annotated[

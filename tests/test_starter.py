@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import tomllib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from conftest import command
+from hub import serving
 
 from captioner.options import GROUPS
 from captioner.starter.folder import options_file
@@ -73,66 +71,13 @@ def test_every_option_is_in_the_file_as_a_comment(tmp_path):
     assert names <= found.keys()
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as a snapshot of a data set takes."""
-
-    files: ClassVar = {"README.md": b"# pictures", "images/0.png": b"\x89PNG picture"}
-    sha = "a" * 40
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        repo = "OpenDCAI/dataflow-demo-image"
-        if path.startswith(f"/api/datasets/{repo}/tree/"):
-            self._json(
-                [
-                    {"type": "file", "path": name, "size": len(data), "oid": self._oid(data)}
-                    for name, data in self.files.items()
-                ]
-            )
-        elif path.startswith(f"/api/datasets/{repo}"):
-            siblings = [{"rfilename": name} for name in self.files]
-            self._json({"id": repo, "sha": self.sha, "siblings": siblings})
-        elif path.startswith(f"/datasets/{repo}/resolve/{self.sha}/"):
-            self._file(self.files[path.partition(self.sha + "/")[2]])
-        else:
-            self.send_error(404)
-
-    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
-
-    def _oid(self, data: bytes) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-    def _json(self, value: object) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def _file(self, data: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{self._oid(data)}"')
-        self.send_header("X-Repo-Commit", self.sha)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+FILES = {"README.md": b"# pictures", "images/0.png": b"\x89PNG picture"}
 
 
 @pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub() -> Iterator[str]:
+    with serving("OpenDCAI/dataflow-demo-image", FILES) as url:
+        yield url
 
 
 def download(folder: Path, hub: str) -> subprocess.CompletedProcess[str]:
@@ -147,7 +92,7 @@ def test_the_incumbents_pictures_are_fetched_from_the_hub(tmp_path, hub):
     ended = download(tmp_path, hub)
     assert ended.returncode == 0, ended.stderr
     place = tmp_path / "project" / "example_data" / "dataflow-demo-image"
-    assert {name: (place / name).read_bytes() for name in Hub.files} == Hub.files
+    assert {name: (place / name).read_bytes() for name in FILES} == FILES
 
 
 def test_a_hub_that_is_away_is_told(tmp_path):

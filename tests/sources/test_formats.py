@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import pytest
 import webdataset
 import zstandard
 from conftest import command, jpeg, rows
+from hub import serving
 
 from captioner import SettingsError, run_batch
 from captioner.options import InputFormat
@@ -364,6 +366,22 @@ def test_a_run_that_waits_for_standard_input_can_be_stopped(tmp_path, endpoint):
         process.terminate()
         assert process.wait(20) == 143
     assert len(rows(tmp_path / "out.jsonl")) == 1
+
+
+def test_a_data_set_is_streamed_from_the_hub(tmp_path, endpoint):
+    """Rows and pictures come over HTTP, and nothing is kept but captions."""
+    dataset(tmp_path).to_parquet(tmp_path / "part.parquet")
+    files = {"README.md": b"# d", "data/train-0.parquet": (tmp_path / "part.parquet").read_bytes()}
+    options = ["--base-url", endpoint.base_url, "--model", "m", "-o", tmp_path / "out.jsonl"]
+    with serving("org/name", files) as url:
+        environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf")}
+        ended = subprocess.run(
+            command("hf:org/name", *options), env=environment, check=False, text=True,
+            capture_output=True, timeout=50,
+        )  # fmt: skip
+    assert ended.returncode == 3, ended.stderr
+    assert sorted(call.images[0] for call in endpoint.calls) == sorted(PICTURES)
+    assert [row["n"] for row in rows(tmp_path / "out.jsonl")] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
