@@ -23,7 +23,7 @@ class _Hub(BaseHTTPRequestHandler):
             self._json(tree(self.files, path.partition(SHA)[2].strip("/")))
         elif path.startswith(f"/api/datasets/{self.repo}"):
             siblings = [{"rfilename": name} for name in self.files]
-            self._json({"id": repo, "sha": SHA, "siblings": siblings})
+            self._json({"id": self.repo, "sha": SHA, "siblings": siblings})
         elif path.startswith(f"/datasets/{self.repo}/resolve/"):
             self._file(path.partition("/resolve/")[2].partition("/")[2])
         else:
