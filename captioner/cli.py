@@ -78,6 +78,7 @@ def build_app() -> App:
     app.default(_caption)
     app.command(_check, name="check")
     app.command(_export, name="export")
+    app.command(_batches(), name="batch")
     app.command(_init, name="init")
     app.command(_serve, name="serve")
     return app
@@ -328,6 +329,32 @@ def _export(
     return export_in_console(
         output, to, to_format, source=source, image_root=image_root, overwrite=overwrite
     )
+
+
+def _batches() -> App:
+    """Return the commands about batches."""
+    batch = App(name="batch", help="Look at the batches of a run with --batch-api, or cancel them.")
+    batch.command(_batch_status, name="status")
+    batch.command(_batch_cancel, name="cancel")
+    return batch
+
+
+def _batch_status(
+    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+) -> int:
+    """Ask the provider how the batches are; changes nothing."""
+    from captioner.console import batches_in_console
+
+    return batches_in_console(output, cancel=False)
+
+
+def _batch_cancel(
+    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+) -> int:
+    """Cancel all batches. What is done stays done: the next run takes it."""
+    from captioner.console import batches_in_console
+
+    return batches_in_console(output, cancel=True)
 
 
 def _init(

@@ -43,11 +43,13 @@ class Connected(NamedTuple):
         endpoints: Where requests go.
         models: The model asked for at each.
         dialect: Builds the messages, which are the same for all.
+        transport: To the first of them.
     """
 
     endpoints: Endpoints
     models: list[str]
     dialect: Dialect
+    transport: Transport
 
 
 async def connect(
@@ -88,6 +90,7 @@ async def connect(
     made: list[Endpoint] = []
     models: list[str] = []
     languages: list[Dialect] = []
+    transports: list[Transport] = []
     for one in found:
         name, carrier = "given by the caller", transport
         if carrier is None:
@@ -100,6 +103,7 @@ async def connect(
                 headers=[_header(line) for line in one.header],
             )
             stack.push_async_callback(carrier.close)
+        transports.append(carrier)
         models.append(one.model or ("" if dialect else await only_model(carrier, stopping)))
         languages.append(dialect or _dialect(settings, one, models[-1], schema))
         made.append(
@@ -114,7 +118,7 @@ async def connect(
                 warn=warn,
             )
         )
-    return Connected(Endpoints(made, warn=warn), models, languages[0])
+    return Connected(Endpoints(made, warn=warn), models, languages[0], transports[0])
 
 
 def _endpoint(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from captioner.batches.ledger import Ledger
+from captioner.batches.looking import look_at_batches
 from captioner.check import check_output
 from captioner.children import ease_garbage_collection
 from captioner.display import Display, describe_check, printable, summarise
@@ -120,6 +122,18 @@ def export_in_console(
         _say(f"captioner: {error}")
         return error.exit_code
     _say(f"written: {target}")
+    return 0
+
+
+def batches_in_console(output: Path, *, cancel: bool) -> int:
+    """Print how the batches of a run are, cancelled or not, and return the exit status."""
+    try:
+        ledger = Ledger.of(find_journal(output, Files()))
+        for line in asyncio.run(look_at_batches(ledger, cancel=cancel)):
+            print(printable(line))
+    except (SettingsError, RunError) as error:
+        _say(f"captioner: {error}")
+        return error.exit_code
     return 0
 
 

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from captioner.answers import Layout
+from captioner.batches.api import BatchApi
+from captioner.batches.ledger import Ledger
+from captioner.batches.pipeline import BatchPipeline
 from captioner.budget import ByteBudget
 from captioner.cache import Cache
 from captioner.captioning import Captioning
 from captioner.checks import Rules
-from captioner.connecting import connect
+from captioner.connecting import base_url, connect
+from captioner.errors import SettingsError
 from captioner.fetching.fetcher import Fetcher
 from captioner.identity import digest
 from captioner.images.archives import Archives
@@ -30,13 +34,18 @@ from captioner.records import Asking
 from captioner.sharing import Sharing
 from captioner.sources.formats import folder_of
 from captioner.structured import read_schema, validator
+from captioner.transport import AiohttpTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from captioner.connecting import Connected
+    from captioner.identity import Identity
     from captioner.interfaces import Dialect, Sink, Transport
     from captioner.records import Outcome, Progress
     from captioner.settings import Settings
+    from captioner.sinks.journal import Journal
+    from captioner.sinks.jsonl import JournalSink
     from captioner.stopping import Stopping
 
 
@@ -57,9 +66,15 @@ class Engine:
         preparation: Preparation,
         sharing: Sharing,
         budget: ByteBudget,
+        connected: Connected,
+        captioning: Captioning,
+        rules: Rules,
     ) -> None:
         self.model = model
         self._preparer = preparer
+        self._connected = connected
+        self._captioning = captioning
+        self._rules = rules
         self.preparation = preparation
         self.sharing = sharing
         self.budget = budget
@@ -136,7 +151,7 @@ class Engine:
                 captioning, progress, dedup=settings.run.dedup, cache=cache, warn=warn
             )
             stack.callback(sharing.close)
-            yield cls(model, preparer, preparation, sharing, budget)
+            yield cls(model, preparer, preparation, sharing, budget, connected, captioning, rules)
 
     def pipeline(
         self,
@@ -159,6 +174,51 @@ class Engine:
             fetches=settings.images.fetch_concurrency,
             drain_s=settings.run.drain,
             settled=settled,
+        )
+
+    def batches(
+        self,
+        settings: Settings,
+        sink: JournalSink,
+        journal: Journal,
+        identity: Identity,
+        progress: Progress,
+        stopping: Stopping,
+        settled: Callable[[Outcome], None] | None,
+        warn: Callable[[str], None],
+    ) -> BatchPipeline:
+        """Return a pipeline through the provider's batch API, or through files, into a journal.
+
+        Raises:
+            SettingsError: The endpoint is not one that has it.
+        """
+        ledger = Ledger.of(journal.path)
+        api = None
+        if settings.batch.batch_api:
+            transport = self._connected.transport
+            if not isinstance(transport, AiohttpTransport) or settings.endpoint.offline:
+                raise SettingsError("batch-api: it needs an endpoint that has it")
+            api = BatchApi(transport, stopping)
+            (endpoint,) = settings.each_endpoint
+            ledger.base_url = base_url(endpoint)
+            ledger.api_key_env = list(endpoint.api_key_env)
+        return BatchPipeline(
+            self.preparation,
+            self._connected.dialect,
+            self._captioning,
+            self._rules,
+            self.budget,
+            api,
+            ledger,
+            journal,
+            identity,
+            sink,
+            progress,
+            stopping,
+            samples=settings.prompt.samples,
+            options=settings.batch,
+            settled=settled,
+            warn=warn,
         )
 
 

@@ -18,6 +18,7 @@
     └─ RunError               the whole run stops, and can be run again
        ├─ EndpointRefusedError   key, model or address is wrong             exit 2
        ├─ EndpointGaveOutError   out of quota, or away for too long         exit 7
+       ├─ LimitReachedError      a limit that the user set                  exit 8
        ├─ DecoderError           no process to decode pictures              exit 1
        ├─ WorkersDiedError       no process of several is left              exit 1
        ├─ OutputBusyError        another run holds the output               exit 4
@@ -166,6 +167,12 @@ class EndpointGaveOutError(RunError):
     """The endpoint is out of quota, or has been away longer than allowed."""
 
     exit_code = 7
+
+
+class LimitReachedError(RunError):
+    """The run has come to a limit that the user set; running again goes on."""
+
+    exit_code = 8
 
 
 class OutputBusyError(RunError):

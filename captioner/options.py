@@ -533,6 +533,55 @@ class RunSettings:
             raise SettingsError(f"order: {self.order!r} is neither input nor completion")
 
 
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """The provider's batch API."""
+
+    batch_api: bool = _option(
+        default=False,
+        text="Send the records through the OpenAI Batch API, which costs half and may take a day. "
+        "Stop and run again as you like: nothing is submitted twice.",
+    )
+    batch_requests: int = _option(
+        50_000,
+        "Most requests of one batch.",
+    )
+    batch_bytes: int = _option(
+        190_000_000,
+        "Most bytes of one batch's requests.",
+    )
+    batch_poll: float = _option(
+        30.0,
+        "Seconds between two looks at the batches.",
+    )
+    batch_max_wait: float | None = _option(
+        None,
+        "Hours to wait for batches before the run ends with exit code 8. Default: as long as they "
+        "take.",
+    )
+    to_batch_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it
+        None,
+        "Write the requests to this file for vLLM's run-batch, and end.",
+    )
+    from_batch_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it
+        None,
+        "Take the answers from this file, which run-batch made of one of --to-batch-file.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("batch_requests", "batch_bytes", "batch_poll", "batch_max_wait"):
+            check_positive(name, getattr(self, name))
+        given = [self.batch_api, self.to_batch_file is not None, self.from_batch_file is not None]
+        if sum(given) > 1:
+            raise SettingsError("batch-api: give one of it, --to-batch-file and --from-batch-file")
+
+    @property
+    def any(self) -> bool:
+        """Records go through batches."""
+        return self.batch_api or (self.to_batch_file or self.from_batch_file) is not None
+
+
 GROUPS: dict[str, Any] = {
     "endpoint": EndpointSettings,
     "prompt": PromptSettings,
@@ -540,6 +589,7 @@ GROUPS: dict[str, Any] = {
     "captions": CaptionSettings,
     "images": ImageSettings,
     "run": RunSettings,
+    "batch": BatchSettings,
 }
 
 

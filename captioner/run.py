@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from captioner.batches.pipeline import BatchPipeline
     from captioner.interfaces import Dialect, Sink, Source, Transport
+    from captioner.pipeline import Pipeline
+    from captioner.processes.pool import Dealer
     from captioner.records import Line, Outcome
     from captioner.sources.formats import Input
 
@@ -227,7 +230,14 @@ class _Run:
             disk_wait_s=settings.run.disk_wait,
         ) as sink:
             settled = self._settle if len(self._retrying) else None
-            pipeline = engine.pipeline(settings, sink, self.progress, self.stopping, settled)
+            pipeline: Pipeline | Dealer | BatchPipeline
+            if settings.batch.any and isinstance(engine, Engine):
+                pipeline = engine.batches(
+                    settings, sink, journal, identity, self.progress, self.stopping, settled,
+                    self.warn,
+                )  # fmt: skip
+            else:
+                pipeline = engine.pipeline(settings, sink, self.progress, self.stopping, settled)
             matching = Matching(
                 identity,
                 journal.done,
@@ -238,7 +248,8 @@ class _Run:
                 progress=self.progress,
             )
             await pipeline.run(self._lines(source, matching))
-        if self.progress.complete and not self.stopping:
+        progress = self.progress
+        if progress.complete and progress.settled >= progress.read and not self.stopping:
             await self._finish(source, journal, identity, files)
         elif self._stale:
             await asyncio.to_thread(journal.compact_failures, self._stale)

@@ -13,6 +13,7 @@ from captioner.options import (
     CONVERSATION_FIELDS,
     GROUPS,
     IMAGE_FIELDS,
+    BatchSettings,
     CaptionSettings,
     EndpointSettings,
     ImageSettings,
@@ -40,6 +41,7 @@ class Settings:
         captions: What captions have to be like.
         images: What is done to pictures.
         run: How the run goes.
+        batch: Whether it goes through the provider's batch API.
         endpoints: Several endpoints, each with what it has of its own; what it leaves out is
             that of ``endpoint``.
     """
@@ -52,10 +54,15 @@ class Settings:
     images: ImageSettings = field(default_factory=ImageSettings)
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the names of asked questions against those of the record."""
+        if self.batch.any and (self.run.processes > 1 or len(self.each_endpoint) > 1):
+            raise SettingsError("batch-api: it takes one endpoint and one process")
+        if self.batch.any and self.endpoint.stream:
+            raise SettingsError("batch-api: leave out --stream")
         records = self.records
         images = (records.image_field,) if records.image_field else IMAGE_FIELDS
         asked = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from captioner.proxies import proxy_for
 from captioner.records import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from pathlib import Path
 
     from aiohttp.abc import AbstractStreamWriter
 
@@ -123,6 +125,63 @@ class AiohttpTransport:
             ) from None
         finally:
             deadline.end()
+
+    async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
+        """Send a file as a form's, streamed, however long that takes; return the reply.
+
+        Raises:
+            EndpointFaultError: As `send` does.
+        """
+        with file.open("rb") as opened:
+            form = aiohttp.FormData(dict(fields))
+            form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
+            body = form()
+            async with self._whole("POST", path, body, body.headers) as reply:
+                return Response(reply.status, reply.headers, await _read(reply))
+
+    async def download(self, path: str, target: Path) -> Response:
+        """Write a reply's body to a file if it is a good one; return the reply without it.
+
+        Raises:
+            EndpointFaultError: As `send` does; the file is as it was.
+        """
+        async with self._whole("GET", path) as reply:
+            if reply.status >= 300:
+                return Response(reply.status, reply.headers, await _read(reply))
+            partial = target.with_name(target.name + ".partial")
+            with partial.open("wb") as file:
+                async for chunk in reply.content.iter_any():
+                    file.write(chunk)
+            partial.replace(target)
+            return Response(reply.status, reply.headers, b"")
+
+    @contextlib.asynccontextmanager
+    async def _whole(
+        self, method: str, path: str, body: Any = None, headers: Any = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Exchange what may take long as a whole, but not between two bytes."""
+        base, mark, query = self._base_url.partition("?")
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_S, sock_read=self._timeout_s
+        )
+        session = self._session or self._open()
+        try:
+            async with session.request(
+                method,
+                URL(f"{base.rstrip('/')}{path}{mark}{query}"),
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                proxy=self._proxy,
+                timeout=timeout,
+            ) as reply:
+                yield reply
+        except TimeoutError:
+            raise self._too_late() from None
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise EndpointFaultError(
+                "disconnected", f"the connection broke: {_reason(error)}"
+            ) from None
 
     def _too_late(self) -> EndpointFaultError:
         return EndpointFaultError(

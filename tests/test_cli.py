@@ -17,6 +17,11 @@ from captioner.settings import Settings
 from captioner.values import flag_name
 
 SAMPLES = {
+    "batch_api": True,
+    "batch_requests": 10,
+    "batch_bytes": 1_000,
+    "batch_poll": 1.5,
+    "batch_max_wait": 2.5,
     "prompt_field": "question",
     "output_format": "csv",
     "overwrite": True,

@@ -370,6 +370,17 @@ class Journal:
         """Bytes written to the output."""
         return self._written.length
 
+    def since(self, at: int) -> KeyTable:
+        """Return the records of the lines from some offset on."""
+        table = KeyTable(offsets=False)
+        rest = b""
+        while block := self.read(1 << 20, at):
+            at += len(block)
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            table.add_each([key for key in self._identity.of_outputs(lines) if key is not None])
+        return table
+
     def rescan(self) -> KeyTable:
         """Return every record of the output with its line's offset."""
         self.commit()

@@ -188,6 +188,22 @@ class JournalSink:
         if self._error is not None:
             raise self._error
 
+    async def commit(self) -> None:
+        """Return when everything that was put is on disk.
+
+        Raises:
+            DiskError: It is not.
+        """
+        if self._commit_task is not None:
+            await self._commit_task
+        if self._error is not None:
+            raise self._error
+        if self._journal.dirty:
+            self._commit_task = asyncio.create_task(self._commit_now())
+            await self._commit_task
+        if self._error is not None:
+            raise self._error
+
     async def _write_all(self) -> None:
         try:
             await self._write()

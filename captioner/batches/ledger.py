@@ -1,0 +1,278 @@
+"""What has been handed to the provider, and how far each batch has come: ``OUT.batch/``.
+
+::
+
+    state.json                 the batches, replaced atomically at every step
+    0001.requests.jsonl        what is sent: a request a line; kept until the answers are in
+    0001.records.jsonl         the records of those requests, in the same order
+    0001.output.jsonl          what came back
+    0001.errors.jsonl
+
+A step is noted before what cannot be taken back, and after what can: a crash at any moment leaves
+a batch that is begun again, or one that is found again at the provider, and never a row that is
+submitted twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import orjson
+
+from captioner.errors import OutputDamagedError
+from captioner.rawjson import one_line
+from captioner.sinks.files import Files, write_all
+from captioner.sinks.journal import beside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from captioner.records import Line
+
+VERSION = 1
+STATES = ("written", "uploaded", "creating", "created", "ended", "fetched", "merging", "merged")
+"""The life of a batch; ``exported`` and ``given up`` stand beside."""
+
+_BLOCK = 1 << 20
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch.
+
+    Attributes:
+        number: From 1; names its files.
+        state: One of `STATES`, or ``exported`` for a file that somebody else runs.
+        records: Records in it.
+        requests: Requests in it.
+        file_id: The provider's id of the requests.
+        batch_id: The provider's id of the batch.
+        remote: The provider's word for how it is.
+        done: Requests that the provider has done.
+        output_id: The provider's id of the answers; empty if there are none.
+        errors_id: The provider's id of the requests that failed; empty if there are none.
+        reason: Why the provider refused it.
+        journal_at: Bytes of the journal when merging began.
+    """
+
+    number: int
+    state: str = "written"
+    records: int = 0
+    requests: int = 0
+    file_id: str = ""
+    batch_id: str = ""
+    remote: str = ""
+    done: int = 0
+    output_id: str = ""
+    errors_id: str = ""
+    reason: str = ""
+    journal_at: int = -1
+
+    @property
+    def open(self) -> bool:
+        """Its answers are not in the journal yet."""
+        return self.state != "merged"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The batches of an output.
+
+    Attributes:
+        folder: Where they are kept.
+        base_url: The endpoint they went to.
+        api_key_env: Names of variables with its key.
+        batches: The batches.
+        next: Number of the next one.
+    """
+
+    folder: Path
+    base_url: str = ""
+    api_key_env: list[str] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    next: int = 1
+    files: Files = field(default_factory=Files)
+
+    @classmethod
+    def of(cls, journal: Path) -> Self:
+        """Return the ledger of a journal, empty if there is none yet.
+
+        Raises:
+            OutputDamagedError: It cannot be read, or a newer version wrote it.
+        """
+        folder = beside(journal, ".batch")
+        ledger = cls(folder)
+        path = folder / "state.json"
+        if not path.exists():
+            return ledger
+        try:
+            state = orjson.loads(path.read_bytes())
+            if state["version"] > VERSION:
+                raise OutputDamagedError(f"{path} was written by a newer captioner; use that one")
+            known = {one.name for one in fields(Batch)}
+            ledger.base_url = str(state["base_url"])
+            ledger.api_key_env = list(state["api_key_env"])
+            ledger.next = int(state["next"])
+            ledger.batches = [
+                Batch(**{name: value for name, value in one.items() if name in known})
+                for one in state["batches"]
+            ]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise OutputDamagedError(
+                f"{path} cannot be read: it tells what was paid for. Restore it, or choose another "
+                "output with -o."
+            ) from error
+        return ledger
+
+    def save(self) -> None:
+        """Put the state on disk.
+
+        Raises:
+            OSError: The disk refused; the state there is the one before.
+        """
+        self.folder.mkdir(exist_ok=True)
+        self.batches = [batch for batch in self.batches if batch.open]
+        state = {
+            "version": VERSION,
+            "base_url": self.base_url,
+            "api_key_env": self.api_key_env,
+            "next": self.next,
+            "batches": [asdict(batch) for batch in self.batches],
+        }
+        path = self.folder / "state.json"
+        partial = self.folder / "state.json.partial"
+        fd = self.files.open(partial, fresh=True)
+        try:
+            write_all(self.files, fd, orjson.dumps(state, option=orjson.OPT_INDENT_2), 0)
+            self.files.sync(fd)
+        finally:
+            self.files.close(fd)
+        self.files.replace(partial, path)
+        self.files.sync_folder(self.folder)
+
+    def path(self, batch: Batch, what: str) -> Path:
+        """Return a file of a batch: ``requests``, ``records``, ``output`` or ``errors``."""
+        return self.folder / f"{batch.number:04d}.{what}.jsonl"
+
+    def forget(self, batch: Batch) -> None:
+        """Remove the files of a batch whose answers are safe."""
+        for what in ("requests", "records", "output", "errors"):
+            self.path(batch, what).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove files of no batch: what a crash left of one that was being written."""
+        if not self.folder.is_dir():
+            return
+        known = {f"{batch.number:04d}" for batch in self.batches}
+        for path in self.folder.glob("[0-9]*.jsonl"):
+            if path.name.partition(".")[0] not in known:
+                path.unlink()
+
+
+class Entry(NamedTuple):
+    """A record in a batch.
+
+    Attributes:
+        number: See `Line`.
+        key: See `Line`.
+        attempt: How often it has been asked for, this batch included.
+        questions: Questions asked.
+        samples: Answers to each.
+        replaces: See `Prepared`.
+        raw: See `Line`.
+    """
+
+    number: int
+    key: bytes
+    attempt: int
+    questions: int
+    samples: int
+    replaces: bool
+    raw: bytes
+
+    def ids(self, index: int) -> list[str]:
+        """Return the ids of its requests, question by question: unique within a batch."""
+        return [
+            f"{index}.{question}.{sample}.{self.key[:4].hex()}"
+            for question in range(self.questions)
+            for sample in range(self.samples)
+        ]
+
+
+class BatchWriter:
+    """Writes the requests of one batch, and the records they are for.
+
+    Args:
+        ledger: Knows where.
+        max_requests: Requests after which it is full.
+        max_bytes: Bytes after which it is full.
+    """
+
+    def __init__(self, ledger: Ledger, *, max_requests: int, max_bytes: int) -> None:
+        self._ledger = ledger
+        self._max = max_requests, max_bytes
+        self.batch = Batch(ledger.next)
+        ledger.next += 1
+        ledger.folder.mkdir(exist_ok=True)
+        self._requests = ledger.path(self.batch, "requests").open("wb", buffering=_BLOCK)
+        self._records = ledger.path(self.batch, "records").open("wb", buffering=_BLOCK)
+        self._bytes = 0
+
+    def fits(self, bodies: Sequence[bytes]) -> bool:
+        """Tell whether one more record has room; the first one always has."""
+        more = sum(map(len, bodies)) + _OVERHEAD * len(bodies)
+        requests, size = self._max
+        return not self.batch.records or (
+            self.batch.requests + len(bodies) <= requests and self._bytes + more <= size
+        )
+
+    def add(self, entry: Entry, bodies: Sequence[bytes]) -> None:
+        """Add a record and its requests' bodies."""
+        head = orjson.dumps([*entry[:1], entry.key.hex(), *entry[2:6]])
+        self._records.write(head + b"\t" + entry.raw + b"\n")
+        for name, body in zip(entry.ids(self.batch.records), bodies, strict=True):
+            line = (
+                b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
+                % (
+                    name.encode(),
+                    body,
+                )
+            )
+            self._requests.write(line)
+            self._bytes += len(line)
+        self.batch.records += 1
+        self.batch.requests += len(bodies)
+
+    def close(self) -> Batch:
+        """Put the files on disk; return the batch, which is not in the ledger yet."""
+        for file in (self._requests, self._records):
+            file.flush()
+            self._ledger.files.sync(file.fileno())
+            file.close()
+        return self.batch
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._requests.close()
+        self._records.close()
+        self._ledger.forget(self.batch)
+
+
+_REQUEST = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
+_OVERHEAD = 128
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """Yield the records of a batch in order."""
+    with path.open("rb") as file:
+        for line in file:
+            head, _, raw = line.rstrip(b"\n").partition(b"\t")
+            number, key, attempt, questions, samples, replaces = orjson.loads(head)
+            yield Entry(number, bytes.fromhex(key), attempt, questions, samples, replaces, raw)
+
+
+def entry_of(line: Line, key: bytes, *, questions: int, samples: int, replaces: bool) -> Entry:
+    """Return what is noted of a record when it is asked for first."""
+    return Entry(line.number, key, 1, questions, samples, replaces, one_line(line.raw))

@@ -1,0 +1,49 @@
+"""How the batches of an output are, for those who ask without running anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captioner.batches.api import ENDED, BatchApi
+from captioner.connecting import api_key
+from captioner.errors import SettingsError
+from captioner.options import EndpointSettings
+from captioner.stopping import Stopping
+from captioner.transport import AiohttpTransport
+
+if TYPE_CHECKING:
+    from captioner.batches.ledger import Ledger
+
+TIMEOUT_S = 60.0
+
+
+async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
+    """Return a line for each batch, after asking for it to be cancelled if that is wished.
+
+    Raises:
+        EndpointRefusedError: The provider refuses to tell.
+        SettingsError: There are no batches.
+    """
+    if not ledger.batches:
+        raise SettingsError(f"there are no batches in {ledger.folder}")
+    transport = AiohttpTransport(
+        ledger.base_url or "http://localhost",
+        api_key=api_key(EndpointSettings(api_key_env=tuple(ledger.api_key_env))),
+        timeout_s=TIMEOUT_S,
+        connections=4,
+    )
+    api = BatchApi(transport, Stopping())
+    found = []
+    try:
+        for batch in ledger.batches:
+            status, done = batch.state, batch.done
+            if batch.state == "created":
+                remote = await api.get(batch.batch_id)
+                if cancel and remote.status not in ENDED:
+                    remote = await api.cancel(batch.batch_id)
+                status, done = remote.status, remote.done
+            name = batch.batch_id or f"batch {batch.number}"
+            found.append(f"{name}: {status}, {done:,} of {batch.requests:,} requests done")
+    finally:
+        await transport.close()
+    return found

@@ -1,0 +1,551 @@
+"""Carries records through the provider's batch API into the journal, however often it is stopped.
+
+::
+
+    source ─ lines ─▶ prepare ─▶ files of requests ─▶ upload, create ─▶ poll
+                                      ▲                                   │
+                                      └── asked again ◀── merge ◀─ fetch ◀┘
+                                                            └─▶ sink
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from captioner.batches.api import ENDED, TOO_MANY_TOKENS
+from captioner.batches.ledger import BatchWriter, Entry, entry_of, read_entries
+from captioner.checks import attempts_for, check
+from captioner.errors import (
+    AttemptError,
+    BadReplyError,
+    EndpointRefusedError,
+    LimitReachedError,
+    ParameterError,
+    PictureError,
+    RefusedError,
+    RunError,
+)
+from captioner.identity import KeyTable
+from captioner.pipeline import count
+from captioner.records import PLAIN, Answer, Answers, Failure, Line, Prepared, Response
+from captioner.stopping import StoppedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from captioner.batches.api import BatchApi, Remote
+    from captioner.batches.ledger import Batch, Ledger
+    from captioner.budget import ByteBudget
+    from captioner.captioning import Captioning
+    from captioner.checks import Rules
+    from captioner.identity import Identity
+    from captioner.interfaces import Dialect
+    from captioner.options import BatchSettings
+    from captioner.preparation import Preparation
+    from captioner.records import Outcome, Progress
+    from captioner.sinks.journal import Journal
+    from captioner.sinks.jsonl import JournalSink
+    from captioner.stopping import Stopping
+
+AT_ONCE = 16
+"""Records prepared at once, and outcomes written at once."""
+
+
+class BatchPipeline:
+    """Carries records through batches, as `Pipeline` does through single requests.
+
+    Args:
+        preparation: Makes records ready.
+        dialect: Builds requests, judges replies.
+        captioning: Makes captions of answers.
+        rules: What a caption has to be like.
+        budget: Bytes held by prepared records.
+        api: The provider; None where files are written for somebody else to run.
+        ledger: What has been handed over.
+        journal: Open, to tell what a merge that was cut short has written.
+        identity: Computes keys.
+        sink: Takes outcomes.
+        progress: Counts.
+        stopping: Ends everything after the step at hand.
+        samples: Answers to each question.
+        options: Sizes and waits.
+        settled: Called with every outcome after it is written.
+        warn: Called with a sentence when something is worth knowing but no error.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        dialect: Dialect,
+        captioning: Captioning,
+        rules: Rules,
+        budget: ByteBudget,
+        api: BatchApi | None,
+        ledger: Ledger,
+        journal: Journal,
+        identity: Identity,
+        sink: JournalSink,
+        progress: Progress,
+        stopping: Stopping,
+        *,
+        samples: int,
+        options: BatchSettings,
+        settled: Callable[[Outcome], None] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._preparation = preparation
+        self._dialect = dialect
+        self._captioning = captioning
+        self._rules = rules
+        self._budget = budget
+        self._api = api
+        self._ledger = ledger
+        self._journal = journal
+        self._identity = identity
+        self._sink = sink
+        self._progress = progress
+        self._stopping = stopping
+        self._samples = samples
+        self._options = options
+        self._settled = settled
+        self._warn = warn
+        self._writer: BatchWriter | None = None
+        self._held = False  # the provider takes no more until something ends
+        loop = asyncio.get_running_loop()
+        hours = options.batch_max_wait
+        self._until = math.inf if hours is None else loop.time() + hours * 3600
+
+    async def run(self, lines: AsyncIterator[list[Line]]) -> None:
+        """Carry all records, or as far as the run goes before it is stopped.
+
+        Raises:
+            LimitReachedError: The time to wait is over; nothing is lost.
+            RunError: What stopped the run; everything submitted is noted.
+        """
+        self._ledger.sweep()
+        handed = await asyncio.to_thread(self._handed_over)
+        try:
+            await self._take_given()
+            await self._take_in(lines, handed)
+            self._progress.complete = True
+            if self._api is not None:
+                await self._see_through()
+        except StoppedError:
+            return
+        finally:
+            if self._writer is not None:
+                self._writer.abandon()
+                self._writer = None
+            if isinstance(lines, AsyncGenerator):
+                await lines.aclose()
+            self._tell()
+
+    # -- in -----------------------------------------------------------------------------------
+
+    async def _take_in(self, lines: AsyncIterator[list[Line]], handed: KeyTable) -> None:
+        """Write requests for the records that are in no batch yet, submitting full ones."""
+        async for batch in lines:
+            left = [line for line in batch if handed.take(self._key(line)) is None]
+            for at in range(0, len(left), AT_ONCE):
+                chunk = left[at : at + AT_ONCE]
+                items = await asyncio.gather(*map(self._preparation.prepare, chunk))
+                failed = [item for item in items if not isinstance(item, Prepared)]
+                await self._settle(failed)
+                for item in items:
+                    if isinstance(item, Prepared):
+                        await self._write(item)
+                if self._stopping:
+                    raise StoppedError
+        await self._close_writer()
+
+    def _key(self, line: Line) -> bytes:
+        return line.key or self._identity.of_input(line.raw)
+
+    def _handed_over(self) -> KeyTable:
+        """Return the records of open batches that are not in the journal yet."""
+        table = KeyTable(offsets=False)
+        for batch in self._ledger.batches:
+            written = self._journal.since(batch.journal_at) if batch.state == "merging" else None
+            for entry in read_entries(self._ledger.path(batch, "records")):
+                if written is None or written.take(entry.key) is None:
+                    table.add(entry.key)
+        return table
+
+    async def _write(self, prepared: Prepared) -> None:
+        bodies = [
+            b"".join(self._dialect.request(messages, PLAIN).pieces)
+            for messages in prepared.questions
+            for _ in range(self._samples)
+        ]
+        self._budget.release(prepared.reserved)
+        entry = entry_of(
+            prepared.line,
+            self._key(prepared.line),
+            questions=len(prepared.questions),
+            samples=self._samples,
+            replaces=prepared.replaces,
+        )
+        await self._add(entry, bodies)
+
+    async def _add(self, entry: Entry, bodies: list[bytes]) -> None:
+        if self._writer is not None and not self._writer.fits(bodies):
+            await self._close_writer()
+        if self._writer is None:
+            self._writer = self._new_writer()
+        self._writer.add(entry, bodies)
+
+    def _new_writer(self) -> BatchWriter:
+        options = self._options
+        whole = self._api is None  # one file for whoever runs it
+        return BatchWriter(
+            self._ledger,
+            max_requests=1 << 62 if whole else options.batch_requests,
+            max_bytes=1 << 62 if whole else options.batch_bytes,
+        )
+
+    async def _close_writer(self) -> None:
+        """Note a batch that is written, and hand it over as soon as the provider takes it."""
+        if self._writer is None:
+            return
+        batch = await asyncio.to_thread(self._writer.close)
+        self._writer = None
+        if self._api is None:
+            batch.state = "exported"
+        self._ledger.batches.append(batch)
+        await self._save()
+        if self._api is None:
+            await asyncio.to_thread(self._hand_out, batch)
+            return
+        while self._held or self._waiting_to_go() > 1:
+            await self._advance()
+            await self._pause()
+        await self._advance()
+
+    def _waiting_to_go(self) -> int:
+        return sum(batch.state in ("written", "uploaded") for batch in self._ledger.batches)
+
+    def _hand_out(self, batch: Batch) -> None:
+        target = self._options.to_batch_file
+        if target is None:
+            return
+        source = self._ledger.path(batch, "requests")
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            import shutil
+
+            shutil.copyfile(source, target)
+
+    async def _save(self) -> None:
+        await asyncio.to_thread(self._ledger.save)
+
+    # -- through ------------------------------------------------------------------------------
+
+    async def _see_through(self) -> None:
+        while self._ledger.batches:
+            await self._advance()
+            if self._ledger.batches:
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until the batches are to be looked at again.
+
+        Raises:
+            LimitReachedError: For longer than the user wants to.
+            StoppedError: The run stops.
+        """
+        self._tell()
+        left = self._until - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise LimitReachedError(
+                f"{len(self._ledger.batches)} batches are not done after "
+                f"{self._options.batch_max_wait:g} hours (--batch-max-wait). Nothing is lost: run "
+                "the same command again when they are."
+            )
+        await self._stopping.sleep(min(left, self._options.batch_poll))
+
+    def _tell(self) -> None:
+        progress = self._progress
+        at_provider = [batch for batch in self._ledger.batches if batch.state == "created"]
+        progress.in_flight = sum(batch.requests - batch.done for batch in at_provider)
+        if not at_provider:
+            progress.waiting = ""
+            return
+        done, of = sum(b.done for b in at_provider), sum(b.requests for b in at_provider)
+        words = ", ".join(sorted({batch.remote or "submitted" for batch in at_provider}))
+        progress.waiting = f"{len(at_provider)} batches ({words}), {done:,} of {of:,} requests done"
+
+    async def _advance(self) -> None:
+        """Take every batch as far as it goes now."""
+        for batch in list(self._ledger.batches):
+            if self._stopping:
+                raise StoppedError
+            await self._step(batch)
+
+    async def _step(self, batch: Batch) -> None:
+        api = self._api
+        if api is None or batch.state == "exported":
+            return
+        if batch.state == "written":
+            batch.file_id = await api.upload(self._ledger.path(batch, "requests"))
+            batch.state = "uploaded"
+            await self._save()
+        if batch.state == "creating":  # a crash: was it created, and its id lost?
+            found = await api.find(batch.file_id)
+            if found is None:
+                batch.state = "uploaded"
+            else:
+                self._created(batch, found)
+                await self._save()
+        if batch.state == "uploaded" and not self._held:
+            batch.state = "creating"
+            await self._save()
+            self._progress.calls += batch.requests
+            self._created(batch, await api.create(batch.file_id))
+            await self._save()
+        if batch.state == "created":
+            await self._look(batch, api)
+        if batch.state == "ended":
+            await self._fetch(batch, api)
+        if batch.state in ("fetched", "merging"):
+            await self._merge(batch)
+
+    def _created(self, batch: Batch, remote: Remote) -> None:
+        batch.batch_id = remote.id
+        batch.remote = remote.status
+        batch.state = "created"
+
+    async def _look(self, batch: Batch, api: BatchApi) -> None:
+        remote = await api.get(batch.batch_id)
+        batch.remote, batch.done = remote.status, remote.done
+        if remote.status not in ENDED:
+            return
+        self._held = False
+        if remote.status == "failed":
+            if any(code in TOO_MANY_TOKENS for code, _, _ in remote.faults):
+                # It counts for nothing, and goes again when another one has ended.
+                batch.state, batch.batch_id = "uploaded", ""
+                self._held = any(other.state == "created" for other in self._ledger.batches)
+                self._progress.calls -= batch.requests
+                await self._save()
+                return
+            await self._write_faults(batch, remote)
+        batch.output_id, batch.errors_id = remote.output_id, remote.errors_id
+        batch.state = "ended"
+        await self._save()
+
+    async def _write_faults(self, batch: Batch, remote: Remote) -> None:
+        """Make errors of what the provider says of single lines of a batch that it refused.
+
+        Raises:
+            EndpointRefusedError: It says so of all of it.
+        """
+        told = {line: (code, message) for code, line, message in remote.faults if line}
+        if not told:
+            reason = "; ".join(message for _, _, message in remote.faults) or "no reason was given"
+            raise EndpointRefusedError(
+                f"The provider refused batch {batch.batch_id}: {reason}. Mend the settings; its "
+                f"records are asked for again once {self._ledger.folder} is removed."
+            )
+        path = self._ledger.path(batch, "errors")
+
+        def write() -> None:
+            with (
+                self._ledger.path(batch, "requests").open("rb") as requests,
+                path.open("wb") as out,
+            ):
+                for number, line in enumerate(requests, 1):
+                    if number in told:
+                        code, message = told[number]
+                        error = {"code": code or "batch_rejected", "message": message}
+                        name = orjson.loads(line)["custom_id"]
+                        out.write(
+                            orjson.dumps({"custom_id": name, "response": None, "error": error})
+                            + b"\n"
+                        )
+
+        await asyncio.to_thread(write)
+
+    async def _fetch(self, batch: Batch, api: BatchApi) -> None:
+        for what, file_id in (("output", batch.output_id), ("errors", batch.errors_id)):
+            if file_id:
+                await api.download(file_id, self._ledger.path(batch, what))
+        batch.state = "fetched"
+        await self._save()
+
+    # -- out ----------------------------------------------------------------------------------
+
+    async def _take_given(self) -> None:
+        """Merge the results of a file that somebody else has run."""
+        given = self._options.from_batch_file
+        if given is None:
+            return
+        exported = [batch for batch in self._ledger.batches if batch.state != "merged"]
+        if not exported:
+            self._warn("no requests are waiting for results: write some with --to-batch-file")
+        for batch in exported:
+            if batch.state == "exported":
+                batch.state = "fetched"
+            await self._merge(batch, given)
+
+    async def _merge(self, batch: Batch, given: Path | None = None) -> None:
+        """Write what came back into the journal, and what is to be asked again into a batch."""
+        ledger = self._ledger
+        again = batch.state == "merging"
+        if not again:
+            batch.journal_at = self._journal.length
+            batch.state = "merging"
+            await self._save()
+        written = await asyncio.to_thread(self._journal.since, batch.journal_at) if again else None
+        paths = [given] if given else [ledger.path(batch, "output"), ledger.path(batch, "errors")]
+        results = await asyncio.to_thread(_Results, [path for path in paths if path.exists()])
+        retry: BatchWriter | None = None
+        outcomes: list[Outcome] = []
+        try:
+            with ledger.path(batch, "requests").open("rb") as requests:
+                for index, entry in enumerate(read_entries(ledger.path(batch, "records"))):
+                    lines = [requests.readline() for _ in entry.ids(index)]
+                    if written is not None and written.take(entry.key) is not None:
+                        continue
+                    outcome = self._outcome(entry, index, results)
+                    if outcome is not None:
+                        outcomes.append(outcome)
+                        if len(outcomes) >= AT_ONCE:
+                            await self._settle(outcomes)
+                            outcomes = []
+                    elif self._api is not None and batch.remote != "cancelled":
+                        retry = retry or self._new_writer()
+                        bodies = [_body(line) for line in lines]
+                        retry.add(entry._replace(attempt=entry.attempt + 1), bodies)
+            await self._settle(outcomes)
+            await self._sink.commit()
+            more = await asyncio.to_thread(retry.close) if retry else None
+        except BaseException:
+            if retry is not None:
+                retry.abandon()
+            raise
+        finally:
+            results.close()
+        batch.state = "merged"
+        if more is not None:
+            ledger.batches.append(more)
+        await self._save()  # both in one: else a crash between would ask for some twice
+        await asyncio.to_thread(ledger.forget, batch)
+        if self._api is not None and batch.file_id:
+            await self._api.delete(batch.file_id)
+
+    def _outcome(self, entry: Entry, index: int, results: _Results) -> Outcome | None:
+        """Return what became of a record; None if it is to be asked for again."""
+        line = Line(entry.number, entry.raw, key=entry.key)
+        answers: list[Answer] = []
+        for name in entry.ids(index):
+            try:
+                answers.append(self._answer(results.get(name)))
+            except RefusedError as error:
+                return Failure(line, error.code, error.message, entry.attempt)
+            except AttemptError as error:
+                most = self._rules.max_attempts
+                if isinstance(error, BadReplyError):
+                    most = attempts_for(error.code, self._rules)
+                if entry.attempt >= most or isinstance(error, ParameterError | PictureError):
+                    return Failure(line, error.code, error.message, entry.attempt)
+                return None
+        each = [answers[at : at + entry.samples] for at in range(0, len(answers), entry.samples)]
+        return self._captioning.caption_of(
+            line, Answers(each, entry.attempt), replaces=entry.replaces
+        )
+
+    def _answer(self, result: dict[str, Any] | None) -> Answer:
+        """Return the answer in one line of results.
+
+        Raises:
+            AttemptError: There is none; another attempt may have one.
+            RefusedError: There never will be.
+        """
+        if result is None:
+            raise BadReplyError("batch_expired", "the batch ended before the request was done")
+        response = result.get("response")
+        if not isinstance(response, dict):
+            error = result.get("error")
+            error = error if isinstance(error, dict) else {}
+            code = str(error.get("code") or "batch_error")
+            message = f"the batch has no answer: {str(error.get('message') or code)[:300]}"
+            if code in ("batch_expired", "batch_cancelled"):
+                raise BadReplyError(code, message)
+            raise RefusedError(code, message)
+        body = response.get("body")
+        status = response.get("status_code")
+        reply = Response(status if isinstance(status, int) else 200, {}, orjson.dumps(body))
+        try:
+            completion = self._dialect.judge(reply)
+        except RunError as error:  # of one request among many: another batch may fare better
+            raise BadReplyError("batch_refused", str(error)) from None
+        answer = check(completion, self._rules)
+        return Answer(answer.value, completion, answer.flag)
+
+    async def _settle(self, outcomes: list[Any]) -> None:
+        if not outcomes:
+            return
+        await self._sink.put(outcomes)
+        for outcome in outcomes:
+            count(self._progress, outcome)
+            if self._settled is not None:
+                self._settled(outcome)
+
+
+def _body(line: bytes) -> bytes:
+    """Return the body in a line of requests as it stands there."""
+    _, mark, rest = line.partition(b',"body":')
+    if not mark:
+        raise ValueError("no line of requests")
+    return rest.rstrip(b"\n")[:-1]
+
+
+class _Results:
+    """Lines of results by their ids, wherever they stand in the files.
+
+    Args:
+        paths: The files.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._files = [path.open("rb") for path in paths]
+        self._places: dict[str, tuple[int, int]] = {}
+        for number, file in enumerate(self._files):
+            at = 0
+            for line in file:
+                name = _id(line)
+                if name:
+                    self._places[name] = number, at
+                at += len(line)
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Return a line, None if there is none."""
+        if name not in self._places:
+            return None
+        number, at = self._places[name]
+        self._files[number].seek(at)
+        value: dict[str, Any] = orjson.loads(self._files[number].readline())
+        return value
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def _id(line: bytes) -> str:
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return ""
+    name = value.get("custom_id") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else ""

@@ -1,0 +1,333 @@
+"""The provider's batch API: every state, every failure, killed at every step."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batchstub import BatchStub
+from conftest import command, rows
+from endpoint import completion
+
+from captioner import SettingsError, run_batch
+from captioner.errors import EndpointRefusedError, LimitReachedError
+
+
+@pytest.fixture
+def stub() -> Iterator[BatchStub]:
+    stub = BatchStub()
+    yield stub
+    stub.stop()
+
+
+def options(stub: BatchStub, **more: Any) -> dict[str, Any]:
+    return {
+        "base_url": stub.base_url, "model": "m", "batch_api": True, "batch_poll": 0.01, **more,
+    }  # fmt: skip
+
+
+def question_of(body: dict[str, Any]) -> str:
+    return body["messages"][-1]["content"][-1]["text"]
+
+
+def captions(source: Path) -> list[dict[str, Any]]:
+    return rows(source.with_name("input.captions.jsonl"))
+
+
+def assert_each_once(source: Path, count: int) -> None:
+    assert [row["id"] for row in captions(source)] == list(range(count))
+    assert not [*source.parent.glob("*.batch/[0-9]*")]
+
+
+async def test_records_go_through_batches_split_by_size(make_input, stub):
+    """Ids are unique, answers come in another order and land where they belong, once."""
+    source = make_input(10)
+    stub.answer = lambda body: (
+        200,
+        completion(f"about {body['messages'][-1]['content'][-1]['text']}"),
+    )
+    report = await run_batch(source, **options(stub, batch_requests=4))
+    assert (report.captioned, report.failed, report.complete) == (10, 0, True)
+    assert [row["caption"] for row in captions(source)] == [f"about q{n}" for n in range(10)]
+    assert sorted(
+        len(stub.files[b["input_file_id"]].splitlines()) for b in stub.batches.values()
+    ) == [2, 4, 4]
+    for batch in stub.batches.values():
+        lines = list(map(json.loads, stub.files[batch["input_file_id"]].splitlines()))
+        assert len({line["custom_id"] for line in lines}) == len(lines)
+        assert {(line["method"], line["url"]) for line in lines} == {
+            ("POST", "/v1/chat/completions")
+        }
+        assert all(len(line["custom_id"]) <= 64 for line in lines)
+    assert max(stub.paid.values()) == 1
+    assert_each_once(source, 10)
+    assert sum(call.startswith("DELETE /files/") for call in stub.requests) == 3
+
+
+async def test_bytes_split_batches_too(make_input, stub):
+    source = make_input(6)
+    await run_batch(source, **options(stub, batch_bytes=3_000))
+    assert len(stub.batches) > 1
+    assert all(len(stub.files[b["input_file_id"]]) <= 3_000 for b in stub.batches.values())
+    assert_each_once(source, 6)
+
+
+@pytest.mark.parametrize("fate", ["expired", "cancelled"])
+async def test_what_was_done_of_a_batch_that_ended_early_is_kept(make_input, stub, fate):
+    """Expired rows are submitted again; those of a cancelled batch when the user runs again."""
+    source = make_input(6)
+    stub.fates = [fate]
+    report = await run_batch(source, **options(stub))
+    if fate == "cancelled":
+        assert (report.captioned, report.complete, len(stub.batches)) == (3, False, 1)
+        report = await run_batch(source, **options(stub))
+        assert report.captioned == 3
+    assert report.complete
+    assert len(stub.batches) == 2
+    assert_each_once(source, 6)
+    assert sum(stub.paid.values()) == 9
+
+
+async def test_failed_rows_are_failures_or_asked_again(make_input, stub):
+    """A refusal of one picture, a fault of the server that passes, an answer that is cut off."""
+    source = make_input(5)
+    asked: dict[str, int] = {}
+
+    def answer(body):
+        question = question_of(body)
+        asked[question] = asked.get(question, 0) + 1
+        if question == "q1":
+            return 400, {"error": {"message": "no such picture"}}
+        if question == "q2" and asked[question] == 1:
+            return 500, {"error": {"message": "oops"}}
+        if question == "q3":
+            return 200, completion("cut", finish_reason="length")
+        if question == "q4":
+            return None, "server_error"
+        return 200, completion(f"about {question}")
+
+    stub.answer = answer
+    report = await run_batch(source, **options(stub, max_attempts=3))
+    assert (report.captioned, report.failed) == (2, 3)
+    failures = {f["record"]["id"]: f for f in rows(source.with_name("input.captions.failed.jsonl"))}
+    assert failures[1]["code"] == "http_400"
+    assert failures[3]["code"] == "truncated"
+    assert failures[4]["code"] == "server_error"
+    assert (failures[3]["attempts"], asked["q2"], asked["q3"]) == (3, 2, 3)
+    assert [row["caption"] for row in captions(source)] == ["about q0", "about q2"]
+
+
+async def test_enqueued_tokens_are_respected_by_submitting_in_turn(make_input, stub):
+    """What is too much now goes again when something has ended, and nothing is lost."""
+    source = make_input(9)
+    stub.fates = ["completed", "too_many", "too_many"]
+    report = await run_batch(source, **options(stub, batch_requests=3))
+    assert report.captioned == 9
+    assert max(stub.paid.values()) == 1
+    assert_each_once(source, 9)
+
+
+async def test_a_line_that_is_rejected_fails_alone(make_input, stub):
+    source = make_input(4)
+    stub.fates = ["rejected"]
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, report.failed) == (3, 1)
+    (failure,) = rows(source.with_name("input.captions.failed.jsonl"))
+    assert failure["code"] == "invalid_json_line"
+
+
+async def test_a_batch_that_is_refused_whole_ends_the_run(make_input, stub):
+    stub.fates = ["refused"]
+    with pytest.raises(EndpointRefusedError, match="refused it"):
+        await run_batch(make_input(2), **options(stub))
+
+
+async def test_trouble_on_the_way_is_waited_for(make_input, stub):
+    source = make_input(2)
+    stub.faults = {
+        "POST /files": [503], "POST /batches": [], "GET /batches/": [500, 429], "GET /files": [502],
+    }  # fmt: skip
+    report = await run_batch(source, **options(stub))
+    assert report.captioned == 2
+    assert max(stub.paid.values()) == 1
+
+
+async def test_a_wrong_key_ends_the_run(make_input, stub):
+    stub.faults = {"POST /files": [401]}
+    with pytest.raises(EndpointRefusedError, match="401"):
+        await run_batch(make_input(1), **options(stub))
+
+
+async def test_no_longer_than_the_user_wants(make_input, stub):
+    """Exit code 8; another run finds the batch again and submits nothing."""
+    source = make_input(3)
+    stub.hold = True
+    with pytest.raises(LimitReachedError) as error:
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    assert error.value.exit_code == 8
+    stub.hold = False
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, len(stub.batches)) == (3, 1)
+    assert_each_once(source, 3)
+
+
+async def test_several_questions_and_samples_make_one_row(make_input, stub):
+    source = make_input(2)
+    count = 0
+
+    def answer(body):
+        nonlocal count
+        count += 1
+        return 200, completion(question_of(body) + f" {count}")
+
+    stub.answer = answer
+    await run_batch(source, **options(stub, ask=("one=What?", "two=Where?"), samples=2))
+    (first, _) = captions(source)
+    assert [text[:5] for text in first["one"] + first["two"]] == ["What?"] * 2 + ["Where"] * 2
+    assert count == 8
+
+
+async def test_a_record_that_comes_while_others_wait_goes_into_a_batch_of_its_own(make_input, stub):
+    source = make_input(3)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    source = make_input(5)
+    stub.hold = False
+    report = await run_batch(source, **options(stub))
+    assert report.captioned == 5
+    assert sorted(batch["request_counts"]["total"] for batch in stub.batches.values()) == [2, 3]
+    assert_each_once(source, 5)
+
+
+STEPS = [
+    "POST /files", "POST /batches", "GET /batches/", "GET /files/", "DELETE /files/",
+]  # fmt: skip
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("which", [1, 2])
+def test_kill_nine_at_each_step(make_input, stub, step, which):
+    """Killed just after the provider has done it and before we know: nothing is submitted twice,
+    nothing is lost, nothing is doubled."""
+    source = make_input(7)
+    words = command(
+        source, "--base-url", stub.base_url, "--model", "m", "--batch-api", "--batch-poll", 0.01,
+        "--batch-requests", 3,
+    )  # fmt: skip
+    seen = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    def kill(call: str) -> None:
+        nonlocal seen
+        seen += call.startswith(step)
+        if call.startswith(step) and seen == which and process is not None:
+            process.kill()
+
+    stub.after = kill
+    with stub.lock:  # no call is answered before there is a process to be killed
+        process = subprocess.Popen(words, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    stub.after = lambda _: None
+    ended = subprocess.run(words, capture_output=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert max(stub.paid.values()) == 1, "a row was submitted twice"
+    assert_each_once(source, 7)
+
+
+@pytest.mark.timeout(240)
+def test_kill_nine_at_any_moment(make_input, stub):
+    """Again and again, at moments that nobody chose."""
+    source = make_input(40)
+    words = command(
+        source, "--base-url", stub.base_url, "--model", "m", "--batch-api", "--batch-poll", 0.01,
+        "--batch-requests", 6,
+    )  # fmt: skip
+    for moment in range(9, 60, 5):
+        process = subprocess.Popen(words, stderr=subprocess.PIPE)
+        while process.poll() is None and len(stub.requests) < moment:
+            pass
+        process.kill()
+        process.communicate()
+    ended = subprocess.run(words, capture_output=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert max(stub.paid.values()) == 1
+    assert_each_once(source, 40)
+
+
+def test_a_signal_leaves_everything_noted(make_input, stub, run_command):
+    source = make_input(3)
+    stub.hold = True
+    words = ["--base-url", stub.base_url, "--model", "m", "--batch-api", "--batch-poll", 0.01]
+    process = subprocess.Popen(command(source, *words), stderr=subprocess.PIPE)
+    while sum(call.startswith("GET /batches/") for call in stub.requests) < 3:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    stub.hold = False
+    assert run_command(source, *words).returncode == 0
+    assert len(stub.batches) == 1
+    assert_each_once(source, 3)
+
+
+async def test_status_and_cancel(make_input, stub, run_command):
+    source = make_input(4)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    output = source.with_name("input.captions.jsonl")
+    told = run_command("batch", "status", output)
+    assert (told.returncode, "in_progress, 0 of 4 requests" in told.stdout) == (0, True), told
+    told = run_command("batch", "cancel", output)
+    assert (told.returncode, "cancelling" in told.stdout) == (0, True), told
+    stub.hold = False
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, report.complete) == (2, False)
+    report = await run_batch(source, **options(stub))
+    assert report.captioned == 2
+    told = run_command("batch", "status", output)
+    assert (told.returncode, "there are no batches" in told.stderr) == (2, True)
+
+
+async def test_files_for_run_batch(make_input, stub, tmp_path):
+    """Written, run by somebody else, merged: errors inline, what is missing asked again."""
+    source = make_input(5)
+    common = {"base_url": stub.base_url, "model": "m"}
+    file = tmp_path / "requests.jsonl"
+    report = await run_batch(source, to_batch_file=file, **common)
+    assert (report.captioned, report.pending) == (0, 5)
+    assert not stub.requests
+    results = []
+    for number, line in enumerate(map(json.loads, file.read_text().splitlines())):
+        body: Any = completion(f"about {question_of(line['body'])}")
+        status = 200
+        if number == 1:
+            status, body = 400, {"error": {"message": "no"}}
+        if number != 3:
+            response = {"status_code": status, "body": body}
+            results.append({"id": "x", "custom_id": line["custom_id"], "response": response})
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps(one) + "\n" for one in results[::-1]))
+    report = await run_batch(source, from_batch_file=answers, **common)
+    assert (report.captioned, report.failed, report.complete) == (3, 1, False)
+    again = tmp_path / "again.jsonl"
+    await run_batch(source, to_batch_file=again, **common)
+    assert len(again.read_text().splitlines()) == 1
+    assert [row["caption"] for row in captions(source)] == ["about q0", "about q2", "about q4"]
+
+
+async def test_what_does_not_go_together_is_refused(make_input, stub):
+    source = make_input(1)
+    for more in ({"processes": 2}, {"stream": True}, {"to_batch_file": Path("x")}):
+        with pytest.raises(SettingsError, match="batch-api"):
+            await run_batch(source, **options(stub, **more))
+    with pytest.raises(SettingsError, match="batch-api"):
+        await run_batch(source, offline=True, batch_api=True)
