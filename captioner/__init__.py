@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captioner.cluster.data import CaptionBatch
+    from captioner.cluster.ray import run_on_ray
     from captioner.errors import (
         CaptionerError,
         DiskError,
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Caption",
+    "CaptionBatch",
     "CaptionError",
     "Captioner",
     "CaptionerError",
@@ -58,9 +61,12 @@ __all__ = [
     "Transport",
     "caption_stream",
     "run_batch",
+    "run_on_ray",
 ]
 
 _HOMES = {
+    "cluster.data": ("CaptionBatch",),
+    "cluster.ray": ("run_on_ray",),
     "errors": (
         "CaptionerError",
         "DiskError",

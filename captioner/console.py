@@ -155,12 +155,7 @@ class _Session:
         report: RunReport | None = None
         try:
             async with self._display:
-                report = await run_batch(
-                    self._settings,
-                    progress=self._progress,
-                    stopping=self._stopping,
-                    warn=self._display.say,
-                )
+                report = await self._run()
         except RunError as error:
             report = error.report
             raise
@@ -168,6 +163,14 @@ class _Session:
             if report is not None:
                 _say(summarise(report, self._settings))
         return report, self._signal
+
+    async def _run(self) -> RunReport:
+        progress, stopping, say = self._progress, self._stopping, self._display.say
+        if self._settings.cluster.engine == "ray":
+            from captioner.cluster.ray import run_on_ray
+
+            return await run_on_ray(self._settings, progress=progress, stopping=stopping, warn=say)
+        return await run_batch(self._settings, progress=progress, stopping=stopping, warn=say)
 
     def _on_signal(self, number: int) -> None:
         # Asked twice, what is on the wire is given up; a third time, Python's own way applies.

@@ -221,6 +221,11 @@ class Endpoints:
         self._warn = warn
         self._share()
 
+    @property
+    def limiters(self) -> list[Limiter]:
+        """The permits of each endpoint."""
+        return [endpoint.limiter for endpoint in self._left]
+
     def _share(self) -> None:
         for endpoint in self._left:
             endpoint.limiter.shared = endpoint.health.shared = len(self._left) > 1

@@ -37,11 +37,12 @@ from captioner.structured import read_schema, validator
 from captioner.transport import AiohttpTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from captioner.connecting import Connected
     from captioner.identity import Identity
     from captioner.interfaces import Dialect, Sink, Transport
+    from captioner.limiter import Limiter
     from captioner.records import Outcome, Progress
     from captioner.settings import Settings
     from captioner.sinks.journal import Journal
@@ -89,9 +90,12 @@ class Engine:
         dialect: Dialect | None = None,
         transport: Transport | None = None,
         *,
+        limits: Callable[[Sequence[Limiter]], None] | None = None,
         warn: Callable[[str], None],
     ) -> AsyncIterator[Self]:
         """Connect to the endpoints of the settings, or to the built-in describer.
+
+        ``limits`` is called with the limiters of the endpoints, for whoever shares out a limit.
 
         Raises:
             SettingsError: There is no endpoint, no model to ask for, or no cache to be opened.
@@ -110,6 +114,8 @@ class Engine:
                 schema=schema,
                 warn=warn,
             )
+            if limits is not None:
+                limits(connected.endpoints.limiters)
             model = ", ".join(dict.fromkeys(connected.models))
             budget = ByteBudget(images.memory)
             stopping.then(budget.close)

@@ -169,6 +169,7 @@ class Limiter:
         self.in_flight = 0
         self.shared = False
         self._fixed = (rpm, tpm)
+        self._learnt: list[float | None] = [None, None]
         self._share = share
         self._begun = False
         self._clock = clock
@@ -251,16 +252,36 @@ class Limiter:
 
     def learn_requests(self, per_minute: float | None, left: float | None) -> None:
         """Note what the endpoint says of its limit; what the user fixed stands."""
+        self._learnt[0] = per_minute or self._learnt[0]
         self._learn(self.requests, self._fixed[0], per_minute, left)
 
     def learn_tokens(self, per_minute: float | None, left: float | None) -> None:
         """Note what the endpoint says of its limit; what the user fixed stands."""
+        self._learnt[1] = per_minute or self._learnt[1]
         self._learn(self.tokens, self._fixed[1], per_minute, left)
 
     def correct_tokens(self, estimated: float, used: float) -> None:
         """Note what a request really cost."""
         if not math.isinf(self.tokens.per_minute):
             self.tokens.take(used - estimated, self._now())
+
+    def lease(self, share: float, in_flight: int) -> None:
+        """Use so much of the limits from now on: others have the rest.
+
+        Args:
+            share: Part of the rates a minute.
+            in_flight: Permits out at once.
+        """
+        self._share = share
+        now = self._now()
+        if self._begun:
+            buckets = (self.requests, self.tokens)
+            for bucket, fixed, learnt in zip(buckets, self._fixed, self._learnt, strict=True):
+                if (rate := learnt if fixed is None else fixed) is not None:
+                    bucket.set_rate(rate * share, now)
+        self.window.ceiling = in_flight
+        self.window.limit = float(in_flight)
+        self._grant()
 
     def open(self) -> None:
         """Grant everything from now on: the run is stopping, and those who wait are to see it."""

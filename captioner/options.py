@@ -582,6 +582,37 @@ class BatchSettings:
         return self.batch_api or (self.to_batch_file or self.from_batch_file) is not None
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """More than one machine."""
+
+    engine: Literal["local", "ray"] = _option(
+        "local",
+        "Where records are captioned: local, or ray, which spreads them over a Ray cluster. Input "
+        "and output have to be where all its machines see them.",
+    )
+    ray_address: str | None = _option(
+        None,
+        "The cluster, as ray.init takes it, for example auto or ray://head:10001. Default: that of "
+        "RAY_ADDRESS, else a small one on this machine.",
+    )
+    shards: int | None = _option(
+        None,
+        "Pieces to cut the input into, fixed by the first run. Default: four for each worker.",
+    )
+    workers: int | None = _option(
+        None,
+        "Workers, each with a core. Default: as many as the cluster has cores.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.engine not in ("local", "ray"):
+            raise SettingsError(f"engine: {self.engine!r} is neither local nor ray")
+        check_positive("shards", self.shards)
+        check_positive("workers", self.workers)
+
+
 GROUPS: dict[str, Any] = {
     "endpoint": EndpointSettings,
     "prompt": PromptSettings,
@@ -590,6 +621,7 @@ GROUPS: dict[str, Any] = {
     "images": ImageSettings,
     "run": RunSettings,
     "batch": BatchSettings,
+    "cluster": ClusterSettings,
 }
 
 

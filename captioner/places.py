@@ -13,6 +13,19 @@ COMPRESSED = (".gz", ".zst")
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 
 
+STORAGE = re.compile(r"(s3a?|gs|gcs|hf|az|abfs|memory|file):/+(.+)")
+"""Addresses of object stores, as a path writes them: with one slash where there were two."""
+
+
+def storage_url(path: Path) -> str | None:
+    """Return the address of an object in a store, None if a path is none."""
+    found = STORAGE.fullmatch(str(path))
+    if found is None:
+        return None
+    slash = "/" if found[1] == "file" else ""
+    return f"{found[1]}://{slash}{found[2]}"
+
+
 def is_pattern(path: Path) -> bool:
     """Tell whether a path stands for several: ``*.jpg``, ``shard-{000..099}.tar``."""
     return _PATTERN.search(str(path)) is not None and not path.exists()
@@ -21,4 +34,4 @@ def is_pattern(path: Path) -> bool:
 def is_elsewhere(path: Path) -> bool:
     """Tell whether an input is no file or folder: a hub's, standard input, several paths."""
     text = str(path)
-    return text == "-" or text.startswith(HUBS) or is_pattern(path)
+    return text == "-" or text.startswith(HUBS) or is_pattern(path) or storage_url(path) is not None

@@ -20,18 +20,19 @@ from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files, network_file_system
 from captioner.sinks.finalise import order_output
-from captioner.sinks.journal import Journal, journal_path
+from captioner.sinks.journal import Journal, beside, journal_path
 from captioner.sinks.jsonl import JournalSink, Rows
 from captioner.sources.formats import open_input
 from captioner.stopping import StoppedError, Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from captioner.batches.pipeline import BatchPipeline
     from captioner.interfaces import Dialect, Sink, Source, Transport
+    from captioner.limiter import Limiter
     from captioner.pipeline import Pipeline
     from captioner.processes.pool import Dealer
     from captioner.records import Line, Outcome
@@ -50,6 +51,7 @@ async def run_batch(
     stopping: Stopping | None = None,
     warn: Callable[[str], None] | None = None,
     files: Files | None = None,
+    limits: Callable[[Sequence[Limiter]], None] | None = None,
     **options: Any,
 ) -> RunReport:
     """Caption every record of an input; run again to continue where it stopped.
@@ -66,6 +68,7 @@ async def run_batch(
         stopping: Set it to stop the run in order.
         warn: Called with a sentence when something is worth knowing but no error.
         files: The disk.
+        limits: Called with the limiters of the endpoints, for whoever shares out a limit.
         **options: Options by name, as in `Settings.create`.
 
     Returns:
@@ -79,6 +82,8 @@ async def run_batch(
         settings = Settings.create(settings, output, **options)
     elif options or output is not None:
         raise SettingsError("give either settings or single options, not both")
+    if settings.cluster.engine != "local":
+        raise SettingsError("engine: for Ray call run_on_ray")
     stopping = Stopping() if stopping is None else stopping  # an unwished one is false
     run = _Run(settings, progress or Progress(), stopping, warn or _ignore)
     asked = settings
@@ -91,7 +96,7 @@ async def run_batch(
     if sink is None and settings.input is None and settings.output is None:
         raise SettingsError("an output is needed: there is no input to name it after")
     try:
-        async with _open_engine(asked, run, stopping, dialect, transport) as engine:
+        async with _open_engine(asked, run, stopping, dialect, transport, limits) as engine:
             if sink is not None:
                 return await run.into_sink(engine, source, sink)
             return await run.into_journal(engine, source, files or Files())
@@ -114,8 +119,8 @@ def open_source(settings: Settings) -> Input:
     )
     if not settings.output_path.name:
         raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
-    beside = settings.run.output_format in ("txt", "caption")
-    if os.path.realpath(path) == os.path.realpath(settings.output_path) and not beside:
+    sidecars = settings.run.output_format in ("txt", "caption")
+    if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
     return found
 
@@ -126,10 +131,13 @@ def _open_engine(
     stopping: Stopping,
     dialect: Dialect | None,
     transport: Transport | None,
+    limits: Callable[[Sequence[Limiter]], None] | None,
 ) -> AbstractAsyncContextManager[Engine | Processes]:
     """Return what captions records: an engine here, or several in processes of their own."""
     if settings.run.processes == 1:
-        return Engine.open(settings, run.progress, stopping, dialect, transport, warn=run.warn)
+        return Engine.open(
+            settings, run.progress, stopping, dialect, transport, limits=limits, warn=run.warn
+        )
     if dialect is not None or transport is not None:
         raise SettingsError("processes: a dialect or transport of one's own is for one process")
     return Processes.open(settings, stopping, warn=run.warn)
@@ -172,6 +180,11 @@ class _Run:
         identity = Identity(settings.fields, fields.id_field)
         kind = check_format(settings.output_path, settings.run.output_format)
         path = journal_path(settings.output_path, kind)
+        if (beside(path, ".shards") / "manifest.json").exists():
+            raise SettingsError(
+                f"an unfinished run on Ray keeps its captions in {beside(path, '.shards')}: "
+                "continue it with --engine ray"
+            )
         resolved = replace(settings, prompt=settings.prompt.resolved())
         journal = Journal(
             path,

@@ -15,6 +15,7 @@ from captioner.options import (
     IMAGE_FIELDS,
     BatchSettings,
     CaptionSettings,
+    ClusterSettings,
     EndpointSettings,
     ImageSettings,
     PromptSettings,
@@ -41,6 +42,7 @@ class Settings:
         captions: What captions have to be like.
         images: What is done to pictures.
         run: How the run goes.
+        cluster: Whether it goes on upon several machines.
         batch: Whether it goes through the provider's batch API.
         endpoints: Several endpoints, each with what it has of its own; what it leaves out is
             that of ``endpoint``.
@@ -55,12 +57,15 @@ class Settings:
     captions: CaptionSettings = field(default_factory=CaptionSettings)
     run: RunSettings = field(default_factory=RunSettings)
     batch: BatchSettings = field(default_factory=BatchSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the names of asked questions against those of the record."""
         if self.batch.any and (self.run.processes > 1 or len(self.each_endpoint) > 1):
             raise SettingsError("batch-api: it takes one endpoint and one process")
+        if self.cluster.engine == "ray" and (self.batch.any or self.run.processes > 1):
+            raise SettingsError("engine: ray goes without --batch-api and --processes")
         if self.batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: leave out --stream")
         records = self.records

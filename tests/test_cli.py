@@ -17,6 +17,9 @@ from captioner.settings import Settings
 from captioner.values import flag_name
 
 SAMPLES = {
+    "engine": "ray",
+    "shards": 4,
+    "workers": 2,
     "batch_api": True,
     "batch_requests": 10,
     "batch_bytes": 1_000,

@@ -15,9 +15,9 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 import aiofiles
 
-from captioner.errors import DamagedInputError
+from captioner.errors import DamagedInputError, SettingsError
 from captioner.extras import needed
-from captioner.places import COMPRESSED
+from captioner.places import COMPRESSED, storage_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -49,6 +49,8 @@ def blocks_of(path: Path) -> Blocks:
     """Return the bytes of a file, decompressed by its suffix, or of standard input for ``-``."""
     if str(path) == "-":
         return StandardInput()
+    if url := storage_url(path):
+        return Stored(url)
     if path.suffix.lower() in COMPRESSED:
         return Compressed(path)
     return Plain(path)
@@ -70,6 +72,35 @@ class Plain:
         async with aiofiles.open(self._path, "rb") as file:
             while block := await file.read(size):
                 yield block
+
+
+class Stored:
+    """A file in an object store, read through fsspec."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._fsspec = needed("fsspec", "s3")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file as it lies there."""
+        system, path = self._fsspec.core.url_to_fs(self._url)
+        return int(system.size(path) or 0)
+
+    async def read(self, size: int) -> AsyncGenerator[bytes, None]:
+        """Yield its bytes, decompressed by its suffix."""
+        opened = await asyncio.to_thread(self._open)
+        try:
+            while block := await asyncio.to_thread(_read, opened, size, Path(self._url)):
+                yield block
+        finally:
+            await asyncio.to_thread(opened.close)
+
+    def _open(self) -> IO[bytes]:
+        try:
+            return cast("IO[bytes]", self._fsspec.open(self._url, "rb", compression="infer").open())
+        except Exception as error:  # noqa: BLE001 - each store has errors of its own
+            raise SettingsError(f"cannot read the input {self._url}: {error}") from None
 
 
 class Compressed:

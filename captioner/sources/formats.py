@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.errors import SettingsError
-from captioner.places import COMPRESSED, is_elsewhere, is_pattern
+from captioner.places import COMPRESSED, is_elsewhere, is_pattern, storage_url
 from captioner.sources.blocks import blocks_of
 from captioner.sources.folders import PicturesSource, is_picture, matches
 from captioner.sources.jsonl import JsonlSource
@@ -224,7 +224,7 @@ def _check_file(path: Path) -> None:
     Raises:
         SettingsError: It is not.
     """
-    if str(path) == "-":
+    if str(path) == "-" or storage_url(path):
         return
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for a writer

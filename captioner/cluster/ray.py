@@ -1,0 +1,568 @@
+"""A run on Ray. It hands out shards; each actor runs the engine whole, with a journal of its own.
+
+Ray Data's own retries would pay again for whole blocks; a shard's journal pays again for what was
+in flight. A run can be continued with any number of workers, and ends as one output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioner import errors
+from captioner.cluster.broker import RENEW_S, Broker, Lease, Met, Tenant
+from captioner.cluster.plan import PartSource, Plan, ShardSource, names_of
+from captioner.cluster.store import Store
+from captioner.connecting import KEY_NAMES, URL_NAMES
+from captioner.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
+from captioner.exports.formats import check_format
+from captioner.extras import needed
+from captioner.identity import Identity
+from captioner.places import storage_url
+from captioner.records import Progress, RunReport
+from captioner.run import open_source, run_batch
+from captioner.sinks.failures import failures_path
+from captioner.sinks.files import Files
+from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
+from captioner.stopping import Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from captioner.interfaces import Source
+    from captioner.limiter import Limiter
+    from captioner.settings import Settings
+    from captioner.sources.formats import Input
+
+SHARDS_A_WORKER = 4
+"""More shards than workers: the last ones end at about the same time."""
+
+LOOK_S = 0.5
+"""Seconds between two looks at the workers."""
+
+PUSH_S = 30.0
+"""Seconds between two copies of a shard's journal into an object store."""
+
+DEATHS = 5
+"""A shard whose actor dies so often is given up: something in it kills them."""
+
+_WITH_PICTURES = frozenset({"parquet", "arrow", "hf", "ms"})
+_COUNTS = (
+    "captioned", "failed", "resumed", "failed_before", "skipped", "changed", "shared", "cached",
+    "in_flight", "read", "calls", "retries", "prompt_tokens", "completion_tokens",
+)  # fmt: skip
+
+
+class ShardRunner:
+    """Runs shards, one after the other. Its methods never raise: Ray would only kill the job.
+
+    Args:
+        settings: The run's.
+        name: This worker's.
+        shards: How many there are.
+        place: Where they lie.
+        broker: Shares the limits out; None for a worker that has them alone.
+        environment: Variables that hold keys and addresses.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        shards: int,
+        place: str,
+        broker: Any,
+        environment: dict[str, str],
+    ) -> None:
+        os.environ.update(environment)
+        self.settings = settings
+        self.name = name
+        self.shards = shards
+        self.place = place
+        self.broker = broker
+        self.progress = Progress()
+        self.stopping: tuple[asyncio.AbstractEventLoop, Stopping] | None = None
+        self.wished: bool | None = None
+        self.lock = threading.Lock()
+
+    def run(self, shard: int) -> dict[str, Any]:
+        """Caption a shard; return what became of it."""
+        warnings: list[str] = []
+        self.progress = Progress()
+        try:
+            report = asyncio.run(_caption_shard(self, shard, warnings.append))
+        except (RunError, SettingsError) as error:
+            return {"error": type(error).__name__, "message": str(error), "warnings": warnings}
+        except Exception as error:  # noqa: BLE001 - the driver tells the user
+            message = f"{type(error).__name__}: {error}"
+            return {"error": "Exception", "message": message, "warnings": warnings}
+        return {"report": report.as_dict(), "warnings": warnings}
+
+    def counts(self) -> dict[str, Any]:
+        """Return how far the shard at hand is."""
+        found = {name: getattr(self.progress, name) for name in _COUNTS}
+        return {**found, "waiting": self.progress.waiting}
+
+    def stop(self, hurried: bool) -> None:  # noqa: FBT001 - over the wire
+        """Stop in order, or at once."""
+        with self.lock:
+            self.wished = hurried
+            if self.stopping is not None:
+                loop, stopping = self.stopping
+                loop.call_soon_threadsafe(stopping.hurry if hurried else stopping.set)
+
+
+LEASE_ANSWER_S = 2.0
+"""Seconds the broker may take."""
+
+
+async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], None]) -> RunReport:
+    """Caption a shard. No method of the actor, which Ray would then run in a loop of its own."""
+    stopping = Stopping()
+    with runner.lock:
+        runner.stopping = asyncio.get_running_loop(), stopping
+        if runner.wished is not None:
+            stopping.set()
+    with tempfile.TemporaryDirectory(prefix="captioner-shard-") as scratch:
+        store = Store(runner.place, Path(scratch))
+        names = names_of(shard)
+        await asyncio.to_thread(store.fetch, (f"{shard:04d}.in", *names))
+        settings = _of_shard(runner.settings, store.folder / names[1])
+        source = _source_of(runner.settings, store, shard, runner.shards)
+        renewing: list[asyncio.Task[None]] = []
+
+        def under_lease(limiters: Sequence[Limiter]) -> None:
+            if runner.broker is not None:
+                renewing.append(asyncio.create_task(_renew(runner, Tenant(limiters))))
+
+        pushing = asyncio.create_task(_push_now_and_then(store, names))
+        try:
+            return await run_batch(
+                settings,
+                source=source,
+                progress=runner.progress,
+                stopping=stopping,
+                warn=warn,
+                limits=under_lease,
+            )
+        finally:
+            for task in (pushing, *renewing):
+                task.cancel()
+            await asyncio.gather(pushing, *renewing, return_exceptions=True)
+            await asyncio.to_thread(store.push, names)
+            with runner.lock:
+                runner.stopping = None
+
+
+async def _renew(runner: ShardRunner, tenant: Tenant) -> None:
+    """Keep the lease; go on with ever less while the broker does not answer."""
+    while True:
+        try:
+            async with asyncio.timeout(LEASE_ANSWER_S):
+                lease = await runner.broker.lease.remote(runner.name, tenant.met())
+            tenant.apply(Lease(*lease))
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                runner.broker.leave.remote(runner.name)
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, nobody shares out
+            tenant.halve()
+        await asyncio.sleep(RENEW_S)
+
+
+class RateBroker:
+    """A `Broker` as an actor."""
+
+    def __init__(self, in_flight: int) -> None:
+        self._broker = Broker(in_flight, time.monotonic)
+
+    def lease(self, name: str, met: Sequence[Any]) -> tuple[Any, ...]:
+        """See `Broker.lease`."""
+        return tuple(self._broker.lease(name, Met(*met)))
+
+    def leave(self, name: str) -> None:
+        """See `Broker.leave`."""
+        self._broker.leave(name)
+
+
+async def _push_now_and_then(store: Store, names: Sequence[str]) -> None:
+    while store.remote:
+        await asyncio.sleep(PUSH_S)
+        await asyncio.to_thread(store.push, names[:2])
+
+
+def _of_shard(settings: Settings, output: Path) -> Settings:
+    """Return the settings of one shard's run."""
+    return replace(
+        settings,
+        output=output,
+        cluster=replace(settings.cluster, engine="local"),
+        records=replace(settings.records, limit=None),
+        run=replace(settings.run, order="completion", output_format="jsonl", processes=1),
+    )
+
+
+def _source_of(settings: Settings, store: Store, shard: int, shards: int) -> Source:
+    path = store.folder / f"{shard:04d}.in"
+    if path.exists():
+        return ShardSource(path)
+    whole = open_source(settings).source
+    return PartSource(whole, _identity(settings), shard, shards)
+
+
+def _identity(settings: Settings) -> Identity:
+    return Identity(settings.fields, settings.records.id_field)
+
+
+# -- the driver ----------------------------------------------------------------------------------
+
+
+async def run_on_ray(
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    stopping: Stopping | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> RunReport:
+    """Caption every record of an input on a Ray cluster; run again to continue.
+
+    Args:
+        settings: The run's; ``cluster`` says where and how wide.
+        progress: Kept up to date while the run goes on, the sum of all workers.
+        stopping: Set it to stop the run in order.
+        warn: Called with a sentence when something is worth knowing but no error.
+
+    Raises:
+        SettingsError: The settings cannot work; nothing was sent.
+        RunError: The run stopped early; what was finished is saved.
+    """
+    ray = needed("ray", "ray")
+    stopping = Stopping() if stopping is None else stopping
+    driver = _Driver(settings, progress or Progress(), stopping, warn or (lambda _: None), ray)
+    return await driver.run()
+
+
+class _Driver:
+    """Plans, hands out shards, watches, gathers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Progress,
+        stopping: Stopping,
+        warn: Callable[[str], None],
+        ray: Any,
+    ) -> None:
+        self._settings = settings
+        self._progress = progress
+        self._stopping = stopping
+        self._warn = warn
+        self._said: set[str] = set()
+        self._ray = ray
+        self._began = time.monotonic()
+        self._records = 0  # 0: not known
+        self._finished: set[int] = set()
+        self._settled: Counter[str] = Counter()  # of shards that are over
+        self._counts: dict[int, dict[str, Any]] = {}  # of those at hand, by worker
+        self._error: RunError | SettingsError | None = None
+
+    async def run(self) -> RunReport:
+        settings = self._settings
+        found = open_source(settings)
+        kind = check_format(settings.output_path, settings.run.output_format)
+        output = settings.output_path
+        url = storage_url(output)
+        if url and kind != "jsonl":
+            raise SettingsError("engine: an output in an object store is JSONL")
+        await asyncio.to_thread(self._start)
+        cores = self._ray.cluster_resources().get("CPU", 1)
+        workers = settings.cluster.workers or max(1, int(cores))
+        with tempfile.TemporaryDirectory(prefix="captioner-plan-") as scratch:
+            journal = Path(scratch) / "output.jsonl" if url else journal_path(output, kind)
+            place = f"{url}.shards" if url else str(beside(journal, ".shards"))
+            store = Store(place, Path(scratch) / "shards")
+            plan = Plan(store, _identity(settings))
+            await self._plan(plan, workers, found, journal, url)
+            self._progress.stage = "captioning"
+            await self._caption(plan, place, workers)
+            if self._error is not None:
+                if isinstance(self._error, RunError):
+                    self._error.report = self._report()
+                raise self._error
+            if len(self._finished) < plan.shards or self._stopping:
+                return self._report()
+            return await self._finish(plan, journal, url)
+
+    def _start(self) -> None:
+        """Connect to the cluster, or start a small one here."""
+        if self._ray.is_initialized():
+            return
+        address = self._settings.cluster.ray_address
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        if address is None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            options |= {
+                "num_cpus": self._settings.cluster.workers,
+                "object_store_memory": 100 << 20,  # nothing but counts goes through it
+                "include_dashboard": False,
+            }
+        try:
+            self._ray.init(address=address, **options)
+        except Exception as error:  # noqa: BLE001 - of any kind
+            reason = " ".join(str(error).split())[:300]
+            raise SettingsError(f"ray-address: cannot connect to Ray: {reason}") from None
+
+    async def _plan(
+        self, plan: Plan, workers: int, found: Input, journal: Path, url: str | None
+    ) -> None:
+        """Deal out the records, and at first what the output holds already."""
+        settings = self._settings
+        wanted = settings.cluster.shards or SHARDS_A_WORKER * workers
+        new = await asyncio.to_thread(plan.open, wanted)
+        if not new and settings.cluster.shards not in (None, plan.shards):
+            self._warn(f"there are {plan.shards} shards; --shards counts for a new output only")
+        if found.format not in _WITH_PICTURES:
+            self._records = await plan.deal_out(found.source, settings.records.limit)
+        elif settings.records.limit is not None:
+            raise SettingsError("limit: not with tables on Ray")
+        if new:
+            if url:
+                await asyncio.to_thread(_fetch_output, url, journal)
+            files = Files()
+            before = read_checkpoint(files, journal) if files.kind(journal) == "file" else None
+            failures = failures_path(settings.output_path if url is None else journal)
+            await asyncio.to_thread(
+                plan.seed, journal, failures, before.settings if before else {}, str(settings.input)
+            )
+
+    async def _caption(self, plan: Plan, place: str, workers: int) -> None:
+        ray = self._ray
+        broker = ray.remote(RateBroker).options(num_cpus=0).remote(self._settings.run.concurrency)
+        left = list(range(plan.shards))[::-1]
+        deaths = dict.fromkeys(left, 0)
+        tasks = [
+            asyncio.create_task(self._work(number, broker, plan, place, left, deaths))
+            for number in range(min(workers, plan.shards))
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ray.kill(broker)
+
+    async def _work(
+        self,
+        number: int,
+        broker: Any,
+        plan: Plan,
+        place: str,
+        left: list[int],
+        deaths: dict[int, int],
+    ) -> None:
+        """Have one actor after the other run shards until none is left."""
+        ray = self._ray
+        environment = {
+            name: os.environ[name]
+            for name in {*KEY_NAMES, *URL_NAMES, *self._settings.endpoint.api_key_env}
+            if name in os.environ
+        }
+        actor: Any = None
+        while left and not self._stopping and self._error is None:
+            shard = left.pop()
+            if actor is None:
+                remote = ray.remote(ShardRunner).options(num_cpus=1, max_concurrency=3)
+                actor = remote.remote(
+                    self._settings, f"worker-{number}", plan.shards, place, broker, environment
+                )
+            try:
+                result = await self._watch(actor, number, shard)
+            except ray.exceptions.RayActorError:
+                actor = None
+                deaths[shard] += 1
+                if deaths[shard] >= DEATHS:
+                    self._fail(WorkersDiedError(f"shard {shard} has killed {DEATHS} workers"))
+                else:
+                    self._say(f"a worker died over shard {shard}; another one goes on with it")
+                    left.append(shard)
+                continue
+            for text in result["warnings"]:
+                self._say(text)
+            if "report" in result:
+                if not result["report"]["stopped"]:
+                    self._finished.add(shard)
+            elif result["error"] == OutputBusyError.__name__:
+                left.append(shard)  # a worker that Ray gave up is still ending
+                await asyncio.sleep(LOOK_S)
+            else:
+                self._fail(_error(result["error"], result["message"]))
+        if actor is not None:
+            ray.kill(actor)
+
+    async def _watch(self, actor: Any, number: int, shard: int) -> dict[str, Any]:
+        """Return what became of a shard, counting meanwhile and telling the actor to stop."""
+        running = asyncio.wrap_future(actor.run.remote(shard).future())
+        told: bool | None = None
+        try:
+            while True:
+                await asyncio.wait((running,), timeout=LOOK_S)
+                self._counts[number] = await asyncio.wrap_future(actor.counts.remote().future())
+                if running.done():
+                    result: dict[str, Any] = running.result()
+                    self._settled.update({n: self._counts[number][n] for n in _COUNTS})
+                    return result
+                self._sum_up()
+                wish = self._stopping.hurried if self._stopping or self._error else None
+                if wish is not None and wish != told:
+                    actor.stop.remote(wish)
+                    told = wish
+        finally:
+            self._counts.pop(number, None)  # of a dead one: whoever goes on counts it again
+            running.cancel()
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        total = self._settled.copy()
+        for counts in self._counts.values():
+            total.update({name: counts[name] for name in _COUNTS})
+        for name in _COUNTS:
+            setattr(self._progress, name, total[name])
+        self._progress.in_flight = sum(counts["in_flight"] for counts in self._counts.values())
+        self._progress.waiting = next(
+            (counts["waiting"] for counts in self._counts.values() if counts["waiting"]), ""
+        )
+        self._progress.size = self._records
+        self._progress.position = self._progress.read
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._warn(text)
+
+    def _fail(self, error: RunError | SettingsError) -> None:
+        self._error = self._error or error
+
+    # -- the end -----------------------------------------------------------------------------
+
+    async def _finish(self, plan: Plan, journal: Path, url: str | None) -> RunReport:
+        """Put the shards together, and finish the output as any run does: nothing is pending."""
+        self._progress.stage = "ordering"
+        settings = self._settings
+        failures = failures_path(settings.output_path if url is None else journal)
+        await asyncio.to_thread(self._put_together, plan, journal, failures)
+        await asyncio.to_thread(plan.store.remove)  # all of it is in the journal by now
+        local = replace(settings, cluster=replace(settings.cluster, engine="local"))
+        if url:
+            local = replace(local, output=journal)
+        report = await run_batch(local, stopping=self._stopping, warn=self._warn)
+        if url:
+            await asyncio.to_thread(_push_output, url, journal)
+        total = self._settled
+        self._progress.stage = "finished"
+        return replace(
+            report,
+            captioned=total["captioned"],
+            resumed=report.resumed - total["captioned"],
+            shared=total["shared"],
+            cached=total["cached"],
+            calls=total["calls"],
+            retries=total["retries"],
+            prompt_tokens=total["prompt_tokens"],
+            completion_tokens=total["completion_tokens"],
+            seconds=time.monotonic() - self._began,
+        )
+
+    def _put_together(self, plan: Plan, journal: Path, failures: Path) -> None:
+        files = Files()
+        gathered, failed = beside(journal, ".gathered"), beside(failures, ".gathered")
+        for path in (gathered, failed):
+            path.unlink(missing_ok=True)
+        extent = plan.gather(gathered, failed)
+        found = None
+        for number in range(plan.shards):
+            found = found or read_checkpoint(files, plan.store.folder / names_of(number)[1])
+        gathered.touch()
+        with contextlib.suppress(FileNotFoundError):
+            failed.replace(failures)
+        whole = Journal(
+            journal,
+            _identity(self._settings),
+            found.settings if found else {},
+            failures=failures,
+            source=str(self._settings.input or ""),
+            accept_changes=True,
+        )
+        whole.open()
+        try:
+            whole.replace(gathered, extent)
+        finally:
+            whole.close()
+
+    def _report(self) -> RunReport:
+        """Return what was done so far by a run that is not at its end."""
+        total = self._settled
+        settled = sum(total[name] for name in ("captioned", "failed", "resumed", "failed_before"))
+        return RunReport(
+            output=str(self._settings.output_path),
+            failures=str(failures_path(self._settings.output_path)),
+            captioned=total["captioned"],
+            resumed=total["resumed"],
+            failed=total["failed"] + total["failed_before"],
+            skipped=total["skipped"],
+            changed=total["changed"],
+            shared=total["shared"],
+            cached=total["cached"],
+            pending=max(0, (self._records or total["read"]) - settled - total["skipped"]),
+            complete=False,
+            orphans=0,
+            seconds=time.monotonic() - self._began,
+            calls=total["calls"],
+            retries=total["retries"],
+            prompt_tokens=total["prompt_tokens"],
+            completion_tokens=total["completion_tokens"],
+            codes={},
+            examples={},
+            stopped="interrupted" if self._stopping else type(self._error).__name__,
+        )
+
+
+def _error(name: str, message: str) -> RunError | SettingsError:
+    """Return the error that ended a worker."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, RunError | SettingsError):
+        return kind(message)
+    return RunError(message)
+
+
+def _fetch_output(url: str, journal: Path) -> None:
+    """Bring an output from an object store here, with what belongs to it, if there is one."""
+    folder, _, name = url.rpartition("/")
+    system, path = needed("fsspec", "s3").core.url_to_fs(folder)
+    for ours, theirs in _output_names(journal, name):
+        if system.exists(f"{path}/{theirs}"):
+            system.get_file(f"{path}/{theirs}", str(ours))
+
+
+def _push_output(url: str, journal: Path) -> None:
+    folder, _, name = url.rpartition("/")
+    system, path = needed("fsspec", "s3").core.url_to_fs(folder)
+    for ours, theirs in _output_names(journal, name):
+        if ours.exists():
+            system.put_file(str(ours), f"{path}/{theirs}")
+
+
+def _output_names(journal: Path, name: str) -> list[tuple[Path, str]]:
+    """Return our files and what they are called there, the checkpoint last."""
+    return [
+        (failures_path(journal), failures_path(Path(name)).name),
+        (journal, name),
+        (beside(journal, ".ckpt"), f"{name}.ckpt"),
+    ]
