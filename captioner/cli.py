@@ -317,7 +317,7 @@ def _export(
     overwrite: Annotated[
         bool,
         Parameter(
-            help="Replace txt and caption files that hold another text.",
+            help="Replace files that hold something else.",
             negative=(),
             show_env_var=False,
         ),

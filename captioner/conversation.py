@@ -17,7 +17,7 @@ from captioner.records import DIGEST, STORES, ImageRef, Role, Turn
 
 if TYPE_CHECKING:
     from captioner.options import PromptSettings, RecordSettings
-    from captioner.templates import Texts
+    from captioner.templates import Filled, Texts
 
 PLACEHOLDER = "<image>"
 
@@ -37,7 +37,7 @@ _IS_IMAGE = object()
 
 
 def read_turns(
-    record: dict[str, Any], records: RecordSettings, prompt: PromptSettings | Texts
+    record: dict[str, Any], records: RecordSettings, prompt: PromptSettings | Texts | Filled
 ) -> list[Turn]:
     """Return the turns to send: never without a picture, and a user turn last.
 
@@ -60,14 +60,13 @@ def read_turns(
             )
     conversation = _read_conversation(record, records.conversation_field) if asked is None else []
     turns = _up_to_the_question(conversation)
-    question = _read_prompt(record, asked) or prompt.prompt
-    _ask(turns, question)
+    _ask(turns, record, asked, prompt)
     _place_images(turns, images)
-    _ask(turns, question)  # where there was but a placeholder
+    _ask(turns, record, asked, prompt)  # where there was but a placeholder
     if not any(isinstance(part, ImageRef) for _, parts in turns for part in parts):
         raise BadRecordError("no_image", "the record names no image")
-    if prompt.system_prompt and not any(role == "system" for role, _ in turns):
-        turns.insert(0, ("system", [prompt.system_prompt]))
+    if not any(role == "system" for role, _ in turns) and (system := prompt.system_prompt):
+        turns.insert(0, ("system", [system]))
     return [Turn(role, tuple(parts)) for role, parts in turns]
 
 
@@ -99,11 +98,16 @@ def _up_to_the_question(turns: list[_Turn]) -> list[_Turn]:
     return later + (turns[: last + 1] if last >= 0 else [("user", [])])
 
 
-def _ask(turns: list[_Turn], question: str) -> None:
+def _ask(
+    turns: list[_Turn],
+    record: dict[str, Any],
+    field: str | None,
+    prompt: PromptSettings | Texts | Filled,
+) -> None:
     """Put a question into the last turn if it has none."""
     parts = turns[-1][1]
     if not any(isinstance(part, str) for part in parts):
-        parts.append(question)
+        parts.append(_read_prompt(record, field) or prompt.prompt)
 
 
 def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:

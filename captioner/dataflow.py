@@ -15,10 +15,12 @@ file beside the result; no record is sent without its picture.
 from __future__ import annotations
 
 import asyncio
+import csv
 import logging
 import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -26,13 +28,14 @@ import orjson
 
 from captioner.console import run_watched
 from captioner.errors import SettingsError
-from captioner.exports.book import Book
+from captioner.exports.book import Book, parsed
 from captioner.exports.partial import replacing
+from captioner.exports.tables import cell
 from captioner.extras import needed
 from captioner.records import Caption
 from captioner.settings import Settings
 from captioner.sources.formats import open_input
-from captioner.sources.rows import dumped
+from captioner.sources.rows import dumped, plain
 from captioner.stream import caption_stream
 
 if TYPE_CHECKING:
@@ -362,18 +365,34 @@ def _read_frame(path: Path) -> Any:
 
 
 async def _rows(path: Path) -> list[dict[str, Any]]:
-    return [
-        orjson.loads(line.raw)
-        async for batch in open_input(path).source.batches()
-        for line in batch
-        if line.fault is None
-    ]
+    found = []
+    async for batch in open_input(path).source.batches():
+        for line in batch:
+            try:
+                row = parsed(line.raw) if line.fault is None else None
+            except ValueError:
+                row = None
+            if row is None:
+                _LOG.warning("row %d of %s cannot be read and is left out", line.number, path)
+            else:
+                found.append({name: _from_cell(value) for name, value in row.items()})
+    return found
+
+
+def _from_cell(value: Any) -> Any:
+    """Return a list or an object that stands as JSON in a text, as in a cell of CSV."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return value
+    return value
 
 
 def _write_json(rows: Iterator[dict[str, Any]], path: Path) -> None:
     with replacing(path) as partial, partial.open("wb") as file:
         between = b"[\n"
-        for row in rows:
+        for row in map(plain, rows):
             file.write(between + _indented(row))
             between = b",\n"
         file.write(b"[]\n" if between == b"[\n" else b"\n]\n")
@@ -381,15 +400,15 @@ def _write_json(rows: Iterator[dict[str, Any]], path: Path) -> None:
 
 def _indented(row: dict[str, Any]) -> bytes:
     try:
-        text = orjson.dumps(row, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError:
+        text = orjson.dumps(row, option=orjson.OPT_INDENT_2)
+    except TypeError:  # integers beyond 64 bits
         text = dumped(row)
     return b"  " + text.replace(b"\n", b"\n  ")
 
 
 def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> None:
     with replacing(path) as partial, partial.open("wb") as file:
-        file.writelines(dumped(row) + b"\n" for row in rows)
+        file.writelines(dumped(plain(row)) + b"\n" for row in rows)
 
 
 def _write_frame(method: str, **options: Any) -> Callable[[Iterator[dict[str, Any]], Path], None]:
@@ -401,10 +420,19 @@ def _write_frame(method: str, **options: Any) -> Callable[[Iterator[dict[str, An
     return write
 
 
+def _write_csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    found = list(map(plain, rows))
+    columns = list(dict.fromkeys(name for row in found for name in row))
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        table.writerows([cell(row.get(name)) for name in columns] for row in found)
+
+
 _WRITERS: dict[str, Callable[[Iterator[dict[str, Any]], Path], None]] = {
     "json": _write_json,
     "jsonl": _write_jsonl,
-    "csv": _write_frame("to_csv", index=False),
+    "csv": _write_csv,
     "parquet": _write_frame("to_parquet"),
     "pickle": _write_frame("to_pickle", compression=None),
 }
@@ -511,18 +539,18 @@ def _write_answers(
     storage: FileStorage, source: Path, journal: Path, target: Path, name: str
 ) -> None:
     """Write all rows of the input in their order, each with its answer or without one."""
-    book = Book.open(journal, source=source, warn=_LOG.warning)
-    answers = _answers_in_order(book, name)
-    if source.suffix == ".parquet" and storage.cache_type in ("parquet", "pickle"):
+    with closing(Book.open(journal, source=source, warn=_LOG.warning)) as book:
+        answers = _answers_in_order(book, name)
+        if source.suffix != ".parquet" or storage.cache_type not in ("parquet", "pickle"):
+            _WRITERS[storage.cache_type](answers, target)
+            return
         frame = _read_frame(source)  # its columns keep their types
         frame[name] = [row[name] for row in answers]
-        with replacing(target) as partial:
-            if storage.cache_type == "parquet":
-                frame.to_parquet(partial)
-            else:
-                frame.to_pickle(partial, compression=None)
-        return
-    _WRITERS[storage.cache_type](answers, target)
+    with replacing(target) as partial:
+        if storage.cache_type == "parquet":
+            frame.to_parquet(partial)
+        else:
+            frame.to_pickle(partial, compression=None)
 
 
 def _answers_in_order(book: Book, name: str) -> Iterator[dict[str, Any]]:

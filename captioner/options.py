@@ -491,7 +491,7 @@ class RunSettings:
     )
     overwrite: bool = _option(
         default=False,
-        text="Replace txt and caption files that hold another text.",
+        text="Replace an output, or txt and caption files, that no run has made.",
     )
     order: Literal["input", "completion"] = _option(
         "input",

@@ -28,7 +28,7 @@ from captioner.records import Caption, Failure, Prepared, Remote
 from captioner.stopping import StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from captioner.budget import ByteBudget
     from captioner.interfaces import Sink
@@ -56,6 +56,28 @@ TOO_LONG_S = 0.01
 """Seconds for one record in the event loop after which the next ones go straight to the threads."""
 
 _Item = Prepared | Failure
+
+
+def weight(line: Line) -> int:
+    """Return the places that a record takes: one, and one more for each MB that comes along."""
+    if not line.pictures:
+        return 1
+    return min(CHUNK, 1 + (sum(len(data) for _, data in line.pictures) >> 20))
+
+
+def _chunks(batch: list[Line]) -> Iterator[list[Line]]:
+    """Yield the lines in pieces that take no more places than a chunk has."""
+    chunk: list[Line] = []
+    places = 0
+    for line in batch:
+        more = weight(line)
+        if chunk and places + more > CHUNK:
+            yield chunk
+            chunk, places = [], 0
+        chunk.append(line)
+        places += more
+    if chunk:
+        yield chunk
 
 
 def count(progress: Progress, outcome: Outcome) -> None:
@@ -151,8 +173,8 @@ class Pipeline:
         idle = False
         try:
             async for batch in lines:
-                for at in range(0, len(batch), CHUNK):
-                    await self._admit(batch[at : at + CHUNK])
+                for chunk in _chunks(batch):
+                    await self._admit(chunk)
                 if self._stopping:
                     return
             self._progress.complete = True
@@ -180,7 +202,7 @@ class Pipeline:
 
     async def _admit(self, chunk: list[Line]) -> None:
         """Wait for room, and send lines on their way."""
-        await self._take_room(len(chunk))
+        await self._take_room(sum(map(weight, chunk)))
         if self._stopping:
             return
         if self._straight > 0:
@@ -271,7 +293,7 @@ class Pipeline:
         ready = self._ready
         try:
             while (item := await ready.get()) is not None:
-                self._room += 1
+                self._room += weight(item.line)
                 if 0 < self._wanted <= self._room:
                     self._enough.set()
                 if self._stopping:

@@ -14,13 +14,14 @@ from captioner.errors import RunError, SettingsError
 from captioner.exports.formats import check_format, export
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
+from captioner.places import is_elsewhere
 from captioner.processes.pool import Processes
 from captioner.records import Progress, RunReport
 from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files, network_file_system
 from captioner.sinks.finalise import order_output
-from captioner.sinks.journal import Journal, beside, journal_path
+from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
 from captioner.sinks.jsonl import JournalSink, Rows
 from captioner.sources.formats import open_input
 from captioner.stopping import StoppedError, Stopping
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from captioner.batches.pipeline import BatchPipeline
     from captioner.interfaces import Dialect, Sink, Source, Transport
     from captioner.limiter import Limiter
+    from captioner.options import InputFormat
     from captioner.pipeline import Pipeline
     from captioner.processes.pool import Dealer
     from captioner.records import Line, Outcome
@@ -90,6 +92,7 @@ async def run_batch(
     if source is None:
         found = open_source(settings)
         source = found.source
+        run.format = found.format
         if found.image_field is not None:
             fields = replace(settings.records, image_field=found.image_field)
             asked = replace(settings, records=fields)
@@ -114,15 +117,33 @@ def open_source(settings: Settings) -> Input:
     if path is None:
         raise SettingsError("an input is needed")
     fields = settings.records
-    found = open_input(
-        path, fields.input_format, image_field=fields.image_field, max_line=fields.max_line
-    )
+    given = fields.input_format or _as_before(settings)
+    found = open_input(path, given, image_field=fields.image_field, max_line=fields.max_line)
+    among = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
+    if among and found.format in ("webdataset", "parquet"):
+        raise SettingsError(
+            f"the output would lie among the inputs in {path}, and be one next time; choose "
+            "another place with -o"
+        )
     if not settings.output_path.name:
         raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
     sidecars = settings.run.output_format in ("txt", "caption")
     if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
     return found
+
+
+def _as_before(settings: Settings) -> InputFormat | None:
+    """Return what a folder was taken for by the run that began the output.
+
+    The output may lie in it, and make it look like something else.
+    """
+    if settings.input is None or not settings.input.is_dir():
+        return None
+    kind = settings.run.output_format
+    found = read_checkpoint(Files(), journal_path(settings.output_path, kind))
+    format_: InputFormat | None = found.settings.get("folder_of") if found else None
+    return format_
 
 
 def _open_engine(
@@ -163,6 +184,7 @@ class _Run:
         self._kinds: dict[str, tuple[int, int, str]] = {}
         self._retrying = KeyTable()
         self._stale: set[int] = set()
+        self.format = ""
 
     async def into_sink(self, engine: Engine | Processes, source: Source, sink: Sink) -> RunReport:
         """Caption into a sink of the caller's; nothing is resumed."""
@@ -186,12 +208,17 @@ class _Run:
                 "continue it with --engine ray"
             )
         resolved = replace(settings, prompt=settings.prompt.resolved())
+        if path != settings.output_path and not settings.run.overwrite:
+            _refuse_strangers(settings.output_path, path)
+        shaping = resolved.shaping(engine.model)
+        if settings.input is not None and settings.input.is_dir():
+            shaping["folder_of"] = self.format
         journal = Journal(
             path,
             identity,
-            resolved.shaping(engine.model),
+            shaping,
             failures=failures_path(settings.output_path),
-            source=str(settings.input or ""),
+            source=_where(settings.input),
             accept_changes=settings.run.accept_changes,
             accept_edits=settings.run.accept_edits,
             files=files,
@@ -380,6 +407,26 @@ class _Run:
             examples={code: (line, message) for code, (_, line, message) in kinds.items()},
             stopped=stopped,
         )
+
+
+def _refuse_strangers(target: Path, journal: Path) -> None:
+    """Refuse to put an output in the place of a file that no run of ours has made.
+
+    Raises:
+        SettingsError: There is one.
+    """
+    if target.is_file() and not journal.exists():
+        raise SettingsError(
+            f"{target} is there already, and no run has made it; choose another output with -o, or "
+            "have it replaced with --overwrite"
+        )
+
+
+def _where(path: Path | None) -> str:
+    """Return an input's place, whatever the working directory is next time."""
+    if path is None:
+        return ""
+    return str(path) if is_elsewhere(path) else str(path.absolute())
 
 
 async def _limited(source: Source, limit: int | None) -> AsyncIterator[list[Line]]:

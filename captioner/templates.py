@@ -7,6 +7,7 @@ template, and needs nothing installed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.errors import BadRecordError, SettingsError
@@ -30,6 +31,30 @@ class Texts(NamedTuple):
     questions: tuple[str, ...] = ()
 
 
+class Filled:
+    """The same for one record, filled in when needed: `BadRecordError` may come of it."""
+
+    def __init__(self, templates: Templates, record: dict[str, Any]) -> None:
+        self._templates = templates
+        self._record = record
+
+    @property
+    def system_prompt(self) -> str:
+        """See `Texts`."""
+        return self._templates.render(0, self._record) if self._templates.texts[0] else ""
+
+    @property
+    def prompt(self) -> str:
+        """See `Texts`."""
+        return self._templates.render(1, self._record)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """See `Texts`."""
+        count = len(self._templates.texts.questions)
+        return tuple(self._templates.render(2 + at, self._record) for at in range(count))
+
+
 class Templates:
     """Fills what is asked with what the record holds.
 
@@ -43,15 +68,13 @@ class Templates:
     """
 
     def __init__(self, system_prompt: str, prompt: str, questions: Sequence[str] = ()) -> None:
-        self._texts = Texts(system_prompt, prompt, tuple(questions))
+        self.texts = Texts(system_prompt, prompt, tuple(questions))
         self._render: list[Callable[[dict[str, Any]], str]] = []
         texts = (system_prompt, prompt, *questions)
         if not any("{{" in text or "{%" in text for text in texts):
             return
         self._jinja = needed("jinja2", "templates")
-        sandbox = needed("jinja2.sandbox", "templates").ImmutableSandboxedEnvironment(
-            undefined=self._jinja.StrictUndefined
-        )
+        sandbox = _sandbox(self._jinja)
         for text in texts:
             try:
                 self._render.append(sandbox.from_string(text).render)
@@ -60,19 +83,19 @@ class Templates:
                     f"prompt: the template is wrong in line {error.lineno}: {error.message}"
                 ) from None
 
-    def fill(self, record: dict[str, Any]) -> Texts:
-        """Return what is asked of a record.
+    def fill(self, record: dict[str, Any]) -> Texts | Filled:
+        """Return what is asked of a record."""
+        return Filled(self, record) if self._render else self.texts
+
+    def render(self, number: int, record: dict[str, Any]) -> str:
+        """Return one of the texts, filled in.
 
         Raises:
-            BadRecordError: ``prompt_field`` if it lacks a member that a template names,
+            BadRecordError: ``prompt_field`` if the record lacks what a template names,
                 ``prompt_template`` if a template can do nothing with it.
         """
-        if not self._render:
-            return self._texts
         try:
-            system_prompt, prompt, *questions = [
-                render({**record, "record": record}).strip() for render in self._render
-            ]
+            text = self._render[number]({**record, "record": record}).strip()
         except self._jinja.UndefinedError as error:
             raise BadRecordError(
                 "prompt_field", f"the prompt needs what the record does not have: {error.message}"
@@ -82,6 +105,26 @@ class Templates:
             raise BadRecordError(
                 "prompt_template", f"the prompt cannot be made of the record: {reason}"
             ) from None
-        if not prompt or not all(questions):
+        if not text:
             raise BadRecordError("prompt_template", "the prompt made of the record is empty")
-        return Texts(system_prompt, prompt, tuple(questions))
+        return text
+
+
+def _sandbox(jinja: Any) -> Any:
+    """Return what templates are read in: members go before methods, and nothing is a text."""
+    base: Any = needed("jinja2.sandbox", "templates").ImmutableSandboxedEnvironment
+
+    class Sandbox(base):  # type: ignore[misc]
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if isinstance(obj, Mapping) and attribute in obj:
+                return obj[attribute]
+            return super().getattr(obj, attribute)
+
+    def shown(value: Any) -> Any:
+        if value is None:
+            raise jinja.UndefinedError("a member that it names is null")
+        if callable(value) and not isinstance(value, jinja.Undefined):
+            raise jinja.UndefinedError("it names a method in place of a member")
+        return value
+
+    return Sandbox(undefined=jinja.StrictUndefined, finalize=shown)

@@ -21,7 +21,11 @@ def test_members_of_the_record_are_filled_in():
     )
     record = {"topic": "cats", "title": "Tom", "tags": ["a", "b"], "a name": "x", "image": "a.jpg"}
     texts = templates.fill(record)
-    assert texts == ("You know cats.", "What of TOM, a and b?", ("x?",))
+    assert (texts.system_prompt, texts.prompt, texts.questions) == (
+        "You know cats.",
+        "What of TOM, a and b?",
+        ("x?",),
+    )
 
 
 def test_values_of_records_are_no_templates():
@@ -50,7 +54,7 @@ def test_a_text_without_marks_needs_nothing(monkeypatch):
 )
 def test_what_cannot_be_filled_in_is_the_records_failure(template, record, code, told):
     with pytest.raises(BadRecordError) as error:
-        Templates("", template).fill(record)
+        _ = Templates("", template).fill(record).prompt
     assert error.value.code == code
     assert told in error.value.message
 
@@ -58,6 +62,22 @@ def test_what_cannot_be_filled_in_is_the_records_failure(template, record, code,
 def test_a_wrong_template_is_refused_before_the_run():
     with pytest.raises(SettingsError, match="line 2"):
         Templates("", "fine\n{{ not fine")
+
+
+def test_members_go_before_methods_and_nothing_is_no_text():
+    """A record may have a member of any name, and one that is null is not asked about."""
+    templates = Templates("", "{{ meta.items }}")
+    assert templates.fill({"meta": {"items": "seven"}}).prompt == "seven"
+    for template, record in (("{{ a }}", {"a": None}), ("{{ a.title }}", {"a": "text"})):
+        with pytest.raises(BadRecordError) as error:
+            _ = Templates("", template).fill(record).prompt
+        assert error.value.code == "prompt_field"
+
+
+def test_only_what_is_asked_is_filled_in(make_input):
+    """A record that brings its own question needs nothing of the template."""
+    filled = Templates("", "{{ title }}").fill({"conversation": []})
+    assert (filled.system_prompt, filled.questions) == ("", ())
 
 
 async def test_in_a_run(make_input, endpoint):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from captioner.identity import KeyTable
     from captioner.interfaces import Source
     from captioner.records import ImageRef, Line, Turn
+    from captioner.sinks.scan import Scan
     from captioner.sources.formats import Input
 
 LARGEST_PICTURE = 1 << 31
@@ -52,6 +55,7 @@ class Book:
         input: What they were made from; None if that is not to be found any more.
         image_root: Where relative paths start from, in place of the input's folder.
         warn: Called with a sentence when something is worth knowing but no error.
+        source: Where the input is or was.
     """
 
     journal: Path
@@ -60,6 +64,8 @@ class Book:
     folder: Path | None
     image_root: Path | None
     warn: Callable[[str], None]
+    source: Path | None = None
+    _open: list[tuple[Any, asyncio.Runner]] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -89,7 +95,7 @@ class Book:
                 )
             except CaptionerError:
                 found = None  # it may have gone; those who need it say so
-        return cls(journal, settings, found, folder_of(path), image_root, warn)
+        return cls(journal, settings, found, folder_of(path), image_root, warn, path)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -104,11 +110,27 @@ class Book:
 
     # -- rows ------------------------------------------------------------------------------
 
+    @cached_property
+    def length(self) -> int:
+        """Bytes of the journal that are whole lines, each a captioned record.
+
+        Raises:
+            OutputDamagedError: It is not what its checkpoint vouches for.
+        """
+        return self._scan(offsets=False).whole.length
+
+    def read(self, size: int, at: int) -> bytes:
+        """Return bytes of the journal, none of what a crash tore."""
+        with self.journal.open("rb") as file:
+            return os.pread(file.fileno(), max(0, min(size, self.length - at)), at)
+
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of the journal."""
+        """Yield the whole lines of the journal."""
+        left = self.length
         with self.journal.open("rb") as file:
             rest = b""
-            while block := file.read(_BLOCK):
+            while block := file.read(min(_BLOCK, left)):
+                left -= len(block)
                 lines = (rest + block).split(b"\n")
                 rest = lines.pop()
                 yield from lines
@@ -118,14 +140,22 @@ class Book:
         return map(parsed, self.lines())
 
     def rows_with_pictures(self) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-        """Yield the rows, each with the pictures that its input row holds, by their digest."""
+        """Yield the rows, each with the pictures that its input row holds, by their digest.
+
+        Those whose input row is gone come last, without.
+        """
         if self.input is None or self.input.format not in _WITH_PICTURES:
             for row in self.rows():
                 yield row, {}
             return
-        for line, found in self._matched(self.input.source):
+        keys = self.places()
+        for line, found in self._matched(self.input.source, keys):
             if found is not None:
                 yield found, dict(line.pictures)
+        with self.journal.open("rb") as file:
+            for place in sorted(keys.offsets()):
+                file.seek(place)
+                yield parsed(file.readline()), {}
 
     def input_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
         """Yield the records of the input in order, each with its row; None if it has none.
@@ -135,7 +165,7 @@ class Book:
         """
         if self.input is None:
             raise SettingsError("the input is not to be found any more")
-        for line, row in self._matched(self.input.source):
+        for line, row in self._matched(self.input.source, self.places()):
             if line.fault is None:
                 try:
                     record = parsed(line.raw)
@@ -144,10 +174,15 @@ class Book:
                 if isinstance(record, dict):
                     yield record, row
 
-    def _matched(self, source: Source) -> Iterator[tuple[Line, dict[str, Any] | None]]:
-        keys = self.places()
-        with self.journal.open("rb") as file, asyncio.Runner() as runner:
-            batches = source.batches()
+    def _matched(
+        self, source: Source, keys: KeyTable
+    ) -> Iterator[tuple[Line, dict[str, Any] | None]]:
+        """Yield the records of a source, each with its row, which is taken out of the keys."""
+        batches = source.batches()
+        runner = asyncio.Runner()
+        # Closed by `close`, and not by whoever collects an abandoned generator, in any thread.
+        self._open.append((batches, runner))
+        with self.journal.open("rb") as file:
             while (batch := runner.run(anext(batches, None))) is not None:
                 for line in batch:
                     place = keys.take(line.key or self.identity.of_input(line.raw))
@@ -159,13 +194,14 @@ class Book:
 
     def places(self) -> KeyTable:
         """Return where in the journal each record is."""
+        return self._scan(offsets=True).keys
+
+    def _scan(self, *, offsets: bool) -> Scan:
         files = Files()
         fd = files.open_to_read(self.journal)
         try:
             checkpoint = read_checkpoint(files, self.journal)
-            return scan_output(
-                files, self.journal, fd, self.identity, checkpoint, offsets=True
-            ).keys
+            return scan_output(files, self.journal, fd, self.identity, checkpoint, offsets=offsets)
         finally:
             files.close(fd)
 
@@ -229,9 +265,18 @@ class Book:
             archives=self._archives,
         )
 
+    def find(self, path: str) -> str | None:
+        """Return where a picture's file really is; None where there is none."""
+        return self._folders.find(path)
+
     def close(self) -> None:
-        """Close the archives that pictures were read from."""
+        """Close the archives and the inputs that were read from."""
         self._archives.close()
+        while self._open:
+            batches, runner = self._open.pop()
+            if isinstance(batches, AsyncGenerator):
+                runner.run(batches.aclose())
+            runner.close()
 
     def picture(self, image: ImageRef, held: dict[str, bytes]) -> bytes | None:
         """Return a picture's bytes; None where it is not on this machine, or not any more."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,10 @@ from captioner.errors import SettingsError
 from captioner.exports.book import Book
 from captioner.exports.partial import replacing
 from captioner.extras import needed
+from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files
 from captioner.sinks.finalise import write_array
-from captioner.sinks.journal import format_of
+from captioner.sinks.journal import beside, format_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,8 @@ def check_format(target: Path, given: OutputFormat | None = None) -> OutputForma
         needed("pyarrow.parquet", "parquet")
     if kind in _SIDECARS and target.exists() and not target.is_dir():
         raise SettingsError(f"{target} is no folder: {kind} files lie beside the pictures, in one")
+    if target.is_dir() and kind not in _SIDECARS:
+        raise SettingsError(f"the output {target} is a folder; name a file with -o")
     if kind == "imagefolder" and target.stem != "metadata":
         raise SettingsError(
             f"name the output metadata.jsonl, metadata.csv or metadata.parquet, not {target.name}"
@@ -67,10 +69,9 @@ def export(
         DiskError: The disk refused; the target is as it was.
         SettingsError: The format cannot hold them; says why.
     """
-    if os.path.realpath(journal) == os.path.realpath(target):
-        raise SettingsError(f"{target} is what is to be exported; choose another name")
     book = Book.open(journal, image_root=image_root, source=source, warn=warn)
     with closing(book):
+        _refuse_ours(book, target, source)
         if kind in _SIDECARS:
             from captioner.exports import training
 
@@ -78,6 +79,21 @@ def export(
             write(book, target, overwrite=overwrite)
         else:
             _writer(kind)(book, target)
+
+
+def _refuse_ours(book: Book, target: Path, source: Path | None) -> None:
+    """Refuse a target that is the input, or belongs to the journal.
+
+    Raises:
+        SettingsError: It is or does.
+    """
+    journal = book.journal
+    ours = [journal, beside(journal, ".ckpt"), beside(journal, ".lock"), failures_path(journal)]
+    for path in (*ours, source, book.source):
+        if path is not None and os.path.realpath(path) == os.path.realpath(target):
+            if target.is_dir():
+                continue
+            raise SettingsError(f"{target} is what the captions are made from; choose another name")
 
 
 def _writer(kind: OutputFormat) -> Callable[[Book, Path], None]:
@@ -100,10 +116,12 @@ def _writer(kind: OutputFormat) -> Callable[[Book, Path], None]:
 
 
 def _copy(book: Book, target: Path) -> None:
-    with replacing(target) as partial:
-        shutil.copyfile(book.journal, partial)
+    with replacing(target) as partial, partial.open("wb") as file:
+        at = 0
+        while block := book.read(1 << 20, at):
+            file.write(block)
+            at += len(block)
 
 
 def _write_array(book: Book, target: Path) -> None:
-    with book.journal.open("rb") as file:
-        write_array(lambda size, at: os.pread(file.fileno(), size, at), target, Files())
+    write_array(book.read, target, Files())

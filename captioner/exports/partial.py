@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from captioner.errors import DiskError
@@ -22,7 +22,8 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         DiskError: The disk refused; the target is as it was.
     """
-    partial = beside(target, ".partial")
+    # Names have an end: 255 bytes, in most file systems.
+    partial = beside(target.with_name(target.name[:60]), ".partial")
     files = Files()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,4 +41,5 @@ def replacing(target: Path) -> Iterator[Path]:
             "are safe; make room, then run the same command again."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -7,17 +7,18 @@ import io
 import os
 import re
 import tarfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.errors import SettingsError
 from captioner.exports.partial import replacing
 from captioner.exports.tables import cell, write_rows
+from captioner.images.archives import in_archive
 from captioner.images.convert import media_type_of
 from captioner.sources.rows import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from captioner.exports.book import Book
 
@@ -46,7 +47,7 @@ def write_webdataset(book: Book, target: Path) -> None:
     number = 0
     sample: _Sample | None = next(samples, None)
     while sample is not None or not number:
-        path = target.with_name(target.name % number)
+        path = _numbered(target, number)
         with replacing(path) as partial, tarfile.open(partial, "w") as shard:
             count = 0
             while sample is not None and count < SHARD_SAMPLES and shard.offset < SHARD_BYTES:
@@ -54,9 +55,16 @@ def write_webdataset(book: Book, target: Path) -> None:
                 sample = next(samples, None)
                 count += 1
         number += 1
-    while (stale := target.with_name(target.name % number)).exists():
+    while (stale := _numbered(target, number)).exists():
         stale.unlink()  # of an export that had more
         number += 1
+
+
+def _numbered(target: Path, number: int) -> Path:
+    """Return a shard's path: the last ``%05d`` of the name becomes its number."""
+    found = list(_NUMBERED.finditer(target.name))[-1]
+    name = target.name[: found.start()] + found[0] % number + target.name[found.end() :]
+    return target.with_name(name)
 
 
 def _samples(book: Book) -> Iterator[_Sample]:
@@ -98,6 +106,7 @@ def _add(
         info = tarfile.TarInfo(f"{key}.{field}")
         info.size = len(data)
         shard.addfile(info, io.BytesIO(data))
+        shard.members = []  # type: ignore[attr-defined] # tarfile would keep them all
 
 
 def write_image_folder(book: Book, target: Path) -> None:
@@ -115,10 +124,14 @@ def write_image_folder(book: Book, target: Path) -> None:
         for row in book.rows():
             images = book.images(row)
             path = images[0].path if len(images) == 1 else None
-            if path is None or "#" in path:
+            if path is None or in_archive(path):
                 left_out += 1
                 continue
-            name = os.path.relpath((book.folder or Path()) / path, target.parent)
+            found = book.find(path)
+            if found is None:
+                left_out += 1
+                continue
+            name = os.path.relpath(found, target.parent)
             if name.startswith(".."):
                 raise SettingsError(
                     f"{target.name} has to lie in the folder of the pictures or above it; "

@@ -10,11 +10,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from captioner.answers import member_names
+from captioner.errors import DiskError
 from captioner.exports.book import parsed
 from captioner.exports.partial import replacing
 from captioner.extras import needed
 from captioner.sources.rows import dumped, line_of
-from captioner.sources.tables import ArrowSource, read_tables
+from captioner.sources.tables import ArrowSource, python_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,31 +60,51 @@ def cell(value: Any) -> Any:
 
 
 def write_sqlite(book: Book, target: Path) -> None:
-    """Write a table ``captions`` with a column for each member."""
-    columns = columns_of(book)
-    with replacing(target) as partial:
-        partial.unlink(missing_ok=True)
-        with closing(sqlite3.connect(partial)) as database, database:
-            names = ", ".join(_quoted(name) for name in _distinct(columns))
-            database.execute(f"CREATE TABLE captions ({names})")
-            places = ", ".join("?" * len(columns))
-            database.executemany(
-                f"INSERT INTO captions VALUES ({places})",  # noqa: S608 - nothing but marks
-                ([_value(row.get(name)) for name in columns] for row in book.rows()),
-            )
+    """Write a table ``captions`` with a column for each member.
+
+    Raises:
+        DiskError: The database cannot be written.
+    """
+    members = columns_of(book) or [book.fields[0]]
+    columns, rest = members[:MOST_COLUMNS], members[MOST_COLUMNS:]
+    names = [*columns, *(["more"] if rest else [])]
+    try:
+        with replacing(target) as partial:
+            partial.unlink(missing_ok=True)
+            with closing(sqlite3.connect(partial)) as database, database:
+                quoted = ", ".join(_quoted(name) for name in _distinct(names))
+                database.execute(f"CREATE TABLE captions ({quoted})")
+                places = ", ".join("?" * len(names))
+                database.executemany(
+                    f"INSERT INTO captions VALUES ({places})",  # noqa: S608 - nothing but marks
+                    (_values(row, columns, rest) for row in book.rows()),
+                )
+    except sqlite3.Error as error:
+        raise DiskError(f"{target.name} cannot be written: {error}") from None
+
+
+MOST_COLUMNS = 1_000
+"""SQLite has 2,000; what is more goes into one, as JSON."""
+
+
+def _values(row: dict[str, Any], columns: list[str], rest: list[str]) -> list[Any]:
+    values = [_value(row.get(name)) for name in columns]
+    if rest:
+        values.append(dumped({name: row[name] for name in rest if name in row}).decode())
+    return values
 
 
 def _quoted(name: str) -> str:
-    return '"' + name.replace("\0", "").replace('"', '""') + '"'
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _distinct(columns: list[str]) -> list[str]:
-    """Return names that SQLite can tell apart: it knows no case."""
+    """Return names that SQLite can tell apart: it knows no case, and no NUL."""
     seen: set[str] = set()
     found = []
-    for name in columns:
+    for column in columns:
+        name = other = column.replace("\0", "")
         number = 1
-        other = name
         while other.lower() in seen:
             number += 1
             other = f"{name}_{number}"
@@ -109,94 +130,127 @@ def write_parquet(book: Book, target: Path) -> None:
     Where the input is a table its columns keep their types, and the captions come beside them.
     Else types are found in all rows; a column whose rows differ too much becomes JSON.
     """
+    arrow = needed("pyarrow", "parquet")
     needed("pyarrow.parquet", "parquet")
     source = book.input.source if book.input else None
-    if isinstance(source, ArrowSource):
-        _write_beside(book, source, target)
+    if isinstance(source, ArrowSource) and (schema := _common_schema(arrow, source)) is not None:
+        _write_beside(book, source, schema, target)
     else:
         write_rows(book.rows, columns_of(book), target)
+
+
+class _MisfitError(Exception):
+    """A value does not fit the type of its column."""
 
 
 def write_rows(
     make_rows: Callable[[], Iterator[dict[str, Any]]], columns: list[str], target: Path
 ) -> None:
     """Write rows as a Parquet file; they are made twice, first to find the types."""
-    arrow, parquet = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")
-    types: dict[str, Any] = {}
+    arrow = needed("pyarrow", "parquet")
+    types = _types(arrow, make_rows, columns)
+    while True:
+        try:
+            _write_typed(arrow, make_rows, types, target)
+        except _MisfitError as misfit:  # 2**53 + 1 and 1.5, say, far from each other
+            types[str(misfit)] = _JSON
+        else:
+            return
+
+
+def _types(
+    arrow: Any, make_rows: Callable[[], Iterator[dict[str, Any]]], columns: list[str]
+) -> dict[str, Any]:
+    types: dict[str, Any] = dict.fromkeys(columns)
     for rows in _batches(make_rows()):
         for name in columns:
-            types[name] = _type(arrow, [row.get(name) for row in rows], types.get(name))
-    schema = arrow.schema([(name, _settled(arrow, types.get(name))) for name in columns])
+            types[name] = _type(arrow, [row.get(name) for row in rows], types[name])
+    return types
+
+
+def _write_typed(
+    arrow: Any,
+    make_rows: Callable[[], Iterator[dict[str, Any]]],
+    types: dict[str, Any],
+    target: Path,
+) -> None:
+    parquet = needed("pyarrow.parquet", "parquet")
+    schema = arrow.schema([(name, _settled(arrow, kind)) for name, kind in types.items()])
     with replacing(target) as partial, parquet.ParquetWriter(partial, schema) as writer:
         for rows in _batches(make_rows()):
-            writer.write_batch(
-                arrow.record_batch(
-                    [
-                        _array(arrow, [row.get(f.name) for row in rows], f.type, types[f.name])
-                        for f in schema
-                    ],
-                    schema=schema,
-                )
-            )
+            columns = [_column(arrow, rows, f.name, f.type, types[f.name]) for f in schema]
+            writer.write_batch(arrow.record_batch(columns, schema=schema))
 
 
-def _write_beside(book: Book, source: ArrowSource, target: Path) -> None:
+def _common_schema(arrow: Any, source: ArrowSource) -> Any:
+    """Return the schema of all files of a source; None if they have none in common."""
+    schemas = []
+    for path in source.paths:
+        for _, batch in source.tables(path):
+            if not isinstance(batch, str):
+                schemas.append(batch.schema)
+                break
+    try:
+        return arrow.unify_schemas(schemas, promote_options="permissive") if schemas else None
+    except arrow.ArrowException:
+        return None
+
+
+def _write_beside(book: Book, source: ArrowSource, schema: Any, target: Path) -> None:
     arrow, parquet = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")
     ours = member_names(book.fields)
     added = [name for name in columns_of(book) if name in ours]
-    types: dict[str, Any] = {}
-    for rows in _batches(book.rows()):
-        for name in added:
-            types[name] = _type(arrow, [row.get(name) for row in rows], types.get(name))
+    types = _types(arrow, book.rows, added)
+    kept = [field for field in schema if field.name not in added]
+    kinds = [_settled(arrow, types[name]) for name in added]
+    whole = _with_columns(arrow, arrow.schema(kept, schema.metadata), added, kinds)
     places = book.places()
-    writer: Any = None
-    with replacing(target) as partial, book.journal.open("rb") as journal:
-        try:
-            for path in source.paths:
-                for _, batch in read_tables(path):
-                    if isinstance(batch, str):
-                        continue  # it failed, and is told there
-                    batch = batch.drop_columns([n for n in added if n in batch.schema.names])  # noqa: PLW2901
-                    mask, found = [], []
-                    for row in batch.to_pylist():
+    with (
+        replacing(target) as partial,
+        book.journal.open("rb") as journal,
+        parquet.ParquetWriter(partial, whole) as writer,
+    ):
+        for path in source.paths:
+            for _, batch in source.tables(path):
+                if isinstance(batch, str):
+                    continue  # it failed, and is told there
+                mask, found = [], []
+                for row in python_rows(batch):
+                    place = None
+                    if not isinstance(row, str):
                         line = line_of(0, row, 0, source.image_columns)
                         place = places.take(book.identity.of_input(line.raw))
-                        mask.append(place is not None)
-                        if place is not None:
-                            journal.seek(place)
-                            found.append(parsed(journal.readline()))
-                    kept = batch.filter(arrow.array(mask, arrow.bool_()))
-                    columns = [
-                        _array(
-                            arrow,
-                            [row.get(name) for row in found],
-                            _settled(arrow, types[name]),
-                            types[name],
-                        )
-                        for name in added
-                    ]
-                    if writer is None:
-                        schema = _with_columns(arrow, batch.schema, added, columns)
-                        writer = parquet.ParquetWriter(partial, schema)
-                    writer.write_batch(arrow.record_batch([*kept.columns, *columns], schema=schema))
-            if writer is None:
-                parquet.write_table(arrow.table({name: [] for name in added}), partial)
-        finally:
-            if writer is not None:
-                writer.close()
+                    mask.append(place is not None)
+                    if place is not None:
+                        journal.seek(place)
+                        found.append(parsed(journal.readline()))
+                rows = batch.filter(arrow.array(mask, arrow.bool_()))
+                columns = [
+                    rows.column(field.name).cast(field.type)
+                    if field.name in rows.schema.names
+                    else arrow.nulls(rows.num_rows, field.type)
+                    for field in kept
+                ]
+                columns += [
+                    _column(arrow, found, name, kind, types[name])
+                    for name, kind in zip(added, kinds, strict=True)
+                ]
+                writer.write_batch(arrow.record_batch(columns, schema=whole))
+    if len(places):
+        book.warn(f"{len(places):,} captions are not in it: the input no longer has their rows")
 
 
-def _with_columns(arrow: Any, schema: Any, names: list[str], columns: list[Any]) -> Any:
+def _with_columns(arrow: Any, schema: Any, names: list[str], kinds: list[Any]) -> Any:
     """Return a schema with further columns, in what `datasets` notes about it, too."""
-    for name, column in zip(names, columns, strict=True):
-        schema = schema.append(arrow.field(name, column.type))
+    for name, kind in zip(names, kinds, strict=True):
+        schema = schema.append(arrow.field(name, kind))
     metadata = schema.metadata or {}
     if b"huggingface" in metadata:
         noted = json.loads(metadata[b"huggingface"])
         features = noted.get("info", {}).get("features")
         if isinstance(features, dict):
-            for name, column in zip(names, columns, strict=True):
-                features[name] = _feature(arrow, column.type)
+            for name, kind in zip(names, kinds, strict=True):
+                features[name] = _feature(arrow, kind)
         schema = schema.with_metadata({**metadata, b"huggingface": json.dumps(noted).encode()})
     return schema
 
@@ -226,22 +280,38 @@ def _type(arrow: Any, values: list[Any], before: Any) -> Any:
 
 
 def _settled(arrow: Any, kind: Any) -> Any:
-    if kind is None:
-        return arrow.string()
-    empty = kind != _JSON and (
-        arrow.types.is_null(kind) or (arrow.types.is_struct(kind) and not kind.num_fields)
-    )
-    return arrow.string() if kind == _JSON or empty else kind
+    return arrow.string() if kind is None or kind == _JSON or _is_empty(arrow, kind) else kind
 
 
-def _array(arrow: Any, values: list[Any], kind: Any, noted: Any) -> Any:
+def _is_empty(arrow: Any, kind: Any) -> bool:
+    """Tell whether a type, or one inside it, is of values that were never seen."""
+    if arrow.types.is_struct(kind):
+        inside = [kind.field(number).type for number in range(kind.num_fields)]
+        return not inside or any(_is_empty(arrow, one) for one in inside)
+    if arrow.types.is_list(kind):
+        return _is_empty(arrow, kind.value_type)
+    return bool(arrow.types.is_null(kind))
+
+
+def _column(arrow: Any, rows: list[dict[str, Any]], name: str, kind: Any, noted: Any) -> Any:
+    """Return a column of rows.
+
+    Raises:
+        _MisfitError: A value does not fit.
+    """
+    values = [row.get(name) for row in rows]
     if noted == _JSON:
         values = [None if value is None else dumped(value).decode() for value in values]
     elif kind == arrow.string():
         values = [
             one if one is None or isinstance(one, str) else dumped(one).decode() for one in values
         ]
-    return arrow.array(values, kind)
+    try:
+        return arrow.array(values, kind)
+    except (arrow.ArrowException, OverflowError, TypeError, ValueError):
+        if noted == _JSON:
+            raise
+        raise _MisfitError(name) from None
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
 from captioner.conversation import PLACEHOLDER
 from captioner.errors import BadImageError
 from captioner.exports.partial import replacing
+from captioner.identity import KeyTable, digest
+from captioner.images.archives import in_archive
 from captioner.images.convert import read_structure
 from captioner.records import ImageRef
 from captioner.sources.rows import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
     from typing import IO
 
     from captioner.exports.book import Book
@@ -165,31 +168,47 @@ def write_sidecars(book: Book, target: Path, *, suffix: str, overwrite: bool) ->
         suffix: ``.txt`` or ``.caption``.
         overwrite: Replace files that hold something else.
     """
-    kept = homeless = 0
+    kept = homeless = clashing = 0
+    written = KeyTable(offsets=False)
     for row in book.rows():
         place = _place(book, row)
-        inside = Path(place) if isinstance(place, str) and "://" not in place else None
         line = " ".join(book.texts(row)[0].split())
-        if inside is None or "#" in inside.name or not line:
+        if not isinstance(place, str) or "://" in place or in_archive(place) or not line:
             homeless += 1
             continue
-        path = (target / inside).with_suffix(suffix)  # an absolute path stays where it is
-        text = line + "\n"
-        if path.exists():
-            if path.read_text("utf-8", errors="replace") == text:
-                continue
-            if not overwrite:
-                kept += 1
-                continue
-        with replacing(path) as partial:
-            partial.write_text(text, "utf-8")
+        path = (target / place).with_suffix(suffix)  # an absolute path stays where it is
+        if written.find(key := digest(os.fsencode(path))) is not None:
+            clashing += 1
+            continue
+        written.add(key)
+        try:
+            kept += not _write_sidecar(path, line + "\n", overwrite=overwrite)
+        except OSError:
+            homeless += 1  # a name that is too long, say
     if kept:
         book.warn(
             f"{kept:,} files with another text are there already and were kept; --overwrite "
             "replaces them"
         )
+    if clashing:
+        book.warn(
+            f"{clashing:,} captions are not in files: another picture or record has the same name "
+            "but for its ending, and was first"
+        )
     if homeless:
         book.warn(f"{homeless:,} captions have no picture in a file of its own to lie beside")
+
+
+def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:
+    """Write one file, unless another text is there; tell whether it is as it should be."""
+    if path.exists():
+        if path.is_file() and path.read_text("utf-8", errors="replace") == text:
+            return True
+        if not overwrite or not path.is_file():
+            return False
+    with replacing(path) as partial:
+        partial.write_text(text, "utf-8")
+    return True
 
 
 def write_txt(book: Book, target: Path, *, overwrite: bool = False) -> None:

@@ -91,6 +91,14 @@ class Folders:
             raise BadImageError("image_unreadable", f"{path} changed while it was read")
         return data
 
+    def find(self, path: str) -> str | None:
+        """Return where a file is that a relative path leads to; None where there is none."""
+        for root in self._roots:
+            full = path if path[:1] == "/" else os.path.join(root, path)  # noqa: PTH118
+            if os.path.isfile(full):  # noqa: PTH113
+                return full
+        return None
+
     def _read(self, fd: int, size: int, *, waits: bool) -> bytes:
         """Return a file, and one byte more than it had: if it still grows it is not whole."""
         if waits:

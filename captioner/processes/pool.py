@@ -159,14 +159,16 @@ class Dealer:
         """
         listening = [asyncio.create_task(self._listen(worker)) for worker in self._workers]
         dealing = asyncio.create_task(self._deal(lines))
-        draining = asyncio.create_task(self._drain(dealing))
+        again = asyncio.create_task(self._deal_again())
+        draining = asyncio.create_task(self._drain(dealing, again))
         try:
             await asyncio.gather(dealing, return_exceptions=True)
             await asyncio.gather(*listening, return_exceptions=True)
         finally:
-            for task in (draining, dealing, *listening):
+            tasks = (draining, again, dealing, *listening)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(draining, dealing, *listening, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self._error is not None:
             raise self._error
 
@@ -175,14 +177,9 @@ class Dealer:
             async for batch in lines:
                 for at in range(0, len(batch), CHUNK):
                     await self._give(batch[at : at + CHUNK])
-                    while self._again:
-                        await self._give([self._again.popleft()])
             self._progress.complete = True
             while any(worker.lines for worker in self._left) or self._again:
-                if self._again:
-                    await self._give([self._again.popleft()])
-                else:
-                    await self._change()
+                await self._change()
             for worker in self._left:
                 worker.send(NoMore())
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
@@ -190,6 +187,14 @@ class Dealer:
         finally:
             if isinstance(lines, AsyncGenerator):
                 await lines.aclose()
+
+    async def _deal_again(self) -> None:
+        """Give the records of workers that died to others, whether more input comes or not."""
+        while True:
+            while not self._again:
+                await self._change()
+            await self._give([self._again[0]])
+            self._again.popleft()
 
     @property
     def _left(self) -> list[_Worker]:
@@ -248,7 +253,7 @@ class Dealer:
         worker.gone = True
         self._count(worker, worker.counts._replace(in_flight=0, waiting=""))
         how = worker.how_it_ended()
-        if self._stopping:
+        if self._stopping or (self._progress.complete and not (worker.lines or self._again)):
             return
         if not self._left:
             self._fail(
@@ -264,6 +269,7 @@ class Dealer:
         )
         self._again += worker.lines.values()
         worker.lines.clear()
+        self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
         """Stop the run; the first reason is the one that is told, a bug before all others."""
@@ -273,11 +279,12 @@ class Dealer:
             self._error = error
         self._stopping.set()
 
-    async def _drain(self, dealing: asyncio.Task[None]) -> None:
+    async def _drain(self, dealing: asyncio.Task[None], again: asyncio.Task[None]) -> None:
         """Once stopping, end intake, and the workers after their time."""
         await self._stopping.wait()
         self._progress.stage = "draining"
         dealing.cancel()
+        again.cancel()
         for worker in self._workers:
             worker.send(Stop(hurried=False))
         with contextlib.suppress(TimeoutError):
@@ -382,13 +389,13 @@ class _Worker:
         """Send records."""
         for line in lines:
             self.lines[line.number] = line
-            self._bytes += len(line.raw)
+            self._bytes += _size(line)
         self.send(Work(lines))
 
     def take(self, number: int) -> Line:
         """Return a record that it is done with."""
         line = self.lines.pop(number)
-        self._bytes -= len(line.raw)
+        self._bytes -= _size(line)
         return line
 
     def how_it_ended(self) -> str:
@@ -416,6 +423,11 @@ class _Worker:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+
+def _size(line: Line) -> int:
+    """Return the bytes that a record takes, its pictures too where they come along."""
+    return len(line.raw) + sum(len(data) for _, data in line.pictures)
 
 
 def part(settings: Settings, number: int) -> Settings:

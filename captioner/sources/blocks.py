@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from captioner.records import Line
 
 
-_COMPRESSED_BLOCK = 1 << 16
+_COMPRESSED_BLOCK = 1 << 10
+"""Bytes that are decompressed at once: at the worst they become 32,000 times as many."""
 
 
 class Blocks(Protocol):
@@ -146,8 +147,13 @@ class _Zstandard(io.RawIOBase):
         self._new = zstandard.ZstdDecompressor().decompressobj
         self._error = zstandard.ZstdError
         self._frame: Any = None
-        self._left = b""
+        self._left = memoryview(b"")
         self._file = path.open("rb")
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file that are behind."""
+        return self._file.tell()
 
     def readable(self) -> bool:
         return True
@@ -160,7 +166,7 @@ class _Zstandard(io.RawIOBase):
                     raise EOFError("it is cut short")
                 return 0
             try:
-                self._decompress(block)
+                self._left = memoryview(self._decompress(block))
             except self._error as error:
                 raise OSError(str(error)) from None
         count = min(len(buffer), len(self._left))
@@ -168,17 +174,27 @@ class _Zstandard(io.RawIOBase):
         self._left = self._left[count:]
         return count
 
-    def _decompress(self, block: bytes) -> None:
+    def _decompress(self, block: bytes) -> bytes:
+        found = []
         while block:
             self._frame = self._frame or self._new()
-            self._left += self._frame.decompress(block)
+            found.append(self._frame.decompress(block))
             if not self._frame.eof:
-                return
+                break
             block, self._frame = self._frame.unused_data, None
+        return b"".join(found)
 
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def position(file: IO[bytes]) -> int:
+    """Return how many bytes of an opened file are behind, as it lies on disk."""
+    raw = getattr(file, "raw", None)
+    if isinstance(raw, _Zstandard):
+        return raw.position
+    return int(getattr(file, "fileobj", file).tell())  # of gzip: the file it reads
 
 
 class StandardInput:
@@ -239,8 +255,18 @@ async def _in_daemon(work: Callable[[], bytes]) -> bytes:
 async def from_thread(make: Callable[[], Iterator[list[Line]]]) -> AsyncIterator[list[Line]]:
     """Yield what a blocking iterator yields."""
     batches: Any = await asyncio.to_thread(make)
-    try:
-        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+    while True:
+        step = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
+        try:
+            batch = await asyncio.shield(step)
+        except asyncio.CancelledError:
+            # The thread is in it still; what it holds is let go when it comes out.
+            step.add_done_callback(lambda done: (done.exception(), batches.close()))
+            raise
+        if batch is None:
+            return
+        try:
             yield batch
-    finally:
-        batches.close()
+        except GeneratorExit:
+            batches.close()
+            raise

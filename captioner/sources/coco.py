@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from captioner.extras import needed
-from captioner.sources.blocks import from_thread, open_binary
+from captioner.sources.blocks import from_thread, open_binary, position
 from captioner.sources.rows import Batching, fault_line, line_of
 
 if TYPE_CHECKING:
@@ -54,10 +54,14 @@ class CocoSource:
                 number += 1
                 if not isinstance(image, dict):
                     line = fault_line(
-                        number, {"image": image}, file.tell(), "bad_record", "it is no JSON object"
+                        number,
+                        {"image": image},
+                        position(file),
+                        "bad_record",
+                        "it is no JSON object",
                     )
                 else:
-                    line = line_of(number, image, file.tell())
+                    line = line_of(number, image, position(file))
                 if found := batching.add(line):
                     yield found
         if found := batching.rest():

@@ -57,7 +57,8 @@ class PicturesSource:
 
     def _names(self) -> Iterator[str]:
         if self._folder is None:
-            yield from matches(self._pattern)
+            single = Path(self._pattern)
+            yield from [single.name] if single.is_file() else matches(self._pattern)
             return
         root = os.fspath(self._folder)
         for folder, below, files in os.walk(root):

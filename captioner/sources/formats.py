@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.errors import SettingsError
 from captioner.places import COMPRESSED, is_elsewhere, is_pattern, storage_url
-from captioner.sources.blocks import blocks_of
+from captioner.sources.blocks import blocks_of, open_binary
 from captioner.sources.folders import PicturesSource, is_picture, matches
 from captioner.sources.jsonl import JsonlSource
 
@@ -30,7 +30,7 @@ _SUFFIXES: dict[str, InputFormat] = {
     ".feather": "arrow",
     ".tar": "webdataset",
 }
-_COCO = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|type)"\s*:')
+_COCO = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -108,8 +108,10 @@ def _arrow(path: Path, reading: _Reading) -> _Opened:
     from captioner.sources.tables import IMAGE_COLUMNS, ArrowSource, columns_of
 
     files = _files(path, f".{reading.kind}")
-    source = ArrowSource(files, reading.image_field)
-    names = columns_of(files[0])
+    source = ArrowSource(files, reading.image_field, kind=reading.kind)
+    names = columns_of(files[0], reading.kind)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingsError(f"{files[0].name} has two columns of the name {twice[0]!r}")
     if "image" in names or "images" in names:
         return source, None
     return source, next((name for name in names if name in IMAGE_COLUMNS), None)
@@ -143,7 +145,9 @@ def _image_folder(path: Path, reading: _Reading) -> _Opened:
         table = next((path / name for name in METADATA if (path / name).exists()), path)
         if table == path:
             raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
-    inside = open_input(table, image_field=reading.image_field, max_line=reading.max_line)
+    inside = open_input(
+        table, _SUFFIXES[table.suffix], image_field=reading.image_field, max_line=reading.max_line
+    )
     return inside.source, "file_name"
 
 
@@ -178,7 +182,7 @@ _OPENERS: dict[InputFormat, Callable[[Path, _Reading], _Opened]] = {
 }
 
 
-def _kind(path: Path) -> InputFormat:
+def _kind(path: Path) -> InputFormat:  # noqa: PLR0911 - one after the other
     """Return what an input is, by its name and, for a folder, by what is in it."""
     text = str(path)
     if text == "-":
@@ -193,6 +197,10 @@ def _kind(path: Path) -> InputFormat:
         path = Path(next(iter(matches(text)), text))
     if is_picture(path.name):
         return "images"
+    if path.name in METADATA and _names_files(path):
+        return "imagefolder"
+    if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".zip")):
+        raise SettingsError(f"{path} is compressed as a whole: unpack it, or name a plain .tar")
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     kind = _SUFFIXES.get(name.suffix.lower(), "jsonl")
     return "coco" if kind == "json" and _is_coco(path) else kind
@@ -200,10 +208,20 @@ def _kind(path: Path) -> InputFormat:
 
 def _is_coco(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_binary(path) as file:
             return _COCO.match(file.read(4_096)) is not None
-    except OSError:
+    except (OSError, EOFError):
         return False  # whoever opens it says why
+
+
+def _names_files(path: Path) -> bool:
+    """Tell whether a table is imagefolder's: it has a column ``file_name``."""
+    if path.suffix == ".parquet":
+        from captioner.sources.tables import columns_of
+
+        return "file_name" in columns_of(path, "parquet")
+    with path.open("rb") as file:
+        return b"file_name" in file.read(4_096)
 
 
 def _kind_of_folder(folder: Path) -> InputFormat:
@@ -215,6 +233,8 @@ def _kind_of_folder(folder: Path) -> InputFormat:
     for suffix, kind in _SUFFIXES.items():
         if suffix in (".tar", ".parquet", ".arrow") and any(n.endswith(suffix) for n in names):
             return kind
+    if not any(map(is_picture, names)) and next(folder.rglob("*.parquet"), None):
+        return "parquet"
     return "images"
 
 

@@ -41,6 +41,25 @@ def line_of(
     return Line(number, dumped(record), end, pictures=tuple(pictures))
 
 
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as JSON has it, pictures in it as ``{"bytes": "<base64>"}``."""
+    pictures: list[tuple[str, bytes]] = []
+    found: dict[str, Any] = _plain(row, pictures, is_image=False)
+    if not pictures:
+        return found
+    held = dict(pictures)
+
+    def unfold(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.get(DIGEST) in held:
+                return {"bytes": base64.b64encode(held[value[DIGEST]]).decode()}
+            return {name: unfold(one) for name, one in value.items()}
+        return [unfold(one) for one in value] if isinstance(value, list) else value
+
+    unfolded: dict[str, Any] = unfold(found)
+    return unfolded
+
+
 def fault_line(number: int, what: dict[str, Any], end: int, code: str, message: str) -> Line:
     """Return what stands for a piece of the input that cannot be read."""
     raw = dumped(what)

@@ -15,11 +15,12 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import orjson
 
-from captioner.errors import SettingsError
 from captioner.extras import needed
+from captioner.identity import KeyTable, digest
 from captioner.sources.blocks import from_thread
 from captioner.sources.folders import is_picture
 from captioner.sources.rows import Batching, fault_line, line_of
+from captioner.sources.tables import python_rows, read_tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -84,15 +85,22 @@ class ShardsSource:
             name = os.path.relpath(path, self._folder)
             try:
                 with tarfile.open(path, "r:") as shard:
-                    groups = itertools.groupby(shard, lambda member: _split(member.name)[0])
+                    seen = KeyTable(offsets=False)
+                    groups = itertools.groupby(_members(shard), lambda one: _split(one.name)[0])
                     for key, members in groups:
                         record = _sample(key, members, name, shard)
                         if record is None:
                             continue
                         number += 1
                         end = before + shard.offset
-                        if found := batching.add(line_of(number, record, end)):
+                        line = line_of(number, record, end)
+                        if seen.find(mark := digest(key.encode(errors="replace"))) is not None:
+                            message = f"{name} has two samples of the name {key}"
+                            line = fault_line(number, record, end, "bad_shard", message)
+                        seen.add(mark)
+                        if found := batching.add(line):
                             yield found
+                    _check_end(shard, path)
             except (tarfile.TarError, OSError, EOFError) as error:
                 number += 1
                 message = f"{name} breaks off: {error}"
@@ -107,6 +115,26 @@ class ShardsSource:
                         yield found
             if found := batching.rest():
                 yield found
+
+
+def _members(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a shard, of which tarfile would keep a list."""
+    while (member := shard.next()) is not None:
+        shard.members = []  # type: ignore[attr-defined]
+        yield member
+
+
+def _check_end(shard: tarfile.TarFile, path: Path) -> None:
+    """See that a shard ends as one: tarfile takes a broken header for the end.
+
+    Raises:
+        tarfile.ReadError: It does not.
+    """
+    with path.open("rb") as file:
+        file.seek(shard.offset)
+        mark = file.read(tarfile.BLOCKSIZE)
+    if mark != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("what follows is no member, and no end")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -203,15 +231,17 @@ def missing(table: Path, number: int, end: int) -> Iterator[Line]:
     """Yield what img2dataset's table of a shard says was not downloaded, as faults."""
     if not table.exists():
         return
-    parquet = needed("pyarrow.parquet", "parquet")
-    with parquet.ParquetFile(table) as file:
-        columns = {"url", "key", "status", "error_message"} & set(file.schema_arrow.names)
-        if "status" not in columns:
-            raise SettingsError(f"{table.name} is no table of img2dataset: it has no status")
-        for batch in file.iter_batches(columns=sorted(columns)):
-            for row in batch.to_pylist():
-                if row["status"] != _DOWNLOADED:
-                    number += 1
-                    why = row.get("error_message") or row["status"]
-                    message = f"img2dataset could not get it: {why}"
-                    yield fault_line(number, row, end, "not_downloaded", message)
+    for _, batch in read_tables(table):
+        rows = [batch] if isinstance(batch, str) else python_rows(batch)
+        for row in rows:
+            if isinstance(row, str):
+                number += 1
+                what = {"file": table.name}
+                message = f"{table.name} cannot be read: {row}"
+                yield fault_line(number, what, end, "bad_table", message)
+            elif row.get("status", _DOWNLOADED) != _DOWNLOADED:
+                number += 1
+                why = row.get("error_message") or row["status"]
+                message = f"img2dataset could not get it: {why}"
+                told = {name: row.get(name) for name in ("key", "url", "status")}
+                yield fault_line(number, told, end, "not_downloaded", message)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.errors import SettingsError
 from captioner.extras import needed
-from captioner.sources.blocks import from_thread, open_binary
-from captioner.sources.rows import Batching, fault_line, line_of
+from captioner.sources.blocks import from_thread, open_binary, position
+from captioner.sources.rows import BATCH_BYTES, BATCH_ROWS, Batching, fault_line, line_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -48,7 +48,6 @@ class CsvSource:
         batching = Batching()
         number = 0
         with open_binary(self._path) as raw:
-            at = getattr(raw, "fileobj", raw)  # of gzip: the file itself
             text = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
             rows = csv.reader(text, delimiter=self._delimiter, strict=True)
             header: list[str] | None = None
@@ -57,11 +56,18 @@ class CsvSource:
                     row = next(rows)
                 except StopIteration:
                     break
-                except (csv.Error, EOFError, OSError) as error:
+                except csv.Error as error:  # the reader goes on with the next line
+                    number += 1
+                    what = {"file": self._path.name, "line": rows.line_num}
+                    line = fault_line(number, what, 0, "bad_row", f"the row is broken: {error}")
+                    if found := batching.add(line):
+                        yield found
+                    continue
+                except (EOFError, OSError) as error:
                     number += 1
                     what = {"file": self._path.name, "line": rows.line_num}
                     message = f"the file breaks off: {error}"
-                    line = fault_line(number, what, self.size, "bad_row", message)
+                    line = fault_line(number, what, self.size, "bad_input", message)
                     yield [*batching.rest(), line]
                     return
                 if not row:
@@ -70,8 +76,7 @@ class CsvSource:
                     header = _header(row, self._path)
                     continue
                 number += 1
-                end = at.tell() if hasattr(at, "tell") else 0
-                if found := batching.add(self._line(number, row, header, end)):
+                if found := batching.add(self._line(number, row, header, position(raw))):
                     yield found
         if found := batching.rest():
             yield found
@@ -107,14 +112,18 @@ class ArrowSource:
     Args:
         paths: The files.
         image_field: The column that holds pictures, if an option names one.
+        kind: ``parquet`` or ``arrow``; by default what each file's name says.
 
     Attributes:
         paths: The files.
         image_columns: Columns whose bytes are pictures.
     """
 
-    def __init__(self, paths: Sequence[Path], image_field: str | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], image_field: str | None = None, *, kind: str = ""
+    ) -> None:
         needed("pyarrow", "parquet")
+        self._kind = kind
         self.paths = paths
         self.image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
 
@@ -122,6 +131,10 @@ class ArrowSource:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.paths)
+
+    def tables(self, path: Path) -> Iterator[tuple[float, Any]]:
+        """Yield the record batches of one of the files; see `read_tables`."""
+        return read_tables(path, self._kind)
 
     def batches(self) -> AsyncIterator[list[Line]]:
         """Yield the rows in order."""
@@ -132,7 +145,7 @@ class ArrowSource:
         for path in self.paths:
             size = path.stat().st_size
             batching = Batching()
-            for share, rows in read_tables(path):
+            for share, rows in self.tables(path):
                 end = before + int(share * size)
                 if isinstance(rows, str):
                     number += 1
@@ -140,24 +153,45 @@ class ArrowSource:
                     what = {"file": path.name, "after": number - 1}
                     yield [*batching.rest(), fault_line(number, what, end, "bad_table", message)]
                     continue
-                for row in rows.to_pylist():
+                for row in python_rows(rows):
                     number += 1
-                    if found := batching.add(line_of(number, row, end, self.image_columns)):
+                    if isinstance(row, str):
+                        what = {"file": path.name, "row": number}
+                        message = f"the row cannot be read: {row}"
+                        line = fault_line(number, what, end, "bad_row", message)
+                    else:
+                        line = line_of(number, row, end, self.image_columns)
+                    if found := batching.add(line):
                         yield found
             before += size
             if found := batching.rest():
                 yield found
 
 
-def read_tables(path: Path) -> Iterator[tuple[float, Any]]:
+def python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Yield the rows of a record batch; in place of one that Python cannot hold, why."""
+    try:
+        yield from batch.to_pylist()
+    except Exception:  # noqa: BLE001 - broken text, dates beyond the year 9999 and more
+        for number in range(batch.num_rows):
+            try:
+                (row,) = batch.slice(number, 1).to_pylist()
+            except Exception as error:  # noqa: BLE001 - as above
+                yield _reason(error)
+            else:
+                yield row
+
+
+def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
     """Yield record batches of a Parquet or Arrow file, each with the share of it that is behind.
 
     A group of rows that cannot be read is the reason in words, in place of its batches.
     """
     arrow = needed("pyarrow", "parquet")
+    kind = kind or ("parquet" if path.suffix.lower() == ".parquet" else "arrow")
     try:
-        if path.suffix.lower() == ".parquet":
-            file = needed("pyarrow.parquet", "parquet").ParquetFile(path)
+        if kind == "parquet":
+            file = needed("pyarrow.parquet", "parquet").ParquetFile(path, pre_buffer=False)
         else:
             yield from _ipc(path, arrow)
             return
@@ -168,7 +202,10 @@ def read_tables(path: Path) -> Iterator[tuple[float, Any]]:
         groups = file.num_row_groups
         for group in range(groups):
             try:
-                for batch in file.iter_batches(batch_size=64, row_groups=[group]):
+                size = file.metadata.row_group(group)
+                each = max(1, size.total_byte_size // max(1, size.num_rows))
+                count = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
+                for batch in file.iter_batches(batch_size=count, row_groups=[group]):
                     yield (group + 1) / groups, batch
             except (arrow.ArrowException, OSError) as error:
                 yield (group + 1) / groups, _reason(error)
@@ -197,8 +234,8 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def columns_of(path: Path) -> list[str]:
+def columns_of(path: Path, kind: str) -> list[str]:
     """Return the names of a table's columns, none if it cannot be read."""
-    for _, batch in read_tables(path):
+    for _, batch in read_tables(path, kind):
         return [] if isinstance(batch, str) else list(batch.schema.names)
     return []
