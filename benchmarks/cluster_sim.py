@@ -83,7 +83,7 @@ class ScalingEndpoint:
     def __init__(self) -> None:
         self.replicas, self.running, self.next = 1, 0, 15.0
 
-    def take(self, now: float) -> float | None:
+    def take(self, _: float) -> float | None:
         capacity = self.replicas * self.each
         if self.running >= 3 * capacity:
             return None
@@ -201,8 +201,9 @@ def plot(path: Path, curves: dict[str, list[float]], seconds: int) -> None:
         return f"{x:.1f},{height - bottom - value / top * (height - bottom - 20):.1f}"
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
+        "<style>text { font: 12px sans-serif }</style>",
+        '<rect width="100%" height="100%" fill="white"/>',
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         x, y = xy(0, top / 1.05 * share).split(",")
@@ -217,9 +218,8 @@ def plot(path: Path, curves: dict[str, list[float]], seconds: int) -> None:
         ]
         points = " ".join(xy(second, value) for second, value in enumerate(smooth))
         colour = colours[number % len(colours)]
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-        )
+        line = f'fill="none" stroke="{colour}" stroke-width="1.5"'
+        parts.append(f'<polyline points="{points}" {line}/>')
         parts.append(f'<text x="{left + 12}" y="{30 + 16 * number}" fill="{colour}">{name}</text>')
     parts.append(
         f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">seconds</text></svg>'

@@ -315,3 +315,191 @@ async def test_pictures_without_a_file_are_told(tmp_path, endpoint):
     )
     assert json.loads((tmp_path / "out.json").read_bytes()) == []
     assert any("1 captions are not in it" in text for text in warnings)
+
+
+# -- what a reading with fresh eyes found --------------------------------------------------------
+
+
+async def test_a_table_that_has_captions_already_keeps_its_rows(tmp_path, endpoint):
+    """The column is replaced; it is no part of what a row is known by, wherever it stands."""
+    table = pa.table({"image": pa.array(PICTURES[:2]), "caption": ["old"] * 2, "n": [1, 2]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    await run_batch(tmp_path / "in.parquet", tmp_path / "out.parquet", **options)
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["n"] for row in found] == [1, 2]
+    assert all(row["caption"] not in ("old", None) for row in found)
+
+
+async def test_captions_whose_rows_are_gone_are_told(tmp_path, endpoint, run_command):
+    """A table that was changed meanwhile: what has no place in an export is counted."""
+    pq.write_table(pa.table({"image": pa.array(PICTURES[:3])}), tmp_path / "in.parquet")
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    await run_batch(tmp_path / "in.parquet", tmp_path / "out.jsonl", **options)
+    pq.write_table(pa.table({"image": pa.array(PICTURES[:1])}), tmp_path / "in.parquet")
+    for name in ("x.parquet", "x.tar"):
+        ended = run_command("export", tmp_path / "out.jsonl", "--to", tmp_path / name)
+        assert "2 captions are not in it" in ended.stderr
+    ended = run_command(
+        "export", tmp_path / "out.jsonl", "--to", tmp_path / "x.json", "--to-format", "coco"
+    )
+    assert len(json.loads((tmp_path / "x.json").read_bytes())["annotations"]) == 3
+
+
+async def test_pictures_that_share_a_name_share_no_sidecar(tmp_path, endpoint):
+    """0.jpg and 0.png: the first has its file, the other one is told."""
+    for name, data in (("0.jpg", PICTURES[0]), ("0.png", PICTURES[1])):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "in.jsonl").write_text('{"image": "0.jpg"}\n{"image": "0.png"}\n')
+    warnings: list[str] = []
+    await run_batch(
+        tmp_path / "in.jsonl", tmp_path / "out", base_url=endpoint.base_url, model="m",
+        output_format="txt", overwrite=True, warn=warnings.append,
+    )  # fmt: skip
+    journal = rows(tmp_path / "out.jsonl")
+    assert (tmp_path / "out" / "0.txt").read_text().strip() == journal[0]["caption"]
+    assert any("same name" in text for text in warnings)
+
+
+async def test_names_that_cannot_be_cost_their_own_sidecar_alone(tmp_path, endpoint):
+    long = "x" * 249
+    for name in (f"{long}.jpg", "1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(PICTURES[0] + name[:1].encode())
+    (tmp_path / "out" / "1.txt").mkdir(parents=True)
+    names = [f"{long}.jpg", "1.jpg", "2.jpg"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"image": n}) + "\n" for n in names))
+    await run_batch(
+        tmp_path / "in.jsonl", tmp_path / "out", base_url=endpoint.base_url, model="m",
+        output_format="txt",
+    )  # fmt: skip
+    assert (tmp_path / "out" / "2.txt").is_file()
+    assert (tmp_path / "out" / f"{long}.txt").is_file()
+
+
+async def test_nothing_that_belongs_to_a_run_is_written_over(caption, source, run_command):
+    output = await caption("out.jsonl")
+    before = {path: path.read_bytes() for path in output.parent.glob("*.jsonl*")}
+    assert len(before) == 4
+    for path in before:
+        assert run_command("export", output, "--to", path).returncode == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+async def test_a_file_that_no_run_has_made_is_not_replaced(source, endpoint):
+    from captioner import SettingsError
+
+    target = source.with_name("mine.csv")
+    target.write_text("mine")
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    with pytest.raises(SettingsError, match="no run has made it"):
+        await run_batch(source, target, **options)
+    assert (target.read_text(), endpoint.count) == ("mine", 0)
+    await run_batch(source, target, **options, overwrite=True)
+    assert target.read_text() != "mine"
+
+
+async def test_an_export_finds_the_input_from_anywhere(
+    tmp_path, endpoint, run_command, monkeypatch
+):
+    """The checkpoint holds where it is, not what it was called from there."""
+    pq.write_table(pa.table({"image": pa.array(PICTURES[:2])}), tmp_path / "in.parquet")
+    monkeypatch.chdir(tmp_path)
+    await run_batch("in.parquet", "out.jsonl", base_url=endpoint.base_url, model="m")
+    (tmp_path / "sub").mkdir()
+    ended = run_command("export", "../out.jsonl", "--to", "x.tar", cwd=tmp_path / "sub")
+    assert ended.stderr == "written: x.tar\n"
+    found = webdataset.WebDataset(
+        str(tmp_path / "sub" / "x.tar"), shardshuffle=False, empty_check=False
+    )
+    assert [sample["jpg"] for sample in found] == PICTURES[:2]
+
+
+async def test_image_folder_under_an_image_root(tmp_path, source, endpoint):
+    """Names are relative to the metadata, wherever the input lies."""
+    moved = tmp_path / "in.jsonl"
+    moved.write_bytes(source.read_bytes())
+    target = source.parent / "metadata.jsonl"
+    await run_batch(moved, target, base_url=endpoint.base_url, model="m", image_root=source.parent)
+    assert [row["file_name"] for row in rows(target)] == ["0.jpg", "1.jpg", "3.jpg"]
+
+
+async def test_a_torn_journal_is_exported_up_to_where_it_is_whole(caption, run_command):
+    output = await caption("out.jsonl")
+    whole = output.read_bytes()
+    with output.open("ab") as file:
+        file.write(b'{"id": 99, "caption": "to')
+    for name in ("copy.jsonl", "a.json", "a.csv"):
+        assert run_command("export", output, "--to", output.with_name(name)).returncode == 0
+    assert output.with_name("copy.jsonl").read_bytes() == whole
+    assert len(json.loads(output.with_name("a.json").read_bytes())) == 3
+    output.write_bytes(whole.replace(b'"caption"', b'"cap!ion"', 1))
+    ended = run_command("export", output, "--to", output.with_name("b.csv"))
+    assert (ended.returncode, "Traceback" in ended.stderr) == (5, False)
+
+
+async def test_values_that_have_no_type_in_common_become_json(tmp_path, endpoint):
+    """Empty objects inside objects; a large integer, and far below a fraction."""
+    (tmp_path / "0.jpg").write_bytes(PICTURES[0])
+    with (tmp_path / "in.jsonl").open("w") as file:
+        for number in range(5_001):
+            value = 2**53 + 1 if number < 5_000 else 1.5
+            record = {"image": "0.jpg", "e": {"a": {}, "b": []}, "x": value, "n": number}
+            file.write(json.dumps(record) + "\n")
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 64}
+    await run_batch(tmp_path / "in.jsonl", tmp_path / "out.parquet", **options)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found["x"].to_pylist()[::5_000] == [str(2**53 + 1), "1.5"]
+    assert json.loads(found["e"].to_pylist()[0]) == {"a": {}, "b": []}
+
+
+async def test_tables_whose_columns_differ(tmp_path, endpoint):
+    """One file has a column more, and numbers of another width."""
+    place = tmp_path / "in"
+    place.mkdir()
+    first = {"image": pa.array(PICTURES[:1]), "n": pa.array([1], pa.int32())}
+    second = {"image": pa.array(PICTURES[1:2]), "n": pa.array([2], pa.int64()), "more": ["x"]}
+    for number, table in enumerate((first, second)):
+        pq.write_table(pa.table(table), place / f"{number}.parquet")
+    await run_batch(place, tmp_path / "out.parquet", base_url=endpoint.base_url, model="m")
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["n"], row["more"]) for row in found] == [(1, None), (2, "x")]
+
+
+async def test_sqlite_of_nothing_and_of_names_it_cannot_tell_apart(tmp_path, endpoint):
+    (tmp_path / "0.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "none.jsonl").write_text('{"image": "no.jpg"}\n')
+    many = {"image": "0.jpg", "a": 1, "A": 2, "a\0": 3, **{f"c{n}": n for n in range(2_500)}}
+    (tmp_path / "many.jsonl").write_text(json.dumps(many) + "\n")
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    for name, count in (("none", 0), ("many", 1)):
+        await run_batch(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.db", **options)
+        with sqlite3.connect(tmp_path / f"{name}.db") as database:
+            found = database.execute("SELECT * FROM captions").fetchall()
+        database.close()
+        assert len(found) == count
+    assert found[0][1:4] == (1, 2, 3)
+
+
+async def test_an_export_that_breaks_off_ends(tmp_path, endpoint, run_command):
+    """From a table whose pictures are read again: the disk is full, and that is said."""
+    pictures = [jpeg(n, (700, 700), quality=100) for n in range(6)]
+    pq.write_table(pa.table({"image": pa.array(pictures)}), tmp_path / "in.parquet")
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    await run_batch(tmp_path / "in.parquet", tmp_path / "out.jsonl", **options)
+    limit = len(pictures[0]) * 2
+
+    def less_disk() -> None:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    ended = run_command(
+        "export", tmp_path / "out.jsonl", "--to", tmp_path / "x.tar", preexec_fn=less_disk
+    )
+    assert ended.returncode == 9, ended.stderr
+    assert not (tmp_path / "x.tar").exists()
+    odd = run_command("export", tmp_path / "out.jsonl", "--to", tmp_path / "6%_%05d.tar")
+    assert odd.returncode == 0, odd.stderr
+    assert (tmp_path / "6%_00000.tar").exists()

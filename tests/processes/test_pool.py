@@ -284,3 +284,25 @@ def test_importing_the_package_starts_nothing(tmp_path, make_input, endpoint):
         [sys.executable, script], capture_output=True, text=True, check=False, timeout=50
     )
     assert ended.stdout == "20\n", ended.stderr
+
+
+def test_records_of_a_dead_worker_do_not_wait_for_more_input(tmp_path, make_input, endpoint):
+    """Standard input stays open: the others take them at once."""
+    lines = make_input(20).read_bytes()
+    endpoint.latency_s = 0.3
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", 8]
+    process = subprocess.Popen(
+        command("-", "-o", "out.jsonl", *options, "--processes", 2), cwd=tmp_path,
+        stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdin.write(lines)
+    process.stdin.flush()
+    while endpoint.count < 4:
+        assert process.poll() is None
+    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while len(endpoint.answered) < 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(endpoint.answered) == 20
+    process.kill()
+    process.communicate()

@@ -3,6 +3,7 @@ each row comes back once, a bad row is a failure, and what is done is known agai
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import gzip
 import io
@@ -10,6 +11,7 @@ import json
 import os
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from hub import serving
 from captioner import SettingsError, run_batch
 from captioner.options import InputFormat
 from captioner.records import Line
+from captioner.sources.blocks import from_thread
 from captioner.sources.formats import open_input
 
 PICTURES = [jpeg(number) for number in range(4)]
@@ -457,3 +460,144 @@ async def test_members_of_a_sample_are_read_without_holding_the_shard(tmp_path):
     async for batch in open_input(tmp_path / "in.tar").source.batches():
         found += batch
     assert json.loads(found[0].raw) == {"__key__": "a", "txt": "t", "image": "in.tar#a.jpg"}
+
+
+# -- what a reading with fresh eyes found --------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut at a header", "cut in a header", "broken header"])
+async def test_a_shard_that_ends_too_early_says_so(tmp_path, endpoint, damage):
+    """tarfile takes a broken header for the end of the shard."""
+    source = tar(tmp_path)
+    with tarfile.open(source) as shard:
+        at = next(member.offset for member in shard if member.name.startswith("sample2"))
+    data = bytearray(source.read_bytes())
+    if damage == "broken header":
+        data[at + 150] ^= 0xFF
+    else:
+        del data[at + (100 if damage == "cut in a header" else 0) :]
+    source.write_bytes(data)
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(source, **options)
+    assert (report.captioned, report.codes) == (2, {"bad_shard": 1})
+
+
+async def test_two_samples_of_one_name_are_not_mixed_up(tmp_path, endpoint):
+    """Which picture is whose none could tell: the second one fails."""
+    with tarfile.open(tmp_path / "in.tar", "w") as shard:
+        for name, data in (("a.jpg", PICTURES[0]), ("b.jpg", PICTURES[1]), ("a.jpg", PICTURES[2])):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            shard.addfile(info, io.BytesIO(data))
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(tmp_path / "in.tar", **options)
+    assert (report.captioned, report.codes) == (2, {"bad_shard": 1})
+
+
+async def test_a_broken_row_costs_no_other_row(tmp_path, endpoint):
+    save(tmp_path)
+    (tmp_path / "in.csv").write_text('image,n\n0.jpg,1\n1.jpg,"a"b\n2.jpg,3\n3.jpg,4\n')
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(tmp_path / "in.csv", **options)
+    assert (report.captioned, report.codes) == (3, {"bad_row": 1})
+    assert [row["n"] for row in rows(tmp_path / "out.jsonl")] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("make", [comma, coco])
+async def test_zstandard_of_every_kind(tmp_path, endpoint, make):
+    source = make(tmp_path)
+    packed = source.with_name(source.name + ".zst")
+    packed.write_bytes(zstandard.compress(source.read_bytes()))
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(packed, **options)
+    assert (report.captioned, report.failed) == (4, 1)
+
+
+async def test_values_that_python_cannot_hold_fail_their_row_alone(tmp_path, endpoint):
+    """Text that is no UTF-8, a date beyond the year 9999."""
+    names = save(tmp_path)
+    text = pa.array([b"fine", b"\xff\xfe", b"fine", b"fine"], pa.binary()).view(pa.string())
+    days = pa.array([1, 2, 3_000_000, 4], pa.int32()).view(pa.date32())
+    table = pa.table({"image": names, "text": text, "day": days})
+    pq.write_table(table, tmp_path / "in.parquet")
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(tmp_path / "in.parquet", **options)
+    assert (report.captioned, report.codes) == (2, {"bad_row": 2})
+
+
+async def test_a_table_of_downloads_that_is_damaged_is_one_failure(tmp_path, endpoint):
+    source = downloads(tmp_path, as_tars=True)
+    (source / "00000.parquet").write_bytes(b"junk")
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(source, **options)
+    assert (report.captioned, report.codes) == (4, {"bad_table": 1})
+
+
+async def test_a_single_picture_is_that_picture(tmp_path, endpoint, monkeypatch):
+    """Whatever lies in a folder of the same name below it."""
+    (tmp_path / "d" / "d").mkdir(parents=True)
+    (tmp_path / "d" / "p.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "d" / "d" / "p.jpg").write_bytes(PICTURES[1])
+    monkeypatch.chdir(tmp_path)
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    await run_batch("d/p.jpg", **options)
+    assert endpoint.calls[0].images == [PICTURES[0]]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+async def test_an_output_in_the_folder_of_the_pictures_is_no_input(tmp_path, endpoint, name):
+    """What a folder was at first, it is for the runs that continue."""
+    source = tmp_path / "photos"
+    save(source)
+    options = {"base_url": endpoint.base_url, "model": "m", "output": source / name}
+    for _ in range(2):
+        report = await run_batch(source, **options)
+        assert (report.captioned + report.resumed, report.orphans) == (4, 0)
+    assert endpoint.count == 4
+
+
+@pytest.mark.parametrize(("make", "name"), [(parquet_folder, "x.parquet"), (tars, "x.tar")])
+async def test_an_output_among_the_inputs_is_refused(tmp_path, endpoint, make, name):
+    source = make(tmp_path)
+    source = source if source.is_dir() else source.parent
+    with pytest.raises(SettingsError, match="among the inputs"):
+        await run_batch(source, source / name, base_url=endpoint.base_url, model="m")
+    assert endpoint.count == 0
+
+
+async def test_large_pictures_in_rows_come_in_small_batches(tmp_path):
+    """However many rows a group has: memory is bounded by bytes."""
+    data = [bytes([number]) * 3_000_000 for number in range(12)]
+    pq.write_table(pa.table({"image": pa.array(data)}), tmp_path / "in.parquet", compression=None)
+    sizes = [
+        sum(len(picture) for line in batch for _, picture in line.pictures)
+        async for batch in open_input(tmp_path / "in.parquet").source.batches()
+    ]
+    assert sum(sizes) == 36_000_000
+    assert max(sizes) <= 12_000_000
+
+
+async def test_being_stopped_while_a_batch_is_read_is_no_error(tmp_path):
+    """The thread that reads comes out when it can; nobody calls into it meanwhile."""
+    reading, go_on = threading.Event(), threading.Event()
+    closed = threading.Event()
+
+    def slow():
+        try:
+            reading.set()
+            go_on.wait(10)
+            yield []
+        finally:
+            closed.set()
+
+    async def consume() -> None:
+        async for _ in from_thread(slow):
+            pass
+
+    task = asyncio.create_task(consume())
+    await asyncio.to_thread(reading.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    assert await asyncio.to_thread(closed.wait, 10)
