@@ -23,7 +23,7 @@ from captioner.cluster.broker import RENEW_S, Broker, Tenant
 from captioner.limiter import Limiter
 
 WORKERS = (1, 10, 100, 1_000)
-SLOTS = 4_000
+SLOTS = 8_000
 """Requests in flight that all workers together may have."""
 
 QUOTA = 60_000.0
@@ -52,12 +52,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class QuotaEndpoint:
-    """Grants so many requests a minute, from a bucket that begins with a second's worth."""
+    """Grants so many requests a minute, from a bucket that begins full."""
 
     latency_s = 0.5
 
     def __init__(self) -> None:
-        self.level, self.at = QUOTA / 60, 0.0
+        self.level, self.at = QUOTA, 0.0
 
     def take(self, now: float) -> float | None:
         """Return the seconds a request takes, None if it is refused."""
@@ -237,9 +237,8 @@ def main() -> None:
         late = tally.done[seconds // 4 : seconds]
         used = sum(late) / len(late) / (QUOTA / 60)
         refused = tally.refused / (tally.refused + sum(tally.done))
-        print(
-            f"| {count:,} | {used:.2f} | {refused:.1%} | {tally.leases / seconds:,.0f} | {cpu:.0f} |"
-        )
+        leases = tally.leases / seconds
+        print(f"| {count:,} | {used:.2f} | {refused:.1%} | {leases:,.0f} | {cpu:.0f} |")
     print(
         "\n| workers, scaling service | of its capacity, last minute | captions/s then | refused |"
     )

@@ -27,9 +27,16 @@ doubled each round trip until trouble is met."""
 DECREASE = 0.9
 """Factor of one decrease. All of one cohort fail together: halving for each collapses a pool."""
 
+CALM_ROUNDS = 5
+CALM_STEP = 0.1
+"""Round trips without trouble after which the limit grows by a tenth each: the endpoint may have
+become larger, as those do that scale up."""
+
 ERRORS_TO_SLOW = 2
 SHARE_TO_SLOW = 0.1
-"""A single error never slows the pool: at least two, and a tenth of what came back meanwhile."""
+RECENT_ROUNDS = 4
+"""A single error never slows the pool: at least two, and a tenth of what came back in the last
+round trips, four at the most."""
 
 
 def start_of(ceiling: int) -> int:
@@ -48,6 +55,10 @@ class Window:
         ceiling: Most permits ever.
         limit: Permits now; fractions count up to the next one.
         epoch: Number of decreases so far; a request carries the one it was sent in.
+        slow_start: No trouble yet.
+        good: Successes of the last round trips.
+        bad: Overloads of the last round trips.
+        calm: Successes since the last decrease.
     """
 
     ceiling: int
@@ -56,12 +67,19 @@ class Window:
     slow_start: bool = True
     good: int = 0
     bad: int = 0
+    calm: int = 0
 
     def succeeded(self, in_flight: int) -> None:
         """Note a success; the limit grows only while it is what holds us back."""
         self.good += 1
+        self.calm += 1
+        if self.good + self.bad > RECENT_ROUNDS * max(8.0, self.limit):
+            self.good //= 2
+            self.bad //= 2
         if self.limit < self.ceiling and 2 * in_flight >= self.limit:
             step = 1.0 if self.slow_start else 1.0 / self.limit
+            if self.calm > CALM_ROUNDS * self.limit:
+                step = max(step, CALM_STEP)
             self.limit = min(float(self.ceiling), self.limit + step)
 
     def overloaded(self, epoch: int) -> None:
@@ -73,7 +91,7 @@ class Window:
             self.limit = max(1.0, self.limit * DECREASE)
             self.slow_start = False
             self.epoch += 1
-            self.good = self.bad = 0
+            self.good = self.bad = self.calm = 0
 
 
 @dataclass(slots=True)

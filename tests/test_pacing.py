@@ -64,6 +64,21 @@ def test_after_trouble_the_limit_creeps_up() -> None:
     assert before < window.limit <= before + 1
 
 
+def test_after_a_long_calm_the_limit_grows_faster() -> None:
+    """An endpoint that has scaled up meanwhile is found out in seconds, not in hours."""
+    window = Window(10_000, 64.0)
+    full_round(window, bad=64)
+    rounds = 0
+    while window.limit < 1_000 and rounds < 100:
+        full_round(window)
+        rounds += 1
+    assert 20 < rounds < 80
+    before = window.limit
+    full_round(window, bad=int(before))
+    full_round(window)
+    assert window.limit <= before
+
+
 def test_the_limit_grows_only_while_it_is_what_holds_us_back() -> None:
     """A run with few records does not talk itself into a hundred permits."""
     window = Window(128, 20.0)

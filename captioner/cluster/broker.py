@@ -100,7 +100,7 @@ class Broker:
         whole, rest = divmod(int(self.window.limit), self.live)
         return Lease(
             1 / self.live,
-            max(1, whole + (rank < rest)),
+            whole + (rank < rest),  # none for the last ones where there are fewer than workers
             max(0.0, self._closed_until - now),
             self.window.epoch,
         )
