@@ -14,7 +14,9 @@ from captioner.endpoints import Endpoint, Endpoints
 from captioner.errors import EndpointFaultError, SettingsError
 from captioner.health import Health
 from captioner.limiter import Limiter, start_of
+from captioner.prices import FREE, Price, price_of
 from captioner.records import Request
+from captioner.spending import Spending
 from captioner.stopping import StoppedError, Stopping
 from captioner.transport import AiohttpTransport
 from captioner.values import without_secrets
@@ -87,6 +89,7 @@ async def connect(
         offline = await stack.enter_async_context(OfflineEndpoint())
         model = settings.endpoint.model or OFFLINE_MODEL
         found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
+    spending = _spending(settings, progress)
     made: list[Endpoint] = []
     models: list[str] = []
     languages: list[Dialect] = []
@@ -116,6 +119,8 @@ async def connect(
                 stopping,
                 name=without_secrets(name),
                 warn=warn,
+                spending=spending,
+                price=_price(settings, one, models[-1], name),
             )
         )
     return Connected(Endpoints(made, warn=warn), models, languages[0], transports[0])
@@ -131,6 +136,8 @@ def _endpoint(
     *,
     name: str,
     warn: Callable[[str], None],
+    spending: Spending | None,
+    price: Price,
 ) -> Endpoint:
     limiter = Limiter(
         settings.run.concurrency,
@@ -151,7 +158,30 @@ def _endpoint(
         stopping,
         weight=endpoint.weight,
         warn=warn,
+        spending=spending,
+        price=price,
     )
+
+
+def _spending(settings: Settings, progress: Progress) -> Spending | None:
+    """Return what counts the money, where anybody asks for it."""
+    run = settings.run
+    if run.budget is None and run.budget_tokens is None and run.prices is None:
+        return None
+    parts = run.processes
+    return Spending(
+        progress,
+        most_tokens=run.budget_tokens / parts if run.budget_tokens is not None else None,
+        most_money=run.budget / parts if run.budget is not None else None,
+    )
+
+
+def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price:
+    """Return what an endpoint's model costs, where anybody asks for it."""
+    run = settings.run
+    if endpoint.offline or (run.budget is None and run.prices is None):
+        return FREE
+    return price_of(model, url, run.prices)
 
 
 def _dialect(

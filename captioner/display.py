@@ -110,6 +110,8 @@ class Display:
         facts.append(f"{now.in_flight} in flight")
         if tokens := now.prompt_tokens + now.completion_tokens:
             facts.append(f"{short(tokens)} tokens")
+        if now.cost:
+            facts.append(f"${now.cost:,.2f}")
         if self._live is None:
             facts.append(f"{self._pace.fraction:.0%}")
             facts.append(self._eta())
@@ -174,6 +176,8 @@ def summarise(report: RunReport, settings: Settings) -> str:
         lines[0] += f"; {report.resumed:,} were done before"
     tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
     lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
+    if report.cost:
+        lines[-1] += f"; ${report.cost:,.2f}"
     if report.shared:
         lines.append(f"{report.shared:,} records share the answer to an equal one (--dedup)")
     if report.cached:

@@ -20,6 +20,7 @@ from captioner.errors import (
     PictureError,
     RefusedError,
 )
+from captioner.prices import FREE
 from captioner.ratelimits import NO_LIMITS, read_limits
 from captioner.records import Request
 from captioner.stopping import DispersedError, StoppedError
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from captioner.health import Health
     from captioner.interfaces import Dialect, Transport
     from captioner.limiter import Limiter
+    from captioner.prices import Price
     from captioner.records import Asking, Completion, Progress
+    from captioner.spending import Spending
     from captioner.stopping import Stopping
 
 POISON_FAULTS = 3
@@ -61,6 +64,8 @@ class Endpoint:
         stopping: Ends waits.
         weight: Its share beside others with as many requests in flight.
         warn: Called with a sentence when the dialect had to adapt.
+        spending: Counts money, and ends the run before a cap is crossed.
+        price: Of the model asked for.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class Endpoint:
         *,
         weight: float = 1.0,
         warn: Callable[[str], None],
+        spending: Spending | None = None,
+        price: Price = FREE,
     ) -> None:
         self.name = name
         self.limiter = limiter
@@ -85,6 +92,8 @@ class Endpoint:
         self._progress = progress
         self._stopping = stopping
         self._warn = warn
+        self._spending = spending
+        self._price = price
         self._mean_tokens = FIRST_GUESS_TOKENS
         self._not_found = 0
 
@@ -150,6 +159,9 @@ class Endpoint:
     ) -> Completion:
         progress, dialect = self._progress, self._dialect
         version = dialect.version
+        spending = self._spending
+        if spending is not None:
+            spending.begin(self._price)
         request = dialect.request(messages, asking)
         progress.calls += 1
         progress.retries += retry
@@ -158,6 +170,8 @@ class Endpoint:
             response = await self._transport.send(request)
         finally:
             progress.in_flight -= 1
+            if spending is not None:
+                spending.end()
         self.health.answered()
         limits = read_limits(response.headers)
         if limits is not NO_LIMITS:
@@ -175,6 +189,8 @@ class Endpoint:
                 self._warn(f"{self.name} refuses a parameter ({error.message}): sending {change}")
             raise
         progress.waiting = ""
+        if spending is not None:
+            spending.note(completion.usage, self._price)
         return completion
 
     def _note_success(self, estimated: float, completion: Completion) -> None:

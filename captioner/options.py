@@ -464,6 +464,20 @@ class RunSettings:
         "concurrency, the memory and the endpoint's limits, and knows the equal requests of its "
         "own records only.",
     )
+    budget: float | None = _option(
+        None,
+        "Most US dollars that this run may spend: it ends with exit code 8 before more is spent, "
+        "and what is in flight is finished.",
+    )
+    budget_tokens: int | None = _option(
+        None,
+        "Most tokens, input and output, that this run may spend; likewise.",
+    )
+    prices: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
+        None,
+        "TOML file of prices that go before those of the library: a table for each model, with "
+        "input and output in US dollars a million tokens.",
+    )
     max_attempts: int = _option(
         5,
         "Attempts after which a record whose replies are no captions fails.",
@@ -517,6 +531,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         check_positive("concurrency", self.concurrency)
+        check_positive("budget", self.budget)
+        check_positive("budget_tokens", self.budget_tokens)
         check_positive("processes", self.processes)
         if self.processes > self.concurrency:
             raise SettingsError("processes: each needs a request in flight of --concurrency")

@@ -303,6 +303,7 @@ class Progress:
         retries: Requests that were not a record's first.
         prompt_tokens: Input tokens as the endpoint counted them.
         completion_tokens: Output tokens as the endpoint counted them.
+        cost: US dollars spent, replies that were not kept included; 0 where prices are not known.
         codes: Failures of this run by code.
         examples: One failure for each code.
         waiting: Why nothing moves, in words; empty while things move.
@@ -326,6 +327,7 @@ class Progress:
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: float = 0.0
     codes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Failure] = field(default_factory=dict)
     waiting: str = ""
@@ -364,6 +366,7 @@ class RunReport:
         codes: Failures by code, those of earlier runs included.
         examples: One failure of each code, as ``(line number, message)``.
         stopped: Name of the reason if the run was stopped early, else empty.
+        cost: US dollars spent; 0 where prices are not known.
     """
 
     output: str | None
@@ -386,6 +389,7 @@ class RunReport:
     codes: dict[str, int]
     examples: dict[str, tuple[int, str]]
     stopped: str = ""
+    cost: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a JSON-ready dictionary."""

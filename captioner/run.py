@@ -406,6 +406,7 @@ class _Run:
             codes={code: count for code, (count, _, _) in kinds.items()},
             examples={code: (line, message) for code, (_, line, message) in kinds.items()},
             stopped=stopped,
+            cost=progress.cost,
         )
 
 

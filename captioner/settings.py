@@ -66,6 +66,9 @@ class Settings:
             raise SettingsError("batch-api: it takes one endpoint and one process")
         if self.cluster.engine == "ray" and (self.batch.any or self.run.processes > 1):
             raise SettingsError("engine: ray goes without --batch-api and --processes")
+        capped = self.run.budget is not None or self.run.budget_tokens is not None
+        if capped and (self.batch.any or self.cluster.engine == "ray"):
+            raise SettingsError("budget: it goes without --batch-api and --engine ray")
         if self.batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: leave out --stream")
         records = self.records

@@ -17,6 +17,8 @@ from captioner.settings import Settings
 from captioner.values import flag_name
 
 SAMPLES = {
+    "budget": 2.5,
+    "budget_tokens": 1_000_000,
     "engine": "ray",
     "shards": 4,
     "workers": 2,

@@ -19,6 +19,7 @@ from captioner.records import Line, Response
 
 PUBLIC = [
     "Caption",
+    "CaptionBatch",
     "CaptionError",
     "Captioner",
     "CaptionerError",
@@ -42,6 +43,7 @@ PUBLIC = [
     "Transport",
     "caption_stream",
     "run_batch",
+    "run_on_ray",
 ]
 MODULES = sorted(Path(captioner.__file__).parent.rglob("*.py"))
 

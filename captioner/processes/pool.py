@@ -245,6 +245,7 @@ class Dealer:
         progress.retries += counts.retries - before.retries
         progress.shared += counts.shared - before.shared
         progress.cached += counts.cached - before.cached
+        progress.cost += counts.cost - before.cost
         worker.counts = counts
         progress.waiting = next((one.counts.waiting for one in self._left), "")
 

@@ -38,6 +38,7 @@ class Counts(NamedTuple):
     shared: int = 0
     cached: int = 0
     waiting: str = ""
+    cost: float = 0.0
 
 
 class Ready(NamedTuple):

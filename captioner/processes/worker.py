@@ -147,7 +147,15 @@ class Worker:
 
     def _counts(self) -> Counts:
         now = self._progress
-        return Counts(now.in_flight, now.calls, now.retries, now.shared, now.cached, now.waiting)
+        return Counts(
+            now.in_flight,
+            now.calls,
+            now.retries,
+            now.shared,
+            now.cached,
+            now.waiting,
+            now.cost,
+        )
 
     def _warn(self, text: str) -> None:
         self._wire.send(Warned(text))

@@ -1,0 +1,83 @@
+"""What a model costs: from the user's own file, else from a library that is kept up to date."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from captioner.errors import SettingsError
+from captioner.extras import needed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from captioner.records import Usage
+
+MILLION = 1_000_000
+
+
+class Price(NamedTuple):
+    """US dollars for a million tokens.
+
+    Attributes:
+        input: Of the prompt, pictures included.
+        output: Of the answer.
+    """
+
+    input: float
+    output: float
+
+    def of(self, usage: Usage) -> float:
+        """Return what some tokens cost, in US dollars."""
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        return (self.input * prompt + self.output * completion) / MILLION
+
+
+FREE = Price(0.0, 0.0)
+
+
+def price_of(model: str, base_url: str, prices: Path | None) -> Price:
+    """Return the price of a model.
+
+    Args:
+        model: Its name.
+        base_url: The endpoint, which tells the provider.
+        prices: A TOML file of one's own: a table for each model, with ``input`` and ``output``.
+
+    Raises:
+        SettingsError: There is none, or the file cannot be read.
+    """
+    if prices is not None and (own := _own(model, prices)) is not None:
+        return own
+    library = needed("genai_prices", "prices")
+    usage = library.Usage(input_tokens=MILLION, output_tokens=MILLION)
+    for by in ({"provider_api_url": base_url}, {}):
+        try:
+            found = library.calc_price(usage, model, **by)
+        except LookupError:
+            continue
+        return Price(float(found.input_price), float(found.output_price))
+    raise SettingsError(
+        f"budget: no price is known for {model}. Give one in a file with --prices, for example: "
+        f'["{model}"] and below it input = 0.15 and output = 0.60 (US dollars a million tokens)'
+    )
+
+
+def _own(model: str, prices: Path) -> Price | None:
+    try:
+        tables: dict[str, Any] = tomllib.loads(prices.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"prices: cannot read {prices}: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"prices: {prices} is no TOML: {error}") from None
+    if model not in tables:
+        return None
+    try:
+        found = Price(float(tables[model]["input"]), float(tables[model]["output"]))
+    except (KeyError, TypeError, ValueError):
+        raise SettingsError(
+            f"prices: {prices} needs numbers input and output for {model}"
+        ) from None
+    if min(found) < 0:
+        raise SettingsError(f"prices: {prices} has a negative price for {model}")
+    return found

@@ -1,0 +1,89 @@
+"""A run that may not spend more than it was told."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import rows
+from endpoint import Reply, completion
+
+from captioner import SettingsError, run_batch
+from captioner.errors import LimitReachedError
+from captioner.prices import Price, price_of
+from captioner.records import Usage
+
+MANY = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
+
+
+def costly(call):
+    return Reply(body={**completion(f"c{call.number}"), "usage": MANY})
+
+
+@pytest.fixture
+def prices(tmp_path):
+    path = tmp_path / "prices.toml"
+    path.write_text("[m]\ninput = 1.0\noutput = 10.0\n")
+    return path
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_money_is_never_spent_beyond_the_cap(make_input, endpoint, prices, processes):
+    """A request costs 0.2 cents: of 10 cents 50 come, and the run goes on with the next 10."""
+    endpoint.behave = costly
+    source = make_input(80)
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 8, "prices": prices}
+    with pytest.raises(LimitReachedError, match="--budget") as error:
+        await run_batch(source, budget=0.1, **options, processes=processes)
+    assert error.value.exit_code == 8
+    report = error.value.report
+    assert 40 <= endpoint.count <= 50
+    assert report.captioned == endpoint.count == len(rows(source.with_name("input.captions.jsonl")))
+    assert report.cost == pytest.approx(endpoint.count * 0.002)
+    report = await run_batch(source, budget=0.1, **options, processes=processes)
+    assert (report.complete, endpoint.count) == (True, 80)
+
+
+async def test_tokens_are_never_spent_beyond_the_cap(make_input, endpoint):
+    endpoint.behave = costly
+    with pytest.raises(LimitReachedError, match="--budget-tokens"):
+        await run_batch(make_input(80), base_url=endpoint.base_url, model="m", budget_tokens=22_000)
+    assert 10 <= endpoint.count <= 20
+
+
+async def test_replies_that_are_not_kept_cost_as_well(make_input, endpoint, prices):
+    endpoint.behave = lambda _: Reply(body={**completion(""), "usage": MANY})
+    report = await run_batch(
+        make_input(2), base_url=endpoint.base_url, model="m", prices=prices, max_attempts=3
+    )
+    assert (report.failed, report.cost) == (2, pytest.approx(0.012))
+
+
+def test_the_command_says_what_is_left(make_input, endpoint, prices, run_command):
+    endpoint.behave = costly
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--prices", prices]
+    ended = run_command(make_input(60), *options, "--budget", "0.05")
+    assert ended.returncode == 8
+    assert "The budget of $0.05" in ended.stderr
+    assert "$0.0" in ended.stderr
+    assert "not finished" in ended.stderr
+
+
+def test_prices_of_ones_own_go_before_those_of_the_library(tmp_path, prices):
+    assert price_of("m", "https://api.openai.com/v1", prices) == Price(1.0, 10.0)
+    assert price_of("gpt-4o-mini", "https://api.openai.com/v1", prices) == Price(0.15, 0.6)
+    assert Price(1.0, 10.0).of(Usage(1_000_000, 100_000)) == 2.0
+    with pytest.raises(SettingsError, match="no price is known for my/model"):
+        price_of("my/model", "http://localhost:8000/v1", prices)
+    for text in ("[m]\ninput = 1", "[m]\ninput = -1\noutput = 1", "no"):
+        prices.write_text(text)
+        with pytest.raises(SettingsError, match="prices"):
+            price_of("m", "http://localhost/v1", prices)
+    with pytest.raises(SettingsError, match="cannot read"):
+        price_of("m", "http://localhost/v1", tmp_path / "no.toml")
+
+
+def test_a_budget_goes_without_what_cannot_keep_it():
+    from captioner import Settings
+
+    for more in ({"batch_api": True}, {"engine": "ray"}):
+        with pytest.raises(SettingsError, match="budget"):
+            Settings.create("in.jsonl", budget=1.0, **more)
