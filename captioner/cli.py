@@ -77,6 +77,7 @@ def build_app() -> App:
     )
     app.default(_caption)
     app.command(_check, name="check")
+    app.command(_estimate, name="estimate")
     app.command(_export, name="export")
     app.command(_batches(), name="batch")
     app.command(_init, name="init")
@@ -153,6 +154,14 @@ Output = Annotated[
 Config = Annotated[
     Path | None, Parameter(help="TOML file with options, named as here without the dashes.")
 ]
+DryRun = Annotated[
+    bool,
+    Parameter(
+        help="Say what the run would take, as captioner estimate does, and end.",
+        negative=(),
+        show_env_var=False,
+    ),
+]
 Debug = Annotated[
     bool, Parameter(help="Show the stack trace of an internal error.", negative=(), show=False)
 ]
@@ -224,7 +233,7 @@ def _endpoints(config: Path | None) -> list[dict[str, Any]]:
 
 def _all_keys() -> set[str]:
     """Return the names of all options of all commands, without dashes in front."""
-    names = {"config", "output", "host", "port", "debug"}
+    names = {"config", "output", "host", "port", "debug", "dry-run"}
     names |= {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
     return names
 
@@ -253,11 +262,16 @@ def _caption(
     output: Output = None,
     options: Options = Options(),  # type: ignore[valid-type] # noqa: B008 - frozen
     config: Config = None,
+    dry_run: DryRun = False,
     debug: Debug = False,
 ) -> int:
     """Caption every image of INPUT."""
     given = {option.name: getattr(options, option.name) for option in fields(Options)}
     settings = Settings.create(input, output, **given, endpoints=_endpoints(config))
+    if dry_run:
+        from captioner.console import estimate_in_console
+
+        return estimate_in_console(settings, probe=0, as_json=False)
     from captioner.console import run_in_console
 
     return run_in_console(settings, debug=debug)
@@ -286,6 +300,36 @@ def _check(
     from captioner.console import check_in_console
 
     return check_in_console(output, source, as_json=as_json)
+
+
+def _estimate(
+    input: Input,  # noqa: A002 - the name in --help
+    *,
+    probe: Annotated[
+        int,
+        Parameter(
+            help="Really send so many records, chosen at random, and correct the formula by what "
+            "they cost.",
+            converter=_whole_number,
+            show_env_var=False,
+        ),
+    ] = 0,
+    as_json: Annotated[
+        bool,
+        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
+    ] = False,
+    output: Output = None,
+    options: Options = Options(),  # type: ignore[valid-type] # noqa: B008 - frozen
+    config: Config = None,
+) -> int:
+    """Say what a run will take: requests, tokens, money, time. Writes nothing."""
+    given = {option.name: getattr(options, option.name) for option in fields(Options)}
+    settings = Settings.create(input, output, **given, endpoints=_endpoints(config))
+    if probe < 0:
+        raise SettingsError("probe: must not be negative")
+    from captioner.console import estimate_in_console
+
+    return estimate_in_console(settings, probe=probe, as_json=as_json)
 
 
 def _export(

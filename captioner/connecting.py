@@ -176,6 +176,20 @@ def _spending(settings: Settings, progress: Progress) -> Spending | None:
     )
 
 
+def price_at(settings: Settings) -> Price | None:
+    """Return what the model asked for costs, None where no price is known."""
+    (endpoint, *_) = settings.each_endpoint
+    if endpoint.offline:
+        return FREE
+    url = next(iter(endpoint.base_url), "") or os.environ.get("OPENAI_BASE_URL", "")
+    try:
+        return price_of(endpoint.model or "", url, settings.run.prices)
+    except SettingsError:
+        if settings.run.prices is not None and not settings.run.prices.is_file():
+            raise
+        return None
+
+
 def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price:
     """Return what an endpoint's model costs, where anybody asks for it."""
     run = settings.run

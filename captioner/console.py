@@ -17,8 +17,9 @@ from captioner.batches.ledger import Ledger
 from captioner.batches.looking import look_at_batches
 from captioner.check import check_output
 from captioner.children import ease_garbage_collection
-from captioner.display import Display, describe_check, printable, summarise
+from captioner.display import Display, describe_check, describe_estimate, printable, summarise
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
+from captioner.estimate import estimate
 from captioner.exports.formats import check_format, export
 from captioner.records import Progress
 from captioner.run import run_batch
@@ -94,6 +95,20 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
     else:
         print(describe_check(report))
     return OutputDamagedError.exit_code if report.violations else 0
+
+
+def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int:
+    """Print what a run will take and return the exit status."""
+    try:
+        found = asyncio.run(estimate(settings, probe=probe, warn=_say))
+    except (SettingsError, RunError) as error:
+        _say(f"captioner: {error}")
+        return error.exit_code
+    if as_json:
+        print(orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(describe_estimate(found, settings))
+    return 0
 
 
 def export_in_console(

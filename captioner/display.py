@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from captioner.check import CheckReport
-    from captioner.records import Progress, RunReport
+    from captioner.records import Estimate, Progress, RunReport
     from captioner.settings import Settings
 
 REFRESH_S = 0.25
@@ -203,6 +203,36 @@ def summarise(report: RunReport, settings: Settings) -> str:
         lines.append(f"retry them, with the same options: {_again(settings, '--retry-failed')}")
     if not report.complete:
         lines.append(f"not finished; with the same options continue: {_again(settings)}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_estimate(found: Estimate, settings: Settings) -> str:
+    """Return what a run will take, in a few lines."""
+    bad = sum(found.bad.values())
+    counts = f"{found.records:,} records, {found.requests:,} requests, {found.pictures:,} pictures"
+    lines = [f"{counts}, {short(found.upload_bytes)}B to upload"]
+    if bad:
+        codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
+        lines.append(f"{bad:,} records cannot be sent: {codes}")
+    if found.unfetched:
+        lines.append(f"{found.unfetched:,} pictures are elsewhere; their size was guessed")
+    by = (
+        f"corrected by {found.probed:,} requests that were sent"
+        if found.probed
+        else "by formula; --probe 20 sends 20 records to correct it"
+    )
+    lines.append(
+        f"tokens: {short(found.prompt_tokens)} in, {short(found.completion_tokens)} out ({by})"
+    )
+    if found.cost is not None and found.batch_cost is not None:
+        lines.append(f"cost: ${found.cost:,.2f}, or ${found.batch_cost:,.2f} with --batch-api")
+    else:
+        lines.append(
+            f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices, or "
+            "pip install 'captioner[prices]')"
+        )
+    if found.seconds is not None:
+        lines.append(f"time at the limits that are known: {duration(found.seconds)}")
     return "\n".join(printable(line) for line in lines)
 
 

@@ -135,7 +135,7 @@ class Engine:
             preparer = Preparer(
                 settings,
                 connected.dialect,
-                _folders(settings, archives),
+                folders_of(settings, archives),
                 budget,
                 decoders.draw,
                 cache,
@@ -270,7 +270,8 @@ def _answers_by(settings: Settings, model: str, rules: Rules) -> bytes:
     )
 
 
-def _folders(settings: Settings, archives: Archives) -> Folders:
+def folders_of(settings: Settings, archives: Archives) -> Folders:
+    """Return where relative paths of pictures start from."""
     root = settings.records.image_root
     folder = folder_of(settings.input)
     here = [folder] if folder is not None else []

@@ -139,7 +139,7 @@ class Preparer:
         pixels = 0
         for frame in frames:
             size += len(frame.base64)
-            pixels += frame.pixels
+            pixels += frame.width * frame.height
         place.settle(size)
         key, known = self._known(questions)
         return Prepared(line, questions, replaces, place.reserved, pixels, key, known)
@@ -221,7 +221,7 @@ class Preparer:
         if not data:
             raise BadImageError("image_empty", "the image is empty")
         return [
-            EncodedImage(kind, b64encode(fitted), "", width * height)
+            EncodedImage(kind, b64encode(fitted), "", width, height)
             for kind, fitted, width, height in fit(data, self._wanted, draw, remake)
         ]
 

@@ -77,13 +77,15 @@ class EncodedImage(NamedTuple):
         media_type: For example ``image/jpeg``; empty when ``url`` is passed on.
         base64: The picture's bytes in base64.
         url: An ``http(s)`` URL that the endpoint fetches by itself.
-        pixels: Width times height; 0 if unknown.
+        width: Pixels; 0 if unknown.
+        height: Pixels; 0 if unknown.
     """
 
     media_type: str = ""
     base64: bytes = b""
     url: str = ""
-    pixels: int = 0
+    width: int = 0
+    height: int = 0
 
 
 class Remake(NamedTuple):
@@ -393,4 +395,41 @@ class RunReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a JSON-ready dictionary."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What a run will take. Counts are of records unless named otherwise.
+
+    Attributes:
+        records: Records of the input.
+        bad: Those that cannot be sent, by code.
+        requests: Requests that will be sent: equal ones once, unless ``--no-dedup``.
+        pictures: Pictures in them.
+        upload_bytes: Bytes of all requests.
+        prompt_tokens: Input tokens: by formula, or as the probe has corrected it.
+        completion_tokens: Output tokens, likewise.
+        probed: Requests that were sent to correct it.
+        cost: US dollars; None where no price is known.
+        batch_cost: The same through the provider's batch API.
+        seconds: Time at the limits that are known; None where none is.
+        unfetched: Pictures that are elsewhere, whose size was guessed.
+    """
+
+    records: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    requests: int = 0
+    pictures: int = 0
+    upload_bytes: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    probed: int = 0
+    cost: float | None = None
+    batch_cost: float | None = None
+    seconds: float | None = None
+    unfetched: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-ready dictionary."""
         return {name: getattr(self, name) for name in self.__slots__}

@@ -41,7 +41,17 @@ def test_every_flag_that_is_named_exists() -> None:
     """No sentence of the README sends a user to a flag that is not there."""
     known = {f"--{flag_name(option.name)}" for kind in GROUPS.values() for option in fields(kind)}
     known |= {f"--no-{flag[2:]}" for flag in known if on_by_default(flag)}
-    known |= {"--config", "--long", "--json", "--input", "--output", "--to", "--download"}
+    known |= {
+        "--config",
+        "--long",
+        "--json",
+        "--input",
+        "--output",
+        "--to",
+        "--download",
+        "--probe",
+        "--dry-run",
+    }
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 

@@ -12,7 +12,7 @@ from captioner.errors import BadReplyError, ParameterError, PictureError, Refuse
 from captioner.records import Asking, EncodedImage, ImageRef, Response, Turn
 
 TURNS = [Turn("system", ("Be brief.",)), Turn("user", (ImageRef(path="a"), "what?"))]
-IMAGE = EncodedImage("image/png", b"QUJD", "", 100)
+IMAGE = EncodedImage("image/png", b"QUJD", "", 10, 10)
 
 
 def body(dialect: OpenAIChat, asking: Asking = Asking()) -> dict[str, Any]:  # noqa: B008

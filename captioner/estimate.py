@@ -1,0 +1,304 @@
+"""What a run will take, before it: records, pictures, tokens, money, time. Nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import random
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL import Image
+
+from captioner.budget import ByteBudget
+from captioner.connecting import price_at
+from captioner.dialects.openai_chat import OpenAIChat
+from captioner.engine import Engine, folders_of
+from captioner.errors import BadImageError, SettingsError
+from captioner.identity import KeyTable, digest
+from captioner.images.archives import Archives
+from captioner.images.convert import Fitted, Wanted
+from captioner.prepare import Preparer
+from captioner.records import Caption, Estimate, Fetched, Prepared, Progress, Remote
+from captioner.sizes import rule_of
+from captioner.sources.formats import open_input
+from captioner.stopping import Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from captioner.records import EncodedImage, Line, Remake, Turn
+    from captioner.settings import Settings
+
+CHARS_A_TOKEN = 4.0
+"""English text, about, with the tokenizers of the day."""
+
+TOKENS_A_MESSAGE = 10
+"""What marks the turns of a request."""
+
+UNKNOWN_SIDE = 1_024
+"""Sides of a picture that is not fetched to be measured."""
+
+PIXELS_A_TOKEN = 750
+"""Where a model's rule is not known: between those that are."""
+
+OUT_TOKENS = 150
+"""Tokens of an answer, where nothing is known."""
+
+BATCH_FACTOR = 0.5
+"""Price of the provider's batch API."""
+
+
+async def estimate(
+    settings: Settings,
+    *,
+    probe: int = 0,
+    warn: Callable[[str], None] = lambda _: None,
+    seed: int = 0,
+) -> Estimate:
+    """Return what a run with these settings will take.
+
+    Args:
+        settings: As for the run.
+        probe: So many records, chosen at random, are really sent, and the formula is corrected
+            by what they cost.
+        warn: Called with a sentence when something is worth knowing but no error.
+        seed: Of the choice.
+
+    Raises:
+        SettingsError: The input cannot be read; for a probe, the endpoint cannot be asked.
+        RunError: The endpoint answers nobody.
+    """
+    if settings.input is None:
+        raise SettingsError("an input is needed")
+    fields = settings.records
+    found = open_input(
+        settings.input,
+        fields.input_format,
+        image_field=fields.image_field,
+        max_line=fields.max_line,
+    )
+    if found.image_field is not None:
+        settings = replace(settings, records=replace(fields, image_field=found.image_field))
+    settings = replace(settings, prompt=settings.prompt.resolved())
+    survey = _Survey(settings, probe, seed)
+    left = settings.records.limit
+    async for batch in found.source.batches():
+        lines = batch if left is None else batch[:left]
+        await asyncio.to_thread(survey.take, lines)
+        if left is not None:
+            left -= len(lines)
+            if not left:
+                break
+    report = survey.report
+    out = settings.prompt.max_tokens or OUT_TOKENS
+    prompt_tokens, completion_tokens = float(survey.tokens), float(report.requests * out)
+    latency_s = 0.0
+    if survey.chosen:
+        bill = await _probe(settings, [line for line, _ in survey.chosen], warn)
+        report.probed = len(bill.prompt)
+        if bill.prompt:
+            sizes = [survey.sizes[number] for number in bill.numbers]
+            prompt_tokens = _corrected(survey, sizes, bill.prompt)
+            completion_tokens = report.requests * sum(bill.completion) / len(bill.completion)
+            latency_s = sum(bill.seconds) / len(bill.seconds)
+    report.prompt_tokens, report.completion_tokens = round(prompt_tokens), round(completion_tokens)
+    price = price_at(settings)
+    if price is not None:
+        money = (price.input * prompt_tokens + price.output * completion_tokens) / 1_000_000
+        report.cost, report.batch_cost = money, money * BATCH_FACTOR
+    report.seconds = _seconds(settings, report, latency_s)
+    return report
+
+
+def _seconds(settings: Settings, report: Estimate, latency_s: float) -> float | None:
+    """Return how long the limits make it take, None if none is known."""
+    found = []
+    each = settings.each_endpoint
+    if all(endpoint.rpm for endpoint in each):
+        found.append(report.requests / sum(endpoint.rpm or 0 for endpoint in each) * 60)
+    if all(endpoint.tpm for endpoint in each):
+        tokens = report.prompt_tokens + report.completion_tokens
+        found.append(tokens / sum(endpoint.tpm or 0 for endpoint in each) * 60)
+    if latency_s:
+        found.append(report.requests * latency_s / settings.run.concurrency)
+    return max(found, default=None)
+
+
+class _Size(NamedTuple):
+    """What the formula says of a request."""
+
+    picture_tokens: int
+    text_tokens: int
+
+
+class _Survey:
+    """Looks at every record as a run would prepare it, but decodes and sends nothing."""
+
+    def __init__(self, settings: Settings, probe: int, seed: int) -> None:
+        self.report = Estimate()
+        self.tokens = 0
+        self.picture_tokens = 0
+        self.chosen: list[tuple[Line, int]] = []
+        self.sizes: dict[int, _Size] = {}
+        self._settings = settings
+        self._probe = probe
+        self._random = random.Random(seed)  # noqa: S311 - of a sample
+        self._seen = KeyTable(offsets=False) if settings.run.dedup else None
+        self._dialect = _Measuring(settings)
+        self._wanted = Wanted(settings.images, settings.prompt.detail)
+        images = settings.images
+        self._budget = ByteBudget(images.memory)
+        self._preparer = Preparer(
+            settings,
+            self._dialect,
+            folders_of(settings, Archives(images.max_image_bytes)),
+            self._budget,
+            self._measure,
+        )
+        blank = io.BytesIO()
+        Image.new("RGB", (UNKNOWN_SIDE, UNKNOWN_SIDE)).save(blank, "JPEG")
+        self._blank = blank.getvalue()
+
+    def take(self, lines: Sequence[Line]) -> None:
+        """Look at some records."""
+        for line in lines:
+            self.report.records += 1
+            self._dialect.begin()
+            item = self._preparer.prepare(line)
+            if isinstance(item, Remote):  # not fetched, but taken for one of the usual size
+                self.report.unfetched += len(item.urls)
+                blanks: dict[str, bytes | Exception] = dict.fromkeys(item.urls, self._blank)
+                item = self._preparer.prepare(line, fetched=Fetched(blanks, 0))
+            if not isinstance(item, Prepared):
+                code = getattr(item, "code", "")
+                self.report.bad[code] = self.report.bad.get(code, 0) + 1
+                continue
+            self._budget.release(item.reserved)
+            key = digest(line.raw) if item.key and self.report.unfetched else item.key
+            size = sum(len(piece) for pieces in item.questions for piece in pieces)
+            if self._seen is not None and key:
+                if self._seen.find(key) is not None:
+                    continue
+                self._seen.add(key)
+            self._count(line, size)
+
+    def _count(self, line: Line, size: int) -> None:
+        report, measured = self.report, self._dialect
+        samples = self._settings.prompt.samples
+        report.requests += measured.requests * samples
+        report.pictures += measured.pictures
+        report.upload_bytes += size * samples
+        each = _Size(measured.picture_tokens * samples, measured.text_tokens * samples)
+        self.tokens += sum(each)
+        self.picture_tokens += each.picture_tokens
+        if self._probe:
+            self._choose(line, each)
+
+    def _choose(self, line: Line, size: _Size) -> None:
+        """Keep a random sample of all records, as many as are to be sent (algorithm R)."""
+        number = self.report.records
+        if len(self.chosen) < self._probe:
+            self.chosen.append((line, number))
+        elif (at := self._random.randrange(number)) < self._probe:
+            self.sizes.pop(self.chosen[at][0].number, None)
+            self.chosen[at] = (line, number)
+        else:
+            return
+        self.sizes[line.number] = size
+
+    def _measure(self, data: bytes, remake: Remake) -> tuple[Fitted, ...]:
+        """Return a picture that would be drawn, undrawn, with the sides it would have."""
+        del remake
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                size = image.size
+        except Exception:  # noqa: BLE001 - whatever it is, it would not be decoded either
+            raise BadImageError("image_corrupt", "the image cannot be read") from None
+        self._wanted.bound(*size)
+        width, height = self._wanted.plan(*size).canvas
+        drawn = data[: width * height // 5]  # about what a JPEG of that size has
+        return (Fitted("image/jpeg", drawn, width, height),)
+
+
+class _Measuring(OpenAIChat):
+    """Builds messages as for a request, and counts what is in them."""
+
+    def __init__(self, settings: Settings) -> None:
+        model = settings.endpoint.model or ""
+        super().__init__(model, detail=settings.prompt.detail)
+        self._rule = rule_of(model)
+        self._named = settings.prompt.detail
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with the next record."""
+        self.requests = self.pictures = self.picture_tokens = self.text_tokens = 0
+
+    def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
+        """See `Dialect`."""
+        self.requests += 1
+        chars = sum(len(part) for turn in turns for part in turn.parts if isinstance(part, str))
+        self.text_tokens += round(chars / CHARS_A_TOKEN) + TOKENS_A_MESSAGE
+        for image in images:
+            self.pictures += 1
+            width, height = image.width or UNKNOWN_SIDE, image.height or UNKNOWN_SIDE
+            if self._rule is not None:
+                self.picture_tokens += self._rule.tokens(width, height, self._named)
+            else:
+                self.picture_tokens += width * height // PIXELS_A_TOKEN
+        return super().messages(turns, images)
+
+
+class _Bill(NamedTuple):
+    """What the probe was charged: the records' numbers, tokens in and out, seconds of each."""
+
+    numbers: list[int]
+    prompt: list[int]
+    completion: list[int]
+    seconds: list[float]
+
+
+async def _probe(settings: Settings, lines: list[Line], warn: Callable[[str], None]) -> _Bill:
+    """Send some records and return what they cost."""
+    bill = _Bill([], [], [], [])
+    async with Engine.open(settings, Progress(), Stopping(), warn=warn) as engine:
+
+        async def ask(line: Line) -> None:
+            prepared = await engine.preparation.prepare(line)
+            if not isinstance(prepared, Prepared):
+                return
+            began = time.monotonic()
+            try:
+                outcome = await engine.sharing.caption(prepared)
+            finally:
+                engine.budget.release(prepared.reserved)
+            if isinstance(outcome, Caption) and outcome.usage.prompt_tokens:
+                bill.numbers.append(line.number)
+                bill.prompt.append(outcome.usage.prompt_tokens)
+                bill.completion.append(outcome.usage.completion_tokens)
+                bill.seconds.append(time.monotonic() - began)
+
+        await asyncio.gather(*map(ask, lines))
+    return bill
+
+
+def _corrected(survey: _Survey, sizes: list[_Size], billed: list[int]) -> float:
+    """Return the tokens of all requests, by the line that fits those of the probe best.
+
+    The bill of a request is a multiple of the formula's picture tokens, and as much more for each
+    request as its text takes.
+    """
+    xs = [float(size.picture_tokens) for size in sizes]
+    ys = [float(tokens) for tokens in billed]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    count = survey.report.records - sum(survey.report.bad.values())
+    requests = survey.report.requests or 1
+    if spread > 1e-6 * len(xs) and len(xs) > 2:
+        factor = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
+        factor = max(0.0, factor)
+        each = mean_y - factor * mean_x
+        return factor * survey.picture_tokens + each * min(count, requests)
+    return survey.tokens * sum(ys) / max(1.0, float(sum(map(sum, sizes))))
