@@ -89,7 +89,7 @@ def check(completion: Completion, rules: Rules) -> Answer:
             raise
         return Answer(text, completion, code)  # accepted as it is: half an object is text
     texts = [one for one in value.values() if isinstance(one, str)]
-    if texts and all(map(_is_refusal, texts)):
+    if texts and all(map(looks_refused, texts)):
         code = code or "refused"
         if "refused" not in rules.accept:
             raise BadReplyError("refused", f"the model refused: {' '.join(texts[0].split())}")
@@ -146,7 +146,8 @@ def is_looping(text: str) -> bool:
     return False
 
 
-def _is_refusal(text: str) -> bool:
+def looks_refused(text: str) -> bool:
+    """Tell whether a caption reads like a refusal: it is short, and begins like one."""
     short = len(text) <= REFUSAL_CHARS
     return short and _REFUSAL.match(text.replace("\u2019", "'")) is not None
 
@@ -162,7 +163,7 @@ def _fault(completion: Completion, rules: Rules) -> tuple[str, str]:
         code, message = "truncated", "the caption was cut off at the token limit"
     elif not text:
         code, message = "empty", "the endpoint gave an empty caption"
-    elif _is_refusal(text):
+    elif looks_refused(text):
         code, message = "refused", f"the model refused: {' '.join(text.split())}"
     elif length < rules.min_chars:
         code = "too_short"

@@ -81,6 +81,7 @@ def build_app() -> App:
     app.command(_export, name="export")
     app.command(_batches(), name="batch")
     app.command(_init, name="init")
+    app.command(_report, name="report")
     app.command(_serve, name="serve")
     return app
 
@@ -421,6 +422,45 @@ def _init(
         lines.insert(0, f"cd {shlex.quote(str(folder))}")
     print("\n".join(lines))
     return 0
+
+
+def _report(
+    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    *,
+    html: Annotated[
+        Path | None,
+        Parameter(
+            help="Write a page to this file, with charts and a sample with its pictures; it needs "
+            "nothing else.",
+            show_env_var=False,
+        ),
+    ] = None,
+    sample: Annotated[
+        int,
+        Parameter(
+            help="Captions to show in it, chosen at random.",
+            converter=_whole_number,
+            show_env_var=False,
+        ),
+    ] = 24,
+    image_root: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder that relative paths of pictures start from. Default: the input's.",
+            show_env_var=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
+    ] = False,
+) -> int:
+    """Say what captions are like: lengths, duplicates, openings, refusals, languages, failures."""
+    if sample < 0:
+        raise SettingsError("sample: must not be negative")
+    from captioner.console import report_in_console
+
+    return report_in_console(output, html, sample=sample, image_root=image_root, as_json=as_json)
 
 
 def _serve(

@@ -17,11 +17,19 @@ from captioner.batches.ledger import Ledger
 from captioner.batches.looking import look_at_batches
 from captioner.check import check_output
 from captioner.children import ease_garbage_collection
-from captioner.display import Display, describe_check, describe_estimate, printable, summarise
+from captioner.display import (
+    Display,
+    describe_check,
+    describe_estimate,
+    describe_report,
+    printable,
+    summarise,
+)
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.estimate import estimate
 from captioner.exports.formats import check_format, export
 from captioner.records import Progress
+from captioner.report import make_report, write_page
 from captioner.run import run_batch
 from captioner.sinks.files import Files
 from captioner.sinks.journal import find_journal
@@ -108,6 +116,27 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
         print(orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode())
     else:
         print(describe_estimate(found, settings))
+    return 0
+
+
+def report_in_console(
+    output: Path, target: Path | None, *, sample: int, image_root: Path | None, as_json: bool
+) -> int:
+    """Print what captions are like, or write a page of it, and return the exit status."""
+    try:
+        pictures = sample if target is not None else 0
+        report = make_report(output, sample=pictures, image_root=image_root, warn=_say)
+        if target is not None:
+            write_page(report, target)
+    except (SettingsError, RunError) as error:
+        _say(f"captioner: {error}")
+        return error.exit_code
+    if as_json:
+        print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
+    elif target is None:
+        print(describe_report(report))
+    else:
+        _say(f"written: {target}")
     return 0
 
 

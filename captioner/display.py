@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from captioner.check import CheckReport
     from captioner.records import Estimate, Progress, RunReport
+    from captioner.report import Report
     from captioner.settings import Settings
 
 REFRESH_S = 0.25
@@ -233,6 +234,28 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
         )
     if found.seconds is not None:
         lines.append(f"time at the limits that are known: {duration(found.seconds)}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_report(report: Report) -> str:
+    """Return what captions are like, in a few lines."""
+    quality = report.quality
+    failed = sum(one.total for one in report.failures.values())
+    chars = quality.chars
+    lines = [
+        f"{report.output}: {quality.captions:,} captions, {failed:,} failed",
+        f"characters: {chars['min']:,} to {chars['max']:,}, median {chars['median']:,}",
+        f"duplicates: {quality.duplicates:,} word for word, {quality.near_duplicates:,} nearly, "
+        f"of a sample of {quality.sample:,}; refusals: {quality.refusals:,}",
+        f"different words: {quality.vocabulary:,}",
+    ]
+    if quality.openings:
+        shown = "; ".join(f"{count:,} {text!r}" for text, count in quality.openings[:3])
+        lines.append(f"repeated openings: {shown}")
+    if quality.languages:
+        shown = ", ".join(f"{count:,} {name}" for name, count in [*quality.languages.items()][:5])
+        lines.append(f"languages of a sample: {shown}")
+    lines += [f"{one.total:,} failed as {code}" for code, one in report.failures.items()]
     return "\n".join(printable(line) for line in lines)
 
 

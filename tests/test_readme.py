@@ -41,17 +41,8 @@ def test_every_flag_that_is_named_exists() -> None:
     """No sentence of the README sends a user to a flag that is not there."""
     known = {f"--{flag_name(option.name)}" for kind in GROUPS.values() for option in fields(kind)}
     known |= {f"--no-{flag[2:]}" for flag in known if on_by_default(flag)}
-    known |= {
-        "--config",
-        "--long",
-        "--json",
-        "--input",
-        "--output",
-        "--to",
-        "--download",
-        "--probe",
-        "--dry-run",
-    }
+    known |= {"--config", "--long", "--json", "--input", "--output", "--to", "--download"}
+    known |= {"--probe", "--dry-run", "--html"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
