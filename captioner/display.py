@@ -245,8 +245,8 @@ def describe_report(report: Report) -> str:
     lines = [
         f"{report.output}: {quality.captions:,} captions, {failed:,} failed",
         f"characters: {chars['min']:,} to {chars['max']:,}, median {chars['median']:,}",
-        f"duplicates: {quality.duplicates:,} word for word, {quality.near_duplicates:,} nearly, "
-        f"of a sample of {quality.sample:,}; refusals: {quality.refusals:,}",
+        f"duplicates: {quality.duplicates:,}, nearly: {quality.near_duplicates:,} of a sample",
+        f"read like a refusal: {quality.refusals:,}",
         f"different words: {quality.vocabulary:,}",
     ]
     if quality.openings:

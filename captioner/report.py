@@ -206,8 +206,8 @@ def page(report: Report) -> str:
         ("Languages of a sample", list(quality.languages.items())[:12]),
     ):
         if pairs:
-            write(f"<h2>{heading}</h2>")
-            _table(write, [(str(name), f"{count:,}") for name, count in pairs])
+            shown = " · ".join(f"{html.escape(name)}&nbsp;{count:,}" for name, count in pairs)
+            write(f"<h2>{heading}</h2><p>{shown}</p>")
     if report.failures:
         write("<h2>Failures</h2><table><thead><tr><th>code</th><th>how many</th>")
         write("<th>for example</th></tr></thead><tbody>")
