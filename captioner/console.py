@@ -181,6 +181,9 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code
+    except Exception as error:  # noqa: BLE001 - no stack trace before a user
+        _say(f"captioner: internal error ({type(error).__name__}: {error}). Please report it.")
+        return 1
     return 0
 
 

@@ -199,13 +199,20 @@ class Engine:
             SettingsError: The endpoint is not one that has it.
         """
         ledger = Ledger.of(journal.path)
+        shaping = replace(settings, prompt=settings.prompt.resolved()).shaping(self.model)
+        _refuse_to_mix(ledger, settings, shaping)
+        ledger.settings = shaping
         api = None
         if settings.batch.batch_api:
             transport = self._connected.transport
             if not isinstance(transport, AiohttpTransport) or settings.endpoint.offline:
                 raise SettingsError("batch-api: it needs an endpoint that has it")
-            api = BatchApi(transport, stopping)
             (endpoint,) = settings.each_endpoint
+
+            def note(text: str) -> None:
+                progress.waiting = text
+
+            api = BatchApi(transport, stopping, max_outage_s=endpoint.max_outage, note=note)
             ledger.base_url = base_url(endpoint)
             ledger.api_key_env = list(endpoint.api_key_env)
         return BatchPipeline(
@@ -226,6 +233,38 @@ class Engine:
             settled=settled,
             warn=warn,
         )
+
+
+def _refuse_to_mix(ledger: Ledger, settings: Settings, shaping: dict[str, Any]) -> None:
+    """Refuse what does not go with the batches that are open.
+
+    Raises:
+        SettingsError: The settings are others, or the batches go another way.
+    """
+    if changed := ledger.changed(shaping):
+        raise SettingsError(
+            f"batches are open that were made with other settings ({', '.join(changed)}): go back "
+            "to those until they are done"
+        )
+    exported = any(batch.state == "exported" for batch in ledger.batches)
+    remote = any(batch.state not in ("exported", "merging") for batch in ledger.batches)
+    if exported and settings.batch.batch_api:
+        raise SettingsError(
+            "batch-api: requests written with --to-batch-file wait for their answers; give them "
+            "with --from-batch-file first"
+        )
+    if remote and not settings.batch.batch_api:
+        raise SettingsError("batches are open at the provider: go on with --batch-api")
+    target = settings.batch.to_batch_file
+    if target is None:
+        return
+    if exported:
+        raise SettingsError(
+            "to-batch-file: requests were written already and wait for their answers; give them "
+            "with --from-batch-file first"
+        )
+    if target.exists() and not settings.run.overwrite:
+        raise SettingsError(f"to-batch-file: {target} is there already; choose another name")
 
 
 def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:

@@ -110,7 +110,7 @@ class Bucket:
     def set_rate(self, per_minute: float, now: float) -> None:
         """Change the rate; a first one begins with a full bucket."""
         self._fill(now)
-        self.per_minute = per_minute
+        self.per_minute = max(per_minute, 1e-6)
         self.level = min(self.level, per_minute)
 
     def no_more_than(self, level: float, now: float) -> None:
@@ -189,6 +189,7 @@ class Limiter:
         self._fixed = (rpm, tpm)
         self._learnt: list[float | None] = [None, None]
         self._share = share
+        self._empty = False
         self._begun = False
         self._clock = clock
         self._closed_until = 0.0
@@ -283,6 +284,10 @@ class Limiter:
         if not math.isinf(self.tokens.per_minute):
             self.tokens.take(used - estimated, self._now())
 
+    def begin_empty(self) -> None:
+        """Have the rates begin with nothing granted: somebody has had it already."""
+        self._empty = True
+
     def lease(self, share: float, in_flight: int) -> None:
         """Use so much of the limits from now on: others have the rest.
 
@@ -323,6 +328,8 @@ class Limiter:
         for bucket, rate in zip((self.requests, self.tokens), self._fixed, strict=True):
             if rate is not None:
                 bucket.set_rate(rate * self._share, now)
+                if self._empty:
+                    bucket.no_more_than(0.0, now)
 
     def _learn(
         self, bucket: Bucket, fixed: float | None, per_minute: float | None, left: float | None

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from captioner.batches.ledger import Ledger
 from captioner.engine import Engine
 from captioner.errors import RunError, SettingsError
 from captioner.exports.formats import check_format, export
@@ -207,9 +208,14 @@ class _Run:
                 f"an unfinished run on Ray keeps its captions in {beside(path, '.shards')}: "
                 "continue it with --engine ray"
             )
+        if not settings.batch.any and Ledger.of(path).batches:
+            raise SettingsError(
+                f"batches of {path.name} are open, and their records are paid for: go on with "
+                "--batch-api or --from-batch-file"
+            )
         resolved = replace(settings, prompt=settings.prompt.resolved())
         if path != settings.output_path and not settings.run.overwrite:
-            _refuse_strangers(settings.output_path, path)
+            refuse_strangers(settings.output_path, path)
         shaping = resolved.shaping(engine.model)
         if settings.input is not None and settings.input.is_dir():
             shaping["folder_of"] = self.format
@@ -410,7 +416,7 @@ class _Run:
         )
 
 
-def _refuse_strangers(target: Path, journal: Path) -> None:
+def refuse_strangers(target: Path, journal: Path) -> None:
     """Refuse to put an output in the place of a file that no run of ours has made.
 
     Raises:

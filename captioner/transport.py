@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -101,9 +102,7 @@ class AiohttpTransport:
             ) as reply:
                 data = await _read(reply)
                 if reply.status >= 400:
-                    # Some endpoints repeat the key they refuse; it must reach nobody's eyes.
-                    for secret in self._secrets:
-                        data = data.replace(secret, b"***")
+                    data = self.masked(data)
                 return Response(reply.status, reply.headers, data)
         except asyncio.CancelledError:
             if not deadline.passed():
@@ -126,6 +125,12 @@ class AiohttpTransport:
         finally:
             deadline.end()
 
+    def masked(self, data: bytes) -> bytes:
+        """Return a reply without our key: some endpoints repeat it, and it is for nobody's eyes."""
+        for secret in self._secrets:
+            data = data.replace(secret, b"***")
+        return data
+
     async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
         """Send a file as a form's, streamed, however long that takes; return the reply.
 
@@ -137,7 +142,7 @@ class AiohttpTransport:
             form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
             body = form()
             async with self._whole("POST", path, body, body.headers) as reply:
-                return Response(reply.status, reply.headers, await _read(reply))
+                return Response(reply.status, reply.headers, self.masked(await _read(reply)))
 
     async def download(self, path: str, target: Path) -> Response:
         """Write a reply's body to a file if it is a good one; return the reply without it.
@@ -147,11 +152,13 @@ class AiohttpTransport:
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
-                return Response(reply.status, reply.headers, await _read(reply))
+                return Response(reply.status, reply.headers, self.masked(await _read(reply)))
             partial = target.with_name(target.name + ".partial")
             with partial.open("wb") as file:
                 async for chunk in reply.content.iter_any():
                     file.write(chunk)
+                file.flush()
+                await asyncio.to_thread(os.fsync, file.fileno())
             partial.replace(target)
             return Response(reply.status, reply.headers, b"")
 

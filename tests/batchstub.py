@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,10 @@ class BatchStub:
         self.requests: list[str] = []
         self.faults: dict[str, list[int]] = {}
         self.hold = False
+        self.lose_reply: dict[str, int] = {}  # calls that are done, but whose reply is lost
+        self.create_status = 0  # what the next creation answers, after it was done
+        self.nonsense = b""  # what everything answers
+        self.hang = False
         self.after: Callable[[str], None] = lambda _: None
         self.lock = threading.RLock()
         stub = self
@@ -139,12 +144,25 @@ class _Handler(BaseHTTPRequestHandler):
         with stub.lock:
             call = f"{self.command} {path.partition('?')[0]}"
             stub.requests.append(call)
+            if stub.nonsense:
+                self._send(200, stub.nonsense)
+                return
             for prefix, statuses in stub.faults.items():
                 if call.startswith(prefix) and statuses:
-                    self._send(statuses.pop(0), b'{"error":{"message":"trouble"}}')
+                    text = f"trouble with {self.headers.get('Authorization', '')}"
+                    error = json.dumps({"error": {"message": text}}).encode()
+                    self._send(statuses.pop(0), error)
                     return
             status, value = self._answer(call, path, data)
             stub.after(call)
+            if call == "POST /batches" and stub.create_status:
+                status, stub.create_status = stub.create_status, 0
+            if stub.lose_reply.get(call, 0) > 0:
+                stub.lose_reply[call] -= 1
+                self.close_connection = True
+                return
+        while stub.hang:
+            time.sleep(0.01)
         self._send(status, value if isinstance(value, bytes) else json.dumps(value).encode())
 
     def _chunks(self) -> bytes:

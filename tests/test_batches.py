@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from batchstub import BatchStub
-from conftest import command, rows
+from conftest import command, jpeg, rows
 from endpoint import completion
 
 from captioner import SettingsError, run_batch
@@ -331,3 +331,185 @@ async def test_what_does_not_go_together_is_refused(make_input, stub):
             await run_batch(source, **options(stub, **more))
     with pytest.raises(SettingsError, match="batch-api"):
         await run_batch(source, offline=True, batch_api=True)
+
+
+# -- what a reading with fresh eyes found --------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["reply lost", "502 after it was done"])
+async def test_a_batch_whose_creation_is_unclear_is_looked_for(make_input, stub, fault):
+    """The provider has done it, we do not know: no row is submitted twice."""
+    source = make_input(3)
+    if fault == "reply lost":
+        stub.lose_reply = {"POST /batches": 1}
+    else:
+        stub.create_status = 502
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, max(stub.paid.values()), len(stub.batches)) == (3, 1, 1)
+
+
+async def test_open_batches_are_noticed_by_a_plain_run(make_input, stub):
+    """Their rows are paid for: it is refused, and nothing is asked twice."""
+    source = make_input(3)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    with pytest.raises(SettingsError, match="batches of"):
+        await run_batch(source, base_url=stub.base_url, model="m")
+    stub.hold = False
+    assert (await run_batch(source, **options(stub))).captioned == 3
+    assert_each_once(source, 3)
+
+
+@pytest.mark.parametrize("more", [{"model": "other"}, {"ask": ("a=What?", "b=Where?")}])
+async def test_other_settings_while_batches_are_open_are_refused(make_input, stub, more):
+    source = make_input(2)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    with pytest.raises(SettingsError, match="other settings"):
+        await run_batch(source, **{**options(stub), **more})
+
+
+async def test_answers_are_taken_by_the_requests_they_belong_to_alone(make_input, stub, tmp_path):
+    """A file of somebody else's, one that is not there, and requests at the provider."""
+    source = make_input(3)
+    common = {"base_url": stub.base_url, "model": "m"}
+    await run_batch(source, to_batch_file=tmp_path / "r.jsonl", **common)
+    strange = tmp_path / "strange.jsonl"
+    response = {"status_code": 200, "body": completion("not ours")}
+    strange.write_text(json.dumps({"custom_id": "0.0.0", "response": response}) + "\n")
+    for path in (strange, tmp_path / "no.jsonl"):
+        with pytest.raises(SettingsError, match="from-batch-file"):
+            await run_batch(source, from_batch_file=path, **common)
+    for more in ({"batch_api": True}, {"to_batch_file": tmp_path / "again.jsonl"}):
+        with pytest.raises(SettingsError, match="wait for their answers"):
+            await run_batch(source, **common, **more)
+    answers = [
+        {
+            "custom_id": json.loads(line)["custom_id"],
+            "response": {"status_code": 200, "body": completion(f"c{number}")},
+        }
+        for number, line in enumerate((tmp_path / "r.jsonl").read_text().splitlines())
+    ]
+    strange.write_text("".join(json.dumps(one) + "\n" for one in answers))
+    assert (await run_batch(source, from_batch_file=strange, **common)).captioned == 3
+    assert not stub.requests
+
+
+async def test_requests_are_not_written_over_what_is_there(make_input, stub):
+    source = make_input(2)
+    before = source.read_bytes()
+    with pytest.raises(SettingsError, match="to-batch-file"):
+        await run_batch(source, base_url=stub.base_url, model="m", to_batch_file=source)
+    assert source.read_bytes() == before
+
+
+async def test_pictures_larger_than_the_memory_together(make_input, stub):
+    """One after the other they have room."""
+    source = make_input(8)
+    for number in range(8):
+        (source.parent / "images" / f"{number}.jpg").write_bytes(
+            jpeg(number, (500, 400), quality=100)
+        )
+    size = (source.parent / "images" / "0.jpg").stat().st_size
+    report = await run_batch(source, **options(stub, memory=3 * size))
+    assert report.captioned == 8
+
+
+async def test_a_completed_batch_without_answers_is_not_paid_for_again(make_input, stub):
+    """Its rows fail, by a code of their own; asking again is the user's word."""
+    source = make_input(2)
+    stub.answer = lambda _: None
+    stub.fates = ["completed"]
+    report = await run_batch(source, **options(stub))
+    assert (report.codes, len(stub.batches)) == ({"batch_no_answer": 2}, 1)
+
+
+@pytest.mark.parametrize("what", ["batch", "file"])
+async def test_what_the_provider_has_forgotten_fails_its_rows(make_input, stub, what):
+    source = make_input(4)
+    prefix = "GET /batches/" if what == "batch" else "GET /files/"
+    stub.faults = {prefix: [404]}
+    report = await run_batch(source, **options(stub, batch_requests=2))
+    assert (report.captioned, report.codes) == (2, {"batch_lost": 2})
+
+
+async def test_rows_of_a_rejected_batch_lose_no_attempt(make_input, stub):
+    source = make_input(5)
+    stub.fates = ["rejected"] * 3
+    report = await run_batch(source, **options(stub, max_attempts=3))
+    assert (report.captioned, report.failed) == (2, 3)
+
+
+async def test_a_batch_beyond_the_limit_of_tokens_says_so(make_input, stub):
+    """And smaller ones then go."""
+    source = make_input(4)
+    stub.fates = ["too_many"] * 3
+    with pytest.raises(EndpointRefusedError, match="--batch-requests"):
+        await run_batch(source, **options(stub))
+    report = await run_batch(source, **options(stub, batch_requests=2))
+    assert report.captioned == 4
+    assert max(stub.paid.values()) == 1
+
+
+@pytest.mark.parametrize("call", ["POST /files", "GET /files/", "GET /batches/", "POST /batches"])
+async def test_no_key_is_told(make_input, stub, monkeypatch, call):
+    monkeypatch.setenv("OPENAI_API_KEY", "my-secret-key-123")
+    stub.faults = {call: [401]}
+    with pytest.raises(EndpointRefusedError) as error:
+        await run_batch(make_input(1), **options(stub))
+    assert "trouble with Bearer" in str(error.value)
+    assert "my-secret-key-123" not in str(error.value)
+
+
+async def test_failures_are_not_doubled_by_a_merge_that_was_cut_short(
+    make_input, stub, monkeypatch
+):
+    from captioner.sinks.jsonl import JournalSink
+
+    source = make_input(3)
+    stub.answer = lambda _: (400, {"error": {"message": "no"}})
+    commit = JournalSink.commit
+
+    async def crash(self) -> None:
+        await commit(self)
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(JournalSink, "commit", crash)
+    with pytest.raises(RuntimeError):
+        await run_batch(source, **options(stub))
+    monkeypatch.setattr(JournalSink, "commit", commit)
+    report = await run_batch(source, **options(stub))
+    assert (report.failed, report.pending, report.complete) == (3, 0, True)
+    assert len(rows(source.with_name("input.captions.failed.jsonl"))) == 3
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}"])
+def test_what_is_no_batch_api_is_told_without_a_stack_trace(make_input, stub, run_command, body):
+    stub.nonsense = body
+    ended = run_command(
+        make_input(1),
+        "--base-url",
+        stub.base_url,
+        "--model",
+        "m",
+        "--batch-api",
+        "--max-outage",
+        20,
+    )
+    assert ended.returncode == 2
+    assert "no batch API" in ended.stderr
+
+
+def test_a_signal_does_not_wait_for_a_reply(make_input, stub):
+    source = make_input(1)
+    stub.hang = True
+    words = ["--base-url", stub.base_url, "--model", "m", "--batch-api"]
+    process = subprocess.Popen(command(source, *words), stderr=subprocess.PIPE)
+    while not stub.requests:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    stub.hang = False
+    assert process.returncode == 130, errors

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.errors import EndpointFaultError, EndpointRefusedError
+from captioner.errors import (
+    EndpointFaultError,
+    EndpointGaveOutError,
+    EndpointRefusedError,
+    LimitReachedError,
+    NotFoundError,
+)
 from captioner.records import Request
 from captioner.retry import retry_after_s, waits
+from captioner.stopping import StoppedError
 from captioner.values import masked
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from captioner.records import Response
@@ -45,101 +54,255 @@ class Remote(NamedTuple):
     faults: tuple[tuple[str, int, str], ...]
 
 
+class UnclearError(Exception):
+    """The provider may have done it or not; asking is the way to know."""
+
+
 class BatchApi:
     """Calls the API, through trouble on the way, until it answers or the run stops.
 
     Args:
         transport: To the endpoint.
-        stopping: Ends waits, by `StoppedError`.
+        stopping: Ends calls and waits, by `StoppedError`.
+        max_outage_s: Seconds without an answer after which to give up; None is never, once there
+            was one.
+        until: Loop time at which the run may wait no longer.
+        note: Told what is waited for.
     """
 
-    def __init__(self, transport: AiohttpTransport, stopping: Stopping) -> None:
+    def __init__(
+        self,
+        transport: AiohttpTransport,
+        stopping: Stopping,
+        *,
+        max_outage_s: float | None = None,
+        until: float = math.inf,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._transport = transport
         self._stopping = stopping
+        self._max_outage_s = max_outage_s
+        self.until = until
+        self._note = note
+        self._answered = False
 
     async def upload(self, path: Path) -> str:
         """Upload a file of requests; return its id."""
-        reply = await self._ask(
-            lambda: self._transport.upload("/files", path, {"purpose": "batch"})
-        )
-        return str(reply["id"])
+        purpose = {"purpose": "batch"}
+        reply = await self._ask(lambda: self._transport.upload("/files", path, purpose))
+        return _id_of(reply)
 
     async def create(self, file_id: str) -> Remote:
-        """Submit the requests of a file."""
+        """Submit the requests of a file, once: a second time would be paid for again.
+
+        Raises:
+            UnclearError: It may have been submitted; `find` tells.
+            EndpointFaultError: It was not; the same may work later.
+            NotFoundError: The provider has forgotten the file.
+            EndpointRefusedError: It was not, and will not be.
+        """
         body = {
             "input_file_id": file_id,
             "endpoint": "/v1/chat/completions",
             "completion_window": "24h",
         }
-        return _remote(await self._post("/batches", body))
+        request = Request("POST", "/batches", (orjson.dumps(body),))
+        try:
+            reply = await self._unless_stopped(self._transport.send(request))
+        except EndpointFaultError as error:
+            if error.code == "connection":
+                raise
+            raise UnclearError from None
+        data = self._transport.masked(reply.body)
+        if reply.status in (408, 409) or reply.status >= 500:
+            raise UnclearError
+        if reply.status in (425, 429):
+            self._refuse_empty_account(data)
+            wait = retry_after_s(reply.headers)
+            raise EndpointFaultError(f"http_{reply.status}", _told(data), wait)
+        if reply.status in (404, 410):
+            raise NotFoundError(f"http_{reply.status}", _told(data), certain=False)
+        if not 200 <= reply.status < 300:
+            raise _refused(reply.status, data)
+        try:
+            return _remote(orjson.loads(data))
+        except (orjson.JSONDecodeError, EndpointRefusedError):
+            raise UnclearError from None
 
     async def find(self, file_id: str) -> Remote | None:
         """Return the batch that was made of a file; None if there is none."""
         after = ""
         while True:
             page = await self._get(f"/batches?limit=100{after}")
-            for one in page.get("data") or []:
+            found = page.get("data")
+            found = [one for one in found if isinstance(one, dict)] if found else []
+            for one in found:
                 if one.get("input_file_id") == file_id:
                     return _remote(one)
-            if not page.get("has_more") or not page.get("data"):
+            if not page.get("has_more") or not found:
                 return None
-            after = f"&after={page['data'][-1]['id']}"
+            after = f"&after={found[-1].get('id')}"
 
     async def get(self, batch_id: str) -> Remote:
-        """Return how a batch is."""
+        """Return how a batch is.
+
+        Raises:
+            NotFoundError: The provider has forgotten it.
+        """
         return _remote(await self._get(f"/batches/{batch_id}"))
 
     async def cancel(self, batch_id: str) -> Remote:
         """Ask for a batch to be cancelled; what is done stays done."""
-        return _remote(await self._post(f"/batches/{batch_id}/cancel", {}))
+        request = Request("POST", f"/batches/{batch_id}/cancel", (b"{}",))
+        return _remote(await self._ask(lambda: self._transport.send(request)))
 
     async def download(self, file_id: str, target: Path) -> None:
-        """Write the content of a file to disk."""
-        await self._ask(
-            lambda: self._transport.download(f"/files/{file_id}/content", target), parse=False
-        )
+        """Write the content of a file to disk.
+
+        Raises:
+            NotFoundError: The provider has forgotten it.
+        """
+        while True:
+            await self._ask(
+                lambda: self._transport.download(f"/files/{file_id}/content", target), parse=False
+            )
+            if await asyncio.to_thread(_is_whole, target):
+                return
+            self._note("an answer file came only in part")
+            await self._stopping.sleep(1.0)
 
     async def delete(self, file_id: str) -> None:
         """Remove a file; that it cannot be is no trouble."""
         try:
-            await self._transport.send(Request("DELETE", f"/files/{file_id}"))
+            request = Request("DELETE", f"/files/{file_id}")
+            await self._unless_stopped(self._transport.send(request))
         except EndpointFaultError:
             return
 
     async def _get(self, path: str) -> dict[str, Any]:
         return await self._ask(lambda: self._transport.send(Request("GET", path)))
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        request = Request("POST", path, (orjson.dumps(body),))
-        return await self._ask(lambda: self._transport.send(request))
+    async def _unless_stopped(self, call: Coroutine[Any, Any, Response]) -> Response:
+        """Return the reply; a run that stops does not wait for it."""
+        reply = asyncio.ensure_future(call)
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((reply, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done():
+                raise StoppedError
+            return reply.result()
+        finally:
+            reply.cancel()
+            stopped.cancel()
+            await asyncio.gather(reply, stopped, return_exceptions=True)
 
     async def _ask(
-        self, call: Callable[[], Awaitable[Response]], *, parse: bool = True
+        self, call: Callable[[], Coroutine[Any, Any, Response]], *, parse: bool = True
     ) -> dict[str, Any]:
-        """Return the answer to a call.
+        """Return the answer to a call that may be repeated.
 
         Raises:
+            EndpointGaveOutError: There is none for too long, or the account is empty.
             EndpointRefusedError: It is refused, and will be.
+            LimitReachedError: The run may wait no longer.
+            NotFoundError: What is asked for is not there.
             StoppedError: The run stops.
         """
+        loop = asyncio.get_running_loop()
         pauses = waits()
+        began = loop.time()
+        nonsense = 0
         while True:
             wait: float | None = None
             try:
-                reply = await call()
-            except EndpointFaultError:
-                reply = None
-            if reply is not None:
+                reply = await self._unless_stopped(call())
+            except EndpointFaultError as error:
+                trouble = error.message
+            else:
+                self._answered = True
+                data = self._transport.masked(reply.body)
                 if 200 <= reply.status < 300:
-                    value = orjson.loads(reply.body) if parse else {}
-                    return value if isinstance(value, dict) else {}
-                if reply.status not in (408, 409, 425, 429) and reply.status < 500:
-                    raise EndpointRefusedError(
-                        f"The batch API refused ({reply.status}): {_told(reply.body)}. Check "
-                        "--base-url, the key and the model; what was submitted is noted."
-                    )
+                    value = _parsed(data) if parse else {}
+                    if value is not None:
+                        self._note("")
+                        return value
+                    nonsense += 1
+                    if nonsense >= NONSENSE:
+                        raise EndpointRefusedError(
+                            "What answers there is no batch API: its replies are no JSON objects. "
+                            "Check --base-url."
+                        )
+                elif reply.status in (404, 410):
+                    raise NotFoundError(f"http_{reply.status}", _told(data), certain=False)
+                elif reply.status not in (408, 409, 425, 429) and reply.status < 500:
+                    raise _refused(reply.status, data)
+                self._refuse_empty_account(data)
                 wait = retry_after_s(reply.headers)
-            await self._stopping.sleep(next(pauses) if wait is None else wait)
+                trouble = f"it answered {reply.status}"
+            self._note(f"the batch API: {trouble}")
+            self._check_patience(loop.time() - began, trouble)
+            await self._stopping.sleep(min(LONGEST_S, next(pauses) if wait is None else wait))
+
+    def _check_patience(self, seconds: float, trouble: str) -> None:
+        longest = self._max_outage_s
+        if not self._answered:
+            longest = min(NEVER_ANSWERED_S, longest or NEVER_ANSWERED_S)
+        if longest is not None and seconds > longest:
+            raise EndpointGaveOutError(
+                f"The batch API has not answered for {seconds:.0f} s ({trouble}). What was "
+                "submitted is noted; run the same command again."
+            )
+        if asyncio.get_running_loop().time() > self.until:
+            raise LimitReachedError(
+                f"The batch API does not answer ({trouble}), and --batch-max-wait is over. What "
+                "was submitted is noted; run the same command again."
+            )
+
+    def _refuse_empty_account(self, data: bytes) -> None:
+        if b"insufficient_quota" in data or b"billing_hard_limit" in data:
+            raise EndpointGaveOutError(
+                f"The endpoint is out of quota or credit ({_told(data)}). Top it up and run the "
+                "same command again; what was submitted is noted."
+            )
+
+
+NEVER_ANSWERED_S = 60.0
+LONGEST_S = 60.0
+NONSENSE = 5
+"""Replies that are no JSON objects after which an address is taken for wrong."""
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _id_of(value: dict[str, Any]) -> str:
+    found = value.get("id")
+    if not isinstance(found, str) or not found:
+        raise EndpointRefusedError(
+            "What answers there is no batch API: its reply has no id. Check --base-url."
+        )
+    return found
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether the last line of a file of results is one."""
+    with path.open("rb") as file:
+        last = b""
+        for line in file:
+            last = line
+    return not last or _parsed(last) is not None
+
+
+def _refused(status: int, data: bytes) -> EndpointRefusedError:
+    return EndpointRefusedError(
+        f"The batch API refused ({status}: {_told(data)}). Check --base-url, the key and the "
+        "model; what was submitted is noted."
+    )
 
 
 def _told(body: bytes) -> str:
@@ -152,22 +315,32 @@ def _told(body: bytes) -> str:
 
 
 def _remote(value: dict[str, Any]) -> Remote:
-    counts = value.get("request_counts") or {}
-    faults = (value.get("errors") or {}).get("data") or []
+    counts = value.get("request_counts")
+    counts = counts if isinstance(counts, dict) else {}
+    errors = value.get("errors")
+    faults = errors.get("data") if isinstance(errors, dict) else None
     return Remote(
-        str(value["id"]),
-        str(value.get("input_file_id") or ""),
-        str(value.get("status") or ""),
-        int(counts.get("completed") or 0) + int(counts.get("failed") or 0),
-        str(value.get("output_file_id") or ""),
-        str(value.get("error_file_id") or ""),
+        _id_of(value),
+        _word(value.get("input_file_id")),
+        _word(value.get("status")),
+        _number(counts.get("completed")) + _number(counts.get("failed")),
+        _word(value.get("output_file_id")),
+        _word(value.get("error_file_id")),
         tuple(
             (
-                str(one.get("code") or ""),
-                int(one.get("line") or 0),
+                _word(one.get("code")),
+                _number(one.get("line")),
                 masked(str(one.get("message") or ""))[:300],
             )
-            for one in faults
+            for one in (faults if isinstance(faults, list) else [])
             if isinstance(one, dict)
         ),
     )
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

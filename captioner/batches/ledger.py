@@ -15,8 +15,9 @@ submitted twice.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
@@ -53,8 +54,11 @@ class Batch:
         done: Requests that the provider has done.
         output_id: The provider's id of the answers; empty if there are none.
         errors_id: The provider's id of the requests that failed; empty if there are none.
-        reason: Why the provider refused it.
         journal_at: Bytes of the journal when merging began.
+        failures_at: Bytes of the failures when merging began.
+        missed: Looks that have not found it, while it is not known whether it was created.
+        alone: Times that it was too much for the provider with no other batch open.
+        token: Begins the ids of its requests, so that no other's answers are taken for its own.
     """
 
     number: int
@@ -67,8 +71,11 @@ class Batch:
     done: int = 0
     output_id: str = ""
     errors_id: str = ""
-    reason: str = ""
     journal_at: int = -1
+    failures_at: int = 0
+    missed: int = 0
+    alone: int = 0
+    token: str = ""
 
     @property
     def open(self) -> bool:
@@ -86,6 +93,7 @@ class Ledger:
         api_key_env: Names of variables with its key.
         batches: The batches.
         next: Number of the next one.
+        settings: What shapes the captions of open batches, by option name.
     """
 
     folder: Path
@@ -93,6 +101,7 @@ class Ledger:
     api_key_env: list[str] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     next: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
     files: Files = field(default_factory=Files)
 
     @classmethod
@@ -115,6 +124,7 @@ class Ledger:
             ledger.base_url = str(state["base_url"])
             ledger.api_key_env = list(state["api_key_env"])
             ledger.next = int(state["next"])
+            ledger.settings = dict(state.get("settings") or {})
             ledger.batches = [
                 Batch(**{name: value for name, value in one.items() if name in known})
                 for one in state["batches"]
@@ -132,13 +142,14 @@ class Ledger:
         Raises:
             OSError: The disk refused; the state there is the one before.
         """
-        self.folder.mkdir(exist_ok=True)
+        self.make_folder()
         self.batches = [batch for batch in self.batches if batch.open]
         state = {
             "version": VERSION,
             "base_url": self.base_url,
             "api_key_env": self.api_key_env,
             "next": self.next,
+            "settings": self.settings,
             "batches": [asdict(batch) for batch in self.batches],
         }
         path = self.folder / "state.json"
@@ -151,6 +162,19 @@ class Ledger:
             self.files.close(fd)
         self.files.replace(partial, path)
         self.files.sync_folder(self.folder)
+
+    def make_folder(self) -> None:
+        """Make the folder, so that it is still there after a power loss."""
+        if not self.folder.is_dir():
+            self.folder.mkdir()
+            self.files.sync_folder(self.folder.parent)
+
+    def changed(self, settings: dict[str, Any]) -> list[str]:
+        """Return the options that are others than those of the open batches."""
+        if not self.batches:
+            return []
+        names = sorted(self.settings.keys() | settings.keys())
+        return [name for name in names if self.settings.get(name) != settings.get(name)]
 
     def path(self, batch: Batch, what: str) -> Path:
         """Return a file of a batch: ``requests``, ``records``, ``output`` or ``errors``."""
@@ -192,10 +216,10 @@ class Entry(NamedTuple):
     replaces: bool
     raw: bytes
 
-    def ids(self, index: int) -> list[str]:
-        """Return the ids of its requests, question by question: unique within a batch."""
+    def ids(self, token: str, index: int) -> list[str]:
+        """Return the ids of its requests, question by question."""
         return [
-            f"{index}.{question}.{sample}.{self.key[:4].hex()}"
+            f"{token}.{index}.{question}.{sample}"
             for question in range(self.questions)
             for sample in range(self.samples)
         ]
@@ -213,9 +237,9 @@ class BatchWriter:
     def __init__(self, ledger: Ledger, *, max_requests: int, max_bytes: int) -> None:
         self._ledger = ledger
         self._max = max_requests, max_bytes
-        self.batch = Batch(ledger.next)
+        self.batch = Batch(ledger.next, token=secrets.token_hex(8))
         ledger.next += 1
-        ledger.folder.mkdir(exist_ok=True)
+        ledger.make_folder()
         self._requests = ledger.path(self.batch, "requests").open("wb", buffering=_BLOCK)
         self._records = ledger.path(self.batch, "records").open("wb", buffering=_BLOCK)
         self._bytes = 0
@@ -232,7 +256,7 @@ class BatchWriter:
         """Add a record and its requests' bodies."""
         head = orjson.dumps([*entry[:1], entry.key.hex(), *entry[2:6]])
         self._records.write(head + b"\t" + entry.raw + b"\n")
-        for name, body in zip(entry.ids(self.batch.records), bodies, strict=True):
+        for name, body in zip(entry.ids(self.batch.token, self.batch.records), bodies, strict=True):
             line = (
                 b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
                 % (

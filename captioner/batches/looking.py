@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from captioner.batches.api import ENDED, BatchApi
 from captioner.connecting import api_key
-from captioner.errors import SettingsError
+from captioner.errors import NotFoundError, SettingsError
 from captioner.options import EndpointSettings
 from captioner.stopping import Stopping
 from captioner.transport import AiohttpTransport
@@ -32,13 +32,17 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
         timeout_s=TIMEOUT_S,
         connections=4,
     )
-    api = BatchApi(transport, Stopping())
+    api = BatchApi(transport, Stopping(), max_outage_s=TIMEOUT_S)
     found = []
     try:
         for batch in ledger.batches:
             status, done = batch.state, batch.done
             if batch.state == "created":
-                remote = await api.get(batch.batch_id)
+                try:
+                    remote = await api.get(batch.batch_id)
+                except NotFoundError:
+                    found.append(f"{batch.batch_id}: the provider has forgotten it")
+                    continue
                 if cancel and remote.status not in ENDED:
                     remote = await api.cancel(batch.batch_id)
                 status, done = remote.status, remote.done

@@ -13,28 +13,35 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import shutil
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.batches.api import ENDED, TOO_MANY_TOKENS
+from captioner.batches.api import ENDED, TOO_MANY_TOKENS, UnclearError
 from captioner.batches.ledger import BatchWriter, Entry, entry_of, read_entries
 from captioner.checks import attempts_for, check
 from captioner.errors import (
     AttemptError,
     BadReplyError,
+    DiskError,
+    EndpointFaultError,
     EndpointRefusedError,
     LimitReachedError,
+    NotFoundError,
     ParameterError,
     PictureError,
     RefusedError,
     RunError,
+    SettingsError,
 )
+from captioner.exports.partial import replacing
 from captioner.identity import KeyTable
 from captioner.pipeline import count
 from captioner.records import PLAIN, Answer, Answers, Failure, Line, Prepared, Response
 from captioner.stopping import StoppedError
+from captioner.values import masked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -53,6 +60,14 @@ if TYPE_CHECKING:
     from captioner.sinks.journal import Journal
     from captioner.sinks.jsonl import JournalSink
     from captioner.stopping import Stopping
+
+LOOKS = 3
+"""Looks that must not find a batch before it is taken for never created."""
+
+LOST = "lost"
+"""What we call a batch that the provider has forgotten."""
+
+NEVER_RAN = "batch_failed"
 
 AT_ONCE = 16
 """Records prepared at once, and outcomes written at once."""
@@ -121,6 +136,8 @@ class BatchPipeline:
         loop = asyncio.get_running_loop()
         hours = options.batch_max_wait
         self._until = math.inf if hours is None else loop.time() + hours * 3600
+        if api is not None:
+            api.until = self._until
 
     async def run(self, lines: AsyncIterator[list[Line]]) -> None:
         """Carry all records, or as far as the run goes before it is stopped.
@@ -132,13 +149,22 @@ class BatchPipeline:
         self._ledger.sweep()
         handed = await asyncio.to_thread(self._handed_over)
         try:
-            await self._take_given()
-            await self._take_in(lines, handed)
+            if self._options.from_batch_file is not None:
+                await self._take_given(self._options.from_batch_file)
+                await self._read_only(lines)
+            else:
+                await self._take_in(lines, handed)
             self._progress.complete = True
             if self._api is not None:
                 await self._see_through()
         except StoppedError:
             return
+        except OSError as error:
+            raise DiskError(
+                f"the disk refused to write beside {self._journal.path.name}: "
+                f"{error.strerror or error}. What was submitted is noted; mend the disk and run "
+                "the same command again."
+            ) from error
         finally:
             if self._writer is not None:
                 self._writer.abandon()
@@ -155,12 +181,11 @@ class BatchPipeline:
             left = [line for line in batch if handed.take(self._key(line)) is None]
             for at in range(0, len(left), AT_ONCE):
                 chunk = left[at : at + AT_ONCE]
-                items = await asyncio.gather(*map(self._preparation.prepare, chunk))
-                failed = [item for item in items if not isinstance(item, Prepared)]
-                await self._settle(failed)
+                items = await asyncio.gather(*map(self._requests_of, chunk))
+                await self._settle([item for item in items if isinstance(item, Failure)])
                 for item in items:
-                    if isinstance(item, Prepared):
-                        await self._write(item)
+                    if not isinstance(item, Failure):
+                        await self._add(*item)
                 if self._stopping:
                     raise StoppedError
         await self._close_writer()
@@ -178,7 +203,17 @@ class BatchPipeline:
                     table.add(entry.key)
         return table
 
-    async def _write(self, prepared: Prepared) -> None:
+    async def _read_only(self, lines: AsyncIterator[list[Line]]) -> None:
+        """Count the records; nothing is handed over."""
+        async for _ in lines:
+            if self._stopping:
+                raise StoppedError
+
+    async def _requests_of(self, line: Line) -> tuple[Entry, list[bytes]] | Failure:
+        """Return a record's requests; its place in the memory budget is free again."""
+        prepared = await self._preparation.prepare(line)
+        if not isinstance(prepared, Prepared):
+            return prepared
         bodies = [
             b"".join(self._dialect.request(messages, PLAIN).pieces)
             for messages in prepared.questions
@@ -192,7 +227,7 @@ class BatchPipeline:
             samples=self._samples,
             replaces=prepared.replaces,
         )
-        await self._add(entry, bodies)
+        return entry, bodies
 
     async def _add(self, entry: Entry, bodies: list[bytes]) -> None:
         if self._writer is not None and not self._writer.fits(bodies):
@@ -218,10 +253,10 @@ class BatchPipeline:
         self._writer = None
         if self._api is None:
             batch.state = "exported"
+            await asyncio.to_thread(self._hand_out, batch)
         self._ledger.batches.append(batch)
         await self._save()
         if self._api is None:
-            await asyncio.to_thread(self._hand_out, batch)
             return
         while self._held or self._waiting_to_go() > 1:
             await self._advance()
@@ -235,14 +270,8 @@ class BatchPipeline:
         target = self._options.to_batch_file
         if target is None:
             return
-        source = self._ledger.path(batch, "requests")
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            import shutil
-
-            shutil.copyfile(source, target)
+        with replacing(target) as partial:
+            shutil.copyfile(self._ledger.path(batch, "requests"), partial)
 
     async def _save(self) -> None:
         await asyncio.to_thread(self._ledger.save)
@@ -298,19 +327,10 @@ class BatchPipeline:
             batch.file_id = await api.upload(self._ledger.path(batch, "requests"))
             batch.state = "uploaded"
             await self._save()
-        if batch.state == "creating":  # a crash: was it created, and its id lost?
-            found = await api.find(batch.file_id)
-            if found is None:
-                batch.state = "uploaded"
-            else:
-                self._created(batch, found)
-                await self._save()
+        if batch.state == "creating":  # was it created, and its id lost?
+            await self._look_for(batch, api)
         if batch.state == "uploaded" and not self._held:
-            batch.state = "creating"
-            await self._save()
-            self._progress.calls += batch.requests
-            self._created(batch, await api.create(batch.file_id))
-            await self._save()
+            await self._create(batch, api)
         if batch.state == "created":
             await self._look(batch, api)
         if batch.state == "ended":
@@ -318,13 +338,54 @@ class BatchPipeline:
         if batch.state in ("fetched", "merging"):
             await self._merge(batch)
 
-    def _created(self, batch: Batch, remote: Remote) -> None:
+    async def _look_for(self, batch: Batch, api: BatchApi) -> None:
+        """Find a batch that may have been created; a list may lag, so one look is not enough."""
+        found = await api.find(batch.file_id)
+        if found is not None:
+            await self._created(batch, found)
+            return
+        batch.missed += 1
+        if batch.missed >= LOOKS:
+            batch.state, batch.missed = "uploaded", 0
+        await self._save()
+
+    async def _create(self, batch: Batch, api: BatchApi) -> None:
+        batch.state = "creating"
+        await self._save()
+        try:
+            remote = await api.create(batch.file_id)
+        except UnclearError:
+            return
+        except NotFoundError:
+            batch.state, batch.file_id = "written", ""  # it has forgotten the file
+        except EndpointFaultError as error:
+            batch.state = "uploaded"
+            self._progress.waiting = f"the batch API: {error.message}"
+            await self._save()
+            await self._stopping.sleep(min(60.0, error.retry_after_s or 1.0))
+        except EndpointRefusedError:
+            batch.state = "uploaded"
+            await self._save()
+            raise
+        else:
+            await self._created(batch, remote)
+            return
+        await self._save()
+
+    async def _created(self, batch: Batch, remote: Remote) -> None:
         batch.batch_id = remote.id
         batch.remote = remote.status
-        batch.state = "created"
+        batch.state, batch.missed = "created", 0
+        self._progress.calls += batch.requests
+        await self._save()
 
     async def _look(self, batch: Batch, api: BatchApi) -> None:
-        remote = await api.get(batch.batch_id)
+        try:
+            remote = await api.get(batch.batch_id)
+        except NotFoundError:
+            batch.remote, batch.state = LOST, "fetched"
+            await self._save()
+            return
         batch.remote, batch.done = remote.status, remote.done
         if remote.status not in ENDED:
             return
@@ -332,9 +393,17 @@ class BatchPipeline:
         if remote.status == "failed":
             if any(code in TOO_MANY_TOKENS for code, _, _ in remote.faults):
                 # It counts for nothing, and goes again when another one has ended.
-                batch.state, batch.batch_id = "uploaded", ""
-                self._held = any(other.state == "created" for other in self._ledger.batches)
                 self._progress.calls -= batch.requests
+                others = [one for one in self._ledger.batches if one is not batch]
+                self._held = any(one.state == "created" for one in others)
+                batch.alone += not self._held
+                if batch.alone >= LOOKS:
+                    await self._give_up(batch)
+                    raise EndpointRefusedError(
+                        f"A batch of {batch.requests:,} requests is more than the provider's limit "
+                        "of enqueued tokens. Run again with smaller ones: --batch-requests."
+                    )
+                batch.state, batch.batch_id = "uploaded", ""
                 await self._save()
                 return
             await self._write_faults(batch, remote)
@@ -351,9 +420,11 @@ class BatchPipeline:
         told = {line: (code, message) for code, line, message in remote.faults if line}
         if not told:
             reason = "; ".join(message for _, _, message in remote.faults) or "no reason was given"
+            self._progress.calls -= batch.requests
+            await self._give_up(batch)
             raise EndpointRefusedError(
-                f"The provider refused batch {batch.batch_id}: {reason}. Mend the settings; its "
-                f"records are asked for again once {self._ledger.folder} is removed."
+                f"The provider refused batch {batch.batch_id}: {reason}. Mend that and run again: "
+                "its records are pending, other batches are as they were."
             )
         path = self._ledger.path(batch, "errors")
 
@@ -367,73 +438,66 @@ class BatchPipeline:
                         code, message = told[number]
                         error = {"code": code or "batch_rejected", "message": message}
                         name = orjson.loads(line)["custom_id"]
-                        out.write(
-                            orjson.dumps({"custom_id": name, "response": None, "error": error})
-                            + b"\n"
-                        )
+                        row = {"custom_id": name, "response": None, "error": error}
+                        out.write(orjson.dumps(row) + b"\n")
+                out.flush()
+                os.fsync(out.fileno())
 
         await asyncio.to_thread(write)
+
+    async def _give_up(self, batch: Batch) -> None:
+        """Forget a batch of which nothing was done: its records are pending."""
+        batch.state = "merged"
+        await self._save()
+        await asyncio.to_thread(self._ledger.forget, batch)
 
     async def _fetch(self, batch: Batch, api: BatchApi) -> None:
         for what, file_id in (("output", batch.output_id), ("errors", batch.errors_id)):
             if file_id:
-                await api.download(file_id, self._ledger.path(batch, what))
+                try:
+                    await api.download(file_id, self._ledger.path(batch, what))
+                except NotFoundError:
+                    batch.remote = LOST
         batch.state = "fetched"
         await self._save()
 
     # -- out ----------------------------------------------------------------------------------
 
-    async def _take_given(self) -> None:
-        """Merge the results of a file that somebody else has run."""
-        given = self._options.from_batch_file
-        if given is None:
-            return
-        exported = [batch for batch in self._ledger.batches if batch.state != "merged"]
-        if not exported:
-            self._warn("no requests are waiting for results: write some with --to-batch-file")
-        for batch in exported:
-            if batch.state == "exported":
-                batch.state = "fetched"
-            await self._merge(batch, given)
+    async def _take_given(self, given: Path) -> None:
+        """Merge the results of files that somebody else has run.
 
-    async def _merge(self, batch: Batch, given: Path | None = None) -> None:
-        """Write what came back into the journal, and what is to be asked again into a batch."""
-        ledger = self._ledger
-        again = batch.state == "merging"
-        if not again:
-            batch.journal_at = self._journal.length
-            batch.state = "merging"
-            await self._save()
-        written = await asyncio.to_thread(self._journal.since, batch.journal_at) if again else None
-        paths = [given] if given else [ledger.path(batch, "output"), ledger.path(batch, "errors")]
-        results = await asyncio.to_thread(_Results, [path for path in paths if path.exists()])
-        retry: BatchWriter | None = None
-        outcomes: list[Outcome] = []
+        Raises:
+            SettingsError: There is no such file, or it answers no request of ours.
+        """
+        if not await asyncio.to_thread(given.is_file):
+            raise SettingsError(f"from-batch-file: there is no file {given}")
+        taken = 0
+        results = await asyncio.to_thread(_Results, [given])
         try:
-            with ledger.path(batch, "requests").open("rb") as requests:
-                for index, entry in enumerate(read_entries(ledger.path(batch, "records"))):
-                    lines = [requests.readline() for _ in entry.ids(index)]
-                    if written is not None and written.take(entry.key) is not None:
-                        continue
-                    outcome = self._outcome(entry, index, results)
-                    if outcome is not None:
-                        outcomes.append(outcome)
-                        if len(outcomes) >= AT_ONCE:
-                            await self._settle(outcomes)
-                            outcomes = []
-                    elif self._api is not None and batch.remote != "cancelled":
-                        retry = retry or self._new_writer()
-                        bodies = [_body(line) for line in lines]
-                        retry.add(entry._replace(attempt=entry.attempt + 1), bodies)
-            await self._settle(outcomes)
-            await self._sink.commit()
-            more = await asyncio.to_thread(retry.close) if retry else None
-        except BaseException:
-            if retry is not None:
-                retry.abandon()
-            raise
+            for batch in list(self._ledger.batches):
+                if batch.state in ("exported", "merging") and results.answers(batch.token):
+                    taken += 1
+                    await self._merge(batch, results)
         finally:
             results.close()
+        if not taken:
+            raise SettingsError(
+                f"from-batch-file: {given} answers none of the requests that wait for answers; "
+                "write some with --to-batch-file"
+            )
+
+    async def _merge(self, batch: Batch, given: _Results | None = None) -> None:
+        """Write what came back into the journal, and what is to be asked again into a batch."""
+        ledger = self._ledger
+        done = await self._begin_merge(batch)
+        results = given
+        if results is None:
+            results = await asyncio.to_thread(self._results_of, batch)
+        try:
+            more = await self._sort(batch, results, done)
+        finally:
+            if given is None:
+                results.close()
         batch.state = "merged"
         if more is not None:
             ledger.batches.append(more)
@@ -442,28 +506,82 @@ class BatchPipeline:
         if self._api is not None and batch.file_id:
             await self._api.delete(batch.file_id)
 
-    def _outcome(self, entry: Entry, index: int, results: _Results) -> Outcome | None:
-        """Return what became of a record; None if it is to be asked for again."""
+    async def _begin_merge(self, batch: Batch) -> list[KeyTable]:
+        """Note where merging begins; return what a merge that was cut short has written."""
+        journal = self._journal
+        if batch.state == "merging":
+            return [
+                await asyncio.to_thread(journal.since, batch.journal_at),
+                await asyncio.to_thread(journal.failures.since, batch.failures_at),
+            ]
+        batch.journal_at, batch.failures_at = journal.length, journal.failures.size
+        batch.state = "merging"
+        await self._save()
+        return []
+
+    def _results_of(self, batch: Batch) -> _Results:
+        paths = [self._ledger.path(batch, what) for what in ("output", "errors")]
+        return _Results([path for path in paths if path.exists()])
+
+    async def _sort(self, batch: Batch, results: _Results, done: list[KeyTable]) -> Batch | None:
+        """Settle what has an outcome; return a batch of what is to be asked again, if any is."""
+        ledger = self._ledger
+        again = self._api is not None and batch.remote != "cancelled"
+        retry: BatchWriter | None = None
+        outcomes: list[Outcome] = []
+        missing = 0
+        try:
+            with ledger.path(batch, "requests").open("rb") as requests:
+                for index, entry in enumerate(read_entries(ledger.path(batch, "records"))):
+                    lines = [requests.readline() for _ in entry.ids(batch.token, index)]
+                    if any(table.take(entry.key) is not None for table in done):
+                        continue
+                    outcome, attempt = self._outcome(entry, index, batch, results)
+                    if outcome is not None:
+                        outcomes.append(outcome)
+                    elif again:
+                        retry = retry or self._new_writer()
+                        retry.add(entry._replace(attempt=attempt), [_body(line) for line in lines])
+                    else:
+                        missing += 1
+                    if len(outcomes) >= AT_ONCE:
+                        await self._settle(outcomes)
+                        outcomes = []
+            await self._settle(outcomes)
+            await self._sink.commit()
+        except BaseException:
+            if retry is not None:
+                retry.abandon()
+            raise
+        if missing:
+            self._warn(f"{missing:,} records have no answer yet and are pending again")
+        return await asyncio.to_thread(retry.close) if retry else None
+
+    def _outcome(
+        self, entry: Entry, index: int, batch: Batch, results: _Results
+    ) -> tuple[Outcome | None, int]:
+        """Return what became of a record; None if it is to be asked for again, as which attempt."""
         line = Line(entry.number, entry.raw, key=entry.key)
         answers: list[Answer] = []
-        for name in entry.ids(index):
+        for name in entry.ids(batch.token, index):
             try:
-                answers.append(self._answer(results.get(name)))
+                answers.append(self._answer(results.get(name), batch))
             except RefusedError as error:
-                return Failure(line, error.code, error.message, entry.attempt)
+                return Failure(line, error.code, error.message, entry.attempt), 0
             except AttemptError as error:
+                if error.code == NEVER_RAN:
+                    return None, entry.attempt
                 most = self._rules.max_attempts
                 if isinstance(error, BadReplyError):
                     most = attempts_for(error.code, self._rules)
                 if entry.attempt >= most or isinstance(error, ParameterError | PictureError):
-                    return Failure(line, error.code, error.message, entry.attempt)
-                return None
+                    return Failure(line, error.code, error.message, entry.attempt), 0
+                return None, entry.attempt + 1
         each = [answers[at : at + entry.samples] for at in range(0, len(answers), entry.samples)]
-        return self._captioning.caption_of(
-            line, Answers(each, entry.attempt), replaces=entry.replaces
-        )
+        answered = Answers(each, entry.attempt)
+        return self._captioning.caption_of(line, answered, replaces=entry.replaces), 0
 
-    def _answer(self, result: dict[str, Any] | None) -> Answer:
+    def _answer(self, result: dict[str, Any] | None, batch: Batch) -> Answer:
         """Return the answer in one line of results.
 
         Raises:
@@ -471,19 +589,19 @@ class BatchPipeline:
             RefusedError: There never will be.
         """
         if result is None:
-            raise BadReplyError("batch_expired", "the batch ended before the request was done")
+            raise _without_answer(batch)
         response = result.get("response")
         if not isinstance(response, dict):
             error = result.get("error")
             error = error if isinstance(error, dict) else {}
             code = str(error.get("code") or "batch_error")
-            message = f"the batch has no answer: {str(error.get('message') or code)[:300]}"
+            message = f"the batch has no answer: {masked(str(error.get('message') or code))[:300]}"
             if code in ("batch_expired", "batch_cancelled"):
                 raise BadReplyError(code, message)
             raise RefusedError(code, message)
-        body = response.get("body")
         status = response.get("status_code")
-        reply = Response(status if isinstance(status, int) else 200, {}, orjson.dumps(body))
+        body = orjson.dumps(response.get("body"))
+        reply = Response(status if isinstance(status, int) else 200, {}, body)
         try:
             completion = self._dialect.judge(reply)
         except RunError as error:  # of one request among many: another batch may fare better
@@ -499,6 +617,24 @@ class BatchPipeline:
             count(self._progress, outcome)
             if self._settled is not None:
                 self._settled(outcome)
+
+
+def _without_answer(batch: Batch) -> AttemptError | RefusedError:
+    """Return why a request of a batch that has ended has no answer."""
+    if batch.remote == LOST:
+        return RefusedError(
+            "batch_lost",
+            f"the provider has forgotten batch {batch.batch_id} or its answers; --retry-failed "
+            "asks, and pays, again",
+        )
+    if batch.remote == "completed":
+        return RefusedError(
+            "batch_no_answer",
+            f"batch {batch.batch_id} is completed, but has no answer; --retry-failed asks again",
+        )
+    if batch.remote == "failed":  # for other lines of it: this one has not run
+        return BadReplyError(NEVER_RAN, "the batch was refused before the request was done")
+    return BadReplyError("batch_expired", "the batch ended before the request was done")
 
 
 def _body(line: bytes) -> bytes:
@@ -519,12 +655,14 @@ class _Results:
     def __init__(self, paths: list[Path]) -> None:
         self._files = [path.open("rb") for path in paths]
         self._places: dict[str, tuple[int, int]] = {}
+        self._tokens: set[str] = set()
         for number, file in enumerate(self._files):
             at = 0
             for line in file:
                 name = _id(line)
-                if name:
+                if name and name not in self._places:  # an answer goes before an error
                     self._places[name] = number, at
+                    self._tokens.add(name.partition(".")[0])
                 at += len(line)
 
     def get(self, name: str) -> dict[str, Any] | None:
@@ -535,6 +673,10 @@ class _Results:
         self._files[number].seek(at)
         value: dict[str, Any] = orjson.loads(self._files[number].readline())
         return value
+
+    def answers(self, token: str) -> bool:
+        """Tell whether there are any for a batch's requests."""
+        return token in self._tokens
 
     def close(self) -> None:
         """Close the files."""

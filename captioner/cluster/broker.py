@@ -131,13 +131,21 @@ class Tenant:
 
     Args:
         limiters: One for each endpoint.
+        workers: How many there are, to begin with before there is a lease.
+        fresh: This worker has had nothing of the rates yet: it may begin with a full part.
     """
 
-    def __init__(self, limiters: Sequence[Limiter]) -> None:
+    def __init__(
+        self, limiters: Sequence[Limiter], *, workers: int = 1, fresh: bool = True
+    ) -> None:
         self._limiters = limiters
-        self._lease = Lease(0.0, 1)
+        ceiling = max((limiter.window.ceiling for limiter in limiters), default=1)
+        self._lease = Lease(1 / workers, max(1, start_of(ceiling) // workers))
         for limiter in limiters:
             limiter.window = LeasedWindow(limiter.window.ceiling, 1.0)
+            if not fresh:
+                limiter.begin_empty()
+        self.apply(self._lease)
 
     def met(self) -> Met:
         """Return what was met since the last call."""

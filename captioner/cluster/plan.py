@@ -19,13 +19,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.errors import OutputDamagedError
+from captioner.cluster.store import MANIFEST
+from captioner.errors import OutputDamagedError, SettingsError
 from captioner.rawjson import one_line
 from captioner.records import Line
 from captioner.sinks.checkpoint import Checkpoint, Extent
 from captioner.sinks.failures import failures_path, read_failures
 from captioner.sinks.files import Files
-from captioner.sinks.journal import beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from captioner.identity import Identity
     from captioner.interfaces import Source
 
-MANIFEST = "manifest.json"
 VERSION = 1
 _BLOCK = 1 << 20
 
@@ -62,13 +61,16 @@ class Plan:
         self.store = store
         self.shards = 0
         self._identity = identity
+        self._settings: dict[str, Any] = {}
 
-    def open(self, wanted: int) -> bool:
+    def open(self, wanted: int, settings: dict[str, Any], *, accept_changes: bool) -> bool:
         """Find out how many shards there are; tell whether they are new.
 
         Raises:
             OutputDamagedError: The manifest cannot be read.
+            SettingsError: They were begun with other settings.
         """
+        self._settings = settings
         self.store.fetch([MANIFEST])
         path = self.store.folder / MANIFEST
         if not path.exists():
@@ -79,8 +81,16 @@ class Plan:
             if manifest["version"] > VERSION:
                 raise OutputDamagedError(f"{path} was written by a newer captioner; use that one")
             self.shards = int(manifest["shards"])
+            before = dict(manifest["settings"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise OutputDamagedError(f"{path} cannot be read; restore it") from error
+        names = sorted(before.keys() | settings.keys())
+        changed = [name for name in names if before.get(name) != settings.get(name)]
+        if changed and not accept_changes:
+            raise SettingsError(
+                f"the run was begun with other settings ({', '.join(changed)}): go back to those, "
+                "choose another output with -o, or go on with --accept-changes"
+            )
         return False
 
     async def deal_out(self, source: Source, limit: int | None) -> int:
@@ -106,7 +116,7 @@ class Plan:
         await asyncio.to_thread(self.store.push, [f"{n:04d}.in" for n in range(self.shards)])
         return count
 
-    def seed(self, journal: Path, failures: Path, settings: dict[str, Any], source: str) -> None:
+    def seed(self, journal: Path, failures: Path, source: str) -> None:
         """Deal out what an output holds already, and fix the number of shards."""
         folder = self.store.folder
         outputs = [_Appending(folder / f"{number:04d}.jsonl") for number in range(self.shards)]
@@ -126,15 +136,14 @@ class Plan:
         for output in outputs:
             extent = output.close()
             if extent.length:
-                checkpoint = Checkpoint(extent, None, settings, source)
-                beside(output.path, ".ckpt").write_bytes(checkpoint.encode())
+                checkpoint = Checkpoint(extent, None, self._settings, source)
+                self.store.put_in_place(f"{output.path.name}.ckpt", checkpoint.encode())
         for file in failed:
             file.close()
-        manifest = {"version": VERSION, "shards": self.shards}
         for number in range(self.shards):
             self.store.push(names_of(number))
-        (folder / MANIFEST).write_bytes(orjson.dumps(manifest))
-        self.store.push([MANIFEST])
+        manifest = {"version": VERSION, "shards": self.shards, "settings": self._settings}
+        self.store.put_in_place(MANIFEST, orjson.dumps(manifest))
 
     def gather(self, journal: Path, failures: Path) -> Extent:
         """Write the captions of all shards to one file and their failures to another.

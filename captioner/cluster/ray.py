@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner import errors
+from captioner.batches.ledger import Ledger
 from captioner.cluster.broker import RENEW_S, Broker, Lease, Met, Tenant
 from captioner.cluster.plan import PartSource, Plan, ShardSource, names_of
 from captioner.cluster.store import Store
 from captioner.connecting import KEY_NAMES, URL_NAMES
+from captioner.engine import Engine
 from captioner.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
 from captioner.exports.formats import check_format
 from captioner.extras import needed
 from captioner.identity import Identity
 from captioner.places import storage_url
 from captioner.records import Progress, RunReport
-from captioner.run import open_source, run_batch
+from captioner.run import open_source, refuse_strangers, run_batch
 from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files
 from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
@@ -71,6 +73,8 @@ class ShardRunner:
         place: Where they lie.
         broker: Shares the limits out; None for a worker that has them alone.
         environment: Variables that hold keys and addresses.
+        workers: How many there are.
+        dealt: The records have been dealt out; else each shard picks its own.
     """
 
     def __init__(
@@ -81,8 +85,13 @@ class ShardRunner:
         place: str,
         broker: Any,
         environment: dict[str, str],
+        workers: int,
+        dealt: bool,  # noqa: FBT001 - over the wire
     ) -> None:
         os.environ.update(environment)
+        self.workers = workers
+        self.dealt = dealt
+        self.fresh = True
         self.settings = settings
         self.name = name
         self.shards = shards
@@ -136,14 +145,17 @@ async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], 
         names = names_of(shard)
         await asyncio.to_thread(store.fetch, (f"{shard:04d}.in", *names))
         settings = _of_shard(runner.settings, store.folder / names[1])
-        source = _source_of(runner.settings, store, shard, runner.shards)
+        source = _source_of(runner, store, shard)
         renewing: list[asyncio.Task[None]] = []
 
         def under_lease(limiters: Sequence[Limiter]) -> None:
             if runner.broker is not None:
-                renewing.append(asyncio.create_task(_renew(runner, Tenant(limiters))))
+                tenant = Tenant(limiters, workers=runner.workers, fresh=runner.fresh)
+                runner.fresh = False
+                renewing.append(asyncio.create_task(_renew(runner, tenant)))
 
-        pushing = asyncio.create_task(_push_now_and_then(store, names))
+        ending = asyncio.Event()
+        pushing = asyncio.create_task(_push_now_and_then(store, names, ending))
         try:
             return await run_batch(
                 settings,
@@ -154,8 +166,9 @@ async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], 
                 limits=under_lease,
             )
         finally:
-            for task in (pushing, *renewing):
+            for task in renewing:
                 task.cancel()
+            ending.set()  # a copy that is under way must not land after the last one
             await asyncio.gather(pushing, *renewing, return_exceptions=True)
             await asyncio.to_thread(store.push, names)
             with runner.lock:
@@ -193,10 +206,13 @@ class RateBroker:
         self._broker.leave(name)
 
 
-async def _push_now_and_then(store: Store, names: Sequence[str]) -> None:
-    while store.remote:
-        await asyncio.sleep(PUSH_S)
-        await asyncio.to_thread(store.push, names[:2])
+async def _push_now_and_then(store: Store, names: Sequence[str], ending: asyncio.Event) -> None:
+    while store.remote and not ending.is_set():
+        try:
+            async with asyncio.timeout(PUSH_S):
+                await ending.wait()
+        except TimeoutError:
+            await asyncio.to_thread(store.push, names[:2])
 
 
 def _of_shard(settings: Settings, output: Path) -> Settings:
@@ -210,12 +226,14 @@ def _of_shard(settings: Settings, output: Path) -> Settings:
     )
 
 
-def _source_of(settings: Settings, store: Store, shard: int, shards: int) -> Source:
+def _source_of(runner: ShardRunner, store: Store, shard: int) -> Source:
+    if not runner.dealt:
+        whole = open_source(runner.settings).source
+        return PartSource(whole, _identity(runner.settings), shard, runner.shards)
     path = store.folder / f"{shard:04d}.in"
-    if path.exists():
-        return ShardSource(path)
-    whole = open_source(settings).source
-    return PartSource(whole, _identity(settings), shard, shards)
+    if not path.exists():
+        raise RunError(f"the input of shard {shard} is gone: another run has ended this one's")
+    return ShardSource(path)
 
 
 def _identity(settings: Settings) -> Identity:
@@ -273,8 +291,25 @@ class _Driver:
         self._settled: Counter[str] = Counter()  # of shards that are over
         self._counts: dict[int, dict[str, Any]] = {}  # of those at hand, by worker
         self._error: RunError | SettingsError | None = None
+        self._workers = 1
+        self._dealt = True
 
     async def run(self) -> RunReport:
+        settings = self._settings
+        journal = journal_path(settings.output_path, settings.run.output_format)
+        if storage_url(settings.output_path) is not None:
+            return await self._run_locked()
+        files = Files()
+        if who := files.holder(beside(journal, ".lock")):
+            raise OutputBusyError(f"{journal.name} is being written by {who}; wait for it.")
+        path = beside(journal, ".shards.lock")
+        lock = await asyncio.to_thread(files.lock, path)
+        try:
+            return await self._run_locked()
+        finally:
+            files.unlock(lock, path)
+
+    async def _run_locked(self) -> RunReport:
         settings = self._settings
         found = open_source(settings)
         kind = check_format(settings.output_path, settings.run.output_format)
@@ -284,7 +319,7 @@ class _Driver:
             raise SettingsError("engine: an output in an object store is JSONL")
         await asyncio.to_thread(self._start)
         cores = self._ray.cluster_resources().get("CPU", 1)
-        workers = settings.cluster.workers or max(1, int(cores))
+        workers = self._workers = settings.cluster.workers or max(1, int(cores))
         with tempfile.TemporaryDirectory(prefix="captioner-plan-") as scratch:
             journal = Path(scratch) / "output.jsonl" if url else journal_path(output, kind)
             place = f"{url}.shards" if url else str(beside(journal, ".shards"))
@@ -326,7 +361,14 @@ class _Driver:
         """Deal out the records, and at first what the output holds already."""
         settings = self._settings
         wanted = settings.cluster.shards or SHARDS_A_WORKER * workers
-        new = await asyncio.to_thread(plan.open, wanted)
+        if url:
+            await asyncio.to_thread(_fetch_output, url, journal)
+        shaping = await self._shaping()
+        accept = settings.run.accept_changes
+        new = await asyncio.to_thread(plan.open, wanted, shaping, accept_changes=accept)
+        if new:
+            await asyncio.to_thread(self._check_output, journal, shaping)
+            await asyncio.to_thread(plan.store.clear)
         if not new and settings.cluster.shards not in (None, plan.shards):
             self._warn(f"there are {plan.shards} shards; --shards counts for a new output only")
         if found.format not in _WITH_PICTURES:
@@ -334,14 +376,43 @@ class _Driver:
         elif settings.records.limit is not None:
             raise SettingsError("limit: not with tables on Ray")
         if new:
-            if url:
-                await asyncio.to_thread(_fetch_output, url, journal)
-            files = Files()
-            before = read_checkpoint(files, journal) if files.kind(journal) == "file" else None
             failures = failures_path(settings.output_path if url is None else journal)
-            await asyncio.to_thread(
-                plan.seed, journal, failures, before.settings if before else {}, str(settings.input)
-            )
+            await asyncio.to_thread(plan.seed, journal, failures, str(settings.input))
+        self._dealt = found.format not in _WITH_PICTURES
+
+    async def _shaping(self) -> dict[str, Any]:
+        """Return what shapes a caption, the model that the endpoint serves included."""
+        settings = self._settings
+        async with Engine.open(settings, Progress(), self._stopping, warn=self._say) as engine:
+            resolved = replace(settings, prompt=settings.prompt.resolved())
+            return resolved.shaping(engine.model)
+
+    def _check_output(self, journal: Path, shaping: dict[str, Any]) -> None:
+        """See that the output is ours and may go on, before anything is paid for it.
+
+        Raises:
+            SettingsError: It is somebody else's, or was begun with other settings.
+            OutputDamagedError: It is not what we wrote.
+        """
+        settings = self._settings
+        target = settings.output_path
+        if target != journal and not settings.run.overwrite:
+            refuse_strangers(target, journal)
+        if Ledger.of(journal).batches:
+            raise SettingsError(f"batches of {journal.name} are open: go on with --batch-api")
+        if not journal.exists():
+            return
+        found = Journal(
+            journal,
+            _identity(settings),
+            shaping,
+            failures=failures_path(target if storage_url(target) is None else journal),
+            source=str(settings.input or ""),
+            accept_changes=settings.run.accept_changes,
+            accept_edits=settings.run.accept_edits,
+        )
+        found.open()
+        found.close()
 
     async def _caption(self, plan: Plan, place: str, workers: int) -> None:
         ray = self._ray
@@ -370,26 +441,32 @@ class _Driver:
     ) -> None:
         """Have one actor after the other run shards until none is left."""
         ray = self._ray
-        environment = {
-            name: os.environ[name]
-            for name in {*KEY_NAMES, *URL_NAMES, *self._settings.endpoint.api_key_env}
-            if name in os.environ
-        }
+        own = (name for one in self._settings.each_endpoint for name in one.api_key_env)
+        names = {*KEY_NAMES, *URL_NAMES, *own}
+        environment = {name: os.environ[name] for name in names if name in os.environ}
         actor: Any = None
         while left and not self._stopping and self._error is None:
             shard = left.pop()
             if actor is None:
                 remote = ray.remote(ShardRunner).options(num_cpus=1, max_concurrency=3)
                 actor = remote.remote(
-                    self._settings, f"worker-{number}", plan.shards, place, broker, environment
+                    self._settings,
+                    f"worker-{number}",
+                    plan.shards,
+                    place,
+                    broker,
+                    environment,
+                    self._workers,
+                    self._dealt,
                 )
             try:
                 result = await self._watch(actor, number, shard)
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayActorError as error:
                 actor = None
                 deaths[shard] += 1
                 if deaths[shard] >= DEATHS:
-                    self._fail(WorkersDiedError(f"shard {shard} has killed {DEATHS} workers"))
+                    reason = " ".join(str(error).split())[:300]
+                    self._fail(WorkersDiedError(f"shard {shard} killed {DEATHS} workers: {reason}"))
                 else:
                     self._say(f"a worker died over shard {shard}; another one goes on with it")
                     left.append(shard)
@@ -414,8 +491,9 @@ class _Driver:
         try:
             while True:
                 await asyncio.wait((running,), timeout=LOOK_S)
+                over = running.done()
                 self._counts[number] = await asyncio.wrap_future(actor.counts.remote().future())
-                if running.done():
+                if over:
                     result: dict[str, Any] = running.result()
                     self._settled.update({n: self._counts[number][n] for n in _COUNTS})
                     return result
@@ -458,8 +536,14 @@ class _Driver:
         settings = self._settings
         failures = failures_path(settings.output_path if url is None else journal)
         await asyncio.to_thread(self._put_together, plan, journal, failures)
+        if url:
+            await asyncio.to_thread(_push_output, url, journal)
         await asyncio.to_thread(plan.store.remove)  # all of it is in the journal by now
-        local = replace(settings, cluster=replace(settings.cluster, engine="local"))
+        local = replace(
+            settings,
+            cluster=replace(settings.cluster, engine="local"),
+            run=replace(settings.run, retry_failed=None),  # they were tried in their shards
+        )
         if url:
             local = replace(local, output=journal)
         report = await run_batch(local, stopping=self._stopping, warn=self._warn)

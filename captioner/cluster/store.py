@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.extras import needed
 from captioner.places import storage_url
+from captioner.sinks.files import Files, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+MANIFEST = "manifest.json"
+"""Tells what is there; without it nothing is."""
 
 
 class Store:
@@ -57,8 +62,34 @@ class Store:
             if (self.folder / name).exists():
                 self._system.put_file(str(self.folder / name), f"{self._path}/{name}")
 
+    def clear(self) -> None:
+        """Remove all files, what tells of them first: half of it gone must not look whole."""
+        if self._system is not None and self._system.exists(self._path):
+            if self._system.exists(f"{self._path}/{MANIFEST}"):
+                self._system.rm_file(f"{self._path}/{MANIFEST}")
+            self._system.rm(self._path, recursive=True)
+        if self.folder.is_dir():
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+            Files().sync_folder(self.folder)
+            for path in self.folder.iterdir():
+                if path.is_file():
+                    path.unlink()
+
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
-        if self._system is not None and self._system.exists(self._path):
-            self._system.rm(self._path, recursive=True)
+        self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def put_in_place(self, name: str, data: bytes) -> None:
+        """Write a small file whole or not at all."""
+        files = Files()
+        partial = self.folder / f"{name}.partial"
+        fd = files.open(partial, fresh=True)
+        try:
+            write_all(files, fd, data, 0)
+            files.sync(fd)
+        finally:
+            files.close(fd)
+        files.replace(partial, self.folder / name)
+        files.sync_folder(self.folder)
+        self.push([name])

@@ -84,6 +84,20 @@ class FailuresFile:
         elif size and self._files.read(self._fd, 1, size - 1) != b"\n":
             self._size += write_all(self._files, self._fd, b"\n", size)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
+    def since(self, at: int) -> KeyTable:
+        """Return the records of the lines from some offset on."""
+        table = KeyTable(offsets=False)
+        if self._fd >= 0:
+            for offset, key, _, _ in read_failures(self._files, self._fd):
+                if offset >= at:
+                    table.add(key)
+        return table
+
     def forgive(self, code: str) -> KeyTable:
         """Take failures of one code, or ``all``, out of `left` and return them."""
         forgiven = KeyTable()

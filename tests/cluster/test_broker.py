@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from captioner.cluster.broker import LEASE_S, Broker, Lease, Met, Tenant
@@ -95,3 +97,28 @@ async def test_a_learnt_rate_is_shared_as_a_given_one_is(clock):
     limiter.learn_requests(1_200, None)
     limiter.lease(0.5, 8)
     assert limiter.requests.per_minute == 600
+
+
+async def test_only_a_workers_first_shard_begins_with_a_full_part(clock):
+    """A minute's worth is granted once, however many shards there are."""
+    granted = 0
+    for shard in range(6):
+        limiter = Limiter(64, rpm=600, clock=clock)
+        tenant = Tenant([limiter], workers=2, fresh=shard == 0)
+        tenant.apply(Lease(0.5, 1_000))
+        while limiter.requests.delay(1, clock.now) == 0 and granted < 2_000:
+            task = asyncio.ensure_future(limiter.acquire())
+            await asyncio.sleep(0)
+            if not task.done():
+                task.cancel()
+                break
+            granted += 1
+    assert granted == 300
+
+
+def test_a_worker_whom_the_broker_has_not_answered_yet_goes_on(clock):
+    limiter = Limiter(64, rpm=600, clock=clock)
+    tenant = Tenant([limiter], workers=4)
+    for _ in range(40):
+        tenant.halve()
+    assert limiter.limit >= 1

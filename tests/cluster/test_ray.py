@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -233,3 +234,76 @@ def test_kill_nine_of_the_driver(make_input, endpoint):
     assert got == list(range(300))
     assert endpoint.given <= 300 + IN_FLIGHT
     assert b"Traceback" not in ended.stderr
+
+
+async def test_failures_are_tried_again_once(ray, make_input, endpoint):
+    endpoint.behave = lambda _: Reply(400, {"error": {"message": "no"}})
+    source = make_input(6)
+    output = source.with_name("out.jsonl")
+    await run_on_ray(settings(source, output, endpoint))
+    assert endpoint.count == 6
+    report = await run_on_ray(settings(source, output, endpoint, retry_failed="all"))
+    assert (endpoint.count, report.calls, report.failed) == (12, 6, 6)
+    assert len(rows(source.with_name("out.failed.jsonl"))) == 6
+
+
+async def test_what_is_not_ours_is_refused_before_anything_is_paid(ray, make_input, endpoint):
+    source = make_input(3)
+    (source.parent / "mine.csv").write_text("precious")
+    (source.parent / "mine.jsonl").write_text("precious\n")
+    for name in ("mine.csv", "mine.jsonl"):
+        with pytest.raises((SettingsError, captioner.OutputDamagedError)):
+            await run_on_ray(settings(source, source.parent / name, endpoint))
+        assert (source.parent / name).read_text().strip() == "precious"
+    assert endpoint.count == 0
+
+
+async def test_other_settings_are_refused_before_anything_is_paid(ray, make_input, endpoint):
+    source = make_input(20)
+    output = source.with_name("out.jsonl")
+    await run_batch(source, output, base_url=endpoint.base_url, model="m", limit=5)
+    with pytest.raises(SettingsError, match="other settings"):
+        await run_on_ray(settings(source, output, endpoint, model="other"))
+    assert endpoint.count == 5
+    report = await run_on_ray(settings(source, output, endpoint))
+    assert (report.resumed, report.captioned) == (5, 15)
+
+
+async def test_two_runs_at_once_are_one_too_many(ray, make_input, endpoint):
+    endpoint.latency_s = 0.2
+    source = make_input(40)
+    output = source.with_name("out.jsonl")
+    first = asyncio.create_task(run_on_ray(settings(source, output, endpoint)))
+    while endpoint.count < 5:
+        await asyncio.sleep(0.05)
+    with pytest.raises(captioner.OutputBusyError):
+        await run_on_ray(settings(source, output, endpoint))
+    assert (await first).complete
+    assert endpoint.count == 40
+
+
+async def test_an_upload_that_fails_loses_nothing(ray, tmp_path, make_input, endpoint, monkeypatch):
+    """The shards stay until the output is where it belongs."""
+    from captioner.cluster import ray as cluster
+
+    source = make_input(10)
+    place = tmp_path / "store"
+    place.mkdir()
+    (place / "in.jsonl").write_bytes(source.read_bytes())
+    stored = settings(
+        Path(f"file:/{place}/in.jsonl"), Path(f"file:/{place}/out.jsonl"), endpoint,
+        image_root=tmp_path,
+    )  # fmt: skip
+
+    def refuse(*_: object) -> None:
+        raise OSError("no network")
+
+    push = cluster._push_output
+    monkeypatch.setattr(cluster, "_push_output", refuse)
+    with pytest.raises(OSError, match="no network"):
+        await run_on_ray(stored)
+    monkeypatch.setattr(cluster, "_push_output", push)
+    report = await run_on_ray(stored)
+    assert report.complete
+    assert endpoint.count == 10
+    assert len(rows(place / "out.jsonl")) == 10
