@@ -163,6 +163,15 @@ DryRun = Annotated[
         show_env_var=False,
     ),
 ]
+AsJson = Annotated[
+    bool,
+    Parameter(
+        name="--json",
+        help="Print what was done as JSON on standard output.",
+        negative=(),
+        show_env_var=False,
+    ),
+]
 Debug = Annotated[
     bool, Parameter(help="Show the stack trace of an internal error.", negative=(), show=False)
 ]
@@ -234,7 +243,7 @@ def _endpoints(config: Path | None) -> list[dict[str, Any]]:
 
 def _all_keys() -> set[str]:
     """Return the names of all options of all commands, without dashes in front."""
-    names = {"config", "output", "host", "port", "debug", "dry-run"}
+    names = {"config", "output", "host", "port", "debug", "dry-run", "json"}
     names |= {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
     return names
 
@@ -264,6 +273,7 @@ def _caption(
     options: Options = Options(),  # type: ignore[valid-type] # noqa: B008 - frozen
     config: Config = None,
     dry_run: DryRun = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
     """Caption every image of INPUT."""
@@ -272,10 +282,10 @@ def _caption(
     if dry_run:
         from captioner.console import estimate_in_console
 
-        return estimate_in_console(settings, probe=0, as_json=False)
+        return estimate_in_console(settings, probe=0, as_json=as_json)
     from captioner.console import run_in_console
 
-    return run_in_console(settings, debug=debug)
+    return run_in_console(settings, debug=debug, as_json=as_json)
 
 
 def _check(

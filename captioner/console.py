@@ -28,6 +28,8 @@ from captioner.display import (
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.estimate import estimate
 from captioner.exports.formats import check_format, export
+from captioner.logs import JsonLog
+from captioner.metrics import ADDRESS, Metrics
 from captioner.records import Progress
 from captioner.report import make_report, write_page
 from captioner.run import run_batch
@@ -46,35 +48,41 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
 
 
-def run_in_console(settings: Settings, *, debug: bool = False) -> int:
+def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
     """Run to the end or to a signal, show what happens, and return the exit status."""
     ease_garbage_collection()
     try:
-        report, signalled = run_watched(settings)
-    except SettingsError as error:
-        _say(f"captioner: {error}")
-        return error.exit_code
-    except RunError as error:
-        _say(f"captioner: {error}")
+        report, signalled = run_watched(settings, as_json=as_json)
+    except (SettingsError, RunError) as error:
+        _tell_end(settings, str(error), error.exit_code)
         return error.exit_code
     except CaptionerError as error:
-        _say(f"captioner: {error}")
+        _tell_end(settings, str(error), 1)
         return 1
     except Exception as error:
         if debug:
             raise
-        _say(
-            f"captioner: internal error ({type(error).__name__}: {error}). Finished captions are "
-            "saved. Please report it; --debug shows where it happened."
+        text = (
+            f"internal error ({type(error).__name__}: {error}). Finished captions are saved. "
+            "Please report it; --debug shows where it happened."
         )
+        _tell_end(settings, text, 1)
         return 1
     if signalled:
         return 128 + signalled
     return SOME_FAILED if report.failed else 0
 
 
-def run_watched(settings: Settings) -> tuple[RunReport, int]:
-    """Run to the end or to a signal and show what happens.
+def _tell_end(settings: Settings, text: str, status: int) -> None:
+    """Say what ended a run."""
+    if settings.run.log_json:
+        JsonLog(Progress(), sys.stderr).event("error", message=text, exit_code=status)
+    else:
+        _say(f"captioner: {text}")
+
+
+def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport, int]:
+    """Run to the end or to a signal and show what happens; with ``as_json`` print the report.
 
     Returns:
         What was done, and the signal that stopped it; 0 if none did.
@@ -88,7 +96,7 @@ def run_watched(settings: Settings) -> tuple[RunReport, int]:
     # What Pillow remarks about a picture's metadata is no news to whoever watches a million.
     warnings.filterwarnings("ignore", module="PIL")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Session(settings).run())
+        return runner.run(_Session(settings, as_json=as_json).run())
 
 
 def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
@@ -190,11 +198,13 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
 class _Session:
     """One run with somebody watching."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, as_json: bool) -> None:
         self._settings = settings
+        self._as_json = as_json
         self._progress = Progress()
         self._stopping = Stopping()
-        self._display = Display(self._progress, sys.stderr)
+        shown = JsonLog if settings.run.log_json else Display
+        self._display = shown(self._progress, sys.stderr)
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:
@@ -203,16 +213,32 @@ class _Session:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
         report: RunReport | None = None
+        metrics = None
         try:
+            if (port := self._settings.run.metrics_port) is not None:
+                metrics = Metrics(self._progress, port)
             async with self._display:
+                if metrics is not None:
+                    self._display.say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
                 report = await self._run()
         except RunError as error:
             report = error.report
             raise
         finally:
+            if metrics is not None:
+                await asyncio.to_thread(metrics.close)
             if report is not None:
-                _say(summarise(report, self._settings))
+                self._tell(report)
         return report, self._signal
+
+    def _tell(self, report: RunReport) -> None:
+        """Show what was done."""
+        if isinstance(self._display, JsonLog):
+            self._display.event("finished", **report.as_dict())
+        else:
+            _say(summarise(report, self._settings))
+        if self._as_json:
+            print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
 
     async def _run(self) -> RunReport:
         progress, stopping, say = self._progress, self._stopping, self._display.say

@@ -519,6 +519,14 @@ class RunSettings:
         default=False,
         text="Believe an output that was changed by hand, and caption what it lacks.",
     )
+    metrics_port: int | None = _option(
+        None,
+        "Serve the run's numbers to Prometheus on this port of 127.0.0.1; 0 takes a free one.",
+    )
+    log_json: bool = _option(
+        default=False,
+        text="Write events as lines of JSON to standard error, in place of the display.",
+    )
     drain: float = _option(
         30.0,
         "Seconds to let requests in flight finish after an interruption.",
@@ -531,6 +539,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         check_positive("concurrency", self.concurrency)
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
+            raise SettingsError(f"metrics-port: {self.metrics_port} is not between 0 and 65535")
         check_positive("budget", self.budget)
         check_positive("budget_tokens", self.budget_tokens)
         check_positive("processes", self.processes)

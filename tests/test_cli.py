@@ -17,6 +17,8 @@ from captioner.settings import Settings
 from captioner.values import flag_name
 
 SAMPLES = {
+    "metrics_port": 9_000,
+    "log_json": True,
     "budget": 2.5,
     "budget_tokens": 1_000_000,
     "engine": "ray",

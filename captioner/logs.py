@@ -1,0 +1,67 @@
+"""A run's events as lines of JSON, for those who gather logs; in the place of the display."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import orjson
+
+if TYPE_CHECKING:
+    from captioner.records import Progress
+
+EVERY_S = 10.0
+"""Seconds between two lines of progress."""
+
+_NUMBERS = (
+    "captioned", "failed", "resumed", "failed_before", "in_flight", "read", "calls", "retries",
+    "prompt_tokens", "completion_tokens", "cost", "waiting", "stage",
+)  # fmt: skip
+
+
+class JsonLog:
+    """Writes a line for each event while it is open.
+
+    Args:
+        progress: Written now and then.
+        stream: Where to.
+    """
+
+    def __init__(self, progress: Progress, stream: TextIO) -> None:
+        self._progress = progress
+        self._stream = stream
+        self._began = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Begin to write."""
+        self.event("started")
+        self._task = asyncio.create_task(self._tell())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Stop writing."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def say(self, text: str) -> None:
+        """Write a sentence for a person as an event."""
+        self.event("warning", message=text)
+
+    def event(self, name: str, **more: Any) -> None:
+        """Write one event."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **more}
+        with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop
+            print(orjson.dumps(line).decode(), file=self._stream, flush=True)
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            now = self._progress
+            numbers = {name: getattr(now, name) for name in _NUMBERS}
+            seconds = round(time.monotonic() - self._began, 1)
+            self.event("progress", seconds=seconds, codes=dict(now.codes), **numbers)

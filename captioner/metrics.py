@@ -1,0 +1,84 @@
+"""A run's numbers for Prometheus, on loopback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from captioner.errors import SettingsError
+from captioner.extras import needed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from captioner.records import Progress
+
+ADDRESS = "127.0.0.1"
+
+
+class Metrics:
+    """Serves what a run has counted until it is closed; it is read when somebody asks.
+
+    Args:
+        progress: Of the run.
+        port: Port on loopback; 0 takes a free one.
+
+    Attributes:
+        port: The port.
+
+    Raises:
+        SettingsError: The library is not installed, or the port is taken.
+    """
+
+    def __init__(self, progress: Progress, port: int) -> None:
+        library = needed("prometheus_client", "metrics")
+        registry = library.CollectorRegistry()
+        registry.register(_Collector(progress, needed("prometheus_client.core", "metrics")))
+        try:
+            self._server, self._thread = library.start_http_server(
+                port, addr=ADDRESS, registry=registry
+            )
+        except OSError as error:
+            raise SettingsError(
+                f"metrics-port: cannot listen on {port}: {error.strerror}"
+            ) from None
+        self.port = int(self._server.server_port)
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Collector:
+    """Makes metrics of the numbers as they are."""
+
+    def __init__(self, progress: Progress, core: Any) -> None:
+        self._progress = progress
+        self._core = core
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metrics."""
+        now = self._progress
+        counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
+        records = counter("captioner_records", "Records by what became of them.", labels=["state"])
+        for state in ("captioned", "failed", "resumed", "failed_before", "skipped"):
+            records.add_metric([state], getattr(now, state))
+        yield records
+        failures = counter("captioner_failures", "Failures of this run by code.", labels=["code"])
+        for code, count in dict(now.codes).items():
+            failures.add_metric([code], count)
+        yield failures
+        for name, value, text in (
+            ("requests", now.calls, "Requests sent."),
+            ("retries", now.retries, "Requests that were not a record's first."),
+            ("prompt_tokens", now.prompt_tokens, "Input tokens of captions."),
+            ("completion_tokens", now.completion_tokens, "Output tokens of captions."),
+            ("cost_dollars", now.cost, "US dollars spent, where prices are known."),
+            ("shared", now.shared, "Records settled by the answer to an equal one."),
+            ("cached", now.cached, "Records settled from the cache."),
+            ("read", now.read, "Records read from the input."),
+        ):
+            yield counter(f"captioner_{name}", text, value=value)
+        yield gauge("captioner_in_flight", "Requests on the wire.", value=now.in_flight)
+        yield gauge("captioner_waiting", "1 while nothing moves.", value=1 if now.waiting else 0)

@@ -1,0 +1,70 @@
+"""A run's numbers for those who gather them: Prometheus, lines of JSON, a summary for scripts."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.request
+
+from conftest import command
+from endpoint import Reply
+
+
+def test_events_are_lines_of_json(make_input, endpoint, run_command):
+    """Each of them; what a person would read is in them, and nothing else is written."""
+    endpoint.behave = lambda call: (
+        Reply(400, {"error": {"message": "no\nthanks"}}) if call.number == 1 else None
+    )
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--log-json"]
+    ended = run_command(make_input(3), *options)
+    assert ended.returncode == 3
+    events = list(map(json.loads, ended.stderr.splitlines()))
+    assert [event["event"] for event in events] == ["started", "finished"]
+    assert (events[-1]["captioned"], events[-1]["codes"]) == (2, {"http_400": 1})
+    assert all(re.match(r"\d{4}-\d\d-\d\dT.*\+00:00", event["time"]) for event in events)
+
+
+def test_what_ends_a_run_is_an_event_too(make_input, endpoint, run_command):
+    endpoint.behave = lambda _: Reply(401, {"error": {"message": "wrong key"}})
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--log-json"]
+    ended = run_command(make_input(1), *options)
+    last = json.loads(ended.stderr.splitlines()[-1])
+    assert (ended.returncode, last["event"], last["exit_code"]) == (2, "error", 2)
+    assert "wrong key" in last["message"]
+
+
+def test_the_summary_for_scripts(make_input, endpoint, run_command):
+    """On standard output, whole; what people read stays on standard error."""
+    source = make_input(4)
+    ended = run_command(source, "--base-url", endpoint.base_url, "--model", "m", "--json")
+    found = json.loads(ended.stdout)
+    assert (found["captioned"], found["complete"], found["failed"]) == (4, True, 0)
+    assert "4 captioned" in ended.stderr
+
+
+def test_prometheus_reads_a_run_while_it_goes_on(make_input, endpoint):
+    endpoint.behave = lambda call: Reply(delay_s=30) if call.number > 5 else None
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", 2]
+    process = subprocess.Popen(
+        command(make_input(8), *options, "--metrics-port", 0), stderr=subprocess.PIPE, text=True
+    )
+    url = process.stderr.readline().split()[1]
+    assert url.startswith("http://127.0.0.1:")
+    while endpoint.count < 7:
+        assert process.poll() is None
+    while True:
+        text = urllib.request.urlopen(url, timeout=10).read().decode()
+        if 'captioner_records_total{state="captioned"} 5.0' in text:
+            break
+    assert "captioner_in_flight 2.0" in text
+    assert "captioner_requests_total 7.0" in text
+    process.kill()
+    process.communicate()
+
+
+def test_a_port_that_is_taken_is_told(make_input, endpoint, run_command):
+    port = endpoint.base_url.split(":")[2].partition("/")[0]
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--metrics-port", port]
+    ended = run_command(make_input(1), *options)
+    assert (ended.returncode, "cannot listen" in ended.stderr) == (2, True)
