@@ -78,6 +78,7 @@ def build_app() -> App:
     app.default(_caption)
     app.command(_check, name="check")
     app.command(_estimate, name="estimate")
+    app.command(_eval, name="eval")
     app.command(_export, name="export")
     app.command(_batches(), name="batch")
     app.command(_init, name="init")
@@ -341,6 +342,27 @@ def _estimate(
     from captioner.console import estimate_in_console
 
     return estimate_in_console(settings, probe=probe, as_json=as_json)
+
+
+def _eval(
+    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    *,
+    references: Annotated[
+        Path,
+        Parameter(
+            help="COCO captions, or JSONL with captions, matched by id, file_name or path.",
+            show_env_var=False,
+        ),
+    ],
+    as_json: Annotated[
+        bool,
+        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
+    ] = False,
+) -> int:
+    """Say how near captions are to references: BLEU, chrF, CIDEr-D."""
+    from captioner.console import score_in_console
+
+    return score_in_console(output, references, as_json=as_json)
 
 
 def _export(

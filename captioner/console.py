@@ -22,6 +22,7 @@ from captioner.display import (
     describe_check,
     describe_estimate,
     describe_report,
+    describe_scores,
     printable,
     summarise,
 )
@@ -33,6 +34,7 @@ from captioner.metrics import ADDRESS, Metrics
 from captioner.records import Progress
 from captioner.report import make_report, write_page
 from captioner.run import run_batch
+from captioner.scores import score
 from captioner.sinks.files import Files
 from captioner.sinks.journal import find_journal
 from captioner.stopping import Stopping
@@ -145,6 +147,20 @@ def report_in_console(
         print(describe_report(report))
     else:
         _say(f"written: {target}")
+    return 0
+
+
+def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
+    """Print how near captions are to references and return the exit status."""
+    try:
+        found = score(output, references, warn=_say)
+    except (SettingsError, RunError) as error:
+        _say(f"captioner: {error}")
+        return error.exit_code
+    if as_json:
+        print(orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode())
+    else:
+        print(describe_scores(found))
     return 0
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from captioner.check import CheckReport
     from captioner.records import Estimate, Progress, RunReport
     from captioner.report import Report
+    from captioner.scores import Scores
     from captioner.settings import Settings
 
 REFRESH_S = 0.25
@@ -256,6 +257,16 @@ def describe_report(report: Report) -> str:
         shown = ", ".join(f"{count:,} {name}" for name, count in [*quality.languages.items()][:5])
         lines.append(f"languages of a sample: {shown}")
     lines += [f"{one.total:,} failed as {code}" for code, one in report.failures.items()]
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_scores(found: Scores) -> str:
+    """Return how near captions are to references, in a few lines."""
+    lines = [f"{found.captions:,} captions compared with their references"]
+    if found.unmatched:
+        lines.append(f"{found.unmatched:,} have none")
+    lines.append(f"BLEU {found.bleu:.2f}, chrF {found.chrf:.2f}, CIDEr-D {found.cider:.3f}")
+    lines.append(f"BLEU signature: {found.bleu_signature}")
     return "\n".join(printable(line) for line in lines)
 
 
