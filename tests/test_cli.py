@@ -103,7 +103,7 @@ def parsed(monkeypatch):
     """Parse arguments and return the settings a run would get."""
     seen: list[Settings] = []
 
-    def remember(settings: Settings, *, debug: bool) -> int:
+    def remember(settings: Settings, *, debug: bool, as_json: bool) -> int:
         seen.append(settings)
         return 0
 
