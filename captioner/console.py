@@ -72,7 +72,8 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
         return 1
     if signalled:
         return 128 + signalled
-    return SOME_FAILED if report.failed else 0
+    left = settings.batch.any and not report.complete and settings.batch.to_batch_file is None
+    return SOME_FAILED if report.failed or left else 0
 
 
 def _tell_end(settings: Settings, text: str, status: int) -> None:

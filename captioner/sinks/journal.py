@@ -79,6 +79,11 @@ def find_journal(output: Path, files: Files) -> Path:
     for path in (journal_path(output), beside(output, ".jsonl"), output):
         if files.kind(path) == "file":
             return path
+    shards = beside(journal_path(output), ".shards")
+    if files.kind(shards) == "folder":
+        raise SettingsError(
+            f"there is no output {output} yet: an unfinished run on Ray keeps it in {shards}"
+        )
     raise SettingsError(f"there is no output {output}")
 
 
