@@ -89,7 +89,7 @@ async def connect(
         offline = await stack.enter_async_context(OfflineEndpoint())
         model = settings.endpoint.model or OFFLINE_MODEL
         found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
-    spending = _spending(settings, progress)
+    spending = _spending(settings, progress, warn)
     made: list[Endpoint] = []
     models: list[str] = []
     languages: list[Dialect] = []
@@ -163,7 +163,9 @@ def _endpoint(
     )
 
 
-def _spending(settings: Settings, progress: Progress) -> Spending | None:
+def _spending(
+    settings: Settings, progress: Progress, warn: Callable[[str], None]
+) -> Spending | None:
     """Return what counts the money, where anybody asks for it."""
     run = settings.run
     if run.budget is None and run.budget_tokens is None and run.prices is None:
@@ -173,6 +175,8 @@ def _spending(settings: Settings, progress: Progress) -> Spending | None:
         progress,
         most_tokens=run.budget_tokens / parts if run.budget_tokens is not None else None,
         most_money=run.budget / parts if run.budget is not None else None,
+        parts=parts,
+        warn=warn,
     )
 
 

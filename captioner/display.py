@@ -204,7 +204,7 @@ def summarise(report: RunReport, settings: Settings) -> str:
             lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
         lines.append(f"retry them, with the same options: {_again(settings, '--retry-failed')}")
     if not report.complete:
-        lines.append(f"not finished; with the same options continue: {_again(settings)}")
+        lines.append(_how_to_go_on(settings))
     return "\n".join(printable(line) for line in lines)
 
 
@@ -293,6 +293,15 @@ def describe_check(report: CheckReport) -> str:
         lines.append(f"being written by {report.in_use_by}")
     lines += [f"damaged: {violation}" for violation in report.violations]
     return "\n".join(printable(line) for line in lines)
+
+
+def _how_to_go_on(settings: Settings) -> str:
+    """Return what to type where a run has left something to do."""
+    if settings.batch.to_batch_file is None:
+        return f"not finished; with the same options continue: {_again(settings)}"
+    answered = _again(settings, "--from-batch-file", "ANSWERS")
+    file = settings.batch.to_batch_file
+    return f"requests: {file}; when they are answered, with the same options: {answered}"
 
 
 def _again(settings: Settings, *more: str) -> str:

@@ -161,7 +161,7 @@ class Endpoint:
         version = dialect.version
         spending = self._spending
         if spending is not None:
-            spending.begin(self._price)
+            await spending.begin(self._price)
         request = dialect.request(messages, asking)
         progress.calls += 1
         progress.retries += retry

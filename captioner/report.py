@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.errors import DecoderError, RecordError
+from captioner.errors import DecoderError, RecordError, SettingsError
 from captioner.exports.book import Book
 from captioner.exports.partial import replacing
 from captioner.images.convert import Wanted
@@ -98,7 +98,7 @@ def make_report(
             str(book.settings.get("model") or ""),
             quality,
             _failures(failures_path(output), failures_path(journal)),
-            _sample(book, sample, quality.captions) if sample else [],
+            _sample(book, sample) if sample else [],
         )
 
 
@@ -127,8 +127,9 @@ def _failures(*places: Path) -> dict[str, Failed]:
     return {code: Failed(count, examples[code]) for code, count in counts.most_common()}
 
 
-def _sample(book: Book, size: int, captions: int) -> list[tuple[str, str, str]]:
-    chosen = random.Random(0).sample(range(captions), min(size, captions))  # noqa: S311 - of rows
+def _sample(book: Book, size: int) -> list[tuple[str, str, str]]:
+    count = sum(1 for _ in book.lines())
+    chosen = random.Random(0).sample(range(count), min(size, count))  # noqa: S311 - of rows
     wanted = set(chosen)
     found = []
     images = ImageSettings(max_side=THUMBNAIL, min_side=1)
@@ -155,6 +156,8 @@ def _thumbnail(data: bytes, decoders: Decoders) -> str:
 
 # -- the page ------------------------------------------------------------------------------------
 
+_BEGIN = "<!doctype html>"
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --bar: #2f6fb3; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem; }
@@ -177,7 +180,12 @@ def write_page(report: Report, target: Path) -> None:
 
     Raises:
         DiskError: The disk refused; the file is as it was.
+        SettingsError: Something else is there.
     """
+    if target.exists():
+        with target.open("rb") as file:
+            if file.read(len(_BEGIN)) != _BEGIN.encode():
+                raise SettingsError(f"{target} is there already, and is no page; choose another")
     with replacing(target) as partial:
         partial.write_text(page(report), "utf-8")
 
@@ -188,7 +196,7 @@ def page(report: Report) -> str:
     out = io.StringIO()
     write = out.write
     title = f"Captions of {html.escape(report.model or 'a run')}"
-    write('<!doctype html><html lang="en"><head><meta charset="utf-8">')
+    write(f'{_BEGIN}<html lang="en"><head><meta charset="utf-8">')
     write('<meta name="viewport" content="width=device-width, initial-scale=1">')
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     write(f'<meta http-equiv="Content-Security-Policy" content="{policy}">')

@@ -6,13 +6,15 @@ import asyncio
 import os
 import time
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from captioner.batches.ledger import Ledger
 from captioner.engine import Engine
 from captioner.errors import RunError, SettingsError
-from captioner.exports.formats import check_format, export
+from captioner.exports.formats import check_format, export, targets_of
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
 from captioner.places import is_elsewhere
@@ -210,14 +212,14 @@ class _Run:
             )
         if not settings.batch.any and Ledger.of(path).batches:
             raise SettingsError(
-                f"batches of {path.name} are open, and their records are paid for: go on with "
+                f"batches of {path.name} are open, submitted or written to a file: go on with "
                 "--batch-api or --from-batch-file"
             )
         resolved = replace(settings, prompt=settings.prompt.resolved())
         if path != settings.output_path and not settings.run.overwrite:
             refuse_strangers(settings.output_path, path)
         shaping = resolved.shaping(engine.model)
-        if settings.input is not None and settings.input.is_dir():
+        if self.format and settings.input is not None and settings.input.is_dir():
             shaping["folder_of"] = self.format
         journal = Journal(
             path,
@@ -329,6 +331,7 @@ class _Run:
                 image_root=settings.records.image_root,
                 source=settings.input,
                 overwrite=settings.run.overwrite,
+                own=True,
                 warn=self.warn,
             )
 
@@ -337,14 +340,15 @@ class _Run:
     ) -> AsyncIterator[list[Line]]:
         """Yield the records that are still to be done."""
         progress = self.progress
-        async for batch in _limited(source, self.settings.records.limit):
-            pending = batch if matching is None else matching.pending(batch)
-            progress.read += len(batch)
-            progress.position = batch[-1].end
-            if pending:
-                yield pending
-            else:
-                await asyncio.sleep(0)
+        async with aclosing(_limited(source, self.settings.records.limit)) as batches:
+            async for batch in batches:
+                pending = batch if matching is None else matching.pending(batch)
+                progress.read += len(batch)
+                progress.position = batch[-1].end
+                if pending:
+                    yield pending
+                else:
+                    await asyncio.sleep(0)
 
     async def _refuse_duplicates(self, source: Source, identity: Identity) -> None:
         seen = KeyTable()
@@ -422,11 +426,12 @@ def refuse_strangers(target: Path, journal: Path) -> None:
     Raises:
         SettingsError: There is one.
     """
-    if target.is_file() and not journal.exists():
-        raise SettingsError(
-            f"{target} is there already, and no run has made it; choose another output with -o, or "
-            "have it replaced with --overwrite"
-        )
+    for path in targets_of(target):
+        if path.is_file() and not journal.exists():
+            raise SettingsError(
+                f"{path} is there already, and no run has made it; choose another output with -o, "
+                "or have it replaced with --overwrite"
+            )
 
 
 def _where(path: Path | None) -> str:
@@ -436,18 +441,23 @@ def _where(path: Path | None) -> str:
     return str(path) if is_elsewhere(path) else str(path.absolute())
 
 
-async def _limited(source: Source, limit: int | None) -> AsyncIterator[list[Line]]:
-    """Yield the records up to a limit."""
+async def _limited(source: Source, limit: int | None) -> AsyncGenerator[list[Line], None]:
+    """Yield the records up to a limit; the source is closed whenever this is."""
     left = limit
-    async for batch in source.batches():
-        if left is None or not batch:
-            if batch:
-                yield batch
-            continue
-        yield batch[:left]
-        left -= min(left, len(batch))
-        if not left:
-            return
+    batches = source.batches()
+    try:
+        async for batch in batches:
+            if left is None or not batch:
+                if batch:
+                    yield batch
+                continue
+            yield batch[:left]
+            left -= min(left, len(batch))
+            if not left:
+                return
+    finally:
+        if isinstance(batches, AsyncGenerator):
+            await batches.aclose()
 
 
 def _ignore(_: str) -> None:

@@ -161,7 +161,9 @@ class Settings:
             raise SettingsError("an output is needed: there is no input to name it after")
         if is_elsewhere(self.input):
             raise SettingsError(f"name the output with -o: {self.input} has no place of its own")
-        named = self.input
+        named = self.input if self.input.name not in ("", "..") else self.input.resolve()
+        if not named.name:
+            raise SettingsError(f"name the output with -o: {self.input} has no name of its own")
         if named.suffix.lower() in COMPRESSED:
             named = named.with_suffix("")
         return named.with_name(f"{named.stem}.captions.jsonl")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from captioner.errors import LimitReachedError
 from captioner.prices import FREE
+from captioner.records import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from captioner.prices import Price
-    from captioner.records import Progress, Usage
+    from captioner.records import Progress
 
 FIRST_GUESS = 1_500.0, 200.0
 """Tokens in and out that a request is taken to cost until the first ones have told."""
@@ -22,6 +26,8 @@ class Spending:
         progress: Is told what was spent.
         most_tokens: Cap of tokens, input and output; None is no cap.
         most_money: Cap in US dollars; None is no cap.
+        parts: The caps are of one of so many equal parts of the run's.
+        warn: Called with a sentence when something is worth knowing but no error.
     """
 
     def __init__(
@@ -30,6 +36,8 @@ class Spending:
         *,
         most_tokens: float | None = None,
         most_money: float | None = None,
+        parts: int = 1,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._progress = progress
         self._most_tokens = most_tokens
@@ -38,41 +46,67 @@ class Spending:
         self._seen = 0
         self._in_flight = 0
         self._tokens = 0
+        self._parts = parts
+        self._warn = warn
+        self._silent = False
+        self._changed = asyncio.Event()
 
     @property
     def capped(self) -> bool:
         """There is a cap."""
         return self._most_tokens is not None or self._most_money is not None
 
-    def begin(self, price: Price) -> None:
-        """Note that a request goes out.
+    async def begin(self, price: Price) -> None:
+        """Return when a request may go out.
+
+        Where those that are out might use up the rest, they are waited for: they tell what is
+        really left. A first one always goes, for nobody knows what it costs.
 
         Raises:
-            LimitReachedError: With those that are out it might cross a cap.
+            LimitReachedError: Another one might cross a cap.
         """
+        while message := self._over(price):
+            if not self._in_flight:
+                raise LimitReachedError(message)
+            self._changed.clear()
+            await self._changed.wait()
+        self._in_flight += 1
+
+    def _over(self, price: Price) -> str:
+        """Return what there is to say if one more request might cross a cap, else nothing."""
+        if not (self._tokens or self._in_flight):
+            return ""
         out = self._in_flight + 1
-        tokens = self._tokens + out * sum(self._mean)
-        if self._most_tokens is not None and tokens > self._most_tokens:
-            raise LimitReachedError(
-                f"The budget of {self._most_tokens:,.0f} tokens (--budget-tokens) is used up: "
-                f"{self._tokens:,} are spent, and another request may cost "
-                f"{sum(self._mean):,.0f}. Run the same command again to go on with as many more."
+        parts = f", in {self._parts} equal parts," if self._parts > 1 else ""
+        again = "Run the same command again to go on with as much more."
+        tokens = sum(self._mean)
+        if self._most_tokens is not None and self._tokens + out * tokens > self._most_tokens:
+            return (
+                f"The budget of {self._most_tokens * self._parts:,.0f} tokens (--budget-tokens)"
+                f"{parts} is used up: {self._tokens:,} are spent, and another request may cost "
+                f"{tokens:,.0f}. {again}"
             )
         each = (price.input * self._mean[0] + price.output * self._mean[1]) / 1_000_000
-        if self._most_money is not None and self._progress.cost + out * each > self._most_money:
-            raise LimitReachedError(
-                f"The budget of ${self._most_money:,.2f} (--budget) is used up: "
-                f"${self._progress.cost:,.4f} are spent, and another request may cost "
-                f"${each:,.4f}. Run the same command again to go on with as much more."
+        spent = self._progress.cost
+        if self._most_money is not None and spent + out * each > self._most_money:
+            return (
+                f"The budget of ${self._most_money * self._parts:,.2f} (--budget){parts} is used "
+                f"up: ${spent:,.4f} are spent, and another request may cost ${each:,.4f}. {again}"
             )
-        self._in_flight += 1
+        return ""
 
     def end(self) -> None:
         """Note that a request is over, whatever came of it."""
         self._in_flight -= 1
+        self._changed.set()
 
     def note(self, usage: Usage, price: Price = FREE) -> None:
         """Note what a reply has cost, whether its answer is kept or not."""
+        if not any(usage):  # the endpoint does not say: it costs what is guessed
+            if self.capped and not self._silent:
+                self._silent = True
+                self._warn("the endpoint does not say what it used; the budget goes by estimates")
+            usage = Usage(*map(round, self._mean))
         self._tokens += usage.prompt_tokens + usage.completion_tokens
         self._progress.cost += price.of(usage)
         if usage.prompt_tokens:

@@ -266,8 +266,10 @@ async def test_export_command(caption, run_command, source):
     output = await caption("out.jsonl")
     folder = output.parent
     targets = ["a.json", "a.csv", "a.parquet", "a.tar", "a.db", "copy.jsonl", "metadata.jsonl"]
-    for name in targets * 2:
-        ended = run_command("export", output, "--to", folder / name)
+    for name in targets:
+        assert run_command("export", output, "--to", folder / name).returncode == 0
+        assert run_command("export", output, "--to", folder / name).returncode == 2
+        ended = run_command("export", output, "--to", folder / name, "--overwrite")
         assert (ended.returncode, ended.stderr) == (0, f"written: {folder / name}\n")
     for kind in ("coco", "llava", "txt"):
         ended = run_command("export", output, "--to", folder / f"a-{kind}", "--to-format", kind)
@@ -503,3 +505,40 @@ async def test_an_export_that_breaks_off_ends(tmp_path, endpoint, run_command):
     odd = run_command("export", tmp_path / "out.jsonl", "--to", tmp_path / "6%_%05d.tar")
     assert odd.returncode == 0, odd.stderr
     assert (tmp_path / "6%_00000.tar").exists()
+
+
+async def test_numbered_shards_never_replace_what_is_not_theirs(tmp_path, endpoint, run_command):
+    """Neither the input, nor what somebody else has called so."""
+    for number in range(3):
+        with webdataset.TarWriter(str(tmp_path / f"in-{number:05d}.tar")) as writer:
+            writer.write({"__key__": f"k{number}", "jpg": PICTURES[number]})
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.tar")}
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    source = tmp_path / "in-{00000..00002}.tar"
+    from captioner import SettingsError
+
+    with pytest.raises(SettingsError):
+        await run_batch(source, tmp_path / "in-%05d.tar", **options)
+    assert endpoint.count == 0
+    await run_batch(source, tmp_path / "out.jsonl", **options)
+    ended = run_command("export", tmp_path / "out.jsonl", "--to", tmp_path / "in-%05d.tar")
+    assert ended.returncode == 2
+    ended = run_command(
+        "export", tmp_path / "out.jsonl", "--to", tmp_path / "in-%05d.tar", "--overwrite"
+    )
+    assert (ended.returncode, "made from" in ended.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
+
+
+async def test_metadata_beside_the_pictures_is_the_same_a_second_time(tmp_path, endpoint):
+    """The folder looks like something else by now; what it was at first counts."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(PICTURES[number])
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    await run_batch(tmp_path, tmp_path / "metadata.jsonl", **options)
+    first = (tmp_path / "metadata.jsonl").read_bytes()
+    await run_batch(tmp_path, tmp_path / "metadata.jsonl", **options)
+    assert (tmp_path / "metadata.jsonl").read_bytes() == first
+    assert len(first.splitlines()) == 3
+    report = await run_batch(tmp_path, tmp_path / "other.jsonl", **options)
+    assert report.captioned == 3

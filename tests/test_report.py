@@ -100,3 +100,12 @@ async def test_a_report_of_several_questions(make_input, endpoint, run_command):
     )
     found = run_command("report", source.with_name("input.captions.jsonl"), "--json").stdout
     assert json.loads(found)["quality"]["captions"] == 12
+
+
+def test_a_report_is_written_over_no_journal(hostile_output, run_command):
+    before = hostile_output.read_bytes()
+    assert run_command("report", hostile_output, "--html", hostile_output).returncode == 2
+    assert hostile_output.read_bytes() == before
+    page = hostile_output.with_name("r.html")
+    for _ in range(2):
+        assert run_command("report", hostile_output, "--html", page).returncode == 0

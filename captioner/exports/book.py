@@ -91,7 +91,9 @@ class Book:
         if path is not None and str(path) != "-":
             try:
                 found = open_input(
-                    path, settings.get("input_format"), image_field=settings.get("image_field")
+                    path,
+                    settings.get("input_format") or settings.get("folder_of"),
+                    image_field=settings.get("image_field"),
                 )
             except CaptionerError:
                 found = None  # it may have gone; those who need it say so

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from captioner.extras import needed
 from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files
 from captioner.sinks.finalise import write_array
-from captioner.sinks.journal import beside, format_of
+from captioner.sinks.journal import beside, format_of, journal_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from captioner.options import OutputFormat
 
 _SIDECARS = ("txt", "caption")
+NUMBERED = re.compile(r"%0?\d*d(?!.*%0?\d*d)")
+"""The last number in a name: ``out-%05d.tar`` stands for several files."""
 
 
 def check_format(target: Path, given: OutputFormat | None = None) -> OutputFormat:
@@ -52,6 +55,7 @@ def export(
     image_root: Path | None = None,
     source: Path | None = None,
     overwrite: bool = False,
+    own: bool = False,
     warn: Callable[[str], None],
 ) -> None:
     """Write the captions of a journal in some format; may be repeated at any time.
@@ -62,7 +66,8 @@ def export(
         kind: The format.
         image_root: Where relative paths of pictures start from.
         source: The input, in place of the one that the journal's checkpoint names.
-        overwrite: Replace sidecars that hold something else.
+        overwrite: Replace what is there already.
+        own: The target is the output of that very run, which it may replace.
         warn: Called with a sentence when captions have no place in it.
 
     Raises:
@@ -72,6 +77,10 @@ def export(
     book = Book.open(journal, image_root=image_root, source=source, warn=warn)
     with closing(book):
         _refuse_ours(book, target, source)
+        if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
+            for path in targets_of(target):
+                if path.exists():
+                    raise SettingsError(f"{path} is there already; replace it with --overwrite")
         if kind in _SIDECARS:
             from captioner.exports import training
 
@@ -89,11 +98,30 @@ def _refuse_ours(book: Book, target: Path, source: Path | None) -> None:
     """
     journal = book.journal
     ours = [journal, beside(journal, ".ckpt"), beside(journal, ".lock"), failures_path(journal)]
-    for path in (*ours, source, book.source):
-        if path is not None and os.path.realpath(path) == os.path.realpath(target):
-            if target.is_dir():
-                continue
+    inputs = getattr(book.input.source, "paths", ()) if book.input else ()
+    pattern = NUMBERED.search(target.name)
+    for path in (*ours, source, book.source, *inputs):
+        if path is None or target.is_dir():
+            continue
+        same = os.path.realpath(path) == os.path.realpath(target)
+        if pattern is not None:
+            begin, end = target.name[: pattern.start()], target.name[pattern.end() :]
+            number = path.name.removeprefix(begin).removesuffix(end)
+            beside_it = os.path.realpath(path.parent) == os.path.realpath(target.parent)
+            fits = path.name.startswith(begin) and path.name.endswith(end)
+            same = same or (beside_it and fits and number.isdigit())
+        if same:
             raise SettingsError(f"{target} is what the captions are made from; choose another name")
+
+
+def targets_of(target: Path) -> list[Path]:
+    """Return the files that an export begins with: the target, or the first of numbered ones."""
+    found = NUMBERED.search(target.name)
+    if found is None:
+        return [target]
+    return [
+        target.with_name(target.name[: found.start()] + found[0] % 0 + target.name[found.end() :])
+    ]
 
 
 def _writer(kind: OutputFormat) -> Callable[[Book, Path], None]:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
     from captioner.options import OutputFormat
 
+REMEMBERED = frozenset({"folder_of"})
+"""What is kept among the settings, but is none: another value of it is no other job."""
+
 IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
 """Settings without which a record's key cannot be found in the output again."""
 
@@ -228,6 +231,8 @@ class Journal:
             return
         if found is not None:
             self._check_settings(found.settings)
+            for name in REMEMBERED & found.settings.keys():
+                self._settings.setdefault(name, found.settings[name])
         trusted = None if self._accept_edits else found
         scan = scan_output(self._files, self.path, self._fd, self._identity, trusted)
         if scan.whole.length < scan.size:
@@ -243,7 +248,7 @@ class Journal:
     def _check_settings(self, before: dict[str, Any]) -> None:
         changed = [
             name
-            for name in sorted(before.keys() | self._settings.keys())
+            for name in sorted((before.keys() | self._settings.keys()) - REMEMBERED)
             if before.get(name) != self._settings.get(name)
         ]
         fatal = [name for name in changed if name in IDENTITY_SETTINGS]

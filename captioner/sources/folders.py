@@ -43,6 +43,11 @@ class PicturesSource:
         self._folder = folder
         self._pattern = pattern
 
+    @property
+    def is_empty(self) -> bool:
+        """There is no picture."""
+        return next(self._names(), None) is None
+
     def batches(self) -> AsyncIterator[list[Line]]:
         """Yield the pictures in order."""
         return from_thread(self._pictures)

@@ -118,7 +118,10 @@ def _arrow(path: Path, reading: _Reading) -> _Opened:
 
 
 def _images(path: Path, _: _Reading) -> _Opened:
-    return PicturesSource(path if path.is_dir() else None, str(path)), None
+    source = PicturesSource(path if path.is_dir() else None, str(path))
+    if source.is_empty:
+        raise SettingsError(f"there is no picture in {path}")
+    return source, None
 
 
 def _shards(path: Path, _: _Reading) -> _Opened:
@@ -225,7 +228,7 @@ def _names_files(path: Path) -> bool:
 
 
 def _kind_of_folder(folder: Path) -> InputFormat:
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = _not_ours(sorted(entry.name for entry in folder.iterdir()))
     if any(name in METADATA for name in names):
         return "imagefolder"
     if any(name.endswith("_stats.json") for name in names):
@@ -236,6 +239,14 @@ def _kind_of_folder(folder: Path) -> InputFormat:
     if not any(map(is_picture, names)) and next(folder.rglob("*.parquet"), None):
         return "parquet"
     return "images"
+
+
+def _not_ours(names: list[str]) -> list[str]:
+    """Return names without those of outputs, which have a journal with a checkpoint beside."""
+    ending = ".jsonl.ckpt"
+    made = [name.removesuffix(ending) for name in names if name.endswith(ending)]
+    numbered = [re.compile(re.sub(r"%0?\\?\d*d", r"\\d+", re.escape(name))) for name in made]
+    return [name for name in names if not any(one.fullmatch(name) for one in numbered)]
 
 
 def _check_file(path: Path) -> None:
@@ -261,7 +272,9 @@ def _files(path: Path, suffix: str) -> list[Path]:
     from captioner.sources.shards import expand
 
     if path.is_dir():
-        found = sorted(path.rglob(f"*{suffix}"))
+        every = sorted(path.rglob(f"*{suffix}"))
+        own = set(_not_ours([entry.name for entry in path.iterdir()]))
+        found = [one for one in every if one.parent != path or one.name in own]
     else:
         found = []
         for one in map(Path, expand(str(path))):

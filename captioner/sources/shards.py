@@ -63,7 +63,7 @@ class ShardsSource:
     """
 
     def __init__(self, paths: Sequence[Path], folder: Path, *, with_failures: bool = False) -> None:
-        self._paths = paths
+        self.paths = paths
         self._folder = folder
         self._with_failures = with_failures
         if with_failures:
@@ -72,7 +72,7 @@ class ShardsSource:
     @property
     def size(self) -> int:
         """Bytes of all shards."""
-        return sum(path.stat().st_size for path in self._paths if path.exists())
+        return sum(path.stat().st_size for path in self.paths if path.exists())
 
     def batches(self) -> AsyncIterator[list[Line]]:
         """Yield the samples in order."""
@@ -80,7 +80,7 @@ class ShardsSource:
 
     def _samples(self) -> Iterator[list[Line]]:
         number = before = 0
-        for path in self._paths:
+        for path in self.paths:
             batching = Batching()
             name = os.path.relpath(path, self._folder)
             try:

@@ -307,3 +307,18 @@ async def test_an_upload_that_fails_loses_nothing(ray, tmp_path, make_input, end
     assert report.complete
     assert endpoint.count == 10
     assert len(rows(place / "out.jsonl")) == 10
+
+
+async def test_a_folder_of_pictures_here_and_there(ray, tmp_path, endpoint):
+    """Begun on one machine, gone on upon many, and looked at again on one."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    output = tmp_path / "out.jsonl"
+    local = {"base_url": endpoint.base_url, "model": "m"}
+    await run_batch(folder, output, **local, limit=4)
+    report = await run_on_ray(settings(folder, output, endpoint))
+    assert (report.resumed, report.captioned, report.complete) == (4, 8, True)
+    assert (await run_batch(folder, output, **local)).resumed == 12
+    assert endpoint.count == 12
