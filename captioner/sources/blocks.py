@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
-import aiofiles
+from aiofiles.threadpool import wrap
 
 from captioner.errors import DamagedInputError, SettingsError
 from captioner.extras import needed
@@ -70,7 +70,9 @@ class Plain:
 
     async def read(self, size: int) -> AsyncGenerator[bytes, None]:
         """Yield its bytes."""
-        async with aiofiles.open(self._path, "rb") as file:
+        # Closed here and not in a thread: one that has not begun when a run is stopped never does.
+        with self._path.open("rb") as opened:
+            file = wrap(opened)
             while block := await file.read(size):
                 yield block
 
