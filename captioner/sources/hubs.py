@@ -70,15 +70,15 @@ class HubSource:
         try:
             if self._hub == "ms":
                 hub = needed("modelscope.msdatasets", "ms").MsDataset
-                found: Iterable[dict[str, Any]] = hub.load(
-                    self._name, split=self._split, use_streaming=True
+                data = hub.load(self._name, split=self._split, use_streaming=True)
+                data = getattr(data, "ds_instance", data)  # one of Hugging Face's, in a wrapper
+                rows: Iterable[dict[str, Any]] = _undecoded(data, needed("datasets", "ms"))
+            else:
+                datasets = needed("datasets", "hf")
+                data = datasets.load_dataset(
+                    self._name, self._config, split=self._split, streaming=True
                 )
-                return found
-            datasets = needed("datasets", "hf")
-            data = datasets.load_dataset(
-                self._name, self._config, split=self._split, streaming=True
-            )
-            rows: Iterable[dict[str, Any]] = _undecoded(data, datasets)
+                rows = _undecoded(data, datasets)
         except SettingsError:
             raise
         except Exception as error:  # noqa: BLE001 - as above
@@ -89,7 +89,7 @@ class HubSource:
 
 def _undecoded(data: Any, datasets: Any) -> Any:
     """Return a data set whose pictures are left as they are: bytes and a path."""
-    for name, feature in (data.features or {}).items():
+    for name, feature in (getattr(data, "features", None) or {}).items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(name, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):

@@ -10,10 +10,12 @@ import io
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import datasets
@@ -244,17 +246,40 @@ def hugging_face(folder: Path) -> Path:
     return Path(f"hf:{folder / 'data'}:train")
 
 
+class MsDataset:
+    """As ModelScope's: its data sets are Hugging Face's, in a wrapper."""
+
+    def __init__(self, ds_instance: datasets.IterableDataset) -> None:
+        self.ds_instance = ds_instance
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.ds_instance)
+
+    @staticmethod
+    def load(name: str, *, split: str, use_streaming: bool) -> MsDataset:
+        return MsDataset(datasets.load_dataset(name, split=split, streaming=use_streaming))
+
+
+def model_scope(folder: Path) -> Path:
+    dataset(folder).to_parquet(folder / "data" / "train.parquet")
+    return Path(f"ms:{folder / 'data'}:train")
+
+
 MAKERS = [
     jsonl, jsonl_gz, jsonl_zst, json_array_gz, comma, tabs, parquet_paths, parquet_structs,
     parquet_folder, arrow_file, arrow_stream, pictures, pattern, tar, tars, downloads,
     downloaded_tars, image_folder, image_folder_csv, image_folder_parquet, llava, coco,
-    hugging_face,
+    hugging_face, model_scope,
 ]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name in ("modelscope", "modelscope.msdatasets"):
+        module = ModuleType(name)
+        module.MsDataset = MsDataset
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
