@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp import payload
 from yarl import URL
 
+from captioner.deadlines import Deadlines
 from captioner.errors import EndpointFaultError
+from captioner.exchange import CONNECT_S, CONNECTING, Exchange, read
 from captioner.proxies import proxy_for
 from captioner.records import Response
 
@@ -20,19 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from aiohttp.abc import AbstractStreamWriter
-
     from captioner.records import Request
-
-CONNECT_S = 15.0
-MAX_REPLY = 10 << 20
-"""Bytes of a reply; no caption is longer, and a server gone mad must not fill the memory."""
 
 SECRET_LENGTH = 8
 """A header's value may be a key from so many characters on; it is masked where it comes back."""
-
-_JOINED = 1 << 18
-"""Bytes up to which pieces are joined: cheaper than another system call."""
 
 
 class AiohttpTransport:
@@ -70,8 +62,8 @@ class AiohttpTransport:
             self._headers.pop(ours.get(name.lower(), ""), None)
             self._headers[name] = value
         self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[str, URL] = {}
-        self._deadlines = _Deadlines(timeout_s)
+        self._exchanges: dict[str, Exchange] = {}
+        self._deadlines = Deadlines(timeout_s)
         self._proxy = proxy_for(base_url)
 
     async def send(self, request: Request) -> Response:
@@ -81,36 +73,17 @@ class AiohttpTransport:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
                 or ``reply_too_large``.
         """
-        session = self._session or self._open()
-        url = self._urls.get(request.path)
-        if url is None:
-            base, mark, query = self._base_url.partition("?")  # Azure's api-version, say
-            address = f"{base.rstrip('/')}{request.path}{mark}{query}"
-            url = self._urls[request.path] = URL(address)
-        body: Any = None
-        if request.pieces:
-            size = sum(map(len, request.pieces))
-            body = b"".join(request.pieces) if size <= _JOINED else _Pieces(request.pieces, size)
         deadline = self._deadlines.begin()
         try:
-            async with session.request(
-                request.method,
-                url,
-                data=body,
-                allow_redirects=False,
-                proxy=self._proxy,
-            ) as reply:
-                data = await _read(reply)
-                if reply.status >= 400:
-                    data = self.masked(data)
-                return Response(reply.status, reply.headers, data)
+            reply = await self._sent(request)
         except asyncio.CancelledError:
             if not deadline.passed():
                 raise
             raise self._too_late() from None
         except aiohttp.ConnectionTimeoutError:
             raise EndpointFaultError(
-                "connection", f"cannot connect to {url.host} within {CONNECT_S:g} s"
+                "connection",
+                f"cannot connect to {urlsplit(self._base_url).hostname} within {CONNECT_S:g} s",
             ) from None
         except TimeoutError:
             raise self._too_late() from None
@@ -124,6 +97,27 @@ class AiohttpTransport:
             ) from None
         finally:
             deadline.end()
+        return reply if reply.status < 400 else reply._replace(body=self.masked(reply.body))
+
+    async def _sent(self, request: Request) -> Response:
+        if self._proxy is None and request.method == "POST":
+            exchange = self._exchanges.get(request.path)
+            if exchange is None:
+                exchange = Exchange(self._session or self._open(), self._url(request.path))
+                self._exchanges[request.path] = exchange
+            return await exchange.post(request.pieces)
+        async with (self._session or self._open()).request(
+            request.method,
+            self._url(request.path),
+            data=b"".join(request.pieces) or None,
+            allow_redirects=False,
+            proxy=self._proxy,
+        ) as reply:
+            return Response(reply.status, reply.headers, await read(reply.headers, reply.content))
+
+    def _url(self, path: str) -> URL:
+        base, mark, query = self._base_url.partition("?")  # Azure's api-version, say
+        return URL(f"{base.rstrip('/')}{path}{mark}{query}")
 
     def masked(self, data: bytes) -> bytes:
         """Return a reply without our key: some endpoints repeat it, and it is for nobody's eyes."""
@@ -142,7 +136,11 @@ class AiohttpTransport:
             form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
             body = form()
             async with self._whole("POST", path, body, body.headers) as reply:
-                return Response(reply.status, reply.headers, self.masked(await _read(reply)))
+                return Response(
+                    reply.status,
+                    reply.headers,
+                    self.masked(await read(reply.headers, reply.content)),
+                )
 
     async def download(self, path: str, target: Path) -> Response:
         """Write a reply's body to a file if it is a good one; return the reply without it.
@@ -152,7 +150,11 @@ class AiohttpTransport:
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
-                return Response(reply.status, reply.headers, self.masked(await _read(reply)))
+                return Response(
+                    reply.status,
+                    reply.headers,
+                    self.masked(await read(reply.headers, reply.content)),
+                )
             partial = target.with_name(target.name + ".partial")
             with partial.open("wb") as file:
                 async for chunk in reply.content.iter_any():
@@ -162,12 +164,15 @@ class AiohttpTransport:
             partial.replace(target)
             return Response(reply.status, reply.headers, b"")
 
+    async def _reply(self, reply: aiohttp.ClientResponse) -> Response:
+        body = await read(reply.headers, reply.content)
+        return Response(reply.status, reply.headers, self.masked(body))
+
     @contextlib.asynccontextmanager
     async def _whole(
         self, method: str, path: str, body: Any = None, headers: Any = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Exchange what may take long as a whole, but not between two bytes."""
-        base, mark, query = self._base_url.partition("?")
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_S, sock_read=self._timeout_s
         )
@@ -175,7 +180,7 @@ class AiohttpTransport:
         try:
             async with session.request(
                 method,
-                URL(f"{base.rstrip('/')}{path}{mark}{query}"),
+                self._url(path),
                 data=body,
                 headers=headers,
                 allow_redirects=False,
@@ -200,6 +205,7 @@ class AiohttpTransport:
         if self._session is not None:
             await self._session.close()
             self._session = None
+            self._exchanges.clear()
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
@@ -207,101 +213,11 @@ class AiohttpTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             # The deadline of an exchange covers it all; connecting has a shorter one of its own.
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            timeout=CONNECTING,
             # Whatever is accepted might come compressed; replies are too short for that.
             skip_auto_headers=("Accept-Encoding",),
         )
         return self._session
-
-
-class _Deadlines:
-    """Ends exchanges that take too long, with one timer for all: they are all allowed as much.
-
-    What `asyncio.timeout` does, for a tenth of the price.
-
-    Args:
-        seconds: Allowed for each.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.running: dict[_Deadline, None] = {}  # in the order they began
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self) -> _Deadline:
-        loop = asyncio.get_running_loop()
-        deadline = _Deadline(self, loop.time() + self._seconds)
-        self.running[deadline] = None
-        if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._sweep)
-        return deadline
-
-    def _sweep(self) -> None:
-        self._timer = None
-        loop = asyncio.get_running_loop()
-        for deadline in list(self.running):
-            if deadline.when > loop.time():
-                self._timer = loop.call_at(deadline.when, self._sweep)
-                return
-            deadline.expire()
-
-
-class _Deadline:
-    """When one exchange has to be over."""
-
-    __slots__ = ("_deadlines", "_expired", "_task", "_wishes", "when")
-
-    def __init__(self, deadlines: _Deadlines, when: float) -> None:
-        self._deadlines = deadlines
-        self._task = asyncio.current_task()
-        self._wishes = self._task.cancelling() if self._task else 0
-        self._expired = False
-        self.when = when
-
-    def expire(self) -> None:
-        """Cancel the exchange."""
-        self.end()
-        if self._task is not None:
-            self._expired = True
-            self._task.cancel()
-
-    def passed(self) -> bool:
-        """Tell whether a cancellation was this deadline's alone."""
-        return self._expired and self._task is not None and self._task.uncancel() <= self._wishes
-
-    def end(self) -> None:
-        """Note that the exchange is over."""
-        self._deadlines.running.pop(self, None)
-
-
-class _Pieces(payload.Payload):
-    """A large body sent as it lies in memory, its pieces one after the other."""
-
-    def __init__(self, pieces: tuple[bytes, ...], size: int) -> None:
-        super().__init__(pieces, content_type="application/json")
-        self._size = size
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        for piece in self._value:
-            await writer.write(piece)
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return b"".join(self._value).decode(encoding, errors)
-
-
-async def _read(reply: aiohttp.ClientResponse) -> bytes:
-    length = reply.content_length
-    if length is not None and length <= MAX_REPLY and "Content-Encoding" not in reply.headers:
-        return await reply.read()
-    data = bytearray()
-    async for chunk in reply.content.iter_any():
-        data += chunk
-        if len(data) > MAX_REPLY:
-            reply.close()
-            raise EndpointFaultError(
-                "reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes"
-            )
-    return bytes(data)
 
 
 def _is_azure(url: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -105,6 +106,7 @@ class FakeEndpoint:
         self.in_flight = 0
         self.max_in_flight = 0
         self.keep_bodies = True
+        self.tls: ssl.SSLContext | None = None
         self._started = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -115,7 +117,7 @@ class FakeEndpoint:
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self._port}/v1"
 
     @property
     def count(self) -> int:
@@ -147,7 +149,14 @@ class FakeEndpoint:
         app.router.add_get("/v1/models", self._list_models)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", self._port, reuse_address=True, backlog=2048)
+        site = web.TCPSite(
+            runner,
+            "127.0.0.1",
+            self._port,
+            ssl_context=self.tls,
+            reuse_address=True,
+            backlog=2048,
+        )
         await site.start()
         self._port = runner.addresses[0][1]
         self._started.set()

@@ -6,6 +6,7 @@ by raising a number. `benchmarks/compare.py` tells what a call costs.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from conftest import jpeg
 
 from captioner import run_batch
 from captioner.records import Request, Response
+from captioner.transport import AiohttpTransport
 
 CALLS = 386
 """Calls of Python and C functions for a record with a JPEG that passes as it is, without HTTP."""
 
 RESUMED_CALLS = 36
 """The same for a record that was captioned before: read, known again, put in order."""
+
+EXCHANGE_CALLS = 150
+"""The same for one exchange over a connection that is open, HTTP and all, but for the server's."""
 
 REPLY = orjson.dumps(
     {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "a cat"}}]}
@@ -77,3 +82,32 @@ async def test_a_record_takes_no_more_calls_than_it_did(tmp_path):
     assert min(first) <= CALLS * 1.03, f"{min(first):.1f} calls a record"
     assert min(again) <= RESUMED_CALLS * 1.03, f"{min(again):.1f} calls for a resumed one"
     assert min(first) >= CALLS * 0.9, f"{min(first):.1f} calls a record: lower the bound"
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="calls are counted for Python 3.11")
+def test_an_exchange_takes_no_more_calls_than_it_did(endpoint):
+    """What HTTP costs: the server is in a thread of its own, whose calls are not counted."""
+    count = 0
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
+    request = Request("POST", "/chat/completions", (body,))
+
+    def note(_frame, event: str, _argument) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    async def exchange(times: int) -> int:
+        nonlocal count
+        transport = AiohttpTransport(endpoint.base_url, api_key="k", timeout_s=20, connections=1)
+        await transport.send(request)
+        count = 0
+        sys.setprofile(note)
+        for _ in range(times):
+            reply = await transport.send(request)
+        sys.setprofile(None)
+        assert reply.status == 200
+        await transport.close()
+        return count
+
+    few, many = asyncio.run(exchange(50)), asyncio.run(exchange(250))
+    each = (many - few) / 200
+    assert EXCHANGE_CALLS * 0.9 <= each <= EXCHANGE_CALLS * 1.05, f"{each:.1f} calls"

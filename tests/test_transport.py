@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,19 +13,24 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from aioresponses import CallbackResult, aioresponses
-from conftest import StrayResponse
+import trustme
+from aioresponses import aioresponses
+from conftest import StrayResponse, jpeg, rows
 from endpoint import FakeEndpoint, Reply
 from yarl import URL
 
 from captioner.errors import EndpointFaultError
+from captioner.exchange import MAX_REPLY
 from captioner.records import Request
-from captioner.transport import MAX_REPLY, AiohttpTransport
+from captioner.transport import AiohttpTransport
 
 BASE = "http://example.org/v1"
 CHAT = URL(f"{BASE}/chat/completions")
 PIECES = (b'{"model":"m","messages":', b"[]", b"}")
 POST = Request("POST", "/chat/completions", PIECES)
+MODELS_URL = URL(f"{BASE}/models")
+MODELS = Request("GET", "/models")
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -88,37 +94,92 @@ def body_with(text: str) -> Request:
 
 
 @pytest.mark.parametrize("status", [200, 301, 400, 404, 429, 500, 503])
-async def test_any_status_is_a_reply(status):
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_any_status_is_a_reply(status, method):
     """What a status means is not decided here: status, headers and body come back as they are."""
-    with aioresponses() as mock:
-        headers = {"Retry-After": "7", "X-Odd": "Ä", "Location": "http://example.org/else"}
-        mock.post(
-            CHAT, status=status, body=b"\xff\0x", headers=headers, response_class=StrayResponse
+    answers = 0
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answers
+        answers += 1
+        writer.write(
+            f"HTTP/1.1 {status} Said\r\nRetry-After: 7\r\nLocation: /else\r\n"
+            "Content-Length: 3\r\n\r\n".encode()
         )
-        async with transport_to(BASE) as transport:
-            reply = await transport.send(POST)
-        assert len(mock.requests) == 1  # a redirect is not followed
+        writer.write(b"\xff\0x")
+        await writer.drain()
+
+    async with raw_server(answer) as url, transport_to(url) as transport:
+        reply = await transport.send(POST if method == "POST" else MODELS)
+    assert answers == 1  # a redirect is not followed
     assert (reply.status, reply.body) == (status, b"\xff\0x")
     assert reply.headers["retry-after"] == "7"
     assert reply.headers["RETRY-AFTER"] == "7"  # whatever case it is asked for in
 
 
+@pytest.mark.parametrize("ending", ["", "/", "//"])
+async def test_what_is_sent(ending):
+    """A caption request is exactly what it should be, to the last byte, whatever ends the URL."""
+    seen: list[bytes] = []
+
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readexactly(len(b"".join(PIECES))))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        seen.append(await reader.readuntil(b"\r\n\r\n"))  # the second one on this connection
+        seen.append(await reader.readexactly(len(b"".join(PIECES))))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with (
+        raw_server(tell) as url,
+        transport_to(url + ending, api_key="sk-1", connections=1) as transport,
+    ):
+        await transport.send(POST)
+        await transport.send(POST)
+    body, head, again = seen
+    assert body == again == b"".join(PIECES)
+    first, *lines = head.decode().split("\r\n")[:-2]
+    assert first == "POST /v1/chat/completions HTTP/1.1"
+    sent = dict(line.split(": ") for line in lines)
+    assert len(sent) == len(lines)
+    assert sent.pop("User-Agent").startswith("Python/")
+    assert sent == {
+        "Host": url.removeprefix("http://").removesuffix("/v1"),
+        "Accept": "application/json",
+        "Authorization": "Bearer sk-1",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+    }
+
+
 @pytest.mark.parametrize("base", [BASE, BASE + "/", BASE + "//"])
-async def test_what_is_sent(base):
-    """Method, address, key and body are exactly those asked for, whatever ends the base URL."""
+async def test_what_is_asked(base):
+    """Address and key are those asked for, whatever ends the base URL; there is no body."""
+    with aioresponses() as mock:
+        mock.get(MODELS_URL, body="{}", response_class=StrayResponse)
+        async with transport_to(base, api_key="sk-1") as transport:
+            await transport.send(MODELS)
+        asked = mock.requests[("GET", MODELS_URL)][0].kwargs
+    assert asked["headers"]["Authorization"] == "Bearer sk-1"
+    assert asked["allow_redirects"] is False
+    assert asked["data"] is None
+
+
+async def test_through_a_proxy(monkeypatch):
+    """Where a proxy has to be used, a caption request goes through it, whole and with its key."""
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
     with aioresponses() as mock:
         mock.post(CHAT, body="{}", response_class=StrayResponse)
-        mock.get(f"{BASE}/models", body="{}", response_class=StrayResponse)
-        async with transport_to(base, api_key="sk-1") as transport:
-            await transport.send(POST)
-            await transport.send(Request("GET", "/models"))
+        async with transport_to(BASE, api_key="sk-1") as transport:
+            assert (await transport.send(POST)).body == b"{}"
         sent = mock.requests[("POST", CHAT)][0].kwargs
-        asked = mock.requests[("GET", URL(f"{BASE}/models"))][0].kwargs
+    assert sent["proxy"] == "http://proxy.example:3128"
     assert sent["data"] == b"".join(PIECES)
     assert sent["headers"]["Authorization"] == "Bearer sk-1"
     assert sent["headers"]["Content-Type"] == "application/json"
     assert sent["allow_redirects"] is False
-    assert asked["data"] is None
 
 
 @pytest.mark.parametrize(("name", "scheme"), [("http_proxy", "http"), ("https_proxy", "https")])
@@ -189,33 +250,87 @@ FAULTS = [
 async def test_every_error_of_the_client_is_a_fault(error, code):
     """Whatever goes wrong on the way is the endpoint's trouble, in words, and not a crash."""
     with aioresponses() as mock:
-        mock.post(CHAT, exception=error)
-        assert (await fault_of(BASE)).code == code
+        mock.get(MODELS_URL, exception=error)
+        assert (await fault_of(BASE, MODELS)).code == code
+
+
+@pytest.mark.parametrize(("error", "code"), FAULTS, ids=lambda value: type(value).__name__)
+async def test_every_error_of_a_connection_is_a_fault(monkeypatch, error, code):
+    """So it is for caption requests, whose connections are used without aiohttp's session."""
+
+    async def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", fail)
+    fault = await fault_of(BASE)
+    # Before there is a connection, being too late means that there was none.
+    assert fault.code == ("connection" if isinstance(error, TimeoutError) else code)
 
 
 async def test_cancelling_is_no_fault():
     """A request given up by the run ends as cancelled."""
     with aioresponses() as mock:
-        mock.post(CHAT, exception=asyncio.CancelledError())
+        mock.get(MODELS_URL, exception=asyncio.CancelledError())
         async with transport_to(BASE) as transport:
             with pytest.raises(asyncio.CancelledError):
-                await transport.send(POST)
+                await transport.send(MODELS)
 
 
-async def test_several_exchanges_in_order():
+async def test_several_exchanges_in_order(endpoint: FakeEndpoint):
     """A transport is used over and over, whatever the exchange before has come to."""
-    replies = [
-        CallbackResult(status=s, body=b"{}", response_class=StrayResponse) for s in (500, 200)
-    ]
-    with aioresponses() as mock:
-        mock.post(CHAT, exception=aiohttp.ServerDisconnectedError())
-        mock.post(CHAT, callback=lambda *_, **__: replies[0])
-        mock.post(CHAT, callback=lambda *_, **__: replies[1])
-        async with transport_to(BASE) as transport:
-            with pytest.raises(EndpointFaultError):
-                await transport.send(POST)
-            assert (await transport.send(POST)).status == 500
-            assert (await transport.send(POST)).status == 200
+    faults = {1: Reply(fault="reset"), 2: Reply(status=500)}
+    endpoint.behave = lambda call: faults.get(call.number)
+    async with transport_to(endpoint.base_url, connections=1) as transport:
+        with pytest.raises(EndpointFaultError):
+            await transport.send(body_with("x"))
+        assert (await transport.send(body_with("x"))).status == 500
+        assert (await transport.send(body_with("x"))).status == 200
+
+
+async def test_a_server_that_asks_to_go_on():
+    """Replies that only say that there will be one are no replies."""
+    parts = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n", HEAD
+    async with (
+        raw_server(says(*parts, b"Content-Length: 2\r\n\r\n{}")) as url,
+        transport_to(url) as transport,
+    ):
+        reply = await transport.send(POST)
+    assert (reply.status, reply.body) == (200, b"{}")
+
+
+async def test_a_reply_before_the_request_has_been_heard():
+    """A server that refuses a large body while it comes is understood; the next is not mixed up."""
+    connections = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        await reader.read()  # until the other end closes
+
+    async with raw_server(refuse) as url, transport_to(url, connections=1) as transport:
+        large = Request("POST", POST.path, (b"x" * (64 << 20),))
+        for _ in range(2):
+            assert (await transport.send(large)).status == 413
+    assert connections == 2
+
+
+@pytest.mark.parametrize("headers", [[("X-Odd", "a\r\nHost: else")], [("X\n", "value")]])
+async def test_a_header_that_would_be_two(endpoint: FakeEndpoint, headers):
+    """Whatever a header's value is taken from, it cannot smuggle in another one."""
+    fault = await fault_of(endpoint.base_url, headers=headers)
+    assert fault.code == "disconnected"
+    assert endpoint.count == 0
+
+
+async def test_a_name_and_a_password_in_the_address(endpoint: FakeEndpoint):
+    """They are sent as HTTP's basic authentication, and not in the address."""
+    url = endpoint.base_url.replace("://", "://me:secret@")
+    async with transport_to(url) as transport:
+        await transport.send(body_with("x"))
+        await transport.send(MODELS)
+    assert {call.headers["authorization"] for call in endpoint.calls} == {"Basic bWU6c2VjcmV0"}
 
 
 async def test_real_exchange(endpoint: FakeEndpoint):
@@ -307,9 +422,6 @@ async def test_nobody_listens(endpoint: FakeEndpoint):
     fault = await fault_of(url)
     assert fault.code == "connection"
     assert str(URL(url).port) in fault.message
-
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
 @pytest.mark.parametrize(
@@ -436,3 +548,31 @@ async def test_closing_twice_and_unused():
     transport = AiohttpTransport(BASE, api_key=None, timeout_s=1, connections=1)
     await transport.close()
     await transport.close()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_captions_over_tls(endpoint, make_input, run_command, tmp_path, trusted):
+    """A server with a certificate is talked to if the certificate can be trusted, else not."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    (authority if trusted else trustme.CA()).cert_pem.write_to_path(tmp_path / "ca.pem")
+    endpoint.stop()
+    endpoint.tls = context
+    endpoint.start()
+    source = make_input(3)
+    large = jpeg(7, (2_000, 1_500), quality=100)
+    large += b"\0" * (3_000_000 - len(large))  # what is behind a picture's end is sent, too
+    (tmp_path / "images/2.jpg").write_bytes(large)
+    run = run_command(
+        source, "-o", tmp_path / "out.jsonl", "--base-url", endpoint.base_url, "--model", "m",
+        "--max-side", 2048, "--max-outage", 0.2,
+        env={**os.environ, "SSL_CERT_FILE": str(tmp_path / "ca.pem")},
+    )  # fmt: skip
+    if trusted:
+        assert run.returncode == 0, run.stderr
+        assert len(rows(tmp_path / "out.jsonl")) == endpoint.count == 3
+    else:
+        assert run.returncode == 7
+        assert "certificate" in run.stderr.lower()
+        assert endpoint.count == 0

@@ -1,0 +1,124 @@
+"""One POST over one of aiohttp's connections, without its session: half of a request's price.
+
+aiohttp's session merges headers, follows redirects, keeps cookies and calls tracers, for each
+request anew. Of all that a captioning run wants nothing. What it does want is aiohttp's as before:
+the pool of connections with TLS and name lookup (its connector), the parser, the reader of bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from captioner.errors import EndpointFaultError
+from captioner.records import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
+    from yarl import URL
+
+CONNECT_S = 15.0
+MAX_REPLY = 10 << 20
+"""Bytes of a reply; no caption is longer, and a server gone mad must not fill the memory."""
+
+CONNECTING = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+
+_LENGTH = ("content-length", "transfer-encoding")
+
+
+class Exchange:
+    """POSTs bodies to one address.
+
+    Args:
+        session: Whose connections and headers are used.
+        url: Where to.
+
+    Raises:
+        ValueError: A header cannot be sent.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: URL) -> None:
+        connector = session.connector
+        if connector is None:
+            raise ValueError("the session is closed")
+        self._connector = connector
+        # What names the connection in the pool; it is never sent itself.
+        self._request = aiohttp.ClientRequest(
+            "POST",
+            url,
+            headers=session.headers,
+            skip_auto_headers=session.skip_auto_headers,
+            loop=asyncio.get_running_loop(),
+            session=session,
+        )
+        lines = [f"POST {self._request.url.raw_path_qs} HTTP/1.1"]
+        for name, value in self._request.headers.items():
+            if not f"{name}{value}".isprintable():
+                raise ValueError(f"the header {name} cannot be sent")
+            if name.lower() not in _LENGTH:
+                lines.append(f"{name}: {value}")
+        self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
+
+    async def post(self, pieces: Sequence[bytes]) -> Response:
+        """Send a body and return the reply, whatever its status.
+
+        Raises:
+            aiohttp.ClientError, OSError: There is none.
+            EndpointFaultError: ``reply_too_large``.
+        """
+        try:
+            connection = await self._connector.connect(self._request, [], CONNECTING)
+        except TimeoutError:
+            raise aiohttp.ConnectionTimeoutError from None
+        try:
+            protocol, transport = _ends(connection)
+            protocol.set_response_params(read_until_eof=True)
+            head = b"%b%d\r\n\r\n" % (self._head, sum(map(len, pieces)))
+            transport.writelines((head, *pieces))  # joining them first costs a tenth more
+            while True:
+                message, content = await protocol.read()
+                if message.code >= 200 or message.code == 101:  # until then it only says: go on
+                    break
+            reply = Response(message.code, message.headers, await read(message.headers, content))
+            if transport.get_write_buffer_size():  # it answered before it had heard us out
+                connection.close()
+        except HttpProcessingError as error:
+            connection.close()
+            raise aiohttp.ClientPayloadError(error.message) from None
+        except BaseException:
+            connection.close()
+            raise
+        connection.release()
+        return reply
+
+
+def _ends(connection: Connection) -> tuple[ResponseHandler, asyncio.Transport]:
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None:
+        raise aiohttp.ServerDisconnectedError
+    return protocol, transport
+
+
+async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:
+    """Return a reply's body.
+
+    Raises:
+        EndpointFaultError: It is too large to be a reply.
+    """
+    length = headers.get("Content-Length")
+    if length is not None and int(length) <= MAX_REPLY and "Content-Encoding" not in headers:
+        return await content.read()
+    data = bytearray()
+    async for chunk in content.iter_any():
+        data += chunk
+        if len(data) > MAX_REPLY:
+            raise EndpointFaultError(
+                "reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes"
+            )
+    return bytes(data)
