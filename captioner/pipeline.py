@@ -47,13 +47,15 @@ IN_A_ROW = 16
 """Records that could not be prepared at once, one after the other, before the next ones go ..."""
 
 STRAIGHT = 1_000
-"""... straight to the threads, so many of them."""
+"""... straight to the threads, so many of them; as many going well is a new beginning, too."""
 
 AT_ONCE_S = 0.005
 """Seconds of preparing in the event loop after which others have their turn."""
 
 TOO_LONG_S = 0.01
-"""Seconds for one record in the event loop after which the next ones go straight to the threads."""
+"""Seconds for one record in the event loop after which the next ones go straight to the threads:
+a chunk of them at first, for it may have been chance, and twice as many each time it happens again.
+"""
 
 _Item = Prepared | Failure
 
@@ -140,6 +142,8 @@ class Pipeline:
         self._chunks: set[asyncio.Future[None]] = set()
         self._misses = 0  # records in a row that could not be prepared at once
         self._straight = 0  # records that still go to the threads unasked
+        self._stretch = CHUNK  # how many that will be when the next one takes too long
+        self._in_time = 0  # records that did not, since the last one that did
         # Records being prepared or waiting in the queue; a worker that takes a record makes room.
         self._places = CHUNK * (threads + 2) + fetches
         self._room = self._places
@@ -214,12 +218,20 @@ class Pipeline:
             self._at_once(line)
             now = time.monotonic()
             if now - begin > TOO_LONG_S:
-                self._straight = STRAIGHT
+                self._take_too_long()
             begin = now
             if now - turn > AT_ONCE_S:
                 await asyncio.sleep(0)
                 turn = begin = time.monotonic()
+        self._in_time += len(chunk)
         await asyncio.sleep(0)
+
+    def _take_too_long(self) -> None:
+        if self._in_time > STRAIGHT:
+            self._stretch = CHUNK
+        self._in_time = 0
+        self._straight = self._stretch
+        self._stretch = min(2 * self._stretch, STRAIGHT)
 
     def _to_threads(self, chunk: list[Line]) -> None:
         loop = asyncio.get_running_loop()

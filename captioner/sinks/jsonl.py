@@ -34,6 +34,9 @@ COMMIT_BYTES = 16 << 20
 COMMIT_S = 1.0
 SLOW_SYNC_S = 1.0
 RETRY_S = 1.0
+GATHER_S = 0.002
+"""Seconds between two trips to the writing thread, at the least: two threads that want the
+interpreter are dear. A record that comes alone goes at once."""
 
 
 class Rows:
@@ -216,13 +219,17 @@ class JournalSink:
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
+        next_trip = loop.time()
         while True:
             await self._wake.wait()
+            if (early := next_trip - loop.time()) > 0 and not self._closing:
+                await asyncio.sleep(early)
             self._wake.clear()
             captions, failures, written = self._captions, self._failures, self._written
             if captions or failures:
                 self._captions, self._failures, self._written = [], [], asyncio.Event()
                 self._taken = written
+                next_trip = loop.time() + GATHER_S
                 if captions:
                     await self._patiently(self._append, b"".join(captions))
                 if failures:
