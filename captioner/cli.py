@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import field, fields, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import (
     App,
@@ -84,6 +84,7 @@ def build_app() -> App:
     app.command(_init, name="init")
     app.command(_report, name="report")
     app.command(_serve, name="serve")
+    app.command(_view, name="view")
     return app
 
 
@@ -173,6 +174,25 @@ AsJson = Annotated[
         show_env_var=False,
     ),
 ]
+PrintJson = Annotated[
+    bool, Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False)
+]
+ImageRoot = Annotated[
+    Path | None,
+    Parameter(
+        help="Folder that relative paths of pictures start from. Default: the input's.",
+        show_env_var=False,
+    ),
+]
+Source = Annotated[
+    Path | None,
+    Parameter(
+        name="--input",
+        help="The input. Default: the one the run was started with.",
+        show_env_var=False,
+    ),
+]
+Captions = Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)]
 Debug = Annotated[
     bool, Parameter(help="Show the stack trace of an internal error.", negative=(), show=False)
 ]
@@ -217,7 +237,10 @@ def _read_toml(app: App, commands: tuple[str, ...], arguments: ArgumentCollectio
         if flag in given:
             raise CycloptsError(msg=f"{path}: the option {flag!r} is given twice")
         given[flag] = value
-    mine = {argument.name[2:] for argument in arguments if not argument.children}
+    mine = {argument.name[2:]: argument for argument in arguments if not argument.children}
+    for flag in given.keys() & mine.keys():
+        if flag in app and not mine[flag].tokens:  # cyclopts takes the key for the command
+            mine[flag].append(Token(keyword=flag, value=str(given[flag]), source=str(path)))
     Dict(
         data={flag: value for flag, value in given.items() if flag in mine},
         source=str(path),
@@ -290,20 +313,10 @@ def _caption(
 
 
 def _check(
-    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    output: Captions,
     *,
-    source: Annotated[
-        Path | None,
-        Parameter(
-            name="--input",
-            help="The input. Default: the one the run was started with.",
-            show_env_var=False,
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
-    ] = False,
+    source: Source = None,
+    as_json: PrintJson = False,
 ) -> int:
     """Say how an output stands, changing nothing: done, failed, pending, damage.
 
@@ -326,10 +339,7 @@ def _estimate(
             show_env_var=False,
         ),
     ] = 0,
-    as_json: Annotated[
-        bool,
-        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
-    ] = False,
+    as_json: PrintJson = False,
     output: Output = None,
     options: Options = Options(),  # type: ignore[valid-type] # noqa: B008 - frozen
     config: Config = None,
@@ -345,7 +355,7 @@ def _estimate(
 
 
 def _eval(
-    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    output: Captions,
     *,
     references: Annotated[
         Path,
@@ -354,10 +364,7 @@ def _eval(
             show_env_var=False,
         ),
     ],
-    as_json: Annotated[
-        bool,
-        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
-    ] = False,
+    as_json: PrintJson = False,
 ) -> int:
     """Say how near captions are to references: BLEU, chrF, CIDEr-D."""
     from captioner.console import score_in_console
@@ -366,7 +373,7 @@ def _eval(
 
 
 def _export(
-    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    output: Captions,
     *,
     to: Annotated[Path, Parameter(help="What to write.", show_env_var=False)],
     to_format: Annotated[
@@ -376,21 +383,8 @@ def _export(
             show_env_var=False,
         ),
     ] = None,
-    source: Annotated[
-        Path | None,
-        Parameter(
-            name="--input",
-            help="The input. Default: the one the run was started with.",
-            show_env_var=False,
-        ),
-    ] = None,
-    image_root: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder that relative paths of pictures start from. Default: the input's.",
-            show_env_var=False,
-        ),
-    ] = None,
+    source: Source = None,
+    image_root: ImageRoot = None,
     overwrite: Annotated[
         bool,
         Parameter(
@@ -399,12 +393,26 @@ def _export(
             show_env_var=False,
         ),
     ] = False,
+    reviewed: Annotated[
+        Literal["apply", "only", "ignore"],
+        Parameter(
+            help="What the reviews of captioner view do: apply takes edits and leaves out rejected "
+            "captions, only leaves out those nobody has reviewed, too.",
+            show_env_var=False,
+        ),
+    ] = "apply",
 ) -> int:
     """Write the captions of a run in another format; may be repeated."""
     from captioner.console import export_in_console
 
     return export_in_console(
-        output, to, to_format, source=source, image_root=image_root, overwrite=overwrite
+        output,
+        to,
+        to_format,
+        source=source,
+        image_root=image_root,
+        overwrite=overwrite,
+        reviewed=reviewed,
     )
 
 
@@ -417,7 +425,7 @@ def _batches() -> App:
 
 
 def _batch_status(
-    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    output: Captions,
 ) -> int:
     """Ask the provider how the batches are; changes nothing."""
     from captioner.console import batches_in_console
@@ -426,7 +434,7 @@ def _batch_status(
 
 
 def _batch_cancel(
-    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    output: Captions,
 ) -> int:
     """Cancel all batches. What is done stays done: the next run takes it."""
     from captioner.console import batches_in_console
@@ -457,7 +465,7 @@ def _init(
 
 
 def _report(
-    output: Annotated[Path, Parameter(help="The captions of a run.", show_env_var=False)],
+    output: Captions,
     *,
     html: Annotated[
         Path | None,
@@ -475,17 +483,8 @@ def _report(
             show_env_var=False,
         ),
     ] = 24,
-    image_root: Annotated[
-        Path | None,
-        Parameter(
-            help="Folder that relative paths of pictures start from. Default: the input's.",
-            show_env_var=False,
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        Parameter(name="--json", help="Print JSON.", negative=(), show_env_var=False),
-    ] = False,
+    image_root: ImageRoot = None,
+    as_json: PrintJson = False,
 ) -> int:
     """Say what captions are like: lengths, duplicates, openings, refusals, languages, failures."""
     if sample < 0:
@@ -515,3 +514,35 @@ def _serve(
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return 0
+
+
+def _view(
+    output: Captions,
+    *,
+    image_root: ImageRoot = None,
+    host: Annotated[
+        str,
+        Parameter(
+            help="Address to listen on. Whoever reaches it and knows the address with its token "
+            "sees the captions and may review them.",
+            show_env_var=False,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        Parameter(
+            help="Port to listen on; 0 takes a free one.",
+            converter=_whole_number,
+            show_env_var=False,
+        ),
+    ] = 0,
+) -> int:
+    """Show captions in a browser, also while a run goes on: search, filter, review, charts.
+
+    What is said of them is kept beside OUTPUT; export and --retry-rejected go by it.
+    """
+    if not 0 <= port <= 65_535:
+        raise SettingsError(f"port: {port} is not between 0 and 65535")
+    from captioner.console import view_in_console
+
+    return view_in_console(output, host=host, port=port, image_root=image_root)

@@ -123,7 +123,9 @@ async def connect(
                 price=_price(settings, one, models[-1], name),
             )
         )
-    return Connected(Endpoints(made, warn=warn), models, languages[0], transports[0])
+    endpoints = Endpoints(made, warn=warn)
+    progress.states = endpoints.states
+    return Connected(endpoints, models, languages[0], transports[0])
 
 
 def _endpoint(

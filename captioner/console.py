@@ -36,15 +36,17 @@ from captioner.report import make_report, write_page
 from captioner.run import run_batch
 from captioner.scores import score
 from captioner.sinks.files import Files
-from captioner.sinks.journal import find_journal
+from captioner.sinks.journal import find_journal, journal_path
 from captioner.stopping import Stopping
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from captioner.exports.book import Reviewed
     from captioner.options import OutputFormat
     from captioner.records import RunReport
     from captioner.settings import Settings
+    from captioner.viewer.server import Viewer, ViewerThread
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
@@ -173,6 +175,7 @@ def export_in_console(
     source: Path | None,
     image_root: Path | None,
     overwrite: bool,
+    reviewed: Reviewed,
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
     try:
@@ -185,6 +188,8 @@ def export_in_console(
             image_root=image_root,
             source=source,
             overwrite=overwrite,
+            reviewed=reviewed,
+            output=output,
             warn=_say,
         )
     except (SettingsError, RunError) as error:
@@ -212,6 +217,35 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
     return 0
 
 
+def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
+    """Serve the page of an output until a signal ends it and return the exit status."""
+    from captioner.viewer.server import Viewer
+
+    try:
+        journal = find_journal(output, Files())
+        asyncio.run(
+            _view(
+                Viewer(
+                    output, journal=journal, host=host, port=port, image_root=image_root, warn=_say
+                )
+            )
+        )
+    except (SettingsError, RunError) as error:
+        _say(f"captioner: {error}")
+        return error.exit_code
+    return 0
+
+
+async def _view(viewer: Viewer) -> None:
+    over = asyncio.Event()
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    async with viewer:
+        print(viewer.url, flush=True)
+        _say("open it in a browser on this machine; Ctrl-C ends it")
+        await over.wait()
+
+
 class _Session:
     """One run with somebody watching."""
 
@@ -230,11 +264,15 @@ class _Session:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
         report: RunReport | None = None
-        metrics = None
+        metrics = page = None
         try:
+            if self._settings.run.view:
+                page = self._open_page()
             if (port := self._settings.run.metrics_port) is not None:
                 metrics = Metrics(self._progress, port)
             async with self._display:
+                if page is not None:
+                    self._display.say(f"captions: {page.url}")
                 if metrics is not None:
                     self._display.say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
                 report = await self._run()
@@ -244,9 +282,27 @@ class _Session:
         finally:
             if metrics is not None:
                 await asyncio.to_thread(metrics.close)
+            if page is not None:
+                await asyncio.to_thread(page.close)
             if report is not None:
                 self._tell(report)
         return report, self._signal
+
+    def _open_page(self) -> ViewerThread:
+        from captioner.viewer.server import Viewer, ViewerThread
+
+        settings = self._settings
+        root, kind = settings.records.image_root, settings.run.output_format
+        output = settings.output_path
+        return ViewerThread(
+            Viewer(
+                output,
+                journal=journal_path(output, kind),
+                image_root=root,
+                progress=self._progress,
+                warn=self._display.say,
+            )
+        )
 
     def _tell(self, report: RunReport) -> None:
         """Show what was done."""

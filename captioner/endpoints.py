@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from captioner.errors import (
@@ -22,7 +23,7 @@ from captioner.errors import (
 )
 from captioner.prices import FREE
 from captioner.ratelimits import NO_LIMITS, read_limits
-from captioner.records import Request
+from captioner.records import EndpointState, Request
 from captioner.stopping import DispersedError, StoppedError
 
 if TYPE_CHECKING:
@@ -98,6 +99,19 @@ class Endpoint:
         self._not_found = 0
 
     @property
+    def state(self) -> EndpointState:
+        """How it stands."""
+        limiter = self.limiter
+        return EndpointState(
+            self.name,
+            limiter.in_flight,
+            limiter.limit,
+            limiter.requests.per_minute,
+            limiter.paused_s,
+            self.health.resting,
+        )
+
+    @property
     def load(self) -> tuple[float, float]:
         """Seconds until it could take one more request, and how full it is; less is better."""
         return self.limiter.backlog_s(self._mean_tokens), self.limiter.load / self.weight
@@ -166,12 +180,17 @@ class Endpoint:
         progress.calls += 1
         progress.retries += retry
         progress.in_flight += 1
+        ticket = object()
+        progress.began[ticket] = began = time.monotonic()
         try:
             response = await self._transport.send(request)
         finally:
             progress.in_flight -= 1
+            del progress.began[ticket]
             if spending is not None:
                 spending.end()
+        progress.answers += 1
+        progress.answered_s += time.monotonic() - began
         self.health.answered()
         limits = read_limits(response.headers)
         if limits is not NO_LIMITS:
@@ -241,6 +260,10 @@ class Endpoints:
     def limiters(self) -> list[Limiter]:
         """The permits of each endpoint."""
         return [endpoint.limiter for endpoint in self._left]
+
+    def states(self) -> list[EndpointState]:
+        """Return how each of them stands."""
+        return [endpoint.state for endpoint in self._left]
 
     def _share(self) -> None:
         for endpoint in self._left:

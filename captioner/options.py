@@ -497,6 +497,11 @@ class RunSettings:
         "Try records again that failed in an earlier run: all of them, or with "
         "--retry-failed=CODE those of one code.",
     )
+    retry_rejected: bool = _option(
+        default=False,
+        text="Caption records again whose captions a reviewer rejected (captioner view). Theirs go "
+        "into a file beside the output whose name ends in .rejected-1, .rejected-2 …",
+    )
     output_format: OutputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
         None,
         "What the finished output is: jsonl, json, csv, tsv, parquet, webdataset, imagefolder, "
@@ -522,6 +527,10 @@ class RunSettings:
     metrics_port: int | None = _option(
         None,
         "Serve the run's numbers to Prometheus on this port of 127.0.0.1; 0 takes a free one.",
+    )
+    view: bool = _option(
+        default=False,
+        text="Serve a page that shows the captions as they come, to this machine only.",
     )
     log_json: bool = _option(
         default=False,

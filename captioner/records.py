@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping  # noqa: TC003 - read by whoever inspects the fields
+from collections.abc import (  # noqa: TC003 - read by whoever inspects the fields
+    Callable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -283,6 +288,26 @@ class Failure(NamedTuple):
 Outcome = Caption | Failure
 
 
+class EndpointState(NamedTuple):
+    """How an endpoint stands for a run.
+
+    Attributes:
+        name: As the user knows it.
+        in_flight: Requests on the wire.
+        limit: Requests that may be there at once now.
+        per_minute: Requests that may begin in a minute; infinite where nobody has said.
+        paused_s: Seconds until the next one may begin, as the endpoint asked for.
+        resting: It fails, and is only asked now and then how it is.
+    """
+
+    name: str
+    in_flight: int
+    limit: int
+    per_minute: float
+    paused_s: float
+    resting: bool
+
+
 @dataclass(slots=True)
 class Progress:
     """Where a run stands. Counts are of records unless named otherwise.
@@ -306,6 +331,10 @@ class Progress:
         prompt_tokens: Input tokens as the endpoint counted them.
         completion_tokens: Output tokens as the endpoint counted them.
         cost: US dollars spent, replies that were not kept included; 0 where prices are not known.
+        answers: Replies to requests for captions.
+        answered_s: Seconds that all of them took together.
+        began: When each request on the wire was sent, in monotonic seconds, by who waits for it.
+        states: Returns how each endpoint stands.
         codes: Failures of this run by code.
         examples: One failure for each code.
         waiting: Why nothing moves, in words; empty while things move.
@@ -330,12 +359,21 @@ class Progress:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+    answers: int = 0
+    answered_s: float = 0.0
+    began: dict[object, float] = field(default_factory=dict)
+    states: Callable[[], Sequence[EndpointState]] = tuple
     codes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Failure] = field(default_factory=dict)
     waiting: str = ""
     stage: Literal["starting", "captioning", "draining", "ordering", "exporting", "finished"] = (
         "starting"
     )
+
+    @property
+    def oldest_s(self) -> float:
+        """Seconds that the oldest request on the wire has been there; 0 if none is."""
+        return time.monotonic() - min(self.began.values()) if self.began else 0.0
 
     @property
     def settled(self) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.batches.ledger import Ledger
 from captioner.engine import Engine
 from captioner.errors import RunError, SettingsError
+from captioner.exports.book import parsed
 from captioner.exports.formats import check_format, export, targets_of
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
@@ -23,9 +24,10 @@ from captioner.records import Progress, RunReport
 from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files, network_file_system
-from captioner.sinks.finalise import order_output
+from captioner.sinks.finalise import order_output, set_aside
 from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
 from captioner.sinks.jsonl import JournalSink, Rows
+from captioner.sinks.reviews import Reviews, print_of, reviews_path
 from captioner.sources.formats import open_input
 from captioner.stopping import StoppedError, Stopping
 
@@ -244,6 +246,8 @@ class _Run:
             if journal.repeated:
                 allowed = await self._count(source, identity, {key for _, key in journal.repeated})
                 await asyncio.to_thread(journal.cut_repeated, allowed)
+            if settings.run.retry_rejected:
+                await asyncio.to_thread(self._take_back_rejected, journal, identity, files)
             if settings.run.retry_failed:
                 self._retrying = await asyncio.to_thread(
                     journal.failures.forgive, settings.run.retry_failed
@@ -258,6 +262,19 @@ class _Run:
             return await self._reporting(self._caption(engine, source, journal, identity, files))
         finally:
             journal.close()
+
+    def _take_back_rejected(self, journal: Journal, identity: Identity, files: Files) -> None:
+        """Make records pending whose captions a reviewer rejected."""
+        fields = self.settings.fields
+        rejected = Reviews(reviews_path(self.settings.output_path)).rejected()
+
+        def unwanted(line: bytes) -> bool:
+            of = rejected.get(identity.of_output(line) or b"")
+            return of is not None and of == print_of(parsed(line), fields)
+
+        count = set_aside(journal, identity, unwanted, files) if rejected else 0
+        if not count:
+            self.warn("no caption in the output is one that a reviewer rejected (--retry-rejected)")
 
     async def _caption(
         self,
@@ -332,6 +349,7 @@ class _Run:
                 source=settings.input,
                 overwrite=settings.run.overwrite,
                 own=True,
+                output=settings.output_path,
                 warn=self.warn,
             )
 

@@ -69,6 +69,10 @@ class Settings:
         capped = self.run.budget is not None or self.run.budget_tokens is not None
         if capped and (self.batch.any or self.cluster.engine == "ray"):
             raise SettingsError("budget: it goes without --batch-api and --engine ray")
+        if self.cluster.engine == "ray" and (self.run.retry_rejected or self.run.view):
+            raise SettingsError("engine: ray goes without --retry-rejected and --view")
+        if self.run.retry_rejected and self.run.cache is not None:
+            raise SettingsError("retry-rejected: --cache would give the same captions again")
         if self.batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: leave out --stream")
         records = self.records

@@ -91,8 +91,12 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the fault campaign did, with its seeds."""
+    """Say what the fault campaign did, with its seeds, and what did not run."""
     from campaign.tally import told
+    from viewer_browser import CHROMIUM
+
+    if CHROMIUM is None:
+        terminalreporter.write_line("browser tests did not run: there is no chromium here")
 
     for line in told:
         terminalreporter.write_line(f"campaign: {line}")

@@ -41,6 +41,8 @@ SAMPLES = {
     "order": "completion",
     "accept_changes": True,
     "accept_edits": True,
+    "retry_rejected": True,
+    "view": True,
     "rpm": 600.0,
     "tpm": 150_000.0,
     "timeout": 1.5,

@@ -126,7 +126,8 @@ class ShardRunner:
             self.wished = hurried
             if self.stopping is not None:
                 loop, stopping = self.stopping
-                loop.call_soon_threadsafe(stopping.hurry if hurried else stopping.set)
+                with contextlib.suppress(RuntimeError):  # the shard is done, and its loop closed
+                    loop.call_soon_threadsafe(stopping.hurry if hurried else stopping.set)
 
 
 LEASE_ANSWER_S = 2.0

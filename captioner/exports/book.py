@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
 
@@ -20,8 +19,10 @@ from captioner.identity import Identity
 from captioner.images.archives import Archives
 from captioner.images.load import Folders
 from captioner.options import DEFAULT_PROMPT, RecordSettings
+from captioner.rawjson import quoted, replace_values
 from captioner.sinks.files import Files
 from captioner.sinks.journal import read_checkpoint
+from captioner.sinks.reviews import Reviews, reviews_path
 from captioner.sinks.scan import scan_output
 from captioner.sources.formats import folder_of, open_input
 from captioner.sources.rows import dumped
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from captioner.records import ImageRef, Line, Turn
     from captioner.sinks.scan import Scan
     from captioner.sources.formats import Input
+
+Reviewed = Literal["apply", "only", "ignore"]
 
 LARGEST_PICTURE = 1 << 31
 """Bytes: what was captioned is copied, however large."""
@@ -56,6 +59,9 @@ class Book:
         image_root: Where relative paths start from, in place of the input's folder.
         warn: Called with a sentence when something is worth knowing but no error.
         source: Where the input is or was.
+        reviews: What was said of the captions: edited ones are given as they are to be, rejected
+            ones are left out. None gives all as they are.
+        reviewed_only: Those nobody has reviewed are left out, too.
     """
 
     journal: Path
@@ -65,6 +71,8 @@ class Book:
     image_root: Path | None
     warn: Callable[[str], None]
     source: Path | None = None
+    reviews: Reviews | None = None
+    reviewed_only: bool = False
     _open: list[tuple[Any, asyncio.Runner]] = field(default_factory=list)
 
     @classmethod
@@ -74,6 +82,8 @@ class Book:
         *,
         image_root: Path | None = None,
         source: Path | None = None,
+        reviewed: Reviewed = "ignore",
+        output: Path | None = None,
         warn: Callable[[str], None],
     ) -> Self:
         """Return the book of a journal.
@@ -82,6 +92,9 @@ class Book:
             journal: The file.
             image_root: Where relative paths start from.
             source: The input, in place of the one that the checkpoint names.
+            reviewed: What reviews do: ``apply`` gives edited captions as they are to be and leaves
+                out rejected ones, ``only`` leaves out those that nobody has reviewed, too.
+            output: The output that was reviewed, by default the journal itself.
             warn: See `Book`.
         """
         checkpoint = read_checkpoint(Files(), journal)
@@ -97,7 +110,12 @@ class Book:
                 )
             except CaptionerError:
                 found = None  # it may have gone; those who need it say so
-        return cls(journal, settings, found, folder_of(path), image_root, warn, path)
+        sidecar = reviews_path(output or journal)
+        reviews = Reviews(sidecar) if reviewed != "ignore" and sidecar.exists() else None
+        only = reviewed == "only"
+        if only and reviews is None:
+            raise SettingsError(f"there are no reviews of it: {sidecar} does not exist")
+        return cls(journal, settings, found, folder_of(path), image_root, warn, path, reviews, only)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -121,13 +139,31 @@ class Book:
         """
         return self._scan(offsets=False).whole.length
 
-    def read(self, size: int, at: int) -> bytes:
-        """Return bytes of the journal, none of what a crash tore."""
-        with self.journal.open("rb") as file:
-            return os.pread(file.fileno(), max(0, min(size, self.length - at)), at)
-
     def lines(self) -> Iterator[bytes]:
-        """Yield the whole lines of the journal."""
+        """Yield the whole lines of the journal, as they are to be."""
+        if self.reviews is None:
+            yield from self._lines()
+            return
+        for line in self._lines():
+            if (judged := self._judged(line)) is not None:
+                yield judged
+
+    def _judged(self, line: bytes) -> bytes | None:
+        """Return a line as it is to be; None if it is left out."""
+        if self.reviews is None:
+            return line
+        row = parsed(line)
+        key = self.identity.of_output(line)
+        review = self.reviews.of(key, row, self.fields) if key is not None else None
+        if review is None:
+            return None if self.reviewed_only else line
+        if review.verdict == "rejected":
+            return None
+        for name, value in review.captions.items():
+            line = replace_values(line, quoted(name), dumped(value))
+        return line
+
+    def _lines(self) -> Iterator[bytes]:
         left = self.length
         with self.journal.open("rb") as file:
             rest = b""
@@ -157,7 +193,8 @@ class Book:
         with self.journal.open("rb") as file:
             for place in sorted(keys.offsets()):
                 file.seek(place)
-                yield parsed(file.readline()), {}
+                if (judged := self._judged(file.readline().rstrip(b"\n"))) is not None:
+                    yield parsed(judged), {}
 
     def input_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
         """Yield the records of the input in order, each with its row; None if it has none.
@@ -192,7 +229,8 @@ class Book:
                         yield line, None
                     else:
                         file.seek(place)
-                        yield line, parsed(file.readline())
+                        judged = self._judged(file.readline().rstrip(b"\n"))
+                        yield line, None if judged is None else parsed(judged)
 
     def places(self) -> KeyTable:
         """Return where in the journal each record is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,13 @@ from captioner.sinks.failures import failures_path
 from captioner.sinks.files import Files
 from captioner.sinks.finalise import write_array
 from captioner.sinks.journal import beside, format_of, journal_path
+from captioner.sinks.reviews import reviews_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from captioner.exports.book import Reviewed
     from captioner.options import OutputFormat
 
 _SIDECARS = ("txt", "caption")
@@ -56,6 +59,8 @@ def export(
     source: Path | None = None,
     overwrite: bool = False,
     own: bool = False,
+    reviewed: Reviewed = "apply",
+    output: Path | None = None,
     warn: Callable[[str], None],
 ) -> None:
     """Write the captions of a journal in some format; may be repeated at any time.
@@ -68,13 +73,17 @@ def export(
         source: The input, in place of the one that the journal's checkpoint names.
         overwrite: Replace what is there already.
         own: The target is the output of that very run, which it may replace.
+        reviewed: What the reviews of the captions do: see `Book.open`.
+        output: The output that was reviewed, by default the journal itself.
         warn: Called with a sentence when captions have no place in it.
 
     Raises:
         DiskError: The disk refused; the target is as it was.
         SettingsError: The format cannot hold them; says why.
     """
-    book = Book.open(journal, image_root=image_root, source=source, warn=warn)
+    book = Book.open(
+        journal, image_root=image_root, source=source, reviewed=reviewed, output=output, warn=warn
+    )
     with closing(book):
         _refuse_ours(book, target, source)
         if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
@@ -88,6 +97,17 @@ def export(
             write(book, target, overwrite=overwrite)
         else:
             _writer(kind)(book, target)
+        if book.reviews is not None and not own:
+            warn(_told(book))
+
+
+def _told(book: Book) -> str:
+    """Return in a sentence what the reviews have done."""
+    kinds = Counter(review.verdict for review in book.reviews or ())
+    left = f"{kinds['rejected']:,} rejected captions are left out" if kinds["rejected"] else ""
+    edits = f"{kinds['edited']:,} are as they were edited" if kinds["edited"] else ""
+    only = "those nobody reviewed are left out" if book.reviewed_only else ""
+    return "reviews: " + ("; ".join(filter(None, (left, edits, only))) or "all were accepted")
 
 
 def _refuse_ours(book: Book, target: Path, source: Path | None) -> None:
@@ -97,7 +117,13 @@ def _refuse_ours(book: Book, target: Path, source: Path | None) -> None:
         SettingsError: It is or does.
     """
     journal = book.journal
-    ours = [journal, beside(journal, ".ckpt"), beside(journal, ".lock"), failures_path(journal)]
+    ours = [
+        journal,
+        beside(journal, ".ckpt"),
+        beside(journal, ".lock"),
+        failures_path(journal),
+        reviews_path(journal),
+    ]
     inputs = getattr(book.input.source, "paths", ()) if book.input else ()
     pattern = NUMBERED.search(target.name)
     for path in (*ours, source, book.source, *inputs):
@@ -145,11 +171,8 @@ def _writer(kind: OutputFormat) -> Callable[[Book, Path], None]:
 
 def _copy(book: Book, target: Path) -> None:
     with replacing(target) as partial, partial.open("wb") as file:
-        at = 0
-        while block := book.read(1 << 20, at):
-            file.write(block)
-            at += len(block)
+        file.writelines(line + b"\n" for line in book.lines())
 
 
 def _write_array(book: Book, target: Path) -> None:
-    write_array(book.read, target, Files())
+    write_array(book.lines(), target, Files())

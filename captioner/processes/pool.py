@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import socket
 import subprocess
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -36,6 +37,7 @@ from captioner.processes.wire import (
     Work,
     Written,
 )
+from captioner.records import EndpointState
 from captioner.stopping import StoppedError
 
 if TYPE_CHECKING:
@@ -144,6 +146,7 @@ class Dealer:
         self._workers = workers
         self._sink = sink
         self._progress = progress
+        progress.states = self._states
         self._stopping = stopping
         self._drain_s = drain_s
         self._settled = settled
@@ -246,8 +249,22 @@ class Dealer:
         progress.shared += counts.shared - before.shared
         progress.cached += counts.cached - before.cached
         progress.cost += counts.cost - before.cost
+        progress.answers += counts.answers - before.answers
+        progress.answered_s += counts.answered_s - before.answered_s
         worker.counts = counts
+        progress.began.pop(worker, None)
+        if counts.in_flight:
+            progress.began[worker] = time.monotonic() - counts.oldest_s
         progress.waiting = next((one.counts.waiting for one in self._left), "")
+
+    def _states(self) -> list[EndpointState]:
+        """Return how each endpoint stands for all workers together."""
+        found: dict[str, EndpointState] = {}
+        for worker in self._left:
+            for state in worker.counts.states:
+                other = found.get(state.name)
+                found[state.name] = state if other is None else _both(other, state)
+        return list(found.values())
 
     def _lose(self, worker: _Worker) -> None:
         """Give the records of a worker that died to the others."""
@@ -447,6 +464,18 @@ def part(settings: Settings, number: int) -> Settings:
             memory=share(images.memory),
             fetch_concurrency=share(images.fetch_concurrency),
         ),
+    )
+
+
+def _both(one: EndpointState, other: EndpointState) -> EndpointState:
+    """Return how an endpoint stands for two workers together."""
+    return EndpointState(
+        one.name,
+        one.in_flight + other.in_flight,
+        one.limit + other.limit,
+        one.per_minute + other.per_minute,
+        max(one.paused_s, other.paused_s),
+        one.resting and other.resting,
     )
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 if TYPE_CHECKING:
     import socket
 
-    from captioner.records import Line, Outcome
+    from captioner.records import EndpointState, Line, Outcome
 
 _LENGTH = 8
 
@@ -39,6 +39,10 @@ class Counts(NamedTuple):
     cached: int = 0
     waiting: str = ""
     cost: float = 0.0
+    answers: int = 0
+    answered_s: float = 0.0
+    oldest_s: float = 0.0
+    states: tuple[EndpointState, ...] = ()
 
 
 class Ready(NamedTuple):

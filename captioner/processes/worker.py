@@ -155,6 +155,10 @@ class Worker:
             now.cached,
             now.waiting,
             now.cost,
+            now.answers,
+            now.answered_s,
+            now.oldest_s,
+            tuple(now.states()),
         )
 
     def _warn(self, text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from array import array
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from captioner.errors import DiskError
@@ -16,7 +17,7 @@ from captioner.sinks.checkpoint import Extent
 from captioner.sinks.journal import beside
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from captioner.identity import Identity
@@ -67,6 +68,46 @@ async def order_output(
     return len(orphans)
 
 
+def set_aside(
+    journal: Journal, identity: Identity, unwanted: Callable[[bytes], bool], files: Files
+) -> int:
+    """Take lines out of an open output, so that their records are pending again.
+
+    They are kept in a file of their own beside it, whose name ends in ``.rejected-<n>``.
+
+    Args:
+        journal: The journal, open.
+        identity: Finds records again.
+        unwanted: Tells by a line, without its end, whether it is to go.
+        files: The disk.
+
+    Returns:
+        How many lines were taken out.
+
+    Raises:
+        DiskError: The disk refused; the output is as it was.
+    """
+    keys = journal.rescan()
+    kept, gone = array("Q"), array("Q")
+    places = sorted(keys.offsets())
+    for at in range(0, len(places), _ROWS):
+        some = places[at : at + _ROWS]
+        for offset, line in zip(some, _lines_at(journal, some), strict=True):
+            (gone if unwanted(line[:-1]) else kept).append(offset)
+    if gone:
+        number = 1
+        while files.kind(beside(journal.path, f".rejected-{number}")) != "missing":
+            number += 1
+        _copy(journal, gone, beside(journal.path, f".rejected-{number}"), files)
+        for line in _lines_at(journal, gone):
+            key = identity.of_output(line[:-1])
+            if key is not None:
+                journal.done.take(key)
+        partial = beside(journal.path, ".partial")
+        journal.replace(partial, _copy(journal, kept, partial, files))
+    return len(gone)
+
+
 def _copy(journal: Journal, offsets: Sequence[int], partial: Path, files: Files) -> Extent:
     """Copy lines of the journal to a file, in the order of their offsets; sync it."""
     try:
@@ -82,11 +123,11 @@ def _copy(journal: Journal, offsets: Sequence[int], partial: Path, files: Files)
     return Extent(out.size, out.crc)
 
 
-def write_array(read: Callable[[int, int], bytes], target: Path, files: Files) -> None:
-    """Write a journal as one JSON array, a record a line.
+def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
+    """Write rows as one JSON array, a record a line.
 
     Args:
-        read: Returns so many bytes of the journal from an offset.
+        lines: The rows, without their ends.
         target: What is written, put in place whole.
         files: The disk.
 
@@ -99,15 +140,10 @@ def write_array(read: Callable[[int, int], bytes], target: Path, files: Files) -
         try:
             out.write(b"[")
             between = b"\n"
-            rest = b""
-            at = 0
-            while block := read(_WINDOW, at):
-                at += len(block)
-                lines = (rest + block).split(b"\n")
-                rest = lines.pop()
-                if lines:
-                    out.write(between + b",\n".join(lines))
-                    between = b",\n"
+            left = iter(lines)
+            while some := list(islice(left, _ROWS)):
+                out.write(between + b",\n".join(some))
+                between = b",\n"
             out.write(b"\n]\n")
             files.sync(out.fd)
         finally:

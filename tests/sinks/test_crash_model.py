@@ -34,6 +34,10 @@ IDENTITY = Identity(("caption",))
 ROWS = Rows(IDENTITY, ("caption",))
 
 
+def lines_of(journal):
+    return journal.read(journal.length, 0).splitlines()
+
+
 class Life:
     """One output from its first run to a clean end, with crashes in between."""
 
@@ -130,7 +134,7 @@ class Life:
             yield self.lines
 
         await order_output(journal, IDENTITY, batches(), self.disk)
-        write_array(journal.read, ARRAY, self.disk)
+        write_array(lines_of(journal), ARRAY, self.disk)
 
     def check_clean_end(self) -> None:
         written = [json.loads(line) for line in self.disk.content(OUTPUT).splitlines()]

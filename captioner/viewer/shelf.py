@@ -1,0 +1,435 @@
+"""What the page shows: rows and failures by number, what they hold, and finding some of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from captioner.answers import EXTRAS, FLAG
+from captioner.exports.book import Book, parsed
+from captioner.quality import look_at
+from captioner.sinks.failures import failures_path
+from captioner.sinks.journal import beside, journal_path
+from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path, verdict_of
+from captioner.sources.rows import dumped
+from captioner.viewer.lines import Lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from captioner.records import ImageRef
+
+AT_ONCE = 500
+"""Numbers of rows that are found at once."""
+
+LONGEST_S = 0.3
+"""Seconds of looking before what was found is handed out."""
+
+LONGEST_TEXT = 2_000
+"""Characters of one of a record's members that are shown and looked through."""
+
+
+class Query(NamedTuple):
+    """What rows are looked for; what is empty asks for nothing.
+
+    Attributes:
+        text: Stands in a caption, a prompt or another member, in whatever case.
+        verdict: A `captioner.sinks.reviews.Verdict`; ``none`` for those without one.
+        flag: ``any``, or the flag that a caption carries.
+        shortest: Characters that a caption has at the least.
+        longest: Characters that it has at the most.
+        code: Of a failure.
+    """
+
+    text: str = ""
+    verdict: str = ""
+    flag: str = ""
+    shortest: int = 0
+    longest: int = 0
+    code: str = ""
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is asked for."""
+        return any(self)
+
+
+class Found(NamedTuple):
+    """Numbers of rows, where to go on looking (None at the end), and how many were looked at."""
+
+    numbers: list[int]
+    next: int | None
+    looked_at: int
+
+
+class Shelf:
+    """The output of a run and what lies beside it. May be used from several threads.
+
+    Args:
+        output: The output; it need not exist yet.
+        journal: Where its captions are appended; None finds it by the output's name.
+        image_root: Where relative paths of pictures start from.
+        warn: Called with a sentence when something is worth knowing but no error.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        journal: Path | None = None,
+        *,
+        image_root: Path | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.output = output
+        self.journal = journal or journal_path(output)
+        self.rows = Lines(self.journal)
+        self.failures = Lines(failures_path(output))
+        self.reviews = Reviews(reviews_path(output))
+        self._image_root = image_root
+        self._warn = warn
+        self._book: Book | None = None
+        self._codes: Counter[str] = Counter()
+        self._counted = (0, 0)
+        self._charts: tuple[tuple[int, int], dict[str, Any]] | None = None
+
+    def refresh(self) -> None:
+        """Look at what has come meanwhile."""
+        self.rows.refresh()
+        self.failures.refresh()
+        self.reviews.refresh()
+
+    @property
+    def book(self) -> Book:
+        """What the checkpoint says; read again until there is one."""
+        if self._book is None or not self._book.settings:
+            self._book = Book.open(self.journal, image_root=self._image_root, warn=self._warn)
+        return self._book
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """Failures by code."""
+        generation, counted = self._counted
+        if generation != self.failures.generation:
+            self._codes.clear()
+            counted = 0
+        for begin, lines in self.failures.blocks(counted, 1):
+            self._codes.update(str(_failure(line).get("code", "")) for line in lines)
+            counted = begin + len(lines)
+        self._counted = self.failures.generation, counted
+        return dict(self._codes.most_common())
+
+    # -- what is shown -------------------------------------------------------------------------
+
+    def row(self, number: int, line: bytes) -> dict[str, Any]:
+        """Return what is shown of a row."""
+        book = self.book
+        row = parsed(line)
+        key = book.identity.of_output(line) or b""
+        fields = book.fields
+        review = self.reviews.of(key, row, fields)
+        shown = review.edited(row) if review is not None else row
+        ours = {*fields, *(f"{name}_{FLAG}" for name in fields)}
+        extras = {f"{fields[0]}_{extra}" for extra in EXTRAS}
+        return {
+            "number": number,
+            "key": key.hex(),
+            "of": print_of(row, fields),
+            "captions": {name: _editable(shown.get(name)) for name in fields},
+            "prompt": self._prompt(row),
+            "flags": [flag for name in fields for flag in _words(row.get(f"{name}_{FLAG}"))],
+            "extras": {name: row[name] for name in sorted(extras & row.keys())},
+            "members": {
+                name: _brief(value) for name, value in row.items() if name not in ours | extras
+            },
+            "pictures": [self._place(image) for image in book.images(row)],
+            "verdict": review.verdict if review is not None else "none",
+            "note": review.note if review is not None else "",
+        }
+
+    def failure(self, number: int, line: bytes) -> dict[str, Any]:
+        """Return what is shown of a failure."""
+        failure = _failure(line)
+        record = failure.get("record")
+        row = record if isinstance(record, dict) else {}
+        return {
+            "number": number,
+            "line": failure.get("line"),
+            "code": str(failure.get("code", "")),
+            "message": str(failure.get("message", "")),
+            "attempts": failure.get("attempts"),
+            "prompt": self._prompt(row),
+            "members": {name: _brief(value) for name, value in row.items()}
+            if row
+            else {"record": _brief(record)},
+            "pictures": [self._place(image) for image in self.book.images(row)],
+        }
+
+    def images(self, kind: str, number: int) -> list[ImageRef]:
+        """Return the pictures of a row or of a failure."""
+        lines = (self.failures if kind == "failures" else self.rows).read(number, 1)
+        if not lines:
+            return []
+        row = parsed(lines[0]) if kind != "failures" else _failure(lines[0]).get("record")
+        return self.book.images(row) if isinstance(row, dict) else []
+
+    def data(self, image: ImageRef) -> bytes | None:
+        """Return a picture's bytes; None where it is not at hand."""
+        return self.book.picture(image, {})
+
+    def _prompt(self, row: dict[str, Any]) -> str:
+        asked = self.book.questions(row) if row else ()
+        if asked:
+            return "\n".join(asked)
+        turns = self.book.turns(row)
+        return "\n".join(part for part in turns[-1].parts if isinstance(part, str)) if turns else ""
+
+    def _place(self, image: ImageRef) -> str:
+        """Return where a picture is, in words for a person."""
+        if image.path is not None:
+            return image.path[-200:]
+        if image.url is not None:
+            return image.url[:200]
+        return "a picture inside the record" if image.data is not None else "inside the input"
+
+    # -- what is found -------------------------------------------------------------------------
+
+    def find(self, kind: str, query: Query, first: int, step: int) -> Found:
+        """Return the numbers of rows, or of failures, that fit, on from one of them."""
+        lines = self.failures if kind == "failures" else self.rows
+        fits = self._failure_fits(query) if kind == "failures" else self._row_fits(query)
+        until = time.monotonic() + LONGEST_S
+        found: list[int] = []
+        looked_at = 0
+        at = first
+        for begin, some in lines.blocks(first, step):
+            numbered = list(enumerate(some, begin))
+            found += [number for number, line in numbered[::step] if fits(line)]
+            looked_at += len(some)
+            at = begin + len(some) if step > 0 else begin - 1
+            if len(found) >= AT_ONCE or time.monotonic() > until:
+                break
+        return Found(found, at if 0 <= at < len(lines) else None, looked_at)
+
+    def _row_fits(self, query: Query) -> Callable[[bytes], bool]:
+        book, reviews, fields = self.book, self.reviews, self.book.fields
+        wanted = query.text.casefold()
+        edited = {
+            review.key
+            for review in reviews
+            if wanted and any(wanted in text for text in _texts(dict(review.captions)))
+        }
+        maybe = _sieve(wanted)
+
+        def fits(line: bytes) -> bool:
+            if wanted and not edited and not maybe(line):
+                return False
+            row = parsed(line)
+            review = None
+            if query.verdict or edited:
+                key = book.identity.of_output(line) or b""
+                review = reviews.of(key, row, fields)
+                if query.verdict and query.verdict != (review.verdict if review else "none"):
+                    return False
+            shown = review.edited(row) if review is not None else row
+            if query.flag:
+                flags = [flag for name in fields for flag in _words(row.get(f"{name}_{FLAG}"))]
+                if not flags or (query.flag != "any" and query.flag not in flags):
+                    return False
+            if query.shortest or query.longest:
+                length = len(_editable(shown.get(fields[0])))
+                if length < query.shortest or (query.longest and length > query.longest):
+                    return False
+            return not wanted or any(wanted in text for text in _texts(shown))
+
+        return fits
+
+    def _failure_fits(self, query: Query) -> Callable[[bytes], bool]:
+        wanted = query.text.casefold()
+        maybe = _sieve(wanted)
+
+        def fits(line: bytes) -> bool:
+            if wanted and not maybe(line):
+                return False
+            failure = _failure(line)
+            if query.code and failure.get("code") != query.code:
+                return False
+            return not wanted or any(wanted in text for text in _texts(failure))
+
+        return fits
+
+    # -- what is said of them ------------------------------------------------------------------
+
+    def review(self, said: dict[str, Any]) -> Review:
+        """Keep what a reviewer said of a row.
+
+        Raises:
+            ValueError: It is no review of a row as it is now; says why.
+            OSError: The disk refused.
+        """
+        lines = self.rows.read(int(said["number"]), 1)
+        if not lines:
+            raise ValueError("there is no such row")
+        row, fields = parsed(lines[0]), self.book.fields
+        key = self.book.identity.of_output(lines[0])
+        of = print_of(row, fields)
+        if key is None or key.hex() != said.get("key") or of != said.get("of"):
+            raise ValueError("the captions have changed meanwhile; load the page again")
+        captions: dict[str, Any] = {}
+        for name, text in dict(said.get("captions") or {}).items():
+            if name not in fields or not isinstance(text, str):
+                raise ValueError(f"{name!r} is no caption")
+            value = text.strip() if isinstance(row.get(name), str) else _value(name, text)
+            if value in ("", None):
+                raise ValueError("an empty caption is none; reject it instead")
+            if value != row.get(name):
+                captions[name] = value
+        verdict = verdict_of(said.get("verdict"))
+        if verdict == "edited" and not captions:
+            verdict = "accepted"
+        kept = captions if verdict == "edited" else {}
+        review = Review(key, of, verdict, kept, str(said.get("note") or "")[:LONGEST_TEXT])
+        self.reviews.add(review)
+        return review
+
+    def charts(self) -> dict[str, Any]:
+        """Return what captions are like; counted anew where they have become more by a tenth."""
+        now = self.rows.generation, len(self.rows)
+        if self._charts is not None:
+            (generation, counted), charts = self._charts
+            if generation == now[0] and counted * 1.1 + 50 > now[1]:
+                return charts
+        extras: dict[str, list[float]] = {
+            "latency": [],
+            "prompt_tokens": [],
+            "completion_tokens": [],
+        }
+        quality = look_at(self._captions(extras))
+        charts = {
+            "quality": quality.as_dict(),
+            "histograms": {name: _histogram(values) for name, values in extras.items() if values},
+        }
+        self._charts = now, charts
+        return charts
+
+    def _captions(self, extras: dict[str, list[float]]) -> Iterator[str]:
+        """Yield all captions, and gather what stands beside them, of a part of many rows."""
+        book = self.book
+        first = book.fields[0]
+        every = max(1, len(self.rows) // 50_000)
+        for begin, lines in self.rows.blocks(0, 1):
+            for number, line in enumerate(lines, begin):
+                row = parsed(line)
+                for field in book.fields:
+                    yield from book.texts(row, field)
+                if number % every == 0:
+                    latency = row.get(f"{first}_latency")
+                    if isinstance(latency, int | float):
+                        extras["latency"].append(float(latency))
+                    usage = row.get(f"{first}_usage")
+                    for name in ("prompt_tokens", "completion_tokens"):
+                        if isinstance(usage, dict) and isinstance(usage.get(name), int):
+                            extras[name].append(usage[name])
+
+    def counts(self) -> dict[str, Any]:
+        """Return how many there are of what."""
+        verdicts = Counter(review.verdict for review in self.reviews)
+        return {
+            "output": self.output.name,
+            "model": str(self.book.settings.get("model") or ""),
+            "fields": list(self.book.fields),
+            "rows": len(self.rows),
+            "generation": self.rows.generation,
+            "failures": len(self.failures),
+            "failures_generation": self.failures.generation,
+            "codes": self.codes,
+            "verdicts": dict(verdicts),
+            "running": _running(self.journal),
+        }
+
+    def close(self) -> None:
+        """Release the files."""
+        self.rows.close()
+        self.failures.close()
+        if self._book is not None:
+            with closing(self._book):
+                self._book = None
+
+
+def _running(journal: Path) -> bool:
+    """Tell whether somebody writes to an output, without touching the lock that says so."""
+    try:
+        host, _, pid = beside(journal, ".lock").read_text("utf-8", "replace").strip().partition(" ")
+        if host == socket.gethostname():
+            os.kill(int(pid), 0)
+    except PermissionError:
+        return True  # there is such a process, another user's
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _sieve(wanted: str) -> Callable[[bytes], bool]:
+    """Return what tells from a line's bytes that a text is not in it; most lines fall through."""
+    plain = orjson.dumps(wanted)[1:-1]
+    if not wanted.isascii() or b"\\" in plain:
+        return lambda _: True
+    return lambda line: plain in line.lower() or b"\\u" in line
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts inside a JSON value, as they are compared."""
+    if isinstance(value, str):
+        if len(value) <= LONGEST_TEXT or " " in value[:LONGEST_TEXT]:  # else a picture's base64
+            yield value.casefold()
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def _failure(line: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return {"message": "this line cannot be read"}
+    return found if isinstance(found, dict) else {}
+
+
+def _words(flag: Any) -> list[str]:
+    return [str(one) for one in (flag if isinstance(flag, list) else [flag]) if one]
+
+
+def _editable(value: Any) -> str:
+    return value if isinstance(value, str) else dumped(value).decode()
+
+
+def _brief(value: Any) -> Any:
+    """Return a member for a person to read: what is long is cut."""
+    if isinstance(value, int | float | bool) or value is None:
+        return value
+    text = value if isinstance(value, str) else dumped(value).decode()
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return parsed(text.encode())
+    except ValueError:
+        raise ValueError(f"{name} is not valid JSON") from None
+
+
+def _histogram(values: list[float], classes: int = 24) -> list[tuple[float, int]]:
+    """Return how many values are in each of some classes, each with its upper bound."""
+    width = (max(values) or 1) / classes
+    counts = Counter(min(classes - 1, int(value / width)) for value in values)
+    return [(round((number + 1) * width, 3), counts[number]) for number in range(classes)]

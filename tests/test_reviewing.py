@@ -1,0 +1,175 @@
+"""What a reviewer said, and what export and --retry-rejected make of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+
+import pytest
+from conftest import command, rows
+from endpoint import Reply, completion
+
+from captioner.identity import Identity
+from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path
+
+FIELDS = ("caption",)
+
+
+@pytest.fixture
+def run(endpoint, make_input, run_command, tmp_path):
+    """Caption five records, and run again with more options; return what the command did."""
+    source = make_input(5)
+
+    def again(*options, output=tmp_path / "out.jsonl"):
+        return run_command(
+            source, "-o", output, "--base-url", endpoint.base_url, "--model", "m", *options
+        )
+
+    return again
+
+
+def judge(output, journal=None, **verdicts):
+    """Say something of rows by number: ``_2="rejected"``, or an edit as ``_2={...}``."""
+    reviews = Reviews(reviews_path(output))
+    identity = Identity(FIELDS)
+    lines = (journal or output).read_bytes().splitlines()
+    for name, verdict in verdicts.items():
+        line = lines[int(name[1:])]
+        captions = verdict if isinstance(verdict, dict) else {}
+        said = "edited" if captions else verdict
+        of = print_of(json.loads(line), FIELDS)
+        reviews.add(Review(identity.of_output(line), of, said, captions))
+
+
+@pytest.mark.parametrize("name", ["final.jsonl", "final.json", "final.csv", "final.parquet"])
+def test_export_goes_by_the_reviews(run, run_command, tmp_path, name):
+    """Edited captions are as they were edited, rejected ones are left out; the run's stay."""
+    output, target = tmp_path / "out.jsonl", tmp_path / name
+    assert run().returncode == 0
+    before = output.read_bytes()
+    judge(output, _0="accepted", _1="rejected", _3={"caption": 'two "cats"'})
+    done = run_command("export", output, "--to", target)
+    assert done.returncode == 0, done.stderr
+    assert "1 rejected captions are left out; 1 are as they were edited" in done.stderr
+    if target.suffix == ".jsonl":
+        found = rows(target)
+    elif target.suffix == ".json":
+        found = json.loads(target.read_text())
+    elif target.suffix == ".csv":
+        found = list(csv.DictReader(target.read_text().splitlines()))
+    else:
+        import pyarrow.parquet
+
+        found = pyarrow.parquet.read_table(target).to_pylist()
+    assert [int(row["id"]) for row in found] == [0, 2, 3, 4]
+    assert found[2]["caption"] == 'two "cats"'
+    assert output.read_bytes() == before
+
+
+def test_export_of_what_was_reviewed_only(run, run_command, tmp_path):
+    """With --reviewed only, what nobody has looked at is left out; ignore takes all as it is."""
+    output = tmp_path / "out.jsonl"
+    assert run().returncode == 0
+    asked = run_command("export", output, "--to", tmp_path / "x.jsonl", "--reviewed", "only")
+    assert asked.returncode == 2
+    assert "there are no reviews" in asked.stderr
+    judge(output, _0="accepted", _1="rejected", _3={"caption": "two cats"})
+    for how, ids in (("only", [0, 3]), ("ignore", [0, 1, 2, 3, 4])):
+        target = tmp_path / f"{how}.jsonl"
+        done = run_command("export", output, "--to", target, "--reviewed", how)
+        assert done.returncode == 0, done.stderr
+        assert [row["id"] for row in rows(target)] == ids
+
+
+def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
+    """Only the rejected ones are asked for again; the new ones are unreviewed, the old are kept."""
+    output = tmp_path / "out.jsonl"
+    assert run().returncode == 0
+    first = rows(output)
+    judge(output, _0="accepted", _1="rejected", _3="rejected", _4={"caption": "two cats"})
+    endpoint.behave = lambda _: Reply(body=completion("a better caption"))
+    again = run("--retry-rejected")
+    assert again.returncode == 0, again.stderr
+    assert endpoint.count == 7
+    now = rows(output)
+    assert [row["id"] for row in now] == [0, 1, 2, 3, 4]
+    better = [row["id"] for row in now if row["caption"] == "a better caption"]
+    assert better == [1, 3]
+    assert [row for row in now if row["id"] in (0, 2, 4)] == [first[0], first[2], first[4]]
+    assert rows(output.with_name("out.jsonl.rejected-1")) == [first[1], first[3]]
+    reviews = Reviews(reviews_path(output))
+    said = {
+        row["id"]: (review.verdict if review else None)
+        for line, row in zip(output.read_bytes().splitlines(), now, strict=True)
+        for review in [reviews.of(Identity(FIELDS).of_output(line), row, FIELDS)]
+    }
+    assert said == {0: "accepted", 1: None, 2: None, 3: None, 4: "edited"}
+    once_more = run("--retry-rejected")
+    assert once_more.returncode == 0
+    assert "no caption in the output is one that a reviewer rejected" in once_more.stderr
+    assert endpoint.count == 7
+
+
+def test_an_output_in_another_format_is_made_anew(endpoint, run, tmp_path):
+    """An output that is not JSONL itself follows the reviews when its run ends again."""
+    output = tmp_path / "out.csv"
+    assert run(output=output).returncode == 0
+    journal = tmp_path / "out.csv.jsonl"
+    judge(output, journal, _1="rejected", _2={"caption": "two cats"})
+    endpoint.behave = lambda _: Reply(body=completion("a better caption"))
+    assert run("--retry-rejected", output=output).returncode == 0
+    found = {row["id"]: row["caption"] for row in csv.DictReader(output.read_text().splitlines())}
+    assert len(found) == 5
+    assert (found["1"], found["2"]) == ("a better caption", "two cats")
+
+
+def test_a_retry_that_is_interrupted_goes_on(endpoint, run, tmp_path):
+    """Killed in the middle, the same run without the option captions what is still missing."""
+    output = tmp_path / "out.jsonl"
+    assert run().returncode == 0
+    judge(output, _1="rejected", _3="rejected")
+    endpoint.behave = lambda _: Reply(status=500)
+    assert run("--retry-rejected", "--max-outage", "0.1").returncode == 7
+    assert [row["id"] for row in rows(output)] == [0, 2, 4]
+    endpoint.behave = lambda _: Reply(body=completion("a better caption"))
+    assert run().returncode == 0
+    assert [row["id"] for row in rows(output)] == [0, 1, 2, 3, 4]
+
+
+def test_a_cache_would_give_the_same_again(run, tmp_path):
+    """Asking again with a cache of answers is refused, for it would change nothing."""
+    refused = run("--retry-rejected", "--cache", tmp_path / "cache")
+    assert refused.returncode == 2
+    assert "--cache would give the same captions again" in refused.stderr
+
+
+def test_the_command_serves_until_it_is_stopped(run, tmp_path):
+    """captioner view prints the address alone on standard output and ends well on Ctrl-C."""
+    output = tmp_path / "out.jsonl"
+    assert run().returncode == 0
+    with subprocess.Popen(
+        command("view", output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as serving:
+        url = serving.stdout.readline()
+        assert url.startswith("http://127.0.0.1:")
+        serving.send_signal(signal.SIGINT)
+        rest, said = serving.communicate(timeout=20)
+    assert (serving.returncode, rest) == (0, "")
+    assert "Ctrl-C" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["view", "missing.jsonl"], "there is no output missing.jsonl"),
+        (["view", "missing.jsonl", "--port", "70000"], "port: 70000 is not between"),
+    ],
+)
+def test_what_cannot_be_viewed(run_command, tmp_path, arguments, said):
+    """It is told in a line."""
+    done = run_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -1,0 +1,271 @@
+"""The page in Chromium, as a person uses it: with mouse and keyboard, by what is on the screen."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+
+import pytest
+from conftest import command, jpeg, rows
+from endpoint import Reply
+
+playwright = pytest.importorskip("playwright.sync_api")
+from viewer_browser import CHROMIUM, HOSTILE, axe, launched  # noqa: E402
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+expect = playwright.expect
+DESK = {"viewport": {"width": 1_200, "height": 800}}
+PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser):
+    """Open a page; whatever it complains of fails the test."""
+    contexts, complaints = [], []
+
+    def visit(url, **options):
+        context = browser.new_context(**{**DESK, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda said: (
+                complaints.append(said.text)
+                if said.type in ("error", "warning") and "404" not in said.text
+                else None
+            ),
+        )
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def cards(page):
+    return page.locator("#cards .card")
+
+
+def test_the_gallery(captioned, view, tab):
+    """Pictures, captions, model and counts are there."""
+    page = tab(view(captioned).url)
+    expect(page.locator("h1")).to_have_text("Captions of m")
+    expect(page.locator("#counts")).to_contain_text("out.jsonl · 38 captions · 2 failed")
+    first = cards(page).first
+    expect(first.locator(".caption")).to_have_text("Picture 0: a cat sits there")
+    image = first.locator("img")
+    expect(image).to_be_visible()
+    expect(image).to_have_js_property("naturalWidth", 320)
+
+
+def test_a_hostile_caption_is_text(captioned, view, tab):
+    """What a model says is shown as it is, and never becomes part of the page."""
+    page = tab(view(captioned).url)
+    page.fill("#text", "hacked")
+    expect(page.locator("#found")).to_have_text("1 found")
+    expect(cards(page).first.locator(".caption")).to_have_text(HOSTILE)
+    cards(page).first.click()
+    expect(page.locator("#detail textarea")).to_have_value(HOSTILE)
+    assert page.locator("#detail script, #cards script").count() == 0
+    assert "hacked" not in page.title()
+
+
+def test_searching_and_filtering(captioned, view, tab):
+    """Search and filters narrow the gallery together; empty ones show all again."""
+    page = tab(view(captioned).url)
+    page.fill("#text", "zebra")
+    expect(page.locator("#found")).to_have_text("1 found")
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page).first).to_contain_text("Picture 11: a zebra")
+    page.fill("#text", "a cat")
+    expect(page.locator("#found")).to_have_text("36 found")
+    page.fill("#shortest", "300")
+    expect(page.locator("#found")).to_have_text("4 found")
+    page.check("#newest")
+    expect(cards(page).first).to_contain_text("Picture 39")
+    page.fill("#text", "")
+    page.fill("#shortest", "")
+    expect(page.locator("#found")).to_have_text("")
+    expect(cards(page).first).to_contain_text("Picture 39")
+
+
+def test_reviewing_by_keyboard(captioned, view, tab):
+    """Accept, reject with a note, edit, take back: all without a mouse, and all of it kept."""
+    page = tab(view(captioned).url)
+    expect(cards(page).first).to_contain_text("Picture 0")
+    page.keyboard.press("j")  # the first one is chosen
+    expect(cards(page).first).to_be_focused()
+    page.keyboard.press("a")
+    expect(cards(page).nth(0)).to_contain_text("accepted")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    expect(page.locator("#detail-title")).to_have_text("#2")
+    page.keyboard.press("n")
+    page.keyboard.type("no cat at all")
+    page.keyboard.press("Enter")
+    page.keyboard.press("r")
+    expect(page.locator("#detail-title")).to_have_text("#3")  # it goes on to the next by itself
+    page.keyboard.press("e")
+    expect(page.locator("#detail textarea")).to_be_focused()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Two cats & a <dog>.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#detail-title")).to_have_text("#4")
+    page.keyboard.press("a")
+    expect(page.locator("#detail-title")).to_have_text("#5")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#said")).to_have_text("accepted")
+    page.keyboard.press("u")
+    expect(page.locator("#said")).to_have_text("")
+    page.keyboard.press("Escape")
+    expect(page.locator("#detail")).to_be_hidden()
+    expect(page.locator("#counts")).to_contain_text("1 accepted · 1 edited · 1 rejected")
+
+    said = [(one["verdict"], one["note"]) for one in rows(captioned.with_name("out.review.jsonl"))]
+    assert said == [
+        ("accepted", ""), ("rejected", "no cat at all"), ("edited", ""), ("accepted", ""),
+        ("none", ""),
+    ]  # fmt: skip
+    page.reload()
+    expect(cards(page).nth(1)).to_contain_text("rejected #2 · no cat at all")
+    expect(cards(page).nth(2).locator(".caption")).to_have_text("Two cats & a <dog>.")
+    page.select_option("#verdict", "rejected")
+    expect(page.locator("#found")).to_have_text("1 found")
+    expect(cards(page).first).to_contain_text("Picture 1:")
+
+
+def test_failures_with_their_pictures(captioned, view, tab):
+    """Failed records are on a page of their own, by code, with picture and reason."""
+    page = tab(view(captioned).url)
+    page.click("nav >> text=Failures")
+    expect(cards(page)).to_have_count(2)
+    page.select_option("#code", "filtered")
+    expect(page.locator("#found")).to_have_text("1 found")
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page).first).to_contain_text("content filter")
+    expect(page.locator("#cards img").first).to_have_js_property("naturalWidth", 320)
+    page.select_option("#code", "image_missing")
+    expect(cards(page).first.locator(".frame")).to_contain_text("missing.jpg")
+    cards(page).first.click()
+    expect(page.locator("#detail")).to_contain_text("there is no file images/missing.jpg")
+    expect(page.locator("#verdicts")).to_be_hidden()
+
+
+def test_charts(captioned, view, tab):
+    """Lengths, tokens and latency are drawn, and say in words what they show."""
+    page = tab(view(captioned).url)
+    page.click("nav >> text=Charts")
+    for label in ("Caption length: up to", "Latency of a caption: up to", "Prompt tokens: up to"):
+        expect(page.locator(f"svg[aria-label^='{label}']")).to_be_visible()
+    expect(page.locator("#charts table")).to_contain_text("word-for-word duplicates")
+
+
+def test_a_run_is_seen_live(endpoint, make_input, tmp_path, tab):
+    """With --view captions appear while the run goes on, without a reload; then it ends."""
+    source, output = make_input(30), tmp_path / "out.jsonl"
+    gate = threading.Semaphore(3)
+
+    def behave(_):
+        assert gate.acquire(timeout=50)
+        return Reply()
+
+    endpoint.behave = lambda call: None if call.number <= 3 else Reply(fault="hang")
+    run = subprocess.Popen(
+        command(source, "-o", output, "--base-url", endpoint.base_url, "--model", "m", "--view",
+                "--concurrency", 6, "--drain", 0),
+        stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        said = run.stderr.readline()
+        url = re.fullmatch(r"captions: (http://127\.0\.0\.1:\d+/\S+/)\n", said)[1]
+        page = tab(url)
+        expect(cards(page)).to_have_count(3)
+        expect(page.locator("#counts")).to_contain_text("3 captions")
+        expect(page.locator("#counts")).to_contain_text("in flight")
+        with output.open("ab") as file:  # as the run itself appends
+            file.write(b'{"id":"late","caption":"a late one"}\n')
+        expect(cards(page)).to_have_count(4)
+        expect(cards(page).last).to_contain_text("a late one")
+        page.check("#newest")
+        expect(cards(page).first).to_contain_text("a late one")
+        page.click("nav >> text=Charts")
+        expect(page.locator("svg[aria-label^='Records a second']")).to_be_visible()
+    finally:
+        run.terminate()
+        run.communicate(timeout=20)
+
+
+def test_a_hundred_thousand_rows_are_scrolled(tmp_path, view, tab):
+    """Any place of a long output is a scroll away; only what is seen exists in the page."""
+    output = tmp_path / "out.jsonl"
+    (tmp_path / "a.jpg").write_bytes(jpeg(1, (320, 240)))
+    with output.open("w") as file:
+        for number in range(100_000):
+            row = {"id": number, "image": "a.jpg", "caption": f"caption number {number}"}
+            file.write(json.dumps(row) + "\n")
+    page = tab(view(output, image_root=tmp_path).url)
+    expect(cards(page).first).to_contain_text("caption number 0")
+    page.focus("#gallery")
+    page.keyboard.press("End")
+    expect(page.locator("#cards", has_text="caption number 99999")).to_be_visible()
+    assert cards(page).count() < 60
+    page.evaluate("document.querySelector('#gallery').scrollTop /= 2")
+    expect(
+        page.locator("#cards", has_text=re.compile(r"caption number (49|50)\d\d\d"))
+    ).to_be_visible()
+    assert cards(page).count() < 60
+    for _ in range(30):
+        page.mouse.move(600, 600)
+        page.mouse.wheel(0, 900)
+    expect(page.locator("#cards", has_text=re.compile(r"caption number 50\d\d\d"))).to_be_visible()
+    page.fill("#text", "number 9999")
+    expect(page.locator("#found")).to_have_text("11 found")
+    page.fill("#text", "caption")
+    expect(page.locator("#found")).to_contain_text("found so far")
+    page.focus("#gallery")
+    page.keyboard.press("End")
+    expect(page.locator("#found")).to_contain_text("found")
+
+
+@pytest.mark.parametrize(
+    "how", [DESK, {**DESK, "color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"]
+)
+def test_it_can_be_used_by_everybody(captioned, view, tab, how):
+    """axe finds nothing to complain of: not in the gallery, a caption, failures, charts or help."""
+    page = tab(view(captioned).url, **how)
+    expect(page.locator("#cards img").first).to_have_js_property("naturalWidth", 320)
+    found = axe(page, "gallery")
+    cards(page).first.click()
+    expect(page.locator("#detail img")).to_be_visible()
+    page.click("#detail >> text=Reject")
+    expect(page.locator("#detail-title")).to_have_text("#2")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#said")).to_have_text("rejected")
+    found += axe(page, "caption")
+    page.keyboard.press("Escape")
+    found += axe(page, "gallery with a review")
+    page.click("nav >> text=Keys")
+    expect(page.locator("#help")).to_be_visible()
+    found += axe(page, "help")
+    page.click("#help-close")
+    page.click("nav >> text=Failures")
+    expect(cards(page)).to_have_count(2)
+    found += axe(page, "failures")
+    page.click("nav >> text=Charts")
+    expect(page.locator("#charts svg").first).to_be_visible()
+    found += axe(page, "charts")
+    assert found == []
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= how["viewport"]["width"]  # nothing has to be scrolled sideways

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import io
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from conftest import rows
+from PIL import Image
+
+from captioner.errors import SettingsError
+
+
+def get(url, **headers):
+    """Return status, headers and body."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as reply:
+            return reply.status, reply.headers, reply.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+def found(url):
+    status, _, body = get(url)
+    assert status == 200, body
+    return json.loads(body)
+
+
+def say(page, **said):
+    data = said if "verdict" in said else None
+    request = urllib.request.Request(f"{page.url}api/review", json.dumps(data or said).encode())
+    try:
+        with urllib.request.urlopen(request) as reply:
+            return json.loads(reply.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())["error"]
+
+
+def test_who_does_not_know_the_token_sees_nothing(captioned, view):
+    """Whatever is asked for, without the token there is nothing there."""
+    page = view(captioned)
+    base, token = page.url.rstrip("/").rsplit("/", 1)
+    assert len(token) >= 20
+    assert base.startswith("http://127.0.0.1:")
+    for path in ("", "/", "/x/", f"/{token[:-1]}/", f"/{token}x/", "/api/status", "/x/api/status"):
+        status, headers, body = get(base + path)
+        assert status == 404
+        assert b"caption" not in body
+        assert "default-src 'none'" in headers.get("Content-Security-Policy", "default-src 'none'")
+    assert get(page.url)[0] == 200
+
+
+def test_nothing_may_be_loaded_from_elsewhere(captioned, view):
+    """Every reply forbids scripts, styles, frames and connections other than its own."""
+    page = view(captioned)
+    for path in ("", "app.js", "charts.js", "style.css", "icon.svg", "api/status"):
+        status, headers, body = get(page.url + path)
+        assert status == 200
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+        if path != "icon.svg":
+            assert b"http://" not in body.replace(b"http://www.w3.org/2000/svg", b"")
+            assert b"https://" not in body
+    assert get(page.url + "server.py")[0] == 404
+    assert get(page.url + "../server.py")[0] == 404
+
+
+def test_rows_as_they_are_shown(captioned, view):
+    """A row is shown with caption, prompt, usage and its other members."""
+    page = view(captioned)
+    status = found(page.url + "api/status")
+    assert (status["rows"], status["failures"], status["running"]) == (38, 2, False)
+    assert status["codes"] == {"image_missing": 1, "filtered": 1}
+    first, last = found(page.url + "api/rows?numbers=0,37,99")
+    written = rows(captioned)
+    assert first["captions"] == {"caption": written[0]["caption"]}
+    assert first["prompt"] == "Describe number 0."
+    assert first["extras"]["caption_usage"] == written[0]["caption_usage"]
+    assert first["members"]["image"] == "images/0.jpg"
+    assert last["number"] == 37
+    missing, filtered = found(page.url + "api/failures?numbers=0,1")
+    assert {missing["code"], filtered["code"]} == {"image_missing", "filtered"}
+    assert missing["line"] in (6, 7)
+
+
+@pytest.mark.parametrize(("size", "side"), [("small", 320), ("large", 320)])
+def test_pictures_are_drawn_small(captioned, view, size, side):
+    """A picture comes as a JPEG no larger than asked for; of a failed record as well."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    for kind, number in (("rows", 3), ("failures", 1)):
+        code = found(f"{page.url}api/failures?numbers={number}")
+        if kind == "failures" and code[0]["code"] == "image_missing":
+            number = 0  # noqa: PLW2901
+        status, headers, body = get(f"{page.url}image/{kind}/1/{number}/0/{size}")
+        assert status == 200, body
+        assert headers["Content-Type"] == "image/jpeg"
+        with Image.open(io.BytesIO(body)) as image:
+            assert max(image.size) == side
+
+
+def test_pictures_that_cannot_be_shown_are_told(captioned, view):
+    """Where there is no picture, a sentence says why."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    missing = [one["number"] for one in found(page.url + "api/failures?numbers=0,1")
+               if one["code"] == "image_missing"]  # fmt: skip
+    status, _, body = get(f"{page.url}image/failures/1/{missing[0]}/0/small")
+    assert status == 404
+    assert "missing.jpg" in json.loads(body)["error"]
+    for path in ("rows/1/0/9/small", "rows/1/999/0/small", "rows/1/0/0/huge", "else/1/0/0/small"):
+        assert get(f"{page.url}image/{path}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        ("text=ZEBRA", 1),
+        ("text=Picture", 37),
+        ("text=number 12.", 1),
+        ("text=nothing like that", 0),
+        ("text=onerror=%22document", 1),
+        ("shortest=300", 4),
+        ("longest=30", 1),
+        ("flag=any", 0),
+        ("verdict=none", 38),
+        ("verdict=accepted", 0),
+    ],
+)
+def test_finding(captioned, view, asked, numbers):
+    """Rows are found by text in whatever case, by length, by flag, and by what was said of them."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    asked = asked.replace(" ", "%20")
+    forth = found(f"{page.url}api/find/rows?first=0&{asked}")
+    back = found(f"{page.url}api/find/rows?first=37&newest=1&{asked}")
+    assert len(forth["numbers"]) == numbers
+    assert forth["numbers"] == back["numbers"][::-1]
+    assert (forth["next"], forth["looked_at"]) == (None, 38)
+
+
+def test_finding_failures(captioned, view):
+    """Failures are found by code and by what they say."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    for asked, count in (("code=image_missing", 1), ("text=MISSING.jpg", 1), ("code=x", 0)):
+        assert len(found(f"{page.url}api/find/failures?first=0&{asked}")["numbers"]) == count
+
+
+def test_reviews(captioned, view):
+    """What is said of a row is kept beside the output and shown from then on."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    shown = found(page.url + "api/rows?numbers=0,1,2,3")
+    about = [{name: row[name] for name in ("number", "key", "of")} for row in shown]
+    assert say(page, **about[0], verdict="accepted")["verdict"] == "accepted"
+    assert say(page, **about[1], verdict="rejected", note="no cat")["verdict"] == "rejected"
+    edit = {"caption": "One cat.  "}
+    assert say(page, **about[2], verdict="edited", captions=edit)["captions"] == {
+        "caption": "One cat."
+    }
+    unchanged = {"caption": shown[3]["captions"]["caption"]}
+    assert say(page, **about[3], verdict="edited", captions=unchanged)["verdict"] == "accepted"
+    again = found(page.url + "api/rows?numbers=0,1,2,3")
+    assert [row["verdict"] for row in again] == ["accepted", "rejected", "edited", "accepted"]
+    assert again[1]["note"] == "no cat"
+    assert again[2]["captions"] == {"caption": "One cat."}
+    assert found(page.url + "api/find/rows?first=0&verdict=rejected")["numbers"] == [1]
+    assert found(page.url + "api/find/rows?first=0&text=one%20cat.")["numbers"] == [2]
+    assert len(rows(captioned.with_name("out.review.jsonl"))) == 4
+    assert say(page, **about[1], verdict="none")["verdict"] == "none"
+    assert found(page.url + "api/status")["verdicts"] == {"accepted": 2, "edited": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"verdict": "perhaps"}, "no verdict"),
+        ({"number": 99}, "no such row"),
+        ({"of": "00"}, "changed meanwhile"),
+        ({"key": "00"}, "changed meanwhile"),
+        ({"verdict": "edited", "captions": {"caption": "  "}}, "reject it instead"),
+        ({"verdict": "edited", "captions": {"id": "7"}}, "no caption"),
+        ({"verdict": "edited", "captions": 7}, ""),
+    ],
+)
+def test_reviews_that_are_none(captioned, view, change, why):
+    """A review that cannot be one is refused in a sentence, and nothing is written."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    (row,) = found(page.url + "api/rows?numbers=0")
+    said = {"number": 0, "key": row["key"], "of": row["of"], "verdict": "accepted", **change}
+    status, message = say(page, **said)
+    assert status == 400
+    assert why in message
+    assert not captioned.with_name("out.review.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "api/rows",
+        "api/rows?numbers=x",
+        "api/find/rows",
+        "api/else",
+        "api/find/rows?first=x",
+        "api/find/rows?first=0&shortest=x",
+    ],
+)
+def test_questions_that_make_no_sense(captioned, view, path):
+    """They are answered with a sentence and no trace."""
+    status, _, body = get(view(captioned).url + path)
+    assert status in (400, 404)
+    assert b"Traceback" not in body
+
+
+def test_charts(captioned, view):
+    """What captions are like, and the tokens and seconds that rows hold."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    charts = found(page.url + "api/charts")
+    assert charts["quality"]["captions"] == 38
+    assert set(charts["histograms"]) == {"latency", "prompt_tokens", "completion_tokens"}
+    assert sum(count for _, count in charts["histograms"]["prompt_tokens"]) == 38
+
+
+def test_an_output_that_does_not_exist_yet(tmp_path, view):
+    """The page of a run that has written nothing yet is there, and empty."""
+    page = view(tmp_path / "out.jsonl")
+    assert found(page.url + "api/status")["rows"] == 0
+    assert found(page.url + "api/find/rows?first=0&text=x")["numbers"] == []
+    assert found(page.url + "api/rows?numbers=0") == []
+    assert found(page.url + "api/charts")["quality"]["captions"] == 0
+
+
+def test_an_output_that_grows_and_is_replaced(captioned, view):
+    """Lines that come are seen, a torn one only when it is whole; a new file is a new beginning."""
+    page = view(captioned)
+    before = found(page.url + "api/status")
+    with captioned.open("ab") as file:
+        file.write(b'{"id":99,"caption":"late"}\n{"id":100,"capt')
+    grown = found(page.url + "api/status")
+    assert (grown["rows"], grown["generation"]) == (before["rows"] + 1, before["generation"])
+    (row,) = found(page.url + f"api/rows?numbers={before['rows']}")
+    assert row["captions"] == {"caption": "late"}
+    other = captioned.with_name("other")
+    other.write_bytes(b'{"id":1,"caption":"new"}\n')
+    other.replace(captioned)
+    replaced = found(page.url + "api/status")
+    assert replaced["rows"] == 1
+    assert replaced["generation"] != before["generation"]
+
+
+def test_a_port_that_is_taken(captioned, view):
+    """It is told in a sentence."""
+    port = int(view(captioned).url.split(":")[2].partition("/")[0])
+    with pytest.raises(SettingsError, match="cannot listen on"):
+        view(captioned, port=port)
+
+
+def test_answers_that_are_objects(tmp_path, view):
+    """A caption that is an object is shown as JSON, and edited as such."""
+    output = tmp_path / "out.jsonl"
+    output.write_text('{"id":1,"caption":{"objects":["cat"],"big":123456789012345678901}}\n')
+    page = view(output)
+    found(page.url + "api/status")
+    (row,) = found(page.url + "api/rows?numbers=0")
+    about = {name: row[name] for name in ("number", "key", "of")}
+    text = row["captions"]["caption"]
+    assert json.loads(text)["big"] == 123456789012345678901
+    status, why = say(page, **about, verdict="edited", captions={"caption": text + "}"})
+    assert (status, why) == (400, "caption is not valid JSON")
+    new = {"objects": ["cat", "dog"]}
+    kept = say(page, **about, verdict="edited", captions={"caption": json.dumps(new)})
+    assert kept["captions"]["caption"] == new
