@@ -17,15 +17,7 @@ from captioner.batches.ledger import Ledger
 from captioner.batches.looking import look_at_batches
 from captioner.check import check_output
 from captioner.children import ease_garbage_collection
-from captioner.display import (
-    Display,
-    describe_check,
-    describe_estimate,
-    describe_report,
-    describe_scores,
-    printable,
-    summarise,
-)
+from captioner.display import Display
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.estimate import estimate
 from captioner.exports.formats import check_format, export
@@ -38,6 +30,14 @@ from captioner.scores import score
 from captioner.sinks.files import Files
 from captioner.sinks.journal import find_journal, journal_path
 from captioner.stopping import Stopping
+from captioner.summaries import (
+    describe_check,
+    describe_estimate,
+    describe_report,
+    describe_scores,
+    summarise,
+)
+from captioner.wording import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,8 +254,11 @@ class _Session:
         self._as_json = as_json
         self._progress = Progress()
         self._stopping = Stopping()
-        shown = JsonLog if settings.run.log_json else Display
-        self._display = shown(self._progress, sys.stderr)
+        self._display = (
+            JsonLog(self._progress, sys.stderr)
+            if settings.run.log_json
+            else Display(self._progress, sys.stderr, budget=settings.run.budget)
+        )
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:

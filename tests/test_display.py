@@ -5,14 +5,29 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import Any
 
 import pytest
+from conftest import command
+from endpoint import Reply
 from rich.console import Console
 
 import captioner.display
-from captioner.display import Display, Pace, duration, printable, short, summarise
-from captioner.records import Progress, RunReport
+import captioner.records
+from captioner.display import Display, Pace
+from captioner.records import EndpointState, Progress, RunReport
 from captioner.settings import Settings
+from captioner.summaries import summarise
+from captioner.wording import duration, printable, short
 
 
 @pytest.fixture
@@ -169,30 +184,146 @@ def test_printable_leaves_languages_alone():
 # -- the display -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [10, 20, 40, 200])
+LOCAL = EndpointState("http://gpu:8000/v1", 31, 48, 600.0, 3.0, resting=False)
+SICK = EndpointState("http://gpu2:8000/v1", 1, sys.maxsize, math.inf, 0.0, resting=True)
+BUSY = Progress(
+    captioned=1_234_567,
+    failed=89,
+    resumed=1000,
+    in_flight=256,
+    read=2_000_000,
+    position=1,
+    size=2,
+    prompt_tokens=5_000_000,
+    completion_tokens=321_000,
+    cost=12.5,
+    answers=1_000,
+    answered_s=850.0,
+    retries=77,
+    codes=Counter(image_missing=80, filtered=5, bad_json=2, http_400=1, too_large=1),
+    waiting="the disk is full",
+    states=lambda: [LOCAL, SICK],
+)
+
+
+def shown(progress: Progress, width: int, **options: Any) -> str:
+    """Return the live display as it stands on a terminal."""
+    display = Display(progress, Terminal(), **options)
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(display.renderable(width))
+    text = console.export_text()
+    assert all(len(line) <= width for line in text.splitlines())
+    return text
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 59, 60, 80, 200])
 def test_the_live_display_fits_narrow_terminals(width):
     """No line is wider than the terminal, and on 40 columns every number can still be read."""
-    progress = Progress(
-        captioned=1_234_567,
-        failed=89,
-        resumed=1000,
-        in_flight=256,
-        read=2_000_000,
-        position=1,
-        size=2,
-        prompt_tokens=5_000_000,
-        waiting="the disk is full",
-    )
-    display = Display(progress, Terminal())
-    display._live = object()  # type: ignore[assignment]
-    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
-    console.print(display._renderable())
-    lines = console.export_text().splitlines()
-    assert all(len(line) <= width for line in lines)
+    text = " ".join(shown(BUSY, width).split())
     if width >= 40:
-        text = " ".join(" ".join(lines).split())
         for part in ("1,234,567 done", "89 failed", "256 in flight", "ETA", "the disk is full"):
             assert part in text
+
+
+def test_what_the_live_display_tells():
+    """States, speed, endpoints with their limits, money with a forecast, failures by code."""
+    text = shown(BUSY, 200)
+    lines = {line.split()[0]: line for line in text.splitlines()[1:]}
+    records = "1,234,567 done · 89 failed · 1,000 done before · about 2,764,344 left"
+    assert records in lines["records"]
+    assert "256 in flight · 0.8 s a request · 77 retries" in lines["speed"]
+    assert "5.0M tokens in, 321.0k out · $12.50 · about $40.49 in all" in lines["spent"]
+    failures = "80 image_missing · 5 filtered · 2 bad_json · 1 http_400 · and 1 more kinds"
+    assert failures in lines["failures"]
+    assert "http://gpu:8000/v1 · 31 of 48 in flight · 600/min · paused for 3.0 s" in text
+    assert "http://gpu2:8000/v1 · 1 in flight · in trouble, asked now and then" in text
+    assert "$12.50 of $25.00" in shown(BUSY, 200, budget=25.0)
+
+
+def test_the_oldest_request_is_told(clock, monkeypatch):
+    """How long the oldest request on the wire has been there shows that an endpoint hangs."""
+    monkeypatch.setattr(captioner.records, "time", clock)
+    progress = Progress(in_flight=2, began={1: clock.now - 5, 2: clock.now - 72})
+    assert "2 in flight · oldest 1 min 12 s" in shown(progress, 80)
+
+
+def test_many_endpoints_are_counted():
+    """The display of a run over a hundred endpoints does not fill the screen."""
+    text = shown(Progress(states=lambda: [LOCAL] * 7), 100)
+    assert text.count("http://gpu") == 4
+    assert "and 3 more endpoints" in text
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+async def test_colours_can_be_switched_off(monkeypatch, no_color):
+    """With NO_COLOR (https://no-color.org) the display is live and without a colour."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    else:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
+    stream = Terminal()
+    async with Display(Progress(captioned=50, read=100, complete=True), stream):
+        while "50 done" not in stream.getvalue():
+            await asyncio.sleep(0.001)
+    coloured = re.search(r"\x1b\[[\d;]*([39][0-7]|38;5;\d+|38;2)[\d;]*m", stream.getvalue())
+    assert bool(coloured) is not no_color
+
+
+async def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    """A terminal that cannot go back a line is not filled with a display that only grows."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
+    monkeypatch.setattr(captioner.display, "PLAIN_S", 0.0)
+    stream = Terminal()
+    async with Display(Progress(captioned=77), stream):
+        while "77 done" not in stream.getvalue():
+            await asyncio.sleep(0.001)
+    assert "\x1b" not in stream.getvalue()
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux")
+@pytest.mark.parametrize("columns", [80, 40])
+def test_in_tmux(endpoint, make_input, tmp_path, columns):
+    """On a real terminal the display stands still, fits, and is gone when the run is over."""
+    source, done = make_input(20), tmp_path / "done"
+    endpoint.behave = lambda call: None if call.number <= 5 else Reply(status=503)
+    run = shlex.join(
+        command(
+            source, "-o", tmp_path / "out.jsonl", "--base-url", endpoint.base_url,
+            "--model", "m", "--concurrency", 3,
+        )
+    )  # fmt: skip
+    tmux = ["tmux", "-L", f"captioner-{os.getpid()}", "-f", "/dev/null"]
+    shell = f"{run}; echo status $? > {shlex.quote(str(done))}; exec sleep 60"
+    size = ["-x", str(columns), "-y", "24"]
+    subprocess.run([*tmux, "new-session", "-d", *size, "sh", "-c", shell], check=True)
+
+    def screen() -> str:
+        taken = [*tmux, "capture-pane", "-p"]
+        return subprocess.run(taken, check=True, capture_output=True, text=True).stdout
+
+    try:
+        until = time.monotonic() + 40
+        while "trouble" not in screen() and time.monotonic() < until:
+            time.sleep(0.05)
+        seen = screen()
+        endpoint.behave = lambda _: None
+        while not done.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        left = screen()
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=False)
+    assert all(len(line) <= columns for line in seen.splitlines())
+    text = " ".join(seen.split())
+    for part in ("5 done", "0 failed", "in flight", "ETA", "waiting: the endpoint:"):
+        assert part in text
+    assert text.count("5 done") == 1  # drawn in its place, not below itself
+    assert ("records" in text) is (columns == 80)
+    assert done.read_text() == "status 0\n"
+    assert "20 captioned in" in left
+    assert "in flight" not in left
 
 
 async def test_without_a_terminal_plain_lines_come_now_and_then(monkeypatch):

@@ -1,0 +1,159 @@
+"""What was found or done, in a few lines: of a run, an estimate, a report, scores, a check."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from captioner.wording import duration, printable, short
+
+if TYPE_CHECKING:
+    from captioner.check import CheckReport
+    from captioner.records import Estimate, RunReport
+    from captioner.report import Report
+    from captioner.scores import Scores
+    from captioner.settings import Settings
+
+
+def summarise(report: RunReport, settings: Settings) -> str:
+    """Return what a run did, in a few lines, and what to do next."""
+    if report.complete and not (report.calls or report.captioned or report.failed):
+        what = f"all {report.resumed:,} were captioned before"
+        return f"nothing to do: {what if report.resumed else 'the input has no records'}"
+    rate = f", {report.captioned / report.seconds:.1f}/s" if report.captioned else ""
+    lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
+    if report.resumed:
+        lines[0] += f"; {report.resumed:,} were done before"
+    tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
+    lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
+    if report.cost:
+        lines[-1] += f"; ${report.cost:,.2f}"
+    if report.shared:
+        lines.append(f"{report.shared:,} records share the answer to an equal one (--dedup)")
+    if report.cached:
+        lines.append(f"{report.cached:,} answers came from the cache")
+    lines.append(f"captions: {report.output}")
+    if report.skipped:
+        lines.append(f"{report.skipped:,} records skipped: equal ones came before them")
+    if report.changed:
+        lines.append(
+            f"{report.changed:,} records have changed since they were captioned (same id); their "
+            "captions were kept. Remove their lines and run with --accept-edits to redo them"
+        )
+    if report.orphans:
+        lines.append(
+            f"{report.orphans:,} captions belong to records that the input no longer has; "
+            "they are kept at the end"
+        )
+    if report.failed:
+        lines.append(f"{report.failed:,} failed: {report.failures}")
+        for code, count in sorted(report.codes.items(), key=lambda item: -item[1]):
+            number, message = report.examples[code]
+            lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
+        lines.append(f"retry them, with the same options: {_again(settings, '--retry-failed')}")
+    if not report.complete:
+        lines.append(_how_to_go_on(settings))
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_estimate(found: Estimate, settings: Settings) -> str:
+    """Return what a run will take, in a few lines."""
+    bad = sum(found.bad.values())
+    counts = f"{found.records:,} records, {found.requests:,} requests, {found.pictures:,} pictures"
+    lines = [f"{counts}, {short(found.upload_bytes)}B to upload"]
+    if bad:
+        codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
+        lines.append(f"{bad:,} records cannot be sent: {codes}")
+    if found.unfetched:
+        lines.append(f"{found.unfetched:,} pictures are elsewhere; their size was guessed")
+    by = (
+        f"corrected by {found.probed:,} requests that were sent"
+        if found.probed
+        else "by formula; --probe 20 sends 20 records to correct it"
+    )
+    lines.append(
+        f"tokens: {short(found.prompt_tokens)} in, {short(found.completion_tokens)} out ({by})"
+    )
+    if found.cost is not None and found.batch_cost is not None:
+        lines.append(f"cost: ${found.cost:,.2f}, or ${found.batch_cost:,.2f} with --batch-api")
+    else:
+        lines.append(
+            f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices, or "
+            "pip install 'captioner[prices]')"
+        )
+    if found.seconds is not None:
+        lines.append(f"time at the limits that are known: {duration(found.seconds)}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_report(report: Report) -> str:
+    """Return what captions are like, in a few lines."""
+    quality = report.quality
+    failed = sum(one.total for one in report.failures.values())
+    chars = quality.chars
+    lines = [
+        f"{report.output}: {quality.captions:,} captions, {failed:,} failed",
+        f"characters: {chars['min']:,} to {chars['max']:,}, median {chars['median']:,}",
+        f"duplicates: {quality.duplicates:,}, nearly: {quality.near_duplicates:,} of a sample",
+        f"read like a refusal: {quality.refusals:,}",
+        f"different words: {quality.vocabulary:,}",
+    ]
+    if quality.openings:
+        shown = "; ".join(f"{count:,} {text!r}" for text, count in quality.openings[:3])
+        lines.append(f"repeated openings: {shown}")
+    if quality.languages:
+        shown = ", ".join(f"{count:,} {name}" for name, count in [*quality.languages.items()][:5])
+        lines.append(f"languages of a sample: {shown}")
+    lines += [f"{one.total:,} failed as {code}" for code, one in report.failures.items()]
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_scores(found: Scores) -> str:
+    """Return how near captions are to references, in a few lines."""
+    lines = [f"{found.captions:,} captions compared with their references"]
+    if found.unmatched:
+        lines.append(f"{found.unmatched:,} have none")
+    lines.append(f"BLEU {found.bleu:.2f}, chrF {found.chrf:.2f}, CIDEr-D {found.cider:.3f}")
+    lines.append(f"BLEU signature: {found.bleu_signature}")
+    return "\n".join(printable(line) for line in lines)
+
+
+def describe_check(report: CheckReport) -> str:
+    """Return how an output stands, in a few lines."""
+    lines = [f"{report.output}: {report.captioned:,} captioned, {report.failed:,} failed"]
+    if report.pending is None:
+        lines[0] += "; pending unknown, for the input is not at hand (--input)"
+    else:
+        lines[0] += f", {report.pending:,} pending of {report.input}"
+    if report.orphans:
+        lines.append(f"{report.orphans:,} captions belong to records the input no longer has")
+    if report.tail_bytes:
+        lines.append(f"the last {report.tail_bytes:,} bytes are torn; the next run cuts them")
+    if report.torn_failures:
+        lines.append(
+            f"{report.torn_failures:,} bytes of the failures are torn; their records are pending"
+        )
+    if report.unsynced_bytes:
+        lines.append(f"{report.unsynced_bytes:,} bytes are not yet known to be on disk")
+    if report.checkpoint != "ok":
+        lines.append("there is no checkpoint; the next run reads the output with more care")
+    if report.in_use_by:
+        lines.append(f"being written by {report.in_use_by}")
+    lines += [f"damaged: {violation}" for violation in report.violations]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _how_to_go_on(settings: Settings) -> str:
+    """Return what to type where a run has left something to do."""
+    if settings.batch.to_batch_file is None:
+        return f"not finished; with the same options continue: {_again(settings)}"
+    answered = _again(settings, "--from-batch-file", "ANSWERS")
+    file = settings.batch.to_batch_file
+    return f"requests: {file}; when they are answered, with the same options: {answered}"
+
+
+def _again(settings: Settings, *more: str) -> str:
+    words = ["python", "-m", "captioner", str(settings.input)]
+    if settings.output is not None:
+        words += ["-o", str(settings.output)]
+    return shlex.join([*words, *more])

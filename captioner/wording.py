@@ -1,0 +1,26 @@
+"""Numbers and texts as people read them on a terminal."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Return text that cannot command a terminal: control characters are shown as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
+
+
+def short(number: int) -> str:
+    """Return a count in few characters: ``950``, ``12.3k``, ``4.5M``."""
+    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
+        if number >= size - size // 20_000:  # what rounds up to the next unit is written in it
+            return f"{number / size:.1f}{unit}"
+    return str(number)
