@@ -18,6 +18,7 @@ from captioner.prices import FREE, Price, price_of
 from captioner.records import Request
 from captioner.spending import Spending
 from captioner.stopping import StoppedError, Stopping
+from captioner.tracing import Tracing
 from captioner.transport import AiohttpTransport
 from captioner.values import without_secrets
 
@@ -90,6 +91,7 @@ async def connect(
         model = settings.endpoint.model or OFFLINE_MODEL
         found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
     spending = _spending(settings, progress, warn)
+    tracing = Tracing(stack, warn) if settings.run.otel else None
     made: list[Endpoint] = []
     models: list[str] = []
     languages: list[Dialect] = []
@@ -108,6 +110,8 @@ async def connect(
             stack.push_async_callback(carrier.close)
         transports.append(carrier)
         models.append(one.model or ("" if dialect else await only_model(carrier, stopping)))
+        if tracing is not None:
+            carrier = tracing.around(carrier, without_secrets(name), models[-1])
         languages.append(dialect or _dialect(settings, one, models[-1], schema))
         made.append(
             _endpoint(

@@ -320,7 +320,7 @@ class Limiter:
     @property
     def paused_s(self) -> float:
         """Seconds until permits are granted again, 0 if they are."""
-        return max(0.0, self._closed_until - self._now())
+        return max(0.0, self._closed_until - self._now()) if self._closed_until else 0.0
 
     def _begin(self) -> None:
         self._begun = True
@@ -380,4 +380,6 @@ class Limiter:
         self._grant()
 
     def _now(self) -> float:
-        return self._clock() if self._clock else asyncio.get_running_loop().time()
+        if self._clock is None:
+            self._clock = asyncio.get_running_loop().time  # others ask from their threads
+        return self._clock()

@@ -78,7 +78,17 @@ class _Collector:
             ("shared", now.shared, "Records settled by the answer to an equal one."),
             ("cached", now.cached, "Records settled from the cache."),
             ("read", now.read, "Records read from the input."),
+            ("answers", now.answers, "Replies to requests for captions."),
+            ("answer_seconds", now.answered_s, "Seconds that those took together."),
         ):
             yield counter(f"captioner_{name}", text, value=value)
         yield gauge("captioner_in_flight", "Requests on the wire.", value=now.in_flight)
+        yield gauge("captioner_oldest_seconds", "Age of the oldest one.", value=now.oldest_s)
+        limits = gauge("captioner_endpoint_limit", "Requests allowed at once.", labels=["endpoint"])
+        flying = gauge("captioner_endpoint_in_flight", "Requests there.", labels=["endpoint"])
+        for endpoint in now.states():
+            limits.add_metric([endpoint.name], endpoint.limit)
+            flying.add_metric([endpoint.name], endpoint.in_flight)
+        yield limits
+        yield flying
         yield gauge("captioner_waiting", "1 while nothing moves.", value=1 if now.waiting else 0)

@@ -528,6 +528,11 @@ class RunSettings:
         None,
         "Serve the run's numbers to Prometheus on this port of 127.0.0.1; 0 takes a free one.",
     )
+    otel: bool = _option(
+        default=False,
+        text="Export a span for each request with OpenTelemetry, to where its environment "
+        "variables say (OTEL_EXPORTER_OTLP_ENDPOINT).",
+    )
     view: bool = _option(
         default=False,
         text="Serve a page that shows the captions as they come, to this machine only.",

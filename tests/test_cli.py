@@ -42,6 +42,7 @@ SAMPLES = {
     "accept_changes": True,
     "accept_edits": True,
     "retry_rejected": True,
+    "otel": True,
     "view": True,
     "rpm": 600.0,
     "tpm": 150_000.0,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import pytest
 from conftest import command
 from endpoint import Reply
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
 def test_events_are_lines_of_json(make_input, endpoint, run_command):
@@ -59,6 +64,8 @@ def test_prometheus_reads_a_run_while_it_goes_on(make_input, endpoint):
             break
     assert "captioner_in_flight 2.0" in text
     assert "captioner_requests_total 7.0" in text
+    assert f'captioner_endpoint_in_flight{{endpoint="{endpoint.base_url}"}} 2.0' in text
+    assert float(re.search(r"^captioner_oldest_seconds (\S+)", text, re.MULTILINE)[1]) > 0
     process.kill()
     process.communicate()
 
@@ -68,3 +75,63 @@ def test_a_port_that_is_taken_is_told(make_input, endpoint, run_command):
     options = ["--base-url", endpoint.base_url, "--model", "m", "--metrics-port", port]
     ended = run_command(make_input(1), *options)
     assert (ended.returncode, "cannot listen" in ended.stderr) == (2, True)
+
+
+@pytest.fixture
+def collector():
+    """What OpenTelemetry's exporter sends to: the spans that came, and the address."""
+    came = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            came.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield came, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_spans_of_requests(make_input, endpoint, run_command, collector):
+    """With --otel each request is a span with model, status and tokens, and nothing of its text."""
+    endpoint.behave = lambda call: Reply(status=503) if call.number == 2 else None
+    came, url = collector
+    environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_SERVICE_NAME": "mine"}
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", 1, "--otel"]
+    ended = run_command(make_input(3), *options, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    (resource,) = [one for request in came for one in request.resource_spans]
+    service = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert service["service.name"] == "mine"
+    spans = [span for scope in resource.scope_spans for span in scope.spans]
+    assert [span.name for span in spans] == ["chat m"] * 4
+    said = [{one.key: one.value for one in span.attributes} for span in spans]
+    assert [one["http.response.status_code"].int_value for one in said] == [200, 503, 200, 200]
+    assert said[0]["gen_ai.usage.input_tokens"].int_value == 100
+    assert said[0]["gen_ai.request.model"].string_value == "m"
+    assert said[1]["error.type"].string_value == "503"
+    assert b"q0" not in b"".join(request.SerializeToString() for request in came)
+
+
+def test_spans_that_nobody_takes_do_not_end_a_run(make_input, endpoint, run_command):
+    """Where no collector listens, that is said, and captions are made all the same."""
+    environment = {
+        **os.environ,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+    }
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--otel"]
+    ended = run_command(make_input(3), *options, env=environment)
+    assert ended.returncode == 0
+    assert "3 captioned" in ended.stderr
+    assert "spans: " in ended.stderr
+    assert "Traceback" not in ended.stderr
