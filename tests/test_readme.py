@@ -42,7 +42,9 @@ def test_every_flag_that_is_named_exists() -> None:
     known = {f"--{flag_name(option.name)}" for kind in GROUPS.values() for option in fields(kind)}
     known |= {f"--no-{flag[2:]}" for flag in known if on_by_default(flag)}
     known |= {"--config", "--long", "--json", "--input", "--output", "--to", "--download"}
-    known |= {"--probe", "--dry-run", "--html", "--references"}
+    known |= {"--probe", "--dry-run", "--html", "--references", "--reviewed", "--to-format"}
+    known |= {"--host", "--port"}
+    known |= {"--model-path", "--mmproj", "--parallel"}  # of the servers that it starts
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
