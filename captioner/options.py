@@ -500,7 +500,7 @@ class RunSettings:
     retry_rejected: bool = _option(
         default=False,
         text="Caption records again whose captions a reviewer rejected (captioner view). Theirs go "
-        "into a file beside the output whose name ends in .rejected-1, .rejected-2 …",
+        "into a file beside the output whose name ends in .rejected-1, and so on.",
     )
     output_format: OutputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
         None,

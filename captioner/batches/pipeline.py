@@ -15,33 +15,25 @@ import math
 import os
 import shutil
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
 from captioner.batches.api import ENDED, TOO_MANY_TOKENS, UnclearError
 from captioner.batches.ledger import BatchWriter, Entry, entry_of, read_entries
-from captioner.checks import attempts_for, check
+from captioner.batches.merging import LOST, Merging, Results
 from captioner.errors import (
-    AttemptError,
-    BadReplyError,
     DiskError,
     EndpointFaultError,
     EndpointRefusedError,
     LimitReachedError,
     NotFoundError,
-    ParameterError,
-    PictureError,
-    RefusedError,
-    RunError,
     SettingsError,
 )
 from captioner.exports.partial import replacing
 from captioner.identity import KeyTable
-from captioner.pipeline import count
-from captioner.records import PLAIN, Answer, Answers, Failure, Line, Prepared, Response
+from captioner.records import PLAIN, Failure, Line, Prepared
 from captioner.stopping import StoppedError
-from captioner.values import masked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -64,13 +56,8 @@ if TYPE_CHECKING:
 LOOKS = 3
 """Looks that must not find a batch before it is taken for never created."""
 
-LOST = "lost"
-"""What we call a batch that the provider has forgotten."""
-
-NEVER_RAN = "batch_failed"
-
 AT_ONCE = 16
-"""Records prepared at once, and outcomes written at once."""
+"""Records prepared at once."""
 
 
 class BatchPipeline:
@@ -117,20 +104,18 @@ class BatchPipeline:
     ) -> None:
         self._preparation = preparation
         self._dialect = dialect
-        self._captioning = captioning
-        self._rules = rules
         self._budget = budget
         self._api = api
         self._ledger = ledger
         self._journal = journal
         self._identity = identity
-        self._sink = sink
         self._progress = progress
         self._stopping = stopping
         self._samples = samples
         self._options = options
-        self._settled = settled
-        self._warn = warn
+        self._merging = Merging(
+            ledger, journal, sink, dialect, captioning, rules, progress, settled=settled, warn=warn
+        )
         self._writer: BatchWriter | None = None
         self._held = False  # the provider takes no more until something ends
         loop = asyncio.get_running_loop()
@@ -182,7 +167,7 @@ class BatchPipeline:
             for at in range(0, len(left), AT_ONCE):
                 chunk = left[at : at + AT_ONCE]
                 items = await asyncio.gather(*map(self._requests_of, chunk))
-                await self._settle([item for item in items if isinstance(item, Failure)])
+                await self._merging.settle([item for item in items if isinstance(item, Failure)])
                 for item in items:
                     if not isinstance(item, Failure):
                         await self._add(*item)
@@ -336,7 +321,7 @@ class BatchPipeline:
         if batch.state == "ended":
             await self._fetch(batch, api)
         if batch.state in ("fetched", "merging"):
-            await self._merge(batch)
+            await self._merge(batch, api)
 
     async def _look_for(self, batch: Batch, api: BatchApi) -> None:
         """Find a batch that may have been created; a list may lag, so one look is not enough."""
@@ -472,12 +457,12 @@ class BatchPipeline:
         if not await asyncio.to_thread(given.is_file):
             raise SettingsError(f"from-batch-file: there is no file {given}")
         taken = 0
-        results = await asyncio.to_thread(_Results, [given])
+        results = await asyncio.to_thread(Results, [given])
         try:
             for batch in list(self._ledger.batches):
                 if batch.state in ("exported", "merging") and results.answers(batch.token):
                     taken += 1
-                    await self._merge(batch, results)
+                    await self._merging.merge(batch, None, results)
         finally:
             results.close()
         if not taken:
@@ -486,208 +471,8 @@ class BatchPipeline:
                 "write some with --to-batch-file"
             )
 
-    async def _merge(self, batch: Batch, given: _Results | None = None) -> None:
-        """Write what came back into the journal, and what is to be asked again into a batch."""
-        ledger = self._ledger
-        done = await self._begin_merge(batch)
-        results = given
-        if results is None:
-            results = await asyncio.to_thread(self._results_of, batch)
-        try:
-            more = await self._sort(batch, results, done)
-        finally:
-            if given is None:
-                results.close()
-        batch.state = "merged"
-        if more is not None:
-            ledger.batches.append(more)
-        await self._save()  # both in one: else a crash between would ask for some twice
-        await asyncio.to_thread(ledger.forget, batch)
-        if self._api is not None and batch.file_id:
-            await self._api.delete(batch.file_id)
-
-    async def _begin_merge(self, batch: Batch) -> list[KeyTable]:
-        """Note where merging begins; return what a merge that was cut short has written."""
-        journal = self._journal
-        if batch.state == "merging":
-            return [
-                await asyncio.to_thread(journal.since, batch.journal_at),
-                await asyncio.to_thread(journal.failures.since, batch.failures_at),
-            ]
-        batch.journal_at, batch.failures_at = journal.length, journal.failures.size
-        batch.state = "merging"
-        await self._save()
-        return []
-
-    def _results_of(self, batch: Batch) -> _Results:
-        paths = [self._ledger.path(batch, what) for what in ("output", "errors")]
-        return _Results([path for path in paths if path.exists()])
-
-    async def _sort(self, batch: Batch, results: _Results, done: list[KeyTable]) -> Batch | None:
-        """Settle what has an outcome; return a batch of what is to be asked again, if any is."""
-        ledger = self._ledger
-        again = self._api is not None and batch.remote != "cancelled"
-        retry: BatchWriter | None = None
-        outcomes: list[Outcome] = []
-        missing = 0
-        try:
-            with ledger.path(batch, "requests").open("rb") as requests:
-                for index, entry in enumerate(read_entries(ledger.path(batch, "records"))):
-                    lines = [requests.readline() for _ in entry.ids(batch.token, index)]
-                    if any(table.take(entry.key) is not None for table in done):
-                        continue
-                    outcome, attempt = self._outcome(entry, index, batch, results)
-                    if outcome is not None:
-                        outcomes.append(outcome)
-                    elif again:
-                        retry = retry or self._new_writer()
-                        retry.add(entry._replace(attempt=attempt), [_body(line) for line in lines])
-                    else:
-                        missing += 1
-                    if len(outcomes) >= AT_ONCE:
-                        await self._settle(outcomes)
-                        outcomes = []
-            await self._settle(outcomes)
-            await self._sink.commit()
-        except BaseException:
-            if retry is not None:
-                retry.abandon()
-            raise
-        if missing:
-            self._warn(f"{missing:,} records have no answer yet and are pending again")
-        return await asyncio.to_thread(retry.close) if retry else None
-
-    def _outcome(
-        self, entry: Entry, index: int, batch: Batch, results: _Results
-    ) -> tuple[Outcome | None, int]:
-        """Return what became of a record; None if it is to be asked for again, as which attempt."""
-        line = Line(entry.number, entry.raw, key=entry.key)
-        answers: list[Answer] = []
-        for name in entry.ids(batch.token, index):
-            try:
-                answers.append(self._answer(results.get(name), batch))
-            except RefusedError as error:
-                return Failure(line, error.code, error.message, entry.attempt), 0
-            except AttemptError as error:
-                if error.code == NEVER_RAN:
-                    return None, entry.attempt
-                most = self._rules.max_attempts
-                if isinstance(error, BadReplyError):
-                    most = attempts_for(error.code, self._rules)
-                if entry.attempt >= most or isinstance(error, ParameterError | PictureError):
-                    return Failure(line, error.code, error.message, entry.attempt), 0
-                return None, entry.attempt + 1
-        each = [answers[at : at + entry.samples] for at in range(0, len(answers), entry.samples)]
-        answered = Answers(each, entry.attempt)
-        return self._captioning.caption_of(line, answered, replaces=entry.replaces), 0
-
-    def _answer(self, result: dict[str, Any] | None, batch: Batch) -> Answer:
-        """Return the answer in one line of results.
-
-        Raises:
-            AttemptError: There is none; another attempt may have one.
-            RefusedError: There never will be.
-        """
-        if result is None:
-            raise _without_answer(batch)
-        response = result.get("response")
-        if not isinstance(response, dict):
-            error = result.get("error")
-            error = error if isinstance(error, dict) else {}
-            code = str(error.get("code") or "batch_error")
-            message = f"the batch has no answer: {masked(str(error.get('message') or code))[:300]}"
-            if code in ("batch_expired", "batch_cancelled"):
-                raise BadReplyError(code, message)
-            raise RefusedError(code, message)
-        status = response.get("status_code")
-        body = orjson.dumps(response.get("body"))
-        reply = Response(status if isinstance(status, int) else 200, {}, body)
-        try:
-            completion = self._dialect.judge(reply)
-        except RunError as error:  # of one request among many: another batch may fare better
-            raise BadReplyError("batch_refused", str(error)) from None
-        answer = check(completion, self._rules)
-        return Answer(answer.value, completion, answer.flag)
-
-    async def _settle(self, outcomes: list[Any]) -> None:
-        if not outcomes:
-            return
-        await self._sink.put(outcomes)
-        for outcome in outcomes:
-            count(self._progress, outcome)
-            if self._settled is not None:
-                self._settled(outcome)
-
-
-def _without_answer(batch: Batch) -> AttemptError | RefusedError:
-    """Return why a request of a batch that has ended has no answer."""
-    if batch.remote == LOST:
-        return RefusedError(
-            "batch_lost",
-            f"the provider has forgotten batch {batch.batch_id} or its answers; --retry-failed "
-            "asks, and pays, again",
-        )
-    if batch.remote == "completed":
-        return RefusedError(
-            "batch_no_answer",
-            f"batch {batch.batch_id} is completed, but has no answer; --retry-failed asks again",
-        )
-    if batch.remote == "failed":  # for other lines of it: this one has not run
-        return BadReplyError(NEVER_RAN, "the batch was refused before the request was done")
-    return BadReplyError("batch_expired", "the batch ended before the request was done")
-
-
-def _body(line: bytes) -> bytes:
-    """Return the body in a line of requests as it stands there."""
-    _, mark, rest = line.partition(b',"body":')
-    if not mark:
-        raise ValueError("no line of requests")
-    return rest.rstrip(b"\n")[:-1]
-
-
-class _Results:
-    """Lines of results by their ids, wherever they stand in the files.
-
-    Args:
-        paths: The files.
-    """
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._files = [path.open("rb") for path in paths]
-        self._places: dict[str, tuple[int, int]] = {}
-        self._tokens: set[str] = set()
-        for number, file in enumerate(self._files):
-            at = 0
-            for line in file:
-                name = _id(line)
-                if name and name not in self._places:  # an answer goes before an error
-                    self._places[name] = number, at
-                    self._tokens.add(name.partition(".")[0])
-                at += len(line)
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        """Return a line, None if there is none."""
-        if name not in self._places:
-            return None
-        number, at = self._places[name]
-        self._files[number].seek(at)
-        value: dict[str, Any] = orjson.loads(self._files[number].readline())
-        return value
-
-    def answers(self, token: str) -> bool:
-        """Tell whether there are any for a batch's requests."""
-        return token in self._tokens
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
-
-
-def _id(line: bytes) -> str:
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return ""
-    name = value.get("custom_id") if isinstance(value, dict) else None
-    return name if isinstance(name, str) else ""
+    async def _merge(self, batch: Batch, api: BatchApi) -> None:
+        again = batch.remote != "cancelled"
+        await self._merging.merge(batch, self._new_writer if again else None)
+        if batch.file_id:
+            await api.delete(batch.file_id)

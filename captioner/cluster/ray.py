@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import tempfile
-import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -19,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from captioner import errors
 from captioner.batches.ledger import Ledger
-from captioner.cluster.broker import RENEW_S, Broker, Lease, Met, Tenant
-from captioner.cluster.plan import PartSource, Plan, ShardSource, names_of
+from captioner.cluster.plan import Plan, names_of
+from captioner.cluster.runner import COUNTS, RateBroker, ShardRunner, identity_of
 from captioner.cluster.store import Store
 from captioner.connecting import KEY_NAMES, URL_NAMES
 from captioner.engine import Engine
 from captioner.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
 from captioner.exports.formats import check_format
 from captioner.extras import needed
-from captioner.identity import Identity
 from captioner.places import storage_url
 from captioner.records import Progress, RunReport
 from captioner.run import open_source, refuse_strangers, run_batch
@@ -37,10 +35,8 @@ from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoi
 from captioner.stopping import Stopping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from captioner.interfaces import Source
-    from captioner.limiter import Limiter
     from captioner.settings import Settings
     from captioner.sources.formats import Input
 
@@ -50,198 +46,10 @@ SHARDS_A_WORKER = 4
 LOOK_S = 0.5
 """Seconds between two looks at the workers."""
 
-PUSH_S = 30.0
-"""Seconds between two copies of a shard's journal into an object store."""
-
 DEATHS = 5
 """A shard whose actor dies so often is given up: something in it kills them."""
 
 _WITH_PICTURES = frozenset({"parquet", "arrow", "hf", "ms"})
-_COUNTS = (
-    "captioned", "failed", "resumed", "failed_before", "skipped", "changed", "shared", "cached",
-    "in_flight", "read", "calls", "retries", "prompt_tokens", "completion_tokens",
-)  # fmt: skip
-
-
-class ShardRunner:
-    """Runs shards, one after the other. Its methods never raise: Ray would only kill the job.
-
-    Args:
-        settings: The run's.
-        name: This worker's.
-        shards: How many there are.
-        place: Where they lie.
-        broker: Shares the limits out; None for a worker that has them alone.
-        environment: Variables that hold keys and addresses.
-        workers: How many there are.
-        dealt: The records have been dealt out; else each shard picks its own.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        name: str,
-        shards: int,
-        place: str,
-        broker: Any,
-        environment: dict[str, str],
-        workers: int,
-        dealt: bool,  # noqa: FBT001 - over the wire
-    ) -> None:
-        os.environ.update(environment)
-        self.workers = workers
-        self.dealt = dealt
-        self.fresh = True
-        self.settings = settings
-        self.name = name
-        self.shards = shards
-        self.place = place
-        self.broker = broker
-        self.progress = Progress()
-        self.stopping: tuple[asyncio.AbstractEventLoop, Stopping] | None = None
-        self.wished: bool | None = None
-        self.lock = threading.Lock()
-
-    def run(self, shard: int) -> dict[str, Any]:
-        """Caption a shard; return what became of it."""
-        warnings: list[str] = []
-        self.progress = Progress()
-        try:
-            report = asyncio.run(_caption_shard(self, shard, warnings.append))
-        except (RunError, SettingsError) as error:
-            return {"error": type(error).__name__, "message": str(error), "warnings": warnings}
-        except Exception as error:  # noqa: BLE001 - the driver tells the user
-            message = f"{type(error).__name__}: {error}"
-            return {"error": "Exception", "message": message, "warnings": warnings}
-        return {"report": report.as_dict(), "warnings": warnings}
-
-    def counts(self) -> dict[str, Any]:
-        """Return how far the shard at hand is."""
-        found = {name: getattr(self.progress, name) for name in _COUNTS}
-        return {**found, "waiting": self.progress.waiting}
-
-    def stop(self, hurried: bool) -> None:  # noqa: FBT001 - over the wire
-        """Stop in order, or at once."""
-        with self.lock:
-            self.wished = hurried
-            if self.stopping is not None:
-                loop, stopping = self.stopping
-                with contextlib.suppress(RuntimeError):  # the shard is done, and its loop closed
-                    loop.call_soon_threadsafe(stopping.hurry if hurried else stopping.set)
-
-
-LEASE_ANSWER_S = 2.0
-"""Seconds the broker may take."""
-
-
-async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], None]) -> RunReport:
-    """Caption a shard. No method of the actor, which Ray would then run in a loop of its own."""
-    stopping = Stopping()
-    with runner.lock:
-        runner.stopping = asyncio.get_running_loop(), stopping
-        if runner.wished is not None:
-            stopping.set()
-    with tempfile.TemporaryDirectory(prefix="captioner-shard-") as scratch:
-        store = Store(runner.place, Path(scratch))
-        names = names_of(shard)
-        await asyncio.to_thread(store.fetch, (f"{shard:04d}.in", *names))
-        settings = _of_shard(runner.settings, store.folder / names[1])
-        source = _source_of(runner, store, shard)
-        renewing: list[asyncio.Task[None]] = []
-
-        def under_lease(limiters: Sequence[Limiter]) -> None:
-            if runner.broker is not None:
-                tenant = Tenant(limiters, workers=runner.workers, fresh=runner.fresh)
-                runner.fresh = False
-                renewing.append(asyncio.create_task(_renew(runner, tenant)))
-
-        ending = asyncio.Event()
-        pushing = asyncio.create_task(_push_now_and_then(store, names, ending))
-        try:
-            return await run_batch(
-                settings,
-                source=source,
-                progress=runner.progress,
-                stopping=stopping,
-                warn=warn,
-                limits=under_lease,
-            )
-        finally:
-            for task in renewing:
-                task.cancel()
-            ending.set()  # a copy that is under way must not land after the last one
-            await asyncio.gather(pushing, *renewing, return_exceptions=True)
-            await asyncio.to_thread(store.push, names)
-            with runner.lock:
-                runner.stopping = None
-
-
-async def _renew(runner: ShardRunner, tenant: Tenant) -> None:
-    """Keep the lease; go on with ever less while the broker does not answer."""
-    while True:
-        try:
-            async with asyncio.timeout(LEASE_ANSWER_S):
-                lease = await runner.broker.lease.remote(runner.name, tenant.met())
-            tenant.apply(Lease(*lease))
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
-                runner.broker.leave.remote(runner.name)
-            raise
-        except Exception:  # noqa: BLE001 - whatever it is, nobody shares out
-            tenant.halve()
-        await asyncio.sleep(RENEW_S)
-
-
-class RateBroker:
-    """A `Broker` as an actor."""
-
-    def __init__(self, in_flight: int) -> None:
-        self._broker = Broker(in_flight, time.monotonic)
-
-    def lease(self, name: str, met: Sequence[Any]) -> tuple[Any, ...]:
-        """See `Broker.lease`."""
-        return tuple(self._broker.lease(name, Met(*met)))
-
-    def leave(self, name: str) -> None:
-        """See `Broker.leave`."""
-        self._broker.leave(name)
-
-
-async def _push_now_and_then(store: Store, names: Sequence[str], ending: asyncio.Event) -> None:
-    while store.remote and not ending.is_set():
-        try:
-            async with asyncio.timeout(PUSH_S):
-                await ending.wait()
-        except TimeoutError:
-            await asyncio.to_thread(store.push, names[:2])
-
-
-def _of_shard(settings: Settings, output: Path) -> Settings:
-    """Return the settings of one shard's run."""
-    return replace(
-        settings,
-        output=output,
-        cluster=replace(settings.cluster, engine="local"),
-        records=replace(settings.records, limit=None),
-        run=replace(settings.run, order="completion", output_format="jsonl", processes=1),
-    )
-
-
-def _source_of(runner: ShardRunner, store: Store, shard: int) -> Source:
-    if not runner.dealt:
-        whole = open_source(runner.settings).source
-        return PartSource(whole, _identity(runner.settings), shard, runner.shards)
-    path = store.folder / f"{shard:04d}.in"
-    if not path.exists():
-        raise RunError(f"the input of shard {shard} is gone: another run has ended this one's")
-    return ShardSource(path)
-
-
-def _identity(settings: Settings) -> Identity:
-    return Identity(settings.fields, settings.records.id_field)
-
-
-# -- the driver ----------------------------------------------------------------------------------
 
 
 async def run_on_ray(
@@ -325,7 +133,7 @@ class _Driver:
             journal = Path(scratch) / "output.jsonl" if url else journal_path(output, kind)
             place = f"{url}.shards" if url else str(beside(journal, ".shards"))
             store = Store(place, Path(scratch) / "shards")
-            plan = Plan(store, _identity(settings))
+            plan = Plan(store, identity_of(settings))
             await self._plan(plan, workers, found, journal, url)
             self._progress.stage = "captioning"
             await self._caption(plan, place, workers)
@@ -405,7 +213,7 @@ class _Driver:
             return
         found = Journal(
             journal,
-            _identity(settings),
+            identity_of(settings),
             shaping,
             failures=failures_path(target if storage_url(target) is None else journal),
             source=str(settings.input or ""),
@@ -496,7 +304,7 @@ class _Driver:
                 self._counts[number] = await asyncio.wrap_future(actor.counts.remote().future())
                 if over:
                     result: dict[str, Any] = running.result()
-                    self._settled.update({n: self._counts[number][n] for n in _COUNTS})
+                    self._settled.update({n: self._counts[number][n] for n in COUNTS})
                     return result
                 self._sum_up()
                 wish = self._stopping.hurried if self._stopping or self._error else None
@@ -511,8 +319,8 @@ class _Driver:
     def _sum_up(self) -> None:
         total = self._settled.copy()
         for counts in self._counts.values():
-            total.update({name: counts[name] for name in _COUNTS})
-        for name in _COUNTS:
+            total.update({name: counts[name] for name in COUNTS})
+        for name in COUNTS:
             setattr(self._progress, name, total[name])
         self._progress.in_flight = sum(counts["in_flight"] for counts in self._counts.values())
         self._progress.waiting = next(
@@ -579,7 +387,7 @@ class _Driver:
             failed.replace(failures)
         whole = Journal(
             journal,
-            _identity(self._settings),
+            identity_of(self._settings),
             found.settings if found else {},
             failures=failures,
             source=str(self._settings.input or ""),

@@ -153,7 +153,9 @@ async def test_a_quota_is_kept_by_two_workers_together(ray, make_input, endpoint
     output = source.with_name("out.jsonl")
     report = await run_on_ray(settings(source, output, endpoint, rpm=600, shards=2))
     assert report.captioned == 80
-    assert quota.rejected <= 20  # the buckets of the run begin full, the server's does not
+    # The buckets of the run begin full, the server's does not: what is in flight then is refused,
+    # and some of it again when a pause is over; who ignores pauses is refused hundreds of times.
+    assert quota.rejected <= 3 * IN_FLIGHT
 
 
 async def test_rows_with_pictures_in_them(ray, tmp_path, endpoint):
