@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 
 from endpoint import FakeEndpoint
+
+# A shell starts what it puts into the background with SIGINT ignored, and so would be all that the
+# tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
