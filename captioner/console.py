@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
@@ -111,10 +111,7 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
     except (SettingsError, OSError) as error:
         _say(f"captioner: {error}")
         return SettingsError.exit_code
-    if as_json:
-        print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
-    else:
-        print(describe_check(report))
+    print(_json(report) if as_json else describe_check(report))
     return OutputDamagedError.exit_code if report.violations else 0
 
 
@@ -125,10 +122,7 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code
-    if as_json:
-        print(orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode())
-    else:
-        print(describe_estimate(found, settings))
+    print(_json(found) if as_json else describe_estimate(found, settings))
     return 0
 
 
@@ -145,7 +139,7 @@ def report_in_console(
         _say(f"captioner: {error}")
         return error.exit_code
     if as_json:
-        print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
+        print(_json(report))
     elif target is None:
         print(describe_report(report))
     else:
@@ -160,10 +154,7 @@ def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code
-    if as_json:
-        print(orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode())
-    else:
-        print(describe_scores(found))
+    print(_json(found) if as_json else describe_scores(found))
     return 0
 
 
@@ -314,7 +305,7 @@ class _Session:
         else:
             _say(summarise(report, self._settings))
         if self._as_json:
-            print(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
+            print(_json(report))
 
     async def _run(self) -> RunReport:
         progress, stopping, say = self._progress, self._stopping, self._display.say
@@ -339,6 +330,15 @@ class _Session:
             f"stopping: {self._progress.in_flight} requests may finish within "
             f"{self._settings.run.drain:g} s; once more to give them up"
         )
+
+
+class _Found(Protocol):
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def _json(found: _Found) -> str:
+    """Return what was found as JSON for scripts."""
+    return orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode()
 
 
 def _say(text: str) -> None:
