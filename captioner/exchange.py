@@ -27,6 +27,10 @@ CONNECT_S = 15.0
 MAX_REPLY = 10 << 20
 """Bytes of a reply; no caption is longer, and a server gone mad must not fill the memory."""
 
+HEARD_OUT = 1 << 16
+"""Bytes of a body that a server has always read before it answers, or that are not worth closing
+a connection for."""
+
 CONNECTING = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 
 _LENGTH = ("content-length", "transfer-encoding")
@@ -57,6 +61,8 @@ class Exchange:
             loop=asyncio.get_running_loop(),
             session=session,
         )
+        if url.user is not None and "Authorization" in session.headers:
+            raise ValueError("there is a key and a name in the address; leave one of them out")
         lines = [f"POST {self._request.url.raw_path_qs} HTTP/1.1"]
         for name, value in self._request.headers.items():
             if not f"{name}{value}".isprintable():
@@ -72,30 +78,46 @@ class Exchange:
             aiohttp.ClientError, OSError: There is none.
             EndpointFaultError: ``reply_too_large``.
         """
-        try:
-            connection = await self._connector.connect(self._request, [], CONNECTING)
-        except TimeoutError:
-            raise aiohttp.ConnectionTimeoutError from None
+        connection = await self._connect()
         try:
             protocol, transport = _ends(connection)
             protocol.set_response_params(read_until_eof=True)
-            head = b"%b%d\r\n\r\n" % (self._head, sum(map(len, pieces)))
-            transport.writelines((head, *pieces))  # joining them first costs a tenth more
+            size = sum(map(len, pieces))
+            # Joining the pieces first would cost a tenth more.
+            transport.writelines((b"%b%d\r\n\r\n" % (self._head, size), *pieces))
             while True:
                 message, content = await protocol.read()
-                if message.code >= 200 or message.code == 101:  # until then it only says: go on
+                # Until then it only says: go on.
+                if not 100 <= message.code < 200 or message.code == 101:
                     break
             reply = Response(message.code, message.headers, await read(message.headers, content))
-            if transport.get_write_buffer_size():  # it answered before it had heard us out
-                connection.close()
+            # One that refuses may do so before it has heard us out, and what it then takes the
+            # rest for is answered, too.
+            early = reply.status >= 400 and size > HEARD_OUT
+            if early or transport.get_write_buffer_size():
+                _abort(connection)
         except HttpProcessingError as error:
-            connection.close()
+            _abort(connection)
             raise aiohttp.ClientPayloadError(error.message) from None
         except BaseException:
-            connection.close()
+            _abort(connection)
             raise
         connection.release()
         return reply
+
+    async def _connect(self) -> Connection:
+        """Return a connection on which nothing has come that nobody asked for.
+
+        A reply that came late, or twice, would be taken for that to the next request.
+        """
+        while True:
+            try:
+                connection = await self._connector.connect(self._request, [], CONNECTING)
+            except TimeoutError:
+                raise aiohttp.ConnectionTimeoutError from None
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
 
 
 def _ends(connection: Connection) -> tuple[ResponseHandler, asyncio.Transport]:
@@ -103,6 +125,13 @@ def _ends(connection: Connection) -> tuple[ResponseHandler, asyncio.Transport]:
     if protocol is None or transport is None:
         raise aiohttp.ServerDisconnectedError
     return protocol, transport
+
+
+def _abort(connection: Connection) -> None:
+    """Give a connection up with what is still to be sent; closing it would wait for that."""
+    if connection.transport is not None:
+        connection.transport.abort()
+    connection.close()
 
 
 async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
     from captioner.interfaces import Transport
     from captioner.records import Request, Response
 
-FLUSH_MS = 5_000
-"""Milliseconds that the last spans may take to be exported when a run is over."""
+FLUSH_S = 5.0
+"""Seconds that the last spans may take to be exported when a run is over."""
 
 
 class Tracing:
@@ -48,9 +50,9 @@ class Tracing:
             # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before ours.
             ours = resources.Resource.create({"service.name": "captioner"})
             named = ours.merge(resources.OTELResourceDetector().detect())
-            provider = sdk.TracerProvider(resource=named)
+            provider = sdk.TracerProvider(resource=named, shutdown_on_exit=False)
             provider.add_span_processor(batches.BatchSpanProcessor(exporter.OTLPSpanExporter()))
-            stack.push_async_callback(asyncio.to_thread, _end, provider)
+            stack.push_async_callback(_end, provider)
         self._tracer = provider.get_tracer("captioner")
 
     def around(self, transport: Transport, name: str, model: str) -> Transport:
@@ -64,9 +66,11 @@ class Tracing:
         return _Traced(transport, self._tracer, self._trace, name, model)
 
 
-def _end(provider: Any) -> None:
-    provider.force_flush(FLUSH_MS)
-    provider.shutdown()
+async def _end(provider: Any) -> None:
+    """Export what is left, but wait no longer than that for a collector that does not answer."""
+    ending = threading.Thread(target=provider.shutdown, name="captioner-spans", daemon=True)
+    ending.start()
+    await asyncio.to_thread(ending.join, FLUSH_S)
 
 
 class _Traced:
@@ -136,9 +140,14 @@ class _Handler(logging.Handler):
     def __init__(self, warn: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self._warn = warn
+        self._loop = asyncio.get_running_loop()
         self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         if (text := f"{record.name}: {record.msg}") not in self._said:
             self._said.add(text)
-            self._warn(f"spans: {' '.join(record.getMessage().split())[:300]}")
+            told = f"spans: {' '.join(record.getMessage().split())[:300]}"
+            with contextlib.suppress(
+                RuntimeError
+            ):  # it comes from a thread, and the run may be over
+                self._loop.call_soon_threadsafe(self._warn, told)

@@ -93,7 +93,7 @@ class AiohttpTransport:
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise EndpointFaultError(
-                "disconnected", f"the connection broke: {_reason(error)}"
+                "disconnected", f"the connection broke: {self._told(error)}"
             ) from None
         finally:
             deadline.end()
@@ -192,8 +192,12 @@ class AiohttpTransport:
             raise self._too_late() from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise EndpointFaultError(
-                "disconnected", f"the connection broke: {_reason(error)}"
+                "disconnected", f"the connection broke: {self._told(error)}"
             ) from None
+
+    def _told(self, error: BaseException) -> str:
+        """Return what broke in words; they may quote what the server said."""
+        return self.masked(_reason(error).encode()).decode(errors="replace")
 
     def _too_late(self) -> EndpointFaultError:
         return EndpointFaultError(
@@ -229,7 +233,8 @@ def _is_azure(url: str) -> bool:
 def _reason(error: BaseException) -> str:
     """Return what went wrong in words, without addresses of objects or stack traces."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        why = getattr(error, "certificate_error", None) or error.os_error
+        return getattr(why, "strerror", None) or " ".join(str(why).split())
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__

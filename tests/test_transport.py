@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import os
@@ -314,6 +315,92 @@ async def test_a_reply_before_the_request_has_been_heard():
         for _ in range(2):
             assert (await transport.send(large)).status == 413
     assert connections == 2
+
+
+async def test_a_reply_that_nobody_asked_for():
+    """A reply that comes twice is never taken for that to the next request."""
+    asked = 0
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while True:
+            body = await reader.readexactly(1)
+            asked += 1
+            reply = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + body
+            writer.write(reply)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+            writer.write(reply)
+            await writer.drain()
+            sent.set()
+            await reader.readuntil(b"\r\n\r\n")
+
+    async with raw_server(twice) as url, transport_to(url, connections=1) as transport:
+        for number in range(4):
+            sent = asyncio.Event()
+            reply = await transport.send(Request("POST", POST.path, (b"%d" % number,)))
+            assert reply.body == b"%d" % number
+            await sent.wait()
+            await asyncio.sleep(0.02)  # until it is here
+    assert asked == 4
+
+
+async def test_a_refusal_ends_its_connection():
+    """A server that refuses a large body unheard may take the rest of it for requests."""
+    connections = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.write(b"HTTP/1.1 429 Slow Down\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        await reader.read()
+
+    async with raw_server(refuse) as url, transport_to(url, connections=1) as transport:
+        for _ in range(2):
+            assert (
+                await transport.send(Request("POST", POST.path, (b"x" * 200_000,)))
+            ).status == 429
+    assert connections == 2
+
+
+async def test_a_server_that_does_not_read_keeps_nothing_of_ours():
+    """When its time is over, a request is given up with what was still to be sent."""
+    closed = asyncio.Event()
+    heard = 0
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal heard
+        writer.transport.pause_reading()
+        await given_up.wait()
+        writer.transport.resume_reading()
+        with contextlib.suppress(ConnectionError):
+            while some := await reader.read(1 << 20):
+                heard += len(some)
+        closed.set()
+
+    given_up = asyncio.Event()
+    async with raw_server(deaf) as url, transport_to(url, timeout_s=0.2) as transport:
+        with pytest.raises(EndpointFaultError):
+            await transport.send(Request("POST", POST.path, (b"x" * (64 << 20),)))
+        given_up.set()
+        async with asyncio.timeout(10):
+            await closed.wait()
+    assert heard < 32 << 20
+
+
+async def test_a_key_and_a_name_in_the_address(endpoint: FakeEndpoint):
+    """Which of them is meant is for the user to say; neither is sent."""
+    url = endpoint.base_url.replace("://", "://me:secret@")
+    assert (await fault_of(url, api_key="k")).code == "disconnected"
+    assert endpoint.count == 0
+
+
+async def test_what_a_broken_server_repeats_is_masked():
+    """The key is not in the message although the server sent it back in what is no HTTP."""
+    answer = says(b"HTTP/1.1 200 OK\r\nAuthorization: Bearer sk-secret-key\0\r\n\r\n")
+    async with raw_server(answer) as url:
+        assert "sk-secret" not in (await fault_of(url, api_key="sk-secret-key")).message
 
 
 @pytest.mark.parametrize("headers", [[("X-Odd", "a\r\nHost: else")], [("X\n", "value")]])

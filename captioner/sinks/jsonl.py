@@ -224,7 +224,8 @@ class JournalSink:
             await self._wake.wait()
             if (early := next_trip - loop.time()) > 0 and not self._closing:
                 await asyncio.sleep(early)
-            self._wake.clear()
+            if not self._closing:
+                self._wake.clear()
             captions, failures, written = self._captions, self._failures, self._written
             if captions or failures:
                 self._captions, self._failures, self._written = [], [], asyncio.Event()
