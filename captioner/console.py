@@ -28,7 +28,7 @@ from captioner.report import make_report, write_page
 from captioner.run import run_batch
 from captioner.scores import score
 from captioner.sinks.files import Files
-from captioner.sinks.journal import find_journal, journal_path
+from captioner.sinks.journal import find_journal, journal_path, output_of
 from captioner.stopping import Stopping
 from captioner.summaries import (
     describe_check,
@@ -170,6 +170,7 @@ def export_in_console(
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
     try:
+        output = output_of(output)
         journal = find_journal(output, Files())
         kind = check_format(target, kind)
         export(
@@ -213,18 +214,23 @@ def view_in_console(output: Path, *, host: str, port: int, image_root: Path | No
     from captioner.viewer.server import Viewer
 
     try:
+        output = output_of(output)
         journal = find_journal(output, Files())
-        asyncio.run(
-            _view(
-                Viewer(
-                    output, journal=journal, host=host, port=port, image_root=image_root, warn=_say
-                )
-            )
+        _refuse_no_captions(journal)
+        viewer = Viewer(
+            output, journal=journal, host=host, port=port, image_root=image_root, warn=_say
         )
+        asyncio.run(_view(viewer))
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code
     return 0
+
+
+def _refuse_no_captions(journal: Path) -> None:
+    with journal.open("rb") as file:
+        if file.read(1) not in (b"", b"{"):
+            raise SettingsError(f"{journal} holds no captions of a run; name a run's output")
 
 
 async def _view(viewer: Viewer) -> None:

@@ -27,7 +27,7 @@ from captioner.sinks.files import Files, network_file_system
 from captioner.sinks.finalise import order_output, set_aside
 from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
 from captioner.sinks.jsonl import JournalSink, Rows
-from captioner.sinks.reviews import Reviews, print_of, reviews_path
+from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path
 from captioner.sources.formats import open_input
 from captioner.stopping import StoppedError, Stopping
 
@@ -247,12 +247,17 @@ class _Run:
                 allowed = await self._count(source, identity, {key for _, key in journal.repeated})
                 await asyncio.to_thread(journal.cut_repeated, allowed)
             if settings.run.retry_rejected:
+                if Ledger.of(path).batches:  # they know where in the output they were merged
+                    raise SettingsError(
+                        "retry-rejected: batches are open; run without it until they are done"
+                    )
                 await asyncio.to_thread(self._take_back_rejected, journal, identity, files)
             if settings.run.retry_failed:
-                self._retrying = await asyncio.to_thread(
-                    journal.failures.forgive, settings.run.retry_failed
+                before = len(self._retrying)
+                await asyncio.to_thread(
+                    journal.failures.forgive, settings.run.retry_failed, self._retrying
                 )
-                if not len(self._retrying) and len(journal.failures.left):
+                if len(self._retrying) == before and len(journal.failures.left):
                     codes = await asyncio.to_thread(journal.failures.kinds)
                     self.warn(
                         f"no failure has the code {settings.run.retry_failed!r}; there are "
@@ -266,15 +271,28 @@ class _Run:
     def _take_back_rejected(self, journal: Journal, identity: Identity, files: Files) -> None:
         """Make records pending whose captions a reviewer rejected."""
         fields = self.settings.fields
-        rejected = Reviews(reviews_path(self.settings.output_path)).rejected()
+        reviews = Reviews(reviews_path(self.settings.output_path))
+        rejected = reviews.rejected()
+        keys = {key for key, _ in rejected}
+        found: set[tuple[bytes, str]] = set()
 
         def unwanted(line: bytes) -> bool:
-            of = rejected.get(identity.of_output(line) or b"")
-            return of is not None and of == print_of(parsed(line), fields)
+            key = identity.of_output(line)
+            if key is None or key not in keys:
+                return False
+            about = key, print_of(parsed(line), fields)
+            if about in rejected:
+                found.add(about)
+            return about in rejected
 
-        count = set_aside(journal, identity, unwanted, files) if rejected else 0
-        if not count:
+        taken = set_aside(journal, identity, unwanted, files) if rejected else []
+        if not taken:
             self.warn("no caption in the output is one that a reviewer rejected (--retry-rejected)")
+        for key in taken:  # a failure from before its caption came, say
+            if (offset := journal.failures.left.take(key)) is not None:
+                self._retrying.add(key, offset)
+        for key, of in found:  # they have been heard
+            reviews.add(Review(key, of, "none", {}))
 
     async def _caption(
         self,
@@ -349,7 +367,7 @@ class _Run:
                 source=settings.input,
                 overwrite=settings.run.overwrite,
                 own=True,
-                output=settings.output_path,
+                reviewed="ignore",
                 warn=self.warn,
             )
 

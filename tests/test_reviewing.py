@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import command, rows
+from conftest import command, jpeg, rows
 from endpoint import Reply, completion
 
 from captioner.identity import Identity
@@ -106,23 +106,78 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
         for review in [reviews.of(Identity(FIELDS).of_output(line), row, FIELDS)]
     }
     assert said == {0: "accepted", 1: None, 2: None, 3: None, 4: "edited"}
+    assert not reviews.rejected()
     once_more = run("--retry-rejected")
     assert once_more.returncode == 0
     assert "no caption in the output is one that a reviewer rejected" in once_more.stderr
     assert endpoint.count == 7
 
 
-def test_an_output_in_another_format_is_made_anew(endpoint, run, tmp_path):
-    """An output that is not JSONL itself follows the reviews when its run ends again."""
+def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run_command, tmp_path):
+    """A run's own output holds its captions as they are, whatever its format; export judges."""
     output = tmp_path / "out.csv"
     assert run(output=output).returncode == 0
     journal = tmp_path / "out.csv.jsonl"
     judge(output, journal, _1="rejected", _2={"caption": "two cats"})
+    assert run(output=output).returncode == 0
+    assert len(list(csv.DictReader(output.read_text().splitlines()))) == 5
+    for named in (output, journal):  # the journal is not another output
+        done = run_command("export", named, "--to", tmp_path / "x.jsonl", "--overwrite")
+        assert "1 rejected captions are left out; 1 are as they were edited" in done.stderr
     endpoint.behave = lambda _: Reply(body=completion("a better caption"))
     assert run("--retry-rejected", output=output).returncode == 0
-    found = {row["id"]: row["caption"] for row in csv.DictReader(output.read_text().splitlines())}
+    found = {row["id"]: row for row in csv.DictReader(output.read_text().splitlines())}
     assert len(found) == 5
-    assert (found["1"], found["2"]) == ("a better caption", "two cats")
+    assert found["1"]["caption"] == "a better caption"
+    refused = run_command("export", output, "--to", tmp_path / "out.review.jsonl", "--overwrite")
+    assert refused.returncode == 2
+    assert len(Reviews(reviews_path(output))) == 1
+
+
+def test_equal_records_are_told_apart_by_their_captions(endpoint, run_command, tmp_path):
+    """Of two equal records only the one whose caption was rejected is left out, or asked again."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    source.write_text('{"id":1,"image":"a.jpg"}\n' * 3)
+    endpoint.behave = lambda call: Reply(body=completion(f"caption {call.number}"))
+    arguments = [source, "-o", output, "--base-url", endpoint.base_url, "--model", "m"]
+    assert run_command(*arguments, "--no-dedup").returncode == 0
+    judge(output, _0="rejected", _1="accepted")
+    kept = [row["caption"] for row in rows(output)[1:]]
+    run_command("export", output, "--to", tmp_path / "x.jsonl")
+    assert [row["caption"] for row in rows(tmp_path / "x.jsonl")] == kept
+    assert run_command(*arguments, "--no-dedup", "--retry-rejected").returncode == 0
+    assert sorted(row["caption"] for row in rows(output)) == sorted([*kept, "caption 4"])
+
+
+def test_sidecars_of_rejected_captions_go(run, run_command, tmp_path):
+    """A file that an export wrote before its caption was rejected is not left to be trained on."""
+    output = tmp_path / "out.jsonl"
+    assert run().returncode == 0
+    arguments = ["export", output, "--to", tmp_path, "--to-format", "txt"]
+    assert run_command(*arguments).returncode == 0
+    (tmp_path / "images/3.txt").write_text("by hand\n")
+    judge(output, _1="rejected", _3="rejected")
+    done = run_command(*arguments)
+    assert "1 files of rejected captions hold another text and were left" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "images").glob("*.txt")) == [
+        "0.txt", "2.txt", "3.txt", "4.txt",
+    ]  # fmt: skip
+    run_command(*arguments, "--overwrite")
+    assert not (tmp_path / "images/3.txt").exists()
+
+
+def test_open_batches_go_first(run, tmp_path):
+    """While batches are open their records' places in the output must not move."""
+    output = tmp_path / "out.jsonl"
+    assert run("--limit", "2").returncode == 0
+    assert run("--to-batch-file", tmp_path / "requests.jsonl").returncode in (0, 3)
+    judge(output, _1="rejected")
+    before = output.read_bytes()
+    refused = run("--retry-rejected", "--from-batch-file", tmp_path / "answers.jsonl")
+    assert refused.returncode == 2
+    assert "batches are open" in refused.stderr
+    assert output.read_bytes() == before
 
 
 def test_a_retry_that_is_interrupted_goes_on(endpoint, run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from captioner.identity import KeyTable
     from captioner.interfaces import Source
     from captioner.records import ImageRef, Line, Turn
+    from captioner.sinks.reviews import Review
     from captioner.sinks.scan import Scan
     from captioner.sources.formats import Input
 
@@ -42,6 +44,7 @@ Reviewed = Literal["apply", "only", "ignore"]
 LARGEST_PICTURE = 1 << 31
 """Bytes: what was captioned is copied, however large."""
 
+_PLAIN = Templates("", DEFAULT_PROMPT, [])
 _BLOCK = 1 << 20
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _WITH_PICTURES = frozenset({"parquet", "arrow", "hf", "ms"})
@@ -62,6 +65,7 @@ class Book:
         reviews: What was said of the captions: edited ones are given as they are to be, rejected
             ones are left out. None gives all as they are.
         reviewed_only: Those nobody has reviewed are left out, too.
+        largest: Bytes of a picture that is read.
     """
 
     journal: Path
@@ -73,6 +77,7 @@ class Book:
     source: Path | None = None
     reviews: Reviews | None = None
     reviewed_only: bool = False
+    largest: int = LARGEST_PICTURE
     _open: list[tuple[Any, asyncio.Runner]] = field(default_factory=list)
 
     @classmethod
@@ -84,6 +89,7 @@ class Book:
         source: Path | None = None,
         reviewed: Reviewed = "ignore",
         output: Path | None = None,
+        largest: int = LARGEST_PICTURE,
         warn: Callable[[str], None],
     ) -> Self:
         """Return the book of a journal.
@@ -95,6 +101,7 @@ class Book:
             reviewed: What reviews do: ``apply`` gives edited captions as they are to be and leaves
                 out rejected ones, ``only`` leaves out those that nobody has reviewed, too.
             output: The output that was reviewed, by default the journal itself.
+            largest: Bytes of a picture that is read.
             warn: See `Book`.
         """
         checkpoint = read_checkpoint(Files(), journal)
@@ -115,7 +122,18 @@ class Book:
         only = reviewed == "only"
         if only and reviews is None:
             raise SettingsError(f"there are no reviews of it: {sidecar} does not exist")
-        return cls(journal, settings, found, folder_of(path), image_root, warn, path, reviews, only)
+        return cls(
+            journal,
+            settings,
+            found,
+            folder_of(path),
+            image_root,
+            warn,
+            path,
+            reviews,
+            only,
+            largest,
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -152,9 +170,7 @@ class Book:
         """Return a line as it is to be; None if it is left out."""
         if self.reviews is None:
             return line
-        row = parsed(line)
-        key = self.identity.of_output(line)
-        review = self.reviews.of(key, row, self.fields) if key is not None else None
+        review = self._review(line)
         if review is None:
             return None if self.reviewed_only else line
         if review.verdict == "rejected":
@@ -162,6 +178,24 @@ class Book:
         for name, value in review.captions.items():
             line = replace_values(line, quoted(name), dumped(value))
         return line
+
+    def _review(self, line: bytes) -> Review | None:
+        key = self.identity.of_output(line)
+        if key is None or self.reviews is None:
+            return None
+        return self.reviews.of(key, parsed(line), self.fields)
+
+    def verdicts(self) -> Counter[str]:
+        """Return how many rows have which verdict, ``none`` those without one."""
+        found = map(self._review, self._lines())
+        return Counter(review.verdict if review else "none" for review in found)
+
+    def rejected(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows that are left out because they were rejected."""
+        for line in self._lines() if self.reviews is not None else ():
+            review = self._review(line)
+            if review is not None and review.verdict == "rejected":
+                yield parsed(line)
 
     def _lines(self) -> Iterator[bytes]:
         left = self.length
@@ -280,8 +314,12 @@ class Book:
         return image_member(row, self._fields.image_field)
 
     def images(self, row: dict[str, Any]) -> list[ImageRef]:
-        """Return the pictures of a row."""
-        return images_of(self.turns(row))
+        """Return the pictures of a row, also of one whose prompt cannot be filled in."""
+        try:
+            turns = self.turns(row) or read_turns(row, self._fields, _PLAIN.fill(row))
+        except RecordError:
+            return []
+        return images_of(turns)
 
     def texts(self, row: dict[str, Any], field: str | None = None) -> list[str]:
         """Return the captions of a row, each as text: several where several were asked for."""
@@ -293,7 +331,7 @@ class Book:
 
     @cached_property
     def _archives(self) -> Archives:
-        return Archives(LARGEST_PICTURE)
+        return Archives(self.largest)
 
     @cached_property
     def _folders(self) -> Folders:
@@ -301,7 +339,7 @@ class Book:
         return Folders(
             [self.image_root] if self.image_root else [*here, Path()],
             bound=self.image_root is not None,
-            max_bytes=LARGEST_PICTURE,
+            max_bytes=self.largest,
             archives=self._archives,
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -85,7 +84,7 @@ def export(
         journal, image_root=image_root, source=source, reviewed=reviewed, output=output, warn=warn
     )
     with closing(book):
-        _refuse_ours(book, target, source)
+        _refuse_ours(book, target, source, output)
         if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
             for path in targets_of(target):
                 if path.exists():
@@ -103,14 +102,17 @@ def export(
 
 def _told(book: Book) -> str:
     """Return in a sentence what the reviews have done."""
-    kinds = Counter(review.verdict for review in book.reviews or ())
-    left = f"{kinds['rejected']:,} rejected captions are left out" if kinds["rejected"] else ""
-    edits = f"{kinds['edited']:,} are as they were edited" if kinds["edited"] else ""
-    only = "those nobody reviewed are left out" if book.reviewed_only else ""
-    return "reviews: " + ("; ".join(filter(None, (left, edits, only))) or "all were accepted")
+    counts = book.verdicts()
+    left, edited, rest = counts["rejected"], counts["edited"], counts["none"]
+    parts = [
+        f"{left:,} rejected captions are left out" if left else "",
+        f"{edited:,} are as they were edited" if edited else "",
+        f"{rest:,} that nobody reviewed are left out" if rest and book.reviewed_only else "",
+    ]
+    return f"reviews: {'; '.join(filter(None, parts)) or 'nothing to change'}"
 
 
-def _refuse_ours(book: Book, target: Path, source: Path | None) -> None:
+def _refuse_ours(book: Book, target: Path, source: Path | None, output: Path | None) -> None:
     """Refuse a target that is the input, or belongs to the journal.
 
     Raises:
@@ -121,8 +123,8 @@ def _refuse_ours(book: Book, target: Path, source: Path | None) -> None:
         journal,
         beside(journal, ".ckpt"),
         beside(journal, ".lock"),
-        failures_path(journal),
-        reviews_path(journal),
+        *(failures_path(one) for one in (journal, output) if one is not None),
+        *(reviews_path(one) for one in (journal, output) if one is not None),
     ]
     inputs = getattr(book.input.source, "paths", ()) if book.input else ()
     pattern = NUMBERED.search(target.name)

@@ -185,6 +185,7 @@ def write_sidecars(book: Book, target: Path, *, suffix: str, overwrite: bool) ->
             kept += not _write_sidecar(path, line + "\n", overwrite=overwrite)
         except OSError:
             homeless += 1  # a name that is too long, say
+    _remove_rejected(book, target, written, suffix=suffix, overwrite=overwrite)
     if kept:
         book.warn(
             f"{kept:,} files with another text are there already and were kept; --overwrite "
@@ -197,6 +198,29 @@ def write_sidecars(book: Book, target: Path, *, suffix: str, overwrite: bool) ->
         )
     if homeless:
         book.warn(f"{homeless:,} captions have no picture in a file of its own to lie beside")
+
+
+def _remove_rejected(
+    book: Book, target: Path, written: KeyTable, *, suffix: str, overwrite: bool
+) -> None:
+    """Remove what an export wrote before it was rejected: a trainer would read it."""
+    left = 0
+    for row in book.rejected():
+        place = _place(book, row)
+        if not isinstance(place, str) or "://" in place or in_archive(place):
+            continue
+        path = (target / place).with_suffix(suffix)
+        if written.find(digest(os.fsencode(path))) is None and path.is_file():
+            was = " ".join(book.texts(row)[0].split()) + "\n"
+            if overwrite or path.read_text("utf-8", errors="replace") == was:
+                path.unlink()
+            else:
+                left += 1
+    if left:
+        book.warn(
+            f"{left:,} files of rejected captions hold another text and were left; --overwrite "
+            "removes them"
+        )
 
 
 def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:

@@ -98,9 +98,9 @@ class FailuresFile:
                     table.add(key)
         return table
 
-    def forgive(self, code: str) -> KeyTable:
-        """Take failures of one code, or ``all``, out of `left` and return them."""
-        forgiven = KeyTable()
+    def forgive(self, code: str, into: KeyTable | None = None) -> KeyTable:
+        """Take failures of one code, or ``all``, out of `left` into a table; return it."""
+        forgiven = KeyTable() if into is None else into
         if self._fd >= 0:
             for offset, key, its_code, _ in read_failures(self._files, self._fd):
                 if code in ("all", its_code) and self.left.take(key, offset) is not None:

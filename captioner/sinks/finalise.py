@@ -70,7 +70,7 @@ async def order_output(
 
 def set_aside(
     journal: Journal, identity: Identity, unwanted: Callable[[bytes], bool], files: Files
-) -> int:
+) -> list[bytes]:
     """Take lines out of an open output, so that their records are pending again.
 
     They are kept in a file of their own beside it, whose name ends in ``.rejected-<n>``.
@@ -82,7 +82,7 @@ def set_aside(
         files: The disk.
 
     Returns:
-        How many lines were taken out.
+        The keys of the lines that were taken out.
 
     Raises:
         DiskError: The disk refused; the output is as it was.
@@ -94,18 +94,19 @@ def set_aside(
         some = places[at : at + _ROWS]
         for offset, line in zip(some, _lines_at(journal, some), strict=True):
             (gone if unwanted(line[:-1]) else kept).append(offset)
+    taken: list[bytes] = []
     if gone:
         number = 1
         while files.kind(beside(journal.path, f".rejected-{number}")) != "missing":
             number += 1
         _copy(journal, gone, beside(journal.path, f".rejected-{number}"), files)
         for line in _lines_at(journal, gone):
-            key = identity.of_output(line[:-1])
-            if key is not None:
+            if (key := identity.of_output(line[:-1])) is not None:
                 journal.done.take(key)
+                taken.append(key)
         partial = beside(journal.path, ".partial")
         journal.replace(partial, _copy(journal, kept, partial, files))
-    return len(gone)
+    return taken
 
 
 def _copy(journal: Journal, offsets: Sequence[int], partial: Path, files: Files) -> Extent:

@@ -73,6 +73,13 @@ def journal_path(output: Path, kind: OutputFormat | None = None) -> Path:
     return output if (kind or format_of(output)) == "jsonl" else beside(output, ".jsonl")
 
 
+def output_of(path: Path) -> Path:
+    """Return the output that a path is the journal of: ``x.csv`` for ``x.csv.jsonl``, else it."""
+    output = path.with_suffix("")
+    mine = path.suffix == ".jsonl" and format_of(output) != "jsonl" and output.exists()
+    return output if mine else path
+
+
 def find_journal(output: Path, files: Files) -> Path:
     """Return the journal of an output that a run has made.
 

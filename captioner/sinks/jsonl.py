@@ -36,7 +36,10 @@ SLOW_SYNC_S = 1.0
 RETRY_S = 1.0
 GATHER_S = 0.002
 """Seconds between two trips to the writing thread, at the least: two threads that want the
-interpreter are dear. A record that comes alone goes at once."""
+interpreter are dear. A record that comes alone goes at once ..."""
+
+ENOUGH = 64
+"""... and so do so many."""
 
 
 class Rows:
@@ -222,7 +225,8 @@ class JournalSink:
         next_trip = loop.time()
         while True:
             await self._wake.wait()
-            if (early := next_trip - loop.time()) > 0 and not self._closing:
+            few = len(self._captions) < ENOUGH and not self._closing
+            if few and (early := next_trip - loop.time()) > 0:
                 await asyncio.sleep(early)
             if not self._closing:
                 self._wake.clear()

@@ -13,8 +13,6 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
-import orjson
-
 from captioner.identity import KEY_BYTES, digest
 
 if TYPE_CHECKING:
@@ -67,9 +65,9 @@ def verdict_of(said: Any) -> Verdict:
 
 
 def print_of(row: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """Return the print of a row's captions."""
-    text = json.dumps([row.get(name) for name in fields])  # of integers of any size
-    return digest(text.encode()).hex()
+    """Return the print of a row's captions; a field that it has not makes no difference."""
+    captions = {name: row[name] for name in fields if name in row}
+    return digest(json.dumps(captions, sort_keys=True).encode()).hex()  # integers of any size
 
 
 class Reviews:
@@ -81,18 +79,18 @@ class Reviews:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._found: dict[bytes, Review] = {}
+        self._found: dict[tuple[bytes, str], Review] = {}
         self._at = 0  # what was read
         self._size = 0  # what is known to be there
         self._lock = threading.Lock()
         self.refresh()
 
     def __len__(self) -> int:
-        """Return how many records have been reviewed, and not taken back."""
+        """Return how many captions have been reviewed, and not taken back."""
         return len(self._found)
 
     def __iter__(self) -> Iterator[Review]:
-        """Yield each record's last review."""
+        """Yield the last review of each record's captions."""
         return iter(list(self._found.values()))
 
     def refresh(self) -> None:
@@ -112,12 +110,11 @@ class Reviews:
 
     def of(self, key: bytes, row: Mapping[str, Any], fields: Sequence[str]) -> Review | None:
         """Return the review of a row as it is now; None if there is none."""
-        found = self._found.get(key)
-        return found if found is not None and found.of == print_of(row, fields) else None
+        return self._found.get((key, print_of(row, fields))) if self._found else None
 
-    def rejected(self) -> dict[bytes, str]:
+    def rejected(self) -> set[tuple[bytes, str]]:
         """Return the records whose captions were rejected, each with the print of those."""
-        return {one.key: one.of for one in self if one.verdict == "rejected"}
+        return {(one.key, one.of) for one in self if one.verdict == "rejected"}
 
     def add(self, review: Review) -> None:
         """Append a review.
@@ -125,16 +122,15 @@ class Reviews:
         Raises:
             OSError: The disk refused.
         """
-        line = orjson.dumps(
-            {
-                "key": review.key.hex(),
-                "of": review.of,
-                "verdict": review.verdict,
-                "captions": dict(review.captions),
-                "note": review.note,
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        )
+        said = {
+            "key": review.key.hex(),
+            "of": review.of,
+            "verdict": review.verdict,
+            "captions": dict(review.captions),
+            "note": review.note,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        line = json.dumps(said, ensure_ascii=False).encode(errors="replace")
         with self._lock:
             with self._path.open("ab") as file:
                 torn = file.tell() and not _ends_on_a_line(self._path)
@@ -146,9 +142,9 @@ class Reviews:
 
     def _take(self, review: Review) -> None:
         if review.verdict == "none":
-            self._found.pop(review.key, None)
+            self._found.pop((review.key, review.of), None)
         else:
-            self._found[review.key] = review
+            self._found[review.key, review.of] = review
 
 
 def _ends_on_a_line(path: Path) -> bool:
@@ -158,7 +154,7 @@ def _ends_on_a_line(path: Path) -> bool:
 
 
 def _parsed(line: bytes) -> Review:
-    said = orjson.loads(line)
+    said = json.loads(line)
     key = bytes.fromhex(said["key"])
     verdict = verdict_of(said["verdict"])
     captions = said.get("captions") or {}

@@ -94,28 +94,35 @@ class Lines:
     def blocks(self, first: int, step: int) -> Iterator[tuple[int, list[bytes]]]:
         """Yield lines with the number of the first of them, many at a time, on from one of them.
 
+        They end early where the file has become another one meanwhile.
+
         Args:
             first: Where to begin.
             step: 1 for those after it, -1 for those before, whose blocks are in order, too.
         """
-        at = first
-        while 0 <= at < len(self):
-            count = self._in_a_window(at, step)
+        at, generation = first, self.generation
+        while (count := self._in_a_window(at, step, generation)) > 0:
             begin = at if step > 0 else at - count + 1
-            yield begin, self.read(begin, count)
+            lines = self.read(begin, count)
+            if len(lines) < count:
+                return
+            yield begin, lines
             at += step * count
 
-    def _in_a_window(self, at: int, step: int) -> int:
-        """Return how many lines from there on are about a window's bytes; at least one."""
-        count, most = 1, len(self) - at if step > 0 else at + 1
+    def _in_a_window(self, at: int, step: int, generation: int) -> int:
+        """Return how many lines from there on are about a window's bytes; 0 where none is left."""
         with self._lock:
-            while count < min(most, 4_096):
+            there = len(self._starts) - 1
+            if generation != self.generation or not 0 <= at < there:
+                return 0
+            most = min(4_096, there - at if step > 0 else at + 1)
+            count = 1
+            while count < most:
                 begin = at if step > 0 else at - count
-                more = self._starts[begin + count + (step > 0)] - self._starts[begin]
-                if more > _WINDOW:
+                if self._starts[begin + count + (step > 0)] - self._starts[begin] > _WINDOW:
                     break
                 count += 1
-        return count
+            return count
 
     def close(self) -> None:
         """Release the file."""

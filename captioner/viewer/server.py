@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,7 @@ class Viewer:
         self._shelf = Shelf(output, journal, image_root=image_root, warn=warn)
         self._timeline = Timeline(progress) if progress is not None else None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-view")
+        self._charting = ThreadPoolExecutor(1, thread_name_prefix="captioner-charts")
         self._thumbnails = Thumbnails(self._shelf)
         self._stack = contextlib.AsyncExitStack()
 
@@ -102,7 +104,10 @@ class Viewer:
             self._image,
         )
         await self._stack.enter_async_context(self._thumbnails)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        silent = logging.getLogger("captioner.viewer")
+        silent.addHandler(logging.NullHandler())  # who sends nonsense gets an answer, no trace
+        silent.propagate = False
+        runner = web.AppRunner(app, access_log=None, logger=silent, shutdown_timeout=1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         host, port = self._place
@@ -120,8 +125,10 @@ class Viewer:
 
     async def __aexit__(self, *_: object) -> None:
         """Serve no more."""
+        self._shelf.end()
         await self._stack.aclose()
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._threads, self._charting):
+            threads.shutdown(cancel_futures=True)
         self._shelf.close()
 
     async def _sample(self, timeline: Timeline) -> None:
@@ -149,6 +156,8 @@ class Viewer:
             reply = _said(str(error) or "that cannot be understood", 400)
         except (CaptionerError, OSError) as error:
             reply = _said(str(error), 503)
+        except Exception as error:  # noqa: BLE001 - no stack trace before a user
+            reply = _said(f"internal error ({type(error).__name__}: {error})", 500)
         reply.headers.update({**_HEADERS, "Cache-Control": "no-store", **reply.headers})
         return reply
 
@@ -191,11 +200,13 @@ class Viewer:
     def _shown(self, kind: str, numbers: list[int]) -> list[dict[str, Any]]:
         shelf = self._shelf
         lines = shelf.failures if kind == "failures" else shelf.rows
-        show = shelf.failure if kind == "failures" else shelf.row
-        return [show(number, line) for number in numbers for line in lines.read(number, 1)]
+        return [
+            shelf.shown(kind, number, line) for number in numbers for line in lines.read(number, 1)
+        ]
 
     async def _charts(self, _: web.Request) -> web.Response:
-        return _json(await self._aside(self._shelf.charts))
+        loop = asyncio.get_running_loop()
+        return _json(await loop.run_in_executor(self._charting, self._shelf.charts))
 
     async def _review(self, request: web.Request) -> web.Response:
         said: Any = orjson.loads(await request.read())
@@ -208,6 +219,10 @@ class Viewer:
         asked = request.match_info
         if asked["size"] not in SIDES:
             raise web.HTTPNotFound
+        shelf = self._shelf
+        lines = shelf.failures if asked["kind"] == "failures" else shelf.rows
+        if int(asked["generation"]) != lines.generation:
+            return _said("the lines have been put in another order; load the page again", 404)
         made = await self._thumbnails.get(
             asked["kind"],
             int(asked["generation"]),
@@ -246,7 +261,7 @@ class ViewerThread:
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
-        self._error: SettingsError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._serve, name="captioner-view", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -267,7 +282,7 @@ class ViewerThread:
             async with self._viewer:
                 self._started.set()
                 await self._over.wait()
-        except SettingsError as error:
+        except Exception as error:  # noqa: BLE001 - raised where it was started
             self._error = error
         finally:
             self._started.set()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import socket
+import threading
 import time
 from collections import Counter
 from contextlib import closing
@@ -12,16 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from captioner.answers import EXTRAS, FLAG
+from captioner.errors import CaptionerError, RecordError
 from captioner.exports.book import Book, parsed
+from captioner.options import ImageSettings
 from captioner.quality import look_at
 from captioner.sinks.failures import failures_path
-from captioner.sinks.journal import beside, journal_path
+from captioner.sinks.files import Files
+from captioner.sinks.journal import beside, journal_path, read_checkpoint
 from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path, verdict_of
 from captioner.sources.rows import dumped
 from captioner.viewer.lines import Lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from captioner.records import ImageRef
@@ -31,6 +37,9 @@ AT_ONCE = 500
 
 LONGEST_S = 0.3
 """Seconds of looking before what was found is handed out."""
+
+CHARTED = 100_000
+"""Rows that the charts are made of, about; twice as many at the most."""
 
 LONGEST_TEXT = 2_000
 """Characters of one of a record's members that are shown and looked through."""
@@ -61,10 +70,18 @@ class Query(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Numbers of rows, where to go on looking (None at the end), and how many were looked at."""
+    """What was found.
+
+    Attributes:
+        numbers: Of the rows that fit.
+        next: Where to go on looking; None at the end.
+        end: The row after the last one that was looked at, which may come later.
+        looked_at: How many were looked at.
+    """
 
     numbers: list[int]
     next: int | None
+    end: int
     looked_at: int
 
 
@@ -94,6 +111,9 @@ class Shelf:
         self._image_root = image_root
         self._warn = warn
         self._book: Book | None = None
+        self._book_of: object = None
+        self._lock = threading.Lock()
+        self._closed = False
         self._codes: Counter[str] = Counter()
         self._counted = (0, 0)
         self._charts: tuple[tuple[int, int], dict[str, Any]] | None = None
@@ -106,25 +126,49 @@ class Shelf:
 
     @property
     def book(self) -> Book:
-        """What the checkpoint says; read again until there is one."""
-        if self._book is None or not self._book.settings:
-            self._book = Book.open(self.journal, image_root=self._image_root, warn=self._warn)
-        return self._book
+        """What the checkpoint says; read again when it says something else."""
+        with self._lock:
+            of = self.rows.generation, _stamp(beside(self.journal, ".ckpt"))
+            if self._book is None or of != self._book_of:
+                found = read_checkpoint(Files(), self.journal)
+                settings = found.settings if found else {}
+                if self._book is None or settings != self._book.settings:
+                    self._book = Book.open(
+                        self.journal,
+                        image_root=self._image_root,
+                        largest=ImageSettings().max_image_bytes,
+                        warn=self._warn,
+                    )
+                self._book_of = of
+            return self._book
 
     @property
     def codes(self) -> dict[str, int]:
         """Failures by code."""
-        generation, counted = self._counted
-        if generation != self.failures.generation:
-            self._codes.clear()
-            counted = 0
-        for begin, lines in self.failures.blocks(counted, 1):
-            self._codes.update(str(_failure(line).get("code", "")) for line in lines)
-            counted = begin + len(lines)
-        self._counted = self.failures.generation, counted
-        return dict(self._codes.most_common())
+        with self._lock:
+            generation, counted = self._counted
+            if generation != self.failures.generation:
+                self._codes.clear()
+                generation, counted = self.failures.generation, 0
+            for begin, lines in self.failures.blocks(counted, 1):
+                self._codes.update(str(_failure(line).get("code", "")) for line in lines)
+                counted = begin + len(lines)
+            self._counted = generation, counted
+            return dict(self._codes.most_common())
 
     # -- what is shown -------------------------------------------------------------------------
+
+    def shown(self, kind: str, number: int, line: bytes) -> dict[str, Any]:
+        """Return what is shown of a row or of a failure, whatever is in its line."""
+        try:
+            return self.failure(number, line) if kind == "failures" else self.row(number, line)
+        except (CaptionerError, ValueError, TypeError, AttributeError) as error:
+            why = f"this line cannot be read: {error}"
+            return {
+                "number": number, "key": "", "of": "", "captions": {"": why}, "prompt": "",
+                "flags": [], "extras": {}, "members": {}, "pictures": [], "verdict": "none",
+                "note": "", "line": None, "code": "", "message": why, "attempts": None,
+            }  # fmt: skip
 
     def row(self, number: int, line: bytes) -> dict[str, Any]:
         """Return what is shown of a row."""
@@ -183,7 +227,10 @@ class Shelf:
         return self.book.picture(image, {})
 
     def _prompt(self, row: dict[str, Any]) -> str:
-        asked = self.book.questions(row) if row else ()
+        try:
+            asked = self.book.questions(row) if row else ()
+        except RecordError:
+            asked = ()
         if asked:
             return "\n".join(asked)
         turns = self.book.turns(row)
@@ -212,40 +259,28 @@ class Shelf:
             found += [number for number, line in numbered[::step] if fits(line)]
             looked_at += len(some)
             at = begin + len(some) if step > 0 else begin - 1
-            if len(found) >= AT_ONCE or time.monotonic() > until:
+            if len(found) >= AT_ONCE or time.monotonic() > until or self._closed:
                 break
-        return Found(found, at if 0 <= at < len(lines) else None, looked_at)
+        return Found(found, at if 0 <= at < len(lines) else None, at, looked_at)
 
     def _row_fits(self, query: Query) -> Callable[[bytes], bool]:
         book, reviews, fields = self.book, self.reviews, self.book.fields
         wanted = query.text.casefold()
-        edited = {
-            review.key
-            for review in reviews
-            if wanted and any(wanted in text for text in _texts(dict(review.captions)))
-        }
+        edited = any(review.captions for review in reviews)
         maybe = _sieve(wanted)
 
         def fits(line: bytes) -> bool:
             if wanted and not edited and not maybe(line):
                 return False
-            row = parsed(line)
-            review = None
-            if query.verdict or edited:
-                key = book.identity.of_output(line) or b""
-                review = reviews.of(key, row, fields)
-                if query.verdict and query.verdict != (review.verdict if review else "none"):
-                    return False
-            shown = review.edited(row) if review is not None else row
-            if query.flag:
-                flags = [flag for name in fields for flag in _words(row.get(f"{name}_{FLAG}"))]
-                if not flags or (query.flag != "any" and query.flag not in flags):
-                    return False
-            if query.shortest or query.longest:
-                length = len(_editable(shown.get(fields[0])))
-                if length < query.shortest or (query.longest and length > query.longest):
-                    return False
-            return not wanted or any(wanted in text for text in _texts(shown))
+            try:
+                row = parsed(line)
+                key = book.identity.of_output(line) if query.verdict or edited else None
+            except ValueError:
+                return False
+            review = reviews.of(key, row, fields) if key is not None else None
+            if query.verdict and query.verdict != (review.verdict if review else "none"):
+                return False
+            return _row_fits(query, fields, row, review, wanted)
 
         return fits
 
@@ -268,37 +303,56 @@ class Shelf:
     def review(self, said: dict[str, Any]) -> Review:
         """Keep what a reviewer said of a row.
 
+        Accepting means what was shown: captions that differ from the model's are edited ones.
+
         Raises:
             ValueError: It is no review of a row as it is now; says why.
             OSError: The disk refused.
         """
-        lines = self.rows.read(int(said["number"]), 1)
-        if not lines:
-            raise ValueError("there is no such row")
-        row, fields = parsed(lines[0]), self.book.fields
-        key = self.book.identity.of_output(lines[0])
-        of = print_of(row, fields)
-        if key is None or key.hex() != said.get("key") or of != said.get("of"):
-            raise ValueError("the captions have changed meanwhile; load the page again")
+        fields = self.book.fields
+        row = self._reviewed_row(int(said["number"]), str(said.get("key")), str(said.get("of")))
         captions: dict[str, Any] = {}
         for name, text in dict(said.get("captions") or {}).items():
             if name not in fields or not isinstance(text, str):
                 raise ValueError(f"{name!r} is no caption")
-            value = text.strip() if isinstance(row.get(name), str) else _value(name, text)
-            if value in ("", None):
-                raise ValueError("an empty caption is none; reject it instead")
+            value = _edited(name, row.get(name), text)
             if value != row.get(name):
                 captions[name] = value
         verdict = verdict_of(said.get("verdict"))
-        if verdict == "edited" and not captions:
-            verdict = "accepted"
-        kept = captions if verdict == "edited" else {}
-        review = Review(key, of, verdict, kept, str(said.get("note") or "")[:LONGEST_TEXT])
+        if verdict in ("accepted", "edited"):
+            verdict = "edited" if captions else "accepted"
+        else:
+            captions = {}
+        note = str(said.get("note") or "")[:LONGEST_TEXT]
+        key, of = bytes.fromhex(said["key"]), str(said["of"])
+        review = Review(key, of, verdict, captions, note)
         self.reviews.add(review)
         return review
 
+    def _reviewed_row(self, number: int, key: str, of: str) -> dict[str, Any]:
+        """Return the row that is meant; where it is elsewhere by now it is looked for.
+
+        Raises:
+            ValueError: There is none any more.
+        """
+        book, fields = self.book, self.book.fields
+        for line in self.rows.read(number, 1):
+            row = parsed(line)
+            if (book.identity.of_output(line) or b"").hex() == key and print_of(row, fields) == of:
+                return row
+        for _, lines in self.rows.blocks(0, 1):
+            for line in lines:
+                if (book.identity.of_output(line) or b"").hex() == key:
+                    row = parsed(line)
+                    if print_of(row, fields) == of:
+                        return row
+        raise ValueError("there is no such row any more; load the page again")
+
     def charts(self) -> dict[str, Any]:
-        """Return what captions are like; counted anew where they have become more by a tenth."""
+        """Return what captions are like; counted anew where they have become more by a tenth.
+
+        Of many rows a part is looked at, spread over all of them.
+        """
         now = self.rows.generation, len(self.rows)
         if self._charts is not None:
             (generation, counted), charts = self._charts
@@ -311,6 +365,7 @@ class Shelf:
         }
         quality = look_at(self._captions(extras))
         charts = {
+            "rows": len(self.rows),
             "quality": quality.as_dict(),
             "histograms": {name: _histogram(values) for name, values in extras.items() if values},
         }
@@ -318,23 +373,27 @@ class Shelf:
         return charts
 
     def _captions(self, extras: dict[str, list[float]]) -> Iterator[str]:
-        """Yield all captions, and gather what stands beside them, of a part of many rows."""
+        """Yield captions, and gather what stands beside them."""
         book = self.book
         first = book.fields[0]
-        every = max(1, len(self.rows) // 50_000)
+        every = max(1, len(self.rows) // CHARTED)
         for begin, lines in self.rows.blocks(0, 1):
-            for number, line in enumerate(lines, begin):
-                row = parsed(line)
+            if self._closed:
+                return
+            for line in lines[-begin % every :: every]:
+                try:
+                    row = parsed(line)
+                except ValueError:
+                    continue
                 for field in book.fields:
                     yield from book.texts(row, field)
-                if number % every == 0:
-                    latency = row.get(f"{first}_latency")
-                    if isinstance(latency, int | float):
-                        extras["latency"].append(float(latency))
-                    usage = row.get(f"{first}_usage")
-                    for name in ("prompt_tokens", "completion_tokens"):
-                        if isinstance(usage, dict) and isinstance(usage.get(name), int):
-                            extras[name].append(usage[name])
+                latency = row.get(f"{first}_latency")
+                if isinstance(latency, int | float):
+                    extras["latency"].append(float(latency))
+                usage = row.get(f"{first}_usage")
+                for name in ("prompt_tokens", "completion_tokens"):
+                    if isinstance(usage, dict) and isinstance(usage.get(name), int):
+                        extras[name].append(usage[name])
 
     def counts(self) -> dict[str, Any]:
         """Return how many there are of what."""
@@ -352,6 +411,10 @@ class Shelf:
             "running": _running(self.journal),
         }
 
+    def end(self) -> None:
+        """Have what takes long end soon."""
+        self._closed = True
+
     def close(self) -> None:
         """Release the files."""
         self.rows.close()
@@ -359,6 +422,35 @@ class Shelf:
         if self._book is not None:
             with closing(self._book):
                 self._book = None
+
+
+def _row_fits(
+    query: Query,
+    fields: Sequence[str],
+    row: dict[str, Any],
+    review: Review | None,
+    wanted: str,
+) -> bool:
+    """Tell whether a row has the flag, the length and the text that are looked for."""
+    shown = review.edited(row) if review is not None else row
+    if query.flag:
+        flags = [flag for name in fields for flag in _words(row.get(f"{name}_{FLAG}"))]
+        if not flags or (query.flag != "any" and query.flag not in flags):
+            return False
+    if query.shortest or query.longest:
+        length = len(_editable(shown.get(fields[0])))
+        if length < query.shortest or (query.longest and length > query.longest):
+            return False
+    return not wanted or any(wanted in text for text in _texts(shown))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file does."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _running(journal: Path) -> bool:
@@ -379,7 +471,22 @@ def _sieve(wanted: str) -> Callable[[bytes], bool]:
     plain = orjson.dumps(wanted)[1:-1]
     if not wanted.isascii() or b"\\" in plain:
         return lambda _: True
-    return lambda line: plain in line.lower() or b"\\u" in line
+    folded = _folded_to_ascii()
+
+    def maybe(line: bytes) -> bool:
+        if plain in line.lower() or b"\\u" in line or b"\\/" in line:
+            return True
+        return not line.isascii() and folded.search(line) is not None
+
+    return maybe
+
+
+@functools.cache
+def _folded_to_ascii() -> re.Pattern[bytes]:
+    """Return a pattern of the characters that are ASCII where case does not matter."""
+    found = [chr(n) for n in range(0x80, 0xD800) if any(map(str.isascii, chr(n).casefold()))]
+    found += [chr(n) for n in range(0xE000, 0x10000) if any(map(str.isascii, chr(n).casefold()))]
+    return re.compile(b"|".join(re.escape(one.encode()) for one in found))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -421,11 +528,28 @@ def _brief(value: Any) -> Any:
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
-def _value(name: str, text: str) -> Any:
+def _edited(name: str, before: Any, text: str) -> Any:
+    """Return what a caption becomes; what was not touched is as it was, to the byte.
+
+    Raises:
+        ValueError: It cannot become that.
+    """
+    text = text.replace("\r\n", "\n")
+    shown = _editable(before).replace("\r\n", "\n")
+    if text.strip() == shown.strip():
+        return before
+    if isinstance(before, str):
+        if not text.strip():
+            raise ValueError("an empty caption is none; reject it instead")
+        return text.strip()
     try:
-        return parsed(text.encode())
+        value = parsed(text.encode())
     except ValueError:
         raise ValueError(f"{name} is not valid JSON") from None
+    if type(value) is not type(before) or not value:
+        kind = "a list" if isinstance(before, list) else "an object"
+        raise ValueError(f"{name} has to be {kind} that is not empty, as it was")
+    return value
 
 
 def _histogram(values: list[float], classes: int = 24) -> list[tuple[float, int]]:

@@ -57,6 +57,8 @@ class Thumbnails:
         self._shelf = shelf
         self._kept: OrderedDict[tuple[str, int, int, int, str], Picture] = OrderedDict()
         self._size = 0
+        self._making: dict[tuple[str, int, int, int, str], asyncio.Task[Picture]] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="captioner-thumbnail")
         self._stack = AsyncExitStack()
         self._archives = Archives(ImageSettings().max_image_bytes)
@@ -94,13 +96,22 @@ class Thumbnails:
         if place in self._kept:
             self._kept.move_to_end(place)
             return self._kept[place]
+        if place not in self._making:
+            self._making[place] = asyncio.create_task(self._find(place))
+            self._making[place].add_done_callback(lambda _: self._making.pop(place))
+        return await asyncio.shield(self._making[place])
+
+    async def _find(self, place: tuple[str, int, int, int, str]) -> Picture:
+        kind, _, number, which, size = place
         loop = asyncio.get_running_loop()
-        images = await loop.run_in_executor(self._threads, self._shelf.images, kind, number)
-        if which >= len(images):
-            return Picture("", b"", "the record has no such picture")
-        made = await self._make(images[which], size)
-        self._kept[place] = made
-        self._size += len(made.data)
+        async with self._slots:  # so many pictures are in memory, as they are and drawn
+            images = await loop.run_in_executor(self._threads, self._shelf.images, kind, number)
+            if which >= len(images):
+                return Picture("", b"", "the record has no such picture")
+            made = await self._make(images[which], size)
+        if made.data:  # what is not there may come
+            self._kept[place] = made
+            self._size += len(made.data)
         while self._size > KEPT:
             _, oldest = self._kept.popitem(last=False)
             self._size -= len(oldest.data)

@@ -45,7 +45,25 @@ def test_a_new_caption_has_not_been_reviewed(path):
     reviews = Reviews(path)
     reviews.add(review("rejected"))
     assert reviews.of(KEY, {**ROW, "caption": "a dog"}, FIELDS) is None
-    assert reviews.rejected() == {KEY: print_of(ROW, FIELDS)}
+    assert reviews.rejected() == {(KEY, print_of(ROW, FIELDS))}
+
+
+def test_equal_records_with_different_captions(path):
+    """Each caption has a verdict of its own, though the records cannot be told apart."""
+    other = {**ROW, "caption": "a dog"}
+    reviews = Reviews(path)
+    reviews.add(review("rejected"))
+    reviews.add(review("accepted", other))
+    for found in (reviews, Reviews(path)):
+        assert found.of(KEY, ROW, FIELDS).verdict == "rejected"
+        assert found.of(KEY, other, FIELDS).verdict == "accepted"
+
+
+def test_a_field_that_was_not_asked_for_yet(path):
+    """A caption stays judged when a further question is asked of later records."""
+    reviews = Reviews(path)
+    reviews.add(review("rejected"))
+    assert reviews.of(KEY, ROW, ("caption", "long")).verdict == "rejected"
 
 
 def test_two_reviewers(path):

@@ -146,6 +146,76 @@ def test_reviewing_by_keyboard(captioned, view, tab):
     expect(cards(page).first).to_contain_text("Picture 1:")
 
 
+def test_what_is_not_looked_at_is_not_judged(captioned, view, tab):
+    """A key judges the caption that is chosen, once, and none where none is."""
+    page = tab(view(captioned).url)
+    expect(cards(page).first).to_contain_text("Picture 0")
+    page.keyboard.press("r")  # nothing is chosen yet
+    page.keyboard.press("j")
+    page.keyboard.press("a")
+    page.keyboard.press("a")  # a second time while the first is on its way, or the same again
+    expect(cards(page).first).to_contain_text("accepted")
+    page.keyboard.press("Enter")
+    expect(page.locator("#detail-title")).to_have_text("#1")
+    page.evaluate("judge('rejected'); judge('rejected')")
+    expect(page.locator("#detail-title")).to_have_text("#2")
+    page.keyboard.press("Escape")
+    said = rows(captioned.with_name("out.review.jsonl"))
+    assert {one["key"] for one in said} == {said[0]["key"]}
+    assert said[-1]["verdict"] == "rejected"
+
+
+def test_what_was_typed_is_accepted(captioned, view, tab):
+    """Accepting in the dialog means the text that stands there."""
+    page = tab(view(captioned).url)
+    cards(page).first.click()
+    page.fill("#detail textarea", "My own words.")
+    page.click("#detail >> text=Accept")
+    expect(page.locator("#detail-title")).to_have_text("#2")
+    (said,) = rows(captioned.with_name("out.review.jsonl"))
+    assert (said["verdict"], said["captions"]) == ("edited", {"caption": "My own words."})
+    page.keyboard.press("Escape")
+    expect(cards(page).first).to_contain_text("My own words.")
+    page.keyboard.press("k")
+    page.keyboard.press("a")
+    expect(cards(page).first).to_contain_text("edited")
+
+
+def test_new_captions_do_not_move_the_one_that_is_looked_at(captioned, view, tab):
+    """Newest first, what comes is offered while a card is chosen; it stays the same caption."""
+    page = tab(view(captioned).url)
+    page.check("#newest")
+    expect(cards(page).first).to_contain_text("Picture 39")
+    page.locator("#newest").blur()
+    page.keyboard.press("j")
+    expect(cards(page).first).to_be_focused()
+    with captioned.open("ab") as file:
+        file.write(b'{"id":"late","caption":"a late one"}\n')
+    expect(page.locator("#more")).to_have_text("1 new")
+    expect(cards(page).first).to_contain_text("Picture 39")
+    page.click("#more")
+    expect(cards(page).first).to_contain_text("a late one")
+
+
+def test_putting_in_order_waits_for_who_is_writing(captioned, view, tab):
+    """The end of a run puts its rows in order; what is being typed can still be kept."""
+    page = tab(view(captioned).url)
+    cards(page).first.click()
+    page.fill("#detail textarea", "My own words.")
+    other = captioned.with_name("other")
+    other.write_bytes(b"".join(reversed(captioned.read_bytes().splitlines(keepends=True))))
+    other.replace(captioned)
+    with page.expect_response(lambda reply: "status" in reply.url):
+        pass
+    page.click("#detail >> text=Save edit")
+    expect(page.locator("#said")).to_have_text("edited")
+    page.keyboard.press("Escape")
+    expect(cards(page).first).to_contain_text("Picture 39")
+    page.select_option("#verdict", "edited")
+    expect(cards(page)).to_have_count(1)
+    expect(cards(page).first).to_contain_text("My own words.")
+
+
 def test_failures_with_their_pictures(captioned, view, tab):
     """Failed records are on a page of their own, by code, with picture and reason."""
     page = tab(view(captioned).url)
@@ -237,6 +307,24 @@ def test_a_hundred_thousand_rows_are_scrolled(tmp_path, view, tab):
     page.focus("#gallery")
     page.keyboard.press("End")
     expect(page.locator("#found")).to_contain_text("found")
+
+
+def test_every_row_of_a_long_output_can_be_reached(tmp_path, view, tab):
+    """Small steps go on by as much on a phone, though no browser is as tall as 100,000 cards."""
+    output = tmp_path / "out.jsonl"
+    with output.open("w") as file:
+        file.writelines(f'{{"caption":"caption number {n}"}}\n' for n in range(100_000))
+    page = tab(view(output).url, viewport={"width": 390, "height": 780})
+    expect(cards(page).first).to_contain_text("caption number 0")
+    page.mouse.move(200, 600)
+    for number in (1, 2, 3):
+        page.mouse.wheel(0, 312)
+        card = page.locator(".card", has_text=re.compile(rf"caption number {number}\b"))
+        expect(card).to_be_in_viewport(ratio=0.9)
+        expect(cards(page).first).not_to_be_in_viewport()
+    page.focus("#gallery")
+    page.keyboard.press("End")
+    expect(page.locator("#cards", has_text="caption number 99999")).to_be_visible()
 
 
 @pytest.mark.parametrize(

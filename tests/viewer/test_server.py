@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -183,9 +184,8 @@ def test_reviews(captioned, view):
     ("change", "why"),
     [
         ({"verdict": "perhaps"}, "no verdict"),
-        ({"number": 99}, "no such row"),
-        ({"of": "00"}, "changed meanwhile"),
-        ({"key": "00"}, "changed meanwhile"),
+        ({"of": "00"}, "no such row any more"),
+        ({"key": "00"}, "no such row any more"),
         ({"verdict": "edited", "captions": {"caption": "  "}}, "reject it instead"),
         ({"verdict": "edited", "captions": {"id": "7"}}, "no caption"),
         ({"verdict": "edited", "captions": 7}, ""),
@@ -277,6 +277,99 @@ def test_answers_that_are_objects(tmp_path, view):
     assert json.loads(text)["big"] == 123456789012345678901
     status, why = say(page, **about, verdict="edited", captions={"caption": text + "}"})
     assert (status, why) == (400, "caption is not valid JSON")
+    for wrong in ("7", "[]", "{}"):
+        status, why = say(page, **about, verdict="edited", captions={"caption": wrong})
+        assert status == 400
+    big = {"caption": text.replace("cat", "dog")}
+    assert say(page, **about, verdict="edited", captions=big)["verdict"] == "edited"
+    (row,) = found(page.url + "api/rows?numbers=0")
+    assert json.loads(row["captions"]["caption"])["big"] == 123456789012345678901
     new = {"objects": ["cat", "dog"]}
     kept = say(page, **about, verdict="edited", captions={"caption": json.dumps(new)})
     assert kept["captions"]["caption"] == new
+
+
+def test_accepting_keeps_what_is_shown(captioned, view):
+    """Accepting an edited caption accepts the edit; line ends of a browser are no edit."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    (row,) = found(page.url + "api/rows?numbers=0")
+    about = {name: row[name] for name in ("number", "key", "of")}
+    say(page, **about, verdict="edited", captions={"caption": "One cat."})
+    again = say(page, **about, verdict="accepted", captions={"caption": "One cat."})
+    assert again == {"verdict": "edited", "captions": {"caption": "One cat."}}
+    untouched = {"caption": row["captions"]["caption"] + "\r\n"}
+    assert say(page, **about, verdict="accepted", captions=untouched)["verdict"] == "accepted"
+
+
+def test_filters_go_by_what_is_shown(captioned, view):
+    """An edited caption is found by its new text and length, and not by its old ones."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    (row,) = found(page.url + "api/rows?numbers=10")
+    about = {name: row[name] for name in ("number", "key", "of")}
+    old = row["captions"]["caption"].split()[1]
+    say(page, **about, verdict="edited", captions={"caption": "Zug."})
+    assert found(page.url + "api/find/rows?first=0&text=zug")["numbers"] == [10]
+    assert found(page.url + "api/find/rows?first=0&longest=5")["numbers"] == [10]
+    numbers = found(page.url + f"api/find/rows?first=0&text=picture%20{old}")["numbers"]
+    assert 10 not in numbers
+
+
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [("Straße", "straße"), ("Straße", "STRASSE"), ("oﬃce", "office"), ("a/b", "a/b"),
+     ("ÄRGER", "ärger"), ('say "x"', '"x"'), ("back\\slash", "\\s")],
+)  # fmt: skip
+def test_finding_in_any_language_and_spelling(tmp_path, view, caption, wanted):
+    """Case is that of the language, and how a row spells a character makes no difference."""
+    output = tmp_path / "out.jsonl"
+    plain = json.dumps({"caption": caption}, ensure_ascii=False)
+    escaped = json.dumps({"caption": caption}).replace("/", "\\/")
+    output.write_text(f'{{"caption":"else"}}\n{plain}\n{escaped}\n')
+    page = view(output)
+    found(page.url + "api/status")
+    asked = urllib.parse.quote(wanted)
+    assert found(f"{page.url}api/find/rows?first=0&text={asked}")["numbers"] == [1, 2]
+
+
+def test_a_line_that_cannot_be_read_hides_no_others(captioned, view):
+    """A row that is broken is shown as such, between the others."""
+    with captioned.open("ab") as file:
+        file.write(b'rubbish\n\n{"id":99,"caption":"late"}\n')
+    page = view(captioned)
+    found(page.url + "api/status")
+    shown = found(page.url + "api/rows?numbers=37,38,39,40")
+    assert [row["captions"].get("caption", "broken") for row in shown[1:]] == [
+        "broken", "broken", "late",
+    ]  # fmt: skip
+    assert found(page.url + "api/find/rows?first=0&text=late")["numbers"] == [40]
+    assert found(page.url + "api/charts")["quality"]["captions"] == 39
+
+
+def test_pictures_of_lines_that_were_put_in_order(captioned, view):
+    """An address from before the lines were put in order never shows another row's picture."""
+    page = view(captioned)
+    generation = found(page.url + "api/status")["generation"]
+    assert get(f"{page.url}image/rows/{generation}/0/0/small")[0] == 200
+    other = captioned.with_name("other")
+    other.write_bytes(b"".join(reversed(captioned.read_bytes().splitlines(keepends=True))))
+    other.replace(captioned)
+    found(page.url + "api/status")
+    status, _, body = get(f"{page.url}image/rows/{generation}/0/0/small")
+    assert status == 404
+    assert b"another order" in body
+
+
+def test_a_review_of_a_row_that_has_moved(captioned, view):
+    """A row that stands elsewhere by now is found by its key."""
+    page = view(captioned)
+    found(page.url + "api/status")
+    (row,) = found(page.url + "api/rows?numbers=0")
+    other = captioned.with_name("other")
+    other.write_bytes(b"".join(reversed(captioned.read_bytes().splitlines(keepends=True))))
+    other.replace(captioned)
+    found(page.url + "api/status")
+    about = {name: row[name] for name in ("number", "key", "of")}
+    assert say(page, **about, verdict="rejected")["verdict"] == "rejected"
+    assert found(page.url + "api/find/rows?first=0&verdict=rejected")["numbers"] == [37]

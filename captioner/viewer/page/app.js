@@ -28,6 +28,7 @@ const state = {
   total: 0,          // lines that the gallery knows of
   found: null,       // numbers of those that fit, where something is looked for
   next: null,        // where to go on looking; null at the end
+  end: 0,            // the line after the last one that was looked at
   looked: 0,
   search: 0,         // counts searches: what an older one finds is dropped
   searching: false,
@@ -35,6 +36,10 @@ const state = {
   asked: new Set(),
   current: 0,        // place in the gallery
   opened: null,
+  busy: false,       // a review is on its way
+  stale: false,      // the lines are in another order, and a caption is open
+  top: 0,            // what is seen, in pixels of the gallery as it would be
+  scrolled: 0,       // where the browser was at the last look
   nodes: new Map(),  // by place
 };
 
@@ -48,6 +53,8 @@ const rowAt = (place) => state.rows.get(numberAt(place));
 
 // -- the gallery ------------------------------------------------------------------------------
 
+// A gallery of a million rows is taller than a browser can scroll. Then the bar stands for the
+// whole, while small steps go as far as the finger or the wheel does.
 function layout() {
   const gallery = $("gallery");
   const width = gallery.clientWidth, seen = gallery.clientHeight;
@@ -55,22 +62,51 @@ function layout() {
   const height = Math.ceil(count() / columns) * CARD_HEIGHT;
   const real = Math.min(height, TALLEST);
   const ratio = real > seen ? (height - seen) / (real - seen) : 1;
-  return {width, seen, columns, height, real, ratio, top: gallery.scrollTop * ratio};
+  return {width, seen, columns, height, real, ratio};
+}
+
+function scrolled() {
+  const now = $("gallery").scrollTop, at = layout(), by = now - state.scrolled;
+  state.scrolled = now;
+  const small = Math.abs(by) < 2 * at.seen;
+  state.top = at.ratio === 1 ? now : small ? state.top + by : now * at.ratio;
+  if (now <= 0) state.top = 0;
+  if (now >= at.real - at.seen - 1) state.top = at.height - at.seen;
+  state.top = Math.max(0, Math.min(state.top, at.height - at.seen));
+  render();
+}
+
+function goTo(top) {
+  const at = layout();
+  state.top = Math.max(0, Math.min(top, at.height - at.seen));
+  $("cards").style.height = `${at.real}px`;
+  $("gallery").scrollTop = state.top / at.ratio;
+  state.scrolled = $("gallery").scrollTop;
+  render();
 }
 
 function render() {
   if (state.view === "charts") return;
-  const at = layout();
+  const at = layout(), top = state.top;
   $("cards").style.height = `${at.real}px`;
-  const first = Math.max(0, Math.floor(at.top / CARD_HEIGHT) - MARGIN_ROWS) * at.columns;
+  const first = Math.max(0, Math.floor(top / CARD_HEIGHT) - MARGIN_ROWS) * at.columns;
   const last = Math.min(
-    count(), (Math.ceil((at.top + at.seen) / CARD_HEIGHT) + MARGIN_ROWS) * at.columns);
+    count(), (Math.ceil((top + at.seen) / CARD_HEIGHT) + MARGIN_ROWS) * at.columns);
   const missing = [];
+  const put = (place, node) => {
+    const line = Math.floor(place / at.columns);
+    node.style.top = `${state.scrolled + line * CARD_HEIGHT - top}px`;
+    node.style.left = `${(place % at.columns) * at.width / at.columns}px`;
+    node.style.width = `${at.width / at.columns}px`;
+    node.style.height = `${CARD_HEIGHT}px`;
+  };
   for (const [place, node] of state.nodes) {
     if (place < first || place >= last) {
-      if (node.contains(document.activeElement)) continue;
-      node.remove();
-      state.nodes.delete(place);
+      if (node.contains(document.activeElement) && place < count()) put(place, node);
+      else {
+        node.remove();
+        state.nodes.delete(place);
+      }
     }
   }
   for (let place = first; place < last; place += 1) {
@@ -83,11 +119,7 @@ function render() {
     }
     if (row && (node.row !== row || node.number !== number)) fill(node, row);
     if (!row && !state.asked.has(number)) missing.push(number);
-    const line = Math.floor(place / at.columns);
-    node.style.top = `${at.top / at.ratio + line * CARD_HEIGHT - at.top}px`;
-    node.style.left = `${(place % at.columns) * at.width / at.columns}px`;
-    node.style.width = `${at.width / at.columns}px`;
-    node.style.height = `${CARD_HEIGHT}px`;
+    put(place, node);
     node.setAttribute("aria-setsize", state.next === null ? count() : -1);
     node.setAttribute("aria-posinset", place + 1);
   }
@@ -140,8 +172,8 @@ function picture(row, which, size) {
 }
 
 async function load(numbers) {
-  const of = kind(), search = state.search;
-  numbers.forEach((number) => state.asked.add(number));
+  const of = kind(), search = state.search, asked = state.asked;
+  numbers.forEach((number) => asked.add(number));
   try {
     const rows = await ask(`api/${of}?numbers=${numbers.join(",")}`);
     if (of !== kind() || search !== state.search) return;
@@ -154,7 +186,7 @@ async function load(numbers) {
   } catch (error) {
     say(error.message);
   } finally {
-    numbers.forEach((number) => state.asked.delete(number));
+    numbers.forEach((number) => asked.delete(number));
   }
 }
 
@@ -171,17 +203,20 @@ function query() {
 function restart() {
   state.search += 1;
   state.searching = false;
+  state.stale = false;
   state.rows.clear();
+  state.asked = new Set();
   state.nodes.forEach((node) => node.remove());
   state.nodes.clear();
   state.current = 0;
   state.total = lines();
   state.looked = 0;
   $("more").hidden = true;
-  const anything = query().size > 0;
+  const anything = query().toString() !== "";
   state.found = anything ? [] : null;
   state.next = anything && state.total ? ($("newest").checked ? state.total - 1 : 0) : null;
-  $("gallery").scrollTop = 0;
+  state.end = state.next ?? 0;
+  goTo(0);
   tell();
   if (anything) look();
   render();
@@ -200,11 +235,12 @@ async function look() {
       if (search !== state.search) return;
       state.found.push(...some.numbers);
       state.next = some.next;
+      state.end = some.end;
       state.looked += some.looked_at;
       tell();
       render();
       const at = layout();
-      const seen = Math.ceil((at.top + at.seen) / CARD_HEIGHT) * at.columns;
+      const seen = Math.ceil((state.top + at.seen) / CARD_HEIGHT) * at.columns;
       if (state.found.length > seen + ENOUGH) break;
     }
   } catch (error) {
@@ -239,7 +275,8 @@ async function poll() {
     const first = state.status === null;
     state.status = await ask("api/status");
     showCounts();
-    if (first || before !== generation()) restart();
+    if (before !== generation() && $("detail").open) state.stale = true;
+    else if (first || before !== generation()) restart();
     else grow();
     if (state.view === "charts") showCharts(false);
     if (state.status.running || state.status.run) wait = 1_000;
@@ -251,27 +288,25 @@ async function poll() {
 
 function grow() {
   const more = lines() - state.total;
-  if (more <= 0 || state.view === "charts") return;
+  if (more <= 0 || state.view === "charts" || state.stale) return;
+  const newest = $("newest").checked;
+  // Newest first, every place means another row: not while somebody looks at one.
+  const looking = state.top > 60 || $("cards").contains(document.activeElement) || $("detail").open;
   if (state.found) {
-    if (!$("newest").checked && state.next === null) {
-      state.next = state.total;
-      state.total = lines();
+    if (newest) { offer(more); return; }
+    state.total = lines();
+    if (state.next === null && state.end < state.total) {
+      state.next = state.end;
       look();
-    } else offer(more);
-  } else if ($("newest").checked && ($("gallery").scrollTop > 60 || $("detail").open)) {
+    }
+  } else if (newest && looking) {
     offer(more);
   } else {
     state.total = lines();
-    if ($("newest").checked) renumber(more);
+    if (newest) state.nodes.forEach((node) => { node.row = null; });
     tell();
     render();
   }
-}
-
-// Newest first, every place means another row now: what is drawn is drawn again.
-function renumber(more) {
-  if ($("cards").contains(document.activeElement)) state.current += more;
-  state.nodes.forEach((node) => { node.row = null; });
 }
 
 function offer(more) {
@@ -314,10 +349,11 @@ function showCounts() {
 
 async function open(place) {
   if (place < 0 || place >= count()) return;
+  const search = state.search;
   state.current = place;
   if (!rowAt(place)) await load([numberAt(place)]);
   const row = rowAt(place);
-  if (!row) return;
+  if (!row || state.current !== place || search !== state.search) return;
   state.opened = row;
   const failed = kind() === "failures";
   $("detail-title").textContent = failed ? `${row.code}, line ${row.line ?? "?"}` : `#${row.number + 1}`;
@@ -349,11 +385,9 @@ async function open(place) {
 
 function bringIntoView(place) {
   const at = layout(), line = Math.floor(place / at.columns) * CARD_HEIGHT;
-  if (line < at.top) $("gallery").scrollTop = line / at.ratio;
-  else if (line + CARD_HEIGHT > at.top + at.seen) {
-    $("gallery").scrollTop = (line + CARD_HEIGHT - at.seen) / at.ratio;
-  }
-  render();
+  if (line < state.top) goTo(line);
+  else if (line + CARD_HEIGHT > state.top + at.seen) goTo(line + CARD_HEIGHT - at.seen);
+  else render();
 }
 
 function focusCard(place) {
@@ -363,28 +397,28 @@ function focusCard(place) {
 }
 
 async function review(verdict, row, captions, note) {
-  if (!row || kind() !== "rows") return false;
+  if (!row || kind() !== "rows" || state.busy) return false;
+  state.busy = true;
   try {
     const kept = await ask("api/review", {
       method: "POST",
       body: JSON.stringify({number: row.number, key: row.key, of: row.of, verdict, captions, note}),
     });
-    const shown = {...row, verdict: kept.verdict, note: kept.verdict === "none" ? "" : note};
-    if (verdict === "none" || verdict === "accepted") {
-      state.rows.delete(row.number);  // what was edited is as the model wrote it again
-      await load([row.number]);
-    } else state.rows.set(row.number, {...shown, captions: {...row.captions, ...captions}});
-    const now = state.rows.get(row.number) ?? shown;
-    $("said").textContent = now.verdict === "none" ? "taken back" : now.verdict;
-    $("said").className = now.verdict;
-    if (state.opened?.number === row.number) state.opened = now;
-    render();
+    $("said").textContent = kept.verdict === "none" ? "taken back" : kept.verdict;
+    $("said").className = kept.verdict;
+    if (state.stale) return true;
+    await load([row.number]);  // as it is now
+    if (state.opened?.number === row.number) {
+      state.opened = state.rows.get(row.number) ?? state.opened;
+    }
     return true;
   } catch (error) {
     $("said").className = "rejected";
     $("said").textContent = error.message;
     say(error.message);
     return false;
+  } finally {
+    state.busy = false;
   }
 }
 
@@ -392,30 +426,34 @@ const written = () => Object.fromEntries(
   [...$("texts").querySelectorAll("textarea")].map((area) => [area.dataset.name, area.value]));
 
 async function judge(verdict) {
+  const place = state.current, search = state.search;
   if ($("detail").open) {
-    const captions = verdict === "edited" ? written() : {};
-    if (await review(verdict, state.opened, captions, $("note").value) && verdict !== "none") {
-      if (state.current + 1 < count()) open(state.current + 1);
-    } else if (verdict === "none") open(state.current);
-  } else {
-    const row = rowAt(state.current);
-    await review(verdict, row, {}, row?.note ?? "");
+    const done = await review(verdict, state.opened, written(), $("note").value);
+    if (!done || state.current !== place || search !== state.search || !$("detail").open) return;
+    if (verdict === "none") open(place);
+    else if (place + 1 < count() && !state.stale) open(place + 1);
+  } else if ($("cards").contains(document.activeElement)) {
+    const row = rowAt(place);
+    await review(verdict, row, row?.captions ?? {}, row?.note ?? "");
   }
 }
 
 // -- charts -----------------------------------------------------------------------------------
 
-let chartsAsked = 0, charts = null;
+let chartsAsked = 0, charts = null, charting = false;
 
 async function showCharts(fresh) {
   if (fresh) $("charts").replaceChildren(element("p", "Counting…"));
-  if (fresh || Date.now() - chartsAsked > 15_000) {
-    chartsAsked = Date.now();
+  if (!charting && (fresh || Date.now() - chartsAsked > 15_000)) {
+    charting = true;
     try {
       charts = await ask("api/charts");
     } catch (error) {
       $("charts").replaceChildren(element("p", error.message));
       return;
+    } finally {
+      charting = false;
+      chartsAsked = Date.now();
     }
   }
   if (charts && state.view === "charts") drawCharts($("charts"), charts, state.status?.run);
@@ -450,7 +488,12 @@ $("filters").addEventListener("submit", (event) => {
   clearTimeout(typing);
   restart();
 });
-$("gallery").addEventListener("scroll", () => requestAnimationFrame(render), {passive: true});
+let resting = 0;
+$("gallery").addEventListener("scroll", () => {
+  requestAnimationFrame(scrolled);
+  clearTimeout(resting);
+  resting = setTimeout(() => { if (layout().ratio !== 1) goTo(state.top); }, 200);
+}, {passive: true});
 new ResizeObserver(render).observe($("gallery"));
 $("more").addEventListener("click", restart);
 for (const button of document.querySelectorAll("nav [data-view]")) {
@@ -462,17 +505,20 @@ for (const button of $("verdicts").children) {
 $("before").addEventListener("click", () => open(state.current - 1));
 $("after").addEventListener("click", () => open(state.current + 1));
 $("close").addEventListener("click", () => $("detail").close());
-$("detail").addEventListener("close", () => focusCard(state.current));
+$("detail").addEventListener("close", () => state.stale ? restart() : focusCard(state.current));
 $("keys").addEventListener("click", () => $("help").showModal());
 $("help-close").addEventListener("click", () => $("help").close());
 
 document.addEventListener("keydown", (event) => {
   const target = event.target, inDetail = $("detail").open;
+  if (event.repeat && !event.key.startsWith("Arrow")) return;
   if (event.ctrlKey && event.key === "Enter" && inDetail) { judge("edited"); return; }
   if (target.id === "note" && event.key === "Enter") {
     event.preventDefault();  // it would press the button that is focused next
     const verdict = state.opened.verdict;
-    if (verdict !== "none") review(verdict, state.opened, written(), $("note").value);
+    if (verdict !== "none") {
+      review(verdict, state.opened, verdict === "rejected" ? {} : written(), $("note").value);
+    }
     $("close").focus();
     return;
   }

@@ -111,7 +111,8 @@ function drawCharts(into, found, run) {
   }
   const facts = element("section");
   facts.append(element("h3", "What they are like"), table([
-    ["captions", number(quality.captions)],
+    ["captions", found.rows > quality.captions * 1.5
+      ? `${number(quality.captions)} of ${number(found.rows)} looked at` : number(quality.captions)],
     ["characters", spread(quality.chars)],
     ["words", spread(quality.words)],
     ["word-for-word duplicates", number(quality.duplicates)],
