@@ -1,4 +1,7 @@
-"""A run at a terminal: signals, event loop, display, summary, exit code."""
+"""A run at a terminal: signals, event loop, display, summary, exit code.
+
+What only one command needs is imported by it, so that a run starts without it.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from captioner.batches.ledger import Ledger
-from captioner.batches.looking import look_at_batches
-from captioner.check import check_output
 from captioner.children import ease_garbage_collection
 from captioner.display import Display
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
-from captioner.estimate import estimate
-from captioner.exports.formats import check_format, export
 from captioner.logs import JsonLog
 from captioner.metrics import ADDRESS, Metrics
 from captioner.records import Progress
-from captioner.report import make_report, write_page
 from captioner.run import run_batch
-from captioner.scores import score
 from captioner.sinks.files import Files
 from captioner.sinks.journal import find_journal, journal_path, output_of
 from captioner.stopping import Stopping
@@ -106,6 +102,8 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
 
 def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
     """Print how an output stands and return the exit status."""
+    from captioner.check import check_output
+
     try:
         report = asyncio.run(check_output(output, source))
     except (SettingsError, OSError) as error:
@@ -117,6 +115,8 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
 
 def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int:
     """Print what a run will take and return the exit status."""
+    from captioner.estimate import estimate
+
     try:
         found = asyncio.run(estimate(settings, probe=probe, warn=_say))
     except (SettingsError, RunError) as error:
@@ -130,6 +130,8 @@ def report_in_console(
     output: Path, target: Path | None, *, sample: int, image_root: Path | None, as_json: bool
 ) -> int:
     """Print what captions are like, or write a page of it, and return the exit status."""
+    from captioner.report import make_report, write_page
+
     try:
         pictures = sample if target is not None else 0
         report = make_report(output, sample=pictures, image_root=image_root, warn=_say)
@@ -149,6 +151,8 @@ def report_in_console(
 
 def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     """Print how near captions are to references and return the exit status."""
+    from captioner.scores import score
+
     try:
         found = score(output, references, warn=_say)
     except (SettingsError, RunError) as error:
@@ -169,6 +173,8 @@ def export_in_console(
     reviewed: Reviewed,
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
+    from captioner.exports.formats import check_format, export
+
     try:
         output = output_of(output)
         journal = find_journal(output, Files())
@@ -196,6 +202,9 @@ def export_in_console(
 
 def batches_in_console(output: Path, *, cancel: bool) -> int:
     """Print how the batches of a run are, cancelled or not, and return the exit status."""
+    from captioner.batches.ledger import Ledger
+    from captioner.batches.looking import look_at_batches
+
     try:
         ledger = Ledger.of(find_journal(output, Files()))
         for line in asyncio.run(look_at_batches(ledger, cancel=cancel)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import Counter
@@ -291,8 +292,9 @@ class _Run:
         for key in taken:  # a failure from before its caption came, say
             if (offset := journal.failures.left.take(key)) is not None:
                 self._retrying.add(key, offset)
-        for key, of in found:  # they have been heard
-            reviews.add(Review(key, of, "none", {}))
+        with contextlib.suppress(OSError):  # they have been heard; their captions are gone anyway
+            for key, of in found:
+                reviews.add(Review(key, of, "none", {}))
 
     async def _caption(
         self,

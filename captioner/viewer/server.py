@@ -146,7 +146,7 @@ class Viewer:
     ) -> web.StreamResponse:
         """Let in who knows the token; whatever goes wrong is said in a sentence."""
         given = request.match_info.get("token", "")
-        if not hmac.compare_digest(given.encode(), self._token.encode()):
+        if not hmac.compare_digest(given.encode(errors="replace"), self._token.encode()):
             return web.Response(status=404, text="not found", headers=_HEADERS)
         try:
             reply = await handler(request)
