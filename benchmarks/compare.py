@@ -24,6 +24,7 @@ from pathlib import Path
 from corpora import corpus
 
 HERE = Path(__file__).parent
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled, ours as well
 OURS = [sys.executable, "-m", "captioner"]
 ANCHOR = [sys.executable, str(HERE / "anchors.py")]
 
