@@ -80,6 +80,7 @@ class Reviews:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._found: dict[tuple[bytes, str], Review] = {}
+        self._keys: set[bytes] = set()  # most records are in nobody's review
         self._at = 0  # what was read
         self._size = 0  # what is known to be there
         self._lock = threading.Lock()
@@ -110,7 +111,7 @@ class Reviews:
 
     def of(self, key: bytes, row: Mapping[str, Any], fields: Sequence[str]) -> Review | None:
         """Return the review of a row as it is now; None if there is none."""
-        return self._found.get((key, print_of(row, fields))) if self._found else None
+        return self._found.get((key, print_of(row, fields))) if key in self._keys else None
 
     def rejected(self) -> set[tuple[bytes, str]]:
         """Return the records whose captions were rejected, each with the print of those."""
@@ -145,6 +146,7 @@ class Reviews:
             self._found.pop((review.key, review.of), None)
         else:
             self._found[review.key, review.of] = review
+            self._keys.add(review.key)
 
 
 def _ends_on_a_line(path: Path) -> bool:

@@ -267,6 +267,7 @@ class Shelf:
         book, reviews, fields = self.book, self.reviews, self.book.fields
         wanted = query.text.casefold()
         edited = any(review.captions for review in reviews)
+        judged = len(reviews) > 0 and (edited or query.verdict)
         maybe = _sieve(wanted)
 
         def fits(line: bytes) -> bool:
@@ -274,7 +275,7 @@ class Shelf:
                 return False
             try:
                 row = parsed(line)
-                key = book.identity.of_output(line) if query.verdict or edited else None
+                key = book.identity.of_output(line) if judged else None
             except ValueError:
                 return False
             review = reviews.of(key, row, fields) if key is not None else None

@@ -1,0 +1,94 @@
+"""What the page of captioner view does over many rows: looking, finding, drawing charts.
+
+usage: python benchmarks/view.py [ROWS]        default: 1,000,000
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from captioner.sinks.reviews import Review, print_of
+from captioner.viewer.shelf import Query, Shelf
+
+WORDS = [
+    "a",
+    "red",
+    "photograph",
+    "of",
+    "two",
+    "dogs",
+    "on",
+    "the",
+    "beach",
+    "near",
+    "old",
+    "houses",
+]
+
+
+def write(path: Path, count: int) -> None:
+    chance = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            text = " ".join(chance.choices(WORDS, k=chance.randrange(8, 60)))
+            row = {"id": number, "image": f"images/{number}.jpg", "caption": text}
+            if number % (count // 5) == 7:
+                row["caption"] += " and a zebra"
+            file.write(json.dumps(row) + "\n")
+
+
+def find(shelf: Shelf, query: Query) -> tuple[int, float]:
+    """Return how many rows fit, and the seconds of the longest of the requests it took."""
+    found, at, longest = 0, 0, 0.0
+    while at is not None:
+        began = time.perf_counter()
+        some = shelf.find("rows", query, at, 1)
+        longest = max(longest, time.perf_counter() - began)
+        found, at = found + len(some.numbers), some.next
+    return found, longest
+
+
+def main(count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "out.jsonl"
+        write(output, count)
+        print(f"| {count:,} rows, {output.stat().st_size >> 20} MB | s |\n| --- | ---: |")
+        shelf = Shelf(output, image_root=None, warn=print)
+        with output.open("rb") as file:
+            first = file.readline().rstrip(b"\n")
+        key = shelf.book.identity.of_output(first)
+        of = print_of(json.loads(first), shelf.book.fields)
+        shelf.reviews.add(Review(key, of, "accepted", {}))
+        began = time.perf_counter()
+        shelf.refresh()
+        print(f"| first look | {time.perf_counter() - began:.2f} |")
+        began = time.perf_counter()
+        for number, line in enumerate(shelf.rows.read(count // 2, 100), count // 2):
+            shelf.shown("rows", number, line)
+        print(f"| 100 rows to show | {time.perf_counter() - began:.3f} |")
+        for name, query in (
+            ("a rare word", Query(text="Zebra")),
+            ("a word of another script", Query(text="шум")),
+            ("captions of 300 characters and more", Query(shortest=300)),
+            ("what is not reviewed", Query(verdict="none")),
+        ):
+            began = time.perf_counter()
+            found, longest = find(shelf, query)
+            took = time.perf_counter() - began
+            print(f"| find {name}: {found:,}, a request at most {longest:.2f} s | {took:.1f} |")
+        began = time.perf_counter()
+        shelf.charts()
+        print(f"| charts, first time | {time.perf_counter() - began:.1f} |")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"| peak RSS, MB | {peak:.0f} |")
+        shelf.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
