@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import tomllib
 from dataclasses import field, fields, make_dataclass
@@ -53,12 +54,17 @@ def run_command(argv: Sequence[str]) -> int:
         return 0
     try:
         command, bound, _ = build_app().parse_args(_spelled_out(argv))
-        return int(command(*bound.args, **bound.kwargs) or 0)
+        status = int(command(*bound.args, **bound.kwargs) or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads any more, head say: no reason for a trace
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except CycloptsError as error:
         error.verbose = False
         return _usage_error(_explain(error, argv))
     except SettingsError as error:
         return _usage_error(str(error))
+    return status
 
 
 def build_app() -> App:
@@ -388,7 +394,7 @@ def _export(
     overwrite: Annotated[
         bool,
         Parameter(
-            help="Replace files that hold something else.",
+            help="Replace what is there.",
             negative=(),
             show_env_var=False,
         ),
@@ -402,7 +408,7 @@ def _export(
         ),
     ] = "apply",
 ) -> int:
-    """Write the captions of a run in another format; may be repeated."""
+    """Write the captions of a run in another format."""
     from captioner.console import export_in_console
 
     return export_in_console(

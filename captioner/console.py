@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -105,7 +106,7 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
     from captioner.check import check_output
 
     try:
-        report = asyncio.run(check_output(output, source))
+        report = asyncio.run(check_output(output_of(output), source))
     except (SettingsError, OSError) as error:
         _say(f"captioner: {error}")
         return SettingsError.exit_code
@@ -319,6 +320,8 @@ class _Session:
             self._display.event("finished", **report.as_dict())
         else:
             _say(summarise(report, self._settings))
+            if self._settings.run.view and report.output:
+                _say(f"look at them again: captioner view {shlex.quote(report.output)}")
         if self._as_json:
             print(_json(report))
 

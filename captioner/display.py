@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self, TextIO
 
-from captioner.wording import duration, printable, short
+from captioner.wording import duration, money, printable, short
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -185,12 +185,12 @@ class Display:
                 f"{short(now.prompt_tokens)} tokens in, {short(now.completion_tokens)} out"
             )
         if now.cost:
-            of = f" of ${self._budget:,.2f}" if self._budget is not None else ""
-            facts.append(f"${now.cost:,.2f}{of}")
+            of = f" of {money(self._budget)}" if self._budget is not None else ""
+            facts.append(f"{money(now.cost)}{of}")
             settled = now.captioned + now.failed
             left = self._pace.total - now.settled
             if settled and left > 0:
-                facts.append(f"about ${now.cost * (1 + left / settled):,.2f} in all")
+                facts.append(f"about {money(now.cost * (1 + left / settled))} in all")
         return facts
 
     def _stage(self) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ from captioner.sinks.files import Files, network_file_system
 from captioner.sinks.finalise import order_output, set_aside
 from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
 from captioner.sinks.jsonl import JournalSink, Rows
-from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path
+from captioner.sinks.reviews import Reviews, print_of, reviews_path
 from captioner.sources.formats import open_input
 from captioner.stopping import StoppedError, Stopping
 
@@ -272,19 +271,14 @@ class _Run:
     def _take_back_rejected(self, journal: Journal, identity: Identity, files: Files) -> None:
         """Make records pending whose captions a reviewer rejected."""
         fields = self.settings.fields
-        reviews = Reviews(reviews_path(self.settings.output_path))
-        rejected = reviews.rejected()
+        rejected = Reviews(reviews_path(self.settings.output_path)).rejected()
         keys = {key for key, _ in rejected}
-        found: set[tuple[bytes, str]] = set()
 
         def unwanted(line: bytes) -> bool:
             key = identity.of_output(line)
             if key is None or key not in keys:
                 return False
-            about = key, print_of(parsed(line), fields)
-            if about in rejected:
-                found.add(about)
-            return about in rejected
+            return (key, print_of(parsed(line), fields)) in rejected
 
         taken = set_aside(journal, identity, unwanted, files) if rejected else []
         if not taken:
@@ -292,9 +286,6 @@ class _Run:
         for key in taken:  # a failure from before its caption came, say
             if (offset := journal.failures.left.take(key)) is not None:
                 self._retrying.add(key, offset)
-        with contextlib.suppress(OSError):  # they have been heard; their captions are gone anyway
-            for key, of in found:
-                reviews.add(Review(key, of, "none", {}))
 
     async def _caption(
         self,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from captioner.errors import LimitReachedError
 from captioner.prices import FREE
 from captioner.records import Usage
+from captioner.wording import money
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,8 +91,8 @@ class Spending:
         spent = self._progress.cost
         if self._most_money is not None and spent + out * each > self._most_money:
             return (
-                f"The budget of ${self._most_money * self._parts:,.2f} (--budget){parts} is used "
-                f"up: ${spent:,.4f} are spent, and another request may cost ${each:,.4f}. {again}"
+                f"The budget of {money(self._most_money * self._parts)} (--budget){parts} is used "
+                f"up: {money(spent)} are spent, and another request may cost {money(each)}. {again}"
             )
         return ""
 

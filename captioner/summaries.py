@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.wording import duration, printable, short
+from captioner.wording import duration, money, printable, short
 
 if TYPE_CHECKING:
     from captioner.check import CheckReport
@@ -27,7 +29,7 @@ def summarise(report: RunReport, settings: Settings) -> str:
     tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
     lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
     if report.cost:
-        lines[-1] += f"; ${report.cost:,.2f}"
+        lines[-1] += f"; {money(report.cost)}"
     if report.shared:
         lines.append(f"{report.shared:,} records share the answer to an equal one (--dedup)")
     if report.cached:
@@ -75,7 +77,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
         f"tokens: {short(found.prompt_tokens)} in, {short(found.completion_tokens)} out ({by})"
     )
     if found.cost is not None and found.batch_cost is not None:
-        lines.append(f"cost: ${found.cost:,.2f}, or ${found.batch_cost:,.2f} with --batch-api")
+        lines.append(f"cost: {money(found.cost)}, or {money(found.batch_cost)} with --batch-api")
     else:
         lines.append(
             f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices, or "
@@ -153,7 +155,10 @@ def _how_to_go_on(settings: Settings) -> str:
 
 
 def _again(settings: Settings, *more: str) -> str:
-    words = ["python", "-m", "captioner", str(settings.input)]
+    called = (
+        ["captioner"] if Path(sys.argv[0]).name == "captioner" else ["python", "-m", "captioner"]
+    )
+    words = [*called, str(settings.input)]
     if settings.output is not None:
         words += ["-o", str(settings.output)]
     return shlex.join([*words, *more])

@@ -24,3 +24,10 @@ def short(number: int) -> str:
         if number >= size - size // 20_000:  # what rounds up to the next unit is written in it
             return f"{number / size:.1f}{unit}"
     return str(number)
+
+
+def money(dollars: float) -> str:
+    """Return US dollars: ``$25.00``, and less than one with what there is of it: ``$0.0012``."""
+    if dollars >= 1 or dollars == 0:
+        return f"${dollars:,.2f}"
+    return f"${dollars:.4f}" if dollars >= 0.0001 else f"${dollars:.2g}"

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -443,3 +445,16 @@ def test_repeated_flags_are_several(parsed, monkeypatch):
 def test_values_that_cannot_work(refused, argument, said):
     """Each is said in a sentence before anything is sent."""
     assert said in refused("in.jsonl", argument)
+
+
+def test_nobody_reads_any_more(endpoint, make_input, run_command):
+    """Piped into what ends early, head say, a command ends without a trace."""
+    source = make_input(1)
+    output = source.with_name("out.jsonl")
+    run_command(source, "-o", output, "--base-url", endpoint.base_url, "--model", "m")
+    report = [sys.executable, "-m", "captioner", "report", str(output), "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(report, check=False, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")

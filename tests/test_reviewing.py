@@ -106,11 +106,22 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
         for review in [reviews.of(Identity(FIELDS).of_output(line), row, FIELDS)]
     }
     assert said == {0: "accepted", 1: None, 2: None, 3: None, 4: "edited"}
-    assert not reviews.rejected()
+    assert len(reviews.rejected()) == 2  # who gets the same caption again finds it rejected
     once_more = run("--retry-rejected")
     assert once_more.returncode == 0
     assert "no caption in the output is one that a reviewer rejected" in once_more.stderr
     assert endpoint.count == 7
+
+
+def test_the_same_caption_again_is_still_rejected(endpoint, run, tmp_path):
+    """A model that says the same again has not made a caption that somebody accepted."""
+    output = tmp_path / "out.jsonl"
+    assert run().returncode == 0
+    judge(output, _1="rejected")
+    for count in (6, 7):
+        assert run("--retry-rejected").returncode == 0
+        assert endpoint.count == count
+    assert len(rows(output)) == 5
 
 
 def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run_command, tmp_path):
@@ -131,7 +142,7 @@ def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run
     assert found["1"]["caption"] == "a better caption"
     refused = run_command("export", output, "--to", tmp_path / "out.review.jsonl", "--overwrite")
     assert refused.returncode == 2
-    assert len(Reviews(reviews_path(output))) == 1
+    assert len(Reviews(reviews_path(output))) == 2
 
 
 def test_equal_records_are_told_apart_by_their_captions(endpoint, run_command, tmp_path):

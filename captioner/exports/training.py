@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from captioner.exports.book import Book
 
 
+_QUESTIONS = frozenset({"prompt", "system_prompt", "ask", "preset", "prompt_field"})
+
+
 def write_llava(book: Book, target: Path) -> None:
     """Write LLaVA's conversations: what was asked as the human's turn, the caption as gpt's.
 
@@ -42,6 +45,11 @@ def write_llava(book: Book, target: Path) -> None:
     with replacing(target) as partial, partial.open("wb") as file:
         _write_array(file, left_out)
     left_out.warn("LLaVA")
+    if asked := sorted(_QUESTIONS.intersection(book.settings.get("accepted", ()))):
+        book.warn(
+            f"its questions are those of the last run: {', '.join(asked)} changed while captions "
+            "were made (--accept-changes), and rows do not tell which of them were asked otherwise"
+        )
 
 
 class _Counting:

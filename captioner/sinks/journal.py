@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from captioner.options import OutputFormat
 
-REMEMBERED = frozenset({"folder_of"})
+REMEMBERED = frozenset({"folder_of", "accepted"})
 """What is kept among the settings, but is none: another value of it is no other job."""
 
 IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
@@ -259,7 +259,11 @@ class Journal:
             if before.get(name) != self._settings.get(name)
         ]
         fatal = [name for name in changed if name in IDENTITY_SETTINGS]
-        if not changed or (self._accept_changes and not fatal):
+        if not changed:
+            return
+        if self._accept_changes and not fatal:
+            # For those who ask what was asked: not all captions are by the same settings.
+            self._settings["accepted"] = sorted({*before.get("accepted", ()), *changed})
             return
         what = "; ".join(
             f"{name.replace('_', '-')} was {_short(before.get(name))}, "

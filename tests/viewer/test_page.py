@@ -181,6 +181,30 @@ def test_what_was_typed_is_accepted(captioned, view, tab):
     expect(cards(page).first).to_contain_text("edited")
 
 
+def test_what_was_typed_is_not_dropped_unasked(captioned, view, tab):
+    """Leaving a caption that was changed asks first; a note goes with the verdict that follows."""
+    page = tab(view(captioned).url)
+    expect(cards(page).first).to_contain_text("Picture 0")
+    page.keyboard.press("j")
+    page.keyboard.press("n")
+    expect(page.locator("#note")).to_be_focused()
+    page.keyboard.type("a dark one")
+    page.keyboard.press("Enter")
+    expect(page.locator("#said")).to_have_text("accept or reject, and the note is kept")
+    page.fill("#detail textarea", "My own words.")
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    page.click("#after")
+    page.locator("#close").focus()
+    page.keyboard.press("Escape")
+    expect(page.locator("#detail textarea")).to_have_value("My own words.")
+    assert asked == ["Drop what you have written?"] * 2
+    page.click("#detail >> text=Accept")
+    expect(page.locator("#detail-title")).to_have_text("#2")
+    (said,) = rows(captioned.with_name("out.review.jsonl"))
+    assert (said["note"], said["captions"]["caption"]) == ("a dark one", "My own words.")
+
+
 def test_new_captions_do_not_move_the_one_that_is_looked_at(captioned, view, tab):
     """Newest first, what comes is offered while a card is chosen; it stays the same caption."""
     page = tab(view(captioned).url)

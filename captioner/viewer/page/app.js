@@ -281,7 +281,8 @@ async function poll() {
     if (state.view === "charts") showCharts(false);
     if (state.status.running || state.status.run) wait = 1_000;
   } catch (error) {
-    $("counts").textContent = `The server does not answer (${error.message}).`;
+    $("counts").textContent = "The run has ended, or the page's server was stopped: " +
+      `captioner view ${state.status?.output ?? "OUT"} shows it again.`;
   }
   setTimeout(poll, document.hidden ? 5_000 : wait);
 }
@@ -406,6 +407,11 @@ async function review(verdict, row, captions, note) {
     });
     $("said").textContent = kept.verdict === "none" ? "taken back" : kept.verdict;
     $("said").className = kept.verdict;
+    if (state.opened?.number === row.number) {
+      const said = kept.verdict === "edited" || kept.verdict === "accepted" ? captions : {};
+      const shown = {...state.opened.captions, ...said};
+      state.opened = {...state.opened, verdict: kept.verdict, captions: shown};
+    }
     if (state.stale) return true;
     await load([row.number]);  // as it is now
     if (state.opened?.number === row.number) {
@@ -424,6 +430,20 @@ async function review(verdict, row, captions, note) {
 
 const written = () => Object.fromEntries(
   [...$("texts").querySelectorAll("textarea")].map((area) => [area.dataset.name, area.value]));
+
+// What was typed is not dropped unasked.
+const stay = () => kind() === "rows" && $("detail").open && state.opened !== null &&
+  Object.entries(written()).some(([name, text]) =>
+    text.trim() !== (state.opened.captions[name] ?? "").replace(/\r\n/g, "\n").trim()) &&
+  !confirm("Drop what you have written?");
+
+function turn(step) {
+  if (!stay()) open(state.current + step);
+}
+
+function leave() {
+  if (!stay()) $("detail").close();
+}
 
 async function judge(verdict) {
   const place = state.current, search = state.search;
@@ -502,9 +522,13 @@ for (const button of document.querySelectorAll("nav [data-view]")) {
 for (const button of $("verdicts").children) {
   button.addEventListener("click", () => judge(button.dataset.verdict));
 }
-$("before").addEventListener("click", () => open(state.current - 1));
-$("after").addEventListener("click", () => open(state.current + 1));
-$("close").addEventListener("click", () => $("detail").close());
+$("before").addEventListener("click", () => turn(-1));
+$("after").addEventListener("click", () => turn(1));
+$("close").addEventListener("click", leave);
+$("detail").addEventListener("cancel", (event) => {
+  event.preventDefault();
+  leave();
+});
 $("detail").addEventListener("close", () => state.stale ? restart() : focusCard(state.current));
 $("keys").addEventListener("click", () => $("help").showModal());
 $("help-close").addEventListener("click", () => $("help").close());
@@ -519,6 +543,7 @@ document.addEventListener("keydown", (event) => {
     if (verdict !== "none") {
       review(verdict, state.opened, verdict === "rejected" ? {} : written(), $("note").value);
     }
+    else if (kind() === "rows") $("said").textContent = "accept or reject, and the note is kept";
     $("close").focus();
     return;
   }
@@ -530,7 +555,7 @@ document.addEventListener("keydown", (event) => {
   }[event.key];
   if (state.view !== "charts" && step) {
     event.preventDefault();
-    if (inDetail) open(state.current + step);
+    if (inDetail) turn(step);
     else if ($("cards").contains(document.activeElement)) focusCard(state.current + step);
     else focusCard(state.current);
     return;
@@ -541,9 +566,9 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     (inDetail ? Promise.resolve() : open(state.current))
       .then(() => $("texts").querySelector("textarea")?.focus());
-  } else if (event.key === "n" && inDetail) {
+  } else if (event.key === "n" && kind() === "rows" && count()) {
     event.preventDefault();
-    $("note").focus();
+    (inDetail ? Promise.resolve() : open(state.current)).then(() => $("note").focus());
   } else if (event.key === "/" && !inDetail) {
     event.preventDefault();
     $("text").focus();
