@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
     if CHROMIUM is None:
         terminalreporter.write_line("browser tests did not run: there is no chromium here")
+    if shutil.which("tmux") is None:
+        terminalreporter.write_line("tests in a terminal did not run: there is no tmux here")
 
     for line in told:
         terminalreporter.write_line(f"campaign: {line}")
