@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from captioner.sinks.reviews import Review, print_of
-from captioner.viewer.shelf import Query, Shelf
+from captioner.viewer.finding import Query
+from captioner.viewer.shelf import Shelf
 
 WORDS = [
     "a",

@@ -36,11 +36,6 @@ class Lines:
         """Return how many whole lines were there at the last look."""
         return len(self._starts) - 1
 
-    @property
-    def size(self) -> int:
-        """Bytes of them."""
-        return self._starts[-1]
-
     def refresh(self) -> None:
         """Look at what was appended; begin anew where the file has become another one."""
         with self._lock:

@@ -17,7 +17,8 @@ from aiohttp import web
 
 from captioner.errors import CaptionerError, SettingsError
 from captioner.sources.rows import dumped
-from captioner.viewer.shelf import Query, Shelf
+from captioner.viewer.finding import Query
+from captioner.viewer.shelf import Shelf
 from captioner.viewer.thumbnails import SIDES, Thumbnails
 from captioner.viewer.timeline import EVERY_S, Timeline
 

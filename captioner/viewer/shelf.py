@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import re
 import socket
 import threading
 import time
 from collections import Counter
 from contextlib import closing
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import orjson
 
 from captioner.answers import EXTRAS, FLAG
 from captioner.errors import CaptionerError, RecordError
@@ -24,10 +21,19 @@ from captioner.sinks.files import Files
 from captioner.sinks.journal import beside, journal_path, read_checkpoint
 from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path, verdict_of
 from captioner.sources.rows import dumped
+from captioner.viewer.finding import (
+    LONGEST_TEXT,
+    Query,
+    editable,
+    failure_fits,
+    failure_of,
+    flags_of,
+    row_fits,
+)
 from captioner.viewer.lines import Lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from captioner.records import ImageRef
@@ -40,33 +46,6 @@ LONGEST_S = 0.3
 
 CHARTED = 100_000
 """Rows that the charts are made of, about; twice as many at the most."""
-
-LONGEST_TEXT = 2_000
-"""Characters of one of a record's members that are shown and looked through."""
-
-
-class Query(NamedTuple):
-    """What rows are looked for; what is empty asks for nothing.
-
-    Attributes:
-        text: Stands in a caption, a prompt or another member, in whatever case.
-        verdict: A `captioner.sinks.reviews.Verdict`; ``none`` for those without one.
-        flag: ``any``, or the flag that a caption carries.
-        shortest: Characters that a caption has at the least.
-        longest: Characters that it has at the most.
-        code: Of a failure.
-    """
-
-    text: str = ""
-    verdict: str = ""
-    flag: str = ""
-    shortest: int = 0
-    longest: int = 0
-    code: str = ""
-
-    def __bool__(self) -> bool:
-        """Tell whether anything is asked for."""
-        return any(self)
 
 
 class Found(NamedTuple):
@@ -151,7 +130,7 @@ class Shelf:
                 self._codes.clear()
                 generation, counted = self.failures.generation, 0
             for begin, lines in self.failures.blocks(counted, 1):
-                self._codes.update(str(_failure(line).get("code", "")) for line in lines)
+                self._codes.update(str(failure_of(line).get("code", "")) for line in lines)
                 counted = begin + len(lines)
             self._counted = generation, counted
             return dict(self._codes.most_common())
@@ -184,9 +163,9 @@ class Shelf:
             "number": number,
             "key": key.hex(),
             "of": print_of(row, fields),
-            "captions": {name: _editable(shown.get(name)) for name in fields},
+            "captions": {name: editable(shown.get(name)) for name in fields},
             "prompt": self._prompt(row),
-            "flags": [flag for name in fields for flag in _words(row.get(f"{name}_{FLAG}"))],
+            "flags": flags_of(row, fields),
             "extras": {name: row[name] for name in sorted(extras & row.keys())},
             "members": {
                 name: _brief(value) for name, value in row.items() if name not in ours | extras
@@ -198,7 +177,7 @@ class Shelf:
 
     def failure(self, number: int, line: bytes) -> dict[str, Any]:
         """Return what is shown of a failure."""
-        failure = _failure(line)
+        failure = failure_of(line)
         record = failure.get("record")
         row = record if isinstance(record, dict) else {}
         return {
@@ -219,7 +198,7 @@ class Shelf:
         lines = (self.failures if kind == "failures" else self.rows).read(number, 1)
         if not lines:
             return []
-        row = parsed(lines[0]) if kind != "failures" else _failure(lines[0]).get("record")
+        row = parsed(lines[0]) if kind != "failures" else failure_of(lines[0]).get("record")
         return self.book.images(row) if isinstance(row, dict) else []
 
     def data(self, image: ImageRef) -> bytes | None:
@@ -249,7 +228,9 @@ class Shelf:
     def find(self, kind: str, query: Query, first: int, step: int) -> Found:
         """Return the numbers of rows, or of failures, that fit, on from one of them."""
         lines = self.failures if kind == "failures" else self.rows
-        fits = self._failure_fits(query) if kind == "failures" else self._row_fits(query)
+        fits = (
+            failure_fits(query) if kind == "failures" else row_fits(query, self.book, self.reviews)
+        )
         until = time.monotonic() + LONGEST_S
         found: list[int] = []
         looked_at = 0
@@ -262,42 +243,6 @@ class Shelf:
             if len(found) >= AT_ONCE or time.monotonic() > until or self._closed:
                 break
         return Found(found, at if 0 <= at < len(lines) else None, at, looked_at)
-
-    def _row_fits(self, query: Query) -> Callable[[bytes], bool]:
-        book, reviews, fields = self.book, self.reviews, self.book.fields
-        wanted = query.text.casefold()
-        edited = any(review.captions for review in reviews)
-        judged = len(reviews) > 0 and (edited or query.verdict)
-        maybe = _sieve(wanted)
-
-        def fits(line: bytes) -> bool:
-            if wanted and not edited and not maybe(line):
-                return False
-            try:
-                row = parsed(line)
-                key = book.identity.of_output(line) if judged else None
-            except ValueError:
-                return False
-            review = reviews.of(key, row, fields) if key is not None else None
-            if query.verdict and query.verdict != (review.verdict if review else "none"):
-                return False
-            return _row_fits(query, fields, row, review, wanted)
-
-        return fits
-
-    def _failure_fits(self, query: Query) -> Callable[[bytes], bool]:
-        wanted = query.text.casefold()
-        maybe = _sieve(wanted)
-
-        def fits(line: bytes) -> bool:
-            if wanted and not maybe(line):
-                return False
-            failure = _failure(line)
-            if query.code and failure.get("code") != query.code:
-                return False
-            return not wanted or any(wanted in text for text in _texts(failure))
-
-        return fits
 
     # -- what is said of them ------------------------------------------------------------------
 
@@ -336,17 +281,13 @@ class Shelf:
         Raises:
             ValueError: There is none any more.
         """
-        book, fields = self.book, self.book.fields
-        for line in self.rows.read(number, 1):
-            row = parsed(line)
-            if (book.identity.of_output(line) or b"").hex() == key and print_of(row, fields) == of:
-                return row
-        for _, lines in self.rows.blocks(0, 1):
-            for line in lines:
-                if (book.identity.of_output(line) or b"").hex() == key:
-                    row = parsed(line)
-                    if print_of(row, fields) == of:
-                        return row
+        identity, fields = self.book.identity, self.book.fields
+        all_of_them = (line for _, lines in self.rows.blocks(0, 1) for line in lines)
+        for line in chain(self.rows.read(number, 1), all_of_them):
+            if (identity.of_output(line) or b"").hex() == key:
+                row = parsed(line)
+                if print_of(row, fields) == of:
+                    return row
         raise ValueError("there is no such row any more; load the page again")
 
     def charts(self) -> dict[str, Any]:
@@ -402,7 +343,6 @@ class Shelf:
         return {
             "output": self.output.name,
             "model": str(self.book.settings.get("model") or ""),
-            "fields": list(self.book.fields),
             "rows": len(self.rows),
             "generation": self.rows.generation,
             "failures": len(self.failures),
@@ -423,26 +363,6 @@ class Shelf:
         if self._book is not None:
             with closing(self._book):
                 self._book = None
-
-
-def _row_fits(
-    query: Query,
-    fields: Sequence[str],
-    row: dict[str, Any],
-    review: Review | None,
-    wanted: str,
-) -> bool:
-    """Tell whether a row has the flag, the length and the text that are looked for."""
-    shown = review.edited(row) if review is not None else row
-    if query.flag:
-        flags = [flag for name in fields for flag in _words(row.get(f"{name}_{FLAG}"))]
-        if not flags or (query.flag != "any" and query.flag not in flags):
-            return False
-    if query.shortest or query.longest:
-        length = len(_editable(shown.get(fields[0])))
-        if length < query.shortest or (query.longest and length > query.longest):
-            return False
-    return not wanted or any(wanted in text for text in _texts(shown))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -467,60 +387,6 @@ def _running(journal: Path) -> bool:
     return True
 
 
-def _sieve(wanted: str) -> Callable[[bytes], bool]:
-    """Return what tells from a line's bytes that a text is not in it; most lines fall through."""
-    plain = orjson.dumps(wanted)[1:-1]
-    if not wanted.isascii() or b"\\" in plain:
-        return lambda _: True
-    folded = _folded_to_ascii()
-
-    def maybe(line: bytes) -> bool:
-        if plain in line.lower() or b"\\u" in line or b"\\/" in line:
-            return True
-        return not line.isascii() and folded.search(line) is not None
-
-    return maybe
-
-
-@functools.cache
-def _folded_to_ascii() -> re.Pattern[bytes]:
-    """Return a pattern of the characters that are ASCII where case does not matter."""
-    found = [chr(n) for n in range(0x80, 0xD800) if any(map(str.isascii, chr(n).casefold()))]
-    found += [chr(n) for n in range(0xE000, 0x10000) if any(map(str.isascii, chr(n).casefold()))]
-    return re.compile(b"|".join(re.escape(one.encode()) for one in found))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts inside a JSON value, as they are compared."""
-    if isinstance(value, str):
-        if len(value) <= LONGEST_TEXT or " " in value[:LONGEST_TEXT]:  # else a picture's base64
-            yield value.casefold()
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from _texts(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
-    elif value is not None and not isinstance(value, bool):
-        yield str(value)
-
-
-def _failure(line: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return {"message": "this line cannot be read"}
-    return found if isinstance(found, dict) else {}
-
-
-def _words(flag: Any) -> list[str]:
-    return [str(one) for one in (flag if isinstance(flag, list) else [flag]) if one]
-
-
-def _editable(value: Any) -> str:
-    return value if isinstance(value, str) else dumped(value).decode()
-
-
 def _brief(value: Any) -> Any:
     """Return a member for a person to read: what is long is cut."""
     if isinstance(value, int | float | bool) or value is None:
@@ -536,7 +402,7 @@ def _edited(name: str, before: Any, text: str) -> Any:
         ValueError: It cannot become that.
     """
     text = text.replace("\r\n", "\n")
-    shown = _editable(before).replace("\r\n", "\n")
+    shown = editable(before).replace("\r\n", "\n")
     if text.strip() == shown.strip():
         return before
     if isinstance(before, str):
