@@ -24,7 +24,7 @@ from captioner.options import (
     option_groups,
 )
 from captioner.places import COMPRESSED, is_elsewhere
-from captioner.values import flag_name, typed, words
+from captioner.values import flag_name, hints_of, typed, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,11 @@ class Settings:
         for name, value in options.items():
             if name not in homes:
                 near = get_close_matches(name, homes, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise SettingsError(f"there is no option {name!r}{hint}")
-            groups.setdefault(homes[name], {})[name] = typed(name, value, GROUPS[homes[name]])
+                question = f"; did you mean {near[0]!r}?" if near else ""
+                raise SettingsError(f"there is no option {name!r}{question}")
+            groups.setdefault(homes[name], {})[name] = typed(
+                name, value, hints_of(GROUPS[homes[name]])[name]
+            )
         made = {group: GROUPS[group](**given) for group, given in groups.items()}
         endpoint = made.get("endpoint", EndpointSettings())
         return cls(
@@ -224,7 +226,7 @@ def _endpoint(table: dict[str, Any], usual: EndpointSettings) -> EndpointSetting
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean {flag_name(near[0])!r}?" if near else ""
             raise SettingsError(f"endpoint: a table has no option {key!r}{hint}")
-        given[name] = typed(name, value, EndpointSettings)
+        given[name] = typed(name, value, hints_of(EndpointSettings)[name])
     if not given.get("base_url") and not usual.base_url:
         raise SettingsError("endpoint: a table needs a base-url")
     return replace(usual, **given)

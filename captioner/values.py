@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -22,9 +23,14 @@ def words(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(word for one in several for word in re.split(r"[\s,]+", one) if word)
 
 
-def typed(name: str, value: Any, group: Any) -> Any:
+@cache
+def hints_of(group: Any) -> dict[str, Any]:
+    """Return the types of a group's options by name."""
+    return get_type_hints(group)
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
     """Return an option's value in its own type, where a near one was given."""
-    hint = get_type_hints(group)[name]
     if Path in (get_args(hint) or (hint,)) and isinstance(value, str):
         value = Path(value)
     if name == "extra_body" and isinstance(value, dict):

@@ -226,6 +226,10 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["in.jsonl", "--max-sid", "3"], "--max-side"),
         (["in.jsonl", "--concurency=3"], "--concurrency"),
         (["in.jsonl", "--accept-change"], "--accept-changes"),
+        (["in.jsonl", "--no-dedu"], "--no-dedup"),
+        (["export", "out.jsonl"], "--to"),
+        (["export", "out.jsonl", "--to=x", "--to-format=xml"], "webdataset"),
+        (["batch", "stat"], "status"),
         (["in.jsonl", "--concurrency", "many"], "--concurrency"),
         (["in.jsonl", "--concurrency", "1.5"], "--concurrency"),
         (["in.jsonl", "--concurrency", "0"], "concurrency"),
@@ -322,6 +326,23 @@ def test_help_names_every_option(capsys):
         assert f"--{flag_name(name)}" in shown
     assert "INPUT" in shown
     assert set(re.findall(r"--no-[\w-]+", shown)) == {f"--no-{flag_name(name)}" for name in ON}
+
+
+@pytest.mark.parametrize("command", ["check", "estimate", "eval", "export", "init", "report"])
+def test_commands_are_named_and_explained(capsys, command):
+    """--help lists the commands, and each explains itself in the same sentence."""
+    assert run_in_process(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert run_in_process([command, "--help"]) == 0
+    usage, _, explained = capsys.readouterr().out.partition("\n\n")
+    assert usage.startswith(f"usage: captioner {command} ")
+    assert f" {command} {explained.splitlines()[0]}" in shown
+
+
+def test_words_that_begin_with_a_dash(parsed):
+    """After -- every word is one, and a lone dash is standard input."""
+    assert parsed("--", "-odd.jsonl").input == Path("-odd.jsonl")
+    assert parsed("-", "-o", "out.jsonl").input == Path("-")
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["in.jsonl", "--version"]])
