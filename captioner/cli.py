@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 from captioner import __version__
 from captioner.errors import SettingsError
-from captioner.flags import Flag, Reader, did_you_mean, listed, summary
+from captioner.flags import Flag, Reader, listed, summary
 from captioner.options import OutputFormat  # noqa: TC001 - read when it is made into a flag
 from captioner.settings import Settings
+from captioner.values import did_you_mean
 
 
 def run_command(argv: Sequence[str]) -> int:

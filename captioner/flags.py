@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Never, get_args, get_origin
 
 from captioner.errors import SettingsError
 from captioner.options import GROUPS
-from captioner.values import flag_name, hints_of, typed
+from captioner.values import did_you_mean, flag_name, hints_of, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -373,20 +372,14 @@ def _variable(one: _Taken) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise SettingsError(f"--config: {path} is no TOML: {error}") from None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question that names what is nearly called so; empty if nothing is."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, sorted(known), 1)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def summary(function: Callable[..., int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +23,7 @@ from captioner.options import (
     option_groups,
 )
 from captioner.places import COMPRESSED, is_elsewhere
-from captioner.values import flag_name, hints_of, typed, words
+from captioner.values import did_you_mean, flag_name, hints_of, typed, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,7 @@ class Settings:
         tables = options.pop("endpoints", ())
         for name, value in options.items():
             if name not in homes:
-                near = get_close_matches(name, homes, 1)
-                question = f"; did you mean {near[0]!r}?" if near else ""
-                raise SettingsError(f"there is no option {name!r}{question}")
+                raise SettingsError(f"there is no option {name!r}.{did_you_mean(name, homes)}")
             groups.setdefault(homes[name], {})[name] = typed(
                 name, value, hints_of(GROUPS[homes[name]])[name]
             )
@@ -223,9 +220,8 @@ def _endpoint(table: dict[str, Any], usual: EndpointSettings) -> EndpointSetting
     for key, value in table.items():
         name = key.replace("-", "_")
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"; did you mean {flag_name(near[0])!r}?" if near else ""
-            raise SettingsError(f"endpoint: a table has no option {key!r}{hint}")
+            hint = did_you_mean(flag_name(name), map(flag_name, known))
+            raise SettingsError(f"endpoint: a table has no option {key!r}.{hint}")
         given[name] = typed(name, value, hints_of(EndpointSettings)[name])
     if not given.get("base_url") and not usual.base_url:
         raise SettingsError("endpoint: a table needs a base-url")

@@ -6,15 +6,26 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 from captioner.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def flag_name(name: str) -> str:
     """Return an option's name as it is typed; ``with_`` is ``with``, a word that Python keeps."""
     return name.rstrip("_").replace("_", "-")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question that names what is nearly called so; empty if nothing is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, sorted(known), 1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def words(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

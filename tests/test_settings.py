@@ -35,7 +35,7 @@ def test_every_option_is_unique_and_explained():
 
 def test_an_unknown_option_names_the_nearest():
     """A typing error in a keyword is told with the name that was meant."""
-    with pytest.raises(SettingsError, match=r"'max_sid'.*'max_side'"):
+    with pytest.raises(SettingsError, match=r"'max_sid'.*max_side"):
         Settings.create("in.jsonl", max_sid=3)
 
 
