@@ -104,7 +104,6 @@ async def connect(
                 name,
                 api_key=None if one.offline else api_key(one),
                 timeout_s=one.timeout,
-                connections=settings.run.concurrency,
                 headers=[_header(line) for line in one.header],
             )
             stack.push_async_callback(carrier.close)

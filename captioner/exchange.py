@@ -2,13 +2,14 @@
 
 aiohttp's session merges headers, follows redirects, keeps cookies and calls tracers, for each
 request anew. Of all that a captioning run wants nothing. What it does want is aiohttp's as before:
-the pool of connections with TLS and name lookup (its connector), the parser, the reader of bodies.
+connections with TLS and name lookup (its connector), the parser, the reader of bodies.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -30,6 +31,9 @@ MAX_REPLY = 10 << 20
 HEARD_OUT = 1 << 16
 """Bytes of a body that a server has always read before it answers, or that are not worth closing
 a connection for."""
+
+KEPT_S = 15.0
+"""Seconds an idle connection is kept, as in aiohttp's own pool; many servers keep it no longer."""
 
 CONNECTING = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 
@@ -70,6 +74,7 @@ class Exchange:
             if name.lower() not in _LENGTH:
                 lines.append(f"{name}: {value}")
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
+        self._idle: list[_Line] = []
 
     async def post(self, pieces: Sequence[bytes]) -> Response:
         """Send a body and return the reply, whatever its status.
@@ -78,9 +83,9 @@ class Exchange:
             aiohttp.ClientError, OSError: There is none.
             EndpointFaultError: ``reply_too_large``.
         """
-        connection = await self._connect()
+        line = await self._connect()
+        connection, protocol, transport, _ = line
         try:
-            protocol, transport = _ends(connection)
             protocol.set_response_params(read_until_eof=True)
             size = sum(map(len, pieces))
             # Joining the pieces first would cost a tenth more.
@@ -96,35 +101,51 @@ class Exchange:
             early = reply.status >= 400 and size > HEARD_OUT
             if early or transport.get_write_buffer_size():
                 _abort(connection)
+            elif message.should_close:
+                connection.close()
+            else:
+                self._idle.append(line._replace(since=time.monotonic()))
         except HttpProcessingError as error:
             _abort(connection)
             raise aiohttp.ClientPayloadError(error.message) from None
         except BaseException:
             _abort(connection)
             raise
-        connection.release()
         return reply
 
-    async def _connect(self) -> Connection:
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        while self._idle:
+            self._idle.pop().connection.close()
+
+    async def _connect(self) -> _Line:
         """Return a connection on which nothing has come that nobody asked for.
 
         A reply that came late, or twice, would be taken for that to the next request.
         """
-        while True:
-            try:
-                connection = await self._connector.connect(self._request, [], CONNECTING)
-            except TimeoutError:
-                raise aiohttp.ConnectionTimeoutError from None
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
-            connection.close()
+        while self._idle:
+            line = self._idle.pop()
+            fresh = time.monotonic() - line.since <= KEPT_S
+            if fresh and line.protocol.is_connected() and not line.protocol.should_close:
+                return line
+            line.connection.close()
+        try:
+            connection = await self._connector.connect(self._request, [], CONNECTING)
+        except TimeoutError:
+            raise aiohttp.ConnectionTimeoutError from None
+        protocol, transport = connection.protocol, connection.transport
+        if protocol is None or transport is None:
+            raise aiohttp.ServerDisconnectedError
+        return _Line(connection, protocol, transport)
 
 
-def _ends(connection: Connection) -> tuple[ResponseHandler, asyncio.Transport]:
-    protocol, transport = connection.protocol, connection.transport
-    if protocol is None or transport is None:
-        raise aiohttp.ServerDisconnectedError
-    return protocol, transport
+class _Line(NamedTuple):
+    """A connection, and since when it has been idle."""
+
+    connection: Connection
+    protocol: ResponseHandler
+    transport: asyncio.Transport
+    since: float = 0.0
 
 
 def _abort(connection: Connection) -> None:
@@ -140,14 +161,18 @@ async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> byt
     Raises:
         EndpointFaultError: It is too large to be a reply.
     """
-    length = headers.get("Content-Length")
-    if length is not None and int(length) <= MAX_REPLY and "Content-Encoding" not in headers:
-        return await content.read()
-    data = bytearray()
-    async for chunk in content.iter_any():
-        data += chunk
-        if len(data) > MAX_REPLY:
-            raise EndpointFaultError(
-                "reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes"
-            )
-    return bytes(data)
+    if content.is_eof():  # all of it is here
+        data = content.read_nowait()
+    else:
+        length = headers.get("Content-Length")
+        if length is not None and int(length) <= MAX_REPLY and "Content-Encoding" not in headers:
+            return await content.read()
+        collected = bytearray()
+        async for chunk in content.iter_any():
+            collected += chunk
+            if len(collected) > MAX_REPLY:
+                break
+        data = bytes(collected)
+    if len(data) > MAX_REPLY:
+        raise EndpointFaultError("reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes")
+    return data

@@ -34,7 +34,6 @@ class AiohttpTransport:
         base_url: For example ``http://localhost:8000/v1``.
         api_key: Sent as a bearer token; None sends none.
         timeout_s: Seconds for one whole exchange, however slowly bytes drip.
-        connections: Most connections at once.
         headers: Further headers; they go before ours.
     """
 
@@ -44,12 +43,10 @@ class AiohttpTransport:
         *,
         api_key: str | None,
         timeout_s: float,
-        connections: int,
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
-        self._connections = connections
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         said = [value for _, value in headers if len(value) >= SECRET_LENGTH]
         self._secrets = [secret.encode() for secret in (api_key, *said) if secret]
@@ -206,14 +203,16 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close all connections."""
+        for exchange in self._exchanges.values():
+            exchange.close()
+        self._exchanges.clear()
         if self._session is not None:
             await self._session.close()
             self._session = None
-            self._exchanges.clear()
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections),
+            connector=aiohttp.TCPConnector(limit=0),  # permits bound them
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             # The deadline of an exchange covers it all; connecting has a shorter one of its own.

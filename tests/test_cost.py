@@ -24,7 +24,7 @@ CALLS = 386
 RESUMED_CALLS = 36
 """The same for a record that was captioned before: read, known again, put in order."""
 
-EXCHANGE_CALLS = 150
+EXCHANGE_CALLS = 128
 """The same for one exchange over a connection that is open, HTTP and all, but for the server's."""
 
 REPLY = orjson.dumps(
@@ -97,7 +97,7 @@ def test_an_exchange_takes_no_more_calls_than_it_did(endpoint):
 
     async def exchange(times: int) -> int:
         nonlocal count
-        transport = AiohttpTransport(endpoint.base_url, api_key="k", timeout_s=20, connections=1)
+        transport = AiohttpTransport(endpoint.base_url, api_key="k", timeout_s=20)
         await transport.send(request)
         count = 0
         sys.setprofile(note)

@@ -38,7 +38,7 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def transport_to(base_url: str, **options: Any) -> AsyncIterator[AiohttpTransport]:
-    options = {"api_key": None, "timeout_s": 20.0, "connections": 4, **options}
+    options = {"api_key": None, "timeout_s": 20.0, **options}
     transport = AiohttpTransport(base_url, **options)
     try:
         yield transport
@@ -133,7 +133,7 @@ async def test_what_is_sent(ending):
 
     async with (
         raw_server(tell) as url,
-        transport_to(url + ending, api_key="sk-1", connections=1) as transport,
+        transport_to(url + ending, api_key="sk-1") as transport,
     ):
         await transport.send(POST)
         await transport.send(POST)
@@ -281,7 +281,7 @@ async def test_several_exchanges_in_order(endpoint: FakeEndpoint):
     """A transport is used over and over, whatever the exchange before has come to."""
     faults = {1: Reply(fault="reset"), 2: Reply(status=500)}
     endpoint.behave = lambda call: faults.get(call.number)
-    async with transport_to(endpoint.base_url, connections=1) as transport:
+    async with transport_to(endpoint.base_url) as transport:
         with pytest.raises(EndpointFaultError):
             await transport.send(body_with("x"))
         assert (await transport.send(body_with("x"))).status == 500
@@ -310,11 +310,41 @@ async def test_a_reply_before_the_request_has_been_heard():
         await writer.drain()
         await reader.read()  # until the other end closes
 
-    async with raw_server(refuse) as url, transport_to(url, connections=1) as transport:
+    async with raw_server(refuse) as url, transport_to(url) as transport:
         large = Request("POST", POST.path, (b"x" * (64 << 20),))
         for _ in range(2):
             assert (await transport.send(large)).status == 413
     assert connections == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("kept", 1), ("says close", 3), ("closes", 3), ("kept too long", 3)],
+)
+async def test_connections_are_used_again(monkeypatch, how, expected):
+    """An idle connection takes the next request, unless the server or its age speak against it."""
+    connections = 0
+    if how == "kept too long":
+        monkeypatch.setattr("captioner.exchange.KEPT_S", 0.0)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while await reader.read(1):  # the body; the head has been read
+            more = b"Connection: close\r\n" if how == "says close" else b""
+            writer.write(HEAD + more + b"Content-Length: 2\r\n\r\n{}")
+            await writer.drain()
+            if how == "closes":
+                writer.close()
+                return
+            await reader.readuntil(b"\r\n\r\n")
+
+    async with raw_server(answer) as url, transport_to(url) as transport:
+        for _ in range(3):
+            reply = await transport.send(Request("POST", POST.path, (b"x",)))
+            assert (reply.status, reply.body) == (200, b"{}")
+            await asyncio.sleep(0.02)  # until the end of the connection is here
+    assert connections == expected
 
 
 async def test_a_reply_that_nobody_asked_for():
@@ -335,7 +365,7 @@ async def test_a_reply_that_nobody_asked_for():
             sent.set()
             await reader.readuntil(b"\r\n\r\n")
 
-    async with raw_server(twice) as url, transport_to(url, connections=1) as transport:
+    async with raw_server(twice) as url, transport_to(url) as transport:
         for number in range(4):
             sent = asyncio.Event()
             reply = await transport.send(Request("POST", POST.path, (b"%d" % number,)))
@@ -356,7 +386,7 @@ async def test_a_refusal_ends_its_connection():
         await writer.drain()
         await reader.read()
 
-    async with raw_server(refuse) as url, transport_to(url, connections=1) as transport:
+    async with raw_server(refuse) as url, transport_to(url) as transport:
         for _ in range(2):
             assert (
                 await transport.send(Request("POST", POST.path, (b"x" * 200_000,)))
@@ -478,16 +508,6 @@ async def test_the_deadline_covers_slow_drips():
         assert (await fault_of(url, timeout_s=0.3)).code == "timeout"
 
 
-async def test_the_deadline_covers_waiting_for_a_connection(endpoint: FakeEndpoint):
-    """A request that finds no free connection ends with its deadline, too."""
-    endpoint.behave = lambda _: Reply(fault="hang")
-    async with transport_to(endpoint.base_url, timeout_s=0.3, connections=1) as transport:
-        results = await asyncio.gather(
-            *(transport.send(body_with("x")) for _ in range(3)), return_exceptions=True
-        )
-    assert [getattr(result, "code", result) for result in results] == ["timeout"] * 3
-
-
 @pytest.mark.parametrize("fault", ["reset", "truncate"])
 async def test_broken_connections(endpoint: FakeEndpoint, fault):
     """A reply that never comes or ends in the middle is no reply; the next one works."""
@@ -605,7 +625,7 @@ async def test_cookies_are_not_kept():
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await writer.drain()
 
-    async with raw_server(answer) as url, transport_to(url, connections=1) as transport:
+    async with raw_server(answer) as url, transport_to(url) as transport:
         await transport.send(POST)
         await transport.send(POST)
     assert len(seen) == 1  # the same connection was used again
@@ -632,7 +652,7 @@ async def test_cancelling_a_real_request(endpoint: FakeEndpoint):
 
 async def test_closing_twice_and_unused():
     """Closing a transport that was never used, or is closed, is no fault."""
-    transport = AiohttpTransport(BASE, api_key=None, timeout_s=1, connections=1)
+    transport = AiohttpTransport(BASE, api_key=None, timeout_s=1)
     await transport.close()
     await transport.close()
 

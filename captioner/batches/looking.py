@@ -30,7 +30,6 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
         ledger.base_url or "http://localhost",
         api_key=api_key(EndpointSettings(api_key_env=tuple(ledger.api_key_env))),
         timeout_s=TIMEOUT_S,
-        connections=4,
     )
     api = BatchApi(transport, Stopping(), max_outage_s=TIMEOUT_S)
     found = []

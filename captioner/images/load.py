@@ -46,7 +46,6 @@ class Folders:
         self._roots = [os.fspath(root) for root in roots]
         self._inside = os.path.realpath(roots[0]).rstrip(os.sep) + os.sep if bound else None
         self._max_bytes = max_bytes
-        self._buffer = memoryview(b"")  # for what is read at once, which one thread does
         self._archives = archives or Archives(max_bytes)
 
     def read(self, path: str, reserve: Callable[[int], None], *, waits: bool = True) -> bytes:
@@ -78,7 +77,10 @@ class Folders:
             info = _regular(fd, path)
             check_size(path, info.st_size, self._max_bytes)
             reserve(info.st_size)
-            data = self._read(fd, info.st_size, waits=waits)
+            if not (waits or _in_memory(fd, info.st_size)):
+                raise NotAtOnceError
+            # One byte more than it had: if it still grows it is not whole.
+            data = os.read(fd, info.st_size + 1)
             while len(data) < info.st_size and (more := os.read(fd, info.st_size - len(data))):
                 data += more
         except OSError as error:
@@ -98,26 +100,6 @@ class Folders:
             if os.path.isfile(full):  # noqa: PTH113
                 return full
         return None
-
-    def _read(self, fd: int, size: int, *, waits: bool) -> bytes:
-        """Return a file, and one byte more than it had: if it still grows it is not whole."""
-        if waits:
-            return os.read(fd, size + 1)
-        if _AT_ONCE is None:
-            raise NotAtOnceError
-        if size >= len(self._buffer):
-            if size >= MOST_AT_ONCE:
-                raise NotAtOnceError
-            self._buffer = memoryview(bytearray(2 * size))
-        try:
-            count = os.preadv(fd, [self._buffer[: size + 1]], 0, _AT_ONCE)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
-                raise NotAtOnceError from None
-            raise
-        if count < size:
-            raise NotAtOnceError
-        return bytes(self._buffer[:count])
 
     def _open_archive(self, path: str) -> IO[bytes]:
         fd = self._open(path)
@@ -174,6 +156,21 @@ def _regular(fd: int, path: str) -> os.stat_result:
     if not stat.S_ISREG(info.st_mode):
         raise BadImageError("image_not_a_file", f"{_brief(path)} is not a regular file")
     return info
+
+
+def _in_memory(fd: int, size: int) -> bool:
+    """Tell whether a file can be read without waiting for the disk; its ends are asked."""
+    if _AT_ONCE is None or size >= MOST_AT_ONCE:
+        return False
+    byte = [bytearray(1)]
+    try:
+        return bool(
+            os.preadv(fd, byte, max(0, size - 1), _AT_ONCE) and os.preadv(fd, byte, 0, _AT_ONCE)
+        )
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
 
 
 def _unreadable(path: str, error: OSError) -> BadImageError:
