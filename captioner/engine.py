@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from captioner.answers import Layout
-from captioner.batches.api import BatchApi
-from captioner.batches.ledger import Ledger
-from captioner.batches.pipeline import BatchPipeline
 from captioner.budget import ByteBudget
-from captioner.cache import Cache
 from captioner.captioning import Captioning
 from captioner.checks import Rules
 from captioner.connecting import base_url, connect
@@ -39,6 +35,8 @@ from captioner.transport import AiohttpTransport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from captioner.batches.ledger import Ledger
+    from captioner.batches.pipeline import BatchPipeline
     from captioner.connecting import Connected
     from captioner.identity import Identity
     from captioner.interfaces import Dialect, Sink, Transport
@@ -122,6 +120,8 @@ class Engine:
             stack.callback(budget.close)
             cache = None
             if settings.run.cache is not None:
+                from captioner.cache import Cache
+
                 cache = Cache(settings.run.cache, _answers_by(settings, model, rules), warn)
                 stack.callback(cache.close)
             archives = Archives(images.max_image_bytes)
@@ -198,6 +198,10 @@ class Engine:
         Raises:
             SettingsError: The endpoint is not one that has it.
         """
+        from captioner.batches.api import BatchApi
+        from captioner.batches.ledger import Ledger
+        from captioner.batches.pipeline import BatchPipeline
+
         ledger = Ledger.of(journal.path)
         shaping = replace(settings, prompt=settings.prompt.resolved()).shaping(self.model)
         _refuse_to_mix(ledger, settings, shaping)

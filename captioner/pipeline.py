@@ -47,7 +47,7 @@ IN_A_ROW = 16
 """Records that could not be prepared at once, one after the other, before the next ones go ..."""
 
 STRAIGHT = 1_000
-"""... straight to the threads, so many of them; as many going well is a new beginning, too."""
+"""... straight to the threads, so many of them."""
 
 AT_ONCE_S = 0.005
 """Seconds of preparing in the event loop after which others have their turn."""
@@ -56,6 +56,10 @@ TOO_LONG_S = 0.01
 """Seconds for one record in the event loop after which the next ones go straight to the threads:
 a chunk of them at first, for it may have been chance, and twice as many each time it happens again.
 """
+
+BY_CHANCE = 64
+"""Records that went well in between show that it was: a machine that is shared stands still now and
+then."""
 
 _Item = Prepared | Failure
 
@@ -227,7 +231,7 @@ class Pipeline:
         await asyncio.sleep(0)
 
     def _take_too_long(self) -> None:
-        if self._in_time > STRAIGHT:
+        if self._in_time > BY_CHANCE:
             self._stretch = CHUNK
         self._in_time = 0
         self._straight = self._stretch

@@ -19,7 +19,6 @@ from captioner.exports.formats import check_format, export, targets_of
 from captioner.identity import Identity, KeyTable
 from captioner.matching import Matching
 from captioner.places import is_elsewhere
-from captioner.processes.pool import Processes
 from captioner.records import Progress, RunReport
 from captioner.settings import Settings
 from captioner.sinks.failures import failures_path
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from captioner.limiter import Limiter
     from captioner.options import InputFormat
     from captioner.pipeline import Pipeline
-    from captioner.processes.pool import Dealer
+    from captioner.processes.pool import Dealer, Processes
     from captioner.records import Line, Outcome
     from captioner.sources.formats import Input
 
@@ -166,6 +165,8 @@ def _open_engine(
         )
     if dialect is not None or transport is not None:
         raise SettingsError("processes: a dialect or transport of one's own is for one process")
+    from captioner.processes.pool import Processes
+
     return Processes.open(settings, stopping, warn=run.warn)
 
 

@@ -12,7 +12,6 @@ import queue
 import subprocess
 import threading
 from dataclasses import asdict
-from multiprocessing.connection import Pipe
 from typing import TYPE_CHECKING
 
 import orjson
@@ -140,6 +139,8 @@ class _Child:
     """
 
     def __init__(self, greeting: bytes) -> None:
+        from multiprocessing.connection import Pipe
+
         self._connection, theirs = Pipe()
         try:
             with theirs:

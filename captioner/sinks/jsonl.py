@@ -34,7 +34,7 @@ COMMIT_BYTES = 16 << 20
 COMMIT_S = 1.0
 SLOW_SYNC_S = 1.0
 RETRY_S = 1.0
-GATHER_S = 0.002
+GATHER_S = 0.005
 """Seconds between two trips to the writing thread, at the least: two threads that want the
 interpreter are dear. A record that comes alone goes at once ..."""
 
