@@ -9,6 +9,7 @@ multiset: every input record takes one entry away, and what is left over has los
 from __future__ import annotations
 
 from hashlib import blake2b
+from sys import byteorder
 from typing import TYPE_CHECKING
 
 import orjson
@@ -165,7 +166,7 @@ class KeyTable:
 
     def _spread(self, bits: int) -> None:
         self._bits = min(24, bits)
-        self._shift = 24 - self._bits
+        self._shift = 32 - self._bits
         self._buckets = [b""] * (1 << self._bits)
         self._full = 2 * _PER_BUCKET << self._bits if self._bits < 24 else 1 << 62
 
@@ -175,8 +176,8 @@ class KeyTable:
         buckets, shift = self._buckets, self._shift
         for bucket in before:
             for at in range(0, len(bucket), self._entry):
-                number = int.from_bytes(bucket[at : at + 3], "big") >> shift
-                buckets[number] += bucket[at : at + self._entry]
+                entry = bucket[at : at + self._entry]
+                buckets[int.from_bytes(entry[:4], byteorder) >> shift] += entry
 
     def __len__(self) -> int:
         """Return how many entries are left."""
@@ -187,16 +188,16 @@ class KeyTable:
         if self._count >= self._full:
             self._grow()
         entry = (key + offset.to_bytes(_OFFSET, "big"))[: self._entry]
-        self._buckets[int.from_bytes(key[:3], "big") >> self._shift] += entry
+        self._buckets[int.from_bytes(key[:4], byteorder) >> self._shift] += entry
         self._count += 1
 
     def add_each(self, keys: Sequence[bytes]) -> None:
         """Add many keys to a table without offsets."""
         while self._count + len(keys) > self._full:
             self._grow()
-        buckets, shift, from_bytes = self._buckets, self._shift, int.from_bytes
-        for key in keys:
-            buckets[from_bytes(key[:3], "big") >> shift] += key
+        buckets, shift = self._buckets, self._shift
+        for key, head in zip(keys, _heads(keys), strict=True):
+            buckets[head >> shift] += key
         self._count += len(keys)
 
     def __contains__(self, key: bytes) -> bool:
@@ -205,7 +206,7 @@ class KeyTable:
 
     def find(self, key: bytes, offset: int | None = None) -> int | None:
         """Return the offset of an entry, the oldest or the given one; None if there is none."""
-        bucket = self._buckets[int.from_bytes(key[:3], "big") >> self._shift]
+        bucket = self._buckets[int.from_bytes(key[:4], byteorder) >> self._shift]
         at = self._find(bucket, key, offset)
         return None if at < 0 else self._offset(bucket, at)
 
@@ -215,7 +216,7 @@ class KeyTable:
         Returns:
             Its offset, None if there is no such entry.
         """
-        number = int.from_bytes(key[:3], "big") >> self._shift
+        number = int.from_bytes(key[:4], byteorder) >> self._shift
         bucket = self._buckets[number]
         at = bucket.find(key)
         if at < 0:
@@ -228,13 +229,13 @@ class KeyTable:
         self._count -= 1
         return self._offset(bucket, at)
 
-    def take_each(self, keys: Iterable[bytes]) -> list[bool]:
+    def take_each(self, keys: Sequence[bytes]) -> list[bool]:
         """Remove the oldest entry of each key; tell for each whether there was one."""
-        buckets, shift, entry, from_bytes = self._buckets, self._shift, self._entry, int.from_bytes
+        buckets, shift, entry = self._buckets, self._shift, self._entry
         taken = []
         count = 0
-        for key in keys:
-            number = from_bytes(key[:3], "big") >> shift
+        for key, head in zip(keys, _heads(keys), strict=True):
+            number = head >> shift
             bucket = buckets[number]
             at = bucket.find(key)
             if at > 0 and at % entry:
@@ -264,3 +265,8 @@ class KeyTable:
         while at >= 0 and at % self._entry:
             at = bucket.find(wanted, at + 1)
         return at
+
+
+def _heads(keys: Sequence[bytes]) -> list[int]:
+    """Return the first four bytes of each key as a number: all at once costs a fifth."""
+    return memoryview(b"".join(keys)).cast("I")[:: KEY_BYTES // 4].tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING, Literal
 
 from captioner.identity import Identity, KeyTable, digest
@@ -65,13 +67,14 @@ class Matching:
         self._progress.resumed += sum(taken)
         if self._identity.by_field:
             self._progress.changed += sum(map(self._has_changed, batch, keys, taken))
-        for line, key, done in zip(batch, keys, taken, strict=True):
-            if done:
-                continue
-            if len(self._failed) and self._failed.take(key) is not None:
+        failed = self._failed if len(self._failed) else None
+        new = tuple.__new__  # the constructor of a named tuple costs twice as much
+        for line, key in compress(zip(batch, keys, strict=True), map(not_, taken)):
+            if failed is not None and failed.take(key) is not None:
                 self._progress.failed_before += 1
             else:
-                found.append(Line(line.number, line.raw, line.end, line.fault, key, line.pictures))
+                number, raw, end, fault, _, pictures = line
+                found.append(new(Line, (number, raw, end, fault, key, pictures)))
         return found
 
     def _has_changed(self, line: Line, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped
