@@ -241,7 +241,8 @@ class Pace:
         now = self._progress
         if now.complete or not now.position:
             return now.read
-        return now.read * max(1.0, now.size / now.position)
+        total = now.read * max(1.0, now.size / now.position)
+        return min(total, now.limit) if now.limit else total
 
     @property
     def fraction(self) -> float:

@@ -28,7 +28,7 @@ from captioner.records import Caption, Failure, Prepared, Remote
 from captioner.stopping import StoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from captioner.budget import ByteBudget
     from captioner.interfaces import Sink
@@ -86,16 +86,21 @@ def _chunks(batch: list[Line]) -> Iterator[list[Line]]:
         yield chunk
 
 
-def count(progress: Progress, outcome: Outcome) -> None:
-    """Count an outcome that is written."""
-    if isinstance(outcome, Caption):
-        progress.captioned += 1
-        progress.prompt_tokens += outcome.usage.prompt_tokens
-        progress.completion_tokens += outcome.usage.completion_tokens
-    else:
-        progress.failed += 1
-        progress.codes[outcome.code] += 1
-        progress.examples.setdefault(outcome.code, outcome)
+def count(
+    outcomes: Sequence[Outcome], progress: Progress, settled: Callable[[Outcome], None] | None
+) -> None:
+    """Count outcomes that are written, and tell of each."""
+    for outcome in outcomes:
+        if isinstance(outcome, Caption):
+            progress.captioned += 1
+            progress.prompt_tokens += outcome.usage.prompt_tokens
+            progress.completion_tokens += outcome.usage.completion_tokens
+        else:
+            progress.failed += 1
+            progress.codes[outcome.code] += 1
+            progress.examples.setdefault(outcome.code, outcome)
+        if settled is not None:
+            settled(outcome)
 
 
 class Pipeline:
@@ -326,10 +331,7 @@ class Pipeline:
                 if not outcomes:
                     continue
                 await self._sink.put(outcomes)
-                for outcome in outcomes:
-                    count(self._progress, outcome)
-                    if self._settled is not None:
-                        self._settled(outcome)
+                count(outcomes, self._progress, self._settled)
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order

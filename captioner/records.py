@@ -325,6 +325,7 @@ class Progress:
         read: Records read from the input so far.
         position: Bytes of the input behind us.
         size: Bytes of the input in all; 0 if unknown.
+        limit: Records of it that are wanted at most; 0 if all are.
         complete: The whole input has been read.
         calls: Requests sent.
         retries: Requests that were not a record's first.
@@ -353,6 +354,7 @@ class Progress:
     read: int = 0
     position: int = 0
     size: int = 0
+    limit: int = 0
     complete: bool = False
     calls: int = 0
     retries: int = 0

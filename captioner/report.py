@@ -164,6 +164,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; p
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left;
 vertical-align: top; border-bottom: 1px solid var(--line); } td.n { text-align: right; }
+h1, p, td:last-child { overflow-wrap: anywhere; }
 .cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: .4rem; overflow: hidden; }
 figure img { width: 100%; height: 11rem; object-fit: contain; background: var(--soft);

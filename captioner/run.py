@@ -194,9 +194,13 @@ class _Run:
 
     async def into_sink(self, engine: Engine | Processes, source: Source, sink: Sink) -> RunReport:
         """Caption into a sink of the caller's; nothing is resumed."""
-        self.progress.size = source.size
+        self._expect(source)
         pipeline = engine.pipeline(self.settings, sink, self.progress, self.stopping)
         return await self._reporting(pipeline.run(self._lines(source)))
+
+    def _expect(self, source: Source) -> None:
+        self.progress.size = source.size
+        self.progress.limit = self.settings.records.limit or 0
 
     async def into_journal(
         self, engine: Engine | Processes, source: Source, files: Files
@@ -239,7 +243,7 @@ class _Run:
                 f"{path.name} is on a network file system ({remote}): a run on another host may "
                 "not see that this one writes to it. Start only one."
             )
-        self.progress.size = source.size
+        self._expect(source)
         if fields.duplicates == "error":
             await self._refuse_duplicates(source, identity)
         await asyncio.to_thread(journal.open)

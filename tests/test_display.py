@@ -94,7 +94,9 @@ def test_the_total_is_estimated_from_the_size_until_all_is_read():
     pace = Pace(progress)
     assert pace.total == 1000
     assert pace.fraction == pytest.approx(0.05)
-    progress.complete, progress.read = True, 900
+    progress.limit = 500
+    assert pace.total == 500
+    progress.complete, progress.read, progress.limit = True, 900, 0
     assert pace.total == 900
 
 

@@ -221,10 +221,7 @@ class Merging:
         if not outcomes:
             return
         await self._sink.put(outcomes)
-        for outcome in outcomes:
-            count(self._progress, outcome)
-            if self._settled is not None:
-                self._settled(outcome)
+        count(outcomes, self._progress, self._settled)
 
 
 def _without_answer(batch: Batch) -> AttemptError | RefusedError:

@@ -132,7 +132,7 @@ class Folders:
                 raise BadImageError(
                     "image_missing", f"{_brief(path)!r} is no path: it holds a NUL character"
                 ) from None
-        where = " or ".join(self._roots)
+        where = " or ".join(map(os.path.abspath, self._roots))
         raise BadImageError(
             "image_missing", f"there is no file {_brief(path)} in {where}"
         ) from missing

@@ -236,10 +236,7 @@ class Dealer:
         self._changed.set()
         await self._sink.put(outcomes)
         worker.send(Written())
-        for outcome in outcomes:
-            count(self._progress, outcome)
-            if self._settled is not None:
-                self._settled(outcome)
+        count(outcomes, self._progress, self._settled)
 
     def _count(self, worker: _Worker, counts: Counts) -> None:
         progress, before = self._progress, worker.counts
