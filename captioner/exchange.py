@@ -46,12 +46,13 @@ class Exchange:
     Args:
         session: Whose connections and headers are used.
         url: Where to.
+        proxy: What is between, if anything is.
 
     Raises:
         ValueError: A header cannot be sent.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: URL) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: URL, proxy: URL | None = None) -> None:
         connector = session.connector
         if connector is None:
             raise ValueError("the session is closed")
@@ -64,17 +65,25 @@ class Exchange:
             skip_auto_headers=session.skip_auto_headers,
             loop=asyncio.get_running_loop(),
             session=session,
+            proxy=proxy,
         )
         if url.user is not None and "Authorization" in session.headers:
             raise ValueError("there is a key and a name in the address; leave one of them out")
-        lines = [f"POST {self._request.url.raw_path_qs} HTTP/1.1"]
-        for name, value in self._request.headers.items():
+        self._head = self._written()
+        self._idle: list[_Line] = []
+
+    def _written(self) -> bytes:
+        """Return what stands before a body, up to its length."""
+        request = self._request
+        absolute = request.proxy is not None and not request.is_ssl()  # RFC 9112, section 3.2.2
+        target = str(request.url) if absolute else request.url.raw_path_qs
+        lines = [f"POST {target} HTTP/1.1"]
+        for name, value in request.headers.items():
             if not f"{name}{value}".isprintable():
                 raise ValueError(f"the header {name} cannot be sent")
             if name.lower() not in _LENGTH:
                 lines.append(f"{name}: {value}")
-        self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
-        self._idle: list[_Line] = []
+        return "\r\n".join([*lines, "Content-Length: "]).encode()
 
     async def post(self, pieces: Sequence[bytes]) -> Response:
         """Send a body and return the reply, whatever its status.
@@ -104,7 +113,7 @@ class Exchange:
             elif message.should_close:
                 connection.close()
             else:
-                self._idle.append(line._replace(since=time.monotonic()))
+                self._keep(line)
         except HttpProcessingError as error:
             _abort(connection)
             raise aiohttp.ClientPayloadError(error.message) from None
@@ -112,6 +121,13 @@ class Exchange:
             _abort(connection)
             raise
         return reply
+
+    def _keep(self, line: _Line) -> None:
+        """Keep a connection for the next request, and give those up that nobody has needed."""
+        now = time.monotonic()
+        while self._idle and now - self._idle[0].since > KEPT_S:
+            self._idle.pop(0).connection.close()
+        self._idle.append(line._replace(since=now))
 
     def close(self) -> None:
         """Close the connections that are kept."""
@@ -133,8 +149,11 @@ class Exchange:
             connection = await self._connector.connect(self._request, [], CONNECTING)
         except TimeoutError:
             raise aiohttp.ConnectionTimeoutError from None
+        if self._request.proxy is not None:
+            self._head = self._written()  # only now it has the proxy's password
         protocol, transport = connection.protocol, connection.transport
-        if protocol is None or transport is None:
+        if protocol is None or transport is None or not protocol.is_connected():
+            connection.close()
             raise aiohttp.ServerDisconnectedError
         return _Line(connection, protocol, transport)
 

@@ -24,8 +24,8 @@ PREFIX = "CAPTIONER_"
 NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
 """Variables with our prefix that hold something else than an option."""
 
-WIDEST = 100
-"""Columns of a help text, where the terminal has more."""
+NARROWEST, WIDEST = 40, 100
+"""Columns of a help text, where the terminal has fewer or more."""
 
 _NEEDED = inspect.Parameter.empty
 
@@ -428,7 +428,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _columns() -> int:
     import shutil
 
-    return min(shutil.get_terminal_size().columns, WIDEST) - 2
+    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 2
 
 
 def _filled(text: str) -> str:

@@ -223,16 +223,20 @@ class Pipeline:
             self._to_threads(chunk)
             return
         turn = begin = time.monotonic()
-        for line in chunk:
+        for at, line in enumerate(chunk, 1):
             self._at_once(line)
             now = time.monotonic()
             if now - begin > TOO_LONG_S:
                 self._take_too_long()
+                if at < len(chunk):
+                    self._to_threads(chunk[at:])
+                break
             begin = now
             if now - turn > AT_ONCE_S:
                 await asyncio.sleep(0)
                 turn = begin = time.monotonic()
-        self._in_time += len(chunk)
+        else:
+            self._in_time += len(chunk)
         await asyncio.sleep(0)
 
     def _take_too_long(self) -> None:

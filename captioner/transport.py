@@ -97,16 +97,19 @@ class AiohttpTransport:
         return reply if reply.status < 400 else reply._replace(body=self.masked(reply.body))
 
     async def _sent(self, request: Request) -> Response:
-        if self._proxy is None and request.method == "POST":
+        if request.method == "POST":
             exchange = self._exchanges.get(request.path)
             if exchange is None:
-                exchange = Exchange(self._session or self._open(), self._url(request.path))
+                exchange = Exchange(
+                    self._session or self._open(),
+                    self._url(request.path),
+                    URL(self._proxy) if self._proxy else None,
+                )
                 self._exchanges[request.path] = exchange
             return await exchange.post(request.pieces)
         async with (self._session or self._open()).request(
             request.method,
             self._url(request.path),
-            data=b"".join(request.pieces) or None,
             allow_redirects=False,
             proxy=self._proxy,
         ) as reply:
@@ -203,16 +206,18 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         """Close all connections."""
-        for exchange in self._exchanges.values():
-            exchange.close()
-        self._exchanges.clear()
         if self._session is not None:
             await self._session.close()
             self._session = None
+        for exchange in self._exchanges.values():
+            exchange.close()
+        self._exchanges.clear()
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # permits bound them
+            # Permits bound how many there are, and exchanges keep them: what comes unasked on one
+            # in aiohttp's pool would be taken for the next reply.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             # The deadline of an exchange covers it all; connecting has a shorter one of its own.

@@ -328,6 +328,15 @@ def test_help_names_every_option(capsys):
     assert set(re.findall(r"--no-[\w-]+", shown)) == {f"--no-{flag_name(name)}" for name in ON}
 
 
+@pytest.mark.parametrize("columns", ["1", "40", "500"])
+def test_help_fits_the_terminal(capsys, monkeypatch, columns):
+    """No line is longer than the terminal, 40 columns at the least, nor than can be read."""
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run_in_process(["--help"]) == 0
+    longest = max(map(len, capsys.readouterr().out.splitlines()))
+    assert longest <= min(100, max(40, int(columns)))
+
+
 @pytest.mark.parametrize("command", ["check", "estimate", "eval", "export", "init", "report"])
 def test_commands_are_named_and_explained(capsys, command):
     """--help lists the commands, and each explains itself in the same sentence."""

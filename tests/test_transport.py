@@ -163,24 +163,38 @@ async def test_what_is_asked(base):
         asked = mock.requests[("GET", MODELS_URL)][0].kwargs
     assert asked["headers"]["Authorization"] == "Bearer sk-1"
     assert asked["allow_redirects"] is False
-    assert asked["data"] is None
 
 
 async def test_through_a_proxy(monkeypatch):
-    """Where a proxy has to be used, a caption request goes through it, whole and with its key."""
-    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    """Where a proxy has to be used, caption requests go through it, whole and with their key."""
+    heads: list[bytes] = []
+    bodies: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                heads.append(head)
+                bodies.append(await reader.readexactly(len(b"".join(PIECES))))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(proxy, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("http_proxy", f"http://user:word@127.0.0.1:{port}")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    with aioresponses() as mock:
-        mock.post(CHAT, body="{}", response_class=StrayResponse)
-        async with transport_to(BASE, api_key="sk-1") as transport:
+    async with server, transport_to(BASE, api_key="sk-1") as transport:
+        for _ in range(2):
             assert (await transport.send(POST)).body == b"{}"
-        sent = mock.requests[("POST", CHAT)][0].kwargs
-    assert sent["proxy"] == "http://proxy.example:3128"
-    assert sent["data"] == b"".join(PIECES)
-    assert sent["headers"]["Authorization"] == "Bearer sk-1"
-    assert sent["headers"]["Content-Type"] == "application/json"
-    assert sent["allow_redirects"] is False
+    assert bodies == [b"".join(PIECES)] * 2
+    for head in heads:
+        lines = head.decode().split("\r\n")
+        assert lines[0] == f"POST {CHAT} HTTP/1.1"
+        assert "Host: example.org" in lines
+        assert "Authorization: Bearer sk-1" in lines
+        assert "Proxy-Authorization: Basic dXNlcjp3b3Jk" in lines
+        assert "Content-Type: application/json" in lines
 
 
 @pytest.mark.parametrize(("name", "scheme"), [("http_proxy", "http"), ("https_proxy", "https")])
@@ -373,6 +387,63 @@ async def test_a_reply_that_nobody_asked_for():
             await sent.wait()
             await asyncio.sleep(0.02)  # until it is here
     assert asked == 4
+
+
+async def test_a_late_reply_to_another_question():
+    """What comes again to a question about models is never taken for a reply to a caption."""
+    sent = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if (await reader.readuntil(b"\r\n\r\n")).startswith(b"GET"):
+                for _ in range(2):
+                    writer.write(HEAD + b"Content-Length: 5\r\n\r\nstale")
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
+            else:
+                writer.write(HEAD + b"Content-Length: 4\r\n\r\ngood")
+            await reader.read()
+        except OSError:
+            pass
+        finally:
+            sent.set()
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, transport_to(url) as transport:
+        assert (await transport.send(MODELS)).body == b"stale"
+        await sent.wait()
+        assert (await transport.send(POST)).body == b"good"
+
+
+async def test_connections_that_nobody_needs_are_closed(monkeypatch):
+    """After a burst of requests, what is idle for long is given up while others go on."""
+    monkeypatch.setattr("captioner.exchange.KEPT_S", 0.05)
+    open_now: set[asyncio.StreamWriter] = set()
+    together = asyncio.Barrier(5)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_now.add(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                burst = await reader.readexactly(1) == b"b"
+                if burst:
+                    await together.wait()
+                writer.write(HEAD + b"Content-Length: 0\r\n\r\n")
+                await writer.drain()
+        open_now.discard(writer)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, transport_to(url) as transport:
+        burst, single = (Request("POST", POST.path, (body,)) for body in (b"b", b"s"))
+        await asyncio.gather(*(transport.send(burst) for _ in range(5)))
+        assert len(open_now) == 5
+        while len(open_now) > 1:
+            await transport.send(single)
+            await asyncio.sleep(0.02)
 
 
 async def test_a_refusal_ends_its_connection():
@@ -683,3 +754,49 @@ def test_captions_over_tls(endpoint, make_input, run_command, tmp_path, trusted)
         assert run.returncode == 7
         assert "certificate" in run.stderr.lower()
         assert endpoint.count == 0
+
+
+async def test_captions_over_tls_through_a_proxy(endpoint, make_input, run_command, tmp_path):
+    """A proxy that is asked for a tunnel sees neither keys nor pictures; it keeps one for each."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("vlm.example").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    endpoint.stop()
+    endpoint.tls = context
+    endpoint.start()
+    port = URL(endpoint.base_url).port
+    asked: list[bytes] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        there = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+
+    server = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+    async with server:
+        run = await asyncio.to_thread(
+            run_command, make_input(9), "-o", tmp_path / "out.jsonl", "--concurrency", 1,
+            "--base-url", f"https://vlm.example:{port}/v1", "--model", "m",
+            env={
+                **os.environ,
+                "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+                "CAPTIONER_API_KEY": "sk-1",
+                "https_proxy": f"http://user:word@127.0.0.1:{server.sockets[0].getsockname()[1]}",
+                "no_proxy": "",
+            },
+        )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert len(rows(tmp_path / "out.jsonl")) == endpoint.count == 9
+    assert len(asked) == 1
+    assert asked[0].startswith(f"CONNECT vlm.example:{port} HTTP/1.1\r\n".encode())
+    assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in asked[0]
+    assert b"sk-1" not in asked[0]

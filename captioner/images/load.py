@@ -22,6 +22,9 @@ _AT_ONCE = getattr(os, "RWF_NOWAIT", None)
 MOST_AT_ONCE = 8 << 20
 """Bytes of a file that are read without a thread."""
 
+STEP = 1 << 18
+"""Bytes from one byte to the next that is looked for in memory; disks are read ahead as far."""
+
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -159,14 +162,12 @@ def _regular(fd: int, path: str) -> os.stat_result:
 
 
 def _in_memory(fd: int, size: int) -> bool:
-    """Tell whether a file can be read without waiting for the disk; its ends are asked."""
+    """Tell whether a file can be read without waiting for the disk, by a byte here and there."""
     if _AT_ONCE is None or size >= MOST_AT_ONCE:
         return False
     byte = [bytearray(1)]
     try:
-        return bool(
-            os.preadv(fd, byte, max(0, size - 1), _AT_ONCE) and os.preadv(fd, byte, 0, _AT_ONCE)
-        )
+        return all(os.preadv(fd, byte, at, _AT_ONCE) for at in (*range(0, size, STEP), size - 1))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
             return False

@@ -39,7 +39,7 @@ GATHER_S = 0.005
 interpreter are dear. A record that comes alone goes at once ..."""
 
 ENOUGH = 64
-"""... and so do so many."""
+"""... and so do so many, or as many as are on the wire: else they would wait for each other."""
 
 
 class Rows:
@@ -136,6 +136,7 @@ class JournalSink:
         self._written = asyncio.Event()  # of the batch being collected
         self._taken = self._written  # of the batch being written
         self._wake = asyncio.Event()
+        self._go = asyncio.Event()
         self._error: Exception | None = None
         self._closing = False
         self._since_commit = 0
@@ -161,6 +162,7 @@ class JournalSink:
         """
         self._closing = True
         self._wake.set()
+        self._go.set()
         idle = False
         try:
             if self._writer is not None:
@@ -190,9 +192,17 @@ class JournalSink:
                 self._failures.append(self._rows.failure(outcome))
         written = self._written
         self._wake.set()
+        if self._enough:
+            self._go.set()
         await written.wait()
         if self._error is not None:
             raise self._error
+
+    @property
+    def _enough(self) -> bool:
+        """Those that wait to be written need not wait for more."""
+        waiting = len(self._captions) + len(self._failures)
+        return self._closing or waiting >= min(ENOUGH, self._progress.in_flight)
 
     async def commit(self) -> None:
         """Return when everything that was put is on disk.
@@ -225,9 +235,11 @@ class JournalSink:
         next_trip = loop.time()
         while True:
             await self._wake.wait()
-            few = len(self._captions) < ENOUGH and not self._closing
-            if few and (early := next_trip - loop.time()) > 0:
-                await asyncio.sleep(early)
+            if not self._enough and (early := next_trip - loop.time()) > 0:
+                self._go.clear()
+                late = loop.call_later(early, self._go.set)
+                await self._go.wait()
+                late.cancel()
             if not self._closing:
                 self._wake.clear()
             captions, failures, written = self._captions, self._failures, self._written
