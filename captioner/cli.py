@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from captioner import __version__
 from captioner.errors import SettingsError
-from captioner.flags import Flag, Reader, listed, summary
+from captioner.flags import HELP, Flag, Reader, listed, summary
 from captioner.options import OutputFormat  # noqa: TC001 - read when it is made into a flag
 from captioner.settings import Settings
 from captioner.values import did_you_mean
@@ -33,6 +33,10 @@ def run_command(argv: Sequence[str]) -> int:
     except SettingsError as error:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # what is printed can go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"captioner: cannot write: {error.strerror}", file=sys.stderr)
+        return 1
     return status
 
 
@@ -42,10 +46,13 @@ def _run(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
         program += f" {words[0]}"
         several = COMMANDS[words.pop(0)]
-        name = words.pop(0) if len(several) > 1 and words else ""
-        if name not in several:
-            return _several(program, several, name)
-        program, function = f"{program} {name}".rstrip(), several[name]
+        if len(several) > 1:
+            name = words.pop(0) if words else None
+            if name is None or name not in several:
+                return _several(program, several, name)
+            program, function = f"{program} {name}", several[name]
+        else:
+            function = several[""]
     reader = Reader(program, function)
     given = reader.read(words)
     if given is None:
@@ -56,16 +63,17 @@ def _run(words: list[str]) -> int:
 
 def _commands() -> str:
     about = {word: ABOUT.get(word) or summary(several[""]) for word, several in COMMANDS.items()}
-    return f"{listed('Commands', about)}\nEach has a --help of its own.\n"
+    return f"{listed('Commands', about)}\n\nEach has a --help of its own."
 
 
-def _several(program: str, commands: dict[str, Callable[..., int]], name: str) -> int:
+def _several(program: str, commands: dict[str, Callable[..., int]], name: str | None) -> int:
     """Say what may follow a word that is several commands."""
-    if name and name not in ("-h", "--help"):
+    if name is not None and name not in HELP:
         hint = did_you_mean(name, commands)
-        raise SettingsError(f"{program}: there is no command {name!r}.{hint}")
+        raise SettingsError(f"{program} has no command {name!r}.{hint}")
     about = {word: summary(command) for word, command in commands.items()}
-    print(f"usage: {program} COMMAND\n\n{listed('Commands', about)}", end="")
+    said = ABOUT[program.rsplit(maxsplit=1)[-1]]
+    print(f"usage: {program} COMMAND\n\n{said}\n\n{listed('Commands', about)}")
     return 0
 
 
@@ -85,8 +93,12 @@ Output = Annotated[
         variable=True,
     ),
 ]
-DryRun = Annotated[bool, Flag("Say what the run would take, as captioner estimate does, and end.")]
-AsJson = Annotated[bool, Flag("Print what was done as JSON on standard output.", name="json")]
+DryRun = Annotated[
+    bool, Flag("Say what the run would take, as captioner estimate does, and end.", variable=True)
+]
+AsJson = Annotated[
+    bool, Flag("Print what was done as JSON on standard output.", name="json", variable=True)
+]
 PrintJson = Annotated[bool, Flag("Print JSON.", name="json")]
 Debug = Annotated[
     bool, Flag("Show the stack trace of an internal error.", variable=True, hidden=True)

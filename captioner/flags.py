@@ -6,37 +6,38 @@ What is typed goes before the environment, that before the file, and that before
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Never, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from captioner.errors import SettingsError
 from captioner.options import GROUPS
-from captioner.values import did_you_mean, flag_name, hints_of, typed
+from captioner.values import choices_of, did_you_mean, flag_name, hints_of, typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PREFIX = "CAPTIONER_"
 NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
 """Variables with our prefix that hold something else than an option."""
 
+HELP = frozenset({"-h", "--help"})
 NARROWEST, WIDEST = 40, 100
 """Columns of a help text, where the terminal has fewer or more."""
-
-_NEEDED = inspect.Parameter.empty
-
-ALONE = {"retry_failed": "all"}
-"""Options that may stand without a value, and what they then mean."""
 
 EVERYWHERE = (
     "Each option may be given by an environment variable, too, CAPTIONER_MAX_SIDE for --max-side, "
     "or in the TOML file of --config. The command line goes before the environment, and that "
     "before the file."
 )
+
+_NEEDED = inspect.Parameter.empty
+_PARAMETERS = "Parameters"
+_ALONE = {"retry_failed": ("all", "CODE")}
+"""Options that may stand without a value: what they then mean, and what else may follow a =."""
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True}
 _WORDS |= {"false": False, "no": False, "off": False, "0": False}
@@ -48,7 +49,7 @@ class Flag(NamedTuple):
     Attributes:
         help: A sentence or more.
         name: Its flag without the dashes; by default the parameter's name.
-        short: Its flag of one letter.
+        short: Its flag of one letter, dash included.
         variable: The environment may give it, too.
         hidden: Help leaves it out.
     """
@@ -64,14 +65,11 @@ class _Taken(NamedTuple):
     """A parameter, or an option of a run."""
 
     name: str
-    flag: str  # a positional one's name in capitals
+    flag: str  # of a word: its name in capitals
     hint: Any
     default: Any  # `_NEEDED`: it has to be given
-    help: str
-    group: str
-    short: str = ""
-    variable: bool = False
-    hidden: bool = False
+    said: Flag
+    group: str = _PARAMETERS
 
     @property
     def word(self) -> bool:
@@ -84,14 +82,19 @@ class _Taken(NamedTuple):
         return get_origin(self.hint) is tuple
 
     @property
-    def alone(self) -> str:
-        """What it means without a value; empty where it needs one."""
-        return "true" if self.hint is bool else ALONE.get(self.name, "")
+    def alone(self) -> str | None:
+        """What it means without a value; None where it needs one."""
+        return "true" if self.hint is bool else _ALONE.get(self.name, (None,))[0]
 
     @property
     def off(self) -> str:
-        """The flag that switches off what is on by default."""
+        """The flag that switches off what is on by default; empty for others."""
         return f"--no-{self.flag[2:]}" if self.hint is bool and self.default is True else ""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that gives it; empty where none does."""
+        return _variable(self.flag[2:]) if self.said.variable else ""
 
 
 class Reader:
@@ -106,6 +109,11 @@ class Reader:
         self._program = program
         self._function = function
         self._taken = list(_taken(function))
+        self._words = [one for one in self._taken if one.word]
+        self._flags = {one.flag: one for one in self._taken if not one.word}
+        self._flags |= {one.said.short: one for one in self._taken if one.said.short}
+        self._offs = {one.off: one for one in self._taken if one.off}
+        self._has_options = "--config" in self._flags
 
     def read(self, words: Sequence[str]) -> dict[str, Any] | None:
         """Return the arguments that are given; None where help is asked for.
@@ -113,103 +121,94 @@ class Reader:
         Raises:
             SettingsError: Something cannot be meant so; it says what.
         """
-        given, unknown = self._parse(words)
-        if given.pop("help") is not None:
+        end = list(words).index("--") if "--" in words else len(words)
+        if not HELP.isdisjoint(words[:end]):
             return None
-        for word in unknown:
-            if word.startswith("-"):
-                flag = word.partition("=")[0]
-                flags = [each for one in self._taken for each in (one.flag, one.off) if each]
-                raise SettingsError(f"there is no {flag}.{did_you_mean(flag, flags)}")
-        if unknown:
-            raise SettingsError(self._too_many(unknown[0], words))
-        found: dict[str, Any] = {}
-        for one in self._taken:
-            if texts := given[one.name]:
-                found[one.name] = _value(one, one.flag, [texts] if one.word else texts)
-        for one in self._taken:
-            if one.name not in found and one.default is _NEEDED and one.word:
-                raise SettingsError(f"which {one.flag}? See {self._program} --help")
+        found = self._typed(words[:end], words[end + 1 :])
         self._from_environment(found)
-        if "config" in self._names():
-            self._from_file(found, found.pop("config", None))
         for one in self._taken:
-            if one.name not in found and one.default is _NEEDED:
+            if one.default is _NEEDED and one.name not in found:
                 raise SettingsError(f"which {one.flag}? See {self._program} --help")
+        if self._has_options:
+            self._from_file(found, found.pop("config", None))
         return found
-
-    def _too_many(self, word: str, words: Sequence[str]) -> str:
-        for one in self._taken:
-            if one.name in ALONE and one.flag in words:
-                return f"{word!r} is one word too many; is {one.flag}={word} meant?"
-        return f"{word!r} is one word too many; see {self._program} --help"
-
-    def _names(self) -> set[str]:
-        return {one.name for one in self._taken}
 
     # -- the command line ------------------------------------------------------------------
 
-    def _parse(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        parser = self._parser()
-        try:
-            given, unknown = parser.parse_known_args(self._spelled_out(words))
-        except argparse.ArgumentError as error:
-            raise SettingsError(f"{error.argument_name}: {error.message}") from None
-        return vars(given), unknown
-
-    def _spelled_out(self, words: Sequence[str]) -> list[str]:
-        """Return the words with what may stand without a value given the one it then means."""
-        short: dict[str, str] = {}
-        for one in self._taken:
-            if one.alone:
-                short[one.flag] = f"{one.flag}={one.alone}"
-            if one.off:
-                short[one.off] = f"{one.flag}=false"
-        end = list(words).index("--") if "--" in words else len(words)
-        return [short.get(word, word) if at < end else word for at, word in enumerate(words)]
-
-    def _parser(self) -> _Parser:
-        """Return what splits words into flags and values; all of them are texts to it."""
-        parser = _Parser(
-            prog=self._program,
-            usage=self._usage(),
-            formatter_class=_Help,
-            add_help=False,
-            allow_abbrev=False,
-            exit_on_error=False,
-        )
-        parser.add_argument(
-            "-h", "--help", action="store_const", const=True, help=argparse.SUPPRESS
-        )
-        groups: dict[str, Any] = {}
-        for one in self._taken:
-            group = groups.get(one.group)
-            if group is None:
-                group = groups[one.group] = parser.add_argument_group(one.group)
-            text = argparse.SUPPRESS if one.hidden else _explained(one).replace("%", "%%")
-            if one.word:
-                group.add_argument(one.name, nargs="?", metavar=one.flag, help=text)
+    def _typed(self, words: Sequence[str], more: Sequence[str]) -> dict[str, Any]:
+        """Return what is typed; ``more`` are words that are no flags, whatever they look like."""
+        texts: dict[str, list[str]] = {}
+        plain: list[str] = []
+        waiting: _Taken | None = None
+        for word in words:
+            if waiting is not None:
+                if self._find(word) is not None:
+                    break
+                texts.setdefault(waiting.name, []).append(word)
+                waiting = None
+            elif word == "-" or not word.startswith("-"):
+                plain.append(word)
             else:
-                names = [name for name in (one.short, one.flag) if name]
-                group.add_argument(
-                    *names, dest=one.name, action="append", metavar=_metavar(one), help=text
-                )
-        return parser
+                one, text = self._find(word) or self._refuse(word)
+                if text is None:
+                    waiting = one
+                else:
+                    texts.setdefault(one.name, []).append(text)
+        if waiting is not None:
+            raise SettingsError(f"{waiting.flag} needs a value")
+        plain += more
+        if len(plain) > len(self._words):
+            raise SettingsError(self._too_many(plain, words))
+        given = {one.name: _value(one, one.flag, texts[one.name])
+                 for one in self._flags.values() if one.name in texts}  # fmt: skip
+        return given | {
+            one.name: _value(one, one.flag, [word])
+            for one, word in zip(self._words, plain, strict=False)
+        }
+
+    def _find(self, word: str) -> tuple[_Taken, str | None] | None:
+        """Return the flag that a word is, and the value that it brings along or means alone."""
+        flag, equals, text = word.partition("=")
+        if one := self._flags.get(flag):
+            return one, text if equals else one.alone
+        if (one := self._offs.get(flag)) and not equals:
+            return one, "false"
+        if one := self._flags.get(word[:2]):  # -oFILE
+            return one, word[2:]
+        return None
+
+    def _refuse(self, word: str) -> tuple[_Taken, str | None]:
+        flag = word.partition("=")[0]
+        if flag in self._offs:
+            raise SettingsError(f"{flag} takes no value")
+        for one in self._words:
+            if flag == f"--{flag_name(one.name)}":
+                raise SettingsError(f"{one.flag} goes without a flag; see {self._program} --help")
+        near = did_you_mean(flag, [*self._flags, *self._offs])
+        raise SettingsError(f"there is no {flag}.{near}")
+
+    def _too_many(self, plain: Sequence[str], words: Sequence[str]) -> str:
+        for before, word in pairwise(words):
+            one = self._flags.get(before)
+            if one is not None and one.name in _ALONE and word in plain:
+                return f"{word!r} is one word too many; is {before}={word} meant?"
+        word = plain[len(self._words)]
+        return f"{word!r} is one word too many; see {self._program} --help"
 
     # -- the environment and the file ----------------------------------------------------------
 
     def _from_environment(self, found: dict[str, Any]) -> None:
         """Take what variables say. An empty one counts as unset."""
-        for one in self._taken:
-            if one.variable and one.name not in found and (text := os.environ.get(_variable(one))):
-                texts = list(filter(None, text.splitlines())) if one.several else [text]
-                found[one.name] = _value(one, _variable(one), texts)
-        known = NOT_OPTIONS | {_variable_of(key) for key in _all_keys()}
+        known = NOT_OPTIONS | {_variable(key) for key in (*_file_keys(), "config", "host", "port")}
         for name in os.environ:
             if name.startswith(PREFIX) and name not in known:
                 raise SettingsError(
                     f"unknown environment variable {name}.{did_you_mean(name, known)}"
                 )
+        for one in self._taken:
+            if one.name not in found and (text := os.environ.get(one.variable)):
+                texts = list(filter(None, text.splitlines())) if one.several else [text]
+                found[one.name] = _value(one, one.variable, texts)
 
     def _from_file(self, found: dict[str, Any], path: Path | None) -> None:
         """Take what a TOML file says; its tables of endpoints are taken as they are."""
@@ -219,23 +218,23 @@ class Reader:
         tables = data.pop("endpoint", [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             raise SettingsError(f"{path}: write each endpoint as a table [[endpoint]]")
-        known = _all_keys()
-        mine = {one.flag[2:]: one for one in self._taken if not one.word}
+        known = _file_keys()
         seen: set[str] = set()
         for key, value in data.items():
-            flag = key.replace("_", "-")
-            if flag not in known:
-                raise SettingsError(f"{path}: unknown option {key!r}.{did_you_mean(flag, known)}")
-            if flag in seen:
-                raise SettingsError(f"{path}: the option {flag!r} is given twice")
-            seen.add(flag)
-            one = mine.get(flag)
-            if one is None or one.name in found:
+            name = key.replace("_", "-")
+            if name not in known:
+                raise SettingsError(f"{path}: unknown option {key!r}.{did_you_mean(name, known)}")
+            if name in seen:
+                raise SettingsError(f"{path}: the option {name!r} is given twice")
+            seen.add(name)
+            one = self._flags.get(f"--{name}")
+            if one is None:
                 continue
             try:
-                found[one.name] = typed(one.name, value, one.hint)
+                value = typed(name, value, one.hint)  # noqa: PLW2901 - in its own type
             except SettingsError as error:
                 raise SettingsError(f"{path}: {error}") from None
+            found.setdefault(one.name, value)
         if tables:
             found["endpoints"] = tables
 
@@ -243,91 +242,73 @@ class Reader:
 
     def help(self, more: str = "") -> str:
         """Return what --help says, with ``more`` before the flags."""
-        parser = self._parser()
-        about = _filled(inspect.getdoc(self._function) or "")
-        parser.description = f"{about}\n\n{more}".rstrip()
-        if "config" in self._names():
-            parser.epilog = _filled(EVERYWHERE)
-        return parser.format_help()
+        wanted = [one for one in self._taken if not one.word and one.default is _NEEDED]
+        words = [one.flag if one.default is _NEEDED else f"[{one.flag}]" for one in self._words]
+        usage = [self._program, *map(_left, wanted), "[OPTIONS]", *words]
+        parts = [f"usage: {' '.join(usage)}", _filled(inspect.getdoc(self._function) or "")]
+        parts += [more] if more else []
+        groups: dict[str, dict[str, str]] = {}
+        for one in self._taken:
+            if not one.said.hidden:
+                text = _explained(one)
+                if one.variable and not self._has_options:
+                    text += f" Variable: {one.variable}."
+                groups.setdefault(one.group, {})[_left(one)] = text
+        own = groups.setdefault(_PARAMETERS, {})
+        own["-h, --help"] = "Show this, and end."
+        if self._has_options:
+            own["--version"] = "Show the version, and end."
+        parts += [listed(group, rows) for group, rows in groups.items()]
+        if self._has_options:
+            parts.append(_filled(EVERYWHERE))
+        return "\n\n".join(parts) + "\n"
 
-    def _usage(self) -> str:
-        needed = [
-            f"{one.flag} {_metavar(one)}"
-            for one in self._taken
-            if not one.word and one.default is _NEEDED
-        ]
-        words = [
-            one.flag if one.default is _NEEDED else f"[{one.flag}]"
-            for one in self._taken
-            if one.word
-        ]
-        return " ".join([self._program, *needed, "[OPTIONS]", *words])
 
-
-def _taken(function: Callable[..., int]) -> Iterable[_Taken]:
+def _taken(function: Callable[..., int]) -> Iterator[_Taken]:
     """Yield what a function takes."""
     hints = inspect.get_annotations(function, eval_str=True)
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
-            config = Flag("TOML file with options, named as here without the dashes.")
-            yield _Taken(
-                "config", "--config", Path | None, None, config.help, "Parameters", variable=True
-            )
+            config = Flag("TOML file with options, named as here without the dashes.", "config")
+            yield _Taken("config", "--config", Path | None, None, config._replace(variable=True))
             yield from _options()
             continue
         hint, said = get_args(hints[name])
         word = parameter.kind is not parameter.KEYWORD_ONLY
-        yield _Taken(
-            name,
-            name.upper() if word else f"--{said.name or flag_name(name)}",
-            hint,
-            parameter.default,
-            said.help,
-            "Parameters",
-            said.short,
-            said.variable,
-            said.hidden,
-        )
+        flag = name.upper() if word else f"--{said.name or flag_name(name)}"
+        yield _Taken(name, flag, hint, parameter.default, said)
 
 
-def _options() -> Iterable[_Taken]:
+def _options() -> Iterator[_Taken]:
     """Yield all options of a run, from their own definition."""
     for kind in GROUPS.values():
         hints = hints_of(kind)
         group = kind.__doc__.rstrip(".")
         for option in fields(kind):
-            yield _Taken(
-                option.name,
-                f"--{flag_name(option.name)}",
-                hints[option.name],
-                option.default,
-                option.metadata["help"],
-                group,
-                variable=True,
-            )
+            said = Flag(option.metadata["help"], variable=True)
+            flag = f"--{flag_name(option.name)}"
+            yield _Taken(option.name, flag, hints[option.name], option.default, said, group)
 
 
 def _value(one: _Taken, source: str, texts: Sequence[str]) -> Any:
     """Return what texts mean; ``source`` is where they are from."""
-    if one.several:
-        return tuple(texts)
-    if len(texts) > 1:
-        raise SettingsError(f"{source}: it is given twice: {texts[0]!r} and {texts[1]!r}")
-    (text,) = texts
+    if len(texts) > 1 and not one.several:
+        raise SettingsError(f"{source} is given twice: {texts[0]!r} and {texts[1]!r}")
     try:
-        return _read(text, one)
+        values = [_read(text, one.hint) for text in texts]
     except ValueError as error:
         raise SettingsError(f"{source}: {error}") from None
+    return tuple(values) if one.several else values[0]
 
 
-def _read(text: str, one: _Taken) -> Any:
+def _read(text: str, hint: Any) -> Any:
     """Return what a text means.
 
     Raises:
         ValueError: It means nothing that can be given there.
     """
-    kinds = _kinds(one.hint)
-    if choices := _choices(one.hint):
+    kinds = get_args(hint) or (hint,)
+    if choices := choices_of(hint):
         if text not in choices:
             raise ValueError(f"{text!r} is none of {', '.join(choices)}")
         return text
@@ -341,34 +322,23 @@ def _read(text: str, one: _Taken) -> Any:
                 return kind(text)
             except ValueError:
                 raise ValueError(f"{text!r} is no {called}") from None
-    return Path(text) if Path in kinds else text
+    if Path in kinds:
+        return Path(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is no UTF-8 text") from None
+    return text
 
 
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """Return the types that a value may have."""
-    return get_args(hint) if not isinstance(hint, type) and get_args(hint) else (hint,)
+def _file_keys() -> set[str]:
+    """Return the names that may stand in a TOML file."""
+    options = {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
+    return options | {"output", "debug", "dry-run", "json"}
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
-    """Return the words that a value may be; none where it may be any."""
-    for kind in (hint, *_kinds(hint)):
-        if get_origin(kind) is Literal:
-            return get_args(kind)
-    return ()
-
-
-def _all_keys() -> set[str]:
-    """Return the names of all options of all commands, without dashes in front."""
-    names = {"config", "output", "host", "port", "debug", "dry-run", "json"}
-    return names | {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
-
-
-def _variable_of(key: str) -> str:
+def _variable(key: str) -> str:
     return PREFIX + key.upper().replace("-", "_")
-
-
-def _variable(one: _Taken) -> str:
-    return _variable_of(one.flag[2:])
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -378,8 +348,11 @@ def _load(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"--config: {path} is no TOML: {error}") from None
+
+
+# -- how help looks ------------------------------------------------------------------------------
 
 
 def summary(function: Callable[..., int]) -> str:
@@ -389,46 +362,26 @@ def summary(function: Callable[..., int]) -> str:
 
 def listed(title: str, about: dict[str, str]) -> str:
     """Return words and what each is, under each other."""
+    columns = _columns()
+    wide = min(4 + max(map(len, about)), 26 if columns >= 60 else 12)
+    return "\n".join([f"{title}:", *_rows(about, wide, columns)])
+
+
+def _rows(about: dict[str, str], wide: int, columns: int) -> Iterable[str]:
     import textwrap
 
-    wide = 4 + max(map(len, about))
-    lines = [
-        textwrap.fill(
+    for word, text in about.items():
+        beside = f"  {word}".ljust(wide)
+        if len(beside) > wide or not beside.endswith("  "):
+            yield beside.rstrip()
+            beside = " " * wide
+        yield textwrap.fill(
             text,
-            _columns(),
-            initial_indent=f"  {word}".ljust(wide),
+            columns,
+            initial_indent=beside,
             subsequent_indent=" " * wide,
+            break_on_hyphens=False,
         )
-        for word, text in about.items()
-    ]
-    return "\n".join([f"{title}:", *lines, ""])
-
-
-# -- how help looks ------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """What is wrong is told by us, in our words."""
-
-    def error(self, message: str) -> Never:
-        raise SettingsError(message)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Flags on the left, what they mean on the right."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=_columns())
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        names = ", ".join(action.option_strings)
-        return f"{names} {action.metavar}".strip()
-
-
-def _columns() -> int:
-    import shutil
-
-    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 2
 
 
 def _filled(text: str) -> str:
@@ -437,28 +390,37 @@ def _filled(text: str) -> str:
     return "\n\n".join(textwrap.fill(part, _columns()) for part in text.split("\n\n"))
 
 
-def _metavar(one: _Taken) -> str:
-    if one.alone:
-        return f", {one.off}" if one.off else f"[={one.name.upper()}]" * (one.hint is not bool)
-    if _choices(one.hint):
-        return "CHOICE"
-    if one.several:
-        return "TEXT ..."
-    kinds = _kinds(one.hint)
-    return next(
-        word
-        for kind, word in ((int, "N"), (float, "NUMBER"), (Path, "PATH"), (object, "TEXT"))
-        if kind in kinds or kind is object
-    )
+def _columns() -> int:
+    import shutil
+
+    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 2
+
+
+def _left(one: _Taken) -> str:
+    """Return how a flag is typed."""
+    if one.word:
+        return one.flag
+    flag = f"{one.said.short}, {one.flag}" if one.said.short else one.flag
+    if one.hint is bool:
+        return f"{flag}, {one.off}" if one.off else flag
+    if one.name in _ALONE:
+        return f"{flag}[={_ALONE[one.name][1]}]"
+    kinds = get_args(one.hint) or (one.hint,)
+    named = {int: "N", float: "NUMBER", Path: "PATH"}
+    value = next((named[kind] for kind in kinds if kind in named), "TEXT")
+    if choices_of(one.hint):
+        value = "CHOICE"
+    return f"{flag} {value}{' ...' if one.several else ''}"
 
 
 def _explained(one: _Taken) -> str:
     """Return what help says of an option: its sentence, its choices, its default."""
-    text = one.help
-    if choices := _choices(one.hint):
+    text = one.said.help
+    if choices := choices_of(one.hint):
         text += f" One of {', '.join(choices)}."
     usual = one.default
-    if usual not in (None, (), True, False, _NEEDED, Path()) and "Default:" not in text:
+    told = "Default:" in text or isinstance(usual, bool)
+    if not told and usual not in (None, (), _NEEDED, Path()):
         text += f" Default: {usual}"
         text += "." * (not text.endswith("."))
     return text

@@ -42,10 +42,16 @@ def hints_of(group: Any) -> dict[str, Any]:
 
 def typed(name: str, value: Any, hint: Any) -> Any:
     """Return an option's value in its own type, where a near one was given."""
-    if Path in (get_args(hint) or (hint,)) and isinstance(value, str):
+    kinds = get_args(hint) or (hint,)
+    if Path in kinds and isinstance(value, str):
+        if "\0" in value:
+            raise SettingsError(f"{flag_name(name)}: a path has no NUL character in it")
         value = Path(value)
-    if name == "extra_body" and isinstance(value, dict):
-        value = json.dumps(value)
+    if flag_name(name) == "extra-body" and isinstance(value, dict):
+        try:
+            value = json.dumps(value)
+        except TypeError as error:
+            raise SettingsError(f"{flag_name(name)}: {error}") from None
     if get_origin(hint) is tuple:
         several = (value,) if isinstance(value, str) else value
         if several is None:
@@ -56,20 +62,31 @@ def typed(name: str, value: Any, hint: Any) -> Any:
             )
         return tuple(several)
     _check_type(name, value, hint)
-    return value
+    return float(value) if type(value) is int and float in kinds else value
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the words that a value may be; none where it may be any."""
+    several = (hint, *get_args(hint))
+    return next((get_args(kind) for kind in several if get_origin(kind) is Literal), ())
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
     """Refuse a value of a wrong type; what an option may be, its annotation says."""
-    allowed = get_args(hint) or (hint,)
-    if get_origin(hint) is Literal or any(get_origin(kind) is Literal for kind in allowed):
-        return  # choices, checked where they are used
-    kinds = [kind for kind in allowed if isinstance(kind, type)]
+    if choices := choices_of(hint):
+        if value not in (None, *choices):
+            raise SettingsError(f"{flag_name(name)}: {value!r} is none of {', '.join(choices)}")
+        return
+    if type(value) is int and abs(value) >= _MOST:
+        raise SettingsError(f"{flag_name(name)}: {value} is too large")
+    kinds = [kind for kind in get_args(hint) or (hint,) if isinstance(kind, type)]
     fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
     if not fits or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
         raise SettingsError(f"{flag_name(name)}: must be {wanted}, not {value!r}")
 
+
+_MOST = 1 << 63
 
 _KINDS = {
     int: "a whole number",

@@ -185,6 +185,25 @@ def test_input_output_and_config_without_flags(parsed, monkeypatch, tmp_path):
     assert parsed("in.jsonl").output == Path("e.jsonl")
 
 
+def test_a_whole_number_is_a_number(parsed, tmp_path):
+    """1 in TOML, "1" on the command line and 1.0 are the same temperature, also to the cache."""
+    (tmp_path / "c.toml").write_text("temperature = 1\n")
+    for given in (["--config=c.toml"], ["--temperature=1"]):
+        assert repr(parsed("in.jsonl", *given).prompt.temperature) == "1.0"
+
+
+def test_a_variable_asks_for_a_dry_run(monkeypatch):
+    """A variable that is not refused is heeded: nobody pays for what they meant to try."""
+    tried: list[Path] = []
+    monkeypatch.setattr("captioner.console.run_in_console", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(
+        "captioner.console.estimate_in_console", lambda to, **_: tried.append(to.input) or 0
+    )
+    monkeypatch.setenv("CAPTIONER_DRY_RUN", "1")
+    assert run_in_process(["in.jsonl"]) == 0
+    assert tried == [Path("in.jsonl")]
+
+
 def test_an_empty_variable_is_unset(parsed, monkeypatch):
     """CAPTIONER_MODEL= in a shell script means no model, not one without a name."""
     monkeypatch.setenv("CAPTIONER_MODEL", "")
@@ -230,6 +249,18 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["export", "out.jsonl"], "--to"),
         (["export", "out.jsonl", "--to=x", "--to-format=xml"], "webdataset"),
         (["batch", "stat"], "status"),
+        (["batch", ""], "no command"),
+        (["in.jsonl", "--no-dedup=true"], "--no-dedup takes no value"),
+        (["in.jsonl", "x", "--", "y"], "'x'"),
+        (["-", "-"], "'-'"),
+        (["--", "in.jsonl", "--limit", "3"], "'--limit' is one word too many"),
+        (["check", "--output", "x"], "OUTPUT goes without a flag"),
+        (["--retry-failed", "refused", "in.jsonl"], "--retry-failed=refused"),
+        (["in.jsonl", "other.jsonl", "--retry-failed"], "'other.jsonl' is one word too many; see"),
+        (["in.jsonl", "--model", "--offline"], "--model needs a value"),
+        (["in.jsonl", "--temperature", "-1e3"], "temperature: must"),
+        (["in.jsonl", "--prompt", "a\udcff"], "UTF-8"),
+        (["in.jsonl", "--max-side", "9" * 23], "too large"),
         (["in.jsonl", "--concurrency", "many"], "--concurrency"),
         (["in.jsonl", "--concurrency", "1.5"], "--concurrency"),
         (["in.jsonl", "--concurrency", "0"], "concurrency"),
@@ -272,6 +303,13 @@ def test_without_input_the_usage_is_told(refused):
         ("max_side = 1\nmax-side = 2", "twice"),
         ("max_side 3", "c.toml"),
         ("input = 'in.jsonl'", "input"),
+        ("config = 'd.toml'", "unknown option 'config'"),
+        ("port = 3", "unknown option 'port'"),
+        ("preset = ['a']", "c.toml: preset: ['a'] is none of"),
+        ("extra-body = {d = 1979-05-27}", "c.toml: extra-body"),
+        ("json = 1", "c.toml: json: must be true or false"),
+        ('output = "a\\u0000b"', "NUL"),
+        ("a = " + "[" * 9_000, "no TOML"),
     ],
 )
 def test_a_wrong_toml_file_is_told_in_a_line(refused, tmp_path, toml, said):
@@ -326,6 +364,26 @@ def test_help_names_every_option(capsys):
         assert f"--{flag_name(name)}" in shown
     assert "INPUT" in shown
     assert set(re.findall(r"--no-[\w-]+", shown)) == {f"--no-{flag_name(name)}" for name in ON}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["in.jsonl", "--max-side", "--help"], ["--modle", "-h"], ["batch", "-h"]]
+)
+def test_help_is_given_wherever_it_is_asked_for(capsys, arguments):
+    """Whoever is lost in the middle of a line gets help, not an error."""
+    assert run_in_process(arguments) == 0
+    assert capsys.readouterr().out.startswith("usage: captioner ")
+
+
+def test_help_tells_defaults(capsys):
+    """Each default that is not told in words is shown, and how switches are turned off."""
+    assert run_in_process(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--samples N [^-]*Default: 1\.", shown)
+    assert "--dedup, --no-dedup " in shown
+    assert "--retry-failed[=CODE] " in shown
+    assert run_in_process(["serve", "--help"]) == 0
+    assert "Variable: CAPTIONER_PORT." in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("columns", ["1", "40", "500"])
@@ -475,6 +533,15 @@ def test_repeated_flags_are_several(parsed, monkeypatch):
 def test_values_that_cannot_work(refused, argument, said):
     """Each is said in a sentence before anything is sent."""
     assert said in refused("in.jsonl", argument)
+
+
+@pytest.mark.parametrize("where", [">&-", "> /dev/full", "2>&-"])
+def test_nowhere_to_print(tmp_path, where):
+    """Closed or full streams end in no stack trace."""
+    command = f"{sys.executable} -m captioner --help {where}"
+    done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)
+    assert done.returncode == ("full" in where)
+    assert "Traceback" not in done.stderr
 
 
 def test_nobody_reads_any_more(endpoint, make_input, run_command):
