@@ -28,6 +28,24 @@ def ease_garbage_collection() -> None:
     gc.set_threshold(100_000, 20, 100)
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what pictures leave, up to 64 MB, for the next ones.
+
+    It gives large pieces back at once, and asking for their pages again costs a fifth of what a
+    picture of 3 MB does. A process's business, no library's.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # another C library
+    mallopt(_MMAP_THRESHOLD, 16 << 20)
+    mallopt(_TRIM_THRESHOLD, 64 << 20)
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # malloc.h
+
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from captioner.children import ease_garbage_collection
+from captioner.children import ease_garbage_collection, keep_freed_memory
 from captioner.display import Display
 from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.logs import JsonLog
@@ -52,6 +52,7 @@ SOME_FAILED = 3
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
     """Run to the end or to a signal, show what happens, and return the exit status."""
     ease_garbage_collection()
+    keep_freed_memory()
     try:
         report, signalled = run_watched(settings, as_json=as_json)
     except (SettingsError, RunError) as error:

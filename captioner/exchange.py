@@ -76,7 +76,7 @@ class Exchange:
         """Return what stands before a body, up to its length."""
         request = self._request
         absolute = request.proxy is not None and not request.is_ssl()  # RFC 9112, section 3.2.2
-        target = str(request.url) if absolute else request.url.raw_path_qs
+        target = str(request.url.with_user(None)) if absolute else request.url.raw_path_qs
         lines = [f"POST {target} HTTP/1.1"]
         for name, value in request.headers.items():
             if not f"{name}{value}".isprintable():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from captioner.children import ease_garbage_collection
+from captioner.children import ease_garbage_collection, keep_freed_memory
 from captioner.engine import Engine
 from captioner.errors import CaptionerError
 from captioner.processes.wire import Counts, Done, Ended, NoMore, Ready, Stop, Warned, Wire, Work
@@ -173,6 +173,7 @@ def main() -> None:
     """Work for the parent at the other end of the socket whose descriptor is given."""
     warnings.filterwarnings("ignore", module="PIL")
     ease_garbage_collection()
+    keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run())
 
