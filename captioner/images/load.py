@@ -25,6 +25,9 @@ MOST_AT_ONCE = 8 << 20
 STEP = 1 << 18
 """Bytes from one byte to the next that is looked for in memory; disks are read ahead as far."""
 
+_BYTE = [bytearray(1)]
+"""Takes a byte that nobody looks at."""
+
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -165,9 +168,11 @@ def _in_memory(fd: int, size: int) -> bool:
     """Tell whether a file can be read without waiting for the disk, by a byte here and there."""
     if _AT_ONCE is None or size >= MOST_AT_ONCE:
         return False
-    byte = [bytearray(1)]
     try:
-        return all(os.preadv(fd, byte, at, _AT_ONCE) for at in (*range(0, size, STEP), size - 1))
+        for at in range(0, size, STEP):
+            if not os.preadv(fd, _BYTE, at, _AT_ONCE):
+                return False
+        return os.preadv(fd, _BYTE, size - 1, _AT_ONCE) > 0
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
             return False

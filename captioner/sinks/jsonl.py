@@ -133,6 +133,7 @@ class JournalSink:
         self._disk_wait_s = disk_wait_s
         self._captions: list[bytes] = []
         self._failures: list[bytes] = []
+        self._waiting = 0  # outcomes in both
         self._written = asyncio.Event()  # of the batch being collected
         self._taken = self._written  # of the batch being written
         self._wake = asyncio.Event()
@@ -192,17 +193,17 @@ class JournalSink:
                 self._failures.append(self._rows.failure(outcome))
         written = self._written
         self._wake.set()
-        if self._enough:
+        self._waiting += len(outcomes)
+        if self._enough():
             self._go.set()
         await written.wait()
         if self._error is not None:
             raise self._error
 
-    @property
     def _enough(self) -> bool:
-        """Those that wait to be written need not wait for more."""
-        waiting = len(self._captions) + len(self._failures)
-        return self._closing or waiting >= min(ENOUGH, self._progress.in_flight)
+        """Tell whether those that wait to be written need not wait for more."""
+        waiting = self._waiting
+        return waiting >= ENOUGH or waiting >= self._progress.in_flight or self._closing
 
     async def commit(self) -> None:
         """Return when everything that was put is on disk.
@@ -235,7 +236,7 @@ class JournalSink:
         next_trip = loop.time()
         while True:
             await self._wake.wait()
-            if not self._enough and (early := next_trip - loop.time()) > 0:
+            if not self._enough() and (early := next_trip - loop.time()) > 0:
                 self._go.clear()
                 late = loop.call_later(early, self._go.set)
                 await self._go.wait()
@@ -245,6 +246,7 @@ class JournalSink:
             captions, failures, written = self._captions, self._failures, self._written
             if captions or failures:
                 self._captions, self._failures, self._written = [], [], asyncio.Event()
+                self._waiting = 0
                 self._taken = written
                 next_trip = loop.time() + GATHER_S
                 if captions:
