@@ -142,7 +142,7 @@ class Reader:
         waiting: _Taken | None = None
         for word in words:
             if waiting is not None:
-                if self._find(word) is not None:
+                if word.startswith("--") or self._find(word) is not None:
                     break
                 texts.setdefault(waiting.name, []).append(word)
                 waiting = None
@@ -155,7 +155,9 @@ class Reader:
                 else:
                     texts.setdefault(one.name, []).append(text)
         if waiting is not None:
-            raise SettingsError(f"{waiting.flag} needs a value")
+            raise SettingsError(
+                f"{waiting.flag} needs a value; for one that begins with -- write {waiting.flag}=…"
+            )
         plain += more
         if len(plain) > len(self._words):
             raise SettingsError(self._too_many(plain, words))

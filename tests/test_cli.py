@@ -258,6 +258,7 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["--retry-failed", "refused", "in.jsonl"], "--retry-failed=refused"),
         (["in.jsonl", "other.jsonl", "--retry-failed"], "'other.jsonl' is one word too many; see"),
         (["in.jsonl", "--model", "--offline"], "--model needs a value"),
+        (["--model", "--offlin", "in.jsonl"], "--model needs a value"),
         (["in.jsonl", "--temperature", "-1e3"], "temperature: must"),
         (["in.jsonl", "--prompt", "a\udcff"], "UTF-8"),
         (["in.jsonl", "--max-side", "9" * 23], "too large"),
@@ -410,6 +411,8 @@ def test_words_that_begin_with_a_dash(parsed):
     """After -- every word is one, and a lone dash is standard input."""
     assert parsed("--", "-odd.jsonl").input == Path("-odd.jsonl")
     assert parsed("-", "-o", "out.jsonl").input == Path("-")
+    assert parsed("in.jsonl", "--prompt", "- briefly").prompt.prompt == "- briefly"
+    assert parsed("in.jsonl", "--prompt=--briefly").prompt.prompt == "--briefly"
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["in.jsonl", "--version"]])
