@@ -39,8 +39,8 @@ _PARAMETERS = "Parameters"
 _ALONE = {"retry_failed": ("all", "CODE")}
 """Options that may stand without a value: what they then mean, and what else may follow a =."""
 
-_WORDS = {"true": True, "yes": True, "on": True, "1": True}
-_WORDS |= {"false": False, "no": False, "off": False, "0": False}
+_WORDS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
+_WORDS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
 
 
 class Flag(NamedTuple):
@@ -171,6 +171,7 @@ class Reader:
     def _find(self, word: str) -> tuple[_Taken, str | None] | None:
         """Return the flag that a word is, and the value that it brings along or means alone."""
         flag, equals, text = word.partition("=")
+        flag = flag.replace("_", "-")  # as in Python
         if one := self._flags.get(flag):
             return one, text if equals else one.alone
         if (one := self._offs.get(flag)) and not equals:

@@ -412,6 +412,7 @@ def test_words_that_begin_with_a_dash(parsed):
     assert parsed("--", "-odd.jsonl").input == Path("-odd.jsonl")
     assert parsed("-", "-o", "out.jsonl").input == Path("-")
     assert parsed("in.jsonl", "--prompt", "- briefly").prompt.prompt == "- briefly"
+    assert parsed("in.jsonl", "--max_side", "5").images.max_side == 5
     assert parsed("in.jsonl", "--prompt=--briefly").prompt.prompt == "--briefly"
 
 
