@@ -142,7 +142,7 @@ class Reader:
         waiting: _Taken | None = None
         for word in words:
             if waiting is not None:
-                if word.startswith("--") or self._find(word) is not None:
+                if word.startswith("--") or word in self._flags:
                     break
                 texts.setdefault(waiting.name, []).append(word)
                 waiting = None
@@ -161,11 +161,12 @@ class Reader:
         plain += more
         if len(plain) > len(self._words):
             raise SettingsError(self._too_many(plain, words))
-        given = {one.name: _value(one, one.flag, texts[one.name])
-                 for one in self._flags.values() if one.name in texts}  # fmt: skip
-        return given | {
-            one.name: _value(one, one.flag, [word])
-            for one, word in zip(self._words, plain, strict=False)
+        for one, word in zip(self._words, plain, strict=False):
+            texts[one.name] = [word]
+        return {
+            one.name: _value(one, one.flag, texts[one.name])
+            for one in self._taken
+            if one.name in texts
         }
 
     def _find(self, word: str) -> tuple[_Taken, str | None] | None:

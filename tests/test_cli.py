@@ -411,7 +411,7 @@ def test_words_that_begin_with_a_dash(parsed):
     """After -- every word is one, and a lone dash is standard input."""
     assert parsed("--", "-odd.jsonl").input == Path("-odd.jsonl")
     assert parsed("-", "-o", "out.jsonl").input == Path("-")
-    assert parsed("in.jsonl", "--prompt", "- briefly").prompt.prompt == "- briefly"
+    assert parsed("in.jsonl", "--prompt", "-old or new?").prompt.prompt == "-old or new?"
     assert parsed("in.jsonl", "--max_side", "5").images.max_side == 5
     assert parsed("in.jsonl", "--prompt=--briefly").prompt.prompt == "--briefly"
 
