@@ -33,7 +33,9 @@ def run_command(argv: Sequence[str]) -> int:
     except SettingsError as error:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # what is printed can go nowhere
+    except OSError as error:
+        if error.filename is not None:
+            raise  # a file's; what is printed has no name
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"captioner: cannot write: {error.strerror}", file=sys.stderr)
         return 1
