@@ -70,7 +70,7 @@ class Exchange:
         if url.user is not None and "Authorization" in session.headers:
             raise ValueError("there is a key and a name in the address; leave one of them out")
         self._head = self._written()
-        self._idle: list[_Line] = []
+        self._idle: list[_Wire] = []
 
     def _written(self) -> bytes:
         """Return what stands before a body, up to its length."""
@@ -92,8 +92,8 @@ class Exchange:
             aiohttp.ClientError, OSError: There is none.
             EndpointFaultError: ``reply_too_large``.
         """
-        line = await self._connect()
-        connection, protocol, transport, _ = line
+        wire = await self._connect()
+        connection, protocol, transport, _ = wire
         try:
             protocol.set_response_params(read_until_eof=True)
             size = sum(map(len, pieces))
@@ -113,7 +113,7 @@ class Exchange:
             elif message.should_close:
                 connection.close()
             else:
-                self._keep(line)
+                self._keep(wire)
         except HttpProcessingError as error:
             _abort(connection)
             raise aiohttp.ClientPayloadError(error.message) from None
@@ -122,29 +122,29 @@ class Exchange:
             raise
         return reply
 
-    def _keep(self, line: _Line) -> None:
+    def _keep(self, wire: _Wire) -> None:
         """Keep a connection for the next request, and give those up that nobody has needed."""
         now = time.monotonic()
         while self._idle and now - self._idle[0].since > KEPT_S:
             self._idle.pop(0).connection.close()
-        self._idle.append(line._replace(since=now))
+        self._idle.append(wire._replace(since=now))
 
     def close(self) -> None:
         """Close the connections that are kept."""
         while self._idle:
             self._idle.pop().connection.close()
 
-    async def _connect(self) -> _Line:
+    async def _connect(self) -> _Wire:
         """Return a connection on which nothing has come that nobody asked for.
 
         A reply that came late, or twice, would be taken for that to the next request.
         """
         while self._idle:
-            line = self._idle.pop()
-            fresh = time.monotonic() - line.since <= KEPT_S
-            if fresh and line.protocol.is_connected() and not line.protocol.should_close:
-                return line
-            line.connection.close()
+            wire = self._idle.pop()
+            fresh = time.monotonic() - wire.since <= KEPT_S
+            if fresh and wire.protocol.is_connected() and not wire.protocol.should_close:
+                return wire
+            wire.connection.close()
         try:
             connection = await self._connector.connect(self._request, [], CONNECTING)
         except TimeoutError:
@@ -155,10 +155,10 @@ class Exchange:
         if protocol is None or transport is None or not protocol.is_connected():
             connection.close()
             raise aiohttp.ServerDisconnectedError
-        return _Line(connection, protocol, transport)
+        return _Wire(connection, protocol, transport)
 
 
-class _Line(NamedTuple):
+class _Wire(NamedTuple):
     """A connection, and since when it has been idle."""
 
     connection: Connection

@@ -164,10 +164,6 @@ class AiohttpTransport:
             partial.replace(target)
             return Response(reply.status, reply.headers, b"")
 
-    async def _reply(self, reply: aiohttp.ClientResponse) -> Response:
-        body = await read(reply.headers, reply.content)
-        return Response(reply.status, reply.headers, self.masked(body))
-
     @contextlib.asynccontextmanager
     async def _whole(
         self, method: str, path: str, body: Any = None, headers: Any = None
