@@ -90,7 +90,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_importing_costs_next_to_nothing():
     """Neither the network nor the imaging nor the command-line library is loaded at once."""
     loaded = python("import captioner, sys; print(*sys.modules)").split()
-    heavy = {"aiohttp", "PIL", "argparse", "rich", "uvloop", "orjson", "asyncio"}
+    heavy = {"aiohttp", "PIL", "captioner.flags", "rich", "uvloop", "orjson", "asyncio"}
     assert not heavy.intersection(loaded)
 
 
@@ -99,7 +99,14 @@ def test_the_library_needs_nothing_of_the_command():
     loaded = python(
         "import sys; from captioner import *; from captioner import stream; print(*sys.modules)"
     ).split()
-    assert not {"argparse", "rich", "uvloop", "numpy", "rapidocr"}.intersection(loaded)
+    assert not {
+        "captioner.cli",
+        "captioner.flags",
+        "rich",
+        "uvloop",
+        "numpy",
+        "rapidocr",
+    }.intersection(loaded)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=[path.stem for path in MODULES])
