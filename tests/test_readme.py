@@ -44,7 +44,7 @@ def test_every_flag_that_is_named_exists() -> None:
     known |= {"--config", "--long", "--json", "--input", "--output", "--to", "--download"}
     known |= {"--probe", "--dry-run", "--html", "--references", "--reviewed", "--to-format"}
     known |= {"--host", "--port"}
-    known |= {"--model-path", "--mmproj", "--parallel"}  # of the servers that it starts
+    known |= {"--model-path", "--mmproj", "--parallel", "--no-deps"}  # of servers, and of pip
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from typing import Any
 
 from captioner.images.profile import is_srgb
 from captioner.images.structure import XMP_ORIENTATION, Kept, Structure, corrupt, orientation_of
@@ -16,10 +17,24 @@ _TABLES = frozenset({0xC4, 0xCC, 0xDB})
 """DHT, DAC, DQT: what a decoder needs beside header, scans and restart interval."""
 
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
-_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
-"""The next marker inside picture data, where FF is always escaped. It runs at 3 GB/s."""
+_MARKER = rb"\xff[^\x00\xd0-\xd7]"
+"""The next marker inside picture data, where FF is always escaped."""
 
 _JFIF_BYTES = 16
+
+
+def _searcher() -> Any:
+    """Return the search for a marker: RE2's at 17 GB/s; where it has no wheel, `re`'s at 3."""
+    try:
+        import re2
+    except ImportError:
+        return re.compile(_MARKER)
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    return re2.compile(_MARKER, options)
+
+
+_IN_SCAN = _searcher()
 
 
 def read_jpeg(data: bytes) -> Structure:

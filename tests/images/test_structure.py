@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 from typing import Any
 
@@ -10,6 +11,7 @@ from conftest import jpeg
 from PIL import Image
 from samples import chunk
 
+import captioner.images.jpeg
 from captioner.errors import BadImageError
 from captioner.images.convert import read_structure
 
@@ -230,6 +232,32 @@ def test_senseless_orientation_counts_as_upright(tiff):
     found = read_structure(data)
     assert found is not None
     assert found.orientation == 1
+
+
+@pytest.mark.parametrize("engine", ["RE2", "re"])
+def test_nothing_but_a_picture_is_inside_a_jpeg(engine, monkeypatch):
+    """Whatever marker stands in the data is found, by either search; what is no marker is not."""
+    if engine == "re":
+        monkeypatch.setattr(
+            captioner.images.jpeg, "_IN_SCAN", re.compile(captioner.images.jpeg._MARKER)
+        )
+    else:
+        assert type(captioner.images.jpeg._IN_SCAN).__module__ == "re2"
+    middle = len(JPEG) - 100
+    assert JPEG[middle - 1] != 0xFF
+    for byte in range(256):
+        data = JPEG[:middle] + bytes((0xFF, byte, 0, 0)) + JPEG[middle:]
+        if byte == 0 or 0xD0 <= byte <= 0xD7:  # escaped, or a restart
+            found = read_structure(data)
+            assert found is not None
+            assert b"".join(found.parts) == data
+        elif byte == 0xD9:  # the end
+            found = read_structure(data)
+            assert found is not None
+            assert b"".join(found.parts) == data[: middle + 2]
+        else:
+            with pytest.raises(BadImageError):
+                read_structure(data)
 
 
 def test_a_thumbnail_does_not_stand_for_the_picture():
