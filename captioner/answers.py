@@ -42,8 +42,8 @@ class Layout:
             answers: For each question its answers: a list becomes a list where there are several.
             attempts: Requests sent for the record.
         """
-        if len(answers) == 1 and not self._extras and not any(one.flag for one in answers[0]):
-            return _one_or_all([answer.value for answer in answers[0]]), ()
+        if len(answers) == len(answers[0]) == 1 and not self._extras and not answers[0][0].flag:
+            return answers[0][0].value, ()  # as nearly all are
         values = [_one_or_all([answer.value for answer in several]) for several in answers]
         more = list(zip(self._fields[1:], values[1:], strict=True))
         for name, several in zip(self._fields, answers, strict=True):

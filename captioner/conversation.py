@@ -51,7 +51,7 @@ def read_turns(
     images = _read_images(record, records.image_field)
     fields = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
     asked = records.prompt_field
-    if images and (asked is not None or not any(field in record for field in fields)):
+    if images and (asked is not None or record.keys().isdisjoint(fields)):
         question = _read_prompt(record, asked) or prompt.prompt
         if PLACEHOLDER not in question:  # as nearly all records are: it spares the general way
             turn = Turn("user", (*images, question))

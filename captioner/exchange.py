@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -93,7 +94,7 @@ class Exchange:
             EndpointFaultError: ``reply_too_large``.
         """
         wire = await self._connect()
-        connection, protocol, transport, _ = wire
+        connection, protocol, transport = wire.connection, wire.protocol, wire.transport
         try:
             protocol.set_response_params(read_until_eof=True)
             size = sum(map(len, pieces))
@@ -127,7 +128,8 @@ class Exchange:
         now = time.monotonic()
         while self._idle and now - self._idle[0].since > KEPT_S:
             self._idle.pop(0).connection.close()
-        self._idle.append(wire._replace(since=now))
+        wire.since = now
+        self._idle.append(wire)
 
     def close(self) -> None:
         """Close the connections that are kept."""
@@ -158,7 +160,8 @@ class Exchange:
         return _Wire(connection, protocol, transport)
 
 
-class _Wire(NamedTuple):
+@dataclass(slots=True)
+class _Wire:
     """A connection, and since when it has been idle."""
 
     connection: Connection

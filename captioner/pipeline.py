@@ -9,9 +9,10 @@
 
 The feeder prepares a record itself where that takes no waiting: the file is in memory, and the
 picture passes as it is. A hop into a thread, and two threads that want the interpreter, cost as
-much as the work. What would keep the event loop waiting goes to threads and comes back prepared;
-so does, after its pictures are here, what has to be fetched. When records keep going to the
-threads they are sent there straight away and in chunks, for a while.
+much as the work. While all goes so it keeps just ahead of the workers: they send what the
+processor's own memory still holds. What would keep the event loop waiting goes to threads and comes
+back prepared; so does, after its pictures are here, what has to be fetched. When records keep going
+to the threads they are sent there straight away and in chunks, for a while.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -49,8 +51,11 @@ IN_A_ROW = 16
 STRAIGHT = 1_000
 """... straight to the threads, so many of them."""
 
-AT_ONCE_S = 0.005
-"""Seconds of preparing in the event loop after which others have their turn."""
+AT_ONCE_S = 0.01
+"""Seconds of preparing in the event loop after which others have their turn ..."""
+
+AT_ONCE_BYTES = 4 << 20
+"""... or so many bytes: a processor keeps about as many near until they are sent."""
 
 TOO_LONG_S = 0.01
 """Seconds for one record in the event loop after which the next ones go straight to the threads:
@@ -60,6 +65,10 @@ a chunk of them at first, for it may have been chance, and twice as many each ti
 BY_CHANCE = 64
 """Records that went well in between show that it was: a machine that is shared stands still now and
 then."""
+
+AHEAD = 32
+"""Prepared records that may wait for a worker while all can be prepared at once: fewer would be
+sent one by one, and wake the endpoint for each."""
 
 _Item = Prepared | Failure
 
@@ -101,6 +110,37 @@ def count(
             progress.examples.setdefault(outcome.code, outcome)
         if settled is not None:
             settled(outcome)
+
+
+class _Ready:
+    """What is ready for the workers, first come first served: a queue without bounds or locks."""
+
+    def __init__(self) -> None:
+        self._items: deque[_Item | None] = deque()
+        self._hungry: deque[asyncio.Future[_Item | None]] = deque()
+
+    @property
+    def unclaimed(self) -> int:
+        """Items that wait, less the workers who do."""
+        return len(self._items) - len(self._hungry)
+
+    def put(self, item: _Item | None) -> None:
+        """Give an item to whoever has waited longest."""
+        while self._hungry:
+            taker = self._hungry.popleft()
+            if not taker.done():
+                taker.set_result(item)
+                return
+        self._items.append(item)
+
+    async def get(self, before_waiting: Callable[[], None]) -> _Item | None:
+        """Return the oldest item; None ends the work."""
+        if self._items:
+            return self._items.popleft()
+        taker: asyncio.Future[_Item | None] = asyncio.get_running_loop().create_future()
+        self._hungry.append(taker)
+        before_waiting()
+        return await taker
 
 
 class Pipeline:
@@ -145,10 +185,13 @@ class Pipeline:
         self._concurrency = concurrency
         self._drain_s = drain_s
         self._settled = settled
-        self._ready: asyncio.Queue[_Item | None] = asyncio.Queue()
+        self._ready = _Ready()
         threads = min(8, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="captioner-prepare")
         self._chunks: set[asyncio.Future[None]] = set()
+        self._smooth = 0  # records in a row that could be prepared at once
+        self._turn = 0.0  # when this one began, of preparing in the event loop
+        self._made = 0  # bytes in this turn
         self._misses = 0  # records in a row that could not be prepared at once
         self._straight = 0  # records that still go to the threads unasked
         self._stretch = CHUNK  # how many that will be when the next one takes too long
@@ -156,6 +199,7 @@ class Pipeline:
         # Records being prepared or waiting in the queue; a worker that takes a record makes room.
         self._places = CHUNK * (threads + 2) + fetches
         self._room = self._places
+        self._ahead = self._places  # as many of them may wait for a worker
         self._wanted = 0  # places that are waited for
         self._enough = asyncio.Event()
         self._fetching: set[asyncio.Task[None]] = set()
@@ -191,7 +235,8 @@ class Pipeline:
                 if self._stopping:
                     return
             self._progress.complete = True
-            await self._take_room(self._places)  # until all have been taken
+            self._ahead = self._places
+            await self._wait_for(self._places)  # until all have been taken
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
@@ -203,43 +248,71 @@ class Pipeline:
                 idle = True
             finally:
                 self._pool.shutdown(wait=idle)
-                self._ready.put_nowait(None)
+                self._ready.put(None)
 
-    async def _take_room(self, places: int) -> None:
-        while self._room < places:
+    def _free(self) -> int:
+        """Return the places that may be taken now."""
+        return min(self._room, self._ahead - self._ready.unclaimed)
+
+    async def _wait_for(self, places: int) -> None:
+        """Return when so many places may be taken."""
+        while self._free() < places:
             self._wanted = places
             self._enough.clear()
             await self._enough.wait()
         self._wanted = 0
-        self._room -= places
+
+    def _made_room(self) -> None:
+        """Tell the feeder if there is the room it waits for."""
+        if self._free() >= self._wanted > 0:
+            self._enough.set()
 
     async def _admit(self, chunk: list[Line]) -> None:
         """Wait for room, and send lines on their way."""
-        await self._take_room(sum(map(weight, chunk)))
-        if self._stopping:
-            return
-        if self._straight > 0:
-            self._straight -= len(chunk)
-            self._to_threads(chunk)
-            return
-        turn = begin = time.monotonic()
-        for at, line in enumerate(chunk, 1):
-            self._at_once(line)
+        free = 0
+        begin = time.monotonic()
+        for at, line in enumerate(chunk):
+            if self._straight > 0:
+                await self._admit_to_threads(chunk[at:])
+                return
+            places = weight(line)
+            if free < places:
+                if self._free() < places:
+                    await self._wait_for(places)
+                    begin = self._turn = time.monotonic()
+                    self._made = 0
+                if self._stopping:
+                    return
+                free = self._free()
+            free -= places
+            self._room -= places
+            self._made += self._at_once(line)
             now = time.monotonic()
             if now - begin > TOO_LONG_S:
                 self._take_too_long()
-                if at < len(chunk):
-                    self._to_threads(chunk[at:])
-                break
+            else:
+                self._in_time += 1
             begin = now
-            if now - turn > AT_ONCE_S:
+            if self._made > AT_ONCE_BYTES or now - self._turn > AT_ONCE_S:
                 await asyncio.sleep(0)
-                turn = begin = time.monotonic()
-        else:
-            self._in_time += len(chunk)
-        await asyncio.sleep(0)
+                begin = self._turn = time.monotonic()
+                self._made = 0
+
+    async def _admit_to_threads(self, chunk: list[Line]) -> None:
+        places = sum(map(weight, chunk))
+        await self._wait_for(places)
+        if not self._stopping:
+            self._straight -= len(chunk)
+            self._room -= places
+            self._to_threads(chunk)
+
+    def _look_ahead(self) -> None:
+        """Have threads and fetches begin early from now on."""
+        self._smooth = 0
+        self._ahead = self._places
 
     def _take_too_long(self) -> None:
+        self._look_ahead()
         if self._in_time > BY_CHANCE:
             self._stretch = CHUNK
         self._in_time = 0
@@ -253,20 +326,30 @@ class Pipeline:
         future.add_done_callback(self._chunks.discard)
         future.add_done_callback(self._prepared)
 
-    def _at_once(self, line: Line) -> None:
-        """Prepare a record here and now, if that takes no waiting; else have it done elsewhere."""
+    def _at_once(self, line: Line) -> int:
+        """Prepare a record here and now, if that takes no waiting; else have it done elsewhere.
+
+        Returns:
+            Bytes that were prepared.
+        """
         item = self._preparer.prepare_at_once(line)
-        if item is not None:
-            self._misses = 0
-            if isinstance(item, Remote):
-                self._take([item])
-            else:
-                self._ready.put_nowait(item)
-            return
-        self._misses += 1
-        if self._misses >= IN_A_ROW:
-            self._misses, self._straight = 0, STRAIGHT
-        self._to_threads([line])
+        if item is None:
+            self._look_ahead()
+            self._misses += 1
+            if self._misses >= IN_A_ROW:
+                self._misses, self._straight = 0, STRAIGHT
+            self._to_threads([line])
+            return 0
+        self._misses = 0
+        if isinstance(item, Remote):
+            self._look_ahead()
+            self._take([item])
+            return 0
+        self._smooth += 1
+        if self._smooth == CHUNK:
+            self._ahead = AHEAD
+        self._ready.put(item)
+        return item.reserved if isinstance(item, Prepared) else 0
 
     def _prepare(self, chunk: list[Line], loop: asyncio.AbstractEventLoop) -> None:
         """Prepare some lines in a thread, handing over early when they take long."""
@@ -299,11 +382,11 @@ class Pipeline:
                 self._fetching.add(task)
                 task.add_done_callback(self._fetching.discard)
             else:
-                self._ready.put_nowait(item)
+                self._ready.put(item)
 
     async def _fetch_one(self, remote: Remote) -> None:
         try:
-            self._ready.put_nowait(await self._fetch(remote))
+            self._ready.put(await self._fetch(remote))
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
@@ -317,10 +400,10 @@ class Pipeline:
         """Settle one record after the other until there are no more."""
         ready = self._ready
         try:
-            while (item := await ready.get()) is not None:
+            while (item := await ready.get(self._made_room)) is not None:
                 self._room += weight(item.line)
-                if 0 < self._wanted <= self._room:
-                    self._enough.set()
+                if self._wanted:
+                    self._made_room()
                 if self._stopping:
                     continue
                 outcomes: list[Outcome]
@@ -341,7 +424,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
-            ready.put_nowait(None)
+            ready.put(None)
 
     def _fail(self, error: BaseException | None) -> None:
         """Stop the run; the first reason is the one that is told, a bug before all others."""
@@ -357,7 +440,7 @@ class Pipeline:
         self._progress.stage = "draining"
         self._budget.close()
         feeder.cancel()
-        self._ready.put_nowait(None)  # for workers that wait for a record
+        self._ready.put(None)  # for workers that wait for a record
         hurried = asyncio.create_task(self._stopping.wait_hurried())
         finished = asyncio.gather(*workers, return_exceptions=True)
         try:

@@ -115,7 +115,7 @@ class Preparer:
             images = images_of(turns)
             if fetched is None and (urls := self._remote(images)):
                 return Remote(line, urls)
-            pictures = _here(fetched)
+            pictures = _here(fetched) if fetched else {}
             if line.pictures:
                 pictures = {**pictures, **dict(line.pictures)}
             several = [self._encode(image, place, draw, remake, pictures) for image in images]
@@ -135,7 +135,7 @@ class Preparer:
         except BaseException:
             place.leave()
             raise
-        size = sum(len(data) for _, data in line.pictures)
+        size = sum(len(data) for _, data in line.pictures) if line.pictures else 0
         pixels = 0
         for frame in frames:
             size += len(frame.base64)
@@ -226,10 +226,10 @@ class Preparer:
         ]
 
 
-def _here(fetched: Fetched | None) -> dict[str, bytes]:
+def _here(fetched: Fetched) -> dict[str, bytes]:
     """Return pictures that were fetched, or raise why one of them was not."""
     pictures: dict[str, bytes] = {}
-    for url, found in fetched.pictures.items() if fetched else ():
+    for url, found in fetched.pictures.items():
         if isinstance(found, Exception):
             raise found
         pictures[url] = found

@@ -260,7 +260,7 @@ async def test_a_failing_sink_stops_the_run():
 async def test_a_failing_source_stops_the_run_in_order():
     """What the source raises is raised; requests on the wire finish and are written first."""
     rig = Rig(1000)
-    rig.source_error = (CONCURRENCY // 2 * BATCH, ZeroDivisionError())
+    rig.source_error = (BATCH, ZeroDivisionError())
     gate = asyncio.Event()
     rig.caption = lambda _: gate.wait()
     task = asyncio.create_task(rig.run())

@@ -84,7 +84,7 @@ class OpenAIChat:
         text: list[bytes] = [b"["]
         for turn in turns:
             text.append(_OPENINGS[turn.role])
-            if any(isinstance(part, ImageRef) for part in turn.parts):
+            if ImageRef in map(type, turn.parts):
                 opened = b"["
                 for part in turn.parts:
                     text.append(opened)

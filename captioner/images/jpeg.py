@@ -60,6 +60,7 @@ class _Walk:
 
     def to_the_end(self) -> Structure:
         data, kept = self._data, self._kept
+        size = len(data)
         at = 2
         while True:
             if data[at] != 0xFF:
@@ -72,12 +73,12 @@ class _Walk:
                 continue
             at += 1
             if marker == 0xD9:
-                kept.drop(at, len(data))
+                kept.drop(at, size)
                 return self._found()
             if marker in _ALONE:
                 continue
             end = at + (data[at] << 8 | data[at + 1])
-            if not at + 2 <= end <= len(data):
+            if not at + 2 <= end <= size:
                 raise corrupt("a JPEG segment is cut short")
             if marker == 0xDA:
                 found = _IN_SCAN.search(data, end)

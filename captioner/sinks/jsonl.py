@@ -76,7 +76,7 @@ class Rows:
             added = [(member, new) for member, new in added if member not in there]
             if not added:
                 return raw + b"\n"
-        return add_members(raw, b",".join(name + b":" + value for name, value in added)) + b"\n"
+        return add_members(raw, b",".join([name + b":" + value for name, value in added])) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""
@@ -134,8 +134,8 @@ class JournalSink:
         self._captions: list[bytes] = []
         self._failures: list[bytes] = []
         self._waiting = 0  # outcomes in both
-        self._written = asyncio.Event()  # of the batch being collected
-        self._taken = self._written  # of the batch being written
+        self._written: list[asyncio.Future[None]] = []  # who waits for the batch being collected
+        self._taken = self._written  # who waits for the one being written
         self._wake = asyncio.Event()
         self._go = asyncio.Event()
         self._error: Exception | None = None
@@ -191,12 +191,13 @@ class JournalSink:
                 self._captions.append(self._rows.caption(outcome))
             else:
                 self._failures.append(self._rows.failure(outcome))
-        written = self._written
+        written = asyncio.get_running_loop().create_future()
+        self._written.append(written)
         self._wake.set()
         self._waiting += len(outcomes)
         if self._enough():
             self._go.set()
-        await written.wait()
+        await written
         if self._error is not None:
             raise self._error
 
@@ -227,8 +228,8 @@ class JournalSink:
         except Exception as error:  # noqa: BLE001 - whoever waits for a batch must be told
             self._error = error
         finally:
-            self._taken.set()
-            self._written.set()
+            _tell(self._taken)
+            _tell(self._written)
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -245,7 +246,7 @@ class JournalSink:
                 self._wake.clear()
             captions, failures, written = self._captions, self._failures, self._written
             if captions or failures:
-                self._captions, self._failures, self._written = [], [], asyncio.Event()
+                self._captions, self._failures, self._written = [], [], []
                 self._waiting = 0
                 self._taken = written
                 next_trip = loop.time() + GATHER_S
@@ -254,7 +255,7 @@ class JournalSink:
                 if failures:
                     await self._patiently(self._append_failures, b"".join(failures))
                 self._since_commit += len(captions) + len(failures)
-                written.set()
+                _tell(written)
             elif self._closing:
                 if timer is not None:
                     timer.cancel()
@@ -329,3 +330,10 @@ class JournalSink:
                 f"the disk is slow: a sync of {self._journal.path.name} takes more than "
                 f"{SLOW_SYNC_S:.0f} s; captioning goes on meanwhile"
             )
+
+
+def _tell(waiting: list[asyncio.Future[None]]) -> None:
+    """Let those go on who wait."""
+    for written in waiting:
+        if not written.done():
+            written.set_result(None)
