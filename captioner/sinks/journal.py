@@ -13,7 +13,7 @@ first bad one, the cut bytes kept in ``captions.jsonl.broken-<n>``. A record is 
 output says so, else failed if the failures say so, else pending, so no order between the two files
 matters. A failed sync is final: the next one may lie.
 
-All methods block; `captioner.sinks.jsonl` runs them in threads.
+All methods block; `captioner.sinks.jsonl` runs them in threads, but for quick writes.
 """
 
 from __future__ import annotations

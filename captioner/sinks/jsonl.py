@@ -1,8 +1,9 @@
 """The writer: outcomes to lines, lines to the journal in batches, commits beside them.
 
-`put` returns once its record is in the file, so a kill loses only what was on the wire. What
-arrives while one batch is being written makes up the next: one trip to a thread carries many
-records. Syncs run in a second thread, so a slow disk holds up neither the writes nor the loop.
+`put` returns once its record is in the file, so a kill loses only what was on the wire. Writing
+into the system's memory takes microseconds and is done in the event loop: a trip to a thread costs
+ten times as much. Where a write has taken long, or while a sync runs, lines go to a thread, many in
+one trip. Syncs run in a second thread: a slow disk holds up neither the writes nor the loop.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from captioner.sinks.files import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from concurrent.futures import Executor
 
     from captioner.identity import Identity
     from captioner.records import Failure, Outcome, Progress
@@ -34,6 +36,13 @@ COMMIT_BYTES = 16 << 20
 COMMIT_S = 1.0
 SLOW_SYNC_S = 1.0
 RETRY_S = 1.0
+QUICK_S = 0.002
+QUICK_BYTES = 1 << 20
+"""Seconds and bytes of a write in the event loop. After one that took longer ..."""
+
+TRIPS = 250
+"""... so many go to the thread."""
+
 GATHER_S = 0.005
 """Seconds between two trips to the writing thread, at the least: two threads that want the
 interpreter are dear. A record that comes alone goes at once ..."""
@@ -144,8 +153,9 @@ class JournalSink:
         self._last_commit = time.monotonic()
         self._commit_task: asyncio.Task[None] | None = None
         self._warned_slow = False
+        self._trips = 0  # to the thread, unasked: a write took long
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-journal")
-        self._append = wrap(journal.append)
+        self._append_in_thread = wrap(journal.append)
         self._append_failures = wrap(journal.failures.append)
         self._commit = wrap(journal.commit)
         self._writer: asyncio.Task[None] | None = None
@@ -237,7 +247,7 @@ class JournalSink:
         next_trip = loop.time()
         while True:
             await self._wake.wait()
-            if not self._enough() and (early := next_trip - loop.time()) > 0:
+            if not (self._quick or self._enough()) and (early := next_trip - loop.time()) > 0:
                 self._go.clear()
                 late = loop.call_later(early, self._go.set)
                 await self._go.wait()
@@ -265,6 +275,22 @@ class JournalSink:
                 return
             if self._journal.dirty and (timer is None or timer.when() <= loop.time()):
                 timer = loop.call_later(COMMIT_S, self._wake.set)
+
+    @property
+    def _quick(self) -> bool:
+        """The disk keeps nobody waiting just now."""
+        return not self._trips and (self._commit_task is None or self._commit_task.done())
+
+    async def _append(self, lines: bytes, *, executor: Executor) -> None:
+        """Write captions here and now if that takes no time, else in a thread."""
+        if not self._quick or len(lines) > QUICK_BYTES:
+            self._trips = max(0, self._trips - 1)
+            await self._append_in_thread(lines, executor=executor)
+            return
+        begin = time.monotonic()
+        self._journal.append(lines)
+        if time.monotonic() - begin > QUICK_S:
+            self._trips = TRIPS
 
     async def _patiently(self, write: Callable[..., Awaitable[None]], *data: bytes) -> None:
         """Write; on a full disk wait for space, holding what was paid for in memory."""

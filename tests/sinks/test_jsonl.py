@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from conftest import rows
@@ -8,6 +9,7 @@ from conftest import rows
 import captioner.sinks.jsonl
 from captioner.identity import Identity
 from captioner.records import Caption, Line, Progress, Usage
+from captioner.sinks.files import Files
 from captioner.sinks.journal import Journal
 from captioner.sinks.jsonl import JournalSink, Rows
 from captioner.stopping import Stopping
@@ -15,12 +17,42 @@ from captioner.stopping import Stopping
 IDENTITY = Identity(("caption",))
 
 
+class Watched(Files):
+    """Notes which thread writes captions; a sync may be held."""
+
+    def __init__(self):
+        self.here = []
+        self.syncing = threading.Event()
+        self.release = threading.Event()
+        self.release.set()
+
+    def write(self, fd, data, offset):
+        if bytes(data[:6]) == b'{"id":':
+            self.here.append(threading.current_thread() is threading.main_thread())
+        return super().write(fd, data, offset)
+
+    def sync(self, fd):
+        self.syncing.set()
+        assert self.release.wait(30)
+        super().sync(fd)
+
+
 @pytest.fixture
-def journal(tmp_path):
-    journal = Journal(tmp_path / "out.jsonl", IDENTITY, {})
+def disk():
+    return Watched()
+
+
+@pytest.fixture
+def journal(tmp_path, disk):
+    journal = Journal(tmp_path / "out.jsonl", IDENTITY, {}, files=disk)
     journal.open()
     yield journal
     journal.close()
+
+
+def sink_of(journal):
+    made = Rows(IDENTITY, ("caption",)), Progress(), Stopping()
+    return JournalSink(journal, *made, warn=print, disk_wait_s=0)
 
 
 def outcome(number):
@@ -31,11 +63,50 @@ async def test_it_ends_at_once_although_the_last_rows_wait_for_others(journal, m
     """Leaving it writes what was put and does not wait for the next commit, or for ever."""
     monkeypatch.setattr(captioner.sinks.jsonl, "COMMIT_S", 1_000.0)
     monkeypatch.setattr(captioner.sinks.jsonl, "GATHER_S", 0.05)
-    made = Rows(IDENTITY, ("caption",)), Progress(), Stopping()
-    async with JournalSink(journal, *made, warn=print, disk_wait_s=0) as sink:
+    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", -1.0)
+    async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
         late = asyncio.create_task(sink.put([outcome(2)]))
         await asyncio.sleep(0.001)  # it is gathered now
         late.cancel()
         await asyncio.gather(late, return_exceptions=True)
     assert [row["id"] for row in rows(journal.path)] == [1, 2]
+
+
+async def test_a_slow_write_keeps_the_loop_waiting_once(journal, disk, monkeypatch):
+    """A quick disk is written to in the event loop; after a slow write it is a thread for a while."""
+    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
+    async with sink_of(journal) as sink:
+        await sink.put([outcome(1)])
+        monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", -1.0)  # any write is slow
+        monkeypatch.setattr(captioner.sinks.jsonl, "TRIPS", 3)
+        for number in range(2, 8):
+            await sink.put([outcome(number)])
+        assert disk.here == [True, True, False, False, False, True, False]
+    assert [row["id"] for row in rows(journal.path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_a_large_write_is_for_a_thread(journal, disk, monkeypatch):
+    """Copying many megabytes takes long on any disk."""
+    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_BYTES", 10)
+    async with sink_of(journal) as sink:
+        await sink.put([outcome(1)])
+    assert disk.here == [False]
+
+
+async def test_nobody_waits_in_the_loop_for_a_sync(journal, disk, monkeypatch):
+    """A write beside a running sync may have to wait for it: a thread does, the loop goes on."""
+    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
+    async with sink_of(journal) as sink:
+        await sink.put([outcome(1)])
+        disk.syncing.clear()
+        disk.release.clear()
+        committing = asyncio.create_task(sink.commit())
+        async with asyncio.timeout(20):
+            while not disk.syncing.is_set():
+                await asyncio.sleep(0.001)
+        await sink.put([outcome(2)])
+        disk.release.set()
+        await committing
+        await sink.put([outcome(3)])
+    assert disk.here == [True, False, True]
