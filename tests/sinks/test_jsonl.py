@@ -74,7 +74,7 @@ async def test_it_ends_at_once_although_the_last_rows_wait_for_others(journal, m
 
 
 async def test_a_slow_write_keeps_the_loop_waiting_once(journal, disk, monkeypatch):
-    """A quick disk is written to in the event loop; after a slow write it is a thread for a while."""
+    """A quick disk is written to in the event loop; after a slow write it is a thread awhile."""
     monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
