@@ -51,7 +51,7 @@ IN_A_ROW = 16
 STRAIGHT = 1_000
 """... straight to the threads, so many of them."""
 
-AT_ONCE_S = 0.01
+AT_ONCE_S = 0.005
 """Seconds of preparing in the event loop after which others have their turn ..."""
 
 AT_ONCE_BYTES = 4 << 20

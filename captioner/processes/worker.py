@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import warnings
+from collections import deque
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
     from captioner.records import Line, Outcome
     from captioner.settings import Settings
 
-COLLECT_S = 0.005
+COLLECT_S = 0.002
 """Seconds in which outcomes gather before they are sent: a message costs both sides a good part of
 what a record does."""
+
+ON_THEIR_WAY = 2
+"""Messages with outcomes that are not written yet: while one is, the next one travels."""
 
 COUNTS_S = 0.25
 """Seconds between counts while no outcome carries them."""
@@ -50,7 +54,7 @@ class Worker:
         self._lines: asyncio.Queue[list[Line] | None] = asyncio.Queue()
         self._outcomes: list[tuple[int, Outcome]] = []
         self._written = asyncio.Event()  # of the outcomes being collected
-        self._sent: asyncio.Event | None = None  # of those being written
+        self._sent: deque[asyncio.Event] = deque()  # of those on their way to the file
         self._collecting = False
         self._counted = Counts()
 
@@ -97,13 +101,14 @@ class Worker:
         await written.wait()
 
     def _send_soon(self) -> None:
-        if self._sent is None and not self._collecting:
+        if len(self._sent) < ON_THEIR_WAY and not self._collecting:
             self._collecting = True
             asyncio.get_running_loop().call_later(COLLECT_S, self._send)
 
     def _send(self) -> None:
         self._collecting = False
-        self._sent, self._written = self._written, asyncio.Event()
+        self._sent.append(self._written)
+        self._written = asyncio.Event()
         outcomes, self._outcomes = self._outcomes, []
         self._counted = self._counts()
         self._wire.send(Done(outcomes, self._counted))
@@ -124,9 +129,8 @@ class Worker:
         os._exit(0)  # no parent, no one to work for; what is on the wire is lost to it anyway
 
     def _note_written(self) -> None:
-        if self._sent is not None:
-            self._sent.set()
-            self._sent = None
+        if self._sent:
+            self._sent.popleft().set()
         if self._outcomes:
             self._send_soon()
 
