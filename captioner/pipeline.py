@@ -67,8 +67,9 @@ BY_CHANCE = 64
 then."""
 
 AHEAD = 32
-"""Prepared records that may wait for a worker while all can be prepared at once: fewer would be
-sent one by one, and wake the endpoint for each."""
+"""Prepared records that may wait for a worker while all can be prepared at once. With fewer, the
+feeder and workers take turns for each record, which is dearer than memory that went cold. At least
+`CHUNK`: one line may take so many places."""
 
 _Item = Prepared | Failure
 
@@ -190,8 +191,8 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="captioner-prepare")
         self._chunks: set[asyncio.Future[None]] = set()
         self._smooth = 0  # records in a row that could be prepared at once
-        self._turn = 0.0  # when this one began, of preparing in the event loop
-        self._made = 0  # bytes in this turn
+        self._turn = 0.0  # when others last had theirs while the feeder prepared
+        self._turn_bytes = 0  # prepared since
         self._misses = 0  # records in a row that could not be prepared at once
         self._straight = 0  # records that still go to the threads unasked
         self._stretch = CHUNK  # how many that will be when the next one takes too long
@@ -236,7 +237,7 @@ class Pipeline:
                     return
             self._progress.complete = True
             self._ahead = self._places
-            await self._wait_for(self._places)  # until all have been taken
+            await self._wait_for_room(self._places)  # until all have been taken
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
@@ -254,7 +255,7 @@ class Pipeline:
         """Return the places that may be taken now."""
         return min(self._room, self._ahead - self._ready.unclaimed)
 
-    async def _wait_for(self, places: int) -> None:
+    async def _wait_for_room(self, places: int) -> None:
         """Return when so many places may be taken."""
         while self._free() < places:
             self._wanted = places
@@ -262,7 +263,7 @@ class Pipeline:
             await self._enough.wait()
         self._wanted = 0
 
-    def _made_room(self) -> None:
+    def _tell_of_room(self) -> None:
         """Tell the feeder if there is the room it waits for."""
         if self._free() >= self._wanted > 0:
             self._enough.set()
@@ -278,29 +279,29 @@ class Pipeline:
             places = weight(line)
             if free < places:
                 if self._free() < places:
-                    await self._wait_for(places)
+                    await self._wait_for_room(places)
                     begin = self._turn = time.monotonic()
-                    self._made = 0
+                    self._turn_bytes = 0
                 if self._stopping:
                     return
                 free = self._free()
             free -= places
             self._room -= places
-            self._made += self._at_once(line)
+            self._turn_bytes += self._at_once(line)
             now = time.monotonic()
             if now - begin > TOO_LONG_S:
                 self._take_too_long()
             else:
                 self._in_time += 1
             begin = now
-            if self._made > AT_ONCE_BYTES or now - self._turn > AT_ONCE_S:
+            if self._turn_bytes > AT_ONCE_BYTES or now - self._turn > AT_ONCE_S:
                 await asyncio.sleep(0)
                 begin = self._turn = time.monotonic()
-                self._made = 0
+                self._turn_bytes = 0
 
     async def _admit_to_threads(self, chunk: list[Line]) -> None:
         places = sum(map(weight, chunk))
-        await self._wait_for(places)
+        await self._wait_for_room(places)
         if not self._stopping:
             self._straight -= len(chunk)
             self._room -= places
@@ -400,10 +401,10 @@ class Pipeline:
         """Settle one record after the other until there are no more."""
         ready = self._ready
         try:
-            while (item := await ready.get(self._made_room)) is not None:
+            while (item := await ready.get(self._tell_of_room)) is not None:
                 self._room += weight(item.line)
                 if self._wanted:
-                    self._made_room()
+                    self._tell_of_room()
                 if self._stopping:
                     continue
                 outcomes: list[Outcome]

@@ -1,4 +1,4 @@
-"""From a line of the input to a record ready to be sent. Blocking code: runs in threads."""
+"""From a line of the input to a record ready to be sent; blocking, but for `prepare_at_once`."""
 
 from __future__ import annotations
 

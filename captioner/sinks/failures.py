@@ -85,6 +85,11 @@ class FailuresFile:
             self._size += write_all(self._files, self._fd, b"\n", size)
 
     @property
+    def opened(self) -> bool:
+        """There is one, and it is open."""
+        return self._fd >= 0
+
+    @property
     def size(self) -> int:
         """Bytes of the file."""
         return self._size

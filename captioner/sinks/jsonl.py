@@ -2,8 +2,9 @@
 
 `put` returns once its record is in the file, so a kill loses only what was on the wire. Writing
 into the system's memory takes microseconds and is done in the event loop: a trip to a thread costs
-ten times as much. Where a write has taken long, or while a sync runs, lines go to a thread, many in
-one trip. Syncs run in a second thread: a slow disk holds up neither the writes nor the loop.
+ten times as much. After a write that took long, while a sync runs and on network file systems lines
+go to a thread, many in one trip. Syncs run in a second thread: a slow disk holds up neither the
+writes nor, but for one write, the loop.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import orjson
@@ -20,11 +22,10 @@ from captioner.answers import FLAG
 from captioner.errors import DiskError, DiskFullError
 from captioner.rawjson import add_members, members, one_line, quoted, replace_values
 from captioner.records import Caption
-from captioner.sinks.files import is_full
+from captioner.sinks.files import is_full, network_file_system
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from concurrent.futures import Executor
 
     from captioner.identity import Identity
     from captioner.records import Failure, Outcome, Progress
@@ -41,11 +42,14 @@ QUICK_BYTES = 1 << 20
 """Seconds and bytes of a write in the event loop. After one that took longer ..."""
 
 TRIPS = 250
-"""... so many go to the thread."""
+"""... so many go to the thread, and again so many after one that took so long there:"""
+
+SLOW_TRIP_S = 0.02
+"""Longer than a thread may have to wait for the interpreter."""
 
 GATHER_S = 0.005
-"""Seconds between two trips to the writing thread, at the least: two threads that want the
-interpreter are dear. A record that comes alone goes at once ..."""
+"""Seconds between two trips to the thread while all go there, at the least: two threads that want
+the interpreter are dear. A record that comes alone goes at once ..."""
 
 ENOUGH = 64
 """... and so do so many, or as many as are on the wire: else they would wait for each other."""
@@ -155,9 +159,9 @@ class JournalSink:
         self._warned_slow = False
         self._trips = 0  # to the thread, unasked: a write took long
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-journal")
-        self._append_in_thread = wrap(journal.append)
-        self._append_failures = wrap(journal.failures.append)
-        self._commit = wrap(journal.commit)
+        self._remote = bool(network_file_system(journal.path.parent))
+        self._timed_in_thread = wrap(self._timed)
+        self._commit = partial(wrap(journal.commit), executor=self._threads)
         self._writer: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -208,8 +212,6 @@ class JournalSink:
         if self._enough():
             self._go.set()
         await written
-        if self._error is not None:
-            raise self._error
 
     def _enough(self) -> bool:
         """Tell whether those that wait to be written need not wait for more."""
@@ -238,8 +240,8 @@ class JournalSink:
         except Exception as error:  # noqa: BLE001 - whoever waits for a batch must be told
             self._error = error
         finally:
-            _tell(self._taken)
-            _tell(self._written)
+            _tell(self._taken, self._error)
+            _tell(self._written, self._error)
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
@@ -261,11 +263,12 @@ class JournalSink:
                 self._taken = written
                 next_trip = loop.time() + GATHER_S
                 if captions:
-                    await self._patiently(self._append, b"".join(captions))
+                    await self._append(self._journal.append, captions)
                 if failures:
-                    await self._patiently(self._append_failures, b"".join(failures))
+                    opened = self._journal.failures.opened  # else a folder has to be synced
+                    await self._append(self._journal.failures.append, failures, quick=opened)
                 self._since_commit += len(captions) + len(failures)
-                _tell(written)
+                _tell(written, None)
             elif self._closing:
                 if timer is not None:
                     timer.cancel()
@@ -279,25 +282,38 @@ class JournalSink:
     @property
     def _quick(self) -> bool:
         """The disk keeps nobody waiting just now."""
-        return not self._trips and (self._commit_task is None or self._commit_task.done())
+        idle = self._commit_task is None or self._commit_task.done()
+        return idle and not self._trips and not self._remote
 
-    async def _append(self, lines: bytes, *, executor: Executor) -> None:
-        """Write captions here and now if that takes no time, else in a thread."""
-        if not self._quick or len(lines) > QUICK_BYTES:
-            self._trips = max(0, self._trips - 1)
-            await self._append_in_thread(lines, executor=executor)
-            return
+    async def _append(
+        self, append: Callable[[bytes], None], lines: list[bytes], *, quick: bool = True
+    ) -> None:
+        """Write here and now if that takes no time, else in a thread; patiently either way."""
+        data = b"".join(lines)
+
+        async def write() -> None:
+            if quick and self._quick and len(data) <= QUICK_BYTES:
+                self._timed(append, data, QUICK_S)
+            else:
+                self._trips = max(0, self._trips - 1)
+                await self._timed_in_thread(append, data, SLOW_TRIP_S, executor=self._threads)
+
+        await self._patiently(write)
+
+    def _timed(self, append: Callable[[bytes], None], lines: bytes, most: float) -> None:
         begin = time.monotonic()
-        self._journal.append(lines)
-        if time.monotonic() - begin > QUICK_S:
-            self._trips = TRIPS
+        try:
+            append(lines)
+        finally:
+            if time.monotonic() - begin > most:
+                self._trips = TRIPS
 
-    async def _patiently(self, write: Callable[..., Awaitable[None]], *data: bytes) -> None:
+    async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write; on a full disk wait for space, holding what was paid for in memory."""
         deadline: float | None = None
         while True:
             try:
-                await write(*data, executor=self._threads)
+                await write()
             except (OSError, DiskFullError) as error:
                 now = time.monotonic()
                 failure = self._disk_error(error)
@@ -358,8 +374,12 @@ class JournalSink:
             )
 
 
-def _tell(waiting: list[asyncio.Future[None]]) -> None:
-    """Let those go on who wait."""
+def _tell(waiting: list[asyncio.Future[None]], error: Exception | None) -> None:
+    """Let those go on who wait, or tell them that nothing will be written any more."""
     for written in waiting:
-        if not written.done():
+        if written.done():
+            continue
+        if error is None:
             written.set_result(None)
+        else:
+            written.set_exception(error)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 
 import pytest
 from conftest import rows
 
 import captioner.sinks.jsonl
+from captioner.errors import DiskError
 from captioner.identity import Identity
-from captioner.records import Caption, Line, Progress, Usage
+from captioner.records import Caption, Failure, Line, Progress, Usage
 from captioner.sinks.files import Files
 from captioner.sinks.journal import Journal
 from captioner.sinks.jsonl import JournalSink, Rows
@@ -18,23 +20,37 @@ IDENTITY = Identity(("caption",))
 
 
 class Watched(Files):
-    """Notes which thread writes captions; a sync may be held."""
+    """Notes which thread writes captions; refuses some; a sync or the failures may be held."""
 
     def __init__(self):
         self.here = []
-        self.syncing = threading.Event()
+        self.refusals = []
+        self.waiting = threading.Event()
         self.release = threading.Event()
         self.release.set()
 
     def write(self, fd, data, offset):
         if bytes(data[:6]) == b'{"id":':
             self.here.append(threading.current_thread() is threading.main_thread())
+            if self.refusals:
+                raise OSError(self.refusals.pop(), "refused")
+        elif data[:7] == b'{"line"':
+            self.hold()
         return super().write(fd, data, offset)
 
     def sync(self, fd):
-        self.syncing.set()
-        assert self.release.wait(30)
+        self.hold()
         super().sync(fd)
+
+    def hold(self):
+        self.waiting.set()
+        assert self.release.wait(30)
+
+    async def held(self):
+        """Return once somebody is held."""
+        async with asyncio.timeout(20):
+            while not self.waiting.is_set():
+                await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -50,9 +66,9 @@ def journal(tmp_path, disk):
     journal.close()
 
 
-def sink_of(journal):
+def sink_of(journal, disk_wait_s=0):
     made = Rows(IDENTITY, ("caption",)), Progress(), Stopping()
-    return JournalSink(journal, *made, warn=print, disk_wait_s=0)
+    return JournalSink(journal, *made, warn=print, disk_wait_s=disk_wait_s)
 
 
 def outcome(number):
@@ -99,14 +115,54 @@ async def test_nobody_waits_in_the_loop_for_a_sync(journal, disk, monkeypatch):
     monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
-        disk.syncing.clear()
+        disk.waiting.clear()
         disk.release.clear()
         committing = asyncio.create_task(sink.commit())
-        async with asyncio.timeout(20):
-            while not disk.syncing.is_set():
-                await asyncio.sleep(0.001)
+        await disk.held()
         await sink.put([outcome(2)])
         disk.release.set()
         await committing
         await sink.put([outcome(3)])
     assert disk.here == [True, False, True]
+
+
+async def test_only_what_is_not_written_is_told_so(journal, disk, monkeypatch):
+    """Rows that are in their file stay settled when the very next write fails."""
+    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
+    monkeypatch.setattr(captioner.sinks.jsonl, "SLOW_TRIP_S", 1_000.0)
+    with pytest.raises(DiskError):
+        async with sink_of(journal) as sink:
+            disk.waiting.clear()
+            disk.release.clear()
+            failure = Failure(Line(2, b'{"id":2}'), "bad", "it is bad", 1)
+            first = asyncio.create_task(sink.put([failure]))
+            await disk.held()
+            disk.refusals = [errno.EIO]
+            second = asyncio.create_task(sink.put([outcome(1)]))
+            await asyncio.sleep(0)
+            disk.release.set()
+            await first
+            with pytest.raises(DiskError):
+                await second
+    assert disk.here == [True]
+
+
+async def test_a_full_disk_that_refuses_slowly_keeps_the_loop_waiting_once(
+    journal, disk, monkeypatch
+):
+    """It is tried again and again, and from the second time on in a thread."""
+    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", -1.0)
+    monkeypatch.setattr(captioner.sinks.jsonl, "RETRY_S", 0.0)
+    disk.refusals = [errno.ENOSPC] * 3
+    async with sink_of(journal, disk_wait_s=30) as sink:
+        await sink.put([outcome(1)])
+    assert disk.here == [True, False, False, False]
+    assert [row["id"] for row in rows(journal.path)] == [1]
+
+
+async def test_the_loop_waits_for_no_network(journal, disk, monkeypatch):
+    """A server that stands still holds up a thread, and Ctrl-C is heard."""
+    monkeypatch.setattr(captioner.sinks.jsonl, "network_file_system", lambda _: "nfs4")
+    async with sink_of(journal) as sink:
+        await sink.put([outcome(1)])
+    assert disk.here == [False]
