@@ -19,8 +19,9 @@ from captioner.values import did_you_mean
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run the command line and return the exit status; prints, and never raises."""
+    """Run the command line and return the exit status; prints, and raises only to debug."""
     words = list(argv)
+    debug = "--debug" in words or os.environ.get("CAPTIONER_DEBUG")
     try:
         if "--version" in (words[: words.index("--")] if "--" in words else words):
             print(f"captioner {__version__}")
@@ -28,18 +29,35 @@ def run_command(argv: Sequence[str]) -> int:
         status = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads any more, head say: no reason for a trace
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         return 128 + signal.SIGPIPE
     except SettingsError as error:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.filename is not None:
-            raise  # a file's; what is printed has no name
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"captioner: cannot write: {error.strerror}", file=sys.stderr)
+    except Exception as error:
+        unprinted = isinstance(error, OSError) and error.filename is None
+        if debug and not unprinted:
+            raise
+        if unprinted:
+            _print_no_more()
+        print(f"captioner: {_told(error)}", file=sys.stderr)
         return 1
     return status
+
+
+def _print_no_more() -> None:
+    """Have Python not try again at its end what could not be printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: Exception) -> str:
+    """Return in words what went wrong that nobody foresaw."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'cannot write'}: {error.strerror or error}"
+    return (
+        f"internal error ({type(error).__name__}: {error}). Please report it; CAPTIONER_DEBUG=1 "
+        "shows where it happened."
+    )
 
 
 def _run(words: list[str]) -> int:
@@ -55,7 +73,11 @@ def _run(words: list[str]) -> int:
             program, function = f"{program} {name}", several[name]
         else:
             function = several[""]
-    reader = Reader(program, function)
+    elif words and words[0].isalpha() and not Path(words[0]).exists():
+        hint = did_you_mean(words[0], [*COMMANDS, *HELP])
+        if hint:
+            raise SettingsError(f"there is no command or file {words[0]}.{hint}")
+    reader = Reader(program, function, COMMANDS)
     given = reader.read(words)
     if given is None:
         print(reader.help(_commands() if function is _caption else ""), end="")
@@ -101,7 +123,7 @@ DryRun = Annotated[
 AsJson = Annotated[
     bool, Flag("Print what was done as JSON on standard output.", name="json", variable=True)
 ]
-PrintJson = Annotated[bool, Flag("Print JSON.", name="json")]
+PrintJson = Annotated[bool, Flag("Print JSON.", name="json", variable=True)]
 Debug = Annotated[
     bool, Flag("Show the stack trace of an internal error.", variable=True, hidden=True)
 ]

@@ -254,7 +254,8 @@ def api_key(endpoint: EndpointSettings) -> str | None:
     for name in endpoint.api_key_env:
         if key := _key_in(name):
             return key
-        raise SettingsError(f"api-key-env: the environment variable {name} is not set")
+        shown = name if name.isupper() else f"{name[:3]}…"  # it may be the key itself
+        raise SettingsError(f"api-key-env: the environment variable {shown} is not set")
     return next(filter(None, map(_key_in, KEY_NAMES)), None)
 
 

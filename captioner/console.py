@@ -195,9 +195,6 @@ def export_in_console(
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - no stack trace before a user
-        _say(f"captioner: internal error ({type(error).__name__}: {error}). Please report it.")
-        return 1
     _say(f"written: {target}")
     return 0
 
@@ -214,9 +211,6 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - no stack trace before a user
-        _say(f"captioner: internal error ({type(error).__name__}: {error}). Please report it.")
-        return 1
     return 0
 
 

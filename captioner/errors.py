@@ -157,6 +157,12 @@ class RunError(CaptionerError):
     report: RunReport | None = None
 
 
+PROXY_REFUSES = (
+    "The proxy wants another user and password (407). Put them into the environment's proxy, as in "
+    "https_proxy=http://USER:PASSWORD@HOST:PORT."
+)
+
+
 class EndpointRefusedError(RunError):
     """The endpoint rejects every request: wrong key, model or address."""
 

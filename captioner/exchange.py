@@ -68,8 +68,6 @@ class Exchange:
             session=session,
             proxy=proxy,
         )
-        if url.user is not None and "Authorization" in session.headers:
-            raise ValueError("there is a key and a name in the address; leave one of them out")
         self._head = self._written()
         self._idle: list[_Wire] = []
 
@@ -108,7 +106,7 @@ class Exchange:
             reply = Response(message.code, message.headers, await read(message.headers, content))
             # One that refuses may do so before it has heard us out, and what it then takes the
             # rest for is answered, too.
-            early = reply.status >= 400 and size > HEARD_OUT
+            early = reply.status >= 300 and size > HEARD_OUT
             if early or transport.get_write_buffer_size():
                 _abort(connection)
             elif message.should_close:
@@ -183,11 +181,13 @@ async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> byt
     Raises:
         EndpointFaultError: It is too large to be a reply.
     """
+    length = headers.get("Content-Length")
+    if length is not None and int(length) > MAX_REPLY:
+        raise _too_large()
     if content.is_eof():  # all of it is here
         data = content.read_nowait()
     else:
-        length = headers.get("Content-Length")
-        if length is not None and int(length) <= MAX_REPLY and "Content-Encoding" not in headers:
+        if length is not None and "Content-Encoding" not in headers:
             return await content.read()
         collected = bytearray()
         async for chunk in content.iter_any():
@@ -196,5 +196,9 @@ async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> byt
                 break
         data = bytes(collected)
     if len(data) > MAX_REPLY:
-        raise EndpointFaultError("reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes")
+        raise _too_large()
     return data
+
+
+def _too_large() -> EndpointFaultError:
+    return EndpointFaultError("reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes")

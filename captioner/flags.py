@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
 from captioner.errors import SettingsError
 from captioner.options import GROUPS
-from captioner.values import choices_of, did_you_mean, flag_name, hints_of, typed
+from captioner.values import choices_of, did_you_mean, flag_name, hints_of, masked, typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 PREFIX = "CAPTIONER_"
 NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
@@ -29,7 +29,8 @@ NARROWEST, WIDEST = 40, 100
 """Columns of a help text, where the terminal has fewer or more."""
 
 EVERYWHERE = (
-    "Each option may be given by an environment variable, too, CAPTIONER_MAX_SIDE for --max-side, "
+    "Each option of a run may be given by an environment variable, too, CAPTIONER_MAX_SIDE for "
+    "--max-side, "
     "or in the TOML file of --config. The command line goes before the environment, and that "
     "before the file."
 )
@@ -103,11 +104,15 @@ class Reader:
     Args:
         program: The command as it is typed.
         function: What it calls; its docstring is the help's beginning.
+        commands: First words that would have meant another command.
     """
 
-    def __init__(self, program: str, function: Callable[..., int]) -> None:
+    def __init__(
+        self, program: str, function: Callable[..., int], commands: Collection[str] = ()
+    ) -> None:
         self._program = program
         self._function = function
+        self._commands = commands
         self._taken = list(_taken(function))
         self._words = [one for one in self._taken if one.word]
         self._flags = {one.flag: one for one in self._taken if not one.word}
@@ -177,24 +182,33 @@ class Reader:
             return one, text if equals else one.alone
         if (one := self._offs.get(flag)) and not equals:
             return one, "false"
+        if f"-{flag}" in self._flags:
+            raise SettingsError(f"there is no {flag}. Did you mean -{flag}?")
         if one := self._flags.get(word[:2]):  # -oFILE
             return one, word[2:]
         return None
 
     def _refuse(self, word: str) -> tuple[_Taken, str | None]:
         flag = word.partition("=")[0]
-        if flag in self._offs:
+        if flag in self._offs or flag in (*HELP, "--version"):
             raise SettingsError(f"{flag} takes no value")
+        on = self._flags.get(f"--{flag[5:]}") if flag.startswith("--no-") else None
+        if on is not None and on.hint is bool:
+            raise SettingsError(f"there is no {flag}; write {on.flag}=false")
         for one in self._words:
             if flag == f"--{flag_name(one.name)}":
                 raise SettingsError(f"{one.flag} goes without a flag; see {self._program} --help")
-        near = did_you_mean(flag, [*self._flags, *self._offs])
+        near = did_you_mean(flag, [*self._flags, *self._offs, "--help", "--version"])
         raise SettingsError(f"there is no {flag}.{near}")
 
     def _too_many(self, plain: Sequence[str], words: Sequence[str]) -> str:
+        if plain[0] in self._commands:
+            return f"{plain[0]} is a command: it comes first"
         for before, word in pairwise(words):
             one = self._flags.get(before)
-            if one is not None and one.name in _ALONE and word in plain:
+            if one is None or word not in plain:
+                continue
+            if one.name in _ALONE or (one.hint is bool and word.lower() in _WORDS):
                 return f"{word!r} is one word too many; is {before}={word} meant?"
         word = plain[len(self._words)]
         return f"{word!r} is one word too many; see {self._program} --help"
@@ -218,6 +232,7 @@ class Reader:
         """Take what a TOML file says; its tables of endpoints are taken as they are."""
         if path is None:
             return
+        given = set(found)
         data = _load(path)
         tables = data.pop("endpoint", [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -234,12 +249,19 @@ class Reader:
             one = self._flags.get(f"--{name}")
             if one is None:
                 continue
+            if one.name in _ALONE and isinstance(value, bool):
+                value = one.alone if value else one.default  # noqa: PLW2901 - as when it is typed
             try:
                 value = typed(name, value, one.hint)  # noqa: PLW2901 - in its own type
             except SettingsError as error:
                 raise SettingsError(f"{path}: {error}") from None
             found.setdefault(one.name, value)
         if tables:
+            for name in {key.replace("-", "_") for table in tables for key in table} & given:
+                raise SettingsError(
+                    f"--{flag_name(name)} (or {_variable(flag_name(name))}) is given, and so it is "
+                    f"by an [[endpoint]] table of {path}: leave one out"
+                )
             found["endpoints"] = tables
 
     # -- help ------------------------------------------------------------------------------
@@ -297,7 +319,10 @@ def _options() -> Iterator[_Taken]:
 def _value(one: _Taken, source: str, texts: Sequence[str]) -> Any:
     """Return what texts mean; ``source`` is where they are from."""
     if len(texts) > 1 and not one.several:
-        raise SettingsError(f"{source} is given twice: {texts[0]!r} and {texts[1]!r}")
+        shown = [masked(text) for text in texts]
+        raise SettingsError(f"{source} is given twice: {shown[0]!r} and {shown[1]!r}")
+    if one.name in _ALONE and texts[0].lower() in _WORDS:
+        return one.alone if _WORDS[texts[0].lower()] else one.default
     try:
         values = [_read(text, one.hint) for text in texts]
     except ValueError as error:
@@ -327,6 +352,8 @@ def _read(text: str, hint: Any) -> Any:
             except ValueError:
                 raise ValueError(f"{text!r} is no {called}") from None
     if Path in kinds:
+        if not text:
+            raise ValueError("it is empty")
         return Path(text)
     try:
         text.encode()
@@ -349,7 +376,7 @@ def _load(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -420,11 +447,11 @@ def _left(one: _Taken) -> str:
 def _explained(one: _Taken) -> str:
     """Return what help says of an option: its sentence, its choices, its default."""
     text = one.said.help
-    if choices := choices_of(one.hint):
+    choices = choices_of(one.hint)
+    if not all(choice in text for choice in choices):
         text += f" One of {', '.join(choices)}."
-    usual = one.default
-    told = "Default:" in text or isinstance(usual, bool)
-    if not told and usual not in (None, (), _NEEDED, Path()):
+    usual = "on" if one.default is True else one.default
+    if "Default:" not in text and usual not in (None, (), False, _NEEDED, Path()):
         text += f" Default: {usual}"
         text += "." * (not text.endswith("."))
     return text

@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path  # noqa: TC003 - read when the options are made into flags
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from captioner.answers import EXTRAS
 from captioner.checks import CODES
@@ -115,12 +115,17 @@ class EndpointSettings:
         object.__setattr__(self, "api_key_env", words(self.api_key_env))
         check_positive("weight", self.weight)
         for line in self.header:
-            name, colon, value = line.partition(":")
-            if not (colon and re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name.strip()) and value.strip()):
-                raise SettingsError(f"header: {name.strip()[:40]!r} is not 'Name: value'")
+            name, _, value = line.partition(":")
+            if not (re.fullmatch(_FIELD_NAME, name.strip(), re.ASCII) and value.strip()):
+                raise SettingsError("header: one is not 'Name: value'")
             if not (value.isascii() and value.strip().isprintable()):
                 raise SettingsError(f"header: the value of {name.strip()} cannot be sent")
         self.extra_members()
+        if not all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in self.api_key_env):
+            raise SettingsError(
+                "api-key-env: give the name of an environment variable that holds the key, not the "
+                "key itself"
+            )
         if len(self.api_key_env) > 1 and len(self.base_url) not in (1, len(self.api_key_env)):
             raise SettingsError("api-key-env: give one key, or one for each base URL")
         check_positive("rpm", self.rpm)
@@ -174,7 +179,8 @@ class PromptSettings:
     )
     detail: Literal["auto", "low", "high"] | None = _option(
         None,
-        "How closely the model looks at pictures, where the endpoint has that choice.",
+        "How closely the model looks at pictures, where the endpoint has that choice: auto, low or "
+        "high.",
     )
     preset: PresetName | None = _option(  # noqa: RUF009 - a Literal by another name
         None,
@@ -199,10 +205,6 @@ class PromptSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         check_positive("samples", self.samples)
-        if self.detail not in (None, "auto", "low", "high"):
-            raise SettingsError(f"detail: {self.detail!r} is not auto, low or high")
-        if self.preset is not None and self.preset not in PRESETS:
-            raise SettingsError(f"preset: {self.preset!r} is not one of {', '.join(PRESETS)}")
         if self.preset is not None and (self.schema is not None or self.ask):
             raise SettingsError("preset: it brings its own question and schema; leave out others")
         names = [name for name, _ in self.questions()]
@@ -302,17 +304,10 @@ class RecordSettings:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.input_format not in (None, *get_args(InputFormat)):
-            raise SettingsError(
-                f"input-format: {self.input_format!r} is not one of "
-                f"{', '.join(get_args(InputFormat))}"
-            )
         check_positive("limit", self.limit)
         check_positive("max_line", self.max_line)
         if not self.output_field:
             raise SettingsError("output-field: must not be empty")
-        if self.duplicates not in ("keep", "skip", "error"):
-            raise SettingsError(f"duplicates: {self.duplicates!r} is not keep, skip or error")
         if self.id_field == self.output_field:
             raise SettingsError("id-field: must not be the output field")
         if self.image_root is not None and not self.image_root.is_dir():
@@ -434,8 +429,6 @@ class ImageSettings:
             "fetch_timeout", "image_timeout", "max_image_bytes", "max_image_pixels", "memory",
         ):  # fmt: skip
             check_positive(name, getattr(self, name))
-        if self.verify not in ("structure", "full", "off"):
-            raise SettingsError(f"verify: {self.verify!r} is not structure, full or off")
         if self.size_for is not None and rule_of(self.size_for) is None:
             raise SettingsError(
                 f"size-for: no rule is known for {self.size_for!r}; there are some for {FAMILIES}"
@@ -555,6 +548,8 @@ class RunSettings:
         check_positive("concurrency", self.concurrency)
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
             raise SettingsError(f"metrics-port: {self.metrics_port} is not between 0 and 65535")
+        if self.retry_failed == "":
+            raise SettingsError("retry-failed: name a code, or all")
         check_positive("budget", self.budget)
         check_positive("budget_tokens", self.budget_tokens)
         check_positive("processes", self.processes)
@@ -564,13 +559,6 @@ class RunSettings:
         for name in ("drain", "disk_wait"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{flag_name(name)}: must not be negative")
-        if self.output_format not in (None, *get_args(OutputFormat)):
-            raise SettingsError(
-                f"output-format: {self.output_format!r} is not one of "
-                f"{', '.join(get_args(OutputFormat))}"
-            )
-        if self.order not in ("input", "completion"):
-            raise SettingsError(f"order: {self.order!r} is neither input nor completion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -647,8 +635,6 @@ class ClusterSettings:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.engine not in ("local", "ray"):
-            raise SettingsError(f"engine: {self.engine!r} is neither local nor ray")
         check_positive("shards", self.shards)
         check_positive("workers", self.workers)
 
@@ -669,6 +655,9 @@ def option_groups() -> dict[str, str]:
     """Return the name of every option with the name of its group."""
     return {option.name: group for group, kind in GROUPS.items() for option in fields(kind)}
 
+
+_FIELD_NAME = r"[\w!#$%&'*+.^`|~-]+"
+"""A header's name; RFC 9110, section 5.6.2."""
 
 _NOT_EXTRA = {
     "model": "--model",

@@ -5,11 +5,26 @@ from __future__ import annotations
 import urllib.request
 from urllib.parse import urlsplit
 
+from captioner.errors import SettingsError
+from captioner.values import without_secrets
+
 
 def proxy_for(url: str) -> str | None:
-    """Return the proxy for a URL, None where it is reached directly."""
+    """Return the proxy for a URL, None where it is reached directly.
+
+    Raises:
+        SettingsError: It is of a kind that we do not speak.
+    """
     parts = urlsplit(url)
     host = parts.hostname or ""
     if host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(host):
         return None
-    return urllib.request.getproxies().get(parts.scheme)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and "://" not in proxy:  # as curl takes it
+        proxy = f"http://{proxy}"
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"{parts.scheme}_proxy: {without_secrets(proxy)!r} is no HTTP proxy; others are not "
+            "spoken to. Exempt the host with no_proxy"
+        )
+    return proxy

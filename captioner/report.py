@@ -183,6 +183,8 @@ def write_page(report: Report, target: Path) -> None:
         DiskError: The disk refused; the file is as it was.
         SettingsError: Something else is there.
     """
+    if target.is_dir():
+        raise SettingsError(f"{target} is a folder: name a file for the page")
     if target.exists():
         with target.open("rb") as file:
             if file.read(len(_BEGIN)) != _BEGIN.encode():

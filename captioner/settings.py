@@ -60,7 +60,9 @@ class Settings:
     endpoints: tuple[EndpointSettings, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the names of asked questions against those of the record."""
+        """Check what only several options together can tell."""
+        if self.output == Path("-"):
+            raise SettingsError("output: captions go to a file, which a run continues; name one")
         if self.batch.any and (self.run.processes > 1 or len(self.each_endpoint) > 1):
             raise SettingsError("batch-api: it takes one endpoint and one process")
         if self.cluster.engine == "ray" and (self.batch.any or self.run.processes > 1):

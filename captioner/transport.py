@@ -12,10 +12,16 @@ import aiohttp
 from yarl import URL
 
 from captioner.deadlines import Deadlines
-from captioner.errors import EndpointFaultError
+from captioner.errors import (
+    PROXY_REFUSES,
+    EndpointFaultError,
+    EndpointRefusedError,
+    SettingsError,
+)
 from captioner.exchange import CONNECT_S, CONNECTING, Exchange, read
 from captioner.proxies import proxy_for
 from captioner.records import Response
+from captioner.values import masked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -35,6 +41,9 @@ class AiohttpTransport:
         api_key: Sent as a bearer token; None sends none.
         timeout_s: Seconds for one whole exchange, however slowly bytes drip.
         headers: Further headers; they go before ours.
+
+    Raises:
+        SettingsError: There are two keys, or a proxy that cannot be used.
     """
 
     def __init__(
@@ -58,6 +67,10 @@ class AiohttpTransport:
         for name, value in headers:
             self._headers.pop(ours.get(name.lower(), ""), None)
             self._headers[name] = value
+        if "@" in urlsplit(base_url).netloc and "Authorization" in self._headers:
+            raise SettingsError(
+                "base-url: there is a name in the address and a key as well; leave one of them out"
+            )
         self._session: aiohttp.ClientSession | None = None
         self._exchanges: dict[str, Exchange] = {}
         self._deadlines = Deadlines(timeout_s)
@@ -69,6 +82,7 @@ class AiohttpTransport:
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
                 or ``reply_too_large``.
+            EndpointRefusedError: The proxy wants a password.
         """
         deadline = self._deadlines.begin()
         try:
@@ -89,9 +103,7 @@ class AiohttpTransport:
                 "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
             ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise EndpointFaultError(
-                "disconnected", f"the connection broke: {self._told(error)}"
-            ) from None
+            raise self._broken(error) from None
         finally:
             deadline.end()
         return reply if reply.status < 400 else reply._replace(body=self.masked(reply.body))
@@ -187,13 +199,14 @@ class AiohttpTransport:
         except TimeoutError:
             raise self._too_late() from None
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise EndpointFaultError(
-                "disconnected", f"the connection broke: {self._told(error)}"
-            ) from None
+            raise self._broken(error) from None
 
-    def _told(self, error: BaseException) -> str:
-        """Return what broke in words; they may quote what the server said."""
-        return self.masked(_reason(error).encode()).decode(errors="replace")
+    def _broken(self, error: BaseException) -> EndpointFaultError | EndpointRefusedError:
+        """Return what a broken connection means; its words may quote what the server said."""
+        if isinstance(error, aiohttp.ClientHttpProxyError) and error.status == 407:
+            return EndpointRefusedError(PROXY_REFUSES)
+        told = self.masked(_reason(error).encode()).decode(errors="replace")
+        return EndpointFaultError("disconnected", f"the connection broke: {told}")
 
     def _too_late(self) -> EndpointFaultError:
         return EndpointFaultError(
@@ -237,4 +250,6 @@ def _reason(error: BaseException) -> str:
         return getattr(why, "strerror", None) or " ".join(str(why).split())
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, aiohttp.ClientResponseError):  # as text it names a proxy's password
+        return f"{error.status} {error.message}"
+    return masked(str(error)) or type(error).__name__

@@ -44,6 +44,8 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     """Return an option's value in its own type, where a near one was given."""
     kinds = get_args(hint) or (hint,)
     if Path in kinds and isinstance(value, str):
+        if not value:
+            raise SettingsError(f"{flag_name(name)}: must not be empty")
         if "\0" in value:
             raise SettingsError(f"{flag_name(name)}: a path has no NUL character in it")
         value = Path(value)
@@ -57,9 +59,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
         if several is None:
             return ()
         if not isinstance(several, list | tuple) or not all(isinstance(v, str) for v in several):
-            raise SettingsError(
-                f"{flag_name(name)}: must be text or a list of texts, not {value!r}"
-            )
+            raise SettingsError(f"{flag_name(name)}: must be text or a list of texts")
         return tuple(several)
     _check_type(name, value, hint)
     return float(value) if type(value) is int and float in kinds else value
@@ -74,7 +74,7 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 def _check_type(name: str, value: Any, hint: Any) -> None:
     """Refuse a value of a wrong type; what an option may be, its annotation says."""
     if choices := choices_of(hint):
-        if value not in (None, *choices):
+        if value not in choices and not (value is None and type(None) in get_args(hint)):
             raise SettingsError(f"{flag_name(name)}: {value!r} is none of {', '.join(choices)}")
         return
     if type(value) is int and abs(value) >= _MOST:
@@ -115,7 +115,7 @@ def check_colour(name: str, value: str) -> None:
 
 def check_url(name: str, url: str) -> None:
     """Refuse what is no http(s) URL."""
-    shown = without_secrets(url)
+    shown = without_secrets(url.rpartition("@")[2])  # wherever its user and password may end
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"{flag_name(name)}: {shown!r} does not begin with http:// or https://")
     try:

@@ -234,6 +234,16 @@ def test_retry_failed_stands_alone_or_with_a_code(parsed):
     assert parsed("in.jsonl").run.retry_failed is None
 
 
+def test_retry_failed_is_a_switch_as_well(parsed, monkeypatch, tmp_path):
+    """True and false are no codes, wherever they are said."""
+    assert parsed("in.jsonl", "--retry-failed=true").run.retry_failed == "all"
+    assert parsed("in.jsonl", "--retry-failed=no").run.retry_failed is None
+    (tmp_path / "c.toml").write_text("retry-failed = true\n")
+    assert parsed("in.jsonl", "--config", "c.toml").run.retry_failed == "all"
+    monkeypatch.setenv("CAPTIONER_RETRY_FAILED", "0")
+    assert parsed("in.jsonl", "--config", "c.toml").run.retry_failed is None
+
+
 def test_a_code_after_a_space_is_told_how_to_be_written(refused):
     """Whoever writes --retry-failed CODE, as with any other flag, is told to use =."""
     assert "--retry-failed=" in refused("in.jsonl", "--retry-failed", "bad_json")
@@ -276,6 +286,25 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["in.jsonl", "--config", "none.toml"], "none.toml"),
         (["in.jsonl", "--config", "."], "--config"),
         (["serve", "--port", "x"], "--port"),
+        (["in.jsonl", "-offline"], "Did you mean --offline?"),
+        (["in.jsonl", "-output=x"], "Did you mean --output?"),
+        (["in.jsonl", "-o", "-"], "a file"),
+        ([""], "INPUT: it is empty"),
+        (["in.jsonl", "--cache", ""], "--cache: it is empty"),
+        (["in.jsonl", "--image-root="], "--image-root: it is empty"),
+        (["in.jsonl", "--retry-failed="], "retry-failed"),
+        (["in.jsonl", "--no-stream"], "--stream=false"),
+        (["in.jsonl", "--hel"], "--help"),
+        (["in.jsonl", "--help=3"], "--help takes no value"),
+        (["in.jsonl", "--dedup", "false"], "--dedup=false"),
+        (["chek", "out.jsonl"], "Did you mean check?"),
+        (["help"], "Did you mean --help?"),
+        (["--offline", "check", "out.jsonl"], "check is a command: it comes first"),
+        (["check", "."], "is a folder"),
+        (["view", "/"], "is a folder"),
+        (["eval", ".", "--references", "x"], "cannot read x"),
+        (["batch", "status", "."], "is a folder"),
+        (["export", ".", "--to", "x"], "is a folder"),
     ],
 )
 def test_a_wrong_command_line_is_told_in_a_line(refused, arguments, said):
@@ -311,12 +340,16 @@ def test_without_input_the_usage_is_told(refused):
         ("json = 1", "c.toml: json: must be true or false"),
         ('output = "a\\u0000b"', "NUL"),
         ("a = " + "[" * 9_000, "no TOML"),
+        ('cache = ""', "c.toml: cache: must not be empty"),
+        ('header = {Authorization = "Bearer sk-secret"}', "c.toml: header: must be text or a list"),
     ],
 )
 def test_a_wrong_toml_file_is_told_in_a_line(refused, tmp_path, toml, said):
     """A wrong name or value in TOML exits with 2 and names it."""
     (tmp_path / "c.toml").write_text(toml)
-    assert said in refused("in.jsonl", "--config", "c.toml")
+    error = refused("in.jsonl", "--config", "c.toml")
+    assert said in error
+    assert "sk-secret" not in error
 
 
 def test_a_toml_file_that_is_no_text_is_told(refused, tmp_path):
@@ -504,6 +537,77 @@ def test_tables_that_cannot_be_endpoints(refused, tmp_path):
     ):
         (tmp_path / "c.toml").write_text(text)
         assert said in refused("in.jsonl", "--config", "c.toml")
+
+
+def test_tables_do_not_beat_what_is_typed(refused, parsed, monkeypatch, tmp_path):
+    """What only one of them says is taken; where both say something, nobody has to guess."""
+    (tmp_path / "c.toml").write_text('[[endpoint]]\nbase-url = "http://one/v1"\nmodel = "m"\n')
+    (one,) = parsed("in.jsonl", "--config", "c.toml", "--rpm", "5").each_endpoint
+    assert (one.base_url, one.rpm) == (("http://one/v1",), 5)
+    said = refused("in.jsonl", "--config", "c.toml", "--base-url", "http://two/v1")
+    assert "--base-url" in said
+    assert "c.toml" in said
+    monkeypatch.setenv("CAPTIONER_MODEL", "other")
+    assert "CAPTIONER_MODEL" in refused("in.jsonl", "--config", "c.toml")
+
+
+def test_a_toml_file_may_begin_with_a_mark(parsed, tmp_path):
+    """Editors on other systems put a byte order mark there."""
+    (tmp_path / "c.toml").write_text("limit = 3\n", "utf-8-sig")
+    assert parsed("in.jsonl", "--config", "c.toml").records.limit == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--header", "Authorization Bearer sk-secret"],
+        ["--header", "sk-secret"],
+        ["--api-key-env", "sk-secret-1"],
+        ["--base-url", "user:sk-secret@host:8000/v1"],
+        ["--base-url", "http:/user:sk-secret@host"],
+        ["--base-url", "http://user:sk-/secret@host"],
+        ["--ray-address", "ray://u:sk-secret@h:1", "--ray-address", "ray://u:sk-secret@h:2"],
+    ],
+)
+def test_what_is_refused_may_be_secret(refused, arguments):
+    """A key in a wrong place is refused without being shown."""
+    error = refused("in.jsonl", *arguments)
+    assert "secret" not in error
+    assert arguments[0][2:] in error
+
+
+def test_a_key_that_could_be_a_name_is_not_shown(run_command, make_input):
+    """Who gives the key in place of its variable's name does not find it in a log."""
+    done = run_command(
+        make_input(1), "--api-key-env=gsk_verysecret", "--model=m", "--base-url=http://127.0.0.1:1"
+    )
+    assert done.returncode == 2
+    assert "verysecret" not in done.stderr
+    assert "api-key-env" in done.stderr
+
+
+def test_what_nobody_foresaw_is_told_in_a_line(capsys, monkeypatch):
+    """A bug ends in one line and exit status 1; the trace is for whoever asks for it."""
+
+    def bug(*_, **__):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("captioner.console.check_in_console", bug)
+    assert run_in_process(["check", "out.jsonl"]) == 1
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError" in error
+    assert "Traceback" not in error
+    monkeypatch.setenv("CAPTIONER_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run_in_process(["check", "out.jsonl"])
+
+
+def test_a_name_that_is_too_long_is_told(capsys):
+    """A path that no system takes is named, and is no bug."""
+    assert run_in_process(["init", "x" * 5_000]) == 1
+    error = capsys.readouterr().err
+    assert "File name too long" in error
+    assert "internal error" not in error
 
 
 def test_repeated_flags_are_several(parsed, monkeypatch):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -20,8 +21,9 @@ from conftest import StrayResponse, jpeg, rows
 from endpoint import FakeEndpoint, Reply
 from yarl import URL
 
-from captioner.errors import EndpointFaultError
+from captioner.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.exchange import MAX_REPLY
+from captioner.proxies import proxy_for
 from captioner.records import Request
 from captioner.transport import AiohttpTransport
 
@@ -215,6 +217,35 @@ async def test_proxy_of_the_environment(monkeypatch, name, scheme):
     assert used == ["http://proxy.example:3128", None]
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"), [(407, EndpointRefusedError), (502, EndpointFaultError)]
+)
+async def test_a_proxy_that_refuses(monkeypatch, status, kind):
+    """Its password is in no message; who is to give another one learns so at once."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    async with raw_server(says(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)) as url:
+        port = urlsplit(url).port
+        monkeypatch.setenv("https_proxy", f"http://user:hunter4@127.0.0.1:{port}")
+        for request in (POST, MODELS):
+            async with transport_to("https://example.invalid/v1") as transport:
+                with pytest.raises(kind) as caught:
+                    await transport.send(request)
+            assert "hunter4" not in str(caught.value)
+            assert str(status) in str(caught.value)
+
+
+async def test_a_proxy_is_written_as_people_write_it(monkeypatch):
+    """Without a scheme it is HTTP's; one of another kind is refused before anything is sent."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "proxy.example:3128")
+    assert proxy_for("http://example.org") == "http://proxy.example:3128"
+    monkeypatch.setenv("http_proxy", "socks5://user:hunter4@proxy.example:1080")
+    with pytest.raises(SettingsError, match=r"socks5://proxy\.example:1080"):
+        AiohttpTransport("http://example.org", api_key=None, timeout_s=1)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_proxy_is_ignored_on_loopback(monkeypatch, endpoint, host):
     """A server on this machine is reached directly though the environment names a proxy."""
@@ -247,7 +278,7 @@ FAULTS = [
     (aiohttp.ClientConnectionError("Connection lost"), "disconnected"),
     (aiohttp.ClientPayloadError("Response payload is not completed"), "disconnected"),
     (aiohttp.ClientResponseError(INFO, (), status=400, message="bad"), "disconnected"),
-    (aiohttp.ClientHttpProxyError(INFO, (), status=407, message="auth"), "disconnected"),
+    (aiohttp.ClientHttpProxyError(INFO, (), status=502, message="no way"), "disconnected"),
     (aiohttp.InvalidURL("http://"), "disconnected"),
     (aiohttp.NonHttpUrlClientError("ftp://x"), "disconnected"),
     (aiohttp.ClientError(), "disconnected"),
@@ -328,6 +359,25 @@ async def test_a_reply_before_the_request_has_been_heard():
         large = Request("POST", POST.path, (b"x" * (64 << 20),))
         for _ in range(2):
             assert (await transport.send(large)).status == 413
+    assert connections == 2
+
+
+@pytest.mark.parametrize("status", [308, 413])
+async def test_a_connection_on_which_the_body_may_not_have_been_read(status):
+    """What has left for the network is not what was heard: the next request takes another one."""
+    connections = 0
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.write(b"HTTP/1.1 %d No\r\nContent-Length: 2\r\n\r\n{}" % status)
+        await writer.drain()
+        await reader.read()  # until the other end closes
+
+    async with raw_server(redirect) as url, transport_to(url) as transport:
+        for _ in range(2):
+            reply = await transport.send(Request("POST", POST.path, (b"x" * 100_000,)))
+            assert reply.status == status
     assert connections == 2
 
 
@@ -493,7 +543,8 @@ async def test_a_server_that_does_not_read_keeps_nothing_of_ours():
 async def test_a_key_and_a_name_in_the_address(endpoint: FakeEndpoint):
     """Which of them is meant is for the user to say; neither is sent."""
     url = endpoint.base_url.replace("://", "://me:secret@")
-    assert (await fault_of(url, api_key="k")).code == "disconnected"
+    with pytest.raises(SettingsError, match="name in the address"):
+        await fault_of(url, api_key="k")
     assert endpoint.count == 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.errors import (
+    PROXY_REFUSES,
     BadReplyError,
     CaptionerError,
     EndpointFaultError,
@@ -231,6 +232,8 @@ def _error(  # noqa: C901, PLR0911, PLR0912 - one row of the table after the oth
             f"The endpoint refused the key ({status}: {shown(message)}). Check the key and "
             "--api-key-env."
         )
+    if status == 407:
+        return EndpointRefusedError(PROXY_REFUSES)
     if status in (404, 410):
         certain = code in _NO_MODEL_CODES or _NO_MODEL.search(message) is not None
         return NotFoundError(f"http_{status}", told, certain=certain)

@@ -12,7 +12,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from captioner.errors import BadImageError
+from captioner.errors import BadImageError, SettingsError
 from captioner.fetching.addresses import ends_in_number, is_address, is_public
 from captioner.images.archives import check_size
 from captioner.proxies import proxy_for
@@ -181,7 +181,10 @@ class HttpFetcher:
     async def _get(self, url: URL, shown: str) -> IO[bytes] | URL:
         """Return the picture, or where the server says it is."""
         session = self._session or self._open()
-        proxy = proxy_for(str(url))
+        try:
+            proxy = proxy_for(str(url))
+        except SettingsError as error:
+            raise _refused(shown, str(error)) from None
         if proxy is not None and not self._private:
             await self._check_behind(proxy, url)
         async with session.get(url, allow_redirects=False, proxy=proxy) as reply:

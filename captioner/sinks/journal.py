@@ -75,6 +75,8 @@ def journal_path(output: Path, kind: OutputFormat | None = None) -> Path:
 
 def output_of(path: Path) -> Path:
     """Return the output that a path is the journal of: ``x.csv`` for ``x.csv.jsonl``, else it."""
+    if not path.name:
+        return path
     output = path.with_suffix("")
     mine = path.suffix == ".jsonl" and format_of(output) != "jsonl" and output.exists()
     return output if mine else path
@@ -86,6 +88,8 @@ def find_journal(output: Path, files: Files) -> Path:
     Raises:
         SettingsError: There is none.
     """
+    if not output.name:
+        raise SettingsError(f"{output} is a folder: name the captions of a run")
     for path in (journal_path(output), beside(output, ".jsonl"), output):
         if files.kind(path) == "file":
             return path

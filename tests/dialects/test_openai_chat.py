@@ -312,6 +312,7 @@ ERRORS = [
     (301, b"", EndpointRefusedError, None),
     (307, HTML, EndpointRefusedError, None),
     (402, {}, EndpointGaveOutError, None),
+    (407, {}, EndpointRefusedError, None),
     (429, error("insufficient_quota"), EndpointGaveOutError, None),
     (429, error("credit_balance_exhausted"), EndpointGaveOutError, None),
     (429, error("project_spend_limit_exceeded"), EndpointGaveOutError, None),
