@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from captioner import __version__
 from captioner.errors import SettingsError
-from captioner.flags import HELP, Flag, Reader, listed, summary
+from captioner.flags import HELP, Flag
+from captioner.given import Reader
 from captioner.options import OutputFormat  # noqa: TC001 - read when it is made into a flag
 from captioner.settings import Settings
 from captioner.values import did_you_mean
@@ -80,18 +81,24 @@ def _run(words: list[str]) -> int:
     reader = Reader(program, function, COMMANDS)
     given = reader.read(words)
     if given is None:
-        print(reader.help(_commands() if function is _caption else ""), end="")
+        from captioner.helptext import help_of
+
+        print(help_of(program, function, _commands() if function is _caption else ""), end="")
         return 0
     return function(**given)
 
 
 def _commands() -> str:
+    from captioner.helptext import listed, summary
+
     about = {word: ABOUT.get(word) or summary(several[""]) for word, several in COMMANDS.items()}
     return f"{listed('Commands', about)}\n\nEach has a --help of its own."
 
 
 def _several(program: str, commands: dict[str, Callable[..., int]], name: str | None) -> int:
     """Say what may follow a word that is several commands."""
+    from captioner.helptext import listed, summary
+
     if name is not None and name not in HELP:
         hint = did_you_mean(name, commands)
         raise SettingsError(f"{program} has no command {name!r}.{hint}")
