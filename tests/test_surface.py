@@ -162,6 +162,8 @@ asyncio.run(main())
 after = state()
 # Importing Pillow and others may add filters of their own; none is taken away.
 assert before[:-1] == after[:-1], (before, after)
+for thread in set(threading.enumerate()) - {threading.main_thread()}:
+    thread.join(10)  # one may be about to end
 assert threading.active_count() == 1, threading.enumerate()
 """
 
