@@ -261,6 +261,39 @@ def test_nothing_but_a_picture_is_inside_a_jpeg(engine, monkeypatch):
                 read_structure(data)
 
 
+def test_pictures_that_begin_alike_are_each_looked_through():
+    """Of pictures of one size, made by one program, only the beginning is taken as known."""
+    noise = random.Random(3)
+    scan = JPEG.index(b"\xff\xda") + 20
+    progressive = picture("JPEG", progressive=True)
+    late = b"\xff\xe1" + struct.pack(">H", 8 + len(exif(6))) + b"Exif\0\0" + exif(6)
+    heads = [JPEG, SMALL["JPEG EXIF"], progressive, picture("JPEG", icc_profile=b"x" * 200)]
+    heads.append(JPEG[:-2] + late + JPEG[-2:])  # what comes behind its data is its own
+
+    def look(data: bytes) -> object:
+        try:
+            found = read_structure(data)
+        except BadImageError as error:
+            return error.code, error.message
+        assert found is not None
+        return found[:7], b"".join(found.parts)
+
+    outcomes = set()
+    for _ in range(400):
+        before = noise.choice(heads)
+        data = bytearray(noise.choice([before, JPEG]))
+        for _ in range(noise.randrange(3)):
+            data[noise.randrange(scan, len(data))] = noise.choice([0xFF, 0xD9, 0xD8, 0xDA, 0x00])
+        data = data[: noise.choice([len(data), len(data) - 1, noise.randrange(scan, len(data))])]
+        data += noise.choice([b"", b"\0\0", b"\xff\xd9", JPEG])
+        captioner.images.jpeg._last = b"", captioner.images.jpeg._last[1]
+        alone = look(bytes(data))
+        look(before)
+        assert look(bytes(data)) == alone
+        outcomes.add(alone[0] if isinstance(alone[0], str) else "fine")
+    assert outcomes == {"fine", "image_corrupt"}
+
+
 def test_a_thumbnail_does_not_stand_for_the_picture():
     """Size and end come from the picture, not from the thumbnail in its EXIF block."""
     thumbnail = jpeg(size=(4, 4))
