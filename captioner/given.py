@@ -182,8 +182,8 @@ class Reader:
                 raise SettingsError(f"{path}: {error}") from None
             found.setdefault(one.name, value)
         if tables:
-            for name in {key.replace("-", "_") for table in tables for key in table} & given:
-                key = flag_name(name)
+            said = {key.replace("-", "_") for table in tables for key in table}
+            for key in map(flag_name, sorted(said & given)):
                 raise SettingsError(
                     f"--{key} (or {variable_of(key)}) is given, and so it is by an [[endpoint]] "
                     f"table of {path}: leave one out"
