@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from captioner import __version__
 from captioner.errors import SettingsError
 from captioner.flags import HELP, Flag
-from captioner.given import Reader
+from captioner.given import Reader, is_on
 from captioner.options import OutputFormat  # noqa: TC001 - read when it is made into a flag
 from captioner.settings import Settings
 from captioner.values import did_you_mean
@@ -22,7 +22,7 @@ from captioner.values import did_you_mean
 def run_command(argv: Sequence[str]) -> int:
     """Run the command line and return the exit status; prints, and raises only to debug."""
     words = list(argv)
-    debug = "--debug" in words or os.environ.get("CAPTIONER_DEBUG")
+    debug = "--debug" in words or is_on(os.environ.get("CAPTIONER_DEBUG", ""))
     try:
         if "--version" in (words[: words.index("--")] if "--" in words else words):
             print(f"captioner {__version__}")
@@ -36,11 +36,10 @@ def run_command(argv: Sequence[str]) -> int:
         print(f"captioner: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        unprinted = isinstance(error, OSError) and error.filename is None
-        if debug and not unprinted:
-            raise
-        if unprinted:
+        if isinstance(error, OSError) and error.filename is None:
             _print_no_more()
+        if debug:
+            raise
         print(f"captioner: {_told(error)}", file=sys.stderr)
         return 1
     return status

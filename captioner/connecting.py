@@ -11,7 +11,7 @@ import orjson
 
 from captioner.dialects.openai_chat import OpenAIChat
 from captioner.endpoints import Endpoint, Endpoints
-from captioner.errors import EndpointFaultError, SettingsError
+from captioner.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
 from captioner.health import Health
 from captioner.limiter import Limiter, start_of
 from captioner.prices import FREE, Price, price_of
@@ -275,6 +275,8 @@ async def only_model(transport: Transport, stopping: Stopping) -> str:
     """
     try:
         reply = await _unless_stopped(transport.send(Request("GET", "/models")), stopping)
+        if reply.status == 407:
+            raise SettingsError(PROXY_REFUSES)
         served = orjson.loads(reply.body)["data"]
         models = [" ".join(str(model["id"]).split())[:80] for model in served]
     except EndpointFaultError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from captioner.errors import SettingsError
 from captioner.flags import ALONE, HELP, NEEDED, PREFIX, Taken, file_keys, taken_by, variable_of
-from captioner.values import choices_of, did_you_mean, flag_name, masked, typed
+from captioner.values import PRIVATE, choices_of, did_you_mean, flag_name, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -22,6 +22,11 @@ NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
 
 _WORDS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
 _WORDS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
+
+
+def is_on(text: str) -> bool:
+    """Tell whether a variable switches something on."""
+    return _WORDS.get(text.lower(), False)
 
 
 class Reader:
@@ -114,7 +119,7 @@ class Reader:
         return None
 
     def _refuse(self, word: str) -> tuple[Taken, str | None]:
-        flag = word.partition("=")[0]
+        flag = word.partition("=")[0].replace("_", "-")
         if flag in self._offs or flag in (*HELP, "--version"):
             raise SettingsError(f"{flag} takes no value")
         on = self._flags.get(f"--{flag[5:]}") if flag.startswith("--no-") else None
@@ -129,6 +134,8 @@ class Reader:
     def _too_many(self, plain: Sequence[str], words: Sequence[str]) -> str:
         if plain[0] in self._commands:
             return f"{plain[0]} is a command: it comes first"
+        if PRIVATE & {word.partition("=")[0].replace("_", "-")[2:] for word in words}:
+            return "there is a word too many; a value with spaces in it needs quotes"
         for before, word in pairwise(words):
             one = self._flags.get(before)
             if one is None or word not in plain:
@@ -194,8 +201,8 @@ class Reader:
 def _value(one: Taken, source: str, texts: Sequence[str]) -> Any:
     """Return what texts mean; ``source`` is where they are from."""
     if len(texts) > 1 and not one.several:
-        shown = [masked(text) for text in texts]
-        raise SettingsError(f"{source} is given twice: {shown[0]!r} and {shown[1]!r}")
+        shown = "" if one.flag[2:] in PRIVATE else f": {texts[0]!r} and {texts[1]!r}"
+        raise SettingsError(f"{source} is given twice{shown}")
     if one.name in ALONE and texts[0].lower() in _WORDS:
         return one.alone if _WORDS[texts[0].lower()] else one.default
     try:

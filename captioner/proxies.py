@@ -22,9 +22,18 @@ def proxy_for(url: str) -> str | None:
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and "://" not in proxy:  # as curl takes it
         proxy = f"http://{proxy}"
-    if proxy and not proxy.startswith(("http://", "https://")):
+    if proxy and not _usable(proxy):
+        shown = without_secrets(proxy.rpartition("@")[2])
         raise SettingsError(
-            f"{parts.scheme}_proxy: {without_secrets(proxy)!r} is no HTTP proxy; others are not "
+            f"{parts.scheme}_proxy: {shown!r} is no HTTP proxy's address, and others are not "
             "spoken to. Exempt the host with no_proxy"
         )
     return proxy
+
+
+def _usable(proxy: str) -> bool:
+    try:
+        parts = urlsplit(proxy)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no number for a port: a slash in the password, say
+        return False

@@ -12,12 +12,7 @@ import aiohttp
 from yarl import URL
 
 from captioner.deadlines import Deadlines
-from captioner.errors import (
-    PROXY_REFUSES,
-    EndpointFaultError,
-    EndpointRefusedError,
-    SettingsError,
-)
+from captioner.errors import EndpointFaultError, SettingsError
 from captioner.exchange import CONNECT_S, CONNECTING, Exchange, read
 from captioner.proxies import proxy_for
 from captioner.records import Response
@@ -67,7 +62,8 @@ class AiohttpTransport:
         for name, value in headers:
             self._headers.pop(ours.get(name.lower(), ""), None)
             self._headers[name] = value
-        if "@" in urlsplit(base_url).netloc and "Authorization" in self._headers:
+        keyed = any(name.lower() == "authorization" for name in self._headers)
+        if "@" in urlsplit(base_url).netloc and keyed:
             raise SettingsError(
                 "base-url: there is a name in the address and a key as well; leave one of them out"
             )
@@ -82,7 +78,6 @@ class AiohttpTransport:
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
                 or ``reply_too_large``.
-            EndpointRefusedError: The proxy wants a password.
         """
         deadline = self._deadlines.begin()
         try:
@@ -91,6 +86,8 @@ class AiohttpTransport:
             if not deadline.passed():
                 raise
             raise self._too_late() from None
+        except aiohttp.ClientHttpProxyError as error:  # what it says to CONNECT is a reply, too
+            reply = Response(error.status, {}, error.message.encode())
         except aiohttp.ConnectionTimeoutError:
             raise EndpointFaultError(
                 "connection",
@@ -201,10 +198,8 @@ class AiohttpTransport:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise self._broken(error) from None
 
-    def _broken(self, error: BaseException) -> EndpointFaultError | EndpointRefusedError:
+    def _broken(self, error: BaseException) -> EndpointFaultError:
         """Return what a broken connection means; its words may quote what the server said."""
-        if isinstance(error, aiohttp.ClientHttpProxyError) and error.status == 407:
-            return EndpointRefusedError(PROXY_REFUSES)
         told = self.masked(_reason(error).encode()).decode(errors="replace")
         return EndpointFaultError("disconnected", f"the connection broke: {told}")
 

@@ -83,8 +83,12 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
     if not fits or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
-        raise SettingsError(f"{flag_name(name)}: must be {wanted}, not {value!r}")
+        shown = "" if flag_name(name) in PRIVATE else f", not {value!r}"
+        raise SettingsError(f"{flag_name(name)}: must be {wanted}{shown}")
 
+
+PRIVATE = frozenset({"header", "extra-body", "api-key-env", "base-url", "ray-address"})
+"""Options whose values may hold a secret, in the wrong place perhaps: they are not shown."""
 
 _MOST = 1 << 63
 
@@ -114,17 +118,16 @@ def check_colour(name: str, value: str) -> None:
 
 
 def check_url(name: str, url: str) -> None:
-    """Refuse what is no http(s) URL."""
-    shown = without_secrets(url.rpartition("@")[2])  # wherever its user and password may end
+    """Refuse what is no http(s) URL. It may hold a password wherever, and is not shown."""
     if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"{flag_name(name)}: {shown!r} does not begin with http:// or https://")
+        raise SettingsError(f"{flag_name(name)}: it does not begin with http:// or https://")
     try:
         parts = urlsplit(url)
         fine = bool(parts.hostname) and parts.port != 0
     except ValueError:
         fine = False
     if not fine:
-        raise SettingsError(f"{flag_name(name)}: {shown!r} has no host, or a port that cannot be")
+        raise SettingsError(f"{flag_name(name)}: it has no host, or a port that cannot be")
 
 
 def without_secrets(url: str) -> str:

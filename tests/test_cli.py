@@ -294,6 +294,7 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["in.jsonl", "--image-root="], "--image-root: it is empty"),
         (["in.jsonl", "--retry-failed="], "retry-failed"),
         (["in.jsonl", "--no-stream"], "--stream=false"),
+        (["in.jsonl", "--no_stream"], "--stream=false"),
         (["in.jsonl", "--hel"], "--help"),
         (["in.jsonl", "--help=3"], "--help takes no value"),
         (["in.jsonl", "--dedup", "false"], "--dedup=false"),
@@ -342,6 +343,7 @@ def test_without_input_the_usage_is_told(refused):
         ("a = " + "[" * 9_000, "no TOML"),
         ('cache = ""', "c.toml: cache: must not be empty"),
         ('header = {Authorization = "Bearer sk-secret"}', "c.toml: header: must be text or a list"),
+        ('extra-body = ["sk-secret"]', "c.toml: extra-body: must be text"),
     ],
 )
 def test_a_wrong_toml_file_is_told_in_a_line(refused, tmp_path, toml, said):
@@ -566,14 +568,25 @@ def test_a_toml_file_may_begin_with_a_mark(parsed, tmp_path):
         ["--base-url", "user:sk-secret@host:8000/v1"],
         ["--base-url", "http:/user:sk-secret@host"],
         ["--base-url", "http://user:sk-/secret@host"],
+        ["--base-url", "http://user:sk-se,cret@host/v1"],
+        ["--base-url", "sk-secret"],
         ["--ray-address", "ray://u:sk-secret@h:1", "--ray-address", "ray://u:sk-secret@h:2"],
+        ["--extra-body", '{"k": "secret"}', "--extra-body", '{"k": "secret"}'],
     ],
 )
 def test_what_is_refused_may_be_secret(refused, arguments):
     """A key in a wrong place is refused without being shown."""
     error = refused("in.jsonl", *arguments)
     assert "secret" not in error
+    assert "sk-" not in error
     assert arguments[0][2:] in error
+
+
+def test_a_header_without_quotes_is_not_shown(refused):
+    """The shell has made several words of it, the last of which is the key."""
+    error = refused("in.jsonl", "--header", "Authorization:", "Bearer", "sk-secret")
+    assert "sk-secret" not in error
+    assert "quotes" in error
 
 
 def test_a_key_that_could_be_a_name_is_not_shown(run_command, make_input):
@@ -597,6 +610,8 @@ def test_what_nobody_foresaw_is_told_in_a_line(capsys, monkeypatch):
     error = capsys.readouterr().err
     assert "ZeroDivisionError" in error
     assert "Traceback" not in error
+    monkeypatch.setenv("CAPTIONER_DEBUG", "0")
+    assert run_in_process(["check", "out.jsonl"]) == 1
     monkeypatch.setenv("CAPTIONER_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         run_in_process(["check", "out.jsonl"])
@@ -604,7 +619,7 @@ def test_what_nobody_foresaw_is_told_in_a_line(capsys, monkeypatch):
 
 def test_a_name_that_is_too_long_is_told(capsys):
     """A path that no system takes is named, and is no bug."""
-    assert run_in_process(["init", "x" * 5_000]) == 1
+    assert run_in_process(["init", "x" * 5_000]) in (1, 2)
     error = capsys.readouterr().err
     assert "File name too long" in error
     assert "internal error" not in error

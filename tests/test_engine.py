@@ -144,7 +144,7 @@ async def test_secrets_in_the_address():
     url = f"http://me:{SECRET}@127.0.0.1:9/v1?key={SECRET}"
     shown = connecting.without_secrets(url)
     assert shown == "http://127.0.0.1:9/v1"
-    transport = AiohttpTransport(url, api_key=SECRET, timeout_s=5)
+    transport = AiohttpTransport(url, api_key=None, timeout_s=5)
     try:
         with pytest.raises(SettingsError, match="cannot be asked") as raised:
             await only_model(transport, Stopping())

@@ -4,7 +4,7 @@
 into the system's memory takes microseconds and is done in the event loop: a trip to a thread costs
 ten times as much. After a write that took long, while a sync runs and on network file systems lines
 go to a thread, many in one trip. Syncs run in a second thread: a slow disk holds up neither the
-writes nor, but for one write, the loop.
+writes nor, but for one now and then, the loop.
 """
 
 from __future__ import annotations
@@ -237,11 +237,14 @@ class JournalSink:
     async def _write_all(self) -> None:
         try:
             await self._write()
+        except asyncio.CancelledError:
+            for written in (*self._taken, *self._written):
+                written.cancel()
+            raise
         except Exception as error:  # noqa: BLE001 - whoever waits for a batch must be told
             self._error = error
-        finally:
-            _tell(self._taken, self._error)
-            _tell(self._written, self._error)
+        _tell(self._taken, self._error)
+        _tell(self._written, self._error)
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()

@@ -166,3 +166,23 @@ async def test_the_loop_waits_for_no_network(journal, disk, monkeypatch):
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
     assert disk.here == [False]
+
+
+async def test_a_writer_that_is_stopped_calls_nothing_written(journal, disk):
+    """Whoever waits for a row that was not written does not go on as if it were."""
+    sink = sink_of(journal)
+    await sink.__aenter__()
+    disk.waiting.clear()
+    disk.release.clear()
+    failure = Failure(Line(1, b'{"id":1}'), "bad", "it is bad", 1)
+    first = asyncio.create_task(sink.put([failure]))
+    await disk.held()
+    second = asyncio.create_task(sink.put([outcome(2)]))
+    await asyncio.sleep(0)
+    assert sink._writer is not None
+    sink._writer.cancel()
+    found = await asyncio.gather(first, second, return_exceptions=True)
+    disk.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await sink.__aexit__(None, None, None)
+    assert [type(one) for one in found] == [asyncio.CancelledError] * 2
