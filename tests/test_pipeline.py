@@ -10,7 +10,8 @@ import pytest
 
 from captioner.budget import ByteBudget
 from captioner.errors import DiskError, EndpointGaveOutError
-from captioner.pipeline import CHUNK, Pipeline
+from captioner.feeding import CHUNK
+from captioner.pipeline import Pipeline
 from captioner.records import Caption, Failure, Line, Outcome, Prepared, Progress, Remote, Usage
 from captioner.stopping import StoppedError, Stopping
 
