@@ -10,6 +10,7 @@ import pytest
 
 from captioner.budget import ByteBudget
 from captioner.errors import DiskError, EndpointGaveOutError
+from captioner.feeding import AHEAD as FEW
 from captioner.feeding import CHUNK
 from captioner.pipeline import Pipeline
 from captioner.records import Caption, Failure, Line, Outcome, Prepared, Progress, Remote, Usage
@@ -256,6 +257,24 @@ async def test_a_failing_sink_stops_the_run():
     assert rig.calls <= 20 + CONCURRENCY
     assert not rig.progress.complete
     assert rig.taken <= 20 + AHEAD
+
+
+async def test_what_is_prepared_at_once_is_not_prepared_far_ahead(monkeypatch):
+    """While all requests hang, no more records are made ready than are soon sent."""
+    monkeypatch.setattr(Rig, "in_threads", False)
+    rig = Rig(1000)
+    gate = asyncio.Event()
+    rig.caption = lambda _: gate.wait()
+    prepared = []
+    rig.reject = lambda line: prepared.append(line.number)
+    task = asyncio.create_task(rig.run())
+    await until(lambda: len(prepared) >= CONCURRENCY + FEW)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(prepared) == CONCURRENCY + FEW
+    gate.set()
+    await task
+    assert len(rig.settled) == 1000
 
 
 async def test_a_failing_source_stops_the_run_in_order():
