@@ -19,8 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from captioner.cluster.broker import RENEW_S, Broker, Tenant
-from captioner.limiter import Limiter
+from captioner.endpoints.limiter import Limiter
+from captioner.executors.ray.rate_broker import RENEW_S, Broker, Tenant
 
 WORKERS = (1, 10, 100, 1_000)
 SLOTS = 8_000
@@ -180,7 +180,7 @@ def lease_us() -> float:
     """Microseconds of one lease with 1,000 workers, each reporting four requests."""
     now = 0.0
     broker = Broker(SLOTS, lambda: now)
-    from captioner.cluster.broker import Met
+    from captioner.executors.ray.rate_broker import Met
 
     for number in range(1_000):
         broker.lease(f"w{number}", Met())

@@ -18,10 +18,10 @@ from typing import Any
 from pictures import photograph, saved
 from PIL import Image
 
-from captioner.images.convert import Wanted, fit
-from captioner.images.decoders import Decoders
-from captioner.images.draw import draw
-from captioner.options import ImageSettings
+from captioner.images.decoder_pool import Decoders
+from captioner.images.fit import Wanted, fit
+from captioner.images.render import draw
+from captioner.settings.options import ImageSettings
 
 
 def formats() -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 import orjson
 
 from captioner import run_batch
-from captioner.identity import Identity
-from captioner.records import Caption, Line, Progress, Request, Response, Usage
-from captioner.sinks.journal import Journal
-from captioner.sinks.jsonl import JournalSink, Rows
-from captioner.sources.jsonl import JsonlSource
-from captioner.stopping import Stopping
+from captioner.core.cancellation import Stopping
+from captioner.core.keys import Identity
+from captioner.core.types import Caption, Line, Progress, Request, Response, Usage
+from captioner.journal.journal import Journal
+from captioner.journal.writer import JournalSink, Rows
+from captioner.readers.jsonl import JsonlSource
 
 RECORD = b'{"id": %d, "image": "https://example.org/%d.jpg", "prompt": "Describe the image."}'
 CAPTION = "a plain sentence about what is to be seen in a photograph, " * 3

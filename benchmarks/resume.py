@@ -20,12 +20,12 @@ from pathlib import Path
 
 import orjson
 
-from captioner.children import ease_garbage_collection
-from captioner.identity import Identity, KeyTable
-from captioner.matching import Matching
-from captioner.records import Progress
-from captioner.sinks.journal import Journal
-from captioner.sources.jsonl import JsonlSource
+from captioner.core.keys import Identity, KeyTable
+from captioner.core.subprocesses import ease_garbage_collection
+from captioner.core.types import Progress
+from captioner.journal.journal import Journal
+from captioner.journal.matching import Matching
+from captioner.readers.jsonl import JsonlSource
 
 CAPTION = "a plain sentence about what is to be seen in a photograph, " * 3
 

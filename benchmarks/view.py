@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from captioner.sinks.reviews import Review, print_of
-from captioner.viewer.finding import Query
-from captioner.viewer.shelf import Shelf
+from captioner.journal.reviews import Review, print_of
+from captioner.outputs.viewer.search import Query
+from captioner.outputs.viewer.store import Shelf
 
 WORDS = [
     "a",

@@ -14,9 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captioner.cluster.data import CaptionBatch
-    from captioner.cluster.ray import run_on_ray
-    from captioner.errors import (
+    from captioner.core.cancellation import Stopping
+    from captioner.core.errors import (
         CaptionerError,
         DiskError,
         EndpointGaveOutError,
@@ -26,12 +25,13 @@ if TYPE_CHECKING:
         RunError,
         SettingsError,
     )
-    from captioner.interfaces import Dialect, Sink, Source, Transport
-    from captioner.records import Caption, Failure, Line, Outcome, Progress, RunReport
-    from captioner.run import run_batch
-    from captioner.settings import Settings
-    from captioner.stopping import Stopping
-    from captioner.stream import Captioner, CaptionError, caption_stream
+    from captioner.core.protocols import Dialect, Sink, Source, Transport
+    from captioner.core.types import Caption, Failure, Line, Outcome, Progress, RunReport
+    from captioner.engine.stream import Captioner, CaptionError, caption_stream
+    from captioner.executors.local import run_batch
+    from captioner.executors.ray.driver import run_on_ray
+    from captioner.executors.ray.map_batches import CaptionBatch
+    from captioner.settings.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -65,9 +65,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "cluster.data": ("CaptionBatch",),
-    "cluster.ray": ("run_on_ray",),
-    "errors": (
+    "executors.ray.map_batches": ("CaptionBatch",),
+    "executors.ray.driver": ("run_on_ray",),
+    "core.errors": (
         "CaptionerError",
         "DiskError",
         "EndpointGaveOutError",
@@ -77,12 +77,12 @@ _HOMES = {
         "RunError",
         "SettingsError",
     ),
-    "interfaces": ("Dialect", "Sink", "Source", "Transport"),
-    "records": ("Caption", "Failure", "Line", "Outcome", "Progress", "RunReport"),
-    "run": ("run_batch",),
-    "settings": ("Settings",),
-    "stopping": ("Stopping",),
-    "stream": ("CaptionError", "Captioner", "caption_stream"),
+    "core.protocols": ("Dialect", "Sink", "Source", "Transport"),
+    "core.types": ("Caption", "Failure", "Line", "Outcome", "Progress", "RunReport"),
+    "executors.local": ("run_batch",),
+    "settings.settings": ("Settings",),
+    "core.cancellation": ("Stopping",),
+    "engine.stream": ("CaptionError", "Captioner", "caption_stream"),
 }
 
 

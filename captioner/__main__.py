@@ -16,7 +16,7 @@ def main() -> Never:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; what is opened next must not take its place
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open to the end
-    from captioner.cli import run_command
+    from captioner.cli.main import run_command
 
     sys.exit(run_command(sys.argv[1:]))
 

@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import orjson
 
-from captioner.console import run_watched
-from captioner.errors import SettingsError
-from captioner.exports.book import Book, parsed
-from captioner.exports.partial import replacing
-from captioner.exports.tables import cell
-from captioner.extras import needed
-from captioner.records import Caption
-from captioner.settings import Settings
-from captioner.sources.formats import open_input
-from captioner.sources.rows import dumped, plain
-from captioner.stream import caption_stream
+from captioner.cli.session import run_watched
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
+from captioner.core.types import Caption
+from captioner.engine.stream import caption_stream
+from captioner.outputs.export.atomic import replacing
+from captioner.outputs.export.tables import cell
+from captioner.outputs.output import Book, parsed
+from captioner.readers.registry import open_input
+from captioner.readers.rows import dumped, plain
+from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

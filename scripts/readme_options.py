@@ -9,8 +9,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from captioner.options import GROUPS
-from captioner.values import flag_name
+from captioner.settings.options import GROUPS
+from captioner.settings.validation import flag_name
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- options -->\n", "<!-- /options -->"

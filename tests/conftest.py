@@ -13,11 +13,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from endpoint import FakeEndpoint
+from PIL import Image
 
 # A shell starts what it puts into the background with SIGINT ignored, and so would be all that the
 # tests start and interrupt.
@@ -98,7 +95,7 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what the fault campaign did, with its seeds, and what did not run."""
-    from campaign.tally import told
+    from tally import told
     from viewer_browser import CHROMIUM
 
     if CHROMIUM is None:

@@ -10,13 +10,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self, TextIO
 
-from captioner.wording import duration, money, printable, short
+from captioner.core.humanize import duration, money, printable, short
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
-    from captioner.records import EndpointState, Progress
+    from captioner.core.types import EndpointState, Progress
 
 REFRESH_S = 0.25
 PLAIN_S = 30.0

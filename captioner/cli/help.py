@@ -8,8 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from captioner.flags import ALONE, NEEDED, PARAMETERS, Taken, taken_by
-from captioner.values import choices_of
+from captioner.cli.params import ALONE, NEEDED, PARAMETERS, Taken, taken_by
+from captioner.settings.validation import choices_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from captioner import __version__
-from captioner.errors import SettingsError
-from captioner.flags import HELP, Flag
-from captioner.given import Reader, is_on
-from captioner.options import OutputFormat  # noqa: TC001 - read when it is made into a flag
-from captioner.settings import Settings
-from captioner.values import did_you_mean
+from captioner.cli.params import HELP, Flag
+from captioner.cli.parser import Reader, is_on
+from captioner.core.errors import SettingsError
+from captioner.settings.options import OutputFormat  # noqa: TC001 - read when it is made into a flag
+from captioner.settings.settings import Settings
+from captioner.settings.validation import did_you_mean
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -80,7 +80,7 @@ def _run(words: list[str]) -> int:
     reader = Reader(program, function, COMMANDS)
     given = reader.read(words)
     if given is None:
-        from captioner.helptext import help_of
+        from captioner.cli.help import help_of
 
         print(help_of(program, function, _commands() if function is _caption else ""), end="")
         return 0
@@ -88,7 +88,7 @@ def _run(words: list[str]) -> int:
 
 
 def _commands() -> str:
-    from captioner.helptext import listed, summary
+    from captioner.cli.help import listed, summary
 
     about = {word: ABOUT.get(word) or summary(several[""]) for word, several in COMMANDS.items()}
     return f"{listed('Commands', about)}\n\nEach has a --help of its own."
@@ -96,7 +96,7 @@ def _commands() -> str:
 
 def _several(program: str, commands: dict[str, Callable[..., int]], name: str | None) -> int:
     """Say what may follow a word that is several commands."""
-    from captioner.helptext import listed, summary
+    from captioner.cli.help import listed, summary
 
     if name is not None and name not in HELP:
         hint = did_you_mean(name, commands)
@@ -162,10 +162,10 @@ def _caption(
     """
     settings = Settings.create(input, output, **options)
     if dry_run:
-        from captioner.console import estimate_in_console
+        from captioner.cli.session import estimate_in_console
 
         return estimate_in_console(settings, probe=0, as_json=as_json)
-    from captioner.console import run_in_console
+    from captioner.cli.session import run_in_console
 
     return run_in_console(settings, debug=debug, as_json=as_json)
 
@@ -180,7 +180,7 @@ def _check(
 
     Exits with 0 if all is well and 5 if the output is damaged.
     """
-    from captioner.console import check_in_console
+    from captioner.cli.session import check_in_console
 
     return check_in_console(output, source, as_json=as_json)
 
@@ -203,7 +203,7 @@ def _estimate(
     settings = Settings.create(input, output, **options)
     if probe < 0:
         raise SettingsError("probe: must not be negative")
-    from captioner.console import estimate_in_console
+    from captioner.cli.session import estimate_in_console
 
     return estimate_in_console(settings, probe=probe, as_json=as_json)
 
@@ -218,7 +218,7 @@ def _eval(
     as_json: PrintJson = False,
 ) -> int:
     """Say how near captions are to references: BLEU, chrF, CIDEr-D."""
-    from captioner.console import score_in_console
+    from captioner.cli.session import score_in_console
 
     return score_in_console(output, references, as_json=as_json)
 
@@ -246,7 +246,7 @@ def _export(
     ] = "apply",
 ) -> int:
     """Write the captions of a run in another format."""
-    from captioner.console import export_in_console
+    from captioner.cli.session import export_in_console
 
     return export_in_console(
         output,
@@ -263,7 +263,7 @@ def _batch_status(
     output: Captions,
 ) -> int:
     """Ask the provider how the batches are; changes nothing."""
-    from captioner.console import batches_in_console
+    from captioner.cli.session import batches_in_console
 
     return batches_in_console(output, cancel=False)
 
@@ -272,7 +272,7 @@ def _batch_cancel(
     output: Captions,
 ) -> int:
     """Cancel all batches. What is done stays done: the next run takes it."""
-    from captioner.console import batches_in_console
+    from captioner.cli.session import batches_in_console
 
     return batches_in_console(output, cancel=True)
 
@@ -286,7 +286,7 @@ def _init(
     ] = False,
 ) -> int:
     """Make a working folder: a pipeline, a file of options, example pictures."""
-    from captioner.starter.folder import make_folder
+    from captioner.cli.init.folder import make_folder
 
     lines = make_folder(folder, download=download)
     if folder != Path():
@@ -315,7 +315,7 @@ def _report(
     """Say what captions are like: lengths, duplicates, openings, refusals, languages, failures."""
     if sample < 0:
         raise SettingsError("sample: must not be negative")
-    from captioner.console import report_in_console
+    from captioner.cli.session import report_in_console
 
     return report_in_console(output, html, sample=sample, image_root=image_root, as_json=as_json)
 
@@ -329,7 +329,7 @@ def _serve(
 
     It names sizes, colours and legible text. It is no vision-language model.
     """
-    from captioner.offline.server import serve
+    from captioner.endpoints.offline.server import serve
 
     if not 0 <= port <= 65_535:
         raise SettingsError(f"port: {port} is not between 0 and 65535")
@@ -362,7 +362,7 @@ def _view(
     """
     if not 0 <= port <= 65_535:
         raise SettingsError(f"port: {port} is not between 0 and 65535")
-    from captioner.console import view_in_console
+    from captioner.cli.session import view_in_console
 
     return view_in_console(output, host=host, port=port, image_root=image_root)
 

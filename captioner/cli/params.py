@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
 
-from captioner.options import GROUPS
-from captioner.values import flag_name, hints_of
+from captioner.settings.options import GROUPS
+from captioner.settings.validation import flag_name, hints_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

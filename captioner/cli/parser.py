@@ -10,9 +10,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from captioner.errors import SettingsError
-from captioner.flags import ALONE, HELP, NEEDED, PREFIX, Taken, file_keys, taken_by, variable_of
-from captioner.values import PRIVATE, choices_of, did_you_mean, flag_name, typed
+from captioner.cli.params import (
+    ALONE,
+    HELP,
+    NEEDED,
+    PREFIX,
+    Taken,
+    file_keys,
+    taken_by,
+    variable_of,
+)
+from captioner.core.errors import SettingsError
+from captioner.settings.validation import PRIVATE, choices_of, did_you_mean, flag_name, typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import SettingsError
-from captioner.extras import needed
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from captioner.records import Progress
+    from captioner.core.types import Progress
 
 ADDRESS = "127.0.0.1"
 

@@ -17,33 +17,33 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from captioner.children import ease_garbage_collection, keep_freed_memory
-from captioner.display import Display
-from captioner.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
-from captioner.logs import JsonLog
-from captioner.metrics import ADDRESS, Metrics
-from captioner.records import Progress
-from captioner.run import run_batch
-from captioner.sinks.files import Files
-from captioner.sinks.journal import find_journal, journal_path, output_of
-from captioner.stopping import Stopping
-from captioner.summaries import (
+from captioner.cli.display import Display
+from captioner.cli.jsonlog import JsonLog
+from captioner.cli.prometheus import ADDRESS, Metrics
+from captioner.cli.summaries import (
     describe_check,
     describe_estimate,
     describe_report,
     describe_scores,
     summarise,
 )
-from captioner.wording import printable
+from captioner.core.cancellation import Stopping
+from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
+from captioner.core.humanize import printable
+from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
+from captioner.core.types import Progress
+from captioner.executors.local import run_batch
+from captioner.journal.disk import Files
+from captioner.journal.journal import find_journal, journal_path, output_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from captioner.exports.book import Reviewed
-    from captioner.options import OutputFormat
-    from captioner.records import RunReport
-    from captioner.settings import Settings
-    from captioner.viewer.server import Viewer, ViewerThread
+    from captioner.core.types import RunReport
+    from captioner.outputs.output import Reviewed
+    from captioner.outputs.viewer.server import Viewer, ViewerThread
+    from captioner.settings.options import OutputFormat
+    from captioner.settings.settings import Settings
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
@@ -104,7 +104,7 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
 
 def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
     """Print how an output stands and return the exit status."""
-    from captioner.check import check_output
+    from captioner.outputs.check import check_output
 
     try:
         report = asyncio.run(check_output(output_of(output), source))
@@ -117,7 +117,7 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
 
 def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int:
     """Print what a run will take and return the exit status."""
-    from captioner.estimate import estimate
+    from captioner.engine.estimate import estimate
 
     try:
         found = asyncio.run(estimate(settings, probe=probe, warn=_say))
@@ -132,7 +132,7 @@ def report_in_console(
     output: Path, target: Path | None, *, sample: int, image_root: Path | None, as_json: bool
 ) -> int:
     """Print what captions are like, or write a page of it, and return the exit status."""
-    from captioner.report import make_report, write_page
+    from captioner.outputs.report import make_report, write_page
 
     try:
         pictures = sample if target is not None else 0
@@ -153,7 +153,7 @@ def report_in_console(
 
 def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     """Print how near captions are to references and return the exit status."""
-    from captioner.scores import score
+    from captioner.outputs.scores import score
 
     try:
         found = score(output, references, warn=_say)
@@ -175,7 +175,7 @@ def export_in_console(
     reviewed: Reviewed,
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
-    from captioner.exports.formats import check_format, export
+    from captioner.outputs.export.registry import check_format, export
 
     try:
         output = output_of(output)
@@ -201,8 +201,8 @@ def export_in_console(
 
 def batches_in_console(output: Path, *, cancel: bool) -> int:
     """Print how the batches of a run are, cancelled or not, and return the exit status."""
-    from captioner.batches.ledger import Ledger
-    from captioner.batches.looking import look_at_batches
+    from captioner.executors.batch_api.ledger import Ledger
+    from captioner.executors.batch_api.status import look_at_batches
 
     try:
         ledger = Ledger.of(find_journal(output, Files()))
@@ -216,7 +216,7 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
 
 def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
     """Serve the page of an output until a signal ends it and return the exit status."""
-    from captioner.viewer.server import Viewer
+    from captioner.outputs.viewer.server import Viewer
 
     try:
         output = output_of(output)
@@ -294,7 +294,7 @@ class _Session:
         return report, self._signal
 
     def _open_page(self) -> ViewerThread:
-        from captioner.viewer.server import Viewer, ViewerThread
+        from captioner.outputs.viewer.server import Viewer, ViewerThread
 
         settings = self._settings
         root, kind = settings.records.image_root, settings.run.output_format
@@ -323,7 +323,7 @@ class _Session:
     async def _run(self) -> RunReport:
         progress, stopping, say = self._progress, self._stopping, self._display.say
         if self._settings.cluster.engine == "ray":
-            from captioner.cluster.ray import run_on_ray
+            from captioner.executors.ray.driver import run_on_ray
 
             return await run_on_ray(self._settings, progress=progress, stopping=stopping, warn=say)
         return await run_batch(self._settings, progress=progress, stopping=stopping, warn=say)

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.wording import duration, money, printable, short
+from captioner.core.humanize import duration, money, printable, short
 
 if TYPE_CHECKING:
-    from captioner.check import CheckReport
-    from captioner.records import Estimate, RunReport
-    from captioner.report import Report
-    from captioner.scores import Scores
-    from captioner.settings import Settings
+    from captioner.core.types import Estimate, RunReport
+    from captioner.outputs.check import CheckReport
+    from captioner.outputs.report import Report
+    from captioner.outputs.scores import Scores
+    from captioner.settings.settings import Settings
 
 
 def summarise(report: RunReport, settings: Settings) -> str:

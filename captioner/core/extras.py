@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from captioner.errors import SettingsError
+from captioner.core.errors import SettingsError
 
 
 def needed(module: str, extra: str) -> Any:

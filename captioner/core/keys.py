@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.answers import member_names
-from captioner.rawjson import members, one_line, quoted, without_members
+from captioner.core.jsonbytes import members, one_line, quoted, without_members
+from captioner.core.row import member_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from captioner.records import (
+    from captioner.core.types import (
         Asking,
         Completion,
         EncodedImage,

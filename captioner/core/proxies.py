@@ -5,8 +5,8 @@ from __future__ import annotations
 import urllib.request
 from urllib.parse import urlsplit
 
-from captioner.errors import SettingsError
-from captioner.values import without_secrets
+from captioner.core.errors import SettingsError
+from captioner.core.secrets import without_secrets
 
 
 def proxy_for(url: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captioner.records import Answer
+    from captioner.core.types import Answer
 
 EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency")
 """What ``--with`` may add to a row."""

@@ -58,7 +58,7 @@ def environment(*, secrets: bool = True) -> dict[str, str]:
     found = {
         name: value for name, value in os.environ.items() if secrets or not _SECRET.search(name)
     }
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     # An installed package is found anyway.
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths = (found.get("PYTHONPATH"), root)

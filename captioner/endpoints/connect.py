@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.endpoints import Endpoint, Endpoints
-from captioner.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
-from captioner.health import Health
-from captioner.limiter import Limiter, start_of
-from captioner.prices import FREE, Price, price_of
-from captioner.records import Request
-from captioner.spending import Spending
-from captioner.stopping import StoppedError, Stopping
-from captioner.tracing import Tracing
-from captioner.transport import AiohttpTransport
-from captioner.values import without_secrets
+from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
+from captioner.core.secrets import without_secrets
+from captioner.core.types import Request
+from captioner.endpoints.health import Health
+from captioner.endpoints.limiter import Limiter, start_of
+from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.endpoints.pool import Endpoint, Endpoints
+from captioner.endpoints.prices import FREE, Price, price_of
+from captioner.endpoints.spending import Spending
+from captioner.endpoints.tracing import Tracing
+from captioner.endpoints.transport import AiohttpTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextlib import AsyncExitStack
 
-    from captioner.interfaces import Dialect, Transport
-    from captioner.options import EndpointSettings
-    from captioner.records import Progress, Response
-    from captioner.settings import Settings
+    from captioner.core.protocols import Dialect, Transport
+    from captioner.core.types import Progress, Response
+    from captioner.settings.options import EndpointSettings
+    from captioner.settings.settings import Settings
 
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
@@ -85,7 +85,7 @@ async def connect(
     if transport is not None:
         found = found[:1]
     elif settings.endpoint.offline:
-        from captioner.offline.child import OfflineEndpoint
+        from captioner.endpoints.offline.process import OfflineEndpoint
 
         offline = await stack.enter_async_context(OfflineEndpoint())
         model = settings.endpoint.model or OFFLINE_MODEL

@@ -12,9 +12,9 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
-from captioner.errors import EndpointFaultError, EndpointGaveOutError
-from captioner.retry import waits
-from captioner.stopping import DispersedError
+from captioner.core.cancellation import DispersedError
+from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
+from captioner.core.retry import waits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

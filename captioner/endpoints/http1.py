@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
-from captioner.errors import EndpointFaultError
-from captioner.records import Response
+from captioner.core.errors import EndpointFaultError
+from captioner.core.types import Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

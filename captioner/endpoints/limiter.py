@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from captioner.stopping import DispersedError
+from captioner.core.cancellation import DispersedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

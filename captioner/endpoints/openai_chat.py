@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.dialects.replies import judge
-from captioner.rawjson import quoted
-from captioner.records import PLAIN, Asking, ImageRef, Request, Turn
+from captioner.core.jsonbytes import quoted
+from captioner.core.types import PLAIN, Asking, ImageRef, Request, Turn
+from captioner.endpoints.replies import judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from captioner.records import Completion, EncodedImage, Response, Role
+    from captioner.core.types import Completion, EncodedImage, Response, Role
 
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 """Names of one parameter: o-series and GPT-5 models of OpenAI refuse the first."""

@@ -11,7 +11,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from captioner.errors import (
+from captioner.core.cancellation import DispersedError, StoppedError
+from captioner.core.errors import (
     BadReplyError,
     EndpointFaultError,
     EndpointGaveOutError,
@@ -21,21 +22,20 @@ from captioner.errors import (
     PictureError,
     RefusedError,
 )
-from captioner.prices import FREE
-from captioner.ratelimits import NO_LIMITS, read_limits
-from captioner.records import EndpointState, Request
-from captioner.stopping import DispersedError, StoppedError
+from captioner.core.types import EndpointState, Request
+from captioner.endpoints.prices import FREE
+from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.health import Health
-    from captioner.interfaces import Dialect, Transport
-    from captioner.limiter import Limiter
-    from captioner.prices import Price
-    from captioner.records import Asking, Completion, Progress
-    from captioner.spending import Spending
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.protocols import Dialect, Transport
+    from captioner.core.types import Asking, Completion, Progress
+    from captioner.endpoints.health import Health
+    from captioner.endpoints.limiter import Limiter
+    from captioner.endpoints.prices import Price
+    from captioner.endpoints.spending import Spending
 
 POISON_FAULTS = 3
 POISON_SUCCESSES = 20

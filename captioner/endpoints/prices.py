@@ -5,13 +5,13 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioner.errors import SettingsError
-from captioner.extras import needed
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from captioner.records import Usage
+    from captioner.core.types import Usage
 
 MILLION = 1_000_000
 

@@ -2,7 +2,7 @@
 
 A reply is judged by its shape, not by its status alone: servers answer 200 with an error, with
 nothing, or with a filter's notice. The verdict is a `Completion` or one exception, whose class
-says who suffers: this record, this endpoint or this run (`captioner.errors`).
+says who suffers: this record, this endpoint or this run (`captioner.core.errors`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.errors import (
+from captioner.core.errors import (
     PROXY_REFUSES,
     BadReplyError,
     CaptionerError,
@@ -24,14 +24,14 @@ from captioner.errors import (
     PictureError,
     RefusedError,
 )
-from captioner.records import Completion, Usage
-from captioner.retry import retry_after_s
-from captioner.values import without_secrets
+from captioner.core.retry import retry_after_s
+from captioner.core.secrets import without_secrets
+from captioner.core.types import Completion, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from captioner.records import Response
+    from captioner.core.types import Response
 
 _OUT_OF_QUOTA = frozenset(
     {

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from captioner.errors import LimitReachedError
-from captioner.prices import FREE
-from captioner.records import Usage
-from captioner.wording import money
+from captioner.core.errors import LimitReachedError
+from captioner.core.humanize import money
+from captioner.core.types import Usage
+from captioner.endpoints.prices import FREE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.prices import Price
-    from captioner.records import Progress
+    from captioner.core.types import Progress
+    from captioner.endpoints.prices import Price
 
 FIRST_GUESS = 1_500.0, 200.0
 """Tokens in and out that a request is taken to cost until the first ones have told."""

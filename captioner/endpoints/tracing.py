@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.errors import EndpointFaultError
-from captioner.extras import needed
+from captioner.core.errors import EndpointFaultError
+from captioner.core.extras import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
 
-    from captioner.interfaces import Transport
-    from captioner.records import Request, Response
+    from captioner.core.protocols import Transport
+    from captioner.core.types import Request, Response
 
 FLUSH_S = 5.0
 """Seconds that the last spans may take to be exported when a run is over."""

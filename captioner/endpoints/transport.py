@@ -11,18 +11,18 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from captioner.deadlines import Deadlines
-from captioner.errors import EndpointFaultError, SettingsError
-from captioner.exchange import CONNECT_S, CONNECTING, Exchange, read
-from captioner.proxies import proxy_for
-from captioner.records import Response
-from captioner.values import masked
+from captioner.core.errors import EndpointFaultError, SettingsError
+from captioner.core.proxies import proxy_for
+from captioner.core.secrets import masked
+from captioner.core.types import Response
+from captioner.endpoints.deadlines import Deadlines
+from captioner.endpoints.http1 import CONNECT_S, CONNECTING, Exchange, read
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
 
-    from captioner.records import Request
+    from captioner.core.types import Request
 
 SECRET_LENGTH = 8
 """A header's value may be a key from so many characters on; it is masked where it comes back."""

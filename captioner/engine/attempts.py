@@ -8,9 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from captioner.checks import ask_again, attempts_for, check
-from captioner.endpoints import NOT_FOUND_TIMES, Faults, unknown_model
-from captioner.errors import (
+from captioner.core.errors import (
     BadReplyError,
     EndpointFaultError,
     NotFoundError,
@@ -19,7 +17,8 @@ from captioner.errors import (
     RecordError,
     RefusedError,
 )
-from captioner.records import (
+from captioner.core.retry import waits
+from captioner.core.types import (
     AS_IS,
     PLAIN,
     Answer,
@@ -31,15 +30,16 @@ from captioner.records import (
     Remake,
     Usage,
 )
-from captioner.retry import waits
+from captioner.endpoints.pool import NOT_FOUND_TIMES, Faults, unknown_model
+from captioner.engine.caption_checks import ask_again, attempts_for, check
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from captioner.checks import Rules
-    from captioner.endpoints import Endpoint, Endpoints
-    from captioner.records import Line, Prepared
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.types import Line, Prepared
+    from captioner.endpoints.pool import Endpoint, Endpoints
+    from captioner.engine.caption_checks import Rules
 
 SMALLER = (0.7, 0.5, 0.35)
 """Factors of a picture's sides to try when the endpoint finds it too large (after CaptionFlow)."""

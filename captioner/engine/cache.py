@@ -9,7 +9,7 @@ import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from captioner.errors import SettingsError
+from captioner.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,17 +9,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.errors import BadReplyError
-from captioner.records import Answer, Asking, Turn
+from captioner.core.errors import BadReplyError
+from captioner.core.types import Answer, Asking, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from captioner.records import Completion
+    from captioner.core.types import Completion
 
-CODES = ("truncated", "refused", "looping", "too_short", "too_long")
-"""Faults that ``--accept`` may let pass, flagged."""
 
 REFUSAL_CHARS = 300
 """A refusal is short; a longer text that begins like one describes something all the same."""

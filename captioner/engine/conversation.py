@@ -11,13 +11,13 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from captioner.errors import BadRecordError
-from captioner.options import CONVERSATION_FIELDS, IMAGE_FIELDS
-from captioner.records import DIGEST, STORES, ImageRef, Role, Turn
+from captioner.core.errors import BadRecordError
+from captioner.core.types import DIGEST, STORES, ImageRef, Role, Turn
+from captioner.settings.options import CONVERSATION_FIELDS, IMAGE_FIELDS
 
 if TYPE_CHECKING:
-    from captioner.options import PromptSettings, RecordSettings
-    from captioner.templates import Filled, Texts
+    from captioner.engine.templates import Filled, Texts
+    from captioner.settings.options import PromptSettings, RecordSettings
 
 PLACEHOLDER = "<image>"
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.identity import KeyTable
-from captioner.records import Answer, Answers, Completion, Failure, Usage
+from captioner.core.keys import KeyTable
+from captioner.core.types import Answer, Answers, Completion, Failure, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.cache import Cache
-    from captioner.captioning import Captioning
-    from captioner.records import Caption, Line, Outcome, Prepared, Progress
+    from captioner.core.types import Caption, Line, Outcome, Prepared, Progress
+    from captioner.engine.attempts import Captioning
+    from captioner.engine.cache import Cache
 
 TAIL = 1 << 16
 """Bytes of answers that are written together."""

@@ -10,42 +10,35 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from captioner.answers import Layout
-from captioner.budget import ByteBudget
-from captioner.captioning import Captioning
-from captioner.checks import Rules
-from captioner.connecting import base_url, connect
-from captioner.errors import SettingsError
-from captioner.fetching.fetcher import Fetcher
-from captioner.identity import digest
+from captioner.core.keys import digest
+from captioner.core.memory import ByteBudget
+from captioner.core.row import Layout
+from captioner.core.types import Asking
+from captioner.endpoints.connect import connect
+from captioner.engine.attempts import Captioning
+from captioner.engine.caption_checks import Rules
+from captioner.engine.dedup import Sharing
+from captioner.engine.json_schema import read_schema, validator
+from captioner.engine.pipeline import Pipeline
+from captioner.engine.prepare import Preparer
+from captioner.engine.prepare_async import Preparation
 from captioner.images.archives import Archives
-from captioner.images.convert import Wanted
-from captioner.images.decoders import Decoders
-from captioner.images.load import Folders
-from captioner.pipeline import Pipeline
-from captioner.preparation import Preparation
-from captioner.prepare import Preparer
-from captioner.presets import PRESETS
-from captioner.records import Asking
-from captioner.sharing import Sharing
-from captioner.sources.formats import folder_of
-from captioner.structured import read_schema, validator
-from captioner.transport import AiohttpTransport
+from captioner.images.decoder_pool import Decoders
+from captioner.images.fetch.fetcher import Fetcher
+from captioner.images.files import Folders
+from captioner.images.fit import Wanted
+from captioner.readers.registry import folder_of
+from captioner.settings.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from captioner.batches.ledger import Ledger
-    from captioner.batches.pipeline import BatchPipeline
-    from captioner.connecting import Connected
-    from captioner.identity import Identity
-    from captioner.interfaces import Dialect, Sink, Transport
-    from captioner.limiter import Limiter
-    from captioner.records import Outcome, Progress
-    from captioner.settings import Settings
-    from captioner.sinks.journal import Journal
-    from captioner.sinks.jsonl import JournalSink
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.protocols import Dialect, Sink, Transport
+    from captioner.core.types import Outcome, Progress
+    from captioner.endpoints.connect import Connected
+    from captioner.endpoints.limiter import Limiter
+    from captioner.settings.settings import Settings
 
 
 class Engine:
@@ -70,10 +63,10 @@ class Engine:
         rules: Rules,
     ) -> None:
         self.model = model
-        self._preparer = preparer
-        self._connected = connected
-        self._captioning = captioning
-        self._rules = rules
+        self.preparer = preparer
+        self.connected = connected
+        self.captioning = captioning
+        self.rules = rules
         self.preparation = preparation
         self.sharing = sharing
         self.budget = budget
@@ -120,7 +113,7 @@ class Engine:
             stack.callback(budget.close)
             cache = None
             if settings.run.cache is not None:
-                from captioner.cache import Cache
+                from captioner.engine.cache import Cache
 
                 cache = Cache(settings.run.cache, _answers_by(settings, model, rules), warn)
                 stack.callback(cache.close)
@@ -169,7 +162,7 @@ class Engine:
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
         return Pipeline(
-            self._preparer,
+            self.preparer,
             self.preparation.fetch,
             self.sharing,
             sink,
@@ -181,94 +174,6 @@ class Engine:
             drain_s=settings.run.drain,
             settled=settled,
         )
-
-    def batches(
-        self,
-        settings: Settings,
-        sink: JournalSink,
-        journal: Journal,
-        identity: Identity,
-        progress: Progress,
-        stopping: Stopping,
-        settled: Callable[[Outcome], None] | None,
-        warn: Callable[[str], None],
-    ) -> BatchPipeline:
-        """Return a pipeline through the provider's batch API, or through files, into a journal.
-
-        Raises:
-            SettingsError: The endpoint is not one that has it.
-        """
-        from captioner.batches.api import BatchApi
-        from captioner.batches.ledger import Ledger
-        from captioner.batches.pipeline import BatchPipeline
-
-        ledger = Ledger.of(journal.path)
-        shaping = replace(settings, prompt=settings.prompt.resolved()).shaping(self.model)
-        _refuse_to_mix(ledger, settings, shaping)
-        ledger.settings = shaping
-        api = None
-        if settings.batch.batch_api:
-            transport = self._connected.transport
-            if not isinstance(transport, AiohttpTransport) or settings.endpoint.offline:
-                raise SettingsError("batch-api: it needs an endpoint that has it")
-            (endpoint,) = settings.each_endpoint
-
-            def note(text: str) -> None:
-                progress.waiting = text
-
-            api = BatchApi(transport, stopping, max_outage_s=endpoint.max_outage, note=note)
-            ledger.base_url = base_url(endpoint)
-            ledger.api_key_env = list(endpoint.api_key_env)
-        return BatchPipeline(
-            self.preparation,
-            self._connected.dialect,
-            self._captioning,
-            self._rules,
-            self.budget,
-            api,
-            ledger,
-            journal,
-            identity,
-            sink,
-            progress,
-            stopping,
-            samples=settings.prompt.samples,
-            options=settings.batch,
-            settled=settled,
-            warn=warn,
-        )
-
-
-def _refuse_to_mix(ledger: Ledger, settings: Settings, shaping: dict[str, Any]) -> None:
-    """Refuse what does not go with the batches that are open.
-
-    Raises:
-        SettingsError: The settings are others, or the batches go another way.
-    """
-    if changed := ledger.changed(shaping):
-        raise SettingsError(
-            f"batches are open that were made with other settings ({', '.join(changed)}): go back "
-            "to those until they are done"
-        )
-    exported = any(batch.state == "exported" for batch in ledger.batches)
-    remote = any(batch.state not in ("exported", "merging") for batch in ledger.batches)
-    if exported and settings.batch.batch_api:
-        raise SettingsError(
-            "batch-api: requests written with --to-batch-file wait for their answers; give them "
-            "with --from-batch-file first"
-        )
-    if remote and not settings.batch.batch_api:
-        raise SettingsError("batches are open at the provider: go on with --batch-api")
-    target = settings.batch.to_batch_file
-    if target is None:
-        return
-    if exported:
-        raise SettingsError(
-            "to-batch-file: requests were written already and wait for their answers; give them "
-            "with --from-batch-file first"
-        )
-    if target.exists() and not settings.run.overwrite:
-        raise SettingsError(f"to-batch-file: {target} is there already; choose another name")
 
 
 def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
-from captioner.budget import ByteBudget
-from captioner.connecting import price_at
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.engine import Engine, folders_of
-from captioner.errors import BadImageError, SettingsError
-from captioner.identity import KeyTable, digest
+from captioner.core.cancellation import Stopping
+from captioner.core.errors import BadImageError, SettingsError
+from captioner.core.keys import KeyTable, digest
+from captioner.core.memory import ByteBudget
+from captioner.core.types import Caption, Estimate, Fetched, Prepared, Progress, Remote
+from captioner.endpoints.connect import price_at
+from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.engine.engine import Engine, folders_of
+from captioner.engine.prepare import Preparer
 from captioner.images.archives import Archives
-from captioner.images.convert import Fitted, Wanted
-from captioner.prepare import Preparer
-from captioner.records import Caption, Estimate, Fetched, Prepared, Progress, Remote
-from captioner.sizes import rule_of
-from captioner.sources.formats import open_input
-from captioner.stopping import Stopping
+from captioner.images.fit import Fitted, Wanted
+from captioner.readers.registry import open_input
+from captioner.settings.model_sizes import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.records import EncodedImage, Line, Remake, Turn
-    from captioner.settings import Settings
+    from captioner.core.types import EncodedImage, Line, Remake, Turn
+    from captioner.settings.settings import Settings
 
 CHARS_A_TOKEN = 4.0
 """English text, about, with the tokenizers of the day."""

@@ -24,16 +24,16 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from captioner.records import Failure, Prepared, Remote
-from captioner.stopping import StoppedError
+from captioner.core.cancellation import StoppedError
+from captioner.core.types import Failure, Prepared, Remote
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from captioner.budget import ByteBudget
-    from captioner.prepare import Preparer
-    from captioner.records import Line
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.memory import ByteBudget
+    from captioner.core.types import Line
+    from captioner.engine.prepare import Preparer
 
 CHUNK = 16
 """Lines a thread takes at once; more is no faster, fewer costs more hops."""

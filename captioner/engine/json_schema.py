@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.errors import BadReplyError, SettingsError
+from captioner.core.errors import BadReplyError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@
     source ─ lines ─▶ feeder ─ prepared ─▶ workers ─ outcomes ─▶ sink
                         a short queue       `concurrency` of them
 
-How the feeder does it, `captioner.feeding` says.
+How the feeder does it, `captioner.engine.feeder` says.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from captioner.errors import RunError
-from captioner.feeding import Feeder, Item, Ready
-from captioner.records import Caption, Prepared
-from captioner.stopping import StoppedError
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import RunError
+from captioner.core.types import Caption, Prepared
+from captioner.engine.feeder import Feeder, Item, Ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from captioner.budget import ByteBudget
-    from captioner.interfaces import Sink
-    from captioner.prepare import Preparer
-    from captioner.records import Line, Outcome, Progress, Remote
-    from captioner.sharing import Sharing
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.memory import ByteBudget
+    from captioner.core.protocols import Sink
+    from captioner.core.types import Line, Outcome, Progress, Remote
+    from captioner.engine.dedup import Sharing
+    from captioner.engine.prepare import Preparer
 
 
 def count(

@@ -9,13 +9,22 @@ import orjson
 from pybase64 import b64encode
 from xxhash import xxh3_128
 
-from captioner.conversation import ask_each, images_of, read_turns
-from captioner.errors import BadImageError, BadRecordError, NotAtOnceError, RecordError
-from captioner.images.convert import Wanted, fit
-from captioner.rawjson import members, quoted
-from captioner.records import AS_IS, EncodedImage, Failure, ImageRef, Line, Prepared, Remote, Turn
-from captioner.templates import Templates
-from captioner.values import without_secrets
+from captioner.core.errors import BadImageError, BadRecordError, NotAtOnceError, RecordError
+from captioner.core.jsonbytes import members, quoted
+from captioner.core.secrets import without_secrets
+from captioner.core.types import (
+    AS_IS,
+    EncodedImage,
+    Failure,
+    ImageRef,
+    Line,
+    Prepared,
+    Remote,
+    Turn,
+)
+from captioner.engine.conversation import ask_each, images_of, read_turns
+from captioner.engine.templates import Templates
+from captioner.images.fit import Wanted, fit
 
 NEAR = 4_096
 """Bytes that a record may hold more than it needs: giving them back is not worth the while."""
@@ -26,13 +35,13 @@ _SEED = secrets.randbits(64)
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from captioner.budget import ByteBudget
-    from captioner.cache import Cache
-    from captioner.images.convert import Draw, Fitted
-    from captioner.images.load import Folders
-    from captioner.interfaces import Dialect
-    from captioner.records import Fetched, Remake
-    from captioner.settings import Settings
+    from captioner.core.memory import ByteBudget
+    from captioner.core.protocols import Dialect
+    from captioner.core.types import Fetched, Remake
+    from captioner.engine.cache import Cache
+    from captioner.images.files import Folders
+    from captioner.images.fit import Draw, Fitted
+    from captioner.settings.settings import Settings
 
 
 class Preparer:

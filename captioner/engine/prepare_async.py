@@ -7,13 +7,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from captioner.records import Fetched, Prepared, Remote
+from captioner.core.types import Fetched, Prepared, Remote
 
 if TYPE_CHECKING:
-    from captioner.budget import ByteBudget
-    from captioner.fetching.fetcher import Fetcher
-    from captioner.prepare import Preparer
-    from captioner.records import Failure, Line, Remake
+    from captioner.core.memory import ByteBudget
+    from captioner.core.types import Failure, Line, Remake
+    from captioner.engine.prepare import Preparer
+    from captioner.images.fetch.fetcher import Fetcher
 
 
 class Preparation:

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from captioner.engine import Engine
-from captioner.errors import CaptionerError, SettingsError
-from captioner.options import CONVERSATION_FIELDS
-from captioner.records import Caption, Line, Prepared, Progress
-from captioner.settings import Settings
-from captioner.stopping import Stopping
+from captioner.core.cancellation import Stopping
+from captioner.core.errors import CaptionerError, SettingsError
+from captioner.core.types import Caption, Line, Prepared, Progress
+from captioner.engine.engine import Engine
+from captioner.settings.options import CONVERSATION_FIELDS
+from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from captioner.interfaces import Dialect, Transport
-    from captioner.records import Outcome
+    from captioner.core.protocols import Dialect, Transport
+    from captioner.core.types import Outcome
 
 Record = Mapping[str, Any] | str | Path
 """A record as in a JSONL file, or just a picture's path or URL."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioner.errors import BadRecordError, SettingsError
-from captioner.extras import needed
+from captioner.core.errors import BadRecordError, SettingsError
+from captioner.core.extras import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

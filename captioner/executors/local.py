@@ -11,38 +11,38 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from captioner.batches.ledger import Ledger
-from captioner.engine import Engine
-from captioner.errors import RunError, SettingsError
-from captioner.exports.book import parsed
-from captioner.exports.formats import check_format, export, targets_of
-from captioner.identity import Identity, KeyTable
-from captioner.matching import Matching
-from captioner.places import is_elsewhere
-from captioner.records import Progress, RunReport
-from captioner.settings import Settings
-from captioner.sinks.failures import failures_path
-from captioner.sinks.files import Files, network_file_system
-from captioner.sinks.finalise import order_output, set_aside
-from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
-from captioner.sinks.jsonl import JournalSink, Rows
-from captioner.sinks.reviews import Reviews, print_of, reviews_path
-from captioner.sources.formats import open_input
-from captioner.stopping import StoppedError, Stopping
+from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.errors import RunError, SettingsError
+from captioner.core.keys import Identity, KeyTable
+from captioner.core.types import Progress, RunReport
+from captioner.engine.engine import Engine
+from captioner.executors.batch_api.ledger import Ledger
+from captioner.journal.disk import Files, network_file_system
+from captioner.journal.failures import failures_path
+from captioner.journal.finalize import order_output, set_aside
+from captioner.journal.journal import Journal, beside, journal_path, read_checkpoint
+from captioner.journal.matching import Matching
+from captioner.journal.reviews import Reviews, print_of, reviews_path
+from captioner.journal.writer import JournalSink, Rows
+from captioner.outputs.export.registry import check_format, export, targets_of
+from captioner.outputs.output import parsed
+from captioner.readers.registry import open_input
+from captioner.settings.locations import is_elsewhere
+from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from captioner.batches.pipeline import BatchPipeline
-    from captioner.interfaces import Dialect, Sink, Source, Transport
-    from captioner.limiter import Limiter
-    from captioner.options import InputFormat
-    from captioner.pipeline import Pipeline
-    from captioner.processes.pool import Dealer, Processes
-    from captioner.records import Line, Outcome
-    from captioner.sources.formats import Input
+    from captioner.core.protocols import Dialect, Sink, Source, Transport
+    from captioner.core.types import Line, Outcome
+    from captioner.endpoints.limiter import Limiter
+    from captioner.engine.pipeline import Pipeline
+    from captioner.executors.batch_api.pipeline import BatchPipeline
+    from captioner.executors.processes.pool import Dealer, Processes
+    from captioner.readers.registry import Input
+    from captioner.settings.options import InputFormat
 
 
 async def run_batch(
@@ -165,7 +165,7 @@ def _open_engine(
         )
     if dialect is not None or transport is not None:
         raise SettingsError("processes: a dialect or transport of one's own is for one process")
-    from captioner.processes.pool import Processes
+    from captioner.executors.processes.pool import Processes
 
     return Processes.open(settings, stopping, warn=run.warn)
 
@@ -313,9 +313,11 @@ class _Run:
             settled = self._settle if len(self._retrying) else None
             pipeline: Pipeline | Dealer | BatchPipeline
             if settings.batch.any and isinstance(engine, Engine):
-                pipeline = engine.batches(
-                    settings, sink, journal, identity, self.progress, self.stopping, settled,
-                    self.warn,
+                from captioner.executors.batch_api.pipeline import open_pipeline as batch_pipeline
+
+                pipeline = batch_pipeline(
+                    engine, settings, sink, journal, identity, self.progress, self.stopping,
+                    settled, self.warn,
                 )  # fmt: skip
             else:
                 pipeline = engine.pipeline(settings, sink, self.progress, self.stopping, settled)

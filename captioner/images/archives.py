@@ -10,7 +10,7 @@ import zipfile
 from collections import OrderedDict
 from typing import IO, TYPE_CHECKING, Protocol
 
-from captioner.errors import BadImageError
+from captioner.core.errors import BadImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

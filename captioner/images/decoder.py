@@ -23,11 +23,11 @@ from multiprocessing.connection import Connection
 
 import orjson
 
-from captioner.errors import BadImageError
-from captioner.images.convert import HEAVY, READY, Wanted
-from captioner.images.draw import draw
-from captioner.options import ImageSettings
-from captioner.records import Remake
+from captioner.core.errors import BadImageError
+from captioner.core.types import Remake
+from captioner.images.fit import HEAVY, READY, Wanted
+from captioner.images.render import draw
+from captioner.settings.options import ImageSettings
 
 MEMORY = 5 << 29
 """Bytes of address space; a picture of the largest size allowed and on a background takes 2 GB."""

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.children import environment, python
-from captioner.errors import BadImageError, DecoderError
-from captioner.images.convert import HEAVY, READY, Fitted
-from captioner.stopping import StoppedError
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import BadImageError, DecoderError
+from captioner.core.subprocesses import environment, python
+from captioner.images.fit import HEAVY, READY, Fitted
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from captioner.images.convert import Wanted
-    from captioner.records import Remake
+    from captioner.core.types import Remake
+    from captioner.images.fit import Wanted
 
-_MODULE = "captioner.images.child"
+_MODULE = "captioner.images.decoder"
 _START_S = 60.0
 """Seconds that a child may take to start: the machine may be busy."""
 

@@ -8,7 +8,7 @@ import stat
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from captioner.errors import BadImageError, NotAtOnceError
+from captioner.core.errors import BadImageError, NotAtOnceError
 from captioner.images.archives import Archives, check_size, in_archive
 
 if TYPE_CHECKING:

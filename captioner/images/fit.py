@@ -7,18 +7,18 @@ from collections.abc import Callable  # noqa: TC003 - in a table that is made wh
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from captioner.errors import BadImageError
-from captioner.images.gif import read_gif
-from captioner.images.jpeg import read_jpeg
-from captioner.images.png import read_png
-from captioner.images.structure import Structure, corrupt
-from captioner.images.webp import read_webp
-from captioner.options import MAX_SIDE
-from captioner.records import AS_IS, Remake
-from captioner.sizes import Rule, rule_of, within
+from captioner.core.errors import BadImageError
+from captioner.core.types import AS_IS, Remake
+from captioner.images.inspect.gif import read_gif
+from captioner.images.inspect.jpeg import read_jpeg
+from captioner.images.inspect.png import read_png
+from captioner.images.inspect.structure import Structure, corrupt
+from captioner.images.inspect.webp import read_webp
+from captioner.settings.model_sizes import Rule, rule_of, within
+from captioner.settings.options import MAX_SIDE
 
 if TYPE_CHECKING:
-    from captioner.options import ImageSettings
+    from captioner.settings.options import ImageSettings
 
 SENDABLE = frozenset({"image/jpeg", "image/png", "image/webp"})
 """What practically every endpoint takes; anything else becomes a JPEG."""

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
-from captioner.errors import BadImageError
-from captioner.images.convert import DECODE_ONLY, Fitted, base64_length
-from captioner.images.structure import corrupt
+from captioner.core.errors import BadImageError
+from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
+from captioner.images.inspect.structure import corrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from captioner.images.convert import Wanted
-    from captioner.records import Remake
+    from captioner.core.types import Remake
+    from captioner.images.fit import Wanted
 
 HEAVY_PIXELS = 25_000_000
 """Above it a picture takes so much memory that no two are decoded at once."""

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from captioner.errors import OutputBusyError
+from captioner.core.errors import OutputBusyError
 
 Kind = Literal["missing", "file", "folder", "other"]
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive

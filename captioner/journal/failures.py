@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.identity import KEY_BYTES, KeyTable
-from captioner.sinks.files import write_all
+from captioner.core.keys import KEY_BYTES, KeyTable
+from captioner.journal.disk import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from captioner.sinks.files import Files
+    from captioner.journal.disk import Files
 
 _BLOCK = 1 << 22
 

@@ -12,18 +12,18 @@ from array import array
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from captioner.errors import DiskError
-from captioner.sinks.checkpoint import Extent
-from captioner.sinks.journal import beside
+from captioner.core.errors import DiskError
+from captioner.journal.checkpoint import Extent
+from captioner.journal.journal import beside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from captioner.identity import Identity
-    from captioner.records import Line
-    from captioner.sinks.files import Files
-    from captioner.sinks.journal import Journal
+    from captioner.core.keys import Identity
+    from captioner.core.types import Line
+    from captioner.journal.disk import Files
+    from captioner.journal.journal import Journal
 
 _WINDOW = 1 << 20
 _ROWS = 20_000

@@ -13,7 +13,7 @@ first bad one, the cut bytes kept in ``captions.jsonl.broken-<n>``. A record is 
 output says so, else failed if the failures say so, else pending, so no order between the two files
 matters. A failed sync is final: the next one may lie.
 
-All methods block; `captioner.sinks.jsonl` runs them in threads, but for quick writes.
+All methods block; `captioner.journal.writer` runs them in threads, but for quick writes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
-from captioner.identity import Identity, KeyTable
-from captioner.sinks import checkpoint as ckpt
-from captioner.sinks.checkpoint import Checkpoint, Extent
-from captioner.sinks.failures import FailuresFile, failures_path
-from captioner.sinks.files import Files, is_full, write_all
-from captioner.sinks.scan import scan_output
+from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
+from captioner.core.keys import Identity, KeyTable
+from captioner.journal import checkpoint as ckpt
+from captioner.journal.checkpoint import Checkpoint, Extent
+from captioner.journal.disk import Files, is_full, write_all
+from captioner.journal.failures import FailuresFile, failures_path
+from captioner.journal.scan import scan_output
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from captioner.options import OutputFormat
+    from captioner.settings.options import OutputFormat
 
 REMEMBERED = frozenset({"folder_of", "accepted"})
 """What is kept among the settings, but is none: another value of it is no other job."""
@@ -141,9 +141,9 @@ class Journal:
 
     Attributes:
         done: Records that the output held when it was opened.
-        contents: See `captioner.sinks.scan.Scan`.
+        contents: See `captioner.journal.scan.Scan`.
         failures: The file of failed records.
-        repeated: See `captioner.sinks.scan.Scan`; `cut_repeated` deals with them.
+        repeated: See `captioner.journal.scan.Scan`; `cut_repeated` deals with them.
     """
 
     def __init__(

@@ -6,11 +6,11 @@ from itertools import compress
 from operator import not_
 from typing import TYPE_CHECKING, Literal
 
-from captioner.identity import Identity, KeyTable, digest
-from captioner.records import Line
+from captioner.core.keys import Identity, KeyTable, digest
+from captioner.core.types import Line
 
 if TYPE_CHECKING:
-    from captioner.records import Progress
+    from captioner.core.types import Progress
 
 Duplicates = Literal["keep", "skip", "error"]
 

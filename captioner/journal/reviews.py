@@ -13,7 +13,7 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
-from captioner.identity import KEY_BYTES, digest
+from captioner.core.keys import KEY_BYTES, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, cast
 
 import orjson
 
-from captioner.errors import OutputDamagedError
-from captioner.identity import Identity, KeyTable
-from captioner.sinks.checkpoint import Checkpoint, Extent
+from captioner.core.errors import OutputDamagedError
+from captioner.core.keys import Identity, KeyTable
+from captioner.journal.checkpoint import Checkpoint, Extent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from captioner.sinks.files import Files
+    from captioner.journal.disk import Files
 
 BLOCK = 1 << 22
 LONGEST_CUT = 64 << 20

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Self
 import orjson
 from aiofiles.os import wrap
 
-from captioner.answers import FLAG
-from captioner.errors import DiskError, DiskFullError
-from captioner.rawjson import add_members, members, one_line, quoted, replace_values
-from captioner.records import Caption
-from captioner.sinks.files import is_full, network_file_system
+from captioner.core.errors import DiskError, DiskFullError
+from captioner.core.jsonbytes import add_members, members, one_line, quoted, replace_values
+from captioner.core.row import FLAG
+from captioner.core.types import Caption
+from captioner.journal.disk import is_full, network_file_system
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from captioner.identity import Identity
-    from captioner.records import Failure, Outcome, Progress
-    from captioner.sinks.journal import Journal
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.keys import Identity
+    from captioner.core.types import Failure, Outcome, Progress
+    from captioner.journal.journal import Journal
 
 COMMIT_RECORDS = 1_000
 COMMIT_BYTES = 16 << 20

@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import OutputDamagedError
-from captioner.identity import Identity, KeyTable
-from captioner.matching import Matching
-from captioner.records import Progress
-from captioner.sinks.failures import failures_path, read_failures
-from captioner.sinks.files import Files
-from captioner.sinks.journal import beside, find_journal, read_checkpoint
-from captioner.sinks.scan import Scan, scan_output
-from captioner.sources.formats import open_input
+from captioner.core.errors import OutputDamagedError
+from captioner.core.keys import Identity, KeyTable
+from captioner.core.types import Progress
+from captioner.journal.disk import Files
+from captioner.journal.failures import failures_path, read_failures
+from captioner.journal.journal import beside, find_journal, read_checkpoint
+from captioner.journal.matching import Matching
+from captioner.journal.scan import Scan, scan_output
+from captioner.readers.registry import open_input
 
 if TYPE_CHECKING:
-    from captioner.interfaces import Source
-    from captioner.sinks.checkpoint import Checkpoint
+    from captioner.core.protocols import Source
+    from captioner.journal.checkpoint import Checkpoint
 
 
 @dataclass(slots=True)

@@ -14,30 +14,30 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
 
-from captioner.conversation import image_member, images_of, read_turns
-from captioner.errors import BadImageError, CaptionerError, RecordError, SettingsError
-from captioner.identity import Identity
+from captioner.core.errors import BadImageError, CaptionerError, RecordError, SettingsError
+from captioner.core.jsonbytes import quoted, replace_values
+from captioner.core.keys import Identity
+from captioner.engine.conversation import image_member, images_of, read_turns
+from captioner.engine.templates import Templates
 from captioner.images.archives import Archives
-from captioner.images.load import Folders
-from captioner.options import DEFAULT_PROMPT, RecordSettings
-from captioner.rawjson import quoted, replace_values
-from captioner.sinks.files import Files
-from captioner.sinks.journal import read_checkpoint
-from captioner.sinks.reviews import Reviews, reviews_path
-from captioner.sinks.scan import scan_output
-from captioner.sources.formats import folder_of, open_input
-from captioner.sources.rows import dumped
-from captioner.templates import Templates
+from captioner.images.files import Folders
+from captioner.journal.disk import Files
+from captioner.journal.journal import read_checkpoint
+from captioner.journal.reviews import Reviews, reviews_path
+from captioner.journal.scan import scan_output
+from captioner.readers.registry import folder_of, open_input
+from captioner.readers.rows import dumped
+from captioner.settings.options import DEFAULT_PROMPT, RecordSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from captioner.identity import KeyTable
-    from captioner.interfaces import Source
-    from captioner.records import ImageRef, Line, Turn
-    from captioner.sinks.reviews import Review
-    from captioner.sinks.scan import Scan
-    from captioner.sources.formats import Input
+    from captioner.core.keys import KeyTable
+    from captioner.core.protocols import Source
+    from captioner.core.types import ImageRef, Line, Turn
+    from captioner.journal.reviews import Review
+    from captioner.journal.scan import Scan
+    from captioner.readers.registry import Input
 
 Reviewed = Literal["apply", "only", "ignore"]
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.errors import DecoderError, RecordError, SettingsError
-from captioner.exports.book import Book
-from captioner.exports.partial import replacing
-from captioner.images.convert import Wanted
-from captioner.images.decoders import Decoders
-from captioner.options import ImageSettings
-from captioner.quality import Quality, look_at
-from captioner.records import Remake
-from captioner.sinks.failures import failures_path, read_failures
-from captioner.sinks.files import Files
-from captioner.sinks.journal import find_journal
+from captioner.core.errors import DecoderError, RecordError, SettingsError
+from captioner.core.types import Remake
+from captioner.images.decoder_pool import Decoders
+from captioner.images.fit import Wanted
+from captioner.journal.disk import Files
+from captioner.journal.failures import failures_path, read_failures
+from captioner.journal.journal import find_journal
+from captioner.outputs.export.atomic import replacing
+from captioner.outputs.output import Book
+from captioner.outputs.statistics import Quality, look_at
+from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.errors import SettingsError
-from captioner.exports.book import Book
-from captioner.extras import needed
-from captioner.sinks.files import Files
-from captioner.sinks.journal import find_journal
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
+from captioner.journal.disk import Files
+from captioner.journal.journal import find_journal
+from captioner.outputs.output import Book
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

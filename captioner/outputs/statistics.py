@@ -8,8 +8,8 @@ from collections import Counter
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioner.checks import looks_refused
-from captioner.identity import KeyTable, digest
+from captioner.core.keys import KeyTable, digest
+from captioner.engine.caption_checks import looks_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,14 +15,14 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from aiofiles.threadpool import wrap
 
-from captioner.errors import DamagedInputError, SettingsError
-from captioner.extras import needed
-from captioner.places import COMPRESSED, storage_url
+from captioner.core.errors import DamagedInputError, SettingsError
+from captioner.core.extras import needed
+from captioner.settings.locations import COMPRESSED, storage_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
-    from captioner.records import Line
+    from captioner.core.types import Line
 
 
 _COMPRESSED_BLOCK = 1 << 10

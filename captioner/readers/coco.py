@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from captioner.extras import needed
-from captioner.sources.blocks import from_thread, open_binary, position
-from captioner.sources.rows import Batching, fault_line, line_of
+from captioner.core.extras import needed
+from captioner.readers.bytestreams import from_thread, open_binary, position
+from captioner.readers.rows import Batching, fault_line, line_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from captioner.records import Line
+    from captioner.core.types import Line
 
 
 class CocoSource:

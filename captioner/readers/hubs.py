@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import SettingsError
-from captioner.extras import needed
-from captioner.sources.blocks import from_thread
-from captioner.sources.rows import Batching, fault_line, line_of
-from captioner.sources.tables import IMAGE_COLUMNS
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
+from captioner.readers.bytestreams import from_thread
+from captioner.readers.rows import Batching, fault_line, line_of
+from captioner.readers.tables import IMAGE_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
-    from captioner.records import Line
+    from captioner.core.types import Line
 
 
 class HubSource:

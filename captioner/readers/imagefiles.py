@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.sources.blocks import from_thread
-from captioner.sources.rows import Batching, line_of
+from captioner.readers.bytestreams import from_thread
+from captioner.readers.rows import Batching, line_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from captioner.records import Line
+    from captioner.core.types import Line
 
 PICTURES = frozenset(
     [

@@ -8,17 +8,17 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.errors import DamagedInputError
-from captioner.identity import KEY_BYTES
-from captioner.rawjson import STRING
-from captioner.records import Line
-from captioner.sources.blocks import blocks_of
-from captioner.sources.rows import fault_line
+from captioner.core.errors import DamagedInputError
+from captioner.core.jsonbytes import STRING
+from captioner.core.keys import KEY_BYTES
+from captioner.core.types import Line
+from captioner.readers.bytestreams import blocks_of
+from captioner.readers.rows import fault_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from captioner.sources.blocks import Blocks
+    from captioner.readers.bytestreams import Blocks
 
 BLOCK = 1 << 19
 MAX_LINE = 16 << 20

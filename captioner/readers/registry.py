@@ -7,17 +7,17 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.errors import SettingsError
-from captioner.places import COMPRESSED, is_elsewhere, is_pattern, storage_url
-from captioner.sources.blocks import blocks_of, open_binary
-from captioner.sources.folders import PicturesSource, is_picture, matches
-from captioner.sources.jsonl import JsonlSource
+from captioner.core.errors import SettingsError
+from captioner.readers.bytestreams import blocks_of, open_binary
+from captioner.readers.imagefiles import PicturesSource, is_picture, matches
+from captioner.readers.jsonl import JsonlSource
+from captioner.settings.locations import COMPRESSED, is_elsewhere, is_pattern, storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.interfaces import Source
-    from captioner.options import InputFormat
+    from captioner.core.protocols import Source
+    from captioner.settings.options import InputFormat
 
 _SUFFIXES: dict[str, InputFormat] = {
     ".jsonl": "jsonl",
@@ -97,7 +97,7 @@ def _lines(path: Path, reading: _Reading) -> _Opened:
 
 
 def _csv(path: Path, reading: _Reading) -> _Opened:
-    from captioner.sources.tables import CsvSource
+    from captioner.readers.tables import CsvSource
 
     _check_file(path)
     delimiter = "," if reading.kind == "csv" else "\t"
@@ -105,7 +105,7 @@ def _csv(path: Path, reading: _Reading) -> _Opened:
 
 
 def _arrow(path: Path, reading: _Reading) -> _Opened:
-    from captioner.sources.tables import IMAGE_COLUMNS, ArrowSource, columns_of
+    from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, columns_of
 
     files = _files(path, f".{reading.kind}")
     source = ArrowSource(files, reading.image_field, kind=reading.kind)
@@ -125,14 +125,14 @@ def _images(path: Path, _: _Reading) -> _Opened:
 
 
 def _shards(path: Path, _: _Reading) -> _Opened:
-    from captioner.sources.shards import ShardsSource
+    from captioner.readers.webdataset import ShardsSource
 
     return ShardsSource(_files(path, ".tar"), folder_of(path) or Path()), None
 
 
 def _downloads(path: Path, _: _Reading) -> _Opened:
     """Return img2dataset's output, in tar shards or in folders."""
-    from captioner.sources.shards import DownloadsSource, ShardsSource
+    from captioner.readers.webdataset import DownloadsSource, ShardsSource
 
     if not path.is_dir():
         raise SettingsError(f"{path} is no folder that img2dataset wrote to")
@@ -155,14 +155,14 @@ def _image_folder(path: Path, reading: _Reading) -> _Opened:
 
 
 def _coco(path: Path, _: _Reading) -> _Opened:
-    from captioner.sources.coco import CocoSource
+    from captioner.readers.coco import CocoSource
 
     _check_file(path)
     return CocoSource(path), "file_name"
 
 
 def _hub(path: Path, reading: _Reading) -> _Opened:
-    from captioner.sources.hubs import HubSource
+    from captioner.readers.hubs import HubSource
 
     return HubSource(str(path), reading.image_field), None
 
@@ -220,7 +220,7 @@ def _is_coco(path: Path) -> bool:
 def _names_files(path: Path) -> bool:
     """Tell whether a table is imagefolder's: it has a column ``file_name``."""
     if path.suffix == ".parquet":
-        from captioner.sources.tables import columns_of
+        from captioner.readers.tables import columns_of
 
         return "file_name" in columns_of(path, "parquet")
     with path.open("rb") as file:
@@ -269,7 +269,7 @@ def _check_file(path: Path) -> None:
 
 def _files(path: Path, suffix: str) -> list[Path]:
     """Return the files that a path, a folder, a pattern or a range of numbers stands for."""
-    from captioner.sources.shards import expand
+    from captioner.readers.webdataset import expand
 
     if path.is_dir():
         every = sorted(path.rglob(f"*{suffix}"))

@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
-from captioner.identity import digest
-from captioner.records import DIGEST, Line
+from captioner.core.keys import digest
+from captioner.core.types import DIGEST, Line
 
 BATCH_ROWS = 256
 BATCH_BYTES = 8 << 20

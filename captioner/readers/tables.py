@@ -6,16 +6,16 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import SettingsError
-from captioner.extras import needed
-from captioner.sources.blocks import from_thread, open_binary, position
-from captioner.sources.rows import BATCH_BYTES, BATCH_ROWS, Batching, fault_line, line_of
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
+from captioner.readers.bytestreams import from_thread, open_binary, position
+from captioner.readers.rows import BATCH_BYTES, BATCH_ROWS, Batching, fault_line, line_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
-    from captioner.records import Line
+    from captioner.core.types import Line
 
 IMAGE_COLUMNS = frozenset({"image", "images", "jpg", "jpeg", "png", "webp"})
 """Binary columns that hold pictures where no option names one."""

@@ -15,18 +15,18 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import orjson
 
-from captioner.extras import needed
-from captioner.identity import KeyTable, digest
-from captioner.sources.blocks import from_thread
-from captioner.sources.folders import is_picture
-from captioner.sources.rows import Batching, fault_line, line_of
-from captioner.sources.tables import python_rows, read_tables
+from captioner.core.extras import needed
+from captioner.core.keys import KeyTable, digest
+from captioner.readers.bytestreams import from_thread
+from captioner.readers.imagefiles import is_picture
+from captioner.readers.rows import Batching, fault_line, line_of
+from captioner.readers.tables import python_rows, read_tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
-    from captioner.records import Line
+    from captioner.core.types import Line
 
 LARGEST_TEXT = 1 << 20
 """Bytes of a member that is taken for text; what is larger is left in the shard."""

@@ -12,12 +12,18 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path  # noqa: TC003 - read when the options are made into flags
 from typing import Any, Literal, Self
 
-from captioner.answers import EXTRAS
-from captioner.checks import CODES
-from captioner.errors import SettingsError
-from captioner.presets import PRESETS, PresetName
-from captioner.sizes import FAMILIES, rule_of
-from captioner.values import check_colour, check_positive, check_url, flag_name, text_of, words
+from captioner.core.errors import SettingsError
+from captioner.core.row import EXTRAS
+from captioner.settings.model_sizes import FAMILIES, rule_of
+from captioner.settings.presets import PRESETS, PresetName
+from captioner.settings.validation import (
+    check_colour,
+    check_positive,
+    check_url,
+    flag_name,
+    text_of,
+    words,
+)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -41,6 +47,9 @@ OutputFormat = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "imagefolder", "coco", "llava", "txt",
     "caption", "sqlite",
 ]  # fmt: skip
+
+CODES = ("truncated", "refused", "looping", "too_short", "too_long")
+"""Faults of captions that may be accepted."""
 
 MAX_SIDE = 2_048
 """Longer side of a picture where neither an option nor the model's rule says anything."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from captioner.answers import FLAG, member_names
-from captioner.errors import SettingsError
-from captioner.options import (
+from captioner.core.errors import SettingsError
+from captioner.core.row import FLAG, member_names
+from captioner.settings.locations import COMPRESSED, is_elsewhere
+from captioner.settings.options import (
     CONVERSATION_FIELDS,
     GROUPS,
     IMAGE_FIELDS,
@@ -22,8 +23,7 @@ from captioner.options import (
     RunSettings,
     option_groups,
 )
-from captioner.places import COMPRESSED, is_elsewhere
-from captioner.values import did_you_mean, flag_name, hints_of, typed, words
+from captioner.settings.validation import did_you_mean, flag_name, hints_of, typed, words
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
-from captioner.errors import SettingsError
+from captioner.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -128,19 +128,6 @@ def check_url(name: str, url: str) -> None:
         fine = False
     if not fine:
         raise SettingsError(f"{flag_name(name)}: it has no host, or a port that cannot be")
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL without what may be secret in it: user, password, query and fragment."""
-    return _SECRET.sub(lambda found: "//" if found[0][0] == "/" else "", url)
-
-
-def masked(text: str) -> str:
-    """Return a text on one line, its URLs without what may be secret in them."""
-    return re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), " ".join(text.split()))
-
-
-_SECRET = re.compile(r"//[^/]*@|[?#].*", re.DOTALL)
 
 
 def text_of(name: str, value: str) -> str:

@@ -21,13 +21,13 @@ from conftest import command
 from endpoint import Reply
 from rich.console import Console
 
-import captioner.display
-import captioner.records
-from captioner.display import Display, Pace
-from captioner.records import EndpointState, Progress, RunReport
-from captioner.settings import Settings
-from captioner.summaries import summarise
-from captioner.wording import duration, printable, short
+import captioner.cli.display
+import captioner.core.types
+from captioner.cli.display import Display, Pace
+from captioner.cli.summaries import summarise
+from captioner.core.humanize import duration, printable, short
+from captioner.core.types import EndpointState, Progress, RunReport
+from captioner.settings.settings import Settings
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def clock(monkeypatch):
             return self.now
 
     made = Clock()
-    monkeypatch.setattr(captioner.display, "time", made)
+    monkeypatch.setattr(captioner.cli.display, "time", made)
     return made
 
 
@@ -244,7 +244,7 @@ def test_what_the_live_display_tells():
 
 def test_the_oldest_request_is_told(clock, monkeypatch):
     """How long the oldest request on the wire has been there shows that an endpoint hangs."""
-    monkeypatch.setattr(captioner.records, "time", clock)
+    monkeypatch.setattr(captioner.core.types, "time", clock)
     progress = Progress(in_flight=2, began={1: clock.now - 5, 2: clock.now - 72})
     assert "2 in flight · oldest 1 min 12 s" in shown(progress, 80)
 
@@ -264,7 +264,7 @@ async def test_colours_can_be_switched_off(monkeypatch, no_color):
         monkeypatch.setenv("NO_COLOR", "1")
     else:
         monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
+    monkeypatch.setattr(captioner.cli.display, "REFRESH_S", 0.001)
     stream = Terminal()
     async with Display(Progress(captioned=50, read=100, complete=True), stream):
         while "50 done" not in stream.getvalue():
@@ -276,8 +276,8 @@ async def test_colours_can_be_switched_off(monkeypatch, no_color):
 async def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     """A terminal that cannot go back a line is not filled with a display that only grows."""
     monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
-    monkeypatch.setattr(captioner.display, "PLAIN_S", 0.0)
+    monkeypatch.setattr(captioner.cli.display, "REFRESH_S", 0.001)
+    monkeypatch.setattr(captioner.cli.display, "PLAIN_S", 0.0)
     stream = Terminal()
     async with Display(Progress(captioned=77), stream):
         while "77 done" not in stream.getvalue():
@@ -331,11 +331,11 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
 async def test_without_a_terminal_plain_lines_come_now_and_then(monkeypatch):
     """A log file gets a plain line of numbers, no control characters, and nothing at first."""
     stream = io.StringIO()
-    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
+    monkeypatch.setattr(captioner.cli.display, "REFRESH_S", 0.001)
     async with Display(Progress(captioned=3), stream):
         await asyncio.sleep(0.01)
     assert not stream.getvalue()
-    monkeypatch.setattr(captioner.display, "PLAIN_S", 0.0)
+    monkeypatch.setattr(captioner.cli.display, "PLAIN_S", 0.0)
     progress = Progress(captioned=1234, failed=5, read=2000, complete=True, waiting="why")
     async with Display(progress, stream):
         while stream.getvalue().count("\n") < 2:
@@ -349,7 +349,7 @@ async def test_without_a_terminal_plain_lines_come_now_and_then(monkeypatch):
 async def test_on_a_terminal_the_live_display_is_wiped_and_messages_stay(monkeypatch):
     """What was said in between is still there at the end; markup in it is shown as it is."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(captioner.display, "REFRESH_S", 0.001)
+    monkeypatch.setattr(captioner.cli.display, "REFRESH_S", 0.001)
     stream = Terminal()
     display = Display(Progress(captioned=77), stream)
     async with display:

@@ -14,9 +14,9 @@ import pytest
 from conftest import command
 from hub import serving
 
-from captioner.options import GROUPS
-from captioner.starter.folder import options_file
-from captioner.values import flag_name
+from captioner.cli.init.folder import options_file
+from captioner.settings.options import GROUPS
+from captioner.settings.validation import flag_name
 
 BIN = Path(sys.executable).parent
 

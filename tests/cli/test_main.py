@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from captioner.cli import run_command as run_in_process
-from captioner.options import GROUPS
-from captioner.settings import Settings
-from captioner.values import flag_name
+from captioner.cli.main import run_command as run_in_process
+from captioner.settings.options import GROUPS
+from captioner.settings.settings import Settings
+from captioner.settings.validation import flag_name
 
 SAMPLES = {
     "metrics_port": 9_000,
@@ -112,7 +112,7 @@ def parsed(monkeypatch):
         seen.append(settings)
         return 0
 
-    monkeypatch.setattr("captioner.console.run_in_console", remember)
+    monkeypatch.setattr("captioner.cli.session.run_in_console", remember)
 
     def parse(*arguments: str) -> Settings:
         assert run_in_process(arguments) == 0
@@ -124,7 +124,7 @@ def parsed(monkeypatch):
 @pytest.fixture
 def refused(capsys, monkeypatch):
     """Check that arguments are refused as promised and return what is said."""
-    monkeypatch.setattr("captioner.console.run_in_console", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr("captioner.cli.session.run_in_console", lambda *_, **__: pytest.fail("ran"))
 
     def refuse(*arguments: str) -> str:
         assert run_in_process(arguments) == 2
@@ -195,9 +195,9 @@ def test_a_whole_number_is_a_number(parsed, tmp_path):
 def test_a_variable_asks_for_a_dry_run(monkeypatch):
     """A variable that is not refused is heeded: nobody pays for what they meant to try."""
     tried: list[Path] = []
-    monkeypatch.setattr("captioner.console.run_in_console", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr("captioner.cli.session.run_in_console", lambda *_, **__: pytest.fail("ran"))
     monkeypatch.setattr(
-        "captioner.console.estimate_in_console", lambda to, **_: tried.append(to.input) or 0
+        "captioner.cli.session.estimate_in_console", lambda to, **_: tried.append(to.input) or 0
     )
     monkeypatch.setenv("CAPTIONER_DRY_RUN", "1")
     assert run_in_process(["in.jsonl"]) == 0
@@ -383,7 +383,7 @@ def test_options_of_the_run_do_not_disturb_serve(monkeypatch):
     """Whoever exports options for captioning can still start the describer."""
     served: list[tuple[str, int]] = []
     monkeypatch.setattr(
-        "captioner.offline.server.serve", lambda host, port: served.append((host, port))
+        "captioner.endpoints.offline.server.serve", lambda host, port: served.append((host, port))
     )
     monkeypatch.setenv("CAPTIONER_MODEL", "m")
     monkeypatch.setenv("CAPTIONER_DEBUG", "1")
@@ -605,7 +605,7 @@ def test_what_nobody_foresaw_is_told_in_a_line(capsys, monkeypatch):
     def bug(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("captioner.console.check_in_console", bug)
+    monkeypatch.setattr("captioner.cli.session.check_in_console", bug)
     assert run_in_process(["check", "out.jsonl"]) == 1
     error = capsys.readouterr().err
     assert "ZeroDivisionError" in error

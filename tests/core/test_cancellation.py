@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from captioner.stopping import StoppedError, Stopping
+from captioner.core.cancellation import StoppedError, Stopping
 
 
 async def test_wished_once_and_for_all():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from captioner.rawjson import (
+from captioner.core.jsonbytes import (
     add_members,
     members,
     one_line,

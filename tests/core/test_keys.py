@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from captioner.identity import KEY_BYTES, Identity, KeyTable, digest
-from captioner.rawjson import one_line
-from captioner.records import Caption, Line, Usage
-from captioner.sinks.jsonl import Rows
+from captioner.core.jsonbytes import one_line
+from captioner.core.keys import KEY_BYTES, Identity, KeyTable, digest
+from captioner.core.types import Caption, Line, Usage
+from captioner.journal.writer import Rows
 
 FIELDS = ["caption", 'say "x"', "légende", "back\\slash", ",", "a"]
 NUMBERS = ["0", "-0", "1.0", "1.50", "1e5", "1E+02", "-0.0", "18446744073709551616", "9" * 40]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from captioner.budget import ByteBudget
+from captioner.core.memory import ByteBudget
 
 
 class Started:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.retry import LONGEST_RETRY_AFTER_S, LONGEST_WAIT_S, retry_after_s, waits
+from captioner.core.retry import LONGEST_RETRY_AFTER_S, LONGEST_WAIT_S, retry_after_s, waits
 
 NOW = 1_445_412_420.0  # Wed, 21 Oct 2015 07:27:00 GMT
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from captioner.answers import Layout, member_names
-from captioner.records import Answer, Completion, Usage
+from captioner.core.row import Layout, member_names
+from captioner.core.types import Answer, Completion, Usage
 
 
 def answer(value, flag="", latency=0.5) -> Answer:

@@ -18,8 +18,8 @@ import pytest
 from conftest import command, rows
 from endpoint import Call, Reply
 
-import captioner.console
-from captioner.errors import (
+import captioner.cli.session
+from captioner.core.errors import (
     CaptionerError,
     DiskError,
     EndpointGaveOutError,
@@ -28,7 +28,7 @@ from captioner.errors import (
     OutputDamagedError,
     SettingsError,
 )
-from captioner.settings import Settings
+from captioner.settings.settings import Settings
 
 KEY = "sk-very-secret-0123456789"
 
@@ -272,7 +272,7 @@ def test_names_from_the_endpoint_cannot_command_the_terminal(run_command, make_i
 @pytest.fixture
 def _own_signals() -> Iterator[None]:
     """The command's handlers do not stay in the process of the tests."""
-    before = {number: signal.getsignal(number) for number in captioner.console.SIGNALS}
+    before = {number: signal.getsignal(number) for number in captioner.cli.session.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -299,8 +299,8 @@ def test_every_error_has_its_exit_code(monkeypatch, capsys, error, code):
         await asyncio.sleep(0)
         raise error
 
-    monkeypatch.setattr(captioner.console, "run_batch", fail)
-    assert captioner.console.run_in_console(Settings.create("in.jsonl")) == code
+    monkeypatch.setattr(captioner.cli.session, "run_batch", fail)
+    assert captioner.cli.session.run_in_console(Settings.create("in.jsonl")) == code
     out, err = capsys.readouterr()
     assert not out
     assert "x is wrong" in err
@@ -316,9 +316,9 @@ def test_debug_shows_where_an_internal_error_happened(monkeypatch):
         await asyncio.sleep(0)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(captioner.console, "run_batch", fail)
+    monkeypatch.setattr(captioner.cli.session, "run_batch", fail)
     with pytest.raises(ZeroDivisionError):
-        captioner.console.run_in_console(Settings.create("in.jsonl"), debug=True)
+        captioner.cli.session.run_in_console(Settings.create("in.jsonl"), debug=True)
 
 
 # -- signals -----------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import pytest
 from conftest import jpeg
 
 from captioner import run_batch
-from captioner.records import Request, Response
-from captioner.transport import AiohttpTransport
+from captioner.core.types import Request, Response
+from captioner.endpoints.transport import AiohttpTransport
 
 CALLS = 357
 """Calls of Python and C functions for a record with a JPEG that passes as it is, without HTTP."""

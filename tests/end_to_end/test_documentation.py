@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from captioner.options import GROUPS
-from captioner.values import flag_name
+from captioner.settings.options import GROUPS
+from captioner.settings.validation import flag_name
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
@@ -71,7 +71,7 @@ def test_the_json_in_it_is_json() -> None:
 
 def test_exit_codes_are_those_of_the_errors() -> None:
     """The table of exit codes has each one that an error ends with."""
-    from captioner import errors
+    from captioner.core import errors
 
     codes = {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
     listed = {int(code) for code in re.findall(r"^\| ([\d]+)[ ,]", README, re.MULTILINE)}

@@ -13,7 +13,7 @@ from endpoint import FakeEndpoint, Reply, caption_of, completion
 from PIL import Image
 
 from captioner import run_batch
-from captioner.errors import SettingsError
+from captioner.core.errors import SettingsError
 
 LOOP = "The cat sits on the mat. " * 30
 

@@ -25,8 +25,8 @@ from captioner import (
     SettingsError,
     run_batch,
 )
-from captioner.records import Progress
-from captioner.stopping import Stopping
+from captioner.core.cancellation import Stopping
+from captioner.core.types import Progress
 
 ASK = "Generate detailed captions based on image content."
 

@@ -15,7 +15,7 @@ from conftest import jpeg
 from endpoint import completion
 
 import captioner
-from captioner.records import Line, Response
+from captioner.core.types import Line, Response
 
 PUBLIC = [
     "Caption",
@@ -90,7 +90,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_importing_costs_next_to_nothing():
     """Neither the network nor the imaging nor the command-line library is loaded at once."""
     loaded = python("import captioner, sys; print(*sys.modules)").split()
-    heavy = {"aiohttp", "PIL", "captioner.flags", "rich", "uvloop", "orjson", "asyncio"}
+    heavy = {"aiohttp", "PIL", "captioner.cli.params", "rich", "uvloop", "orjson", "asyncio"}
     assert not heavy.intersection(loaded)
 
 
@@ -100,8 +100,8 @@ def test_the_library_needs_nothing_of_the_command():
         "import sys; from captioner import *; from captioner import stream; print(*sys.modules)"
     ).split()
     assert not {
-        "captioner.cli",
-        "captioner.flags",
+        "captioner.cli.main",
+        "captioner.cli.params",
         "rich",
         "uvloop",
         "numpy",

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.errors import BadReplyError, ParameterError, PictureError, RefusedError
-from captioner.records import Asking, EncodedImage, ImageRef, Response, Turn
+from captioner.core.errors import BadReplyError, ParameterError, PictureError, RefusedError
+from captioner.core.types import Asking, EncodedImage, ImageRef, Response, Turn
+from captioner.endpoints.openai_chat import OpenAIChat
 
 TURNS = [Turn("system", ("Be brief.",)), Turn("user", (ImageRef(path="a"), "what?"))]
 IMAGE = EncodedImage("image/png", b"QUJD", "", 10, 10)

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from captioner.errors import EndpointFaultError, EndpointGaveOutError
-from captioner.health import FAULTS_TO_REST, NEVER_ANSWERED_S, Health
-from captioner.stopping import StoppedError
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
+from captioner.endpoints.health import FAULTS_TO_REST, NEVER_ANSWERED_S, Health
 
 FAULT = EndpointFaultError("http_500", "boom")
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from captioner.limiter import Limiter
+from captioner.endpoints.limiter import Limiter
 
 
 @pytest.fixture

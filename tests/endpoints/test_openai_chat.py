@@ -7,9 +7,7 @@ import orjson
 import pytest
 from endpoint import completion
 
-from captioner.checks import Rules, check
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.errors import (
+from captioner.core.errors import (
     AttemptError,
     BadReplyError,
     EndpointFaultError,
@@ -20,7 +18,9 @@ from captioner.errors import (
     RefusedError,
     RunError,
 )
-from captioner.records import EncodedImage, ImageRef, Response, Turn
+from captioner.core.types import EncodedImage, ImageRef, Response, Turn
+from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.engine.caption_checks import Rules, check
 
 PIXELS = bytes(range(256))
 IMAGE = EncodedImage("image/png", base64.b64encode(PIXELS))

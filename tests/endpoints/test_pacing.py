@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from captioner.limiter import DECREASE, Bucket, Limiter, Window, start_of
+from captioner.endpoints.limiter import DECREASE, Bucket, Limiter, Window, start_of
 
 
 def full_round(window: Window, bad: int = 0) -> None:

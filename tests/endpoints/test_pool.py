@@ -10,7 +10,7 @@ from conftest import rows
 from endpoint import FakeEndpoint, Reply
 
 from captioner import run_batch
-from captioner.errors import EndpointRefusedError
+from captioner.core.errors import EndpointRefusedError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from captioner.ratelimits import RateLimit, duration_s, read_limits
+from captioner.endpoints.ratelimit_headers import RateLimit, duration_s, read_limits
 
 NOTHING = RateLimit()
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from captioner import errors
-from captioner.checks import Rules, check
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.records import Response
+from captioner.core import errors
+from captioner.core.types import Response
+from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.engine.caption_checks import Rules, check
 
 REPLIES = [
     pytest.param(reply, id=f"{path.stem}: {reply['name']}")

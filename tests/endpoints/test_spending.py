@@ -7,9 +7,9 @@ from conftest import rows
 from endpoint import Reply, completion
 
 from captioner import SettingsError, run_batch
-from captioner.errors import LimitReachedError
-from captioner.prices import Price, price_of
-from captioner.records import Usage
+from captioner.core.errors import LimitReachedError
+from captioner.core.types import Usage
+from captioner.endpoints.prices import Price, price_of
 
 MANY = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
 

@@ -21,11 +21,11 @@ from conftest import StrayResponse, jpeg, rows
 from endpoint import FakeEndpoint, Reply
 from yarl import URL
 
-from captioner.errors import EndpointFaultError, SettingsError
-from captioner.exchange import MAX_REPLY
-from captioner.proxies import proxy_for
-from captioner.records import Request
-from captioner.transport import AiohttpTransport
+from captioner.core.errors import EndpointFaultError, SettingsError
+from captioner.core.proxies import proxy_for
+from captioner.core.types import Request
+from captioner.endpoints.http1 import MAX_REPLY
+from captioner.endpoints.transport import AiohttpTransport
 
 BASE = "http://example.org/v1"
 CHAT = URL(f"{BASE}/chat/completions")
@@ -392,7 +392,7 @@ async def test_connections_are_used_again(monkeypatch, how, expected):
     """An idle connection takes the next request, unless the server or its age speak against it."""
     connections = 0
     if how == "kept too long":
-        monkeypatch.setattr("captioner.exchange.KEPT_S", 0.0)
+        monkeypatch.setattr("captioner.endpoints.http1.KEPT_S", 0.0)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
@@ -472,7 +472,7 @@ async def test_a_late_reply_to_another_question():
 
 async def test_connections_that_nobody_needs_are_closed(monkeypatch):
     """After a burst of requests, what is idle for long is given up while others go on."""
-    monkeypatch.setattr("captioner.exchange.KEPT_S", 0.05)
+    monkeypatch.setattr("captioner.endpoints.http1.KEPT_S", 0.05)
     open_now: set[asyncio.StreamWriter] = set()
     together = asyncio.Barrier(5)
 

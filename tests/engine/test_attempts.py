@@ -9,19 +9,14 @@ import orjson
 import pytest
 from endpoint import completion
 
-from captioner.answers import Layout
-from captioner.captioning import Captioning
-from captioner.checks import Rules
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.endpoints import POISON_FAULTS, POISON_SUCCESSES, Endpoint, Endpoints
-from captioner.errors import (
+from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.errors import (
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
 )
-from captioner.health import Health
-from captioner.limiter import Limiter
-from captioner.records import (
+from captioner.core.row import Layout
+from captioner.core.types import (
     Caption,
     Failure,
     Line,
@@ -32,8 +27,13 @@ from captioner.records import (
     Response,
     Turn,
 )
-from captioner.sharing import Sharing
-from captioner.stopping import StoppedError, Stopping
+from captioner.endpoints.health import Health
+from captioner.endpoints.limiter import Limiter
+from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.endpoints.pool import POISON_FAULTS, POISON_SUCCESSES, Endpoint, Endpoints
+from captioner.engine.attempts import Captioning
+from captioner.engine.caption_checks import Rules
+from captioner.engine.dedup import Sharing
 
 DIALECT = OpenAIChat("m")
 GOOD = Response(200, {}, orjson.dumps(completion("a cat")))

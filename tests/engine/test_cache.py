@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from captioner.cache import BATCH, FILE, Cache
-from captioner.errors import SettingsError
+from captioner.core.errors import SettingsError
+from captioner.engine.cache import BATCH, FILE, Cache
 
 
 def opened(folder: Path, settings: bytes = b"s") -> tuple[Cache, list[str]]:

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from captioner import checks
-from captioner.checks import HOTTEST, Rules, attempts_for, check, is_looping
-from captioner.errors import BadReplyError
-from captioner.records import Asking, Completion, Usage
+from captioner.core.errors import BadReplyError
+from captioner.core.types import Asking, Completion, Usage
+from captioner.engine import caption_checks as checks
+from captioner.engine.caption_checks import HOTTEST, Rules, attempts_for, check, is_looping
 
 LONG = (
     "A brown dog runs along a sandy beach at low tide, its shadow long in the evening light, while "

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.conversation import read_turns
-from captioner.errors import BadRecordError
-from captioner.options import PromptSettings, RecordSettings
-from captioner.records import ImageRef, Turn
+from captioner.core.errors import BadRecordError
+from captioner.core.types import ImageRef, Turn
+from captioner.engine.conversation import read_turns
+from captioner.settings.options import PromptSettings, RecordSettings
 
 A, B, C = (ImageRef(path=f"./{name}.png") for name in "abc")
 PROMPT = PromptSettings(system_prompt="be brief", prompt="What is it?")

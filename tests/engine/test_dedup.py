@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from captioner.answers import Layout
-from captioner.errors import EndpointGaveOutError
-from captioner.records import (
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import EndpointGaveOutError
+from captioner.core.row import Layout
+from captioner.core.types import (
     Answer,
     Answers,
     Caption,
@@ -20,8 +21,7 @@ from captioner.records import (
     Progress,
     Usage,
 )
-from captioner.sharing import MAX_PARKED, Sharing, dump, load
-from captioner.stopping import StoppedError
+from captioner.engine.dedup import MAX_PARKED, Sharing, dump, load
 
 
 class Rig:

@@ -5,13 +5,13 @@ import asyncio
 import orjson
 import pytest
 
-from captioner import connecting
-from captioner.connecting import KEY_NAMES, api_key, base_url, only_model
-from captioner.errors import EndpointFaultError, SettingsError
-from captioner.options import EndpointSettings
-from captioner.records import Response
-from captioner.stopping import StoppedError, Stopping
-from captioner.transport import AiohttpTransport
+from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.errors import EndpointFaultError, SettingsError
+from captioner.core.types import Response
+from captioner.endpoints import connect as connecting
+from captioner.endpoints.connect import KEY_NAMES, api_key, base_url, only_model
+from captioner.endpoints.transport import AiohttpTransport
+from captioner.settings.options import EndpointSettings
 
 SECRET = "sk-hush-1234"
 

@@ -12,8 +12,8 @@ from endpoint import Reply, completion
 from PIL import Image
 
 from captioner import Settings, run_batch
-from captioner.estimate import estimate
-from captioner.sizes import rule_of
+from captioner.engine.estimate import estimate
+from captioner.settings.model_sizes import rule_of
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from captioner.errors import BadReplyError, SettingsError
-from captioner.presets import PRESETS
-from captioner.structured import read_schema, validator
+from captioner.core.errors import BadReplyError, SettingsError
+from captioner.engine.json_schema import read_schema, validator
+from captioner.settings.presets import PRESETS
 
 SCHEMA = {
     "type": "object",

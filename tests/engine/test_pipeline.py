@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from captioner.budget import ByteBudget
-from captioner.errors import DiskError, EndpointGaveOutError
-from captioner.feeding import AHEAD as FEW
-from captioner.feeding import CHUNK
-from captioner.pipeline import Pipeline
-from captioner.records import Caption, Failure, Line, Outcome, Prepared, Progress, Remote, Usage
-from captioner.stopping import StoppedError, Stopping
+from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.errors import DiskError, EndpointGaveOutError
+from captioner.core.memory import ByteBudget
+from captioner.core.types import Caption, Failure, Line, Outcome, Prepared, Progress, Remote, Usage
+from captioner.engine.feeder import AHEAD as FEW
+from captioner.engine.feeder import CHUNK
+from captioner.engine.pipeline import Pipeline
 
 CONCURRENCY = 8
 BATCH = 10

@@ -9,14 +9,14 @@ import pytest
 from conftest import jpeg
 from PIL import Image
 
-from captioner.budget import ByteBudget
-from captioner.dialects.openai_chat import OpenAIChat
-from captioner.images.convert import Wanted
-from captioner.images.draw import draw
-from captioner.images.load import Folders
-from captioner.prepare import Preparer
-from captioner.records import Failure, Line, Prepared
-from captioner.settings import Settings
+from captioner.core.memory import ByteBudget
+from captioner.core.types import Failure, Line, Prepared
+from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.engine.prepare import Preparer
+from captioner.images.files import Folders
+from captioner.images.fit import Wanted
+from captioner.images.render import draw
+from captioner.settings.settings import Settings
 
 
 class Bench:
@@ -312,7 +312,7 @@ def test_what_would_wait_is_not_prepared_at_once(folder, what, monkeypatch):
     elif what == "memory":
         bench.budget.reserve(1 << 20)
     elif what == "a large file":
-        monkeypatch.setattr("captioner.images.load.MOST_AT_ONCE", 100)
+        monkeypatch.setattr("captioner.images.files.MOST_AT_ONCE", 100)
     held = bench.budget._held
     assert bench.preparer.prepare_at_once(Line(1, json.dumps({"image": image}).encode())) is None
     assert bench.budget._held == held

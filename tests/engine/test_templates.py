@@ -9,8 +9,8 @@ import pytest
 from conftest import rows
 
 from captioner import SettingsError, run_batch
-from captioner.errors import BadRecordError
-from captioner.templates import Templates
+from captioner.core.errors import BadRecordError
+from captioner.engine.templates import Templates
 
 
 def test_members_of_the_record_are_filled_in():

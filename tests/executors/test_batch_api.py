@@ -15,7 +15,7 @@ from conftest import command, jpeg, rows
 from endpoint import completion
 
 from captioner import SettingsError, run_batch
-from captioner.errors import EndpointRefusedError, LimitReachedError
+from captioner.core.errors import EndpointRefusedError, LimitReachedError
 
 
 @pytest.fixture
@@ -466,7 +466,7 @@ async def test_no_key_is_told(make_input, stub, monkeypatch, call):
 async def test_failures_are_not_doubled_by_a_merge_that_was_cut_short(
     make_input, stub, monkeypatch
 ):
-    from captioner.sinks.jsonl import JournalSink
+    from captioner.journal.writer import JournalSink
 
     source = make_input(3)
     stub.answer = lambda _: (400, {"error": {"message": "no"}})

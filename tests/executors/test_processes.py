@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from campaign.tally import tally
 from conftest import command, rows
 from endpoint import Call, FakeEndpoint, Reply, completion
 from fakes import EchoTransport
+from tally import tally
 
 from captioner import Captioner, SettingsError, run_batch
-from captioner.processes.pool import part
-from captioner.settings import Settings
+from captioner.executors.processes.pool import part
+from captioner.settings.settings import Settings
 
 IN_FLIGHT = 16
 
@@ -34,7 +34,7 @@ def workers_of(process: int) -> list[int]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if parent == process and b"captioner.processes.worker" in words:
+        if parent == process and b"captioner.executors.processes.worker" in words:
             found.append(int(folder.name))
     return sorted(found)
 
@@ -154,7 +154,9 @@ def test_kill_nine_of_the_parent_again_and_again(make_input, endpoint):
 
 def is_worker(process: int) -> bool:
     try:
-        return b"captioner.processes.worker" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return (
+            b"captioner.executors.processes.worker" in Path(f"/proc/{process}/cmdline").read_bytes()
+        )
     except OSError:
         return False
 

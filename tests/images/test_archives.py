@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import jpeg
 
-from captioner.errors import BadImageError
+from captioner.core.errors import BadImageError
 from captioner.images import archives
 from captioner.images.archives import Archives, in_archive
-from captioner.images.load import Folders
+from captioner.images.files import Folders
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:

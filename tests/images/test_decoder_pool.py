@@ -18,15 +18,15 @@ import pytest
 from conftest import jpeg
 from PIL import Image
 
-from captioner.children import environment
-from captioner.errors import BadImageError, DecoderError
-from captioner.images import decoders
-from captioner.images.convert import AS_IS, DECODE_ONLY, Wanted, fit
-from captioner.images.decoders import Decoders
-from captioner.images.draw import draw
-from captioner.options import ImageSettings
-from captioner.records import Remake
-from captioner.stopping import StoppedError
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import BadImageError, DecoderError
+from captioner.core.subprocesses import environment
+from captioner.core.types import Remake
+from captioner.images import decoder_pool as decoders
+from captioner.images.decoder_pool import Decoders
+from captioner.images.fit import AS_IS, DECODE_ONLY, Wanted, fit
+from captioner.images.render import draw
+from captioner.settings.options import ImageSettings
 
 
 def pool(count: int = 1, **options: Any) -> Decoders:
@@ -213,9 +213,9 @@ def test_large_pictures_are_decoded_one_at_a_time() -> None:
 def test_a_child_ends_with_its_parent() -> None:
     """A parent that is killed leaves no decoder behind."""
     script = (
-        "import os, sys, time; from captioner.images.decoders import Decoders;"
-        "from captioner.images.convert import AS_IS, Wanted;"
-        "from captioner.options import ImageSettings;"
+        "import os, sys, time; from captioner.images.decoder_pool import Decoders;"
+        "from captioner.images.fit import AS_IS, Wanted;"
+        "from captioner.settings.options import ImageSettings;"
         "drawn = Decoders(Wanted(ImageSettings()), 1);"
         "drawn.draw(sys.stdin.buffer.read(), AS_IS);"
         "print([c._process.pid for c in drawn._children][0], flush=True); os.kill(os.getpid(), 9)"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner.errors import BadImageError
-from captioner.images.load import Folders
+from captioner.core.errors import BadImageError
+from captioner.images.files import Folders
 
 
 def read(
@@ -243,7 +243,7 @@ def test_a_folder_swapped_between_check_and_open(root, tmp_path, monkeypatch):
 
     folders = Folders([root], bound=True, max_bytes=100)
     assert folders.read("inner/a", lambda _: None) == b"fine"
-    monkeypatch.setattr("captioner.images.load.os.path.realpath", check_then_swap)
+    monkeypatch.setattr("captioner.images.files.os.path.realpath", check_then_swap)
     with pytest.raises(BadImageError) as caught:
         folders.read("inner/a", lambda _: None)
     assert caught.value.code == "image_outside_root"

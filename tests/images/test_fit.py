@@ -11,11 +11,11 @@ from conftest import jpeg
 from PIL import Image, ImageOps, PngImagePlugin
 from samples import BLUE, GREEN, RED, WHITE, bomb, quarters, saved
 
-from captioner.errors import BadImageError
-from captioner.images.convert import DECODE_ONLY, Fitted, Wanted, read_structure
-from captioner.images.convert import fit as fit_each
-from captioner.images.draw import draw
-from captioner.options import ImageSettings
+from captioner.core.errors import BadImageError
+from captioner.images.fit import DECODE_ONLY, Fitted, Wanted, read_structure
+from captioner.images.fit import fit as fit_each
+from captioner.images.render import draw
+from captioner.settings.options import ImageSettings
 
 MAX_PIXELS = ImageSettings().max_image_pixels
 

@@ -11,9 +11,9 @@ from conftest import jpeg
 from PIL import Image
 from samples import chunk
 
-import captioner.images.jpeg
-from captioner.errors import BadImageError
-from captioner.images.convert import read_structure
+import captioner.images.inspect.jpeg
+from captioner.core.errors import BadImageError
+from captioner.images.fit import read_structure
 
 SIZE = (23, 17)
 
@@ -239,11 +239,13 @@ def test_nothing_but_a_picture_is_inside_a_jpeg(engine, monkeypatch):
     """Whatever marker stands in the data is found, by either search; what is no marker is not."""
     if engine == "re":
         monkeypatch.setattr(
-            captioner.images.jpeg, "_IN_SCAN", re.compile(captioner.images.jpeg._MARKER)
+            captioner.images.inspect.jpeg,
+            "_IN_SCAN",
+            re.compile(captioner.images.inspect.jpeg._MARKER),
         )
     else:
         pytest.importorskip("re2")
-        assert type(captioner.images.jpeg._IN_SCAN).__module__ == "re2"
+        assert type(captioner.images.inspect.jpeg._IN_SCAN).__module__ == "re2"
     middle = len(JPEG) - 100
     assert JPEG[middle - 1] != 0xFF
     for byte in range(256):
@@ -286,7 +288,7 @@ def test_pictures_that_begin_alike_are_each_looked_through():
             data[noise.randrange(scan, len(data))] = noise.choice([0xFF, 0xD9, 0xD8, 0xDA, 0x00])
         data = data[: noise.choice([len(data), len(data) - 1, noise.randrange(scan, len(data))])]
         data += noise.choice([b"", b"\0\0", b"\xff\xd9", JPEG])
-        captioner.images.jpeg._last = b"", captioner.images.jpeg._last[1]
+        captioner.images.inspect.jpeg._last = b"", captioner.images.inspect.jpeg._last[1]
         alone = look(bytes(data))
         look(before)
         assert look(bytes(data)) == alone

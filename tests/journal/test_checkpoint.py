@@ -3,10 +3,10 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from captioner.errors import OutputDamagedError
-from captioner.sinks.checkpoint import Checkpoint, Extent, FutureCheckpointError, decode
-from captioner.sinks.files import Files
-from captioner.sinks.journal import read_checkpoint
+from captioner.core.errors import OutputDamagedError
+from captioner.journal.checkpoint import Checkpoint, Extent, FutureCheckpointError, decode
+from captioner.journal.disk import Files
+from captioner.journal.journal import read_checkpoint
 
 FULL = Checkpoint(Extent(7, 11), Extent(1 << 40, 0xFFFFFFFF), {"model": "m", "n": None}, "å/in")
 

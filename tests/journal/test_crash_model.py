@@ -14,16 +14,16 @@ import random
 from collections import Counter
 
 import pytest
-from campaign.tally import LONG, tally
 from disk import FOLDER, Crash, Mode, SimulatedDisk
+from tally import LONG, tally
 
-from captioner.errors import OutputDamagedError
-from captioner.identity import Identity, KeyTable
-from captioner.matching import Matching
-from captioner.records import Caption, Failure, Line, Progress, Usage
-from captioner.sinks.finalise import order_output, write_array
-from captioner.sinks.journal import Journal
-from captioner.sinks.jsonl import Rows
+from captioner.core.errors import OutputDamagedError
+from captioner.core.keys import Identity, KeyTable
+from captioner.core.types import Caption, Failure, Line, Progress, Usage
+from captioner.journal.finalize import order_output, write_array
+from captioner.journal.journal import Journal
+from captioner.journal.matching import Matching
+from captioner.journal.writer import Rows
 
 OUTPUT = FOLDER / "out.jsonl"
 ARRAY = FOLDER / "out.json"

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from fakes import FULL, FaultyFiles
 
-from captioner.errors import OutputBusyError
-from captioner.sinks.files import Files, network_file_system, write_all
+from captioner.core.errors import OutputBusyError
+from captioner.journal.disk import Files, network_file_system, write_all
 
 HOLD = """
 import sys
 from pathlib import Path
-from captioner.sinks.files import Files
+from captioner.journal.disk import Files
 fd = Files().lock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

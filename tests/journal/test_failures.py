@@ -5,9 +5,9 @@ import pytest
 from conftest import rows
 from fakes import FULL, FaultyFiles
 
-from captioner.identity import KeyTable, digest
-from captioner.sinks.failures import FailuresFile
-from captioner.sinks.files import Files
+from captioner.core.keys import KeyTable, digest
+from captioner.journal.disk import Files
+from captioner.journal.failures import FailuresFile
 
 A, B, C = (digest(name) for name in (b"a", b"b", b"c"))
 

@@ -6,14 +6,14 @@ import pytest
 from conftest import rows
 from fakes import FULL, FaultyFiles
 
-from captioner.errors import DiskError
-from captioner.identity import Identity
-from captioner.records import Caption, Line, Usage
-from captioner.sinks import finalise
-from captioner.sinks.files import Files
-from captioner.sinks.finalise import order_output, write_array
-from captioner.sinks.journal import Journal
-from captioner.sinks.jsonl import Rows
+from captioner.core.errors import DiskError
+from captioner.core.keys import Identity
+from captioner.core.types import Caption, Line, Usage
+from captioner.journal import finalize as finalise
+from captioner.journal.disk import Files
+from captioner.journal.finalize import order_output, write_array
+from captioner.journal.journal import Journal
+from captioner.journal.writer import Rows
 
 IDENTITY = Identity(("caption",))
 ROWS = Rows(IDENTITY, ("caption",))

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import orjson
 
-from captioner.identity import Identity, KeyTable, digest
-from captioner.matching import Matching
-from captioner.records import Line, Progress
+from captioner.core.keys import Identity, KeyTable, digest
+from captioner.core.types import Line, Progress
+from captioner.journal.matching import Matching
 
 WHOLE = Identity(("caption",))
 BY_ID = Identity(("caption",), "id")

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import rows
 
-from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path
+from captioner.journal.reviews import Review, Reviews, print_of, reviews_path
 
 FIELDS = ("caption",)
 ROW = {"id": 1, "caption": "a cat"}

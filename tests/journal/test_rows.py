@@ -3,9 +3,9 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from captioner.identity import Identity, digest
-from captioner.records import Caption, Failure, Line, Usage
-from captioner.sinks.jsonl import Rows
+from captioner.core.keys import Identity, digest
+from captioner.core.types import Caption, Failure, Line, Usage
+from captioner.journal.writer import Rows
 
 IDENTITY = Identity(("caption",))
 ROWS = Rows(IDENTITY, ("caption",))

@@ -7,14 +7,14 @@ import threading
 import pytest
 from conftest import rows
 
-import captioner.sinks.jsonl
-from captioner.errors import DiskError
-from captioner.identity import Identity
-from captioner.records import Caption, Failure, Line, Progress, Usage
-from captioner.sinks.files import Files
-from captioner.sinks.journal import Journal
-from captioner.sinks.jsonl import JournalSink, Rows
-from captioner.stopping import Stopping
+import captioner.journal.writer
+from captioner.core.cancellation import Stopping
+from captioner.core.errors import DiskError
+from captioner.core.keys import Identity
+from captioner.core.types import Caption, Failure, Line, Progress, Usage
+from captioner.journal.disk import Files
+from captioner.journal.journal import Journal
+from captioner.journal.writer import JournalSink, Rows
 
 IDENTITY = Identity(("caption",))
 
@@ -77,9 +77,9 @@ def outcome(number):
 
 async def test_it_ends_at_once_although_the_last_rows_wait_for_others(journal, monkeypatch):
     """Leaving it writes what was put and does not wait for the next commit, or for ever."""
-    monkeypatch.setattr(captioner.sinks.jsonl, "COMMIT_S", 1_000.0)
-    monkeypatch.setattr(captioner.sinks.jsonl, "GATHER_S", 0.05)
-    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", -1.0)
+    monkeypatch.setattr(captioner.journal.writer, "COMMIT_S", 1_000.0)
+    monkeypatch.setattr(captioner.journal.writer, "GATHER_S", 0.05)
+    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", -1.0)
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
         late = asyncio.create_task(sink.put([outcome(2)]))
@@ -91,11 +91,11 @@ async def test_it_ends_at_once_although_the_last_rows_wait_for_others(journal, m
 
 async def test_a_slow_write_keeps_the_loop_waiting_once(journal, disk, monkeypatch):
     """A quick disk is written to in the event loop; after a slow write it is a thread awhile."""
-    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
+    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", 1_000.0)
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
-        monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", -1.0)  # any write is slow
-        monkeypatch.setattr(captioner.sinks.jsonl, "TRIPS", 3)
+        monkeypatch.setattr(captioner.journal.writer, "QUICK_S", -1.0)  # any write is slow
+        monkeypatch.setattr(captioner.journal.writer, "TRIPS", 3)
         for number in range(2, 8):
             await sink.put([outcome(number)])
         assert disk.here == [True, True, False, False, False, True, False]
@@ -104,7 +104,7 @@ async def test_a_slow_write_keeps_the_loop_waiting_once(journal, disk, monkeypat
 
 async def test_a_large_write_is_for_a_thread(journal, disk, monkeypatch):
     """Copying many megabytes takes long on any disk."""
-    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_BYTES", 10)
+    monkeypatch.setattr(captioner.journal.writer, "QUICK_BYTES", 10)
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
     assert disk.here == [False]
@@ -112,7 +112,7 @@ async def test_a_large_write_is_for_a_thread(journal, disk, monkeypatch):
 
 async def test_nobody_waits_in_the_loop_for_a_sync(journal, disk, monkeypatch):
     """A write beside a running sync may have to wait for it: a thread does, the loop goes on."""
-    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
+    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", 1_000.0)
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
         disk.waiting.clear()
@@ -128,8 +128,8 @@ async def test_nobody_waits_in_the_loop_for_a_sync(journal, disk, monkeypatch):
 
 async def test_only_what_is_not_written_is_told_so(journal, disk, monkeypatch):
     """Rows that are in their file stay settled when the very next write fails."""
-    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", 1_000.0)
-    monkeypatch.setattr(captioner.sinks.jsonl, "SLOW_TRIP_S", 1_000.0)
+    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", 1_000.0)
+    monkeypatch.setattr(captioner.journal.writer, "SLOW_TRIP_S", 1_000.0)
     with pytest.raises(DiskError):
         async with sink_of(journal) as sink:
             disk.waiting.clear()
@@ -151,8 +151,8 @@ async def test_a_full_disk_that_refuses_slowly_keeps_the_loop_waiting_once(
     journal, disk, monkeypatch
 ):
     """It is tried again and again, and from the second time on in a thread."""
-    monkeypatch.setattr(captioner.sinks.jsonl, "QUICK_S", -1.0)
-    monkeypatch.setattr(captioner.sinks.jsonl, "RETRY_S", 0.0)
+    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", -1.0)
+    monkeypatch.setattr(captioner.journal.writer, "RETRY_S", 0.0)
     disk.refusals = [errno.ENOSPC] * 3
     async with sink_of(journal, disk_wait_s=30) as sink:
         await sink.put([outcome(1)])
@@ -162,7 +162,7 @@ async def test_a_full_disk_that_refuses_slowly_keeps_the_loop_waiting_once(
 
 async def test_the_loop_waits_for_no_network(journal, disk, monkeypatch):
     """A server that stands still holds up a thread, and Ctrl-C is heard."""
-    monkeypatch.setattr(captioner.sinks.jsonl, "network_file_system", lambda _: "nfs4")
+    monkeypatch.setattr(captioner.journal.writer, "network_file_system", lambda _: "nfs4")
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
     assert disk.here == [False]

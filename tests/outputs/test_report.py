@@ -11,7 +11,7 @@ from conftest import rows
 from endpoint import Reply, completion
 
 from captioner import run_batch
-from captioner.quality import look_at
+from captioner.outputs.statistics import look_at
 
 HOSTILE = '</figcaption><script>alert(1)</script><img src=x onerror="alert(2)">&amp; "quoted"'
 

@@ -11,8 +11,8 @@ import pytest
 from conftest import command, jpeg, rows
 from endpoint import Reply, completion
 
-from captioner.identity import Identity
-from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path
+from captioner.core.keys import Identity
+from captioner.journal.reviews import Review, Reviews, print_of, reviews_path
 
 FIELDS = ("caption",)
 

@@ -8,7 +8,7 @@ import pytest
 from endpoint import Reply, completion
 
 from captioner import SettingsError
-from captioner.scores import cider_d, read_references
+from captioner.outputs.scores import cider_d, read_references
 
 
 @pytest.fixture

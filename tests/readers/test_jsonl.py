@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.sources.jsonl import JsonlSource
+from captioner.readers.jsonl import JsonlSource
 
 BLOCKS = [1, 2, 3, 5, 8, 13, 64, 1 << 20]
 NASTY = [

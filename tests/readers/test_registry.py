@@ -28,10 +28,10 @@ from conftest import command, jpeg, rows
 from hub import serving
 
 from captioner import SettingsError, run_batch
-from captioner.options import InputFormat
-from captioner.records import Line
-from captioner.sources.blocks import from_thread
-from captioner.sources.formats import open_input
+from captioner.core.types import Line
+from captioner.readers.bytestreams import from_thread
+from captioner.readers.registry import open_input
+from captioner.settings.options import InputFormat
 
 PICTURES = [jpeg(number) for number in range(4)]
 MORE = [jpeg(number) for number in range(4, 6)]
@@ -465,7 +465,7 @@ def test_what_is_not_installed_is_told_with_what_to_do(tmp_path, monkeypatch, mo
 def test_formats_of_the_options_are_those_that_are_read():
     from typing import get_args
 
-    from captioner.sources.formats import _OPENERS
+    from captioner.readers.registry import _OPENERS
 
     assert set(get_args(InputFormat)) == set(_OPENERS)
 

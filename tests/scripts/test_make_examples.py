@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.offline.describe import Describer
+from captioner.endpoints.offline.describe import Describer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_examples.py"
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from captioner.errors import SettingsError
-from captioner.images.convert import Plan, Wanted
-from captioner.options import ImageSettings
-from captioner.sizes import MODELS, rule_of
+from captioner.core.errors import SettingsError
+from captioner.images.fit import Plan, Wanted
+from captioner.settings.model_sizes import MODELS, rule_of
+from captioner.settings.options import ImageSettings
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from captioner.connecting import api_key, base_url
-from captioner.errors import SettingsError
-from captioner.options import GROUPS, EndpointSettings, PromptSettings, option_groups
-from captioner.settings import Settings
+from captioner.core.errors import SettingsError
+from captioner.endpoints.connect import api_key, base_url
+from captioner.settings.options import GROUPS, EndpointSettings, PromptSettings, option_groups
+from captioner.settings.settings import Settings
 
 
 def test_flat_names_reach_their_groups():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from captioner.errors import SettingsError
-from captioner.extras import needed
-from captioner.options import GROUPS
-from captioner.values import flag_name
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
+from captioner.settings.options import GROUPS
+from captioner.settings.validation import flag_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,11 +39,11 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
     Raises:
         SettingsError: Something is there under one of the names, or the hub cannot be reached.
     """
-    starter = files("captioner.starter")
+    project = files("captioner.cli.init") / "project"
     texts = {
-        Path("README.md"): starter.joinpath("folder.md").read_text("utf-8"),
+        Path("README.md"): project.joinpath("README.md").read_text("utf-8"),
         Path("captioner.toml"): options_file(),
-        Path("api_pipelines/image_caption.py"): starter.joinpath("image_caption.py").read_text(
+        Path("api_pipelines/image_caption.py"): project.joinpath("image_caption.py").read_text(
             "utf-8"
         ),
         _EXAMPLES / "sample_data.json": json.dumps(_records(), indent=2) + "\n",

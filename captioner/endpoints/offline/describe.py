@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
-from captioner.offline import measure
-from captioner.offline.ocr import TextReader
+from captioner.endpoints.offline import measure
+from captioner.endpoints.offline.ocr import TextReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

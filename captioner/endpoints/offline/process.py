@@ -1,7 +1,7 @@
 """The offline endpoint as a child process, so that image work does not slow the engine's loop.
 
-Run as ``python -m captioner.offline.child`` it writes one line of JSON with its base URL to
-standard output, then serves until standard input ends: the system closes that pipe however the
+Run as ``python -m captioner.endpoints.offline.process`` it writes one line of JSON with its base URL
+to standard output, then serves until standard input ends: the system closes that pipe however the
 parent ends, so the child never outlives it.
 """
 
@@ -18,13 +18,13 @@ from typing import IO, TYPE_CHECKING, Self
 
 import orjson
 
-from captioner.children import environment, python
-from captioner.offline.server import start
+from captioner.core.subprocesses import environment, python
+from captioner.endpoints.offline.server import start
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-_MODULE = "captioner.offline.child"
+_MODULE = "captioner.endpoints.offline.process"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.02

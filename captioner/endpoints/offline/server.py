@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
-from captioner.offline.describe import Describer, UndecodableImageError
+from captioner.endpoints.offline.describe import Describer, UndecodableImageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

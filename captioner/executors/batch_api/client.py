@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.errors import (
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import (
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
     LimitReachedError,
     NotFoundError,
 )
-from captioner.records import Request
-from captioner.retry import retry_after_s, waits
-from captioner.stopping import StoppedError
-from captioner.values import masked
+from captioner.core.retry import retry_after_s, waits
+from captioner.core.secrets import masked
+from captioner.core.types import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from captioner.records import Response
-    from captioner.stopping import Stopping
-    from captioner.transport import AiohttpTransport
+    from captioner.core.cancellation import Stopping
+    from captioner.core.types import Response
+    from captioner.endpoints.transport import AiohttpTransport
 
 ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
 TOO_MANY_TOKENS = frozenset({"token_limit_exceeded", "enqueued_token_limit_exceeded"})

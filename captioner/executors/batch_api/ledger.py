@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
-from captioner.errors import OutputDamagedError
-from captioner.rawjson import one_line
-from captioner.sinks.files import Files, write_all
-from captioner.sinks.journal import beside
+from captioner.core.errors import OutputDamagedError
+from captioner.core.jsonbytes import one_line
+from captioner.journal.disk import Files, write_all
+from captioner.journal.journal import beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from captioner.records import Line
+    from captioner.core.types import Line
 
 VERSION = 1
 STATES = ("written", "uploaded", "creating", "created", "ended", "fetched", "merging", "merged")

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.batches.ledger import Entry, read_entries
-from captioner.checks import attempts_for, check
-from captioner.errors import (
+from captioner.core.errors import (
     AttemptError,
     BadReplyError,
     ParameterError,
@@ -17,22 +15,24 @@ from captioner.errors import (
     RefusedError,
     RunError,
 )
-from captioner.pipeline import count
-from captioner.records import Answer, Answers, Failure, Line, Response
-from captioner.values import masked
+from captioner.core.secrets import masked
+from captioner.core.types import Answer, Answers, Failure, Line, Response
+from captioner.engine.caption_checks import attempts_for, check
+from captioner.engine.pipeline import count
+from captioner.executors.batch_api.ledger import Entry, read_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from captioner.batches.ledger import Batch, BatchWriter, Ledger
-    from captioner.captioning import Captioning
-    from captioner.checks import Rules
-    from captioner.identity import KeyTable
-    from captioner.interfaces import Dialect
-    from captioner.records import Outcome, Progress
-    from captioner.sinks.journal import Journal
-    from captioner.sinks.jsonl import JournalSink
+    from captioner.core.keys import KeyTable
+    from captioner.core.protocols import Dialect
+    from captioner.core.types import Outcome, Progress
+    from captioner.engine.attempts import Captioning
+    from captioner.engine.caption_checks import Rules
+    from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
+    from captioner.journal.journal import Journal
+    from captioner.journal.writer import JournalSink
 
 LOST = "lost"
 """What we call a batch that the provider has forgotten."""

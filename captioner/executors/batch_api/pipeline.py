@@ -15,14 +15,13 @@ import math
 import os
 import shutil
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.batches.api import ENDED, TOO_MANY_TOKENS, UnclearError
-from captioner.batches.ledger import BatchWriter, Entry, entry_of, read_entries
-from captioner.batches.merging import LOST, Merging, Results
-from captioner.errors import (
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import (
     DiskError,
     EndpointFaultError,
     EndpointRefusedError,
@@ -30,28 +29,34 @@ from captioner.errors import (
     NotFoundError,
     SettingsError,
 )
-from captioner.exports.partial import replacing
-from captioner.identity import KeyTable
-from captioner.records import PLAIN, Failure, Line, Prepared
-from captioner.stopping import StoppedError
+from captioner.core.keys import KeyTable
+from captioner.core.types import PLAIN, Failure, Line, Prepared
+from captioner.endpoints.connect import base_url
+from captioner.endpoints.transport import AiohttpTransport
+from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, BatchApi, UnclearError
+from captioner.executors.batch_api.ledger import BatchWriter, Entry, Ledger, entry_of, read_entries
+from captioner.executors.batch_api.merge import LOST, Merging, Results
+from captioner.outputs.export.atomic import replacing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from captioner.batches.api import BatchApi, Remote
-    from captioner.batches.ledger import Batch, Ledger
-    from captioner.budget import ByteBudget
-    from captioner.captioning import Captioning
-    from captioner.checks import Rules
-    from captioner.identity import Identity
-    from captioner.interfaces import Dialect
-    from captioner.options import BatchSettings
-    from captioner.preparation import Preparation
-    from captioner.records import Outcome, Progress
-    from captioner.sinks.journal import Journal
-    from captioner.sinks.jsonl import JournalSink
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.keys import Identity
+    from captioner.core.memory import ByteBudget
+    from captioner.core.protocols import Dialect
+    from captioner.core.types import Outcome, Progress
+    from captioner.engine.attempts import Captioning
+    from captioner.engine.caption_checks import Rules
+    from captioner.engine.engine import Engine
+    from captioner.engine.prepare_async import Preparation
+    from captioner.executors.batch_api.client import Remote
+    from captioner.executors.batch_api.ledger import Batch
+    from captioner.journal.journal import Journal
+    from captioner.journal.writer import JournalSink
+    from captioner.settings.options import BatchSettings
+    from captioner.settings.settings import Settings
 
 LOOKS = 3
 """Looks that must not find a batch before it is taken for never created."""
@@ -476,3 +481,88 @@ class BatchPipeline:
         await self._merging.merge(batch, self._new_writer if again else None)
         if batch.file_id:
             await api.delete(batch.file_id)
+
+
+def open_pipeline(
+    engine: Engine,
+    settings: Settings,
+    sink: JournalSink,
+    journal: Journal,
+    identity: Identity,
+    progress: Progress,
+    stopping: Stopping,
+    settled: Callable[[Outcome], None] | None,
+    warn: Callable[[str], None],
+) -> BatchPipeline:
+    """Return a pipeline that sends records through the batch API, or through files.
+
+    Raises:
+        SettingsError: The endpoint is not one that has it.
+    """
+    ledger = Ledger.of(journal.path)
+    shaping = replace(settings, prompt=settings.prompt.resolved()).shaping(engine.model)
+    _refuse_to_mix(ledger, settings, shaping)
+    ledger.settings = shaping
+    api = None
+    if settings.batch.batch_api:
+        transport = engine.connected.transport
+        if not isinstance(transport, AiohttpTransport) or settings.endpoint.offline:
+            raise SettingsError("batch-api: it needs an endpoint that has it")
+        (endpoint,) = settings.each_endpoint
+
+        def note(text: str) -> None:
+            progress.waiting = text
+
+        api = BatchApi(transport, stopping, max_outage_s=endpoint.max_outage, note=note)
+        ledger.base_url = base_url(endpoint)
+        ledger.api_key_env = list(endpoint.api_key_env)
+    return BatchPipeline(
+        engine.preparation,
+        engine.connected.dialect,
+        engine.captioning,
+        engine.rules,
+        engine.budget,
+        api,
+        ledger,
+        journal,
+        identity,
+        sink,
+        progress,
+        stopping,
+        samples=settings.prompt.samples,
+        options=settings.batch,
+        settled=settled,
+        warn=warn,
+    )
+
+
+def _refuse_to_mix(ledger: Ledger, settings: Settings, shaping: dict[str, Any]) -> None:
+    """Refuse what does not go with the batches that are open.
+
+    Raises:
+        SettingsError: The settings are others, or the batches go another way.
+    """
+    if changed := ledger.changed(shaping):
+        raise SettingsError(
+            f"batches are open that were made with other settings ({', '.join(changed)}): go back "
+            "to those until they are done"
+        )
+    exported = any(batch.state == "exported" for batch in ledger.batches)
+    remote = any(batch.state not in ("exported", "merging") for batch in ledger.batches)
+    if exported and settings.batch.batch_api:
+        raise SettingsError(
+            "batch-api: requests written with --to-batch-file wait for their answers; give them "
+            "with --from-batch-file first"
+        )
+    if remote and not settings.batch.batch_api:
+        raise SettingsError("batches are open at the provider: go on with --batch-api")
+    target = settings.batch.to_batch_file
+    if target is None:
+        return
+    if exported:
+        raise SettingsError(
+            "to-batch-file: requests were written already and wait for their answers; give them "
+            "with --from-batch-file first"
+        )
+    if target.exists() and not settings.run.overwrite:
+        raise SettingsError(f"to-batch-file: {target} is there already; choose another name")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from captioner.batches.api import ENDED, BatchApi
-from captioner.connecting import api_key
-from captioner.errors import NotFoundError, SettingsError
-from captioner.options import EndpointSettings
-from captioner.stopping import Stopping
-from captioner.transport import AiohttpTransport
+from captioner.core.cancellation import Stopping
+from captioner.core.errors import NotFoundError, SettingsError
+from captioner.endpoints.connect import api_key
+from captioner.endpoints.transport import AiohttpTransport
+from captioner.executors.batch_api.client import ENDED, BatchApi
+from captioner.settings.options import EndpointSettings
 
 if TYPE_CHECKING:
-    from captioner.batches.ledger import Ledger
+    from captioner.executors.batch_api.ledger import Ledger
 
 TIMEOUT_S = 60.0
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 if TYPE_CHECKING:
     import socket
 
-    from captioner.records import EndpointState, Line, Outcome
+    from captioner.core.types import EndpointState, Line, Outcome
 
 _LENGTH = 8
 
@@ -88,7 +88,7 @@ class Ended(NamedTuple):
     """The worker has nothing left to do.
 
     Attributes:
-        error: Name of the error in `captioner.errors` that ended it; empty if none did.
+        error: Name of the error in `captioner.core.errors` that ended it; empty if none did.
         message: What it says.
     """
 

@@ -21,11 +21,13 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from captioner import errors
-from captioner.children import environment, python
-from captioner.errors import RunError, SettingsError, WorkersDiedError
-from captioner.pipeline import count
-from captioner.processes.wire import (
+from captioner.core import errors
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import RunError, SettingsError, WorkersDiedError
+from captioner.core.subprocesses import environment, python
+from captioner.core.types import EndpointState
+from captioner.engine.pipeline import count
+from captioner.executors.processes.messages import (
     Counts,
     Done,
     Ended,
@@ -37,18 +39,16 @@ from captioner.processes.wire import (
     Work,
     Written,
 )
-from captioner.records import EndpointState
-from captioner.stopping import StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from captioner.interfaces import Sink
-    from captioner.records import Line, Outcome, Progress
-    from captioner.settings import Settings
-    from captioner.stopping import Stopping
+    from captioner.core.cancellation import Stopping
+    from captioner.core.protocols import Sink
+    from captioner.core.types import Line, Outcome, Progress
+    from captioner.settings.settings import Settings
 
-_MODULE = "captioner.processes.worker"
+_MODULE = "captioner.executors.processes.worker"
 CHUNK = 16
 """Records dealt at once."""
 

@@ -16,18 +16,28 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from captioner.children import ease_garbage_collection, keep_freed_memory
-from captioner.engine import Engine
-from captioner.errors import CaptionerError
-from captioner.processes.wire import Counts, Done, Ended, NoMore, Ready, Stop, Warned, Wire, Work
-from captioner.records import Progress
-from captioner.stopping import StoppedError, Stopping
+from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.errors import CaptionerError
+from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
+from captioner.core.types import Progress
+from captioner.engine.engine import Engine
+from captioner.executors.processes.messages import (
+    Counts,
+    Done,
+    Ended,
+    NoMore,
+    Ready,
+    Stop,
+    Warned,
+    Wire,
+    Work,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from captioner.records import Line, Outcome
-    from captioner.settings import Settings
+    from captioner.core.types import Line, Outcome
+    from captioner.settings.settings import Settings
 
 COLLECT_S = 0.002
 """Seconds in which outcomes gather before they are sent: a message costs both sides a good part of

@@ -16,29 +16,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner import errors
-from captioner.batches.ledger import Ledger
-from captioner.cluster.plan import Plan, names_of
-from captioner.cluster.runner import COUNTS, RateBroker, ShardRunner, identity_of
-from captioner.cluster.store import Store
-from captioner.connecting import KEY_NAMES, URL_NAMES
-from captioner.engine import Engine
-from captioner.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
-from captioner.exports.formats import check_format
-from captioner.extras import needed
-from captioner.places import storage_url
-from captioner.records import Progress, RunReport
-from captioner.run import open_source, refuse_strangers, run_batch
-from captioner.sinks.failures import failures_path
-from captioner.sinks.files import Files
-from captioner.sinks.journal import Journal, beside, journal_path, read_checkpoint
-from captioner.stopping import Stopping
+from captioner.core import errors
+from captioner.core.cancellation import Stopping
+from captioner.core.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
+from captioner.core.extras import needed
+from captioner.core.types import Progress, RunReport
+from captioner.endpoints.connect import KEY_NAMES, URL_NAMES
+from captioner.engine.engine import Engine
+from captioner.executors.batch_api.ledger import Ledger
+from captioner.executors.local import open_source, refuse_strangers, run_batch
+from captioner.executors.ray.shard_store import Store
+from captioner.executors.ray.shards import Plan, names_of
+from captioner.executors.ray.worker import COUNTS, RateBroker, ShardRunner, identity_of
+from captioner.journal.disk import Files
+from captioner.journal.failures import failures_path
+from captioner.journal.journal import Journal, beside, journal_path, read_checkpoint
+from captioner.outputs.export.registry import check_format
+from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.settings import Settings
-    from captioner.sources.formats import Input
+    from captioner.readers.registry import Input
+    from captioner.settings.settings import Settings
 
 SHARDS_A_WORKER = 4
 """More shards than workers: the last ones end at about the same time."""

@@ -6,8 +6,8 @@ import asyncio
 import base64
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import CaptionerError
-from captioner.stream import Captioner, CaptionError
+from captioner.core.errors import CaptionerError
+from captioner.engine.stream import Captioner, CaptionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """One limit for many workers: leases of a share of it, and what they meet told back.
 
-The arithmetic is pure and takes its time from outside; `captioner.cluster.ray` puts it into an
-actor, `benchmarks/cluster_sim.py` into a simulation.
+The arithmetic is pure and takes its time from outside; `captioner.executors.ray.driver` puts it
+into an actor, `benchmarks/cluster_sim.py` into a simulation.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.limiter import Window, start_of
+from captioner.endpoints.limiter import Window, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.limiter import Limiter
+    from captioner.endpoints.limiter import Limiter
 
 LEASE_S = 5.0
 """Seconds that a lease lasts: a worker that dies gives its part back after them."""

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.extras import needed
-from captioner.places import storage_url
-from captioner.sinks.files import Files, write_all
+from captioner.core.extras import needed
+from captioner.journal.disk import Files, write_all
+from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

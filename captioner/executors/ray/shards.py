@@ -19,21 +19,21 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.cluster.store import MANIFEST
-from captioner.errors import OutputDamagedError, SettingsError
-from captioner.rawjson import one_line
-from captioner.records import Line
-from captioner.sinks.checkpoint import Checkpoint, Extent
-from captioner.sinks.failures import failures_path, read_failures
-from captioner.sinks.files import Files
+from captioner.core.errors import OutputDamagedError, SettingsError
+from captioner.core.jsonbytes import one_line
+from captioner.core.types import Line
+from captioner.executors.ray.shard_store import MANIFEST
+from captioner.journal.checkpoint import Checkpoint, Extent
+from captioner.journal.disk import Files
+from captioner.journal.failures import failures_path, read_failures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from captioner.cluster.store import Store
-    from captioner.identity import Identity
-    from captioner.interfaces import Source
+    from captioner.core.keys import Identity
+    from captioner.core.protocols import Source
+    from captioner.executors.ray.shard_store import Store
 
 VERSION = 1
 _BLOCK = 1 << 20

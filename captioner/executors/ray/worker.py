@@ -15,21 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.cluster.broker import RENEW_S, Broker, Lease, Met, Tenant
-from captioner.cluster.plan import PartSource, ShardSource, names_of
-from captioner.cluster.store import Store
-from captioner.errors import RunError, SettingsError
-from captioner.identity import Identity
-from captioner.records import Progress, RunReport
-from captioner.run import open_source, run_batch
-from captioner.stopping import Stopping
+from captioner.core.cancellation import Stopping
+from captioner.core.errors import RunError, SettingsError
+from captioner.core.keys import Identity
+from captioner.core.types import Progress, RunReport
+from captioner.executors.local import open_source, run_batch
+from captioner.executors.ray.rate_broker import RENEW_S, Broker, Lease, Met, Tenant
+from captioner.executors.ray.shard_store import Store
+from captioner.executors.ray.shards import PartSource, ShardSource, names_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.interfaces import Source
-    from captioner.limiter import Limiter
-    from captioner.settings import Settings
+    from captioner.core.protocols import Source
+    from captioner.endpoints.limiter import Limiter
+    from captioner.settings.settings import Settings
 
 PUSH_S = 30.0
 """Seconds between two copies of a shard's journal into an object store."""

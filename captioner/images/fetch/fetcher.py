@@ -8,18 +8,18 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING
 
-from captioner.errors import BadImageError
-from captioner.fetching.http import IN_MEMORY, HttpFetcher
-from captioner.fetching.stores import Stores
-from captioner.records import Fetched
-from captioner.values import without_secrets
+from captioner.core.errors import BadImageError
+from captioner.core.secrets import without_secrets
+from captioner.core.types import Fetched
+from captioner.images.fetch.http import IN_MEMORY, HttpFetcher
+from captioner.images.fetch.object_stores import Stores
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from captioner.budget import ByteBudget
+    from captioner.core.memory import ByteBudget
     from captioner.images.archives import Archives
-    from captioner.options import ImageSettings
+    from captioner.settings.options import ImageSettings
 
 
 class Fetcher:

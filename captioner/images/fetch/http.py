@@ -12,12 +12,12 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from captioner.errors import BadImageError, SettingsError
-from captioner.fetching.addresses import ends_in_number, is_address, is_public
+from captioner.core.errors import BadImageError, SettingsError
+from captioner.core.proxies import proxy_for
+from captioner.core.retry import retry_after_s, waits
+from captioner.core.secrets import masked, without_secrets
 from captioner.images.archives import check_size
-from captioner.proxies import proxy_for
-from captioner.retry import retry_after_s, waits
-from captioner.values import masked, without_secrets
+from captioner.images.fetch.ssrf import ends_in_number, is_address, is_public
 
 if TYPE_CHECKING:
     from typing import Self

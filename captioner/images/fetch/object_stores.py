@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import BadImageError
+from captioner.core.errors import BadImageError
+from captioner.core.secrets import masked, without_secrets
+from captioner.core.types import STORES
 from captioner.images.archives import check_size, in_archive
-from captioner.records import STORES
-from captioner.values import masked, without_secrets
 
 if TYPE_CHECKING:
     from captioner.images.archives import Archives

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from captioner.images.structure import Structure, corrupt
+from captioner.images.inspect.structure import Structure, corrupt
 
 
 def read_gif(data: bytes) -> Structure:

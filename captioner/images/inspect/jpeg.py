@@ -6,8 +6,14 @@ import re
 import struct
 from typing import Any
 
-from captioner.images.profile import is_srgb
-from captioner.images.structure import XMP_ORIENTATION, Kept, Structure, corrupt, orientation_of
+from captioner.images.inspect.profile import is_srgb
+from captioner.images.inspect.structure import (
+    XMP_ORIENTATION,
+    Kept,
+    Structure,
+    corrupt,
+    orientation_of,
+)
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 but DHT, JPG, DAC
 _USUAL = frozenset({0xC0, 0xC1, 0xC2})

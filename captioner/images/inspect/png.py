@@ -6,8 +6,8 @@ import re
 import struct
 import zlib
 
-from captioner.images.profile import is_srgb
-from captioner.images.structure import Kept, Structure, corrupt, orientation_of
+from captioner.images.inspect.profile import is_srgb
+from captioner.images.inspect.structure import Kept, Structure, corrupt, orientation_of
 
 _PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _END = b"\0\0\0\0IEND\xaeB`\x82"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from captioner.errors import BadImageError
+from captioner.core.errors import BadImageError
 
 
 class Structure(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from captioner.images.profile import is_srgb
-from captioner.images.structure import XMP_ORIENTATION, Structure, corrupt, orientation_of
+from captioner.images.inspect.profile import is_srgb
+from captioner.images.inspect.structure import XMP_ORIENTATION, Structure, corrupt, orientation_of
 
 _ALPHA, _ANIMATION = 0x10, 0x02
 

@@ -6,9 +6,9 @@ import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from captioner.errors import DiskError
-from captioner.sinks.files import Files
-from captioner.sinks.journal import beside
+from captioner.core.errors import DiskError
+from captioner.journal.disk import Files
+from captioner.journal.journal import beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

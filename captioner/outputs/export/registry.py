@@ -7,22 +7,22 @@ import re
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from captioner.errors import SettingsError
-from captioner.exports.book import Book
-from captioner.exports.partial import replacing
-from captioner.extras import needed
-from captioner.sinks.failures import failures_path
-from captioner.sinks.files import Files
-from captioner.sinks.finalise import write_array
-from captioner.sinks.journal import beside, format_of, journal_path
-from captioner.sinks.reviews import reviews_path
+from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
+from captioner.journal.disk import Files
+from captioner.journal.failures import failures_path
+from captioner.journal.finalize import write_array
+from captioner.journal.journal import beside, format_of, journal_path
+from captioner.journal.reviews import reviews_path
+from captioner.outputs.export.atomic import replacing
+from captioner.outputs.output import Book
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from captioner.exports.book import Reviewed
-    from captioner.options import OutputFormat
+    from captioner.outputs.output import Reviewed
+    from captioner.settings.options import OutputFormat
 
 _SIDECARS = ("txt", "caption")
 NUMBERED = re.compile(r"%0?\d*d(?!.*%0?\d*d)")
@@ -90,7 +90,7 @@ def export(
                 if path.exists():
                     raise SettingsError(f"{path} is there already; replace it with --overwrite")
         if kind in _SIDECARS:
-            from captioner.exports import training
+            from captioner.outputs.export import training
 
             write = training.write_txt if kind == "txt" else training.write_caption
             write(book, target, overwrite=overwrite)
@@ -154,7 +154,8 @@ def targets_of(target: Path) -> list[Path]:
 
 def _writer(kind: OutputFormat) -> Callable[[Book, Path], None]:
     """Return what writes a format."""
-    from captioner.exports import shards, tables, training
+    from captioner.outputs.export import tables, training
+    from captioner.outputs.export import webdataset as shards
 
     writers: dict[str, Callable[[Book, Path], None]] = {
         "jsonl": _copy,

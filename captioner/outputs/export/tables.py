@@ -9,19 +9,19 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from captioner.answers import member_names
-from captioner.errors import DiskError
-from captioner.exports.book import parsed
-from captioner.exports.partial import replacing
-from captioner.extras import needed
-from captioner.sources.rows import dumped, line_of
-from captioner.sources.tables import ArrowSource, python_rows
+from captioner.core.errors import DiskError
+from captioner.core.extras import needed
+from captioner.core.row import member_names
+from captioner.outputs.export.atomic import replacing
+from captioner.outputs.output import parsed
+from captioner.readers.rows import dumped, line_of
+from captioner.readers.tables import ArrowSource, python_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from captioner.exports.book import Book
+    from captioner.outputs.output import Book
 
 BATCH = 5_000
 """Rows of a table that are in memory at once."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from captioner.conversation import PLACEHOLDER
-from captioner.errors import BadImageError
-from captioner.exports.partial import replacing
-from captioner.identity import KeyTable, digest
+from captioner.core.errors import BadImageError
+from captioner.core.keys import KeyTable, digest
+from captioner.core.types import ImageRef
+from captioner.engine.conversation import PLACEHOLDER
 from captioner.images.archives import in_archive
-from captioner.images.convert import read_structure
-from captioner.records import ImageRef
-from captioner.sources.rows import dumped
+from captioner.images.fit import read_structure
+from captioner.outputs.export.atomic import replacing
+from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
     from typing import IO
 
-    from captioner.exports.book import Book
+    from captioner.outputs.output import Book
 
 
 _QUESTIONS = frozenset({"prompt", "system_prompt", "ask", "preset", "prompt_field"})

@@ -9,18 +9,18 @@ import re
 import tarfile
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import SettingsError
-from captioner.exports.partial import replacing
-from captioner.exports.tables import cell, write_rows
+from captioner.core.errors import SettingsError
 from captioner.images.archives import in_archive
-from captioner.images.convert import media_type_of
-from captioner.sources.rows import dumped
+from captioner.images.fit import media_type_of
+from captioner.outputs.export.atomic import replacing
+from captioner.outputs.export.tables import cell, write_rows
+from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from captioner.exports.book import Book
+    from captioner.outputs.output import Book
 
 SHARD_SAMPLES = 10_000
 SHARD_BYTES = 1_000_000_000

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.answers import FLAG
-from captioner.exports.book import parsed
-from captioner.sources.rows import dumped
+from captioner.core.row import FLAG
+from captioner.outputs.output import parsed
+from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from captioner.exports.book import Book
-    from captioner.sinks.reviews import Review, Reviews
+    from captioner.journal.reviews import Review, Reviews
+    from captioner.outputs.output import Book
 
 LONGEST_TEXT = 2_000
 """Characters of one of a record's members that are shown and looked through."""
@@ -27,7 +27,7 @@ class Query(NamedTuple):
 
     Attributes:
         text: Stands in a caption, a prompt or another member, in whatever case.
-        verdict: A `captioner.sinks.reviews.Verdict`; ``none`` for those without one.
+        verdict: A `captioner.journal.reviews.Verdict`; ``none`` for those without one.
         flag: ``any``, or the flag that a caption carries.
         shortest: Characters that a caption has at the least.
         longest: Characters that it has at the most.

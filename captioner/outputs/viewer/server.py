@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 from aiohttp import web
 
-from captioner.errors import CaptionerError, SettingsError
-from captioner.sources.rows import dumped
-from captioner.viewer.finding import Query
-from captioner.viewer.shelf import Shelf
-from captioner.viewer.thumbnails import SIDES, Thumbnails
-from captioner.viewer.timeline import EVERY_S, Timeline
+from captioner.core.errors import CaptionerError, SettingsError
+from captioner.outputs.viewer.search import Query
+from captioner.outputs.viewer.store import Shelf
+from captioner.outputs.viewer.thumbnails import SIDES, Thumbnails
+from captioner.outputs.viewer.timeline import EVERY_S, Timeline
+from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from captioner.records import Progress
+    from captioner.core.types import Progress
 
 LOOPBACK = "127.0.0.1"
 MOST_ROWS = 200
@@ -105,7 +105,7 @@ class Viewer:
             self._image,
         )
         await self._stack.enter_async_context(self._thumbnails)
-        silent = logging.getLogger("captioner.viewer")
+        silent = logging.getLogger("captioner.outputs.viewer")
         silent.addHandler(logging.NullHandler())  # who sends nonsense gets an answer, no trace
         silent.propagate = False
         runner = web.AppRunner(app, access_log=None, logger=silent, shutdown_timeout=1)
@@ -167,7 +167,7 @@ class Viewer:
         if found is None:
             raise web.HTTPNotFound
         name, kind = found
-        text = files("captioner.viewer").joinpath("page", name).read_text("utf-8")
+        text = files("captioner.outputs.viewer").joinpath("page", name).read_text("utf-8")
         return web.Response(text=text, content_type=kind, charset="utf-8")
 
     async def _status(self, _: web.Request) -> web.Response:

@@ -11,17 +11,16 @@ from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioner.answers import EXTRAS, FLAG
-from captioner.errors import CaptionerError, RecordError
-from captioner.exports.book import Book, parsed
-from captioner.options import ImageSettings
-from captioner.quality import look_at
-from captioner.sinks.failures import failures_path
-from captioner.sinks.files import Files
-from captioner.sinks.journal import beside, journal_path, read_checkpoint
-from captioner.sinks.reviews import Review, Reviews, print_of, reviews_path, verdict_of
-from captioner.sources.rows import dumped
-from captioner.viewer.finding import (
+from captioner.core.errors import CaptionerError, RecordError
+from captioner.core.row import EXTRAS, FLAG
+from captioner.journal.disk import Files
+from captioner.journal.failures import failures_path
+from captioner.journal.journal import beside, journal_path, read_checkpoint
+from captioner.journal.reviews import Review, Reviews, print_of, reviews_path, verdict_of
+from captioner.outputs.output import Book, parsed
+from captioner.outputs.statistics import look_at
+from captioner.outputs.viewer.lineindex import Lines
+from captioner.outputs.viewer.search import (
     LONGEST_TEXT,
     Query,
     editable,
@@ -30,13 +29,14 @@ from captioner.viewer.finding import (
     flags_of,
     row_fits,
 )
-from captioner.viewer.lines import Lines
+from captioner.readers.rows import dumped
+from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from captioner.records import ImageRef
+    from captioner.core.types import ImageRef
 
 AT_ONCE = 500
 """Numbers of rows that are found at once."""

@@ -8,19 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from captioner.budget import ByteBudget
-from captioner.errors import DecoderError, RecordError
-from captioner.fetching.fetcher import Fetcher
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import DecoderError, RecordError
+from captioner.core.memory import ByteBudget
+from captioner.core.types import Remake
 from captioner.images.archives import Archives
-from captioner.images.convert import Wanted
-from captioner.images.decoders import Decoders
-from captioner.options import ImageSettings
-from captioner.records import Remake
-from captioner.stopping import StoppedError
+from captioner.images.decoder_pool import Decoders
+from captioner.images.fetch.fetcher import Fetcher
+from captioner.images.fit import Wanted
+from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
-    from captioner.records import ImageRef
-    from captioner.viewer.shelf import Shelf
+    from captioner.core.types import ImageRef
+    from captioner.outputs.viewer.store import Shelf
 
 SIDES = {"small": 320, "large": 1_280}
 """Longer side in pixels."""

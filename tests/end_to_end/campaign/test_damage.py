@@ -10,9 +10,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from captioner.errors import OutputDamagedError, SettingsError
-from captioner.identity import Identity
-from captioner.sinks.journal import Journal
+from captioner.core.errors import OutputDamagedError, SettingsError
+from captioner.core.keys import Identity
+from captioner.journal.journal import Journal
 
 IDENTITY = Identity(("caption",))
 LINES = [
@@ -154,7 +154,7 @@ def test_an_output_that_vanished_is_noticed(tmp_path) -> None:
 
 def test_more_than_a_crash_can_leave_is_not_cut(tmp_path, monkeypatch) -> None:
     """A huge unreadable tail was never one commit group: it is refused."""
-    monkeypatch.setattr("captioner.sinks.scan.LONGEST_CUT", 100)
+    monkeypatch.setattr("captioner.journal.scan.LONGEST_CUT", 100)
     path = tmp_path / "out.jsonl"
     path.write_bytes(SAFE + b"\0" * 101)
     checkpoint(path, SAFE)

@@ -14,10 +14,10 @@ from conftest import command, rows
 from fakes import EchoTransport, FaultyFiles, ListSource
 
 from captioner import DiskError, RunReport, run_batch
-from captioner.check import check_output
-from captioner.records import Progress
-from captioner.sinks import jsonl
-from captioner.sinks.files import Files
+from captioner.core.types import Progress
+from captioner.journal import writer as jsonl
+from captioner.journal.disk import Files
+from captioner.outputs.check import check_output
 
 QUESTIONS = [f"q{n}" for n in range(30)]
 

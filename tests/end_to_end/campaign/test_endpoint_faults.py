@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign.tally import told
 from conftest import rows
 from endpoint import Call, FakeEndpoint, Reply, completion
+from tally import told
 
 from captioner import run_batch
-from captioner.ratelimits import read_limits
-from captioner.retry import retry_after_s
+from captioner.core.retry import retry_after_s
+from captioner.endpoints.ratelimit_headers import read_limits
 
 SEED = 22
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign.tally import tally
 from conftest import command, jpeg, rows
 from endpoint import FakeEndpoint
 from samples import bomb, png
+from tally import tally
 
 CEILING = 2_500 << 20
 """Bytes of memory that a run takes at most, all its processes together, whatever its pictures."""

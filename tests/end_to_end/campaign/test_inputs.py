@@ -199,7 +199,7 @@ def test_a_million_records_need_no_more_memory_than_a_few(tmp_path) -> None:
         for n in range(1_000_000):
             file.write(f'{{"id":{n},"image":"https://example.org/i","prompt":"q{n}"}}\n')
     done = subprocess.run(
-        [sys.executable, "-c", MILLION, str(Path(__file__).parent.parent), str(source)],
+        [sys.executable, "-c", MILLION, str(Path(__file__).parents[2] / "support"), str(source)],
         capture_output=True,
         text=True,
         check=True,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import orjson
 import pytest
-from campaign.tally import LONG, tally
 from conftest import command, rows
 from endpoint import Call, FakeEndpoint, Reply
+from tally import LONG, tally
 
 SEED = random.SystemRandom().randrange(1 << 30) if LONG else 11
 KILLS = 1_000 if LONG else 25
@@ -217,7 +217,7 @@ import captioner.__main__ as command
 
 class Finder:
     def find_spec(self, name, *_):
-        if name == "captioner.cli":
+        if name == "captioner.cli.main":
             os.kill(os.getpid(), signal.SIGTERM)
 
 sys.meta_path.insert(0, Finder())

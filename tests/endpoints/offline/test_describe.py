@@ -8,8 +8,8 @@ import sys
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from captioner.offline import ocr
-from captioner.offline.describe import Describer, UndecodableImageError, describe
+from captioner.endpoints.offline import ocr
+from captioner.endpoints.offline.describe import Describer, UndecodableImageError, describe
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_nothing_heavy_is_imported_and_nothing_is_logged_by_reading():
     script = """
 import io, logging, sys
 from PIL import Image, ImageDraw, ImageFont
-from captioner.offline.describe import Describer
+from captioner.endpoints.offline.describe import Describer
 assert not {"rapidocr", "onnxruntime", "numpy", "cv2"} & set(sys.modules)
 before = (logging.root.level, list(logging.root.handlers))
 image = Image.new("RGB", (400, 120), "white")

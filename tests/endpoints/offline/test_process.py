@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 import uvloop
 
-from captioner.offline import child
-from captioner.offline.child import OfflineEndpoint
+from captioner.endpoints.offline import process as child
+from captioner.endpoints.offline.process import OfflineEndpoint
 
 
 def exists(pid):
@@ -66,7 +66,7 @@ def test_the_child_dies_with_a_parent_that_is_killed():
     """After kill -9 of the engine no endpoint process is left over."""
     script = """
 import asyncio, sys
-from captioner.offline.child import OfflineEndpoint
+from captioner.endpoints.offline.process import OfflineEndpoint
 
 async def main():
     async with OfflineEndpoint() as endpoint:
@@ -90,7 +90,7 @@ asyncio.run(main())
 def test_run_by_hand_it_says_where_it_listens_and_ends_with_its_input():
     """The child's contract: one line of JSON, then service until standard input ends."""
     with subprocess.Popen(
-        [sys.executable, "-m", "captioner.offline.child"],
+        [sys.executable, "-m", "captioner.endpoints.offline.process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.offline.server import start
+from captioner.endpoints.offline.server import start
 
 
 def data_uri(image, kind="PNG"):
@@ -196,7 +196,7 @@ async def test_a_closed_server_answers_no_more(session):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_says_where_and_what_it_is_and_ends_by_signal(number):
     """`captioner serve` prints its URL, admits to be no model, and stops cleanly when asked."""
-    script = "from captioner.offline.server import serve; serve('127.0.0.1', 0)"
+    script = "from captioner.endpoints.offline.server import serve; serve('127.0.0.1', 0)"
     with subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from captioner.cluster.broker import LEASE_S, Broker, Lease, Met, Tenant
-from captioner.limiter import Limiter
+from captioner.endpoints.limiter import Limiter
+from captioner.executors.ray.rate_broker import LEASE_S, Broker, Lease, Met, Tenant
 
 
 class Clock:

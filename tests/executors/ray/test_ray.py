@@ -21,7 +21,7 @@ from endpoint import Call, FakeEndpoint, Reply, completion
 
 import captioner
 from captioner import CaptionBatch, SettingsError, Stopping, run_batch, run_on_ray
-from captioner.settings import Settings
+from captioner.settings.settings import Settings
 
 pytestmark = [
     pytest.mark.timeout(240),
@@ -286,7 +286,7 @@ async def test_two_runs_at_once_are_one_too_many(ray, make_input, endpoint):
 
 async def test_an_upload_that_fails_loses_nothing(ray, tmp_path, make_input, endpoint, monkeypatch):
     """The shards stay until the output is where it belongs."""
-    from captioner.cluster import ray as cluster
+    from captioner.executors.ray import driver as cluster
 
     source = make_input(10)
     place = tmp_path / "store"

@@ -13,12 +13,12 @@ import pytest
 from conftest import jpeg
 from fsspec.implementations.memory import MemoryFileSystem
 
-from captioner.budget import ByteBudget
-from captioner.errors import BadImageError
-from captioner.fetching import stores
-from captioner.fetching.fetcher import Fetcher
+from captioner.core.errors import BadImageError
+from captioner.core.memory import ByteBudget
 from captioner.images.archives import Archives
-from captioner.options import ImageSettings
+from captioner.images.fetch import object_stores as stores
+from captioner.images.fetch.fetcher import Fetcher
+from captioner.settings.options import ImageSettings
 
 
 class Bucket(MemoryFileSystem):

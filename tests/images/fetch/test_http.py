@@ -14,9 +14,9 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from conftest import jpeg
 
-from captioner.errors import BadImageError
-from captioner.fetching import http
-from captioner.fetching.http import HttpFetcher
+from captioner.core.errors import BadImageError
+from captioner.images.fetch import http
+from captioner.images.fetch.http import HttpFetcher
 
 PICTURE = jpeg(1)
 

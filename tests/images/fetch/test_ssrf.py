@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from captioner.fetching.addresses import ends_in_number, is_address, is_public
+from captioner.images.fetch.ssrf import ends_in_number, is_address, is_public
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from conftest import rows
 from PIL import Image
 
-from captioner.errors import SettingsError
+from captioner.core.errors import SettingsError
 
 
 def get(url, **headers):

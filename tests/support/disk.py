@@ -13,8 +13,8 @@ import random
 from pathlib import Path
 from typing import Literal
 
-from captioner.errors import OutputBusyError
-from captioner.sinks.files import Files, Kind
+from captioner.core.errors import OutputBusyError
+from captioner.journal.disk import Files, Kind
 
 SECTOR = 512
 FOLDER = Path("/sim")

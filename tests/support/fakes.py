@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 from PIL import Image
 
-from captioner.records import Line, Request, Response
-from captioner.sinks.files import Files
+from captioner.core.types import Line, Request, Response
+from captioner.journal.disk import Files
 
 _FILE = io.BytesIO()
 Image.new("RGB", (32, 32), "red").save(_FILE, "PNG")

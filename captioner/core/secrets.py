@@ -1,0 +1,18 @@
+"""Text without the secrets in it, for messages and logs."""
+
+from __future__ import annotations
+
+import re
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL without what may be secret in it: user, password, query and fragment."""
+    return _SECRET.sub(lambda found: "//" if found[0][0] == "/" else "", url)
+
+
+def masked(text: str) -> str:
+    """Return a text on one line, its URLs without what may be secret in them."""
+    return re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), " ".join(text.split()))
+
+
+_SECRET = re.compile(r"//[^/]*@|[?#].*", re.DOTALL)

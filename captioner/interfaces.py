@@ -1,0 +1,5 @@
+"""The protocols that a part of one's own has to follow, under the name that users import."""
+
+from captioner.core.protocols import Dialect, Sink, Source, Transport
+
+__all__ = ["Dialect", "Sink", "Source", "Transport"]
