@@ -32,7 +32,7 @@ async def bare(source: Path, output: Path, url: str, concurrency: int) -> None:
 
     def body(record: dict) -> bytes:
         with open(record["image"], "rb", buffering=0) as file:  # noqa: PTH123
-            picture = pybase64.b64encode(file.read())
+            image = pybase64.b64encode(file.read())
         head, tail = orjson.dumps(
             {
                 "model": "m",
@@ -51,7 +51,7 @@ async def bare(source: Path, output: Path, url: str, concurrency: int) -> None:
                 ],
             }
         ).split(b"@")
-        return b"".join((head, picture, tail))
+        return b"".join((head, image, tail))
 
     async def work(session: aiohttp.ClientSession, out) -> None:
         for line in lines:
@@ -83,7 +83,7 @@ async def by_openai(source: Path, output: Path, url: str, concurrency: int) -> N
     async def ask(record: dict) -> None:
         async with gate:
             with open(record["image"], "rb") as file:  # noqa: ASYNC230, PTH123
-                picture = base64.b64encode(file.read()).decode()
+                image = base64.b64encode(file.read()).decode()
             answer = await client.chat.completions.create(
                 model="m",
                 messages=[
@@ -93,7 +93,7 @@ async def by_openai(source: Path, output: Path, url: str, concurrency: int) -> N
                         "content": [
                             {
                                 "type": "image_url",
-                                "image_url": {"url": f"data:image/jpeg;base64,{picture}"},
+                                "image_url": {"url": f"data:image/jpeg;base64,{image}"},
                             },
                             {"type": "text", "text": record["prompt"]},
                         ],

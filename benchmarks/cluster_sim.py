@@ -1,10 +1,10 @@
 """Many workers against one endpoint, simulated: our limiters and our broker in virtual time.
 
 A worker here is what an actor has of the engine: slots that ask a `Limiter` for permits, under
-leases of the `Broker`. The endpoint is either one quota (60,000 requests a minute, half a second a
-request) or a service that scales up: replicas of 32 requests at once and two seconds each, one at
-first, half as many more every 15 s while they are busy, 200 at the most; it refuses what it would
-have to queue for longer than two requests take.
+leases of the `RateBroker`. The endpoint is either one quota (60,000 requests a minute, half a
+second a request) or a service that scales up: replicas of 32 requests at once and two seconds
+each, one at first, half as many more every 15 s while they are busy, 200 at the most; it refuses
+what it would have to queue for longer than two requests take.
 
 usage: python benchmarks/cluster_sim.py [SECONDS]       default 240 simulated seconds; prints tables
        and writes cluster_sim.svg beside this file
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from captioner.endpoints.limiter import Limiter
-from captioner.executors.ray.rate_broker import RENEW_S, Broker, Tenant
+from captioner.executors.ray.rate_broker import RENEW_S, LeaseHolder, RateBroker
 
 WORKERS = (1, 10, 100, 1_000)
 SLOTS = 8_000
@@ -129,11 +129,13 @@ async def slot(limiter: Limiter, endpoint, tally: Tally, until: float) -> None:
             limiter.release()
 
 
-async def worker(name: str, count: int, broker: Broker, rpm, endpoint, tally: Tally, until: float):
+async def worker(
+    name: str, count: int, broker: RateBroker, rpm, endpoint, tally: Tally, until: float
+):
     loop = asyncio.get_running_loop()
     await asyncio.sleep(random.random())  # actors do not start at the same moment
     limiter = Limiter(SLOTS, rpm=rpm)
-    tenant = Tenant([limiter])
+    tenant = LeaseHolder([limiter])
     tenant.apply(broker.lease(name, tenant.met()))
     # As many slots as it could ever have a lease for; those without a permit cost nothing.
     most = max(2, min(SLOTS, 2 * SLOTS // count))
@@ -149,7 +151,7 @@ async def worker(name: str, count: int, broker: Broker, rpm, endpoint, tally: Ta
 
 async def simulate(count: int, endpoint, rpm: float | None, seconds: int) -> Tally:
     loop = asyncio.get_running_loop()
-    broker = Broker(SLOTS, loop.time)
+    broker = RateBroker(SLOTS, loop.time)
     tally = Tally(seconds)
 
     async def watch() -> None:
@@ -179,14 +181,14 @@ def run(count: int, endpoint, rpm: float | None, seconds: int) -> tuple[Tally, f
 def lease_us() -> float:
     """Microseconds of one lease with 1,000 workers, each reporting four requests."""
     now = 0.0
-    broker = Broker(SLOTS, lambda: now)
-    from captioner.executors.ray.rate_broker import Met
+    broker = RateBroker(SLOTS, lambda: now)
+    from captioner.executors.ray.rate_broker import Feedback
 
     for number in range(1_000):
-        broker.lease(f"w{number}", Met())
+        broker.lease(f"w{number}", Feedback())
     began = time.perf_counter()
     for number in range(5_000):
-        broker.lease(f"w{number % 1_000}", Met(good=4, in_flight=4))
+        broker.lease(f"w{number % 1_000}", Feedback(good=4, in_flight=4))
     return (time.perf_counter() - began) / 5_000 * 1e6
 
 

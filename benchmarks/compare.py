@@ -42,13 +42,13 @@ def endpoint(latency_ms: float):
     server.wait()
 
 
-def write_input(path: Path, pictures: list[Path], count: int) -> None:
-    """Write records, each another request: pictures that come again are asked something else."""
+def write_input(path: Path, images: list[Path], count: int) -> None:
+    """Write records, each another request: images that come again are asked something else."""
     with path.open("w") as file:
         for number in range(count):
-            turn, which = divmod(number, len(pictures))
+            turn, which = divmod(number, len(images))
             prompt = f"Generate detailed captions based on image content ({turn})."
-            record = {"id": number, "image": str(pictures[which]), "prompt": prompt}
+            record = {"id": number, "image": str(images[which]), "prompt": prompt}
             file.write(json.dumps(record) + "\n")
 
 
@@ -86,11 +86,11 @@ def rivals(source: Path, output: Path, url: str, concurrency: int) -> dict[str, 
 
 
 def cost(folder: Path, rounds: int = 5) -> None:
-    """CPU of a caption with pictures that pass as they are, 64 in flight.
+    """CPU of a caption with images that pass as they are, 64 in flight.
 
     Ratios are those of one round, for the machine may be faster in the next.
     """
-    print("| pictures | client | CPU s per 1,000 | of bare, rounds | median | peak RSS MB |")
+    print("| images | client | CPU s per 1,000 | of bare, rounds | median | peak RSS MB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for name, count in (("S", 10_000), ("M", 10_000), ("L", 1_000)):
         source, output = folder / "in.jsonl", folder / "out.jsonl"
@@ -149,19 +149,19 @@ def draw(folder: Path) -> None:
 
     from PIL import Image
 
-    pictures = corpus("L")
+    images = corpus("L")
     begin = time.process_time()
-    for path in pictures[:40]:
+    for path in images[:40]:
         with Image.open(path) as image:
             image.thumbnail((1024, 1024))
             image.convert("RGB").save(io.BytesIO(), "JPEG", quality=92)
     alone = (time.process_time() - begin) / 40
     source, output = folder / "in.jsonl", folder / "out.jsonl"
-    write_input(source, pictures, 240)
+    write_input(source, images, 240)
     with endpoint(0) as url:
         command = rivals(source, output, url, 64)["captioner"] + ["--max-side", "1024"]
         taken = measure(command, output)
-    print("\n| 12 megapixels to 1024 | CPU ms a picture | of thumbnail() | cores busy |")
+    print("\n| 12 megapixels to 1024 | CPU ms an image | of thumbnail() | cores busy |")
     print("| --- | ---: | ---: | ---: |")
     print(f"| Pillow's thumbnail(), alone | {alone * 1e3:.0f} | 1.00 | 1 |")
     each = taken["cpu"] / 240
@@ -170,7 +170,7 @@ def draw(folder: Path) -> None:
 
 
 def processes(folder: Path, rounds: int = 3) -> None:
-    """One process and two, 59 kB pictures and an endpoint that takes no time."""
+    """One process and two, 59 kB images and an endpoint that takes no time."""
     print("\n| processes | captions/s | of one | CPU s per 1,000 | cores busy, server included |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     source, output = folder / "in.jsonl", folder / "out.jsonl"

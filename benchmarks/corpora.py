@@ -1,4 +1,4 @@
-"""The corpora that clients are compared on: distinct pictures, made once and kept.
+"""The corpora that clients are compared on: distinct images, made once and kept.
 
 S: 512 x 512, about 60 kB. M: 1024 x 768, about 190 kB. L: 4000 x 3000, about 3 MB.
 """
@@ -11,7 +11,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from pictures import photograph, saved
+from images import photograph, saved
 
 FOLDER = Path(os.environ.get("CORPORA", Path(tempfile.gettempdir()) / "captioner-corpora"))
 SIZES = {"S": (512, 512, 93, 2_000), "M": (1024, 768, 94, 2_000), "L": (4_000, 3_000, 94, 120)}
@@ -19,7 +19,7 @@ BATCH = 40
 
 
 def corpus(name: str) -> list[Path]:
-    """Return the pictures of a corpus, made if they are not there."""
+    """Return the images of a corpus, made if they are not there."""
     *_, count = SIZES[name]
     folder = FOLDER / name
     paths = [folder / f"{number:05d}.jpg" for number in range(count)]
@@ -32,7 +32,7 @@ def corpus(name: str) -> list[Path]:
 
 
 def make(name: str, start: int) -> None:
-    """Cut pictures out of one large one, each from another place."""
+    """Cut images out of one large one, each from another place."""
     width, height, quality, count = SIZES[name]
     large = photograph(width + 8 * BATCH, height, start)
     for number in reversed(range(start, min(count, start + BATCH))):
@@ -44,4 +44,4 @@ def make(name: str, start: int) -> None:
 if __name__ == "__main__":
     for one in sys.argv[1:] or SIZES:
         sizes = [path.stat().st_size for path in corpus(one)]
-        print(f"{one}: {len(sizes):,} pictures, {sum(sizes) / len(sizes) / 1e3:,.0f} kB each")
+        print(f"{one}: {len(sizes):,} images, {sum(sizes) / len(sizes) / 1e3:,.0f} kB each")

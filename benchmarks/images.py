@@ -1,4 +1,4 @@
-"""What pictures cost before they are sent: by format, and drawn in threads or in processes.
+"""What images cost before they are sent: by format, and drawn in threads or in processes.
 
 usage: python benchmarks/images.py [formats|workers]        default both, about two minutes
 """
@@ -15,17 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pictures import photograph, saved
+from images import photograph, saved
 from PIL import Image
 
-from captioner.images.decoder_pool import Decoders
-from captioner.images.fit import Wanted, fit
+from captioner.images.decoder_pool import DecoderPool
+from captioner.images.fit import FitOptions, fit
 from captioner.images.render import draw
 from captioner.settings.options import ImageSettings
 
 
 def formats() -> None:
-    """One picture of 1024 x 768 in every format, and what becomes of it."""
+    """One image of 1024 x 768 in every format, and what becomes of it."""
     image = photograph(1024, 768)
     alpha = image.copy()
     alpha.putalpha(128)
@@ -49,15 +49,15 @@ def formats() -> None:
         ("AVIF", saved(image, "AVIF")),
         ("JPEG 2000", saved(image, "JPEG2000", quality_layers=[20])),
     ]
-    wanted = Wanted(ImageSettings())
-    print("| picture of 1024 x 768 | kB | what is done | ms |")
+    wanted = FitOptions(ImageSettings())
+    print("| image of 1024 x 768 | kB | what is done | ms |")
     print("| --- | ---: | --- | ---: |")
     for name, data in cases:
         drawn = []
 
-        def by(data: bytes, remake: Any, drawn: list[int] = drawn) -> Any:
+        def by(data: bytes, image_overrides: Any, drawn: list[int] = drawn) -> Any:
             drawn.append(1)
-            return draw(data, wanted, remake)
+            return draw(data, wanted, image_overrides)
 
         cost = best(lambda data=data, by=by: fit(data, wanted, by))
         sent = fit(data, wanted, by)[0]
@@ -78,20 +78,20 @@ def best(run: Callable[[], object], times: int = 7) -> float:
 def workers() -> None:
     """12 megapixels to 1024, in threads and in child processes, while an event loop keeps time."""
     data = saved(photograph(4000, 3000), quality=80)
-    wanted = Wanted(ImageSettings(max_side=1024))
+    wanted = FitOptions(ImageSettings(max_side=1024))
     count = os.cpu_count() or 1
     print(f"\n{count} workers, JPEG of 4000 x 3000 ({len(data) / 1e6:.1f} MB) to 1024 x 768")
-    print("| where | pictures/s | CPU ms each | cores busy | loop lag, worst ms | peak RSS MB |")
+    print("| where | images/s | CPU ms each | cores busy | loop lag, worst ms | peak RSS MB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    with Decoders(wanted, count) as decoders:
+    with DecoderPool(wanted, count) as decoders:
         for name, by in (
-            ("threads", lambda data, remake: draw(data, wanted, remake)),
+            ("threads", lambda data, image_overrides: draw(data, wanted, image_overrides)),
             ("processes", decoders.draw),
         ):
             asyncio.run(race(name, lambda by=by: fit(data, wanted, by), count))
 
 
-async def race(name: str, run: Callable[[], object], count: int, pictures: int = 120) -> None:
+async def race(name: str, run: Callable[[], object], count: int, images: int = 120) -> None:
     loop = asyncio.get_running_loop()
     pool = ThreadPoolExecutor(count)
     await asyncio.gather(*(loop.run_in_executor(pool, run) for _ in range(count)))
@@ -107,14 +107,14 @@ async def race(name: str, run: Callable[[], object], count: int, pictures: int =
 
     watching = asyncio.create_task(watch())
     cpu, wall = processor(), time.perf_counter()
-    await asyncio.gather(*(loop.run_in_executor(pool, run) for _ in range(pictures)))
+    await asyncio.gather(*(loop.run_in_executor(pool, run) for _ in range(images)))
     wall, cpu = time.perf_counter() - wall, processor() - cpu
     over = True
     await watching
     pool.shutdown()
     memory = sum(map(resident, (os.getpid(), *children())))
     print(
-        f"| {name} | {pictures / wall:.1f} | {cpu / pictures * 1e3:.0f} | {cpu / wall:.2f} "
+        f"| {name} | {images / wall:.1f} | {cpu / images * 1e3:.0f} | {cpu / wall:.2f} "
         f"| {lag * 1e3:.1f} | {memory >> 20} |"
     )
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import orjson
 
 from captioner import run_batch
-from captioner.core.cancellation import Stopping
-from captioner.core.keys import Identity
-from captioner.core.types import Caption, Line, Progress, Request, Response, Usage
+from captioner.core.cancellation import CancelToken
+from captioner.core.keys import RecordKeys
+from captioner.core.types import Caption, InputRecord, Progress, Request, Response, Usage
 from captioner.journal.journal import Journal
 from captioner.journal.writer import JournalSink, Rows
 from captioner.readers.jsonl import JsonlSource
@@ -47,14 +47,14 @@ async def read(folder: Path) -> None:
 async def write(folder: Path) -> None:
     """Records a second from 256 workers through the journal, synced as in any run."""
     count, workers = 500_000, 256
-    identity = Identity(("caption",))
+    identity = RecordKeys(("caption",))
     journal = Journal(folder / "out.jsonl", identity, {})
     journal.open()
     numbers = iter(range(count))
 
     async def work(sink: JournalSink) -> None:
         for number in numbers:
-            line = Line(number, RECORD % (number, number))
+            line = InputRecord(number, RECORD % (number, number))
             await sink.put([Caption(line, CAPTION, replaces=False, attempts=1, usage=Usage())])
 
     begin = time.perf_counter()
@@ -62,7 +62,7 @@ async def write(folder: Path) -> None:
         journal,
         Rows(identity, ("caption",)),
         Progress(),
-        Stopping(),
+        CancelToken(),
         warn=print,
         disk_wait_s=1,
     ) as sink:

@@ -1,4 +1,4 @@
-"""Pictures for measurements: the detail and weight of photographs, made from a seed."""
+"""Images for measurements: the detail and weight of photographs, made from a seed."""
 
 from __future__ import annotations
 

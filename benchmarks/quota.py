@@ -103,8 +103,8 @@ async def run_openai(source: Path, url: str, concurrency: int) -> int:
 
     client = openai.AsyncOpenAI(base_url=url, api_key="x")
     gate = asyncio.Semaphore(concurrency)
-    picture = base64.b64encode((source.parent / "a.jpg").read_bytes()).decode()
-    part = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
+    image = base64.b64encode((source.parent / "a.jpg").read_bytes()).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}}
     content = [part, {"type": "text", "text": "Describe the image."}]
     captioned = 0
 

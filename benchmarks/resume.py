@@ -20,11 +20,11 @@ from pathlib import Path
 
 import orjson
 
-from captioner.core.keys import Identity, KeyTable
+from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.subprocesses import ease_garbage_collection
 from captioner.core.types import Progress
 from captioner.journal.journal import Journal
-from captioner.journal.matching import Matching
+from captioner.journal.resume_filter import ResumeFilter
 from captioner.readers.jsonl import JsonlSource
 
 CAPTION = "a plain sentence about what is to be seen in a photograph, " * 3
@@ -68,13 +68,13 @@ def make(folder: Path, count: int) -> tuple[Path, Path]:
 async def resume(source: Path, output: Path) -> dict[str, float]:
     """Open the output and match the whole input against it, as a run does before its first call."""
     began, cpu = time.perf_counter(), time.process_time()
-    identity = Identity(("caption",))
+    identity = RecordKeys(("caption",))
     journal = Journal(output, identity, {})
     journal.open()
     opened = time.perf_counter()
     done = len(journal.done)
     progress = Progress()
-    matching = Matching(
+    resume_filter = ResumeFilter(
         identity,
         journal.done,
         journal.failures.left,
@@ -87,7 +87,7 @@ async def resume(source: Path, output: Path) -> dict[str, float]:
     longest = 0.0
     async for batch in JsonlSource(source).batches():
         before = time.perf_counter()
-        pending += len(matching.pending(batch))
+        pending += len(resume_filter.pending(batch))
         longest = max(longest, time.perf_counter() - before)
     ended = time.perf_counter()
     journal.close()

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from captioner.journal.reviews import Review, print_of
+from captioner.journal.reviews import Review, fingerprint
 from captioner.outputs.viewer.search import Query
-from captioner.outputs.viewer.store import Shelf
+from captioner.outputs.viewer.store import ViewerStore
 
 WORDS = [
     "a",
@@ -44,7 +44,7 @@ def write(path: Path, count: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def find(shelf: Shelf, query: Query) -> tuple[int, float]:
+def find(shelf: ViewerStore, query: Query) -> tuple[int, float]:
     """Return how many rows fit, and the seconds of the longest of the requests it took."""
     found, at, longest = 0, 0, 0.0
     while at is not None:
@@ -60,11 +60,11 @@ def main(count: int) -> None:
         output = Path(folder) / "out.jsonl"
         write(output, count)
         print(f"| {count:,} rows, {output.stat().st_size >> 20} MB | s |\n| --- | ---: |")
-        shelf = Shelf(output, image_root=None, warn=print)
+        shelf = ViewerStore(output, image_root=None, warn=print)
         with output.open("rb") as file:
             first = file.readline().rstrip(b"\n")
         key = shelf.book.identity.of_output(first)
-        of = print_of(json.loads(first), shelf.book.fields)
+        of = fingerprint(json.loads(first), shelf.book.fields)
         shelf.reviews.add(Review(key, of, "accepted", {}))
         began = time.perf_counter()
         shelf.refresh()

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captioner.core.cancellation import Stopping
+    from captioner.core.cancellation import CancelToken, Stopping
     from captioner.core.errors import (
         CaptionerError,
         DiskError,
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
         SettingsError,
     )
     from captioner.core.protocols import Dialect, Sink, Source, Transport
-    from captioner.core.types import Caption, Failure, Line, Outcome, Progress, RunReport
+    from captioner.core.types import (
+        Caption,
+        Failure,
+        InputRecord,
+        Line,
+        Outcome,
+        Progress,
+        RunReport,
+    )
     from captioner.engine.stream import Captioner, CaptionError, caption_stream
     from captioner.executors.local import run_batch
     from captioner.executors.ray.driver import run_on_ray
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CancelToken",
     "Caption",
     "CaptionBatch",
     "CaptionError",
@@ -46,6 +55,7 @@ __all__ = [
     "EndpointGaveOutError",
     "EndpointRefusedError",
     "Failure",
+    "InputRecord",
     "Line",
     "Outcome",
     "OutputBusyError",
@@ -78,10 +88,10 @@ _HOMES = {
         "SettingsError",
     ),
     "core.protocols": ("Dialect", "Sink", "Source", "Transport"),
-    "core.types": ("Caption", "Failure", "Line", "Outcome", "Progress", "RunReport"),
+    "core.types": ("Caption", "Failure", "InputRecord", "Line", "Outcome", "Progress", "RunReport"),
     "executors.local": ("run_batch",),
     "settings.settings": ("Settings",),
-    "core.cancellation": ("Stopping",),
+    "core.cancellation": ("CancelToken", "Stopping"),
     "engine.stream": ("CaptionError", "Captioner", "caption_stream"),
 }
 

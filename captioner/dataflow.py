@@ -9,7 +9,7 @@
 The names, arguments and file names are those of DataFlow-MM
 (https://github.com/OpenDCAI/DataFlow-MM). What differs: a second run continues the first; a record
 that cannot be captioned has no answer, never an error's text for one, and is told in a failures
-file beside the result; no record is sent without its picture.
+file beside the result; no record is sent without its image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from captioner.core.types import Caption
 from captioner.engine.stream import caption_stream
 from captioner.outputs.export.atomic import replacing
 from captioner.outputs.export.tables import cell
-from captioner.outputs.output import Book, parsed
+from captioner.outputs.reader import OutputReader, parsed
 from captioner.readers.registry import open_input
 from captioner.readers.rows import dumped, plain
 from captioner.settings.settings import Settings
@@ -51,7 +51,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class LLMServingABC(ABC):
-    """What a pipeline is annotated with: something that answers questions about pictures."""
+    """What a pipeline is annotated with: something that answers questions about images."""
 
     @abstractmethod
     def generate_from_input(
@@ -91,7 +91,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         timeout: float = 1800,
     ) -> None:
         if image_io is not None:
-            raise ValueError("image_io: captioner writes captions, not pictures")
+            raise ValueError("image_io: captioner writes captions, not images")
         if api_url != OFFLINE and not os.environ.get(key_name_of_api_key):
             raise OSError(f"Missing environment variable '{key_name_of_api_key}'")
         self.api_url = api_url
@@ -112,7 +112,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
     def generate_from_input(
         self, user_inputs: list[Any], system_prompt: str = "Describe the image in detail."
     ) -> list[str | None]:
-        """Return an answer for each picture.
+        """Return an answer for each image.
 
         Args:
             user_inputs: Paths, or pairs of a path and a question.
@@ -133,10 +133,10 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> list[str | None]:
-        """Return an answer for each pair of a picture and a question.
+        """Return an answer for each pair of an image and a question.
 
         Raises:
-            ValueError: There are not as many questions as pictures.
+            ValueError: There are not as many questions as images.
         """
         if len(image_paths) != len(text_prompts):
             raise ValueError("`image_paths` and `text_prompts` must have the same length")
@@ -158,7 +158,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> list[str | None]:
-        """Return an answer for each set of pictures, each picture after its label.
+        """Return an answer for each set of images, each image after its label.
 
         Raises:
             ValueError: The lists differ in length.
@@ -187,13 +187,13 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> list[str | None]:
-        """Return an answer for each conversation, its pictures where ``<image>`` stands.
+        """Return an answer for each conversation, its images where ``<image>`` stands.
 
         Raises:
             ValueError: There are videos or sounds, or not as many lists as conversations.
         """
         if video_list or audio_list:
-            raise ValueError("captioner answers questions about pictures, not videos or sounds")
+            raise ValueError("captioner answers questions about images, not videos or sounds")
         images = [[] for _ in conversations] if image_list is None else image_list
         if len(images) != len(conversations):
             raise ValueError("`conversations` and `image_list` must have the same length")
@@ -214,7 +214,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> str | None:
-        """Return the answer about one picture, or about several together."""
+        """Return the answer about one image, or about several together."""
         return self._ask([{"image": image_path, "prompt": text_prompt}], "", model, timeout)[0]
 
     def analyze_images_with_gpt(
@@ -225,7 +225,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> str | None:
-        """Return the answer about several pictures, each after its label."""
+        """Return the answer about several images, each after its label."""
         return self.generate_from_input_multi_images(
             [image_paths], [image_labels], system_prompt, model, timeout
         )[0]
@@ -259,7 +259,7 @@ def _labelled(paths: list[str], labels: list[str], system_prompt: str) -> dict[s
 async def _answers(records: list[dict[str, Any]], options: dict[str, Any]) -> list[str | None]:
     answers: list[str | None] = [None] * len(records)
     async for outcome in caption_stream(records, **options):
-        number = outcome.line.number
+        number = outcome.record.number
         if isinstance(outcome, Caption):
             answers[number - 1] = outcome.text
         else:
@@ -442,7 +442,7 @@ _WRITERS: dict[str, Callable[[Iterator[dict[str, Any]], Path], None]] = {
 
 
 class PromptedVQAGenerator:
-    """Asks a model about the pictures of each row and adds the answer.
+    """Asks a model about the images of each row and adds the answer.
 
     Args:
         serving: The endpoint.
@@ -475,8 +475,8 @@ class PromptedVQAGenerator:
             storage: Where rows come from and go to.
             input_prompt_key: Column of plain questions.
             input_conversation_key: Column of conversations, in either spelling.
-            input_image_key: Column of pictures: paths, or lists of them.
-            input_video_key: Not used: rows without a picture have no answer.
+            input_image_key: Column of images: paths, or lists of them.
+            input_video_key: Not used: rows without an image have no answer.
             output_answer_key: Column that receives the answers.
 
         Returns:
@@ -539,7 +539,7 @@ def _write_answers(
     storage: FileStorage, source: Path, journal: Path, target: Path, name: str
 ) -> None:
     """Write all rows of the input in their order, each with its answer or without one."""
-    with closing(Book.open(journal, source=source, warn=_LOG.warning)) as book:
+    with closing(OutputReader.open(journal, source=source, warn=_LOG.warning)) as book:
         answers = _answers_in_order(book, name)
         if source.suffix != ".parquet" or storage.cache_type not in ("parquet", "pickle"):
             _WRITERS[storage.cache_type](answers, target)
@@ -553,6 +553,6 @@ def _write_answers(
             frame.to_pickle(partial, compression=None)
 
 
-def _answers_in_order(book: Book, name: str) -> Iterator[dict[str, Any]]:
+def _answers_in_order(book: OutputReader, name: str) -> Iterator[dict[str, Any]]:
     for row, answered in book.input_rows():
         yield {**row, name: answered.get(name) if answered is not None else None}

@@ -25,7 +25,7 @@ PHOTOGRAPHS = {
 }
 
 Colour = str
-Line = tuple[str, int, Colour]
+InputRecord = tuple[str, int, Colour]
 
 
 def photographs_folder() -> Path:
@@ -44,7 +44,7 @@ def photographs_folder() -> Path:
 
 
 def write_lines(
-    draw: ImageDraw.ImageDraw, lines: list[Line], *, left: int, top: int, anchor: str = "la"
+    draw: ImageDraw.ImageDraw, lines: list[InputRecord], *, left: int, top: int, anchor: str = "la"
 ) -> None:
     """Write lines of text one below the other.
 
@@ -158,7 +158,7 @@ def records() -> list[dict[str, Any]]:
         {"id": "motorcycle", "image": "images/motorcycle.jpg"},
         {
             "image": "images/rocket.jpg",
-            "conversations": [{"from": "human", "value": "<image>\nDescribe this picture."}],
+            "conversations": [{"from": "human", "value": "<image>\nDescribe this image."}],
         },
         {
             "image": ["images/slide.png"],
@@ -168,7 +168,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def make_examples(folder: Path) -> str:
-    """Write the pictures and the input file.
+    """Write the images and the input file.
 
     Args:
         folder: Where to; made if need be, and files of the same names are replaced.
@@ -187,8 +187,8 @@ def make_examples(folder: Path) -> str:
     listed = records()
     lines = "".join(json.dumps(record) + "\n" for record in listed)
     (folder / "input.jsonl").write_text(lines, encoding="utf-8")
-    pictures = f"{len(PHOTOGRAPHS)} photographs and {len(POSTERS)} posters"
-    return f"Wrote {folder / 'input.jsonl'}: {len(listed)} records about {pictures} in {images}."
+    photographs = f"{len(PHOTOGRAPHS)} photographs and {len(POSTERS)} posters"
+    return f"Wrote {folder / 'input.jsonl'}: {len(listed)} records about {photographs} in {images}."
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def jpeg(number: int = 0, size: tuple[int, int] = (32, 32), **options: Any) -> b
 
 @pytest.fixture
 def make_input(tmp_path: Path) -> Callable[..., Path]:
-    """Write an input of records, each with a picture of its own, and return its path."""
+    """Write an input of records, each with an image of its own, and return its path."""
 
     def make(count: int, name: str = "input.jsonl") -> Path:
         folder = tmp_path / "images"

@@ -64,14 +64,14 @@ def listed(title: str, about: dict[str, str]) -> str:
 
 def _rows(about: dict[str, str], wide: int, columns: int) -> Iterable[str]:
     for word, text in about.items():
-        beside = f"  {word}".ljust(wide)
-        if len(beside) > wide or not beside.endswith("  "):
-            yield beside.rstrip()
-            beside = " " * wide
+        companion = f"  {word}".ljust(wide)
+        if len(companion) > wide or not companion.endswith("  "):
+            yield companion.rstrip()
+            companion = " " * wide
         yield textwrap.fill(
             text,
             columns,
-            initial_indent=beside,
+            initial_indent=companion,
             subsequent_indent=" " * wide,
             break_on_hyphens=False,
         )

@@ -111,7 +111,7 @@ Input = Annotated[
     Path,
     Flag(
         "The records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
-        "pattern of them or of pictures, hf:NAME or ms:NAME, or - for JSONL on standard input."
+        "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input."
     ),
 ]
 Output = Annotated[
@@ -136,7 +136,7 @@ Debug = Annotated[
 Captions = Annotated[Path, Flag("The captions of a run.")]
 ImageRoot = Annotated[
     Path | None,
-    Flag("Folder that relative paths of pictures start from. Default: the input's."),
+    Flag("Folder that relative paths of images start from. Default: the input's."),
 ]
 Source = Annotated[
     Path | None,
@@ -282,10 +282,10 @@ def _init(
     *,
     download: Annotated[
         bool,
-        Flag("Fetch DataFlow-MM's example pictures from the Hugging Face hub, too."),
+        Flag("Fetch DataFlow-MM's example images from the Hugging Face hub, too."),
     ] = False,
 ) -> int:
-    """Make a working folder: a pipeline, a file of options, example pictures."""
+    """Make a working folder: a pipeline, a file of options, example images."""
     from captioner.cli.init.folder import make_folder
 
     lines = make_folder(folder, download=download)
@@ -301,7 +301,7 @@ def _report(
     html: Annotated[
         Path | None,
         Flag(
-            "Write a page to this file, with charts and a sample with its pictures; it needs "
+            "Write a page to this file, with charts and a sample with its images; it needs "
             "nothing else.",
         ),
     ] = None,

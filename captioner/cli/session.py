@@ -27,7 +27,7 @@ from captioner.cli.summaries import (
     describe_scores,
     summarise,
 )
-from captioner.core.cancellation import Stopping
+from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.core.humanize import printable
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.types import RunReport
-    from captioner.outputs.output import Reviewed
+    from captioner.outputs.reader import Reviewed
     from captioner.outputs.viewer.server import Viewer, ViewerThread
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
@@ -96,7 +96,7 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
     """
     import uvloop
 
-    # What Pillow remarks about a picture's metadata is no news to whoever watches a million.
+    # What Pillow remarks about an image's metadata is no news to whoever watches a million.
     warnings.filterwarnings("ignore", module="PIL")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Session(settings, as_json=as_json).run())
@@ -135,8 +135,8 @@ def report_in_console(
     from captioner.outputs.report import make_report, write_page
 
     try:
-        pictures = sample if target is not None else 0
-        report = make_report(output, sample=pictures, image_root=image_root, warn=_say)
+        images = sample if target is not None else 0
+        report = make_report(output, sample=images, image_root=image_root, warn=_say)
         if target is not None:
             write_page(report, target)
     except (SettingsError, RunError) as error:
@@ -255,7 +255,7 @@ class _Session:
         self._settings = settings
         self._as_json = as_json
         self._progress = Progress()
-        self._stopping = Stopping()
+        self._cancel = CancelToken()
         self._display = (
             JsonLog(self._progress, sys.stderr)
             if settings.run.log_json
@@ -321,24 +321,24 @@ class _Session:
             print(_json(report))
 
     async def _run(self) -> RunReport:
-        progress, stopping, say = self._progress, self._stopping, self._display.say
+        progress, cancel, say = self._progress, self._cancel, self._display.say
         if self._settings.cluster.engine == "ray":
             from captioner.executors.ray.driver import run_on_ray
 
-            return await run_on_ray(self._settings, progress=progress, stopping=stopping, warn=say)
-        return await run_batch(self._settings, progress=progress, stopping=stopping, warn=say)
+            return await run_on_ray(self._settings, progress=progress, cancel=cancel, warn=say)
+        return await run_batch(self._settings, progress=progress, cancel=cancel, warn=say)
 
     def _on_signal(self, number: int) -> None:
         # Asked twice, what is on the wire is given up; a third time, Python's own way applies.
-        if self._stopping:
-            self._stopping.hurry()
+        if self._cancel:
+            self._cancel.force()
             loop = asyncio.get_running_loop()
             for other in SIGNALS:
                 loop.remove_signal_handler(other)
                 signal.signal(other, signal.SIG_DFL)
             return
         self._signal = signal.SIGTERM if number == signal.SIGHUP else number
-        self._stopping.set()
+        self._cancel.request()
         self._display.say(
             f"stopping: {self._progress.in_flight} requests may finish within "
             f"{self._settings.run.drain:g} s; once more to give them up"

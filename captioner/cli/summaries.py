@@ -61,13 +61,13 @@ def summarise(report: RunReport, settings: Settings) -> str:
 def describe_estimate(found: Estimate, settings: Settings) -> str:
     """Return what a run will take, in a few lines."""
     bad = sum(found.bad.values())
-    counts = f"{found.records:,} records, {found.requests:,} requests, {found.pictures:,} pictures"
+    counts = f"{found.records:,} records, {found.requests:,} requests, {found.images:,} images"
     lines = [f"{counts}, {short(found.upload_bytes)}B to upload"]
     if bad:
         codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
         lines.append(f"{bad:,} records cannot be sent: {codes}")
     if found.unfetched:
-        lines.append(f"{found.unfetched:,} pictures are elsewhere; their size was guessed")
+        lines.append(f"{found.unfetched:,} images are elsewhere; their size was guessed")
     by = (
         f"corrected by {found.probed:,} requests that were sent"
         if found.probed

@@ -7,19 +7,19 @@
     ├─ DamagedInputError      the rest of the input: becomes one Failure
     ├─ RecordError            this record: becomes a Failure, the run goes on
     │  ├─ BadRecordError      unreadable line, missing field, unknown role
-    │  ├─ BadImageError       missing, corrupt or oversized picture
+    │  ├─ BadImageError       missing, corrupt or oversized image
     │  └─ RefusedError        the endpoint will never caption this record
     ├─ AttemptError           this attempt: the record is tried again
     │  ├─ EndpointFaultError  the endpoint's trouble: spends time, no attempts
     │  ├─ BadReplyError       a reply that is no caption: spends an attempt
     │  ├─ ParameterError      a parameter the model does not take: asked again without it
-    │  ├─ PictureError        pictures the endpoint does not take: made again, otherwise
+    │  ├─ ImageError        images the endpoint does not take: made again, otherwise
     │  └─ NotFoundError       no such model, or an oversized body: a second one tells
     └─ RunError               the whole run stops, and can be run again
        ├─ EndpointRefusedError   key, model or address is wrong             exit 2
        ├─ EndpointGaveOutError   out of quota, or away for too long         exit 7
        ├─ LimitReachedError      a limit that the user set                  exit 8
-       ├─ DecoderError           no process to decode pictures              exit 1
+       ├─ DecoderError           no process to decode images              exit 1
        ├─ WorkersDiedError       no process of several is left              exit 1
        ├─ OutputBusyError        another run holds the output               exit 4
        ├─ OutputDamagedError     the output is not what we wrote            exit 5
@@ -64,14 +64,14 @@ class BadRecordError(RecordError):
 
 
 class BadImageError(RecordError):
-    """A picture of the record is missing, corrupt or too large."""
+    """An image of the record is missing, corrupt or too large."""
 
 
 class DamagedInputError(CaptionerError):
     """The input ends where it should not; what came before is read."""
 
 
-class NotAtOnceError(Exception):
+class WouldBlockError(Exception):
     """It cannot be done without waiting; not an error, but a reason to do it elsewhere."""
 
 
@@ -117,8 +117,8 @@ class ParameterError(AttemptError):
         self.parameter = parameter
 
 
-class PictureError(AttemptError):
-    """The endpoint does not take the pictures as they were sent.
+class ImageRejectedError(AttemptError):
+    """The endpoint does not take the images as they were sent.
 
     Args:
         code: As in `AttemptError`.
@@ -194,7 +194,7 @@ class OutputDamagedError(RunError):
 
 
 class DecoderError(RunError):
-    """No process can be started that decodes pictures."""
+    """No process can be started that decodes images."""
 
 
 class WorkersDiedError(RunError):

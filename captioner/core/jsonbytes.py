@@ -19,7 +19,7 @@ _TOKEN = re.compile(STRING + rb'|[{}\[\],:"]', re.DOTALL)
 _SPACE = b" \t\r\n"
 
 
-class Member(NamedTuple):
+class Field(NamedTuple):
     """One top-level member of an object: the raw name and the byte ranges around it.
 
     Attributes:
@@ -35,9 +35,9 @@ class Member(NamedTuple):
     value_end: int
 
 
-def members(raw: bytes) -> list[Member]:
+def fields_in(raw: bytes) -> list[Field]:
     """Return the top-level members of an object, in order; none if it is torn."""
-    found: list[Member] = []
+    found: list[Field] = []
     depth = 0
     start = 0
     name: bytes | None = None
@@ -48,7 +48,7 @@ def members(raw: bytes) -> list[Member]:
             value = raw[value_start:end]
             lead = len(value) - len(value.lstrip(_SPACE))
             found.append(
-                Member(name, start, value_start + lead, value_start + len(value.rstrip(_SPACE)))
+                Field(name, start, value_start + lead, value_start + len(value.rstrip(_SPACE)))
             )
 
     for token in _TOKEN.finditer(raw):
@@ -76,7 +76,7 @@ def members(raw: bytes) -> list[Member]:
     return []
 
 
-def add_members(raw: bytes, fields: bytes) -> bytes:
+def add_fields(raw: bytes, fields: bytes) -> bytes:
     """Return the object with ``fields`` (``"name":value,...``) added at its end."""
     body = raw[: raw.rindex(b"}")]
     comma = b"" if body.rstrip(_SPACE).endswith(b"{") else b","
@@ -87,7 +87,7 @@ def replace_values(raw: bytes, name: bytes, value: bytes) -> bytes:
     """Return the object with the value of every member of that quoted name replaced."""
     pieces: list[bytes] = []
     at = 0
-    for member in members(raw):
+    for member in fields_in(raw):
         if member.name == name:
             pieces += (raw[at : member.value_start], value)
             at = member.value_end
@@ -95,7 +95,7 @@ def replace_values(raw: bytes, name: bytes, value: bytes) -> bytes:
     return b"".join(pieces)
 
 
-def without_members(raw: bytes, names: Iterable[bytes]) -> bytes:
+def without_fields(raw: bytes, names: Iterable[bytes]) -> bytes:
     """Return the object as it would be had those members never been added.
 
     Members at the end vanish, with the comma before them and the space before the closing brace.
@@ -103,7 +103,7 @@ def without_members(raw: bytes, names: Iterable[bytes]) -> bytes:
     tells two records apart.
     """
     wanted = frozenset(names)
-    found = members(raw)
+    found = fields_in(raw)
     tail = len(found)
     while tail and found[tail - 1].name in wanted:
         tail -= 1

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.core.jsonbytes import members, one_line, quoted, without_members
-from captioner.core.row import member_names
+from captioner.core.jsonbytes import fields_in, one_line, quoted, without_fields
+from captioner.core.row import field_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ def digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=KEY_BYTES).digest()
 
 
-class Identity:
+class RecordKeys:
     """Computes keys of records.
 
     Args:
@@ -42,7 +42,7 @@ class Identity:
     """
 
     def __init__(self, fields: Sequence[str], id_field: str | None = None) -> None:
-        names = member_names(fields)
+        names = field_names(fields)
         self._names = frozenset(names)
         self._quoted = tuple(quoted(name) for name in names)
         self._first = self._quoted[0]
@@ -82,7 +82,7 @@ class Identity:
                 keys.append(self._by_id(raw))
                 continue
             if raw.find(mark) >= 0 or (others and any(other in raw for other in others)):
-                raw = without_members(raw, quoted_names)  # noqa: PLW2901
+                raw = without_fields(raw, quoted_names)  # noqa: PLW2901
             hasher = fresh()
             hasher.update(raw)
             keys.append(hasher.digest())
@@ -120,7 +120,7 @@ class Identity:
                         hasher.update(raw[:at] + b"}")
                         keys.append(hasher.digest())
                     continue
-            has_caption = any(member.name == first for member in members(raw))
+            has_caption = any(member.name == first for member in fields_in(raw))
             keys.append(self.of_input(raw) if has_caption else None)
         return keys
 
@@ -139,13 +139,13 @@ class Identity:
 
     def content(self, raw: bytes) -> int:
         """Return 48 bits of a record's content, the same for its input and its output line."""
-        return int.from_bytes(digest(without_members(one_line(raw), self._quoted))[:_OFFSET], "big")
+        return int.from_bytes(digest(without_fields(one_line(raw), self._quoted))[:_OFFSET], "big")
 
     def _by_id(self, raw: bytes) -> bytes:
-        for member in reversed(members(raw)):
+        for member in reversed(fields_in(raw)):
             if member.name == self._id:
                 return digest(b"id\0" + raw[member.value_start : member.value_end])
-        return digest(without_members(raw, self._quoted))
+        return digest(without_fields(raw, self._quoted))
 
 
 class KeyTable:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class ByteBudget:
+class MemoryBudget:
     """Bounds the bytes held by prepared records, whatever the concurrency.
 
     One reservation is always granted when nothing is held, so that a record larger than the whole

@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from captioner.core.types import (
-        Asking,
         Completion,
         EncodedImage,
-        Line,
+        InputRecord,
         Outcome,
         Request,
+        RequestOverrides,
         Response,
         Turn,
     )
@@ -27,10 +27,10 @@ class Source(Protocol):
         """Bytes of the whole input, 0 if unknown; `Line.end` counts towards it."""
         ...
 
-    def batches(self) -> AsyncIterator[list[Line]]:
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order, some at a time.
 
-        A record that cannot be read is a `Line` with a ``fault``, never an exception.
+        A record that cannot be read is a `InputRecord` with a ``fault``, never an exception.
         """
         ...
 
@@ -59,7 +59,7 @@ class Dialect(Protocol):
         """Return the messages as JSON, in pieces; ``images`` are those of the turns, in order."""
         ...
 
-    def request(self, messages: tuple[bytes, ...], asking: Asking) -> Request:
+    def request(self, messages: tuple[bytes, ...], overrides: RequestOverrides) -> Request:
         """Return the request that asks for one caption."""
         ...
 
@@ -70,7 +70,7 @@ class Dialect(Protocol):
             RefusedError: This record will never be captioned.
             BadReplyError: This reply is no answer; another may be.
             ParameterError: It may be, if a parameter is left out or named otherwise.
-            PictureError: It may be, if the pictures are made otherwise.
+            ImageError: It may be, if the images are made otherwise.
             NotFoundError: There is no such model, or the body is too large for a gateway.
             EndpointFaultError: The endpoint is in trouble.
             RunError: No record will be captioned.

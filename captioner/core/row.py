@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captioner.core.types import Answer
+    from captioner.core.types import ValidatedCompletion
 
 EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency")
 """What ``--with`` may add to a row."""
@@ -15,13 +15,13 @@ EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency")
 FLAG = "flag"
 
 
-def member_names(fields: Sequence[str], extras: Sequence[str] = EXTRAS) -> tuple[str, ...]:
+def field_names(fields: Sequence[str], extras: Sequence[str] = EXTRAS) -> tuple[str, ...]:
     """Return the names of the members that a row may get, that of the caption first."""
     flags = (f"{name}_{FLAG}" for name in fields)
     return (*fields, *flags, *(f"{fields[0]}_{extra}" for extra in extras))
 
 
-class Layout:
+class RowLayout:
     """Which member of the row takes what.
 
     Args:
@@ -34,7 +34,7 @@ class Layout:
         self._extras = tuple(extras)
 
     def compose(
-        self, answers: Sequence[Sequence[Answer]], attempts: int
+        self, answers: Sequence[Sequence[ValidatedCompletion]], attempts: int
     ) -> tuple[Any, tuple[tuple[str, Any], ...]]:
         """Return the value of the first field and the further members of the row.
 
@@ -56,7 +56,7 @@ class Layout:
         return values[0], tuple(more)
 
 
-def _extra(name: str, answers: Sequence[Answer], attempts: int) -> Any:
+def _extra(name: str, answers: Sequence[ValidatedCompletion], attempts: int) -> Any:
     if name == "attempts":
         return attempts
     if name == "latency":

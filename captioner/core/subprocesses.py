@@ -29,10 +29,10 @@ def ease_garbage_collection() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what pictures leave, up to 64 MB, for the next ones.
+    """Have glibc keep what images leave, up to 64 MB, for the next ones.
 
     It gives large pieces back at once, and asking for their pages again costs a fifth of what a
-    picture of 3 MB does. A process's business, no library's.
+    image of 3 MB does. A process's business, no library's.
     """
     import ctypes
 

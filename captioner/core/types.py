@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 Role = Literal["system", "user", "assistant"]
 
 
-class Line(NamedTuple):
+class InputRecord(NamedTuple):
     """One record as it stands in the input.
 
     Attributes:
@@ -24,7 +24,7 @@ class Line(NamedTuple):
         end: Offset in the input just after the record; tells how far a run has come.
         fault: Why the source could not deliver the record, as ``(code, message)``.
         key: The record's identity where the source had to compute it (16 bytes).
-        pictures: Pictures that the record names by their digest, for they are in no file of
+        images: Images that the record names by their digest, for they are in no file of
             their own; see `ImageRef`.
     """
 
@@ -33,8 +33,11 @@ class Line(NamedTuple):
     end: int = 0
     fault: tuple[str, str] | None = None
     key: bytes | None = None
-    pictures: tuple[tuple[str, bytes], ...] = ()
+    images: tuple[tuple[str, bytes], ...] = ()
 
+
+Line = InputRecord
+"""The name of `InputRecord` until version 0.2."""
 
 STORES = {
     "s3": "s3",
@@ -49,13 +52,13 @@ STORES = {
 
 
 class ImageRef(NamedTuple):
-    """Where one picture is: exactly one of the four is set.
+    """Where one image is: exactly one of the four is set.
 
     Attributes:
         path: A file's path as the record gives it, or ``archive.tar#member``.
         url: An ``http(s)`` URL, or the address of an object as in ``s3://bucket/name``.
-        data: The picture itself.
-        digest: BLAKE2b-128 of the picture in hexadecimal: it comes along with the record.
+        data: The image itself.
+        digest: BLAKE2b-128 of the image in hexadecimal: it comes along with the record.
     """
 
     path: str | None = None
@@ -65,22 +68,22 @@ class ImageRef(NamedTuple):
 
 
 DIGEST = "blake2b"
-"""Member of a picture in a record that tells its digest, where the input holds its bytes."""
+"""Member of an image in a record that tells its digest, where the input holds its bytes."""
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation: text and pictures in the order they are sent."""
+    """One turn of a conversation: text and images in the order they are sent."""
 
     role: Role
     parts: tuple[str | ImageRef, ...]
 
 
 class EncodedImage(NamedTuple):
-    """A picture ready to be sent.
+    """An image ready to be sent.
 
     Attributes:
         media_type: For example ``image/jpeg``; empty when ``url`` is passed on.
-        base64: The picture's bytes in base64.
+        base64: The image's bytes in base64.
         url: An ``http(s)`` URL that the endpoint fetches by itself.
         width: Pixels; 0 if unknown.
         height: Pixels; 0 if unknown.
@@ -93,8 +96,8 @@ class EncodedImage(NamedTuple):
     height: int = 0
 
 
-class Remake(NamedTuple):
-    """How pictures are to be made otherwise than the settings say.
+class ImageOverrides(NamedTuple):
+    """How images are to be made otherwise than the settings say.
 
     Attributes:
         scale: Factor of both sides, at most 1.
@@ -105,49 +108,49 @@ class Remake(NamedTuple):
     redraw: bool = False
 
 
-AS_IS = Remake()
+UNCHANGED = ImageOverrides()
 """As the settings say."""
 
 
-class Remote(NamedTuple):
-    """A record whose pictures have to be fetched before it can be prepared.
+class NeedsFetch(NamedTuple):
+    """A record whose images have to be fetched before it can be prepared.
 
     Attributes:
-        line: The record.
+        record: The record.
         urls: Where they are.
     """
 
-    line: Line
+    record: InputRecord
     urls: tuple[str, ...]
 
 
-class Fetched(NamedTuple):
-    """Pictures that were fetched for a record, by URL; those that were not, by why.
+class FetchedImages(NamedTuple):
+    """Images that were fetched for a record, by URL; those that were not, by why.
 
     Attributes:
-        pictures: Bytes, or the error.
+        images: Bytes, or the error.
         reserved: Bytes held for them in the memory budget.
     """
 
-    pictures: dict[str, bytes | Exception]
+    images: dict[str, bytes | Exception]
     reserved: int
 
 
-class Prepared(NamedTuple):
+class PreparedRecord(NamedTuple):
     """A record ready to be sent.
 
     Attributes:
-        line: The record it came from.
+        record: The record it came from.
         questions: For each question the JSON array of its messages, in pieces that are sent one
-            after the other; questions share the pieces that hold pictures.
+            after the other; questions share the pieces that hold images.
         replaces: The record has a member of ours already; its value is replaced in place.
         reserved: Bytes held in the memory budget until the record is settled.
-        pixels: Pixels of all its pictures, as far as they are known.
-        key: Equal for records that ask the same about the same pictures (16 bytes).
+        pixels: Pixels of all its images, as far as they are known.
+        key: Equal for records that ask the same about the same images (16 bytes).
         known: What was answered in an earlier run, as it is kept in the cache.
     """
 
-    line: Line
+    record: InputRecord
     questions: tuple[tuple[bytes, ...], ...]
     replaces: bool
     reserved: int
@@ -156,7 +159,7 @@ class Prepared(NamedTuple):
     known: bytes = b""
 
 
-class Asking(NamedTuple):
+class RequestOverrides(NamedTuple):
     """What one attempt asks for otherwise than the settings say.
 
     Attributes:
@@ -175,7 +178,7 @@ class Asking(NamedTuple):
         return self.temperature is not None or self.max_tokens is not None
 
 
-PLAIN = Asking()
+NO_OVERRIDES = RequestOverrides()
 """As the settings say."""
 
 
@@ -211,7 +214,7 @@ class Completion(NamedTuple):
     usage: Usage
 
 
-class Answer(NamedTuple):
+class ValidatedCompletion(NamedTuple):
     """An answer that is kept.
 
     Attributes:
@@ -227,7 +230,7 @@ class Answer(NamedTuple):
     latency_s: float = 0.0
 
 
-class Answers(NamedTuple):
+class CaptionResult(NamedTuple):
     """The answers that make up one record's caption.
 
     Attributes:
@@ -235,7 +238,7 @@ class Answers(NamedTuple):
         attempts: Requests sent for them.
     """
 
-    each: list[list[Answer]]
+    each: list[list[ValidatedCompletion]]
     attempts: int
 
 
@@ -243,20 +246,25 @@ class Caption(NamedTuple):
     """A captioned record.
 
     Attributes:
-        line: The record.
+        record: The record.
         text: The caption: text, an object where a schema was asked for, or a list of either.
-        replaces: See :class:`Prepared`.
+        replaces: See :class:`PreparedRecord`.
         attempts: Requests sent for it; 0 where it shares the caption of an equal record.
         usage: Tokens of the requests whose answers are kept.
         more: Further members of the row, each a name and a JSON value.
     """
 
-    line: Line
+    record: InputRecord
     text: Any
     replaces: bool
     attempts: int
     usage: Usage
     more: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def line(self) -> InputRecord:
+        """The record, by its name until version 0.2."""
+        return self.record
 
     @property
     def ok(self) -> bool:
@@ -268,16 +276,21 @@ class Failure(NamedTuple):
     """A record that has no caption.
 
     Attributes:
-        line: The record.
+        record: The record.
         code: Short machine-readable kind, for example ``image_missing``.
         message: One plain sentence for a person.
         attempts: Requests sent for it, 0 if it never left.
     """
 
-    line: Line
+    record: InputRecord
     code: str
     message: str
     attempts: int
+
+    @property
+    def line(self) -> InputRecord:
+        """The record, by its name until version 0.2."""
+        return self.record
 
     @property
     def ok(self) -> bool:
@@ -446,7 +459,7 @@ class Estimate:
         records: Records of the input.
         bad: Those that cannot be sent, by code.
         requests: Requests that will be sent: equal ones once, unless ``--no-dedup``.
-        pictures: Pictures in them.
+        images: Images in them.
         upload_bytes: Bytes of all requests.
         prompt_tokens: Input tokens: by formula, or as the probe has corrected it.
         completion_tokens: Output tokens, likewise.
@@ -454,13 +467,13 @@ class Estimate:
         cost: US dollars; None where no price is known.
         batch_cost: The same through the provider's batch API.
         seconds: Time at the limits that are known; None where none is.
-        unfetched: Pictures that are elsewhere, whose size was guessed.
+        unfetched: Images that are elsewhere, whose size was guessed.
     """
 
     records: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     requests: int = 0
-    pictures: int = 0
+    images: int = 0
     upload_bytes: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0

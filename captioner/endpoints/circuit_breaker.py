@@ -12,7 +12,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
-from captioner.core.cancellation import DispersedError
+from captioner.core.cancellation import EndpointBusyError
 from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
 from captioner.core.retry import waits
 
@@ -25,7 +25,7 @@ NEVER_ANSWERED_S = 60.0
 """An address that has never answered anything is more likely wrong than away."""
 
 
-class Health:
+class CircuitBreaker:
     """Shared by all workers of one endpoint.
 
     Args:
@@ -85,7 +85,7 @@ class Health:
                 return True
             await self._changed.wait()
             if self.resting and self.shared:
-                raise DispersedError
+                raise EndpointBusyError
         return False
 
     def probe_due(self) -> bool:

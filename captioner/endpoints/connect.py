@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
 from captioner.core.secrets import without_secrets
 from captioner.core.types import Request
-from captioner.endpoints.health import Health
+from captioner.endpoints.circuit_breaker import CircuitBreaker
+from captioner.endpoints.cost_budget import CostBudget
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import Endpoint, Endpoints
+from captioner.endpoints.pool import Endpoint, EndpointPool
 from captioner.endpoints.prices import FREE, Price, price_of
-from captioner.endpoints.spending import Spending
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
@@ -39,7 +39,7 @@ ASK_S = 15.0
 OFFLINE_MODEL = "captioner-offline"
 
 
-class Connected(NamedTuple):
+class ConnectedEndpoints(NamedTuple):
     """The endpoints of a run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Connected(NamedTuple):
         transport: To the first of them.
     """
 
-    endpoints: Endpoints
+    endpoints: EndpointPool
     models: list[str]
     dialect: Dialect
     transport: Transport
@@ -58,20 +58,20 @@ class Connected(NamedTuple):
 async def connect(
     settings: Settings,
     progress: Progress,
-    stopping: Stopping,
+    cancel: CancelToken,
     stack: AsyncExitStack,
     *,
     dialect: Dialect | None,
     transport: Transport | None,
     schema: dict[str, Any] | None,
     warn: Callable[[str], None],
-) -> Connected:
+) -> ConnectedEndpoints:
     """Connect to the endpoints of the settings, or to the built-in describer.
 
     Args:
         settings: Which.
         progress: Counts requests.
-        stopping: Ends waits.
+        cancel: Ends waits.
         stack: Closes the connections.
         dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
         transport: Carries requests, instead of aiohttp.
@@ -108,7 +108,7 @@ async def connect(
             )
             stack.push_async_callback(carrier.close)
         transports.append(carrier)
-        models.append(one.model or ("" if dialect else await only_model(carrier, stopping)))
+        models.append(one.model or ("" if dialect else await only_model(carrier, cancel)))
         if tracing is not None:
             carrier = tracing.around(carrier, without_secrets(name), models[-1])
         languages.append(dialect or _dialect(settings, one, models[-1], schema))
@@ -119,16 +119,16 @@ async def connect(
                 languages[-1],
                 carrier,
                 progress,
-                stopping,
+                cancel,
                 name=without_secrets(name),
                 warn=warn,
                 spending=spending,
                 price=_price(settings, one, models[-1], name),
             )
         )
-    endpoints = Endpoints(made, warn=warn)
+    endpoints = EndpointPool(made, warn=warn)
     progress.states = endpoints.states
-    return Connected(endpoints, models, languages[0], transports[0])
+    return ConnectedEndpoints(endpoints, models, languages[0], transports[0])
 
 
 def _endpoint(
@@ -137,11 +137,11 @@ def _endpoint(
     dialect: Dialect,
     transport: Transport,
     progress: Progress,
-    stopping: Stopping,
+    cancel: CancelToken,
     *,
     name: str,
     warn: Callable[[str], None],
-    spending: Spending | None,
+    spending: CostBudget | None,
     price: Price,
 ) -> Endpoint:
     limiter = Limiter(
@@ -151,8 +151,8 @@ def _endpoint(
         tpm=endpoint.tpm,
         share=1 / settings.run.processes,
     )
-    stopping.then(limiter.open)
-    health = Health(name, max_outage_s=endpoint.max_outage, sleep=stopping.sleep)
+    cancel.on_request(limiter.open)
+    health = CircuitBreaker(name, max_outage_s=endpoint.max_outage, sleep=cancel.sleep)
     return Endpoint(
         name,
         dialect,
@@ -160,7 +160,7 @@ def _endpoint(
         limiter,
         health,
         progress,
-        stopping,
+        cancel,
         weight=endpoint.weight,
         warn=warn,
         spending=spending,
@@ -170,13 +170,13 @@ def _endpoint(
 
 def _spending(
     settings: Settings, progress: Progress, warn: Callable[[str], None]
-) -> Spending | None:
+) -> CostBudget | None:
     """Return what counts the money, where anybody asks for it."""
     run = settings.run
     if run.budget is None and run.budget_tokens is None and run.prices is None:
         return None
     parts = run.processes
-    return Spending(
+    return CostBudget(
         progress,
         most_tokens=run.budget_tokens / parts if run.budget_tokens is not None else None,
         most_money=run.budget / parts if run.budget is not None else None,
@@ -218,7 +218,7 @@ def _dialect(
         detail=prompt.detail,
         stream=endpoint.stream,
         schema=schema,
-        extra=endpoint.extra_members(),
+        extra=endpoint.extra_fields(),
     )
 
 
@@ -266,7 +266,7 @@ def _key_in(name: str) -> str:
     return key
 
 
-async def only_model(transport: Transport, stopping: Stopping) -> str:
+async def only_model(transport: Transport, cancel: CancelToken) -> str:
     """Return the model of an endpoint that serves just one.
 
     Raises:
@@ -274,7 +274,7 @@ async def only_model(transport: Transport, stopping: Stopping) -> str:
         StoppedError: The run was stopped before it said.
     """
     try:
-        reply = await _unless_stopped(transport.send(Request("GET", "/models")), stopping)
+        reply = await _unless_stopped(transport.send(Request("GET", "/models")), cancel)
         if reply.status == 407:
             raise SettingsError(PROXY_REFUSES)
         served = orjson.loads(reply.body)["data"]
@@ -294,13 +294,13 @@ async def only_model(transport: Transport, stopping: Stopping) -> str:
     )
 
 
-async def _unless_stopped(sending: Coroutine[Any, Any, Response], stopping: Stopping) -> Response:
+async def _unless_stopped(sending: Coroutine[Any, Any, Response], cancel: CancelToken) -> Response:
     """Return the reply, unless the run is stopped or the endpoint takes too long over it."""
     reply = asyncio.ensure_future(sending)
-    stopped = asyncio.ensure_future(stopping.wait())
+    stopped = asyncio.ensure_future(cancel.wait())
     try:
         await asyncio.wait((reply, stopped), timeout=ASK_S, return_when=asyncio.FIRST_COMPLETED)
-        if stopping:
+        if cancel:
             raise StoppedError
         if not reply.done():
             raise EndpointFaultError("timeout", f"no reply within {ASK_S:g} s")

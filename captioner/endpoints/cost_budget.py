@@ -20,7 +20,7 @@ FIRST_GUESS = 1_500.0, 200.0
 """Tokens in and out that a request is taken to cost until the first ones have told."""
 
 
-class Spending:
+class CostBudget:
     """Counts tokens and money of all endpoints, and says when there may be no more requests.
 
     Args:

@@ -41,7 +41,7 @@ CONNECTING = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 _LENGTH = ("content-length", "transfer-encoding")
 
 
-class Exchange:
+class Http1Client:
     """POSTs bodies to one address.
 
     Args:

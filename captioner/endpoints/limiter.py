@@ -1,7 +1,7 @@
 """Permits for requests: how many in flight, how many a minute, and the pauses a server asks for.
 
-Knows nothing of HTTP. The arithmetic (`Window`, `Bucket`) is pure and takes its time from outside;
-`Limiter` adds the waiting.
+The arithmetic (`AimdLimit`, `TokenBucket`) is pure: the caller passes the time. `Limiter` adds the
+waiting. Nothing here knows HTTP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from captioner.core.cancellation import DispersedError
+from captioner.core.cancellation import EndpointBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def start_of(ceiling: int) -> int:
 
 
 @dataclass(slots=True)
-class Window:
+class AimdLimit:
     """An adaptive limit on requests in flight: additive increase, multiplicative decrease.
 
     There is at most one decrease a round trip: what was sent before the last one says nothing
@@ -95,7 +95,7 @@ class Window:
 
 
 @dataclass(slots=True)
-class Bucket:
+class TokenBucket:
     """So many units a minute, never more than a minute's worth at once.
 
     Attributes:
@@ -181,9 +181,9 @@ class Limiter:
         share: float = 1.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.window = Window(ceiling, float(min(ceiling, start or ceiling)))
-        self.requests = Bucket()
-        self.tokens = Bucket()
+        self.window = AimdLimit(ceiling, float(min(ceiling, start or ceiling)))
+        self.requests = TokenBucket()
+        self.tokens = TokenBucket()
         self.in_flight = 0
         self.shared = False
         self._fixed = (rpm, tpm)
@@ -212,11 +212,11 @@ class Limiter:
             self.tokens.backlog_s(ahead * tokens, now),
         )
 
-    def disperse(self) -> None:
+    def reject_waiters(self) -> None:
         """Send everybody away who waits for a permit."""
         for granted, _ in self._waiting:
             if not granted.done():
-                granted.set_exception(DispersedError())
+                granted.set_exception(EndpointBusyError())
         self._waiting.clear()
 
     async def acquire(self, tokens: float = 0.0) -> int:
@@ -229,7 +229,7 @@ class Limiter:
             The epoch, to be handed to `overloaded` should it come to that.
 
         Raises:
-            DispersedError: See `disperse`.
+            DispersedError: See `reject_waiters`.
         """
         if not self._begun:
             self._begin()
@@ -259,7 +259,7 @@ class Limiter:
         if not self._opened:
             self._closed_until = max(self._closed_until, self._now() + seconds)
             if self.shared:
-                self.disperse()
+                self.reject_waiters()
 
     def succeeded(self) -> None:
         """Note a success, before its permit is given back."""
@@ -332,7 +332,7 @@ class Limiter:
                     bucket.no_more_than(0.0, now)
 
     def _learn(
-        self, bucket: Bucket, fixed: float | None, per_minute: float | None, left: float | None
+        self, bucket: TokenBucket, fixed: float | None, per_minute: float | None, left: float | None
     ) -> None:
         now = self._now()
         if fixed is None and per_minute is not None:

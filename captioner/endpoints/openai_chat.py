@@ -1,6 +1,6 @@
 """OpenAI's chat completions, as OpenAI, vLLM, SGLang, llama.cpp, Ollama and many others speak it.
 
-The body is assembled as bytes around the pictures' base64, which is never parsed or copied by a
+The body is assembled as bytes around the images' base64, which is never parsed or copied by a
 JSON encoder. Models differ in the parameters they take: what one refuses is named otherwise or
 left out from then on.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.jsonbytes import quoted
-from captioner.core.types import PLAIN, Asking, ImageRef, Request, Turn
+from captioner.core.types import NO_OVERRIDES, ImageRef, Request, RequestOverrides, Turn
 from captioner.endpoints.replies import judge
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class OpenAIChat:
         model: Model to ask for.
         max_tokens: Most tokens of a caption; None leaves it to the endpoint.
         temperature: Sampling temperature; None leaves it to the endpoint.
-        detail: ``detail`` of each picture: ``auto``, ``low`` or ``high``; None sends none.
+        detail: ``detail`` of each image: ``auto``, ``low`` or ``high``; None sends none.
         stream: Have replies sent in pieces.
         schema: JSON Schema of the answer, asked for by ``response_format``.
         extra: Further members of the body; they go before ours.
@@ -75,7 +75,7 @@ class OpenAIChat:
         self._system_roles = list(_SYSTEM_ROLES)
         self._end = b',"detail":' + quoted(detail) + b"}}" if detail else b"}}"
         self._schema = schema
-        self._tail = self._closing(PLAIN)
+        self._tail = self._closing(NO_OVERRIDES)
 
     def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
         """Return the messages as JSON, in pieces; ``images`` are those of the turns, in order."""
@@ -100,21 +100,23 @@ class OpenAIChat:
         text[-1] = b"]"
         return (*pieces, b"".join(text))
 
-    def request(self, messages: tuple[bytes, ...], asking: Asking = PLAIN) -> Request:
+    def request(
+        self, messages: tuple[bytes, ...], overrides: RequestOverrides = NO_OVERRIDES
+    ) -> Request:
         """Return the request that asks for one caption."""
         if self._system_roles[0] != _SYSTEM_ROLES[0]:
             # Quotes within a text are escaped, so these bytes stand at the head of a turn only;
             # and base64 has none.
             named = b'{"role":"%b","content":' % self._system_roles[0]
             messages = tuple(piece.replace(_OPENINGS["system"], named) for piece in messages)
-        turns = asking.turns
+        turns = overrides.turns
         if self._schema is not None and "response_format" in self._refused:
             wanted = orjson.dumps(self._schema).decode()
             turns = (Turn("user", (f"{IN_WORDS} {wanted}",)), *turns)
         if turns:
             more = self.messages(turns, ())[0]
             messages = (*messages[:-1], messages[-1][:-1] + b"," + more[1:])
-        tail = self._tail if asking == PLAIN else self._closing(asking)
+        tail = self._tail if overrides == NO_OVERRIDES else self._closing(overrides)
         return Request("POST", "/chat/completions", (self._head, *messages, tail))
 
     def judge(self, response: Response) -> Completion:
@@ -127,7 +129,11 @@ class OpenAIChat:
         if name == "messages" and parameter.endswith(".role") and len(self._system_roles) > 1:
             refused = self._system_roles.pop(0).decode()
             change = f"{self._system_roles[0].decode()} turns for {refused} turns"
-        elif name in _NEEDED or name in self._refused or name not in self._sent(Asking(0.0, 1)):
+        elif (
+            name in _NEEDED
+            or name in self._refused
+            or name not in self._sent(RequestOverrides(0.0, 1))
+        ):
             return ""
         else:
             self._refused.add(name)
@@ -136,16 +142,16 @@ class OpenAIChat:
             if name in _LENGTHS and other:
                 change = f"{other[0]} for {name}"
         self.version += 1
-        self._tail = self._closing(PLAIN)
+        self._tail = self._closing(NO_OVERRIDES)
         return change
 
-    def _sent(self, asking: Asking) -> dict[str, Any]:
+    def _sent(self, overrides: RequestOverrides) -> dict[str, Any]:
         """Return the parameters that go out, those that are refused left out or renamed."""
         options = dict(self._options)
-        if asking.temperature is not None:
-            options["temperature"] = asking.temperature
-        if asking.max_tokens is not None:
-            options["max_tokens"] = asking.max_tokens
+        if overrides.temperature is not None:
+            options["temperature"] = overrides.temperature
+        if overrides.max_tokens is not None:
+            options["max_tokens"] = overrides.max_tokens
         for name in self._refused & options.keys():
             value = options.pop(name)
             other = [length for length in _LENGTHS if length not in self._refused]
@@ -153,12 +159,12 @@ class OpenAIChat:
                 options[other[0]] = value
         return options
 
-    def _closing(self, asking: Asking) -> bytes:
-        options = self._sent(asking)
+    def _closing(self, overrides: RequestOverrides) -> bytes:
+        options = self._sent(overrides)
         return b"," + orjson.dumps(options)[1:] if options else b"}"
 
     def _image(self, image: EncodedImage, text: list[bytes], pieces: list[bytes]) -> None:
-        """Add a picture: its bytes are a piece of their own, after the text before them."""
+        """Add an image: its bytes are a piece of their own, after the text before them."""
         if image.url:
             text += (b'{"type":"image_url","image_url":{"url":', quoted(image.url), self._end)
             return

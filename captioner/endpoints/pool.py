@@ -11,15 +11,15 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from captioner.core.cancellation import DispersedError, StoppedError
+from captioner.core.cancellation import EndpointBusyError, StoppedError
 from captioner.core.errors import (
     BadReplyError,
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
+    ImageRejectedError,
     NotFoundError,
     ParameterError,
-    PictureError,
     RefusedError,
 )
 from captioner.core.types import EndpointState, Request
@@ -29,13 +29,13 @@ from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.core.cancellation import Stopping
+    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Dialect, Transport
-    from captioner.core.types import Asking, Completion, Progress
-    from captioner.endpoints.health import Health
+    from captioner.core.types import Completion, Progress, RequestOverrides
+    from captioner.endpoints.circuit_breaker import CircuitBreaker
+    from captioner.endpoints.cost_budget import CostBudget
     from captioner.endpoints.limiter import Limiter
     from captioner.endpoints.prices import Price
-    from captioner.endpoints.spending import Spending
 
 POISON_FAULTS = 3
 POISON_SUCCESSES = 20
@@ -49,7 +49,7 @@ FIRST_GUESS_TOKENS = 1_500.0
 """Tokens a record is taken to cost until the endpoint has told what the first ones did."""
 
 _OVERLOAD = frozenset({"connection", "http_429", "http_503", "http_529"})
-_ALIVE = (BadReplyError, RefusedError, ParameterError, PictureError, NotFoundError)
+_ALIVE = (BadReplyError, RefusedError, ParameterError, ImageRejectedError, NotFoundError)
 
 
 class Endpoint:
@@ -62,7 +62,7 @@ class Endpoint:
         limiter: Permits.
         health: What its workers have seen of it.
         progress: Counts.
-        stopping: Ends waits.
+        cancel: Ends waits.
         weight: Its share beside others with as many requests in flight.
         warn: Called with a sentence when the dialect had to adapt.
         spending: Counts money, and ends the run before a cap is crossed.
@@ -75,13 +75,13 @@ class Endpoint:
         dialect: Dialect,
         transport: Transport,
         limiter: Limiter,
-        health: Health,
+        health: CircuitBreaker,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         *,
         weight: float = 1.0,
         warn: Callable[[str], None],
-        spending: Spending | None = None,
+        spending: CostBudget | None = None,
         price: Price = FREE,
     ) -> None:
         self.name = name
@@ -91,7 +91,7 @@ class Endpoint:
         self._dialect = dialect
         self._transport = transport
         self._progress = progress
-        self._stopping = stopping
+        self._cancel = cancel
         self._warn = warn
         self._spending = spending
         self._price = price
@@ -117,7 +117,7 @@ class Endpoint:
         return self.limiter.backlog_s(self._mean_tokens), self.limiter.load / self.weight
 
     async def attempt(
-        self, messages: tuple[bytes, ...], asking: Asking, *, retry: bool
+        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> Completion:
         """Send one request and return the answer, or raise what became of it.
 
@@ -133,9 +133,9 @@ class Endpoint:
             estimated = self._mean_tokens
             epoch = await self.limiter.acquire(estimated)
             try:
-                if self._stopping:
+                if self._cancel:
                     raise StoppedError
-                completion = await self._exchange(messages, asking, retry=retry)
+                completion = await self._exchange(messages, overrides, retry=retry)
                 self._note_success(estimated, completion)
             except EndpointFaultError as error:
                 # All before the permit goes to the next one.
@@ -151,7 +151,7 @@ class Endpoint:
             self._progress.waiting = f"the endpoint: {error.message}"
             self.health.faulted(error, probe=probe)
             if self.health.resting and self.health.shared:
-                self.limiter.disperse()
+                self.limiter.reject_waiters()
             raise
         except _ALIVE as error:
             verdict = True
@@ -169,14 +169,14 @@ class Endpoint:
                 self.health.abandoned()
 
     async def _exchange(
-        self, messages: tuple[bytes, ...], asking: Asking, *, retry: bool
+        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> Completion:
         progress, dialect = self._progress, self._dialect
         version = dialect.version
         spending = self._spending
         if spending is not None:
             await spending.begin(self._price)
-        request = dialect.request(messages, asking)
+        request = dialect.request(messages, overrides)
         progress.calls += 1
         progress.retries += retry
         progress.in_flight += 1
@@ -243,7 +243,7 @@ def unknown_model(error: NotFoundError) -> EndpointRefusedError:
     )
 
 
-class Endpoints:
+class EndpointPool:
     """All endpoints of a run.
 
     Args:
@@ -290,7 +290,7 @@ class Endpoints:
         return min(well or idle or self._left, key=lambda endpoint: endpoint.load)
 
     async def attempt(
-        self, messages: tuple[bytes, ...], asking: Asking, *, retry: bool
+        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> tuple[Endpoint, Completion | Exception]:
         """Send one request to the best endpoint; return which, and the answer or its lack.
 
@@ -302,8 +302,8 @@ class Endpoints:
             endpoint = self.choose()
             rested = endpoint.health.resting
             try:
-                completion = await endpoint.attempt(messages, asking, retry=retry)
-            except DispersedError:
+                completion = await endpoint.attempt(messages, overrides, retry=retry)
+            except EndpointBusyError:
                 await asyncio.sleep(0)
             except (EndpointRefusedError, EndpointGaveOutError) as error:
                 self._give_up(endpoint, error)
@@ -327,13 +327,13 @@ class Endpoints:
             raise error
         if endpoint in self._left:
             self._left.remove(endpoint)
-            endpoint.limiter.disperse()
+            endpoint.limiter.reject_waiters()
             endpoint.health.wake()
             self._share()
             self._warn(f"going on without {endpoint.name}: {error}")
 
 
-class Faults:
+class PoisonDetector:
     """The faults of one record, and whether it is the record that breaks an endpoint.
 
     Args:
@@ -344,7 +344,7 @@ class Faults:
         self._max_attempts = max_attempts
         self._seen: dict[Endpoint, tuple[int, int]] = {}
 
-    async def poisoned_by(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
+    async def check(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
         """Note a fault; return the number of faults if the record is to blame, else 0.
 
         It is if others went through meanwhile, and the endpoint does not fail so often that it

@@ -20,7 +20,7 @@ class Price(NamedTuple):
     """US dollars for a million tokens.
 
     Attributes:
-        input: Of the prompt, pictures included.
+        input: Of the prompt, images included.
         output: Of the answer.
     """
 

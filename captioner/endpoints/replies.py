@@ -19,9 +19,9 @@ from captioner.core.errors import (
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
+    ImageRejectedError,
     NotFoundError,
     ParameterError,
-    PictureError,
     RefusedError,
 )
 from captioner.core.retry import retry_after_s
@@ -59,8 +59,8 @@ _TOO_LARGE = re.compile(
     r"|exceeds .{0,60}\b(?:MB|MiB|bytes|pixels|size limit)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_BAD_PICTURE_CODES = frozenset({"invalid_image_format", "invalid_image", "unsupported_image"})
-_BAD_PICTURE = re.compile(
+_BAD_IMAGE_CODES = frozenset({"invalid_image_format", "invalid_image", "unsupported_image"})
+_BAD_IMAGE = re.compile(
     r"(?:unsupported|invalid|unknown|unrecognized|not a valid|corrupt\w*) (?:or corrupt\w* )?image"
     r"|image (?:format|type|media type)\b.{0,40}(?:not|un|invalid)"
     r"|(?:cannot|could not|unable to|failed to) (?:identify|process|decode|load|open)"
@@ -247,12 +247,12 @@ def _error(  # noqa: C901, PLR0911, PLR0912 - one row of the table after the oth
     if "content_filter" in message:
         return RefusedError("filtered", told)
     if status == 413 or code in _TOO_LARGE_CODES or _TOO_LARGE.search(message):
-        return PictureError("too_large" if status != 413 else "http_413", told, smaller=True)
+        return ImageRejectedError("too_large" if status != 413 else "http_413", told, smaller=True)
     if status in (400, 415, 422):
         if _NOT_FETCHED.search(message):
             return BadReplyError(f"http_{status}", told)
-        if code in _BAD_PICTURE_CODES or _BAD_PICTURE.search(message):
-            return PictureError(f"http_{status}", told, smaller=False)
+        if code in _BAD_IMAGE_CODES or _BAD_IMAGE.search(message):
+            return ImageRejectedError(f"http_{status}", told, smaller=False)
         if not (code in _UNSUPPORTED_CODES or _UNSUPPORTED.search(message)):
             return RefusedError(f"http_{status}", told)  # a value out of range, perhaps
         if name := parameter or _named(message, parameters):

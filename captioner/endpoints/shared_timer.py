@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Deadlines:
+class SharedTimer:
     """Ends exchanges that take too long, with one timer for all: they are all allowed as much.
 
     What `asyncio.timeout` does, for a tenth of the price.
@@ -43,7 +43,7 @@ class Deadline:
 
     __slots__ = ("_deadlines", "_expired", "_task", "_wishes", "when")
 
-    def __init__(self, deadlines: Deadlines, when: float) -> None:
+    def __init__(self, deadlines: SharedTimer, when: float) -> None:
         self._deadlines = deadlines
         self._task = asyncio.current_task()
         self._wishes = self._task.cancelling() if self._task else 0

@@ -15,8 +15,8 @@ from captioner.core.errors import EndpointFaultError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.secrets import masked
 from captioner.core.types import Response
-from captioner.endpoints.deadlines import Deadlines
-from captioner.endpoints.http1 import CONNECT_S, CONNECTING, Exchange, read
+from captioner.endpoints.http1 import CONNECT_S, CONNECTING, Http1Client, read
+from captioner.endpoints.shared_timer import SharedTimer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -68,8 +68,8 @@ class AiohttpTransport:
                 "base-url: there is a name in the address and a key as well; leave one of them out"
             )
         self._session: aiohttp.ClientSession | None = None
-        self._exchanges: dict[str, Exchange] = {}
-        self._deadlines = Deadlines(timeout_s)
+        self._exchanges: dict[str, Http1Client] = {}
+        self._deadlines = SharedTimer(timeout_s)
         self._proxy = proxy_for(base_url)
 
     async def send(self, request: Request) -> Response:
@@ -109,7 +109,7 @@ class AiohttpTransport:
         if request.method == "POST":
             exchange = self._exchanges.get(request.path)
             if exchange is None:
-                exchange = Exchange(
+                exchange = Http1Client(
                     self._session or self._open(),
                     self._url(request.path),
                     URL(self._proxy) if self._proxy else None,

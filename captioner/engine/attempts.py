@@ -11,38 +11,38 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import (
     BadReplyError,
     EndpointFaultError,
+    ImageRejectedError,
     NotFoundError,
     ParameterError,
-    PictureError,
     RecordError,
     RefusedError,
 )
 from captioner.core.retry import waits
 from captioner.core.types import (
-    AS_IS,
-    PLAIN,
-    Answer,
-    Answers,
-    Asking,
+    NO_OVERRIDES,
+    UNCHANGED,
     Caption,
+    CaptionResult,
     Completion,
     Failure,
-    Remake,
+    ImageOverrides,
+    RequestOverrides,
     Usage,
+    ValidatedCompletion,
 )
-from captioner.endpoints.pool import NOT_FOUND_TIMES, Faults, unknown_model
+from captioner.endpoints.pool import NOT_FOUND_TIMES, PoisonDetector, unknown_model
 from captioner.engine.caption_checks import ask_again, attempts_for, check
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from captioner.core.cancellation import Stopping
-    from captioner.core.types import Line, Prepared
-    from captioner.endpoints.pool import Endpoint, Endpoints
-    from captioner.engine.caption_checks import Rules
+    from captioner.core.cancellation import CancelToken
+    from captioner.core.types import InputRecord, PreparedRecord
+    from captioner.endpoints.pool import Endpoint, EndpointPool
+    from captioner.engine.caption_checks import CaptionRules
 
 SMALLER = (0.7, 0.5, 0.35)
-"""Factors of a picture's sides to try when the endpoint finds it too large (after CaptionFlow)."""
+"""Factors of an image's sides to try when the endpoint finds it too large (after CaptionFlow)."""
 
 PARAMETERS_TO_LEAVE_OUT = 8
 
@@ -51,43 +51,47 @@ LONGEST_PAUSE_S = 8.0
 """Longest wait of one record between attempts: an endpoint in trouble rests as a whole anyway."""
 
 
-class Captioning:
+class RecordAttempts:
     """Captions records through the endpoints of a run.
 
     Args:
         endpoints: Where they are sent.
-        remake: Prepares a record again with its pictures made otherwise.
+        image_overrides: Prepares a record again with its images made otherwise.
         compose: Makes the members of a row from the answers of a record.
-        stopping: Ends waits.
+        cancel: Ends waits.
         rules: What a caption has to be like.
-        asking: Temperature and length of the settings.
+        overrides: Temperature and length of the settings.
         samples: Answers to each question.
-        warn: Called with a sentence when pictures turn out too large.
+        warn: Called with a sentence when images turn out too large.
     """
 
     def __init__(
         self,
-        endpoints: Endpoints,
-        remake: Callable[[Line, Remake], Awaitable[Prepared | Failure]],
-        compose: Callable[[list[list[Answer]], int], tuple[Any, tuple[tuple[str, Any], ...]]],
-        stopping: Stopping,
+        endpoints: EndpointPool,
+        image_overrides: Callable[
+            [InputRecord, ImageOverrides], Awaitable[PreparedRecord | Failure]
+        ],
+        compose: Callable[
+            [list[list[ValidatedCompletion]], int], tuple[Any, tuple[tuple[str, Any], ...]]
+        ],
+        cancel: CancelToken,
         *,
-        rules: Rules,
-        asking: Asking = Asking(),  # noqa: B008 - frozen
+        rules: CaptionRules,
+        overrides: RequestOverrides = RequestOverrides(),  # noqa: B008 - frozen
         samples: int = 1,
         warn: Callable[[str], None],
     ) -> None:
         self._endpoints = endpoints
-        self._remake = remake
+        self._image_overrides = image_overrides
         self._compose = compose
-        self._stopping = stopping
+        self._cancel = cancel
         self._rules = rules
-        self._asking = asking
+        self._overrides = overrides
         self._samples = samples
         self._warn = warn
         self._too_large = _TooLarge()
 
-    async def answers(self, prepared: Prepared) -> Answers | Failure:
+    async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
         """Return the answers that make a record's caption, or why there are none.
 
         Trouble of an endpoint costs time only; replies that are no captions cost attempts. A
@@ -98,20 +102,20 @@ class Captioning:
             RunError: No record will be captioned.
         """
         record = _Record(prepared)
-        answers: list[list[Answer]] = []
+        answers: list[list[ValidatedCompletion]] = []
         try:
             if scale := self._too_large.scale_for(prepared):
-                await self._make_again(record, Remake(scale))
+                await self._make_again(record, ImageOverrides(scale))
             for question in range(len(prepared.questions)):
                 answers.append([])
                 for _ in range(self._samples):
                     answers[-1].append(await self._answer(record, question))
         except RecordError as error:
-            return Failure(prepared.line, error.code, error.message, record.attempts)
-        return Answers(answers, record.attempts)
+            return Failure(prepared.record, error.code, error.message, record.attempts)
+        return CaptionResult(answers, record.attempts)
 
-    def caption_of(self, line: Line, answers: Answers, *, replaces: bool) -> Caption:
-        """Return the caption that the answers make; see `Prepared` for ``replaces``."""
+    def caption_of(self, line: InputRecord, answers: CaptionResult, *, replaces: bool) -> Caption:
+        """Return the caption that the answers make; see `PreparedRecord` for ``replaces``."""
         value, more = self._compose(answers.each, answers.attempts)
         first = answers.each[0]
         usage = first[0].completion.usage
@@ -120,20 +124,20 @@ class Captioning:
             usage = Usage(*map(sum, zip(*kept, strict=True)))
         return Caption(line, value, replaces, answers.attempts, usage, more)
 
-    async def _answer(self, record: _Record, question: int) -> Answer:
+    async def _answer(self, record: _Record, question: int) -> ValidatedCompletion:
         """Return an answer to one of the record's questions.
 
         Raises:
             RecordError: There will be none.
         """
-        asking = PLAIN
+        overrides = NO_OVERRIDES
         bad_replies: Counter[str] | None = None
         record.retrying = False
         record.pauses = None
         while True:
             completion = None
             try:
-                completion, latency_s = await self._complete(record, question, asking)
+                completion, latency_s = await self._complete(record, question, overrides)
                 answer = check(completion, self._rules)
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
@@ -144,16 +148,18 @@ class Captioning:
                 ):
                     raise RefusedError(error.code, error.message) from None
                 if completion is not None:
-                    asking = ask_again(error, completion, asking, self._asking, self._rules)
+                    overrides = ask_again(
+                        error, completion, overrides, self._overrides, self._rules
+                    )
                 if record.as_usual:
-                    asking = Asking(turns=asking.turns)
+                    overrides = RequestOverrides(turns=overrides.turns)
                 await self._pause(record)
             else:
                 self._too_large.worked(record.remade.scale)
-                return Answer(answer.value, completion, answer.flag, latency_s)
+                return ValidatedCompletion(answer.value, completion, answer.flag, latency_s)
 
     async def _complete(
-        self, record: _Record, question: int, asking: Asking
+        self, record: _Record, question: int, overrides: RequestOverrides
     ) -> tuple[Completion, float]:
         """Return what a model said and the seconds it took, through all that costs no attempts.
 
@@ -166,26 +172,26 @@ class Captioning:
             record.attempts += 1
             began = time.monotonic()
             endpoint, result = await self._endpoints.attempt(
-                record.prepared.questions[question], asking, retry=record.retrying
+                record.prepared.questions[question], overrides, retry=record.retrying
             )
             record.retrying = True
             if isinstance(result, Completion):
                 return result, time.monotonic() - began
-            if asking.raised and isinstance(result, PictureError | RefusedError):
+            if overrides.raised and isinstance(result, ImageRejectedError | RefusedError):
                 # More tokens, or a higher temperature, than the endpoint has: as the settings say.
                 record.as_usual = True
-                asking = Asking(turns=asking.turns)
+                overrides = RequestOverrides(turns=overrides.turns)
             elif isinstance(result, ParameterError):
                 left_out += 1
                 if left_out > PARAMETERS_TO_LEAVE_OUT:
                     raise RefusedError(result.code, result.message)
-            elif isinstance(result, PictureError):
+            elif isinstance(result, ImageRejectedError):
                 await self._make_otherwise(record, result)
             elif isinstance(result, NotFoundError):
                 await self._not_found(record, endpoint, result)
             elif isinstance(result, EndpointFaultError):
-                record.faults = record.faults or Faults(self._rules.max_attempts)
-                if times := await record.faults.poisoned_by(endpoint, result):
+                record.faults = record.faults or PoisonDetector(self._rules.max_attempts)
+                if times := await record.faults.check(endpoint, result):
                     message = f"{result.message} ({times} times, while the endpoint was well)"
                     raise RefusedError(result.code, message)
                 await self._pause(record)
@@ -195,7 +201,7 @@ class Captioning:
     async def _pause(self, record: _Record) -> None:
         if record.pauses is None:
             record.pauses = waits(LONGEST_PAUSE_S)
-        await self._stopping.sleep(min(next(record.pauses), self._endpoints.left_s))
+        await self._cancel.sleep(min(next(record.pauses), self._endpoints.left_s))
 
     async def _not_found(self, record: _Record, endpoint: Endpoint, error: NotFoundError) -> None:
         """Wait for what others meet; then take it for the size, or for the record's own fault."""
@@ -214,7 +220,7 @@ class Captioning:
         else:
             await self._make_smaller(record, error)
 
-    async def _make_otherwise(self, record: _Record, error: PictureError) -> None:
+    async def _make_otherwise(self, record: _Record, error: ImageRejectedError) -> None:
         if error.smaller:
             await self._make_smaller(record, error)
         elif record.remade.redraw:
@@ -222,12 +228,13 @@ class Captioning:
         else:
             await self._make_again(record, record.remade._replace(redraw=True))
 
-    async def _make_smaller(self, record: _Record, error: PictureError | NotFoundError) -> None:
-        if isinstance(error, PictureError):
+    async def _make_smaller(
+        self, record: _Record, error: ImageRejectedError | NotFoundError
+    ) -> None:
+        if isinstance(error, ImageRejectedError):
             if not self._too_large.known:
                 self._warn(
-                    f"pictures are too large for the endpoint ({error.message}): sending "
-                    "them smaller"
+                    f"images are too large for the endpoint ({error.message}): sending them smaller"
                 )
             self._too_large.refused(record.prepared, error)
         scale = next((scale for scale in SMALLER if scale < record.remade.scale), 0.0)
@@ -235,21 +242,21 @@ class Captioning:
             raise RefusedError(error.code, error.message)
         await self._make_again(record, record.remade._replace(scale=scale))
 
-    async def _make_again(self, record: _Record, remake: Remake) -> None:
-        made = await self._remake(record.prepared.line, remake)
+    async def _make_again(self, record: _Record, image_overrides: ImageOverrides) -> None:
+        made = await self._image_overrides(record.prepared.record, image_overrides)
         if isinstance(made, Failure):
             raise RefusedError(made.code, made.message)
-        record.prepared, record.remade = made, remake
+        record.prepared, record.remade = made, image_overrides
 
 
 @dataclass(slots=True)
 class _Record:
     """Where a record stands between its attempts."""
 
-    prepared: Prepared
-    faults: Faults | None = None
+    prepared: PreparedRecord
+    faults: PoisonDetector | None = None
     pauses: Iterator[float] | None = None
-    remade: Remake = AS_IS
+    remade: ImageOverrides = UNCHANGED
     attempts: int = 0
     retrying: bool = False
     as_usual: bool = False
@@ -273,7 +280,7 @@ class _TooLarge:
     def known(self) -> bool:
         return min(self._pixels, self._bytes) < math.inf
 
-    def refused(self, prepared: Prepared, error: PictureError) -> None:
+    def refused(self, prepared: PreparedRecord, error: ImageRejectedError) -> None:
         if error.code == "too_large":
             self._pixels = min(self._pixels, prepared.pixels or math.inf)
         else:
@@ -283,7 +290,7 @@ class _TooLarge:
         if scale < 1:
             self._scale = max(self._scale, scale) if self._scale else scale
 
-    def scale_for(self, prepared: Prepared) -> float:
+    def scale_for(self, prepared: PreparedRecord) -> float:
         """Return the factor to begin with, 0 to send it as it is."""
         if not self._scale or not prepared.pixels:
             return 0.0
@@ -291,5 +298,5 @@ class _TooLarge:
         return self._scale if large else 0.0
 
 
-def _size(prepared: Prepared) -> int:
+def _size(prepared: PreparedRecord) -> int:
     return sum(map(len, prepared.questions[0]))

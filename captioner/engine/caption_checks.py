@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import BadReplyError
-from captioner.core.types import Answer, Asking, Turn
+from captioner.core.types import RequestOverrides, Turn, ValidatedCompletion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ _REFUSAL = re.compile(
 )
 
 
-class Rules(NamedTuple):
+class CaptionRules(NamedTuple):
     """What a caption has to be like.
 
     Attributes:
@@ -67,7 +67,7 @@ class Rules(NamedTuple):
     schema: str = ""
 
 
-def check(completion: Completion, rules: Rules) -> Answer:
+def check(completion: Completion, rules: CaptionRules) -> ValidatedCompletion:
     """Return the answer to keep.
 
     Raises:
@@ -79,24 +79,30 @@ def check(completion: Completion, rules: Rules) -> Answer:
     if code and not (code in rules.accept and text):
         raise BadReplyError(code, message)
     if rules.parse is None:
-        return Answer(text, completion, code)
+        return ValidatedCompletion(text, completion, code)
     try:
         value = rules.parse(text)
     except BadReplyError:
         if not code:
             raise
-        return Answer(text, completion, code)  # accepted as it is: half an object is text
+        return ValidatedCompletion(
+            text, completion, code
+        )  # accepted as it is: half an object is text
     texts = [one for one in value.values() if isinstance(one, str)]
     if texts and all(map(looks_refused, texts)):
         code = code or "refused"
         if "refused" not in rules.accept:
             raise BadReplyError("refused", f"the model refused: {' '.join(texts[0].split())}")
-    return Answer(value, completion, code)
+    return ValidatedCompletion(value, completion, code)
 
 
 def ask_again(
-    fault: BadReplyError, completion: Completion, asked: Asking, usual: Asking, rules: Rules
-) -> Asking:
+    fault: BadReplyError,
+    completion: Completion,
+    asked: RequestOverrides,
+    usual: RequestOverrides,
+    rules: CaptionRules,
+) -> RequestOverrides:
     """Return how to ask after a reply that would not do.
 
     Loops are met with a higher temperature (the same one gives the same loop again), truncation
@@ -123,7 +129,7 @@ def ask_again(
     return asked
 
 
-def attempts_for(code: str, rules: Rules) -> int:
+def attempts_for(code: str, rules: CaptionRules) -> int:
     """Return after how many such replies a record fails: refusals are not begged for long."""
     return min(2, rules.max_attempts) if code == "refused" else rules.max_attempts
 
@@ -150,7 +156,7 @@ def looks_refused(text: str) -> bool:
     return short and _REFUSAL.match(text.replace("\u2019", "'")) is not None
 
 
-def _fault(completion: Completion, rules: Rules) -> tuple[str, str]:
+def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
     """Return code and message of what is wrong with an answer, empty if nothing is."""
     text = completion.text
     length = len(text)

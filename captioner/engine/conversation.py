@@ -1,4 +1,4 @@
-"""From a parsed record to the turns that are sent, pictures in their places. Pure, no I/O.
+"""From a parsed record to the turns that are sent, images in their places. Pure, no I/O.
 
 Two spellings of a conversation are read alike: ``{"from": "human", "value": …}`` (LLaVA, ShareGPT)
 and ``{"role": "user", "content": …}`` (OpenAI), mixed as one likes.
@@ -33,20 +33,20 @@ _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _Turn = tuple[Role, list[Any]]
 _IS_IMAGE = object()
-"""Stands in a list of parts for the next picture of the record's image field."""
+"""Stands in a list of parts for the next image of the record's image field."""
 
 
 def read_turns(
     record: dict[str, Any], records: RecordSettings, prompt: PromptSettings | Texts | Filled
 ) -> list[Turn]:
-    """Return the turns to send: never without a picture, and a user turn last.
+    """Return the turns to send: never without an image, and a user turn last.
 
-    Pictures stand where ``<image>`` placeholders are; those that have none come before the text
+    Images stand where ``<image>`` placeholders are; those that have none come before the text
     of the last user turn. Turns after that one are an old answer and are not sent. A system turn
     of the record's own takes the place of the default system prompt.
 
     Raises:
-        BadRecordError: The record has no picture, an unknown role, or a value of a wrong type.
+        BadRecordError: The record has no image, an unknown role, or a value of a wrong type.
     """
     images = _read_images(record, records.image_field)
     fields = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
@@ -74,7 +74,7 @@ def ask_each(turns: list[Turn], questions: tuple[str, ...]) -> list[list[Turn]]:
     """Return the turns once for each question; the record's own where there are none.
 
     A question takes the place of all that the record says, its system turns excepted; its
-    pictures stay, in order, before the question.
+    images stay, in order, before the question.
     """
     if not questions:
         return [turns]
@@ -84,7 +84,7 @@ def ask_each(turns: list[Turn], questions: tuple[str, ...]) -> list[list[Turn]]:
 
 
 def images_of(turns: list[Turn]) -> list[ImageRef]:
-    """Return the pictures of all turns, in the order they are sent."""
+    """Return the images of all turns, in the order they are sent."""
     return [part for turn in turns for part in turn.parts if isinstance(part, ImageRef)]
 
 
@@ -111,10 +111,10 @@ def _ask(
 
 
 def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
-    """Put the pictures where the placeholders are, in order; the rest into the last turn."""
+    """Put the images where the placeholders are, in order; the rest into the last turn."""
     left = iter(images)
     places = 0
-    needed = bool(images)  # a placeholder in a text may stand for a picture among the parts
+    needed = bool(images)  # a placeholder in a text may stand for an image among the parts
     for at, (role, parts) in enumerate(turns):
         if role != "user":
             if any(part is _IS_IMAGE for part in parts):
@@ -203,8 +203,8 @@ def _read_prompt(record: dict[str, Any], field: str | None) -> str:
     return prompt.strip()
 
 
-def image_member(record: dict[str, Any], field: str | None) -> str:
-    """Return the name of the member that holds a record's pictures."""
+def image_field_of(record: dict[str, Any], field: str | None) -> str:
+    """Return the name of the member that holds a record's images."""
     return _first(record, (field,) if field else IMAGE_FIELDS)[0]
 
 
@@ -244,7 +244,7 @@ def _read_url(scheme: str, url: str) -> ImageRef:
         return ImageRef(path=unquote(slash + path))
     if scheme not in ("http", "https", *STORES):
         raise BadRecordError(
-            "bad_image_reference", f"pictures are not read from {scheme[:20]}:// addresses"
+            "bad_image_reference", f"images are not read from {scheme[:20]}:// addresses"
         )
     return ImageRef(url=url)
 

@@ -1,4 +1,4 @@
-"""One request for equal records: those that ask the same about the same pictures."""
+"""One request for equal records: those that ask the same about the same images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.keys import KeyTable
-from captioner.core.types import Answer, Answers, Completion, Failure, Usage
+from captioner.core.types import CaptionResult, Completion, Failure, Usage, ValidatedCompletion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.core.types import Caption, Line, Outcome, Prepared, Progress
-    from captioner.engine.attempts import Captioning
+    from captioner.core.types import Caption, InputRecord, Outcome, PreparedRecord, Progress
+    from captioner.engine.attempts import RecordAttempts
     from captioner.engine.cache import Cache
 
 TAIL = 1 << 16
@@ -27,15 +27,15 @@ MAX_PARKED = 1_000
 """Records that wait for one equal to them; further ones keep their worker waiting."""
 
 
-class Sharing:
+class RequestDeduplicator:
     """Captions records, equal ones by one request.
 
-    The records that come while an equal one is under way are parked without their pictures. What
+    The records that come while an equal one is under way are parked without their images. What
     was answered is kept on disk until the run ends, so that a hundred million answers take no
     more memory than their keys.
 
     Args:
-        captioning: Captions one record.
+        attempts: Captions one record.
         progress: Counts.
         dedup: Equal records of this run share an answer.
         cache: Keeps answers from run to run.
@@ -44,31 +44,31 @@ class Sharing:
 
     def __init__(
         self,
-        captioning: Captioning,
+        attempts: RecordAttempts,
         progress: Progress,
         *,
         dedup: bool,
         cache: Cache | None = None,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._captioning = captioning
+        self._attempts = attempts
         self._progress = progress
         self._answered = _Answered(warn) if dedup else None
         self._cache = cache
-        self._parked: dict[bytes, _Parked] = {}
+        self._parked: dict[bytes, _Waiters] = {}
 
-    async def caption(self, prepared: Prepared) -> Outcome:
+    async def caption(self, prepared: PreparedRecord) -> Outcome:
         """Return what became of one record, whatever others are under way."""
         if prepared.known and (caption := self._known(prepared)):
             return caption
-        found = await self._captioning.answers(prepared)
+        found = await self._attempts.answers(prepared)
         if isinstance(found, Failure):
             return found
         if self._cache is not None:
             self._cache.put(prepared.key, dump(found))
-        return self._captioning.caption_of(prepared.line, found, replaces=prepared.replaces)
+        return self._attempts.caption_of(prepared.record, found, replaces=prepared.replaces)
 
-    async def outcomes(self, prepared: Prepared) -> list[Outcome]:
+    async def outcomes(self, prepared: PreparedRecord) -> list[Outcome]:
         """Return what became of a record and of those that waited for it; none while it waits."""
         if self._answered is None or prepared.known:
             return [await self.caption(prepared)]
@@ -76,7 +76,7 @@ class Sharing:
         return await self._ask(prepared, self._answered) if shared is None else shared
 
     async def _wait_for_equal(
-        self, prepared: Prepared, answered: _Answered
+        self, prepared: PreparedRecord, answered: _Answered
     ) -> list[Outcome] | None:
         """Return what an equal record gives this one, none while it is under way; None: ask."""
         key = prepared.key
@@ -84,31 +84,31 @@ class Sharing:
             if stored := answered.get(key):
                 self._progress.shared += 1
                 return [
-                    self._captioning.caption_of(
-                        prepared.line, load(stored), replaces=prepared.replaces
+                    self._attempts.caption_of(
+                        prepared.record, load(stored), replaces=prepared.replaces
                     )
                 ]
             under_way = self._parked.get(key)
             if under_way is None:
                 return None
             if len(under_way.records) < MAX_PARKED:
-                line = prepared.line
-                if line.pictures:
-                    line = line._replace(pictures=())
+                line = prepared.record
+                if line.images:
+                    line = line._replace(images=())
                 under_way.records.append((line, prepared.replaces))
                 return []
             if under_way.done is None:
                 under_way.done = asyncio.Event()
             await under_way.done.wait()
             if under_way.failed is not None:
-                return [_fails_too(under_way.failed, prepared.line)]
+                return [_fails_too(under_way.failed, prepared.record)]
 
-    async def _ask(self, prepared: Prepared, answered: _Answered) -> list[Outcome]:
+    async def _ask(self, prepared: PreparedRecord, answered: _Answered) -> list[Outcome]:
         """Return what became of a record and of those that waited for it."""
         key = prepared.key
-        parked = self._parked[key] = _Parked()
+        parked = self._parked[key] = _Waiters()
         try:
-            found = await self._captioning.answers(prepared)
+            found = await self._attempts.answers(prepared)
         finally:
             del self._parked[key]
             if parked.done is not None:
@@ -121,23 +121,23 @@ class Sharing:
         answered.put(key, stored)
         if self._cache is not None:
             self._cache.put(key, stored)
-        own = self._captioning.caption_of(prepared.line, found, replaces=prepared.replaces)
+        own = self._attempts.caption_of(prepared.record, found, replaces=prepared.replaces)
         if not parked.records:
             return [own]
         self._progress.shared += len(parked.records)
         again = load(stored)
         return [
             own,
-            *(self._captioning.caption_of(line, again, replaces=r) for line, r in parked.records),
+            *(self._attempts.caption_of(line, again, replaces=r) for line, r in parked.records),
         ]
 
-    def _known(self, prepared: Prepared) -> Caption | None:
+    def _known(self, prepared: PreparedRecord) -> Caption | None:
         try:
             answers = load(prepared.known)
         except (ValueError, TypeError):
             return None  # somebody else has written there; it is asked for, and put right
         self._progress.cached += 1
-        return self._captioning.caption_of(prepared.line, answers, replaces=prepared.replaces)
+        return self._attempts.caption_of(prepared.record, answers, replaces=prepared.replaces)
 
     def close(self) -> None:
         """Forget what was answered."""
@@ -146,16 +146,16 @@ class Sharing:
             self._answered = None
 
 
-class _Parked:
+class _Waiters:
     """The records that wait for one that is under way."""
 
     def __init__(self) -> None:
-        self.records: list[tuple[Line, bool]] = []
+        self.records: list[tuple[InputRecord, bool]] = []
         self.done: asyncio.Event | None = None  # for those that are too many to be parked
         self.failed: Failure | None = None
 
 
-def _fails_too(failure: Failure, line: Line) -> Failure:
+def _fails_too(failure: Failure, line: InputRecord) -> Failure:
     return Failure(line, failure.code, failure.message, 0)
 
 
@@ -208,7 +208,7 @@ class _Answered:
             self._file.close()
 
 
-def dump(answers: Answers) -> bytes:
+def dump(answers: CaptionResult) -> bytes:
     """Return answers as JSON: for each question, each sample's value, reason, model and flag."""
     return orjson.dumps(
         [
@@ -221,17 +221,17 @@ def dump(answers: Answers) -> bytes:
     )
 
 
-def load(stored: bytes) -> Answers:
+def load(stored: bytes) -> CaptionResult:
     """Return stored answers, which cost neither requests nor tokens.
 
     Raises:
         ValueError: They are not what `dump` makes.
     """
     each: Any = orjson.loads(stored)
-    return Answers(
+    return CaptionResult(
         [
             [
-                Answer(value, Completion("", reason, model, Usage()), flag)
+                ValidatedCompletion(value, Completion("", reason, model, Usage()), flag)
                 for value, reason, model, flag in several
             ]
             for several in each

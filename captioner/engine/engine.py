@@ -11,32 +11,32 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from captioner.core.keys import digest
-from captioner.core.memory import ByteBudget
-from captioner.core.row import Layout
-from captioner.core.types import Asking
+from captioner.core.memory import MemoryBudget
+from captioner.core.row import RowLayout
+from captioner.core.types import RequestOverrides
 from captioner.endpoints.connect import connect
-from captioner.engine.attempts import Captioning
-from captioner.engine.caption_checks import Rules
-from captioner.engine.dedup import Sharing
+from captioner.engine.attempts import RecordAttempts
+from captioner.engine.caption_checks import CaptionRules
+from captioner.engine.dedup import RequestDeduplicator
 from captioner.engine.json_schema import read_schema, validator
 from captioner.engine.pipeline import Pipeline
 from captioner.engine.prepare import Preparer
-from captioner.engine.prepare_async import Preparation
+from captioner.engine.prepare_async import AsyncPreparer
 from captioner.images.archives import Archives
-from captioner.images.decoder_pool import Decoders
+from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch.fetcher import Fetcher
-from captioner.images.files import Folders
-from captioner.images.fit import Wanted
+from captioner.images.files import ImageFolders
+from captioner.images.fit import FitOptions
 from captioner.readers.registry import folder_of
 from captioner.settings.presets import PRESETS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from captioner.core.cancellation import Stopping
+    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Dialect, Sink, Transport
     from captioner.core.types import Outcome, Progress
-    from captioner.endpoints.connect import Connected
+    from captioner.endpoints.connect import ConnectedEndpoints
     from captioner.endpoints.limiter import Limiter
     from captioner.settings.settings import Settings
 
@@ -47,7 +47,7 @@ class Engine:
     Attributes:
         model: The model asked for; several are named one after the other.
         preparation: Makes single records ready.
-        sharing: Captions them.
+        deduplicator: Captions them.
         budget: Bytes held by prepared records.
     """
 
@@ -55,20 +55,20 @@ class Engine:
         self,
         model: str,
         preparer: Preparer,
-        preparation: Preparation,
-        sharing: Sharing,
-        budget: ByteBudget,
-        connected: Connected,
-        captioning: Captioning,
-        rules: Rules,
+        preparation: AsyncPreparer,
+        deduplicator: RequestDeduplicator,
+        budget: MemoryBudget,
+        connected: ConnectedEndpoints,
+        attempts: RecordAttempts,
+        rules: CaptionRules,
     ) -> None:
         self.model = model
         self.preparer = preparer
         self.connected = connected
-        self.captioning = captioning
+        self.attempts = attempts
         self.rules = rules
         self.preparation = preparation
-        self.sharing = sharing
+        self.deduplicator = deduplicator
         self.budget = budget
 
     @classmethod
@@ -77,7 +77,7 @@ class Engine:
         cls,
         settings: Settings,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         dialect: Dialect | None = None,
         transport: Transport | None = None,
         *,
@@ -98,7 +98,7 @@ class Engine:
             connected = await connect(
                 settings,
                 progress,
-                stopping,
+                cancel,
                 stack,
                 dialect=dialect,
                 transport=transport,
@@ -108,8 +108,8 @@ class Engine:
             if limits is not None:
                 limits(connected.endpoints.limiters)
             model = ", ".join(dict.fromkeys(connected.models))
-            budget = ByteBudget(images.memory)
-            stopping.then(budget.close)
+            budget = MemoryBudget(images.memory)
+            cancel.on_request(budget.close)
             stack.callback(budget.close)
             cache = None
             if settings.run.cache is not None:
@@ -120,55 +120,57 @@ class Engine:
             archives = Archives(images.max_image_bytes)
             stack.callback(archives.close)
             decoders = stack.enter_context(
-                Decoders(
-                    Wanted(images, settings.prompt.detail),
+                DecoderPool(
+                    FitOptions(images, settings.prompt.detail),
                     max(1, min(8, os.cpu_count() or 1) // settings.run.processes),
                 )
             )
             preparer = Preparer(
                 settings,
                 connected.dialect,
-                folders_of(settings, archives),
+                image_folders(settings, archives),
                 budget,
                 decoders.draw,
                 cache,
             )
             fetcher = await stack.enter_async_context(Fetcher(images, budget, archives))
-            preparation = Preparation(preparer, fetcher, budget)
+            preparation = AsyncPreparer(preparer, fetcher, budget)
             stack.callback(preparation.close)
-            captioning = Captioning(
+            attempts = RecordAttempts(
                 connected.endpoints,
                 preparation.again,
-                Layout(settings.fields, settings.captions.with_).compose,
-                stopping,
+                RowLayout(settings.fields, settings.captions.with_).compose,
+                cancel,
                 rules=rules,
-                asking=Asking(settings.prompt.temperature, settings.prompt.max_tokens),
+                overrides=RequestOverrides(settings.prompt.temperature, settings.prompt.max_tokens),
                 samples=settings.prompt.samples,
                 warn=warn,
             )
-            sharing = Sharing(
-                captioning, progress, dedup=settings.run.dedup, cache=cache, warn=warn
+            deduplicator = RequestDeduplicator(
+                attempts, progress, dedup=settings.run.dedup, cache=cache, warn=warn
             )
-            stack.callback(sharing.close)
-            yield cls(model, preparer, preparation, sharing, budget, connected, captioning, rules)
+            stack.callback(deduplicator.close)
+            yield cls(
+                model, preparer, preparation, deduplicator, budget, connected, attempts, rules
+            )
 
     def pipeline(
         self,
         settings: Settings,
         sink: Sink,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         settled: Callable[[Outcome], None] | None = None,
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
         return Pipeline(
             self.preparer,
             self.preparation.fetch,
-            self.sharing,
+            self.deduplicator,
             sink,
             self.budget,
             progress,
-            stopping,
+            cancel,
             concurrency=settings.run.concurrency,
             fetches=settings.images.fetch_concurrency,
             drain_s=settings.run.drain,
@@ -176,7 +178,7 @@ class Engine:
         )
 
 
-def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:
+def _rules(settings: Settings) -> tuple[dict[str, Any] | None, CaptionRules]:
     """Return the schema of the answers, None for text, and what captions have to be like."""
     prompt, captions = settings.prompt, settings.captions
     preset = PRESETS[prompt.preset] if prompt.preset else None
@@ -186,7 +188,7 @@ def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:
     longest = captions.max_length
     if longest is None and preset is not None:
         longest = preset.max_chars
-    rules = Rules(
+    rules = CaptionRules(
         captions.min_length,
         longest,
         frozenset(captions.accept),
@@ -197,7 +199,7 @@ def _rules(settings: Settings) -> tuple[dict[str, Any] | None, Rules]:
     return schema, rules
 
 
-def _answers_by(settings: Settings, model: str, rules: Rules) -> bytes:
+def _answers_by(settings: Settings, model: str, rules: CaptionRules) -> bytes:
     """Return what an answer depends on beside the messages, for the cache: 16 bytes."""
     prompt = settings.prompt
     return digest(
@@ -218,12 +220,12 @@ def _answers_by(settings: Settings, model: str, rules: Rules) -> bytes:
     )
 
 
-def folders_of(settings: Settings, archives: Archives) -> Folders:
-    """Return where relative paths of pictures start from."""
+def image_folders(settings: Settings, archives: Archives) -> ImageFolders:
+    """Return where relative paths of images start from."""
     root = settings.records.image_root
     folder = folder_of(settings.input)
     here = [folder] if folder is not None else []
-    return Folders(
+    return ImageFolders(
         [root] if root is not None else list(dict.fromkeys([*here, Path()])),
         bound=root is not None,
         max_bytes=settings.images.max_image_bytes,

@@ -1,4 +1,4 @@
-"""What a run will take, before it: records, pictures, tokens, money, time. Nothing is written."""
+"""What a run will take, before it: records, images, tokens, money, time. Nothing is written."""
 
 from __future__ import annotations
 
@@ -11,24 +11,31 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
-from captioner.core.cancellation import Stopping
+from captioner.core.cancellation import CancelToken
 from captioner.core.errors import BadImageError, SettingsError
 from captioner.core.keys import KeyTable, digest
-from captioner.core.memory import ByteBudget
-from captioner.core.types import Caption, Estimate, Fetched, Prepared, Progress, Remote
+from captioner.core.memory import MemoryBudget
+from captioner.core.types import (
+    Caption,
+    Estimate,
+    FetchedImages,
+    NeedsFetch,
+    PreparedRecord,
+    Progress,
+)
 from captioner.endpoints.connect import price_at
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.engine.engine import Engine, folders_of
+from captioner.engine.engine import Engine, image_folders
 from captioner.engine.prepare import Preparer
 from captioner.images.archives import Archives
-from captioner.images.fit import Fitted, Wanted
+from captioner.images.fit import FitOptions, Fitted
 from captioner.readers.registry import open_input
 from captioner.settings.model_sizes import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.core.types import EncodedImage, Line, Remake, Turn
+    from captioner.core.types import EncodedImage, ImageOverrides, InputRecord, Turn
     from captioner.settings.settings import Settings
 
 CHARS_A_TOKEN = 4.0
@@ -38,7 +45,7 @@ TOKENS_A_MESSAGE = 10
 """What marks the turns of a request."""
 
 UNKNOWN_SIDE = 1_024
-"""Sides of a picture that is not fetched to be measured."""
+"""Sides of an image that is not fetched to be measured."""
 
 PIXELS_A_TOKEN = 750
 """Where a model's rule is not known: between those that are."""
@@ -129,7 +136,7 @@ def _seconds(settings: Settings, report: Estimate, latency_s: float) -> float | 
 class _Size(NamedTuple):
     """What the formula says of a request."""
 
-    picture_tokens: int
+    image_tokens: int
     text_tokens: int
 
 
@@ -139,21 +146,21 @@ class _Survey:
     def __init__(self, settings: Settings, probe: int, seed: int) -> None:
         self.report = Estimate()
         self.tokens = 0
-        self.picture_tokens = 0
-        self.chosen: list[tuple[Line, int]] = []
+        self.image_tokens = 0
+        self.chosen: list[tuple[InputRecord, int]] = []
         self.sizes: dict[int, _Size] = {}
         self._settings = settings
         self._probe = probe
         self._random = random.Random(seed)  # noqa: S311 - of a sample
         self._seen = KeyTable(offsets=False) if settings.run.dedup else None
         self._dialect = _Measuring(settings)
-        self._wanted = Wanted(settings.images, settings.prompt.detail)
+        self._wanted = FitOptions(settings.images, settings.prompt.detail)
         images = settings.images
-        self._budget = ByteBudget(images.memory)
+        self._budget = MemoryBudget(images.memory)
         self._preparer = Preparer(
             settings,
             self._dialect,
-            folders_of(settings, Archives(images.max_image_bytes)),
+            image_folders(settings, Archives(images.max_image_bytes)),
             self._budget,
             self._measure,
         )
@@ -161,17 +168,17 @@ class _Survey:
         Image.new("RGB", (UNKNOWN_SIDE, UNKNOWN_SIDE)).save(blank, "JPEG")
         self._blank = blank.getvalue()
 
-    def take(self, lines: Sequence[Line]) -> None:
+    def take(self, lines: Sequence[InputRecord]) -> None:
         """Look at some records."""
         for line in lines:
             self.report.records += 1
             self._dialect.begin()
             item = self._preparer.prepare(line)
-            if isinstance(item, Remote):  # not fetched, but taken for one of the usual size
+            if isinstance(item, NeedsFetch):  # not fetched, but taken for one of the usual size
                 self.report.unfetched += len(item.urls)
                 blanks: dict[str, bytes | Exception] = dict.fromkeys(item.urls, self._blank)
-                item = self._preparer.prepare(line, fetched=Fetched(blanks, 0))
-            if not isinstance(item, Prepared):
+                item = self._preparer.prepare(line, fetched=FetchedImages(blanks, 0))
+            if not isinstance(item, PreparedRecord):
                 code = getattr(item, "code", "")
                 self.report.bad[code] = self.report.bad.get(code, 0) + 1
                 continue
@@ -184,19 +191,19 @@ class _Survey:
                 self._seen.add(key)
             self._count(line, size)
 
-    def _count(self, line: Line, size: int) -> None:
+    def _count(self, line: InputRecord, size: int) -> None:
         report, measured = self.report, self._dialect
         samples = self._settings.prompt.samples
         report.requests += measured.requests * samples
-        report.pictures += measured.pictures
+        report.images += measured.images
         report.upload_bytes += size * samples
-        each = _Size(measured.picture_tokens * samples, measured.text_tokens * samples)
+        each = _Size(measured.image_tokens * samples, measured.text_tokens * samples)
         self.tokens += sum(each)
-        self.picture_tokens += each.picture_tokens
+        self.image_tokens += each.image_tokens
         if self._probe:
             self._choose(line, each)
 
-    def _choose(self, line: Line, size: _Size) -> None:
+    def _choose(self, line: InputRecord, size: _Size) -> None:
         """Keep a random sample of all records, as many as are to be sent (algorithm R)."""
         number = self.report.records
         if len(self.chosen) < self._probe:
@@ -208,9 +215,9 @@ class _Survey:
             return
         self.sizes[line.number] = size
 
-    def _measure(self, data: bytes, remake: Remake) -> tuple[Fitted, ...]:
-        """Return a picture that would be drawn, undrawn, with the sides it would have."""
-        del remake
+    def _measure(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
+        """Return an image that would be drawn, undrawn, with the sides it would have."""
+        del image_overrides
         try:
             with Image.open(io.BytesIO(data)) as image:
                 size = image.size
@@ -234,7 +241,7 @@ class _Measuring(OpenAIChat):
 
     def begin(self) -> None:
         """Begin with the next record."""
-        self.requests = self.pictures = self.picture_tokens = self.text_tokens = 0
+        self.requests = self.images = self.image_tokens = self.text_tokens = 0
 
     def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
         """See `Dialect`."""
@@ -242,12 +249,12 @@ class _Measuring(OpenAIChat):
         chars = sum(len(part) for turn in turns for part in turn.parts if isinstance(part, str))
         self.text_tokens += round(chars / CHARS_A_TOKEN) + TOKENS_A_MESSAGE
         for image in images:
-            self.pictures += 1
+            self.images += 1
             width, height = image.width or UNKNOWN_SIDE, image.height or UNKNOWN_SIDE
             if self._rule is not None:
-                self.picture_tokens += self._rule.tokens(width, height, self._named)
+                self.image_tokens += self._rule.tokens(width, height, self._named)
             else:
-                self.picture_tokens += width * height // PIXELS_A_TOKEN
+                self.image_tokens += width * height // PIXELS_A_TOKEN
         return super().messages(turns, images)
 
 
@@ -260,18 +267,20 @@ class _Bill(NamedTuple):
     seconds: list[float]
 
 
-async def _probe(settings: Settings, lines: list[Line], warn: Callable[[str], None]) -> _Bill:
+async def _probe(
+    settings: Settings, lines: list[InputRecord], warn: Callable[[str], None]
+) -> _Bill:
     """Send some records and return what they cost."""
     bill = _Bill([], [], [], [])
-    async with Engine.open(settings, Progress(), Stopping(), warn=warn) as engine:
+    async with Engine.open(settings, Progress(), CancelToken(), warn=warn) as engine:
 
-        async def ask(line: Line) -> None:
+        async def ask(line: InputRecord) -> None:
             prepared = await engine.preparation.prepare(line)
-            if not isinstance(prepared, Prepared):
+            if not isinstance(prepared, PreparedRecord):
                 return
             began = time.monotonic()
             try:
-                outcome = await engine.sharing.caption(prepared)
+                outcome = await engine.deduplicator.caption(prepared)
             finally:
                 engine.budget.release(prepared.reserved)
             if isinstance(outcome, Caption) and outcome.usage.prompt_tokens:
@@ -287,10 +296,10 @@ async def _probe(settings: Settings, lines: list[Line], warn: Callable[[str], No
 def _corrected(survey: _Survey, sizes: list[_Size], billed: list[int]) -> float:
     """Return the tokens of all requests, by the line that fits those of the probe best.
 
-    The bill of a request is a multiple of the formula's picture tokens, and as much more for each
+    The bill of a request is a multiple of the formula's image tokens, and as much more for each
     request as its text takes.
     """
-    xs = [float(size.picture_tokens) for size in sizes]
+    xs = [float(size.image_tokens) for size in sizes]
     ys = [float(tokens) for tokens in billed]
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     spread = sum((x - mean_x) ** 2 for x in xs)
@@ -300,5 +309,5 @@ def _corrected(survey: _Survey, sizes: list[_Size], billed: list[int]) -> float:
         factor = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
         factor = max(0.0, factor)
         each = mean_y - factor * mean_x
-        return factor * survey.picture_tokens + each * min(count, requests)
+        return factor * survey.image_tokens + each * min(count, requests)
     return survey.tokens * sum(ys) / max(1.0, float(sum(map(sum, sizes))))

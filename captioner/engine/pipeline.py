@@ -5,7 +5,7 @@
     source ─ lines ─▶ feeder ─ prepared ─▶ workers ─ outcomes ─▶ sink
                         a short queue       `concurrency` of them
 
-How the feeder does it, `captioner.engine.feeder` says.
+How the feeder does it, `captioner.engine.prefetch` says.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import RunError
-from captioner.core.types import Caption, Prepared
-from captioner.engine.feeder import Feeder, Item, Ready
+from captioner.core.types import Caption, PreparedRecord
+from captioner.engine.prefetch import HandoffQueue, Item, Prefetcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from captioner.core.cancellation import Stopping
-    from captioner.core.memory import ByteBudget
+    from captioner.core.cancellation import CancelToken
+    from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Sink
-    from captioner.core.types import Line, Outcome, Progress, Remote
-    from captioner.engine.dedup import Sharing
+    from captioner.core.types import InputRecord, NeedsFetch, Outcome, Progress
+    from captioner.engine.dedup import RequestDeduplicator
     from captioner.engine.prepare import Preparer
 
 
@@ -52,14 +52,14 @@ class Pipeline:
 
     Args:
         preparer: Makes lines ready.
-        fetch: Makes those ready whose pictures have to be fetched.
-        sharing: Captions them.
+        fetch: Makes those ready whose images have to be fetched.
+        deduplicator: Captions them.
         sink: Takes the outcomes.
         budget: Bytes held by prepared records; released here when a record is settled.
         progress: Counts.
-        stopping: Ends intake when set; what is on the wire still finishes.
+        cancel: Ends intake when set; what is on the wire still finishes.
         concurrency: Workers.
-        fetches: Records whose pictures are fetched at once.
+        fetches: Records whose images are fetched at once.
         drain_s: Seconds to let them finish once stopping.
         settled: Called with every outcome after it is written.
     """
@@ -67,83 +67,83 @@ class Pipeline:
     def __init__(
         self,
         preparer: Preparer,
-        fetch: Callable[[Remote], Awaitable[Item]],
-        sharing: Sharing,
+        fetch: Callable[[NeedsFetch], Awaitable[Item]],
+        deduplicator: RequestDeduplicator,
         sink: Sink,
-        budget: ByteBudget,
+        budget: MemoryBudget,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         *,
         concurrency: int,
         fetches: int,
         drain_s: float,
         settled: Callable[[Outcome], None] | None = None,
     ) -> None:
-        self._sharing = sharing
+        self._deduplicator = deduplicator
         self._sink = sink
         self._budget = budget
         self._progress = progress
-        self._stopping = stopping
+        self._cancel = cancel
         self._concurrency = concurrency
         self._drain_s = drain_s
         self._settled = settled
-        self._ready = Ready()
-        self._feeder = Feeder(
-            preparer, fetch, self._ready, budget, stopping, fetches=fetches, fail=self._fail
+        self._ready = HandoffQueue()
+        self._prefetcher = Prefetcher(
+            preparer, fetch, self._ready, budget, cancel, fetches=fetches, fail=self._fail
         )
         self._error: BaseException | None = None
 
-    async def run(self, lines: AsyncIterator[list[Line]]) -> None:
+    async def run(self, lines: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or those begun before the run was stopped.
 
         Raises:
             RunError: What stopped the run; everything finished before is in the sink.
         """
         workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
-        feeder = asyncio.create_task(self._feed(lines))
-        drain = asyncio.create_task(self._drain(feeder, workers))
-        tasks = (feeder, *workers)
+        prefetcher = asyncio.create_task(self._feed(lines))
+        drain = asyncio.create_task(self._drain(prefetcher, workers))
+        tasks = (prefetcher, *workers)
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             for task in (drain, *tasks):
                 task.cancel()
             await asyncio.gather(drain, *tasks, return_exceptions=True)
-            self._sharing.close()  # nobody asks any more, and putting in order takes memory
+            self._deduplicator.close()  # nobody asks any more, and putting in order takes memory
         if self._error is not None:
             raise self._error
 
-    async def _feed(self, lines: AsyncIterator[list[Line]]) -> None:
+    async def _feed(self, lines: AsyncIterator[list[InputRecord]]) -> None:
         """Have all lines prepared that there are before the run is stopped."""
         try:
             async for batch in lines:
-                await self._feeder.admit(batch)
-                if self._stopping:
+                await self._prefetcher.admit(batch)
+                if self._cancel:
                     return
             self._progress.complete = True
-            await self._feeder.all_taken()
+            await self._prefetcher.all_taken()
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
             if isinstance(lines, AsyncGenerator):
                 await lines.aclose()
             try:
-                await self._feeder.close()
+                await self._prefetcher.close()
             finally:
                 self._ready.put(None)
 
     async def _work(self) -> None:
         """Settle one record after the other until there are no more."""
-        ready, feeder = self._ready, self._feeder
+        ready, prefetcher = self._ready, self._prefetcher
         try:
-            while (item := await ready.get(feeder.tell_of_room)) is not None:
-                feeder.taken(item.line)
-                if self._stopping:
+            while (item := await ready.get(prefetcher.tell_of_room)) is not None:
+                prefetcher.taken(item.record)
+                if self._cancel:
                     continue
                 outcomes: list[Outcome]
-                if isinstance(item, Prepared):
+                if isinstance(item, PreparedRecord):
                     try:
-                        outcomes = await self._sharing.outcomes(item)
+                        outcomes = await self._deduplicator.outcomes(item)
                     finally:
                         self._budget.release(item.reserved)
                 else:
@@ -166,22 +166,24 @@ class Pipeline:
             isinstance(self._error, RunError) and not isinstance(error, RunError)
         ):
             self._error = error
-        self._stopping.set()
+        self._cancel.request()
 
-    async def _drain(self, feeder: asyncio.Task[None], workers: list[asyncio.Task[None]]) -> None:
+    async def _drain(
+        self, prefetcher: asyncio.Task[None], workers: list[asyncio.Task[None]]
+    ) -> None:
         """Once stopping, end intake, give the workers their time and then cancel them."""
-        await self._stopping.wait()
+        await self._cancel.wait()
         self._progress.stage = "draining"
         self._budget.close()
-        feeder.cancel()
+        prefetcher.cancel()
         self._ready.put(None)  # for workers that wait for a record
-        hurried = asyncio.create_task(self._stopping.wait_hurried())
+        forced = asyncio.create_task(self._cancel.wait_forced())
         finished = asyncio.gather(*workers, return_exceptions=True)
         try:
             await asyncio.wait(
-                (hurried, finished), timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED
+                (forced, finished), timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            hurried.cancel()
+            forced.cancel()
             for worker in workers:
                 worker.cancel()

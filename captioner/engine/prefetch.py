@@ -8,10 +8,10 @@
             threads, fetches
 
 The feeder prepares a record itself where that takes no waiting: the file is in memory, and the
-picture passes as it is. A hop into a thread, and two threads that want the interpreter, cost as
+image passes as it is. A hop into a thread, and two threads that want the interpreter, cost as
 much as the work. While all goes so it keeps just ahead of the workers: they send what the
 processor's own memory still holds. What would keep the event loop waiting goes to threads and comes
-back prepared; so does, after its pictures are here, what has to be fetched. When records keep going
+back prepared; so does, after its images are here, what has to be fetched. When records keep going
 to the threads they are sent there straight away and in chunks, for a while.
 """
 
@@ -25,14 +25,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import StoppedError
-from captioner.core.types import Failure, Prepared, Remote
+from captioner.core.types import Failure, NeedsFetch, PreparedRecord
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from captioner.core.cancellation import Stopping
-    from captioner.core.memory import ByteBudget
-    from captioner.core.types import Line
+    from captioner.core.cancellation import CancelToken
+    from captioner.core.memory import MemoryBudget
+    from captioner.core.types import InputRecord
     from captioner.engine.prepare import Preparer
 
 CHUNK = 16
@@ -67,19 +67,19 @@ AHEAD = 32
 feeder and workers take turns for each record, which is dearer than memory that went cold. At least
 `CHUNK`: one line may take so many places."""
 
-Item = Prepared | Failure
+Item = PreparedRecord | Failure
 
 
-def weight(line: Line) -> int:
+def weight(line: InputRecord) -> int:
     """Return the places that a record takes: one, and one more for each MB that comes along."""
-    if not line.pictures:
+    if not line.images:
         return 1
-    return min(CHUNK, 1 + (sum(len(data) for _, data in line.pictures) >> 20))
+    return min(CHUNK, 1 + (sum(len(data) for _, data in line.images) >> 20))
 
 
-def _chunks(batch: list[Line]) -> Iterator[list[Line]]:
+def _chunks(batch: list[InputRecord]) -> Iterator[list[InputRecord]]:
     """Yield the lines in pieces that take no more places than a chunk has."""
-    chunk: list[Line] = []
+    chunk: list[InputRecord] = []
     places = 0
     for line in batch:
         more = weight(line)
@@ -92,7 +92,7 @@ def _chunks(batch: list[Line]) -> Iterator[list[Line]]:
         yield chunk
 
 
-class Ready:
+class HandoffQueue:
     """What is ready for the workers, first come first served: a queue without bounds or locks."""
 
     def __init__(self) -> None:
@@ -123,26 +123,26 @@ class Ready:
         return await taker
 
 
-class Feeder:
+class Prefetcher:
     """Has lines prepared, never more than there is room for.
 
     Args:
         preparer: Makes lines ready.
-        fetch: Makes those ready whose pictures have to be fetched.
+        fetch: Makes those ready whose images have to be fetched.
         ready: Takes what is ready.
         budget: Bytes held by prepared records.
-        stopping: Ends intake when set.
-        fetches: Records whose pictures are fetched at once.
+        cancel: Ends intake when set.
+        fetches: Records whose images are fetched at once.
         fail: Called with what ends the run.
     """
 
     def __init__(
         self,
         preparer: Preparer,
-        fetch: Callable[[Remote], Awaitable[Item]],
-        ready: Ready,
-        budget: ByteBudget,
-        stopping: Stopping,
+        fetch: Callable[[NeedsFetch], Awaitable[Item]],
+        ready: HandoffQueue,
+        budget: MemoryBudget,
+        cancel: CancelToken,
         *,
         fetches: int,
         fail: Callable[[BaseException], None],
@@ -151,7 +151,7 @@ class Feeder:
         self._fetch = fetch
         self._ready = ready
         self._budget = budget
-        self._stopping = stopping
+        self._cancel = cancel
         self._fail = fail
         threads = min(8, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="captioner-prepare")
@@ -171,7 +171,7 @@ class Feeder:
         self._enough = asyncio.Event()
         self._fetching: set[asyncio.Task[None]] = set()
 
-    async def admit(self, lines: list[Line]) -> None:
+    async def admit(self, lines: list[InputRecord]) -> None:
         """Wait for room, and send lines on their way."""
         for chunk in _chunks(lines):
             await self._admit(chunk)
@@ -181,7 +181,7 @@ class Feeder:
         self._ahead = self._places
         await self._wait_for_room(self._places)
 
-    def taken(self, line: Line) -> None:
+    def taken(self, line: InputRecord) -> None:
         """Note that a worker has taken a record."""
         self._room += weight(line)
         if self._wanted:
@@ -215,7 +215,7 @@ class Feeder:
             await self._enough.wait()
         self._wanted = 0
 
-    async def _admit(self, chunk: list[Line]) -> None:
+    async def _admit(self, chunk: list[InputRecord]) -> None:
         """Wait for room, and send lines on their way."""
         free = 0
         begin = time.monotonic()
@@ -229,7 +229,7 @@ class Feeder:
                     await self._wait_for_room(places)
                     begin = self._turn = time.monotonic()
                     self._turn_bytes = 0
-                if self._stopping:
+                if self._cancel:
                     return
                 free = self._free()
             free -= places
@@ -246,10 +246,10 @@ class Feeder:
                 begin = self._turn = time.monotonic()
                 self._turn_bytes = 0
 
-    async def _admit_to_threads(self, chunk: list[Line]) -> None:
+    async def _admit_to_threads(self, chunk: list[InputRecord]) -> None:
         places = sum(map(weight, chunk))
         await self._wait_for_room(places)
-        if not self._stopping:
+        if not self._cancel:
             self._straight -= len(chunk)
             self._room -= places
             self._to_threads(chunk)
@@ -267,14 +267,14 @@ class Feeder:
         self._straight = self._stretch
         self._stretch = min(2 * self._stretch, STRAIGHT)
 
-    def _to_threads(self, chunk: list[Line]) -> None:
+    def _to_threads(self, chunk: list[InputRecord]) -> None:
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._pool, self._prepare, chunk, loop)
         self._chunks.add(future)
         future.add_done_callback(self._chunks.discard)
         future.add_done_callback(self._prepared)
 
-    def _at_once(self, line: Line) -> int:
+    def _at_once(self, line: InputRecord) -> int:
         """Prepare a record here and now, if that takes no waiting; else have it done elsewhere.
 
         Returns:
@@ -289,7 +289,7 @@ class Feeder:
             self._to_threads([line])
             return 0
         self._misses = 0
-        if isinstance(item, Remote):
+        if isinstance(item, NeedsFetch):
             self._look_ahead()
             self._take([item])
             return 0
@@ -297,11 +297,11 @@ class Feeder:
         if self._smooth == CHUNK:
             self._ahead = AHEAD
         self._ready.put(item)
-        return item.reserved if isinstance(item, Prepared) else 0
+        return item.reserved if isinstance(item, PreparedRecord) else 0
 
-    def _prepare(self, chunk: list[Line], loop: asyncio.AbstractEventLoop) -> None:
+    def _prepare(self, chunk: list[InputRecord], loop: asyncio.AbstractEventLoop) -> None:
         """Prepare some lines in a thread, handing over early when they take long."""
-        done: list[Item | Remote] = []
+        done: list[Item | NeedsFetch] = []
 
         def hand_over() -> None:
             if done:
@@ -311,7 +311,7 @@ class Feeder:
         self._budget.before_waiting(hand_over)
         handed = time.monotonic()
         for line in chunk:
-            if self._stopping:
+            if self._cancel:
                 break
             done.append(self._preparer.prepare(line))
             if (now := time.monotonic()) - handed > FLUSH_S:
@@ -323,16 +323,16 @@ class Feeder:
         if not chunk.cancelled() and (error := chunk.exception()) is not None:
             self._fail(error)
 
-    def _take(self, items: list[Item | Remote]) -> None:
+    def _take(self, items: list[Item | NeedsFetch]) -> None:
         for item in items:
-            if isinstance(item, Remote):
+            if isinstance(item, NeedsFetch):
                 task = asyncio.create_task(self._fetch_one(item))
                 self._fetching.add(task)
                 task.add_done_callback(self._fetching.discard)
             else:
                 self._ready.put(item)
 
-    async def _fetch_one(self, remote: Remote) -> None:
+    async def _fetch_one(self, remote: NeedsFetch) -> None:
         try:
             self._ready.put(await self._fetch(remote))
         except StoppedError:

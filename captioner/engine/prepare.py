@@ -9,46 +9,46 @@ import orjson
 from pybase64 import b64encode
 from xxhash import xxh3_128
 
-from captioner.core.errors import BadImageError, BadRecordError, NotAtOnceError, RecordError
-from captioner.core.jsonbytes import members, quoted
+from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
+from captioner.core.jsonbytes import fields_in, quoted
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
-    AS_IS,
+    UNCHANGED,
     EncodedImage,
     Failure,
     ImageRef,
-    Line,
-    Prepared,
-    Remote,
+    InputRecord,
+    NeedsFetch,
+    PreparedRecord,
     Turn,
 )
 from captioner.engine.conversation import ask_each, images_of, read_turns
 from captioner.engine.templates import Templates
-from captioner.images.fit import Wanted, fit
+from captioner.images.fit import FitOptions, fit
 
 NEAR = 4_096
 """Bytes that a record may hold more than it needs: giving them back is not worth the while."""
 
 _SEED = secrets.randbits(64)
-"""Nobody can prepare pictures that are taken for each other."""
+"""Nobody can prepare images that are taken for each other."""
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from captioner.core.memory import ByteBudget
+    from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
-    from captioner.core.types import Fetched, Remake
+    from captioner.core.types import FetchedImages, ImageOverrides
     from captioner.engine.cache import Cache
-    from captioner.images.files import Folders
+    from captioner.images.files import ImageFolders
     from captioner.images.fit import Draw, Fitted
     from captioner.settings.settings import Settings
 
 
 class Preparer:
-    """Reads records, loads and fits their pictures, and builds their messages.
+    """Reads records, loads and fits their images, and builds their messages.
 
     Args:
-        settings: How records and pictures are read.
+        settings: How records and images are read.
         dialect: Builds the messages.
         folders: Where files are.
         budget: Bytes that may be held at once.
@@ -60,8 +60,8 @@ class Preparer:
         self,
         settings: Settings,
         dialect: Dialect,
-        folders: Folders,
-        budget: ByteBudget,
+        folders: ImageFolders,
+        budget: MemoryBudget,
         draw: Draw,
         cache: Cache | None = None,
     ) -> None:
@@ -73,48 +73,51 @@ class Preparer:
         self._cache = cache
         prompt = settings.prompt
         self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
-        self._wanted = Wanted(settings.images, settings.prompt.detail)
-        names = settings.member_family
+        self._wanted = FitOptions(settings.images, settings.prompt.detail)
+        names = settings.field_family
         self._names = frozenset(names)
         self._quoted = frozenset(map(quoted, names))
 
     def prepare(
-        self, line: Line, remake: Remake | None = None, fetched: Fetched | None = None
-    ) -> Prepared | Remote | Failure:
+        self,
+        line: InputRecord,
+        image_overrides: ImageOverrides | None = None,
+        fetched: FetchedImages | None = None,
+    ) -> PreparedRecord | NeedsFetch | Failure:
         """Return the record ready to be sent, or why it never will be, or what is to be fetched.
 
         Args:
             line: The record.
-            remake: It was sent before, and is to be made otherwise; what it replaces has its
-                place in the budget.
-            fetched: Its pictures from elsewhere.
+            image_overrides: How to encode the images of a record that was sent before. Its memory
+                is reserved already.
+            fetched: Its images from elsewhere.
         """
-        if remake is not None:
+        if image_overrides is not None:
             place = _Place(self._budget, "none")
         elif fetched is not None:
             place = _Place(self._budget, "force", fetched.reserved)
         else:
             place = _Place(self._budget, "wait")
-        return self._prepare(line, place, self._draw, remake or AS_IS, fetched)
+        return self._prepare(line, place, self._draw, image_overrides or UNCHANGED, fetched)
 
-    def prepare_at_once(self, line: Line) -> Prepared | Remote | Failure | None:
+    def prepare_at_once(self, line: InputRecord) -> PreparedRecord | NeedsFetch | Failure | None:
         """Return the same without waiting for disk, memory or a decoder; None if it would."""
         if self._cache is not None:
             return None
         place = _Place(self._budget, "at once")
         try:
-            return self._prepare(line, place, _not_at_once, AS_IS, None)
-        except NotAtOnceError:
+            return self._prepare(line, place, _not_at_once, UNCHANGED, None)
+        except WouldBlockError:
             return None
 
     def _prepare(
         self,
-        line: Line,
+        line: InputRecord,
         place: _Place,
         draw: Draw,
-        remake: Remake,
-        fetched: Fetched | None,
-    ) -> Prepared | Remote | Failure:
+        image_overrides: ImageOverrides,
+        fetched: FetchedImages | None,
+    ) -> PreparedRecord | NeedsFetch | Failure:
         try:
             if line.fault is not None:
                 raise BadRecordError(*line.fault)  # noqa: TRY301 - becomes a failure, as all do
@@ -123,11 +126,13 @@ class Preparer:
             turns = read_turns(record, self._settings.records, texts)
             images = images_of(turns)
             if fetched is None and (urls := self._remote(images)):
-                return Remote(line, urls)
-            pictures = _here(fetched) if fetched else {}
-            if line.pictures:
-                pictures = {**pictures, **dict(line.pictures)}
-            several = [self._encode(image, place, draw, remake, pictures) for image in images]
+                return NeedsFetch(line, urls)
+            loaded = _here(fetched) if fetched else {}
+            if line.images:
+                loaded = {**loaded, **dict(line.images)}
+            several = [
+                self._encode(image, place, draw, image_overrides, loaded) for image in images
+            ]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
             asked = texts.questions
             if asked or len(frames) > len(several):
@@ -144,14 +149,14 @@ class Preparer:
         except BaseException:
             place.leave()
             raise
-        size = sum(len(data) for _, data in line.pictures) if line.pictures else 0
+        size = sum(len(data) for _, data in line.images) if line.images else 0
         pixels = 0
         for frame in frames:
             size += len(frame.base64)
             pixels += frame.width * frame.height
         place.settle(size)
         key, known = self._known(questions)
-        return Prepared(line, questions, replaces, place.reserved, pixels, key, known)
+        return PreparedRecord(line, questions, replaces, place.reserved, pixels, key, known)
 
     def _known(self, questions: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, bytes]:
         """Return the key of what is asked, and what was answered to it in an earlier run."""
@@ -175,7 +180,7 @@ class Preparer:
             raise BadRecordError("bad_record", "the line is no JSON object")
         replaces = not self._names.isdisjoint(record)
         if replaces:
-            for member in members(raw):
+            for member in fields_in(raw):
                 if member.name not in self._quoted and orjson.loads(member.name) in self._names:
                     raise BadRecordError(
                         "bad_record",
@@ -188,7 +193,7 @@ class Preparer:
         return record, replaces
 
     def _remote(self, images: list[ImageRef]) -> tuple[str, ...]:
-        """Return the addresses of pictures that are to be fetched."""
+        """Return the addresses of images that are to be fetched."""
         urls = [image.url for image in images if image.url is not None]
         if urls and self._settings.images.pass_urls:
             urls = [url for url in urls if url[:5].lower() not in ("http:", "https")]
@@ -206,21 +211,21 @@ class Preparer:
         image: ImageRef,
         place: _Place,
         draw: Draw,
-        remake: Remake,
-        pictures: Mapping[str, bytes],
+        image_overrides: ImageOverrides,
+        loaded: Mapping[str, bytes],
     ) -> list[EncodedImage]:
-        """Return a picture ready to be sent, or several frames of a moving one."""
+        """Return an image ready to be sent, or several frames of a moving one."""
         if image.url is not None:
-            if image.url not in pictures:
+            if image.url not in loaded:
                 return [EncodedImage(url=image.url)]
-            data = pictures[image.url]
+            data = loaded[image.url]
         elif image.digest is not None:
-            if image.digest not in pictures:
+            if image.digest not in loaded:
                 raise BadImageError(
                     "image_missing",
                     "the record names an image by its digest, which is in the table it came from",
                 )
-            data = pictures[image.digest]
+            data = loaded[image.digest]
             place.reserve(len(data))
         elif image.path is not None:
             data = self._folders.read(image.path, place.reserve, waits=place.waits)
@@ -231,23 +236,23 @@ class Preparer:
             raise BadImageError("image_empty", "the image is empty")
         return [
             EncodedImage(kind, b64encode(fitted), "", width, height)
-            for kind, fitted, width, height in fit(data, self._wanted, draw, remake)
+            for kind, fitted, width, height in fit(data, self._wanted, draw, image_overrides)
         ]
 
 
-def _here(fetched: Fetched) -> dict[str, bytes]:
-    """Return pictures that were fetched, or raise why one of them was not."""
-    pictures: dict[str, bytes] = {}
-    for url, found in fetched.pictures.items():
+def _here(fetched: FetchedImages) -> dict[str, bytes]:
+    """Return images that were fetched, or raise why one of them was not."""
+    loaded: dict[str, bytes] = {}
+    for url, found in fetched.images.items():
         if isinstance(found, Exception):
             raise found
-        pictures[url] = found
-    return pictures
+        loaded[url] = found
+    return loaded
 
 
-def _not_at_once(_: bytes, __: Remake) -> tuple[Fitted, ...]:
+def _not_at_once(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
     """Draw nothing: decoding takes long."""
-    raise NotAtOnceError
+    raise WouldBlockError
 
 
 class _Place:
@@ -256,13 +261,13 @@ class _Place:
     Args:
         budget: The budget.
         reserved: Bytes it holds already.
-        how: ``wait`` for room; ``at once`` or not at all, raising `NotAtOnceError`; ``force``,
+        how: ``wait`` for room; ``at once`` or not at all, raising `WouldBlockError`; ``force``,
             room or not, for whom others may wait; ``none`` neither takes nor gives anything.
     """
 
     def __init__(
         self,
-        budget: ByteBudget,
+        budget: MemoryBudget,
         how: Literal["wait", "at once", "force", "none"],
         reserved: int = 0,
     ) -> None:
@@ -272,13 +277,13 @@ class _Place:
         self.waits = how != "at once"
 
     def reserve(self, size: int) -> None:
-        """Take what a picture needs as it is and in base64; may block."""
+        """Take what an image needs as it is and in base64; may block."""
         size += size // 3
         if self._how == "none":
             return
         if self._how == "at once":
             if not self._budget.reserve_at_once(size):
-                raise NotAtOnceError
+                raise WouldBlockError
         else:
             # A record that holds some already must not wait for others that do the same.
             self._budget.reserve(size, wait=self._how == "wait" and not self.reserved)
@@ -300,7 +305,7 @@ class _Place:
 def _with_frames(
     turns: list[Turn], encoded: Mapping[int, list[EncodedImage]]
 ) -> tuple[list[Turn], list[EncodedImage]]:
-    """Return turns in which a moving picture stands once for each frame, and all the pictures."""
+    """Return turns in which an animated image stands once for each frame, and all the images."""
     images = [encoded[id(part)] for part in images_of(turns)]
     if any(len(several) > 1 for several in images):
         turns = [

@@ -1,4 +1,4 @@
-"""Captions without files: for records at hand, and for one picture."""
+"""Captions without files: for records at hand, and for one image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from captioner.core.cancellation import Stopping
+from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, SettingsError
-from captioner.core.types import Caption, Line, Prepared, Progress
+from captioner.core.types import Caption, InputRecord, PreparedRecord, Progress
 from captioner.engine.engine import Engine
 from captioner.settings.options import CONVERSATION_FIELDS
 from captioner.settings.settings import Settings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from captioner.core.types import Outcome
 
 Record = Mapping[str, Any] | str | Path
-"""A record as in a JSONL file, or just a picture's path or URL."""
+"""A record as in a JSONL file, or just an image's path or URL."""
 
 _BATCH = 16
 
@@ -58,12 +58,10 @@ async def caption_stream(
         RunError: The endpoint will caption no more.
     """
     settings = _settings(settings, options)
-    progress, stopping = Progress(), Stopping()
+    progress, cancel = Progress(), CancelToken()
     outcomes = _QueueSink(settings.run.concurrency)
-    async with Engine.open(
-        settings, progress, stopping, dialect, transport, warn=_ignore
-    ) as engine:
-        pipeline = engine.pipeline(settings, outcomes, progress, stopping)
+    async with Engine.open(settings, progress, cancel, dialect, transport, warn=_ignore) as engine:
+        pipeline = engine.pipeline(settings, outcomes, progress, cancel)
         task = asyncio.create_task(pipeline.run(_lines(records)))
         task.add_done_callback(outcomes.end)
         try:
@@ -71,12 +69,12 @@ async def caption_stream(
                 yield outcome
             await task
         finally:
-            stopping.hurry()
+            cancel.force()
             await asyncio.gather(task, return_exceptions=True)
 
 
 class Captioner:
-    """Captions one picture at a time, as many at once as you await.
+    """Captions one image at a time, as many at once as you await.
 
     Args:
         settings: The settings; or give options by name, as in `Settings.create`.
@@ -117,7 +115,7 @@ class Captioner:
             Engine.open(
                 self._settings,
                 Progress(),
-                Stopping(),
+                CancelToken(),
                 self._dialect,
                 self._transport,
                 warn=_ignore,
@@ -131,14 +129,14 @@ class Captioner:
         await self._stack.aclose()
 
     async def caption(self, image: Record | bytes, *, prompt: str | None = None) -> Any:
-        """Return the caption of one picture: text, or what `Caption.text` may be.
+        """Return the caption of one image: text, or what `Caption.text` may be.
 
         Args:
-            image: A path, a URL, the picture's bytes, or a whole record.
+            image: A path, a URL, the image's bytes, or a whole record.
             prompt: The question; by default that of the record or the settings.
 
         Raises:
-            CaptionError: The picture cannot be captioned; ``code`` and ``message`` say why.
+            CaptionError: The image cannot be captioned; ``code`` and ``message`` say why.
             RunError: The endpoint will caption no more.
         """
         if self._engine is None:
@@ -148,14 +146,14 @@ class Captioner:
             if prompt is not None:
                 record = {name: record[name] for name in record if name not in self._questions}
                 record["prompt"] = prompt
-            line = Line(1, _dump(record))
+            line = InputRecord(1, _dump(record))
         except (TypeError, ValueError) as error:
             raise CaptionError("bad_record", f"the record is no JSON: {error}") from None
         prepared = await self._engine.preparation.prepare(line)
-        if not isinstance(prepared, Prepared):
+        if not isinstance(prepared, PreparedRecord):
             raise CaptionError(prepared.code, prepared.message)
         try:
-            outcome = await self._engine.sharing.caption(prepared)
+            outcome = await self._engine.deduplicator.caption(prepared)
         finally:
             self._engine.budget.release(prepared.reserved)
         if isinstance(outcome, Caption):
@@ -164,7 +162,7 @@ class Captioner:
 
 
 class CaptionError(CaptionerError):
-    """One picture could not be captioned.
+    """One image could not be captioned.
 
     Args:
         code: Short machine-readable kind, as in the failures file.
@@ -213,14 +211,16 @@ def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
     return settings
 
 
-async def _lines(records: Iterable[Record] | AsyncIterable[Record]) -> AsyncIterator[list[Line]]:
+async def _lines(
+    records: Iterable[Record] | AsyncIterable[Record],
+) -> AsyncIterator[list[InputRecord]]:
     number = 0
     if isinstance(records, AsyncIterable):
         async for record in records:
             number += 1
             yield [_line(number, record)]
         return
-    batch: list[Line] = []
+    batch: list[InputRecord] = []
     for record in records:
         number += 1
         batch.append(_line(number, record))
@@ -231,11 +231,11 @@ async def _lines(records: Iterable[Record] | AsyncIterable[Record]) -> AsyncIter
         yield batch
 
 
-def _line(number: int, record: Record) -> Line:
+def _line(number: int, record: Record) -> InputRecord:
     try:
-        return Line(number, _dump(_record(record)))
+        return InputRecord(number, _dump(_record(record)))
     except (TypeError, ValueError) as error:
-        return Line(number, b"", fault=("bad_record", f"the record is no JSON: {error}"))
+        return InputRecord(number, b"", fault=("bad_record", f"the record is no JSON: {error}"))
 
 
 def _record(image: Record | bytes) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _record(image: Record | bytes) -> dict[str, Any]:
         return {"image": {"bytes": base64.b64encode(image).decode()}}
     if isinstance(image, str | os.PathLike):
         return {"image": os.fspath(image)}
-    raise TypeError(f"{type(image).__name__} is neither a record nor a picture")
+    raise TypeError(f"{type(image).__name__} is neither a record nor an image")
 
 
 def _dump(record: dict[str, Any]) -> bytes:

@@ -11,21 +11,21 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
-from captioner.core.keys import Identity, KeyTable
+from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.types import Progress, RunReport
 from captioner.engine.engine import Engine
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.disk import Files, network_file_system
 from captioner.journal.failures import failures_path
-from captioner.journal.finalize import order_output, set_aside
-from captioner.journal.journal import Journal, beside, journal_path, read_checkpoint
-from captioner.journal.matching import Matching
-from captioner.journal.reviews import Reviews, print_of, reviews_path
-from captioner.journal.writer import JournalSink, Rows
+from captioner.journal.finalize import order_output, quarantine_rows
+from captioner.journal.journal import Journal, companion, journal_path, read_checkpoint
+from captioner.journal.resume_filter import ResumeFilter
+from captioner.journal.reviews import Reviews, fingerprint, reviews_path
+from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export.registry import check_format, export, targets_of
-from captioner.outputs.output import parsed
+from captioner.outputs.reader import parsed
 from captioner.readers.registry import open_input
 from captioner.settings.locations import is_elsewhere
 from captioner.settings.settings import Settings
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.protocols import Dialect, Sink, Source, Transport
-    from captioner.core.types import Line, Outcome
+    from captioner.core.types import InputRecord, Outcome
     from captioner.endpoints.limiter import Limiter
     from captioner.engine.pipeline import Pipeline
     from captioner.executors.batch_api.pipeline import BatchPipeline
-    from captioner.executors.processes.pool import Dealer, Processes
+    from captioner.executors.processes.pool import Dispatcher, WorkerPool
     from captioner.readers.registry import Input
     from captioner.settings.options import InputFormat
 
@@ -54,7 +54,7 @@ async def run_batch(
     dialect: Dialect | None = None,
     transport: Transport | None = None,
     progress: Progress | None = None,
-    stopping: Stopping | None = None,
+    cancel: CancelToken | None = None,
     warn: Callable[[str], None] | None = None,
     files: Files | None = None,
     limits: Callable[[Sequence[Limiter]], None] | None = None,
@@ -71,7 +71,7 @@ async def run_batch(
         dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
         transport: Carries requests, instead of aiohttp.
         progress: Kept up to date while the run goes on.
-        stopping: Set it to stop the run in order.
+        cancel: Set it to stop the run in order.
         warn: Called with a sentence when something is worth knowing but no error.
         files: The disk.
         limits: Called with the limiters of the endpoints, for whoever shares out a limit.
@@ -84,14 +84,14 @@ async def run_batch(
         SettingsError: The settings cannot work; nothing was sent or written.
         RunError: The run stopped early; what was finished is saved. Its ``report`` tells.
     """
+    cancel = options.pop("stopping", CancelToken()) if cancel is None else cancel
     if not isinstance(settings, Settings):
         settings = Settings.create(settings, output, **options)
     elif options or output is not None:
         raise SettingsError("give either settings or single options, not both")
     if settings.cluster.engine != "local":
         raise SettingsError("engine: for Ray call run_on_ray")
-    stopping = Stopping() if stopping is None else stopping  # an unwished one is false
-    run = _Run(settings, progress or Progress(), stopping, warn or _ignore)
+    run = _Run(settings, progress or Progress(), cancel, warn or _ignore)
     asked = settings
     if source is None:
         found = open_source(settings)
@@ -103,7 +103,7 @@ async def run_batch(
     if sink is None and settings.input is None and settings.output is None:
         raise SettingsError("an output is needed: there is no input to name it after")
     try:
-        async with _open_engine(asked, run, stopping, dialect, transport, limits) as engine:
+        async with _open_engine(asked, run, cancel, dialect, transport, limits) as engine:
             if sink is not None:
                 return await run.into_sink(engine, source, sink)
             return await run.into_journal(engine, source, files or Files())
@@ -153,21 +153,21 @@ def _as_before(settings: Settings) -> InputFormat | None:
 def _open_engine(
     settings: Settings,
     run: _Run,
-    stopping: Stopping,
+    cancel: CancelToken,
     dialect: Dialect | None,
     transport: Transport | None,
     limits: Callable[[Sequence[Limiter]], None] | None,
-) -> AbstractAsyncContextManager[Engine | Processes]:
+) -> AbstractAsyncContextManager[Engine | WorkerPool]:
     """Return what captions records: an engine here, or several in processes of their own."""
     if settings.run.processes == 1:
         return Engine.open(
-            settings, run.progress, stopping, dialect, transport, limits=limits, warn=run.warn
+            settings, run.progress, cancel, dialect, transport, limits=limits, warn=run.warn
         )
     if dialect is not None or transport is not None:
         raise SettingsError("processes: a dialect or transport of one's own is for one process")
-    from captioner.executors.processes.pool import Processes
+    from captioner.executors.processes.pool import WorkerPool
 
-    return Processes.open(settings, stopping, warn=run.warn)
+    return WorkerPool.open(settings, cancel, warn=run.warn)
 
 
 class _Run:
@@ -177,12 +177,12 @@ class _Run:
         self,
         settings: Settings,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         warn: Callable[[str], None],
     ) -> None:
         self.settings = settings
         self.progress = progress
-        self.stopping = stopping
+        self.cancel = cancel
         self.warn = warn
         self._began = time.monotonic()
         self._orphans = 0
@@ -192,10 +192,10 @@ class _Run:
         self._stale: set[int] = set()
         self.format = ""
 
-    async def into_sink(self, engine: Engine | Processes, source: Source, sink: Sink) -> RunReport:
+    async def into_sink(self, engine: Engine | WorkerPool, source: Source, sink: Sink) -> RunReport:
         """Caption into a sink of the caller's; nothing is resumed."""
         self._expect(source)
-        pipeline = engine.pipeline(self.settings, sink, self.progress, self.stopping)
+        pipeline = engine.pipeline(self.settings, sink, self.progress, self.cancel)
         return await self._reporting(pipeline.run(self._lines(source)))
 
     def _expect(self, source: Source) -> None:
@@ -203,18 +203,18 @@ class _Run:
         self.progress.limit = self.settings.records.limit or 0
 
     async def into_journal(
-        self, engine: Engine | Processes, source: Source, files: Files
+        self, engine: Engine | WorkerPool, source: Source, files: Files
     ) -> RunReport:
         """Caption into the output, continuing what it holds."""
         settings = self.settings
         self._to_file = True
         fields = settings.records
-        identity = Identity(settings.fields, fields.id_field)
+        identity = RecordKeys(settings.fields, fields.id_field)
         kind = check_format(settings.output_path, settings.run.output_format)
         path = journal_path(settings.output_path, kind)
-        if (beside(path, ".shards") / "manifest.json").exists():
+        if (companion(path, ".shards") / "manifest.json").exists():
             raise SettingsError(
-                f"an unfinished run on Ray keeps its captions in {beside(path, '.shards')}: "
+                f"an unfinished run on Ray keeps its captions in {companion(path, '.shards')}: "
                 "continue it with --engine ray"
             )
         if not settings.batch.any and Ledger.of(path).batches:
@@ -250,7 +250,7 @@ class _Run:
         try:
             if journal.repeated:
                 allowed = await self._count(source, identity, {key for _, key in journal.repeated})
-                await asyncio.to_thread(journal.cut_repeated, allowed)
+                await asyncio.to_thread(journal.truncate_duplicates, allowed)
             if settings.run.retry_rejected:
                 if Ledger.of(path).batches:  # they know where in the output they were merged
                     raise SettingsError(
@@ -273,7 +273,7 @@ class _Run:
         finally:
             journal.close()
 
-    def _take_back_rejected(self, journal: Journal, identity: Identity, files: Files) -> None:
+    def _take_back_rejected(self, journal: Journal, identity: RecordKeys, files: Files) -> None:
         """Make records pending whose captions a reviewer rejected."""
         fields = self.settings.fields
         rejected = Reviews(reviews_path(self.settings.output_path)).rejected()
@@ -283,9 +283,9 @@ class _Run:
             key = identity.of_output(line)
             if key is None or key not in keys:
                 return False
-            return (key, print_of(parsed(line), fields)) in rejected
+            return (key, fingerprint(parsed(line), fields)) in rejected
 
-        taken = set_aside(journal, identity, unwanted, files) if rejected else []
+        taken = quarantine_rows(journal, identity, unwanted, files) if rejected else []
         if not taken:
             self.warn("no caption in the output is one that a reviewer rejected (--retry-rejected)")
         for key in taken:  # a failure from before its caption came, say
@@ -294,34 +294,34 @@ class _Run:
 
     async def _caption(
         self,
-        engine: Engine | Processes,
+        engine: Engine | WorkerPool,
         source: Source,
         journal: Journal,
-        identity: Identity,
+        identity: RecordKeys,
         files: Files,
     ) -> None:
         settings = self.settings
-        rows = Rows(identity, settings.fields)
+        rows = RowEncoder(identity, settings.fields)
         async with JournalSink(
             journal,
             rows,
             self.progress,
-            self.stopping,
+            self.cancel,
             warn=self.warn,
             disk_wait_s=settings.run.disk_wait,
         ) as sink:
             settled = self._settle if len(self._retrying) else None
-            pipeline: Pipeline | Dealer | BatchPipeline
+            pipeline: Pipeline | Dispatcher | BatchPipeline
             if settings.batch.any and isinstance(engine, Engine):
                 from captioner.executors.batch_api.pipeline import open_pipeline as batch_pipeline
 
                 pipeline = batch_pipeline(
-                    engine, settings, sink, journal, identity, self.progress, self.stopping,
+                    engine, settings, sink, journal, identity, self.progress, self.cancel,
                     settled, self.warn,
                 )  # fmt: skip
             else:
-                pipeline = engine.pipeline(settings, sink, self.progress, self.stopping, settled)
-            matching = Matching(
+                pipeline = engine.pipeline(settings, sink, self.progress, self.cancel, settled)
+            resume_filter = ResumeFilter(
                 identity,
                 journal.done,
                 journal.failures.left,
@@ -330,9 +330,9 @@ class _Run:
                 duplicates=settings.records.duplicates,
                 progress=self.progress,
             )
-            await pipeline.run(self._lines(source, matching))
+            await pipeline.run(self._lines(source, resume_filter))
         progress = self.progress
-        if progress.complete and progress.settled >= progress.read and not self.stopping:
+        if progress.complete and progress.settled >= progress.read and not self.cancel:
             await self._finish(source, journal, identity, files)
         elif self._stale:
             await asyncio.to_thread(journal.compact_failures, self._stale)
@@ -340,7 +340,7 @@ class _Run:
             self._kinds = await asyncio.to_thread(journal.failures.kinds)
 
     async def _finish(
-        self, source: Source, journal: Journal, identity: Identity, files: Files
+        self, source: Source, journal: Journal, identity: RecordKeys, files: Files
     ) -> None:
         """Nothing is pending: drop failures that were overtaken, and put the output in order."""
         self.progress.stage = "ordering"
@@ -372,13 +372,13 @@ class _Run:
             )
 
     async def _lines(
-        self, source: Source, matching: Matching | None = None
-    ) -> AsyncIterator[list[Line]]:
+        self, source: Source, resume_filter: ResumeFilter | None = None
+    ) -> AsyncIterator[list[InputRecord]]:
         """Yield the records that are still to be done."""
         progress = self.progress
         async with aclosing(_limited(source, self.settings.records.limit)) as batches:
             async for batch in batches:
-                pending = batch if matching is None else matching.pending(batch)
+                pending = batch if resume_filter is None else resume_filter.pending(batch)
                 progress.read += len(batch)
                 progress.position = batch[-1].end
                 if pending:
@@ -386,7 +386,7 @@ class _Run:
                 else:
                     await asyncio.sleep(0)
 
-    async def _refuse_duplicates(self, source: Source, identity: Identity) -> None:
+    async def _refuse_duplicates(self, source: Source, identity: RecordKeys) -> None:
         seen = KeyTable()
         async for batch in _limited(source, self.settings.records.limit):
             for line in batch:
@@ -400,11 +400,13 @@ class _Run:
 
     def _settle(self, outcome: Outcome) -> None:
         """Note that a retried record has a newer outcome than its old line says."""
-        key = outcome.line.key
+        key = outcome.record.key
         if key is not None and (offset := self._retrying.take(key)) is not None:
             self._stale.add(offset)
 
-    async def _count(self, source: Source, identity: Identity, keys: set[bytes]) -> Counter[bytes]:
+    async def _count(
+        self, source: Source, identity: RecordKeys, keys: set[bytes]
+    ) -> Counter[bytes]:
         counts: Counter[bytes] = Counter()
         async for batch in _limited(source, self.settings.records.limit):
             for line in batch:
@@ -420,14 +422,14 @@ class _Run:
             error.report = self.report(type(error).__name__)
             raise
         self.progress.stage = "finished"
-        return self.report("interrupted" if self.stopping else "")
+        return self.report("interrupted" if self.cancel else "")
 
     def report(self, stopped: str) -> RunReport:
         """Return what has been done so far."""
         progress = self.progress
         settled = progress.settled
         kinds = self._kinds or {
-            code: (progress.codes[code], failure.line.number, failure.message)
+            code: (progress.codes[code], failure.record.number, failure.message)
             for code, failure in progress.examples.items()
         }
         output = self.settings.output_path if self._to_file else None
@@ -477,7 +479,7 @@ def _where(path: Path | None) -> str:
     return str(path) if is_elsewhere(path) else str(path.absolute())
 
 
-async def _limited(source: Source, limit: int | None) -> AsyncGenerator[list[Line], None]:
+async def _limited(source: Source, limit: int | None) -> AsyncGenerator[list[InputRecord], None]:
     """Yield the records up to a limit; the source is closed whenever this is."""
     left = limit
     batches = source.batches()

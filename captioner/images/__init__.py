@@ -1,1 +1,1 @@
-"""From a reference in a record to a picture ready to be sent. Blocking code: runs in threads."""
+"""From a reference in a record to an image ready to be sent. Blocking code: runs in threads."""

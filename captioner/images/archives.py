@@ -1,4 +1,4 @@
-"""Pictures inside tar and zip archives, read in place: ``archive.tar#folder/picture.jpg``."""
+"""Images inside tar and zip archives, read in place: ``archive.tar#folder/image.jpg``."""
 
 from __future__ import annotations
 

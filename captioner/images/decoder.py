@@ -1,4 +1,4 @@
-"""A decoder: a child process that draws pictures, bounded in memory and time, until it is let go.
+"""A decoder: a child process that draws images, bounded in memory and time, until it is let go.
 
 Bytes of strangers meet a decoder's C code here and nowhere else. Whatever that does, the parent
 lives on and one record fails.
@@ -7,7 +7,7 @@ What is said over the socket whose descriptor is the first argument, message by 
 
     parent: the options                    once
     child:  READY                          when it has started
-    parent: how to remake, the picture     for each picture
+    parent: how to remake, the image     for each image
     child:  HEAVY                          if it is large
     parent: anything                       when it may go on
     child:  a list of frames or an error, then each frame
@@ -24,13 +24,13 @@ from multiprocessing.connection import Connection
 import orjson
 
 from captioner.core.errors import BadImageError
-from captioner.core.types import Remake
-from captioner.images.fit import HEAVY, READY, Wanted
+from captioner.core.types import ImageOverrides
+from captioner.images.fit import HEAVY, READY, FitOptions
 from captioner.images.render import draw
 from captioner.settings.options import ImageSettings
 
 MEMORY = 5 << 29
-"""Bytes of address space; a picture of the largest size allowed and on a background takes 2 GB."""
+"""Bytes of address space; an image of the largest size allowed and on a background takes 2 GB."""
 
 _GRACE_S = 5
 
@@ -42,7 +42,7 @@ def main() -> None:
             resource.setrlimit(limit, (most, most))
     connection = Connection(int(sys.argv[1]))
     images, detail = orjson.loads(connection.recv_bytes())
-    wanted = Wanted(ImageSettings(**images), detail)
+    wanted = FitOptions(ImageSettings(**images), detail)
     connection.send_bytes(READY)
     # The parent ends what takes too long; the alarm does when there is no parent any more.
     seconds = int(wanted.images.image_timeout) + _GRACE_S
@@ -55,11 +55,11 @@ def main() -> None:
 
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            remake = Remake(*orjson.loads(connection.recv_bytes()))
+            image_overrides = ImageOverrides(*orjson.loads(connection.recv_bytes()))
             data = connection.recv_bytes()
             signal.alarm(seconds)
             try:
-                frames = draw(data, wanted, remake, before_heavy)
+                frames = draw(data, wanted, image_overrides, before_heavy)
             except BadImageError as error:
                 reply: object = {"code": error.code, "message": error.message}
                 frames = ()

@@ -1,4 +1,4 @@
-"""The decoders of a run: child processes, so that one picture can do no more than fail itself.
+"""The decoders of a run: child processes, so that one image can do no more than fail itself.
 
 Threads cannot promise that. A decoder that hangs in C code cannot be ended, one that crashes takes
 the run with it, and one that wants all memory gets it. A process costs a tenth more than a thread
@@ -24,23 +24,23 @@ from captioner.images.fit import HEAVY, READY, Fitted
 if TYPE_CHECKING:
     from typing import Self
 
-    from captioner.core.types import Remake
-    from captioner.images.fit import Wanted
+    from captioner.core.types import ImageOverrides
+    from captioner.images.fit import FitOptions
 
 _MODULE = "captioner.images.decoder"
 _START_S = 60.0
 """Seconds that a child may take to start: the machine may be busy."""
 
 
-class Decoders:
-    """Draws pictures in child processes, each started when it is first needed.
+class DecoderPool:
+    """Draws images in child processes, each started when it is first needed.
 
     Args:
-        wanted: What pictures have to be like.
+        wanted: What images have to be like.
         count: Most children at once.
     """
 
-    def __init__(self, wanted: Wanted, count: int) -> None:
+    def __init__(self, wanted: FitOptions, count: int) -> None:
         self._greeting = orjson.dumps((asdict(wanted.images), wanted.detail))
         self._timeout_s = wanted.images.image_timeout
         self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()
@@ -59,8 +59,8 @@ class Decoders:
         """End the children."""
         self.close()
 
-    def draw(self, data: bytes, remake: Remake) -> tuple[Fitted, ...]:
-        """Return the frames of a picture, drawn by a child; blocks, and may be called anywhere.
+    def draw(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
+        """Return the frames of an image, drawn by a child; blocks, and may be called anywhere.
 
         Raises:
             BadImageError: Those of the drawing, ``image_timeout`` or ``image_crashed``.
@@ -71,7 +71,7 @@ class Decoders:
         try:
             if child is None:
                 child = self._start()
-            return child.draw(data, remake, self._timeout_s, self._heavy)
+            return child.draw(data, image_overrides, self._timeout_s, self._heavy)
         except (DecoderError, StoppedError):
             raise
         except (EOFError, OSError, ValueError, TypeError, KeyError):  # it died, or talks nonsense
@@ -113,7 +113,7 @@ class Decoders:
             if self._closed:
                 raise StoppedError from None
             reason = getattr(error, "strerror", None) or "it ended at once"
-            raise DecoderError(f"cannot start a decoder for pictures: {reason}") from None
+            raise DecoderError(f"cannot start a decoder for images: {reason}") from None
         with self._lock:
             if not self._closed:
                 self._children.add(child)
@@ -135,7 +135,7 @@ class _Child:
     """One child process and the connection to it.
 
     Attributes:
-        broken: It is in no state to take another picture.
+        broken: It is in no state to take another image.
     """
 
     def __init__(self, greeting: bytes) -> None:
@@ -167,10 +167,10 @@ class _Child:
             raise EOFError
 
     def draw(
-        self, data: bytes, remake: Remake, timeout_s: float, heavy: threading.Lock
+        self, data: bytes, image_overrides: ImageOverrides, timeout_s: float, heavy: threading.Lock
     ) -> tuple[Fitted, ...]:
         self.broken = True  # until there is a whole reply
-        self._connection.send_bytes(orjson.dumps((*remake,)))
+        self._connection.send_bytes(orjson.dumps((*image_overrides,)))
         self._connection.send_bytes(data)
         reply = self._receive(timeout_s)
         if reply == HEAVY:

@@ -1,4 +1,4 @@
-"""Reading a picture's bytes: regular files only, bounded, never blocking on what is no file."""
+"""Reading an image's bytes: regular files only, bounded, never blocking on what is no file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from captioner.core.errors import BadImageError, NotAtOnceError
+from captioner.core.errors import BadImageError, WouldBlockError
 from captioner.images.archives import Archives, check_size, in_archive
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _BYTE = [bytearray(1)]
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
-class Folders:
+class ImageFolders:
     """Where relative paths start from, and where files may lie.
 
     Args:
@@ -69,7 +69,7 @@ class Folders:
         """
         if "#" in path and (parts := in_archive(path)):
             if not waits:
-                raise NotAtOnceError
+                raise WouldBlockError
             try:
                 fd = self._open(path)  # a file may be called so
             except BadImageError:
@@ -84,7 +84,7 @@ class Folders:
             check_size(path, info.st_size, self._max_bytes)
             reserve(info.st_size)
             if not (waits or _in_memory(fd, info.st_size)):
-                raise NotAtOnceError
+                raise WouldBlockError
             # One byte more than it had: if it still grows it is not whole.
             data = os.read(fd, info.st_size + 1)
             while len(data) < info.st_size and (more := os.read(fd, info.st_size - len(data))):

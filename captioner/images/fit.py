@@ -1,4 +1,4 @@
-"""Making a picture fit to be sent: what passes as it is, and what size the others get."""
+"""Making an image fit to be sent: what passes as it is, and what size the others get."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from captioner.core.errors import BadImageError
-from captioner.core.types import AS_IS, Remake
+from captioner.core.types import UNCHANGED, ImageOverrides
 from captioner.images.inspect.gif import read_gif
 from captioner.images.inspect.jpeg import read_jpeg
 from captioner.images.inspect.png import read_png
@@ -26,18 +26,18 @@ SENDABLE = frozenset({"image/jpeg", "image/png", "image/webp"})
 MAX_ASPECT = 200
 """Longer side by shorter one; Qwen-VL refuses more."""
 
-DECODE_ONLY = Remake(0.0)
-"""Asks whether a picture can be decoded, and for nothing else."""
+DECODE_ONLY = ImageOverrides(0.0)
+"""Asks whether an image can be decoded, and for nothing else."""
 
 READY = b"ready"
 """What a decoder says when it has started."""
 
 HEAVY = b"heavy"
-"""What a decoder says before it decodes a large picture; it goes on when it is told to."""
+"""What a decoder says before it decodes a large image; it goes on when it is told to."""
 
 
 class Fitted(NamedTuple):
-    """A picture as it is to be sent. Sides are in pixels."""
+    """An image as it is to be sent. Sides are in pixels."""
 
     media_type: str
     data: bytes
@@ -46,16 +46,16 @@ class Fitted(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The sides a picture is brought to, and those of what it is padded to, in pixels."""
+    """The sides an image is brought to, and those of what it is padded to, in pixels."""
 
     size: tuple[int, int]
     canvas: tuple[int, int]
 
 
 class Draw(Protocol):
-    """Decodes a picture and encodes it anew, each frame that is wanted."""
+    """Decodes an image and encodes it anew, each frame that is wanted."""
 
-    def __call__(self, data: bytes, remake: Remake, /) -> tuple[Fitted, ...]:
+    def __call__(self, data: bytes, image_overrides: ImageOverrides, /) -> tuple[Fitted, ...]:
         """Return the frames.
 
         Raises:
@@ -64,8 +64,8 @@ class Draw(Protocol):
         ...
 
 
-class Wanted:
-    """What pictures have to be like.
+class FitOptions:
+    """What images have to be like.
 
     Args:
         images: The options.
@@ -75,11 +75,11 @@ class Wanted:
     def __init__(self, images: ImageSettings, detail: str | None = None) -> None:
         self.images = images
         self.detail = detail
-        self.plan = lru_cache(4_096)(self._plan)  # pictures of a data set have few sizes
+        self.plan = lru_cache(4_096)(self._plan)  # images of a data set have few sizes
         self._rule: Rule | None = rule_of(images.size_for) if images.size_for else None
 
     def bound(self, width: int, height: int) -> None:
-        """Refuse a picture of too many pixels.
+        """Refuse an image of too many pixels.
 
         Raises:
             BadImageError: ``image_too_large``.
@@ -93,7 +93,7 @@ class Wanted:
             )
 
     def _plan(self, width: int, height: int, scale: float = 1.0) -> Plan:
-        """Return what a picture of this size becomes; all rules are the same on either side."""
+        """Return what an image of this size becomes; all rules are the same on either side."""
         images = self.images
         size = self._rule.fit(width, height, self.detail) if self._rule else None
         side = images.longest_side or (MAX_SIDE if size is None else None)
@@ -153,26 +153,32 @@ def read_structure(data: bytes) -> Structure | None:
         raise corrupt("it ends too early") from None
 
 
-def fit(data: bytes, wanted: Wanted, draw: Draw, remake: Remake = AS_IS) -> tuple[Fitted, ...]:
-    """Return a picture as it is to be sent, or several frames of a moving one.
+def fit(
+    data: bytes, wanted: FitOptions, draw: Draw, image_overrides: ImageOverrides = UNCHANGED
+) -> tuple[Fitted, ...]:
+    """Return an image as it is to be sent, or several frames of a moving one.
 
-    A sendable, upright picture of the right size passes without being decoded, its metadata cut
-    out. Others are drawn. With a ``remake`` all are, and made smaller by its factor.
+    A sendable, upright image of the right size passes without being decoded, its metadata cut
+    out. Others are drawn. With a ``image_overrides`` all are, and made smaller by its factor.
 
     Raises:
         BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or one of
             those that ``draw`` raises.
     """
     images = wanted.images
-    if images.verify == "off" and remake == AS_IS and (kind := media_type_of(data)) in SENDABLE:
+    if (
+        images.verify == "off"
+        and image_overrides == UNCHANGED
+        and (kind := media_type_of(data)) in SENDABLE
+    ):
         return (Fitted(kind, data, 0, 0),)
     structure = read_structure(data)
     if structure is None:
-        return draw(data, remake)
+        return draw(data, image_overrides)
     size = structure.width, structure.height
     wanted.bound(*size)
     if (
-        remake == AS_IS
+        image_overrides == UNCHANGED
         and structure.media_type in SENDABLE
         and structure.plain
         and structure.orientation == 1
@@ -186,7 +192,7 @@ def fit(data: bytes, wanted: Wanted, draw: Draw, remake: Remake = AS_IS) -> tupl
             if images.verify == "full":
                 draw(kept, DECODE_ONLY)
             return (Fitted(structure.media_type, kept, *size),)
-    return draw(data, remake)
+    return draw(data, image_overrides)
 
 
 def base64_length(data: bytes) -> int:

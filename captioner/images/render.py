@@ -1,4 +1,4 @@
-"""Decoding a picture and encoding it anew: upright, still, sRGB, of the planned size."""
+"""Decoding an image and encoding it anew: upright, still, sRGB, of the planned size."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from captioner.images.inspect.structure import corrupt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from captioner.core.types import Remake
-    from captioner.images.fit import Wanted
+    from captioner.core.types import ImageOverrides
+    from captioner.images.fit import FitOptions
 
 HEAVY_PIXELS = 25_000_000
-"""Above it a picture takes so much memory that no two are decoded at once."""
+"""Above it an image takes so much memory that no two are decoded at once."""
 
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA",
@@ -47,7 +47,7 @@ _UPRIGHT = {
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BEGINNINGS = (b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51", b"\0\0\1\0")
 _BOXES = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n")
-_NO_PICTURES = {
+_NO_IMAGES = {
     b"%PDF": "a PDF",
     b"<svg": "an SVG drawing",
     b"<!do": "a web page",
@@ -63,17 +63,17 @@ Image.MAX_IMAGE_PIXELS = None  # the bound is ours, and an option
 
 def draw(
     data: bytes,
-    wanted: Wanted,
-    remake: Remake,
+    wanted: FitOptions,
+    image_overrides: ImageOverrides,
     before_heavy: Callable[[], None] = lambda: None,
 ) -> tuple[Fitted, ...]:
-    """Return the frames of a picture that are wanted, each as it is to be sent.
+    """Return the frames of an image that are wanted, each as it is to be sent.
 
     Args:
         data: The file.
         wanted: What it has to be like.
-        remake: How it is to be made otherwise.
-        before_heavy: Called before a large picture is decoded.
+        image_overrides: How it is to be made otherwise.
+        before_heavy: Called before a large image is decoded.
 
     Raises:
         BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or
@@ -93,12 +93,14 @@ def draw(
             bound(*_icon_size(data))  # opening it decodes it
         with _open(data) as image:
             bound(*image.size)
-            if remake == DECODE_ONLY:
+            if image_overrides == DECODE_ONLY:
                 image.load()
                 return ()
-            return tuple(_frame(frame, wanted, remake) for frame in _frames(image, wanted, bound))
+            return tuple(
+                _frame(frame, wanted, image_overrides) for frame in _frames(image, wanted, bound)
+            )
     except UnidentifiedImageError:
-        raise _no_picture(data) from None
+        raise _no_image(data) from None
     except BadImageError:
         raise
     except MemoryError:
@@ -126,7 +128,7 @@ def _known(name: str) -> bool:
 
 
 def _icon_size(data: bytes) -> tuple[int, int]:
-    """Return the size of an icon's largest picture, as that says itself."""
+    """Return the size of an icon's largest image, as that says itself."""
     (count,) = struct.unpack_from("<H", data, 4)
     sizes = [(1, 1)]
     for entry in range(6, 6 + 16 * count, 16):
@@ -139,8 +141,10 @@ def _icon_size(data: bytes) -> tuple[int, int]:
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
-def _frames(image: Any, wanted: Wanted, bound: Callable[[int, int], None]) -> Iterator[Image.Image]:
-    """Yield the first frame, or as many as are wanted, spread evenly over a moving picture."""
+def _frames(
+    image: Any, wanted: FitOptions, bound: Callable[[int, int], None]
+) -> Iterator[Image.Image]:
+    """Yield the first frame, or as many as are wanted, spread evenly over an animated image."""
     count = 1
     if wanted.images.frames > 1 and image.format in _MOVING:
         count = int(getattr(image, "n_frames", 1))
@@ -155,14 +159,14 @@ def _frames(image: Any, wanted: Wanted, bound: Callable[[int, int], None]) -> It
         yield image
 
 
-def _frame(image: Image.Image, wanted: Wanted, remake: Remake) -> Fitted:
+def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrides) -> Fitted:
     photograph = image.format == "JPEG"
-    plan = wanted.plan(*image.size, remake.scale)
+    plan = wanted.plan(*image.size, image_overrides.scale)
     if max(plan.size) < max(image.size):
         image.draft(None, plan.size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where it can be
     image.load()  # a TIFF is turned upright by that, and says so
     if image.format == "TIFF":
-        plan = wanted.plan(*image.size, remake.scale)
+        plan = wanted.plan(*image.size, image_overrides.scale)
     background = wanted.images.background
     orientation = image.getexif().get(0x0112, 1)
     profile = image.info.get("icc_profile")
@@ -185,7 +189,7 @@ def _frame(image: Image.Image, wanted: Wanted, remake: Remake) -> Fitted:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return a picture of more bits a channel with eight: 16 are all used, floats are stretched."""
+    """Return an image of more bits a channel with eight: 16 are all used, floats are stretched."""
     if image.mode.startswith("I"):
         image.info.pop("transparency", None)  # it is said in more bits than are left
     if image.mode.startswith("I;16"):
@@ -204,7 +208,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _extrema(image: Image.Image) -> tuple[float, float]:
-    """Return the least and the greatest finite grey of a picture."""
+    """Return the least and the greatest finite grey of an image."""
     low, high = cast("tuple[float, float]", image.getextrema())
     if math.isfinite(low) and math.isfinite(high):
         return low, high
@@ -215,14 +219,14 @@ def _extrema(image: Image.Image) -> tuple[float, float]:
 
 
 def _on(background: str, image: Image.Image) -> Image.Image:
-    """Return a transparent picture on a background."""
+    """Return a transparent image on a background."""
     under = Image.new("RGB", image.size, ImageColor.getrgb(background)[:3])
     under.paste(image, mask=image.getchannel("A"))
     return under
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return a picture in the colours of sRGB, by its profile where it has one that works."""
+    """Return an image in the colours of sRGB, by its profile where it has one that works."""
     alpha = image.mode == "RGBA"
     if image.mode == "LAB":
         source: Any = ImageCms.createProfile("LAB")
@@ -241,7 +245,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
                 ImageCms.createProfile("sRGB"),
                 outputMode="RGB",
             )
-        except ImageCms.PyCMSError:  # it is for another kind of picture, or broken
+        except ImageCms.PyCMSError:  # it is for another kind of image, or broken
             converted = None
         if converted is not None:
             if alpha:
@@ -251,7 +255,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _padded(image: Image.Image, canvas: tuple[int, int], background: str) -> Image.Image:
-    """Return a picture in the middle of a larger one."""
+    """Return an image in the middle of a larger one."""
     fill = ImageColor.getrgb("white" if background == "none" else background)[:3]
     larger = Image.new(image.mode, canvas, (*fill, 255)[: len(image.mode)])
     place = (canvas[0] - image.width) // 2, (canvas[1] - image.height) // 2
@@ -260,7 +264,7 @@ def _padded(image: Image.Image, canvas: tuple[int, int], background: str) -> Ima
 
 
 def _encode(image: Image.Image, most: int, subsampling: int) -> Fitted:
-    """Return a picture as JPEG, or as PNG where it is transparent, within a number of bytes.
+    """Return an image as JPEG, or as PNG where it is transparent, within a number of bytes.
 
     Raises:
         BadImageError: ``image_too_large``: even a tiny one would not do.
@@ -280,18 +284,18 @@ def _encode(image: Image.Image, most: int, subsampling: int) -> Fitted:
                 break
         if max(image.size) < 2:
             raise BadImageError(
-                "image_too_large", f"no picture fits into {most:,} bytes (--max-bytes)"
+                "image_too_large", f"no image fits into {most:,} bytes (--max-bytes)"
             )
         smaller = max(1, int(image.width * _SMALLER)), max(1, int(image.height * _SMALLER))
         image = image.resize(smaller, Image.Resampling.LANCZOS)
 
 
-def _no_picture(data: bytes) -> BadImageError:
-    """Return the error for what is no picture, saying what it is where that is plain to see."""
+def _no_image(data: bytes) -> BadImageError:
+    """Return the error for what is no image, saying what it is where that is plain to see."""
     if data.startswith(_BEGINNINGS) or data[4:12] in _BOXES:
         return corrupt("its headers cannot be read")
     head = data[:200].lstrip().lower()
-    for begin, what in _NO_PICTURES.items():
+    for begin, what in _NO_IMAGES.items():
         if head.startswith(begin.lower()):
             return BadImageError("image_unknown_type", f"the file is no image but {what}")
     return BadImageError("image_unknown_type", "the file is not an image of a known type")

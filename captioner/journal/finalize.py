@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from captioner.core.errors import DiskError
 from captioner.journal.checkpoint import Extent
-from captioner.journal.journal import beside
+from captioner.journal.journal import companion
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from captioner.core.keys import Identity
-    from captioner.core.types import Line
+    from captioner.core.keys import RecordKeys
+    from captioner.core.types import InputRecord
     from captioner.journal.disk import Files
     from captioner.journal.journal import Journal
 
@@ -30,7 +30,7 @@ _ROWS = 20_000
 
 
 async def order_output(
-    journal: Journal, identity: Identity, lines: AsyncIterator[list[Line]], files: Files
+    journal: Journal, identity: RecordKeys, lines: AsyncIterator[list[InputRecord]], files: Files
 ) -> int:
     """Put the output into input order, lines without an input record last.
 
@@ -62,14 +62,14 @@ async def order_output(
         ordered = False
     if not ordered:
         offsets.extend(orphans)
-        partial = beside(journal.path, ".partial")
+        partial = companion(journal.path, ".partial")
         extent = await asyncio.to_thread(_copy, journal, offsets, partial, files)
         await asyncio.to_thread(journal.replace, partial, extent)
     return len(orphans)
 
 
-def set_aside(
-    journal: Journal, identity: Identity, unwanted: Callable[[bytes], bool], files: Files
+def quarantine_rows(
+    journal: Journal, identity: RecordKeys, unwanted: Callable[[bytes], bool], files: Files
 ) -> list[bytes]:
     """Take lines out of an open output, so that their records are pending again.
 
@@ -97,14 +97,14 @@ def set_aside(
     taken: list[bytes] = []
     if gone:
         number = 1
-        while files.kind(beside(journal.path, f".rejected-{number}")) != "missing":
+        while files.kind(companion(journal.path, f".rejected-{number}")) != "missing":
             number += 1
-        _copy(journal, gone, beside(journal.path, f".rejected-{number}"), files)
+        _copy(journal, gone, companion(journal.path, f".rejected-{number}"), files)
         for line in _lines_at(journal, gone):
             if (key := identity.of_output(line[:-1])) is not None:
                 journal.done.take(key)
                 taken.append(key)
-        partial = beside(journal.path, ".partial")
+        partial = companion(journal.path, ".partial")
         journal.replace(partial, _copy(journal, kept, partial, files))
     return taken
 
@@ -135,7 +135,7 @@ def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
     Raises:
         DiskError: The disk refused; the target is as it was.
     """
-    partial = beside(target, ".partial")
+    partial = companion(target, ".partial")
     try:
         out = _Writer(files, partial)
         try:

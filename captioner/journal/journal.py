@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
-from captioner.core.keys import Identity, KeyTable
+from captioner.core.keys import KeyTable, RecordKeys
 from captioner.journal import checkpoint as ckpt
 from captioner.journal.checkpoint import Checkpoint, Extent
 from captioner.journal.disk import Files, is_full, write_all
@@ -44,7 +44,7 @@ IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
 """Settings without which a record's key cannot be found in the output again."""
 
 
-def beside(output: Path, ending: str) -> Path:
+def companion(output: Path, ending: str) -> Path:
     """Return the path of a companion file: the output's own name with an ending added."""
     return output.with_name(output.name + ending)
 
@@ -70,7 +70,7 @@ def format_of(output: Path) -> OutputFormat:
 
 def journal_path(output: Path, kind: OutputFormat | None = None) -> Path:
     """Return where captions are appended: the output itself, unless it cannot be appended to."""
-    return output if (kind or format_of(output)) == "jsonl" else beside(output, ".jsonl")
+    return output if (kind or format_of(output)) == "jsonl" else companion(output, ".jsonl")
 
 
 def output_of(path: Path) -> Path:
@@ -90,10 +90,10 @@ def find_journal(output: Path, files: Files) -> Path:
     """
     if not output.name:
         raise SettingsError(f"{output} is a folder: name the captions of a run")
-    for path in (journal_path(output), beside(output, ".jsonl"), output):
+    for path in (journal_path(output), companion(output, ".jsonl"), output):
         if files.kind(path) == "file":
             return path
-    shards = beside(journal_path(output), ".shards")
+    shards = companion(journal_path(output), ".shards")
     if files.kind(shards) == "folder":
         raise SettingsError(
             f"there is no output {output} yet: an unfinished run on Ray keeps it in {shards}"
@@ -107,7 +107,7 @@ def read_checkpoint(files: Files, output: Path) -> Checkpoint | None:
     Raises:
         OutputDamagedError: A newer version wrote it.
     """
-    path = beside(output, ".ckpt")
+    path = companion(output, ".ckpt")
     if files.kind(path) == "missing":
         return None
     fd = files.open(path)
@@ -143,13 +143,13 @@ class Journal:
         done: Records that the output held when it was opened.
         contents: See `captioner.journal.scan.Scan`.
         failures: The file of failed records.
-        repeated: See `captioner.journal.scan.Scan`; `cut_repeated` deals with them.
+        repeated: See `captioner.journal.scan.Scan`; `truncate_duplicates` deals with them.
     """
 
     def __init__(
         self,
         path: Path,
-        identity: Identity,
+        identity: RecordKeys,
         settings: Mapping[str, Any],
         *,
         failures: Path | None = None,
@@ -169,8 +169,8 @@ class Journal:
         self._accept_edits = accept_edits
         self._files = files or Files()
         self.failures = FailuresFile(self._files, failures or failures_path(path))
-        self._checkpoint_path = beside(path, ".ckpt")
-        self._lock_path = beside(path, ".lock")
+        self._checkpoint_path = companion(path, ".ckpt")
+        self._lock_path = companion(path, ".lock")
         self._lock = -1
         self._fd = -1
         self._written = Extent()
@@ -282,7 +282,7 @@ class Journal:
         )
         raise SettingsError(f"{self.path.name} was begun with other settings: {what}; {way_out}")
 
-    def cut_repeated(self, allowed: Mapping[bytes, int]) -> None:
+    def truncate_duplicates(self, allowed: Mapping[bytes, int]) -> None:
         """Cut the output where a key stands more often than its input records do.
 
         Args:
@@ -309,9 +309,9 @@ class Journal:
     def _cut(self, at: int, size: int) -> None:
         """Cut the output at a line's start, keeping the bytes in a file of their own."""
         number = 1
-        while self._files.kind(beside(self.path, f".broken-{number}")) != "missing":
+        while self._files.kind(companion(self.path, f".broken-{number}")) != "missing":
             number += 1
-        fd = self._files.open(beside(self.path, f".broken-{number}"), fresh=True)
+        fd = self._files.open(companion(self.path, f".broken-{number}"), fresh=True)
         try:
             write_all(self._files, fd, self._files.read(self._fd, size - at, at), 0)
             self._files.sync(fd)
@@ -365,7 +365,7 @@ class Journal:
         return Checkpoint(durable, after, self._settings, self._source)
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        temporary = beside(self._checkpoint_path, ".tmp")
+        temporary = companion(self._checkpoint_path, ".tmp")
         try:
             fd = self._files.open(temporary, fresh=True)
             try:

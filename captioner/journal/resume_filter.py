@@ -6,8 +6,8 @@ from itertools import compress
 from operator import not_
 from typing import TYPE_CHECKING, Literal
 
-from captioner.core.keys import Identity, KeyTable, digest
-from captioner.core.types import Line
+from captioner.core.keys import KeyTable, RecordKeys, digest
+from captioner.core.types import InputRecord
 
 if TYPE_CHECKING:
     from captioner.core.types import Progress
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Duplicates = Literal["keep", "skip", "error"]
 
 
-class Matching:
+class ResumeFilter:
     """Takes every record of the input once, in order, and tells those that are pending.
 
     A record is captioned if the output has a line for it, else failed if the failures have one,
@@ -33,7 +33,7 @@ class Matching:
 
     def __init__(
         self,
-        identity: Identity,
+        identity: RecordKeys,
         done: KeyTable,
         failed: KeyTable,
         contents: KeyTable,
@@ -52,7 +52,7 @@ class Matching:
         # A first run has nothing to match: no record's key need be computed.
         self._idle = self._seen is None and not (len(done) or len(failed) or len(retrying))
 
-    def pending(self, batch: list[Line]) -> list[Line]:
+    def pending(self, batch: list[InputRecord]) -> list[InputRecord]:
         """Return the records of a batch that are to be done."""
         if self._idle:
             return batch
@@ -60,7 +60,7 @@ class Matching:
         keys = self._identity.of_inputs(raws)
         if any(known):  # a source had to compute some
             keys = [key or computed for key, computed in zip(known, keys, strict=True)]
-        found: list[Line] = []
+        found: list[InputRecord] = []
         if self._seen is not None:
             batch, keys = self._without_repeated(batch, keys, self._seen, found)
         taken = self._done.take_each(keys)
@@ -73,22 +73,22 @@ class Matching:
             if failed is not None and failed.take(key) is not None:
                 self._progress.failed_before += 1
             else:
-                number, raw, end, fault, _, pictures = line
-                found.append(new(Line, (number, raw, end, fault, key, pictures)))
+                number, raw, end, fault, _, images = line
+                found.append(new(InputRecord, (number, raw, end, fault, key, images)))
         return found
 
-    def _has_changed(self, line: Line, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped
+    def _has_changed(self, line: InputRecord, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped
         """Tell whether a captioned record that is known by its id has other content now."""
         return done and self._contents.take(key, self._identity.content(line.raw)) is None
 
     def _without_repeated(
-        self, batch: list[Line], keys: list[bytes], seen: KeyTable, found: list[Line]
-    ) -> tuple[list[Line], list[bytes]]:
+        self, batch: list[InputRecord], keys: list[bytes], seen: KeyTable, found: list[InputRecord]
+    ) -> tuple[list[InputRecord], list[bytes]]:
         """Return the batch without records to be skipped and those whose id is not theirs alone.
 
         The latter are added to ``found`` as faults.
         """
-        kept: list[tuple[Line, bytes]] = []
+        kept: list[tuple[InputRecord, bytes]] = []
         for line, key in zip(batch, keys, strict=True):
             content = self._identity.content(line.raw) if self._identity.by_field else 0
             if line.fault is not None:
@@ -104,7 +104,7 @@ class Matching:
                 kept.append((line, key))
         return [line for line, _ in kept], [key for _, key in kept]
 
-    def _clash(self, line: Line) -> list[Line]:
+    def _clash(self, line: InputRecord) -> list[InputRecord]:
         """Return a record whose id another one has, as a fault: which is which, none can tell."""
         key = digest(line.raw)
         if self._failed.take(key) is not None:

@@ -64,7 +64,7 @@ def verdict_of(said: Any) -> Verdict:
     raise ValueError(f"{said!r} is no verdict")
 
 
-def print_of(row: Mapping[str, Any], fields: Sequence[str]) -> str:
+def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     """Return the print of a row's captions; a field that it has not makes no difference."""
     captions = {name: row[name] for name in fields if name in row}
     return digest(json.dumps(captions, sort_keys=True).encode()).hex()  # integers of any size
@@ -111,7 +111,7 @@ class Reviews:
 
     def of(self, key: bytes, row: Mapping[str, Any], fields: Sequence[str]) -> Review | None:
         """Return the review of a row as it is now; None if there is none."""
-        return self._found.get((key, print_of(row, fields))) if key in self._keys else None
+        return self._found.get((key, fingerprint(row, fields))) if key in self._keys else None
 
     def rejected(self) -> set[tuple[bytes, str]]:
         """Return the records whose captions were rejected, each with the print of those."""

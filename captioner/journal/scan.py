@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import orjson
 
 from captioner.core.errors import OutputDamagedError
-from captioner.core.keys import Identity, KeyTable
+from captioner.core.keys import KeyTable, RecordKeys
 from captioner.journal.checkpoint import Checkpoint, Extent
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def scan_output(
     files: Files,
     path: Path,
     fd: int,
-    identity: Identity,
+    identity: RecordKeys,
     checkpoint: Checkpoint | None,
     *,
     offsets: bool = False,
@@ -106,7 +106,7 @@ def scan_output(
 
 def _add_trusted(
     scan: Scan,
-    identity: Identity,
+    identity: RecordKeys,
     path: Path,
     lines: list[bytes],
     at: int,

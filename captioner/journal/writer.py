@@ -19,7 +19,7 @@ import orjson
 from aiofiles.os import wrap
 
 from captioner.core.errors import DiskError, DiskFullError
-from captioner.core.jsonbytes import add_members, members, one_line, quoted, replace_values
+from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, replace_values
 from captioner.core.row import FLAG
 from captioner.core.types import Caption
 from captioner.journal.disk import is_full, network_file_system
@@ -27,8 +27,8 @@ from captioner.journal.disk import is_full, network_file_system
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from captioner.core.cancellation import Stopping
-    from captioner.core.keys import Identity
+    from captioner.core.cancellation import CancelToken
+    from captioner.core.keys import RecordKeys
     from captioner.core.types import Failure, Outcome, Progress
     from captioner.journal.journal import Journal
 
@@ -55,7 +55,7 @@ ENOUGH = 64
 """... and so do so many, or as many as are on the wire: else they would wait for each other."""
 
 
-class Rows:
+class RowEncoder:
     """Turns outcomes into lines.
 
     Args:
@@ -63,7 +63,7 @@ class Rows:
         fields: Names of the members that take answers, that of the caption first.
     """
 
-    def __init__(self, identity: Identity, fields: Sequence[str]) -> None:
+    def __init__(self, identity: RecordKeys, fields: Sequence[str]) -> None:
         self._identity = identity
         self._name = quoted(fields[0])
         self._flags = tuple(quoted(f"{name}_{FLAG}") for name in fields)
@@ -71,14 +71,14 @@ class Rows:
 
     def caption(self, caption: Caption) -> bytes:
         """Return the input record with the caption in it, and nothing else changed."""
-        raw = one_line(caption.line.raw)
+        raw = one_line(caption.record.raw)
         added = [(self._name, orjson.dumps(caption.text))]
         for name, value in caption.more:
             if name not in self._quoted:
                 self._quoted[name] = quoted(name)
             added.append((self._quoted[name], orjson.dumps(value)))
         if caption.replaces:
-            there = {member.name for member in members(raw)}
+            there = {member.name for member in fields_in(raw)}
             written = {member for member, _ in added}
             for flag in self._flags:  # that of an older caption says nothing about this one
                 if flag in there and flag not in written:
@@ -89,12 +89,12 @@ class Rows:
             added = [(member, new) for member, new in added if member not in there]
             if not added:
                 return raw + b"\n"
-        return add_members(raw, b",".join([name + b":" + value for name, value in added])) + b"\n"
+        return add_fields(raw, b",".join([name + b":" + value for name, value in added])) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""
-        raw = failure.line.raw
-        key = failure.line.key or self._identity.of_input(raw)
+        raw = failure.record.raw
+        key = failure.record.key or self._identity.of_input(raw)
         try:
             orjson.loads(raw)
         except orjson.JSONDecodeError:
@@ -103,7 +103,7 @@ class Rows:
             record = one_line(raw)
         fields = orjson.dumps(
             {
-                "line": failure.line.number,
+                "line": failure.record.number,
                 "key": key.hex(),
                 "code": failure.code,
                 # Names of files may hold what is no text.
@@ -121,7 +121,7 @@ class JournalSink:
         journal: An open journal.
         rows: Turns outcomes into lines.
         progress: Is told when the disk keeps us waiting.
-        stopping: When it is hurried, a full disk is not waited for.
+        cancel: When it is hurried, a full disk is not waited for.
         warn: Called with a sentence when the disk is slow or full.
         disk_wait_s: Seconds to wait for space on a full disk before giving up.
 
@@ -131,9 +131,9 @@ class JournalSink:
     def __init__(
         self,
         journal: Journal,
-        rows: Rows,
+        rows: RowEncoder,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         *,
         warn: Callable[[str], None],
         disk_wait_s: float,
@@ -141,7 +141,7 @@ class JournalSink:
         self._journal = journal
         self._rows = rows
         self._progress = progress
-        self._stopping = stopping
+        self._cancel = cancel
         self._warn = warn
         self._disk_wait_s = disk_wait_s
         self._captions: list[bytes] = []
@@ -327,7 +327,7 @@ class JournalSink:
                     self._warn(
                         f"the disk is full; waiting up to {self._disk_wait_s:.0f} s for space"
                     )
-                if now >= deadline or self._stopping.hurried:
+                if now >= deadline or self._cancel.forced:
                     raise failure from error
                 self._progress.waiting = "the disk is full"
                 await asyncio.sleep(min(RETRY_S, deadline - now))

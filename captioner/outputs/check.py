@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import OutputDamagedError
-from captioner.core.keys import Identity, KeyTable
+from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.types import Progress
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path, read_failures
-from captioner.journal.journal import beside, find_journal, read_checkpoint
-from captioner.journal.matching import Matching
+from captioner.journal.journal import companion, find_journal, read_checkpoint
+from captioner.journal.resume_filter import ResumeFilter
 from captioner.journal.scan import Scan, scan_output
 from captioner.readers.registry import open_input
 
@@ -79,7 +79,7 @@ async def check_output(
     files = files or Files()
     path = find_journal(Path(output), files)
     report = CheckReport(str(path))
-    report.in_use_by = files.holder(beside(path, ".lock"))
+    report.in_use_by = files.holder(companion(path, ".lock"))
     try:
         checkpoint = read_checkpoint(files, path)
         identity = _identity(checkpoint)
@@ -103,15 +103,15 @@ async def check_output(
     return report
 
 
-def _identity(checkpoint: Checkpoint | None) -> Identity:
+def _identity(checkpoint: Checkpoint | None) -> RecordKeys:
     """Return how this output's records are known again, as its checkpoint tells."""
     settings = checkpoint.settings if checkpoint else {}
     asked = settings.get("ask") or [str(settings.get("output_field") or "caption")]
     fields = [str(one).partition("=")[0] for one in asked]
-    return Identity(fields, settings.get("id_field"))
+    return RecordKeys(fields, settings.get("id_field"))
 
 
-def _scan(files: Files, path: Path, identity: Identity, checkpoint: Checkpoint | None) -> Scan:
+def _scan(files: Files, path: Path, identity: RecordKeys, checkpoint: Checkpoint | None) -> Scan:
     fd = files.open_to_read(path)
     try:
         return scan_output(files, path, fd, identity, checkpoint)
@@ -136,11 +136,11 @@ def _failures(files: Files, path: Path) -> tuple[KeyTable, int]:
 
 
 async def _compare(
-    report: CheckReport, source: Source, identity: Identity, scan: Scan, failed: KeyTable
+    report: CheckReport, source: Source, identity: RecordKeys, scan: Scan, failed: KeyTable
 ) -> None:
     """Match the output with its input, as the next run would."""
     progress = Progress()
-    matching = Matching(
+    resume_filter = ResumeFilter(
         identity,
         scan.keys,
         failed,
@@ -151,7 +151,7 @@ async def _compare(
     )
     pending = 0
     async for batch in source.batches():
-        matched = matching.pending(batch)
+        matched = resume_filter.pending(batch)
         pending += len(matched)
     report.failed = progress.failed_before
     report.pending = pending

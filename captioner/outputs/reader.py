@@ -16,11 +16,11 @@ import orjson
 
 from captioner.core.errors import BadImageError, CaptionerError, RecordError, SettingsError
 from captioner.core.jsonbytes import quoted, replace_values
-from captioner.core.keys import Identity
-from captioner.engine.conversation import image_member, images_of, read_turns
+from captioner.core.keys import RecordKeys
+from captioner.engine.conversation import image_field_of, images_of, read_turns
 from captioner.engine.templates import Templates
 from captioner.images.archives import Archives
-from captioner.images.files import Folders
+from captioner.images.files import ImageFolders
 from captioner.journal.disk import Files
 from captioner.journal.journal import read_checkpoint
 from captioner.journal.reviews import Reviews, reviews_path
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
     from captioner.core.keys import KeyTable
     from captioner.core.protocols import Source
-    from captioner.core.types import ImageRef, Line, Turn
+    from captioner.core.types import ImageRef, InputRecord, Turn
     from captioner.journal.reviews import Review
     from captioner.journal.scan import Scan
     from captioner.readers.registry import Input
 
 Reviewed = Literal["apply", "only", "ignore"]
 
-LARGEST_PICTURE = 1 << 31
+LARGEST_IMAGE = 1 << 31
 """Bytes: what was captioned is copied, however large."""
 
 _PLAIN = Templates("", DEFAULT_PROMPT, [])
 _BLOCK = 1 << 20
 _LONG_NUMBER = re.compile(rb"\d{19}")
-_WITH_PICTURES = frozenset({"parquet", "arrow", "hf", "ms"})
-"""Inputs whose rows may hold pictures."""
+_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
+"""Inputs whose rows may hold images."""
 
 
 @dataclass(frozen=True)
-class Book:
+class OutputReader:
     """A journal and what its checkpoint says of it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Book:
         reviews: What was said of the captions: edited ones are given as they are to be, rejected
             ones are left out. None gives all as they are.
         reviewed_only: Those nobody has reviewed are left out, too.
-        largest: Bytes of a picture that is read.
+        largest: Bytes of an image that is read.
     """
 
     journal: Path
@@ -77,7 +77,7 @@ class Book:
     source: Path | None = None
     reviews: Reviews | None = None
     reviewed_only: bool = False
-    largest: int = LARGEST_PICTURE
+    largest: int = LARGEST_IMAGE
     _open: list[tuple[Any, asyncio.Runner]] = field(default_factory=list)
 
     @classmethod
@@ -89,7 +89,7 @@ class Book:
         source: Path | None = None,
         reviewed: Reviewed = "ignore",
         output: Path | None = None,
-        largest: int = LARGEST_PICTURE,
+        largest: int = LARGEST_IMAGE,
         warn: Callable[[str], None],
     ) -> Self:
         """Return the book of a journal.
@@ -101,8 +101,8 @@ class Book:
             reviewed: What reviews do: ``apply`` gives edited captions as they are to be and leaves
                 out rejected ones, ``only`` leaves out those that nobody has reviewed, too.
             output: The output that was reviewed, by default the journal itself.
-            largest: Bytes of a picture that is read.
-            warn: See `Book`.
+            largest: Bytes of an image that is read.
+            warn: See `OutputReader`.
         """
         checkpoint = read_checkpoint(Files(), journal)
         settings = checkpoint.settings if checkpoint else {}
@@ -142,9 +142,9 @@ class Book:
         return tuple(str(one).partition("=")[0] for one in asked)
 
     @cached_property
-    def identity(self) -> Identity:
+    def identity(self) -> RecordKeys:
         """Computes keys."""
-        return Identity(self.fields, self.settings.get("id_field"))
+        return RecordKeys(self.fields, self.settings.get("id_field"))
 
     # -- rows ------------------------------------------------------------------------------
 
@@ -211,19 +211,19 @@ class Book:
         """Yield the rows of the journal."""
         return map(parsed, self.lines())
 
-    def rows_with_pictures(self) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-        """Yield the rows, each with the pictures that its input row holds, by their digest.
+    def rows_with_images(self) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+        """Yield the rows, each with the images that its input row holds, by their digest.
 
         Those whose input row is gone come last, without.
         """
-        if self.input is None or self.input.format not in _WITH_PICTURES:
+        if self.input is None or self.input.format not in _WITH_IMAGES:
             for row in self.rows():
                 yield row, {}
             return
         keys = self.places()
         for line, found in self._matched(self.input.source, keys):
             if found is not None:
-                yield found, dict(line.pictures)
+                yield found, dict(line.images)
         with self.journal.open("rb") as file:
             for place in sorted(keys.offsets()):
                 file.seek(place)
@@ -249,7 +249,7 @@ class Book:
 
     def _matched(
         self, source: Source, keys: KeyTable
-    ) -> Iterator[tuple[Line, dict[str, Any] | None]]:
+    ) -> Iterator[tuple[InputRecord, dict[str, Any] | None]]:
         """Yield the records of a source, each with its row, which is taken out of the keys."""
         batches = source.batches()
         runner = asyncio.Runner()
@@ -309,12 +309,12 @@ class Book:
         except RecordError:
             return []
 
-    def image_member(self, row: dict[str, Any]) -> str:
-        """Return the name of the member that holds the pictures of a row."""
-        return image_member(row, self._fields.image_field)
+    def image_field_of(self, row: dict[str, Any]) -> str:
+        """Return the name of the member that holds the images of a row."""
+        return image_field_of(row, self._fields.image_field)
 
     def images(self, row: dict[str, Any]) -> list[ImageRef]:
-        """Return the pictures of a row, also of one whose prompt cannot be filled in."""
+        """Return the images of a row, also of one whose prompt cannot be filled in."""
         try:
             turns = self.turns(row) or read_turns(row, self._fields, _PLAIN.fill(row))
         except RecordError:
@@ -334,9 +334,9 @@ class Book:
         return Archives(self.largest)
 
     @cached_property
-    def _folders(self) -> Folders:
+    def _folders(self) -> ImageFolders:
         here = [self.folder] if self.folder is not None else []
-        return Folders(
+        return ImageFolders(
             [self.image_root] if self.image_root else [*here, Path()],
             bound=self.image_root is not None,
             max_bytes=self.largest,
@@ -344,7 +344,7 @@ class Book:
         )
 
     def find(self, path: str) -> str | None:
-        """Return where a picture's file really is; None where there is none."""
+        """Return where an image's file really is; None where there is none."""
         return self._folders.find(path)
 
     def close(self) -> None:
@@ -356,8 +356,8 @@ class Book:
                 runner.run(batches.aclose())
             runner.close()
 
-    def picture(self, image: ImageRef, held: dict[str, bytes]) -> bytes | None:
-        """Return a picture's bytes; None where it is not on this machine, or not any more."""
+    def image_bytes(self, image: ImageRef, held: dict[str, bytes]) -> bytes | None:
+        """Return an image's bytes; None where it is not on this machine, or not any more."""
         if image.data is not None:
             return image.data
         if image.digest is not None:

@@ -1,4 +1,4 @@
-"""One file to send to someone: what a run's captions are like, a sample with pictures, failures."""
+"""One file to send to someone: what a run's captions are like, a sample with images, failures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from captioner.core.errors import DecoderError, RecordError, SettingsError
-from captioner.core.types import Remake
-from captioner.images.decoder_pool import Decoders
-from captioner.images.fit import Wanted
+from captioner.core.types import ImageOverrides
+from captioner.images.decoder_pool import DecoderPool
+from captioner.images.fit import FitOptions
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path, read_failures
 from captioner.journal.journal import find_journal
 from captioner.outputs.export.atomic import replacing
-from captioner.outputs.output import Book
+from captioner.outputs.reader import OutputReader
 from captioner.outputs.statistics import Quality, look_at
 from captioner.settings.options import ImageSettings
 
@@ -34,7 +34,7 @@ THUMBNAIL = 256
 EXAMPLES = 3
 """Failures shown of each kind."""
 
-_REDRAW = Remake(1.0, redraw=True)
+_REDRAW = ImageOverrides(1.0, redraw=True)
 
 
 class Failed(NamedTuple):
@@ -62,7 +62,7 @@ class Report(NamedTuple):
     sample: list[tuple[str, str, str]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as a JSON-ready dictionary, without the sample's pictures."""
+        """Return it as a JSON-ready dictionary, without the sample's images."""
         return {
             "output": self.output,
             "model": self.model,
@@ -83,7 +83,7 @@ def make_report(
     Args:
         output: The captions.
         sample: Rows to show, chosen at random, the same ones each time.
-        image_root: Where relative paths of pictures start from.
+        image_root: Where relative paths of images start from.
         warn: Called with a sentence when something is worth knowing but no error.
 
     Raises:
@@ -91,7 +91,7 @@ def make_report(
         OutputDamagedError: It is not what we wrote.
     """
     journal = find_journal(output, Files())
-    with closing(Book.open(journal, image_root=image_root, warn=warn)) as book:
+    with closing(OutputReader.open(journal, image_root=image_root, warn=warn)) as book:
         quality = look_at(_texts(book))
         return Report(
             str(output),
@@ -102,7 +102,7 @@ def make_report(
         )
 
 
-def _texts(book: Book) -> Iterator[str]:
+def _texts(book: OutputReader) -> Iterator[str]:
     for row in book.rows():
         for field in book.fields:
             yield from book.texts(row, field)
@@ -127,17 +127,17 @@ def _failures(*places: Path) -> dict[str, Failed]:
     return {code: Failed(count, examples[code]) for code, count in counts.most_common()}
 
 
-def _sample(book: Book, size: int) -> list[tuple[str, str, str]]:
+def _sample(book: OutputReader, size: int) -> list[tuple[str, str, str]]:
     count = sum(1 for _ in book.lines())
     chosen = random.Random(0).sample(range(count), min(size, count))  # noqa: S311 - of rows
     wanted = set(chosen)
     found = []
     images = ImageSettings(max_side=THUMBNAIL, min_side=1)
-    with Decoders(Wanted(images), 1) as decoders:
-        for number, (row, held) in enumerate(book.rows_with_pictures()):
+    with DecoderPool(FitOptions(images), 1) as decoders:
+        for number, (row, held) in enumerate(book.rows_with_images()):
             if number in wanted:
-                pictures = book.images(row)
-                data = book.picture(pictures[0], held) if pictures else None
+                shown_images = book.images(row)
+                data = book.image_bytes(shown_images[0], held) if shown_images else None
                 turns = book.turns(row)
                 asked = [part for part in turns[-1].parts if isinstance(part, str)] if turns else []
                 thumbnail = _thumbnail(data, decoders) if data else ""
@@ -145,8 +145,8 @@ def _sample(book: Book, size: int) -> list[tuple[str, str, str]]:
     return found
 
 
-def _thumbnail(data: bytes, decoders: Decoders) -> str:
-    """Return a small picture as a data URI; nothing where it cannot be drawn."""
+def _thumbnail(data: bytes, decoders: DecoderPool) -> str:
+    """Return a small image as a data URI; nothing where it cannot be drawn."""
     try:
         drawn = decoders.draw(data, _REDRAW)[0]
     except (RecordError, DecoderError):
@@ -234,9 +234,9 @@ def page(report: Report) -> str:
         for number, (text, asked, thumbnail) in enumerate(report.sample, 1):
             write("<figure>")
             if thumbnail:
-                write(f'<img alt="picture {number} of the sample" src="{thumbnail}">')
+                write(f'<img alt="image {number} of the sample" src="{thumbnail}">')
             else:
-                write("<div class=none>the picture is not at hand</div>")
+                write("<div class=none>the image is not at hand</div>")
             write(f"<figcaption>{html.escape(text)}")
             if asked:
                 write(f"<p class=asked>{html.escape(asked)}</p>")

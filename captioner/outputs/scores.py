@@ -15,7 +15,7 @@ from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.journal.disk import Files
 from captioner.journal.journal import find_journal
-from captioner.outputs.output import Book
+from captioner.outputs.reader import OutputReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def score(
     theirs: list[list[str]] = []
     unmatched = 0
     journal = find_journal(output, Files())
-    with closing(Book.open(journal, warn=warn)) as book:
+    with closing(OutputReader.open(journal, warn=warn)) as book:
         for row in book.rows():
             found = next((known[name] for name in _names(book, row) if name in known), None)
             if found is None:
@@ -82,7 +82,7 @@ def score(
     if not texts:
         raise SettingsError(
             f"references: none of them is of a caption in {output.name}; they are matched by id, "
-            "file_name or the picture's path"
+            "file_name or the image's path"
         )
     most = max(map(len, theirs))
     columns = [[each[at] if at < len(each) else None for each in theirs] for at in range(most)]
@@ -97,7 +97,7 @@ def score(
     )
 
 
-def _names(book: Book, row: dict[str, Any]) -> list[str]:
+def _names(book: OutputReader, row: dict[str, Any]) -> list[str]:
     """Return what a row may be known by among references."""
     names = [f"id:{row['id']}"] if "id" in row else []
     if "file_name" in row:

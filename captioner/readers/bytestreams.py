@@ -22,7 +22,7 @@ from captioner.settings.locations import COMPRESSED, storage_url
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
-    from captioner.core.types import Line
+    from captioner.core.types import InputRecord
 
 
 _COMPRESSED_BLOCK = 1 << 10
@@ -254,7 +254,9 @@ async def _in_daemon(work: Callable[[], bytes]) -> bytes:
     return await done
 
 
-async def from_thread(make: Callable[[], Iterator[list[Line]]]) -> AsyncIterator[list[Line]]:
+async def from_thread(
+    make: Callable[[], Iterator[list[InputRecord]]],
+) -> AsyncIterator[list[InputRecord]]:
     """Yield what a blocking iterator yields."""
     batches: Any = await asyncio.to_thread(make)
     while True:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from captioner.core.types import Line
+    from captioner.core.types import InputRecord
 
 
 class CocoSource:
@@ -31,11 +31,11 @@ class CocoSource:
         """Bytes of the file."""
         return self._path.stat().st_size
 
-    def batches(self) -> AsyncIterator[list[Line]]:
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the images in order."""
         return from_thread(self._images)
 
-    def _images(self) -> Iterator[list[Line]]:
+    def _images(self) -> Iterator[list[InputRecord]]:
         batching = Batching()
         number = 0
         with open_binary(self._path) as file:

@@ -13,7 +13,7 @@ from captioner.readers.tables import IMAGE_COLUMNS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
-    from captioner.core.types import Line
+    from captioner.core.types import InputRecord
 
 
 class HubSource:
@@ -22,7 +22,7 @@ class HubSource:
     Args:
         address: ``hf:name``, ``hf:name:split``, ``hf:name:config:split`` for Hugging Face,
             ``ms:name`` or ``ms:name:split`` for ModelScope; the split is ``train`` if left out.
-        image_field: The column that holds pictures, if an option names one.
+        image_field: The column that holds images, if an option names one.
     """
 
     size = 0
@@ -36,11 +36,11 @@ class HubSource:
         self._images = frozenset({image_field}) if image_field else IMAGE_COLUMNS
         needed("datasets", "hf") if self._hub == "hf" else needed("modelscope", "ms")
 
-    def batches(self) -> AsyncIterator[list[Line]]:
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the rows in order."""
         return from_thread(self._rows)
 
-    def _rows(self) -> Iterator[list[Line]]:
+    def _rows(self) -> Iterator[list[InputRecord]]:
         batching = Batching()
         number = 0
         rows = iter(self._open())
@@ -62,7 +62,7 @@ class HubSource:
             yield found
 
     def _open(self) -> Iterable[dict[str, Any]]:
-        """Return the rows, their pictures not decoded.
+        """Return the rows, their images not decoded.
 
         Raises:
             SettingsError: There is no such data set, or it cannot be reached.
@@ -88,7 +88,7 @@ class HubSource:
 
 
 def _undecoded(data: Any, datasets: Any) -> Any:
-    """Return a data set whose pictures are left as they are: bytes and a path."""
+    """Return a data set whose images are left as they are: bytes and a path."""
     for name, feature in (getattr(data, "features", None) or {}).items():
         if isinstance(feature, datasets.Image):
             data = data.cast_column(name, datasets.Image(decode=False))

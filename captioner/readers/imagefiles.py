@@ -1,4 +1,4 @@
-"""Records from pictures that lie about: a folder of them, or what a pattern matches."""
+"""Records from images that lie about: a folder of them, or what a pattern matches."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from captioner.readers.rows import Batching, line_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from captioner.core.types import Line
+    from captioner.core.types import InputRecord
 
-PICTURES = frozenset(
+IMAGES = frozenset(
     [
         ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
         ".avif", ".heic", ".heif", ".jp2", ".ico", ".ppm", ".tga",
     ]
 )  # fmt: skip
-"""Suffixes of files that are taken for pictures; what a file is, its content says."""
+"""Suffixes of files that are taken for images; what a file is, its content says."""
 
 
-def is_picture(name: str) -> bool:
-    """Tell whether a file's name is that of a picture."""
-    return os.path.splitext(name)[1].lower() in PICTURES  # noqa: PTH122 - for millions of names
+def is_image(name: str) -> bool:
+    """Tell whether a file's name is that of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGES  # noqa: PTH122 - for millions of names
 
 
-class PicturesSource:
-    """The pictures of a folder and those below it, by name; ``{"image": path}`` each.
+class ImageFilesSource:
+    """The images of a folder and those below it, by name; ``{"image": path}`` each.
 
     Args:
         folder: The folder; paths are relative to it.
@@ -45,14 +45,14 @@ class PicturesSource:
 
     @property
     def is_empty(self) -> bool:
-        """There is no picture."""
+        """There is no image."""
         return next(self._names(), None) is None
 
-    def batches(self) -> AsyncIterator[list[Line]]:
-        """Yield the pictures in order."""
-        return from_thread(self._pictures)
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
+        """Yield the images in order."""
+        return from_thread(self._images)
 
-    def _pictures(self) -> Iterator[list[Line]]:
+    def _images(self) -> Iterator[list[InputRecord]]:
         batching = Batching()
         for number, name in enumerate(self._names(), 1):
             if found := batching.add(line_of(number, {"image": name}, 0)):
@@ -70,7 +70,7 @@ class PicturesSource:
             below[:] = sorted(name for name in below if not name.startswith("."))
             inside = os.path.relpath(folder, root)
             for name in sorted(files):
-                if is_picture(name) and not name.startswith("."):
+                if is_image(name) and not name.startswith("."):
                     yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from captioner.core.errors import DamagedInputError
 from captioner.core.jsonbytes import STRING
 from captioner.core.keys import KEY_BYTES
-from captioner.core.types import Line
+from captioner.core.types import InputRecord
 from captioner.readers.bytestreams import blocks_of
 from captioner.readers.rows import fault_line
 
@@ -64,7 +64,7 @@ class JsonlSource:
         """Bytes of the file."""
         return self._blocks.size
 
-    async def batches(self) -> AsyncIterator[list[Line]]:
+    async def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order, one block's worth at a time."""
         splitter: _Lines | _Array | None = None
         head = b""
@@ -118,12 +118,12 @@ class _TooLong:
     def digest(self) -> bytes:
         return self._hash.digest()
 
-    def line(self, number: int, end: int, max_line: int) -> Line:
+    def line(self, number: int, end: int, max_line: int) -> InputRecord:
         fault = (
             "record_too_long",
             f"the record has {self.size:,} bytes; the most is {max_line:,}",
         )
-        return Line(number, self.head, end, fault, self._hash.digest())
+        return InputRecord(number, self.head, end, fault, self._hash.digest())
 
 
 class _Lines:
@@ -136,8 +136,8 @@ class _Lines:
         self._rest = b""
         self._skipped: _TooLong | None = None
 
-    def feed(self, block: bytes) -> list[Line]:
-        found: list[Line] = []
+    def feed(self, block: bytes) -> list[InputRecord]:
+        found: list[InputRecord] = []
         if self._skipped is not None:
             end = block.find(b"\n")
             if end < 0:
@@ -160,7 +160,7 @@ class _Lines:
                 found.append(_TooLong(line).line(number, offset, self._max_line))
             elif raw := line.strip():
                 # The constructor of a named tuple costs twice as much, and this is every record.
-                found.append(new(Line, (number, raw, offset, None, None, ())))
+                found.append(new(InputRecord, (number, raw, offset, None, None, ())))
         self._number, self._offset = number, offset
         if len(self._rest) > self._max_line:
             self._number += 1
@@ -169,11 +169,11 @@ class _Lines:
             self._rest = b""
         return found
 
-    def finish(self) -> list[Line]:
+    def finish(self) -> list[InputRecord]:
         if self._skipped is not None:
             return [self._skipped.line(self._number, self._offset, self._max_line)]
         raw = self._rest.strip()
-        return [Line(self._number + 1, raw, self._offset + len(self._rest))] if raw else []
+        return [InputRecord(self._number + 1, raw, self._offset + len(self._rest))] if raw else []
 
 
 _TOKEN = re.compile(STRING + rb'|[{}\[\],"]', re.DOTALL)
@@ -197,8 +197,8 @@ class _Array:
         self._closed = False
         self._offset = offset  # of `_rest`
 
-    def feed(self, block: bytes) -> list[Line]:
-        found: list[Line] = []
+    def feed(self, block: bytes) -> list[InputRecord]:
+        found: list[InputRecord] = []
         data = self._rest + block
         begin = 0
         at = self._scanned
@@ -259,7 +259,7 @@ class _Array:
             self._rest = rest
             self._scanned = at - begin
 
-    def _element(self, raw: bytes, end: int, found: list[Line]) -> None:
+    def _element(self, raw: bytes, end: int, found: list[InputRecord]) -> None:
         if self._skipped is not None or len(raw) > self._max_line:
             self._number += 1
             self._skipped = self._skipped or _TooLong()
@@ -268,9 +268,9 @@ class _Array:
             self._skipped = None
         elif (raw := raw.strip()) or not self._closed:
             self._number += 1
-            found.append(Line(self._number, raw, self._offset + end))
+            found.append(InputRecord(self._number, raw, self._offset + end))
 
-    def finish(self) -> list[Line]:
+    def finish(self) -> list[InputRecord]:
         rest = self._rest.strip()
         if self._closed and not rest and self._skipped is None:
             return []
@@ -284,4 +284,4 @@ class _Array:
             self._skipped.add(self._rest)
             rest, key = self._skipped.head, self._skipped.digest()
         end = self._offset + len(self._rest)
-        return [Line(self._number + 1, rest, end, ("bad_json", what), key)]
+        return [InputRecord(self._number + 1, rest, end, ("bad_json", what), key)]

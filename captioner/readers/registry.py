@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import SettingsError
 from captioner.readers.bytestreams import blocks_of, open_binary
-from captioner.readers.imagefiles import PicturesSource, is_picture, matches
+from captioner.readers.imagefiles import ImageFilesSource, is_image, matches
 from captioner.readers.jsonl import JsonlSource
 from captioner.settings.locations import COMPRESSED, is_elsewhere, is_pattern, storage_url
 
@@ -40,7 +40,7 @@ class Input(NamedTuple):
     Attributes:
         source: Reads it.
         format: What it is.
-        image_field: Member of its records that holds the pictures, where the format says so.
+        image_field: Member of its records that holds the images, where the format says so.
     """
 
     source: Source
@@ -67,7 +67,7 @@ def open_input(
     Args:
         path: A file, a folder, a pattern, ``-``, or a hub's address.
         given: What it is, in place of what its name says.
-        image_field: The member that holds pictures, if an option names one.
+        image_field: The member that holds images, if an option names one.
         max_line: Longest record in bytes.
 
     Raises:
@@ -87,7 +87,7 @@ class _Reading(NamedTuple):
 
 
 _Opened = tuple["Source", str | None]
-"""What reads an input, and the member of its records that holds the pictures, if it says so."""
+"""What reads an input, and the member of its records that holds the images, if it says so."""
 
 
 def _lines(path: Path, reading: _Reading) -> _Opened:
@@ -118,9 +118,9 @@ def _arrow(path: Path, reading: _Reading) -> _Opened:
 
 
 def _images(path: Path, _: _Reading) -> _Opened:
-    source = PicturesSource(path if path.is_dir() else None, str(path))
+    source = ImageFilesSource(path if path.is_dir() else None, str(path))
     if source.is_empty:
-        raise SettingsError(f"there is no picture in {path}")
+        raise SettingsError(f"there is no image in {path}")
     return source, None
 
 
@@ -198,7 +198,7 @@ def _kind(path: Path) -> InputFormat:  # noqa: PLR0911 - one after the other
         return _kind_of_folder(path)
     if is_pattern(path):
         path = Path(next(iter(matches(text)), text))
-    if is_picture(path.name):
+    if is_image(path.name):
         return "images"
     if path.name in METADATA and _names_files(path):
         return "imagefolder"
@@ -236,7 +236,7 @@ def _kind_of_folder(folder: Path) -> InputFormat:
     for suffix, kind in _SUFFIXES.items():
         if suffix in (".tar", ".parquet", ".arrow") and any(n.endswith(suffix) for n in names):
             return kind
-    if not any(map(is_picture, names)) and next(folder.rglob("*.parquet"), None):
+    if not any(map(is_image, names)) and next(folder.rglob("*.parquet"), None):
         return "parquet"
     return "images"
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
-    from captioner.core.types import Line
+    from captioner.core.types import InputRecord
 
 IMAGE_COLUMNS = frozenset({"image", "images", "jpg", "jpeg", "png", "webp"})
-"""Binary columns that hold pictures where no option names one."""
+"""Binary columns that hold images where no option names one."""
 
 
 class CsvSource:
@@ -40,11 +40,11 @@ class CsvSource:
         """Bytes of the file as it is on disk."""
         return self._path.stat().st_size
 
-    def batches(self) -> AsyncIterator[list[Line]]:
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the rows in order."""
         return from_thread(self._rows)
 
-    def _rows(self) -> Iterator[list[Line]]:
+    def _rows(self) -> Iterator[list[InputRecord]]:
         batching = Batching()
         number = 0
         with open_binary(self._path) as raw:
@@ -81,7 +81,7 @@ class CsvSource:
         if found := batching.rest():
             yield found
 
-    def _line(self, number: int, row: list[str], header: list[str], end: int) -> Line:
+    def _line(self, number: int, row: list[str], header: list[str], end: int) -> InputRecord:
         if len(row) != len(header):
             message = f"the row has {len(row)} values, the header {len(header)}"
             return fault_line(number, {"row": list(map(_text, row))}, end, "bad_row", message)
@@ -111,12 +111,12 @@ class ArrowSource:
 
     Args:
         paths: The files.
-        image_field: The column that holds pictures, if an option names one.
+        image_field: The column that holds images, if an option names one.
         kind: ``parquet`` or ``arrow``; by default what each file's name says.
 
     Attributes:
         paths: The files.
-        image_columns: Columns whose bytes are pictures.
+        image_columns: Columns whose bytes are images.
     """
 
     def __init__(
@@ -136,11 +136,11 @@ class ArrowSource:
         """Yield the record batches of one of the files; see `read_tables`."""
         return read_tables(path, self._kind)
 
-    def batches(self) -> AsyncIterator[list[Line]]:
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the rows in order."""
         return from_thread(self._rows)
 
-    def _rows(self) -> Iterator[list[Line]]:
+    def _rows(self) -> Iterator[list[InputRecord]]:
         number = before = 0
         for path in self.paths:
             size = path.stat().st_size

@@ -2,7 +2,7 @@
 
 Members of a tar that follow one another and share their name up to the first dot are one sample
 (https://github.com/webdataset/webdataset). Shards are read here and not by the webdataset package:
-that hands out pictures, where a record needs their places, to be read when their turn comes.
+that hands out images, where a record needs their places, to be read when their turn comes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import orjson
 from captioner.core.extras import needed
 from captioner.core.keys import KeyTable, digest
 from captioner.readers.bytestreams import from_thread
-from captioner.readers.imagefiles import is_picture
+from captioner.readers.imagefiles import is_image
 from captioner.readers.rows import Batching, fault_line, line_of
 from captioner.readers.tables import python_rows, read_tables
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
-    from captioner.core.types import Line
+    from captioner.core.types import InputRecord
 
 LARGEST_TEXT = 1 << 20
 """Bytes of a member that is taken for text; what is larger is left in the shard."""
@@ -54,7 +54,7 @@ class ShardsSource:
     """The samples of tar shards.
 
     A record has the sample's name as ``__key__``, what its ``.json`` holds, its texts by their
-    ending, and the pictures as ``image``, in the form ``shard.tar#member``.
+    ending, and the images as ``image``, in the form ``shard.tar#member``.
 
     Args:
         paths: The shards.
@@ -74,11 +74,11 @@ class ShardsSource:
         """Bytes of all shards."""
         return sum(path.stat().st_size for path in self.paths if path.exists())
 
-    def batches(self) -> AsyncIterator[list[Line]]:
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the samples in order."""
         return from_thread(self._samples)
 
-    def _samples(self) -> Iterator[list[Line]]:
+    def _samples(self) -> Iterator[list[InputRecord]]:
         number = before = 0
         for path in self.paths:
             batching = Batching()
@@ -147,21 +147,21 @@ def _split(name: str) -> tuple[str, str]:
 def _sample(
     key: str, members: Iterator[tarfile.TarInfo], shard_name: str, shard: tarfile.TarFile
 ) -> dict[str, Any] | None:
-    """Return the record of one sample, None if there is no picture in it."""
+    """Return the record of one sample, None if there is no image in it."""
     record: dict[str, Any] = {"__key__": key}
-    pictures: list[str] = []
+    images: list[str] = []
     for member in members:
         if not member.isfile():
             continue
         field = _split(member.name)[1]
-        if is_picture(f"x.{field}"):
-            pictures.append(f"{shard_name}#{member.name}")
+        if is_image(f"x.{field}"):
+            images.append(f"{shard_name}#{member.name}")
         elif member.size <= LARGEST_TEXT:
             data = cast("IO[bytes]", shard.extractfile(member)).read()
             _add(record, field, data)
-    if not pictures:
+    if not images:
         return None
-    record["image"] = pictures[0] if len(pictures) == 1 else pictures
+    record["image"] = images[0] if len(images) == 1 else images
     return record
 
 
@@ -196,11 +196,11 @@ class DownloadsSource:
         self._folder = folder
         needed("pyarrow.parquet", "parquet")
 
-    def batches(self) -> AsyncIterator[list[Line]]:
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the samples in order, after those of each shard what it could not download."""
         return from_thread(self._samples)
 
-    def _samples(self) -> Iterator[list[Line]]:
+    def _samples(self) -> Iterator[list[InputRecord]]:
         number = 0
         for table in sorted(self._folder.glob("*.parquet")):
             batching = Batching()
@@ -208,15 +208,15 @@ class DownloadsSource:
             names = sorted(entry.name for entry in shard.iterdir()) if shard.is_dir() else []
             for key, files in itertools.groupby(names, lambda name: _split(name)[0]):
                 record: dict[str, Any] = {"__key__": key}
-                picture = ""
+                image = ""
                 for name in files:
-                    if is_picture(name):
-                        picture = f"{table.stem}/{name}"
+                    if is_image(name):
+                        image = f"{table.stem}/{name}"
                     else:
                         _add(record, _split(name)[1], (shard / name).read_bytes())
-                if picture:
+                if image:
                     number += 1
-                    record["image"] = picture
+                    record["image"] = image
                     if found := batching.add(line_of(number, record, 0)):
                         yield found
             for line in missing(table, number, 0):
@@ -227,7 +227,7 @@ class DownloadsSource:
                 yield found
 
 
-def missing(table: Path, number: int, end: int) -> Iterator[Line]:
+def missing(table: Path, number: int, end: int) -> Iterator[InputRecord]:
     """Yield what img2dataset's table of a shard says was not downloaded, as faults."""
     if not table.exists():
         return

@@ -1,9 +1,9 @@
-"""What each model does with a picture's size, and what the picture costs there in tokens.
+"""What each model does with an image's size, and what the image costs there in tokens.
 
-A picture above the size to which a provider shrinks it anyway costs upload and nothing is gained.
+An image above the size to which a provider shrinks it anyway costs upload and nothing is gained.
 The rules are the providers' own, as published in late 2026 or read in their servers' code: OpenAI's
 vision guide (tiles and patches), Anthropic's vision guide, Google's token guide, and the image
-processors of Qwen-VL, InternVL and LLaVA. None of them makes a picture larger here.
+processors of Qwen-VL, InternVL and LLaVA. None of them makes an image larger here.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ class Rule(Protocol):
     """One family's rule. Sides are in pixels; ``detail`` is OpenAI's, None where it is unset."""
 
     def fit(self, width: int, height: int, detail: str | None = None) -> tuple[int, int] | None:
-        """Return the size to which the provider makes a picture smaller; None: it says nothing."""
+        """Return the size to which the provider makes an image smaller; None: it says nothing."""
         ...
 
     def tokens(self, width: int, height: int, detail: str | None = None) -> int:
-        """Return what a picture costs in input tokens."""
+        """Return what an image costs in input tokens."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """OpenAI's older models: 512-pixel tiles of a picture within 2048², its shorter side 768."""
+    """OpenAI's older models: 512-pixel tiles of an image within 2048², its shorter side 768."""
 
     base: int
     tile: int
@@ -127,7 +127,7 @@ class GeminiTiles:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """Every picture costs the same: Gemini 3 (its usual resolution), LLaVA-1.5.
+    """Every image costs the same: Gemini 3 (its usual resolution), LLaVA-1.5.
 
     Args:
         cost: Tokens.

@@ -52,7 +52,7 @@ CODES = ("truncated", "refused", "looping", "too_short", "too_long")
 """Faults of captions that may be accepted."""
 
 MAX_SIDE = 2_048
-"""Longer side of a picture where neither an option nor the model's rule says anything."""
+"""Longer side of an image where neither an option nor the model's rule says anything."""
 
 IMAGE_FIELDS = ("image", "images")
 CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
@@ -129,7 +129,7 @@ class EndpointSettings:
                 raise SettingsError("header: one is not 'Name: value'")
             if not (value.isascii() and value.strip().isprintable()):
                 raise SettingsError(f"header: the value of {name.strip()} cannot be sent")
-        self.extra_members()
+        self.extra_fields()
         if not all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in self.api_key_env):
             raise SettingsError(
                 "api-key-env: give the name of an environment variable that holds the key, not the "
@@ -144,7 +144,7 @@ class EndpointSettings:
         for url in self.base_url:
             check_url("base_url", url)
 
-    def extra_members(self) -> dict[str, Any]:
+    def extra_fields(self) -> dict[str, Any]:
         """Return the members of ``extra_body``.
 
         Raises:
@@ -188,7 +188,7 @@ class PromptSettings:
     )
     detail: Literal["auto", "low", "high"] | None = _option(
         None,
-        "How closely the model looks at pictures, where the endpoint has that choice: auto, low or "
+        "How closely the model looks at images, where the endpoint has that choice: auto, low or "
         "high.",
     )
     preset: PresetName | None = _option(  # noqa: RUF009 - a Literal by another name
@@ -272,7 +272,7 @@ class RecordSettings:
     )
     image_field: str | None = _option(
         None,
-        "Member that holds the picture or pictures. Default: image, else images.",
+        "Member that holds the image or images. Default: image, else images.",
     )
     conversation_field: str | None = _option(
         None,
@@ -299,7 +299,7 @@ class RecordSettings:
     )
     image_root: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
         None,
-        "Folder that relative paths start from, and that no picture may lie outside of. "
+        "Folder that relative paths start from, and that no image may lie outside of. "
         "Default: the input's folder, then the working directory, without that bound.",
     )
     limit: int | None = _option(
@@ -360,30 +360,30 @@ class CaptionSettings:
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """Pictures."""
+    """Images."""
 
     max_side: int | None = _option(
         None,
-        "Longer side in pixels above which a picture is made smaller. Default: 2048, or with "
+        "Longer side in pixels above which an image is made smaller. Default: 2048, or with "
         "--size-for what the model sees.",
     )
     max_pixels: int | None = _option(
         None,
-        "Pixels above which a picture is made smaller.",
+        "Pixels above which an image is made smaller.",
     )
     min_side: int = _option(
         28,
-        "Shorter side in pixels below which a picture is made larger, or padded where that would "
+        "Shorter side in pixels below which an image is made larger, or padded where that would "
         "make it too long.",
     )
     size_for: str | None = _option(
         None,
-        "Model whose provider makes large pictures smaller by a published rule: they are sent as "
+        "Model whose provider makes large images smaller by a published rule: they are sent as "
         "it would make them, which costs less and loses nothing.",
     )
     max_bytes: int = _option(
         10_000_000,
-        "Most characters a picture may have in base64; what has more is compressed further.",
+        "Most characters an image may have in base64; what has more is compressed further.",
     )
     background: str = _option(
         "white",
@@ -391,44 +391,44 @@ class ImageSettings:
     )
     frames: int = _option(
         1,
-        "Frames of a moving picture to send, spread evenly over it.",
+        "Frames of an animated image to send, spread evenly over it.",
     )
     verify: Literal["structure", "full", "off"] = _option(
         "structure",
-        "Check of pictures that pass as they are: their structure, full decodes each, off sends "
+        "Check of images that pass as they are: their structure, full decodes each, off sends "
         "files unread and unchanged, whatever they hold.",
     )
     pass_urls: bool = _option(
         default=False,
-        text="Name http(s) pictures to the endpoint by their URL, in place of fetching them.",
+        text="Name http(s) images to the endpoint by their URL, in place of fetching them.",
     )
     allow_private_urls: bool = _option(
         default=False,
-        text="Fetch pictures also from private, loopback and link-local addresses.",
+        text="Fetch images also from private, loopback and link-local addresses.",
     )
     fetch_concurrency: int = _option(
         32,
-        "Most pictures fetched at once.",
+        "Most images fetched at once.",
     )
     fetch_timeout: float = _option(
         60.0,
-        "Seconds to fetch one picture, retries included.",
+        "Seconds to fetch one image, retries included.",
     )
     image_timeout: float = _option(
         30.0,
-        "Seconds to decode one picture.",
+        "Seconds to decode one image.",
     )
     max_image_bytes: int = _option(
         256 << 20,
-        "Largest picture file in bytes that is read.",
+        "Largest image file in bytes that is read.",
     )
     max_image_pixels: int = _option(
         178_956_970,
-        "Most pixels of a picture that is decoded.",
+        "Most pixels of an image that is decoded.",
     )
     memory: int = _option(
         256 << 20,
-        "Bytes of prepared pictures held at once, whatever the concurrency.",
+        "Bytes of prepared images held at once, whatever the concurrency.",
     )
 
     def __post_init__(self) -> None:
@@ -447,7 +447,7 @@ class ImageSettings:
 
     @property
     def longest_side(self) -> int | None:
-        """Longer side in pixels above which a picture is made smaller; None: the model's rule."""
+        """Longer side in pixels above which an image is made smaller; None: the model's rule."""
         return self.max_side or (MAX_SIDE if self.size_for is None else None)
 
 
@@ -486,7 +486,7 @@ class RunSettings:
     )
     dedup: bool = _option(
         default=True,
-        text="Ask once for equal requests, the same pictures and the same question, and give each "
+        text="Ask once for equal requests, the same images and the same question, and give each "
         "record the caption.",
     )
     cache: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
@@ -507,7 +507,7 @@ class RunSettings:
     output_format: OutputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
         None,
         "What the finished output is: jsonl, json, csv, tsv, parquet, webdataset, imagefolder, "
-        "coco, llava, sqlite, or txt or caption for a file beside each picture. Default: what "
+        "coco, llava, sqlite, or txt or caption for a file beside each image. Default: what "
         "the output's name says.",
     )
     overwrite: bool = _option(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from captioner.core.errors import SettingsError
-from captioner.core.row import FLAG, member_names
+from captioner.core.row import FLAG, field_names
 from captioner.settings.locations import COMPRESSED, is_elsewhere
 from captioner.settings.options import (
     CONVERSATION_FIELDS,
@@ -39,7 +39,7 @@ class Settings:
         prompt: What is asked.
         records: How records are read.
         captions: What captions have to be like.
-        images: What is done to pictures.
+        images: What is done to images.
         run: How the run goes.
         cluster: Whether it goes on upon several machines.
         batch: Whether it goes through the provider's batch API.
@@ -83,7 +83,7 @@ class Settings:
         for name, _ in self.prompt.questions():
             if name in taken:
                 raise SettingsError(f"ask: {name!r} is a member that the record needs itself")
-        if len(set(self.added_members)) < len(self.added_members):
+        if len(set(self.added_fields)) < len(self.added_fields):
             raise SettingsError("ask: a name is that of a member that --with or --accept adds")
 
     @classmethod
@@ -146,16 +146,16 @@ class Settings:
         return tuple(question for _, question in self.prompt.questions())
 
     @property
-    def added_members(self) -> tuple[str, ...]:
+    def added_fields(self) -> tuple[str, ...]:
         """Names of the members that a row may get by these settings, the caption's first."""
         flags = [f"{name}_{FLAG}" for name in self.fields] if self.captions.accept else []
         extras = (f"{self.fields[0]}_{extra}" for extra in self.captions.with_)
         return (*self.fields, *flags, *extras)
 
     @property
-    def member_family(self) -> tuple[str, ...]:
+    def field_family(self) -> tuple[str, ...]:
         """Names of the members that a row may have got by other settings."""
-        return member_names(self.fields)
+        return field_names(self.fields)
 
     @property
     def output_path(self) -> Path:
@@ -205,7 +205,7 @@ class Settings:
 _SHAPING = (
     "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames",
 )  # fmt: skip
-"""Options of pictures that change what a model sees; others change how it gets there."""
+"""Options of images that change what a model sees; others change how it gets there."""
 
 
 def _unusual(group: Any, names: tuple[str, ...]) -> dict[str, Any]:

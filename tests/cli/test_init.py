@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.mark.timeout(180)
 def test_run_it_and_the_lines_it_prints(tmp_path):
-    """Each of them ends well, and writes a caption for every picture."""
+    """Each of them ends well, and writes a caption for every image."""
     made = subprocess.run(
         command("init", tmp_path / "my project"), capture_output=True, text=True, check=True
     )
@@ -71,7 +71,7 @@ def test_every_option_is_in_the_file_as_a_comment(tmp_path):
     assert names <= found.keys()
 
 
-FILES = {"README.md": b"# pictures", "images/0.png": b"\x89PNG picture"}
+FILES = {"README.md": b"# images", "images/0.png": b"\x89PNG image"}
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def download(folder: Path, hub: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_incumbents_pictures_are_fetched_from_the_hub(tmp_path, hub):
+def test_the_incumbents_images_are_fetched_from_the_hub(tmp_path, hub):
     ended = download(tmp_path, hub)
     assert ended.returncode == 0, ended.stderr
     place = tmp_path / "project" / "example_data" / "dataflow-demo-image"

@@ -6,17 +6,17 @@ import sys
 import pytest
 
 from captioner.core.jsonbytes import (
-    add_members,
-    members,
+    add_fields,
+    fields_in,
     one_line,
     quoted,
     replace_values,
-    without_members,
+    without_fields,
 )
 
 
 def spans(raw):
-    return [(member.name, raw[member.value_start : member.value_end]) for member in members(raw)]
+    return [(member.name, raw[member.value_start : member.value_end]) for member in fields_in(raw)]
 
 
 def test_members_are_found_as_they_are_spelled():
@@ -38,8 +38,8 @@ def test_members_are_found_as_they_are_spelled():
 @pytest.mark.parametrize("raw", [b"{}", b"{ }", b"[]", b'["caption",1]', b"1", b'"caption"', b""])
 def test_what_has_no_members_has_none(raw):
     """Empty objects and other values are no reason to crash or to see members."""
-    assert members(raw) == []
-    assert without_members(raw, [b'"caption"']) == raw
+    assert fields_in(raw) == []
+    assert without_fields(raw, [b'"caption"']) == raw
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_what_has_no_members_has_none(raw):
 )
 def test_a_torn_object_has_no_members(raw):
     """Half a line is never mistaken for a whole record."""
-    assert members(raw) == []
+    assert fields_in(raw) == []
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_torn_object_has_no_members(raw):
 )
 def test_adding_touches_nothing_else(raw, expected):
     """A member is added last, and the rest stays byte for byte."""
-    assert add_members(raw, b'"c":1') == expected
+    assert add_fields(raw, b'"c":1') == expected
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_replacing_keeps_the_place(raw, expected):
 )
 def test_removing_undoes_adding_and_replacing(raw, expected):
     """A record without its caption is the same before and after it was captioned."""
-    assert without_members(raw, [b'"c"']) == expected
-    assert without_members(replace_values(raw, b'"c"', b'"other"'), [b'"c"']) == expected
+    assert without_fields(raw, [b'"c"']) == expected
+    assert without_fields(replace_values(raw, b'"c"', b'"other"'), [b'"c"']) == expected
 
 
 def test_a_record_on_many_lines_becomes_one():
@@ -126,4 +126,4 @@ def test_deep_nesting_is_no_recursion():
 def test_a_long_torn_text_is_scanned_once():
     """A line cut off inside a megabyte of escaped quotes does not bring the run to a halt."""
     raw = b'{"caption":"' + b'\\"' * 500_000
-    assert without_members(raw, [b'"caption"']) == raw
+    assert without_fields(raw, [b'"caption"']) == raw

@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from captioner.core.jsonbytes import one_line
-from captioner.core.keys import KEY_BYTES, Identity, KeyTable, digest
-from captioner.core.types import Caption, Line, Usage
-from captioner.journal.writer import Rows
+from captioner.core.keys import KEY_BYTES, KeyTable, RecordKeys, digest
+from captioner.core.types import Caption, InputRecord, Usage
+from captioner.journal.writer import RowEncoder
 
 FIELDS = ["caption", 'say "x"', "légende", "back\\slash", ",", "a"]
 NUMBERS = ["0", "-0", "1.0", "1.50", "1e5", "1E+02", "-0.0", "18446744073709551616", "9" * 40]
@@ -28,8 +28,8 @@ def has(raw, field):
 
 def written(raw, field, text="a caption", id_field=None):
     """Return the output line of a record as the writer makes it."""
-    rows = Rows(Identity((field,), id_field), (field,))
-    caption = Caption(Line(1, raw), text, has(raw, field), 1, Usage())
+    rows = RowEncoder(RecordKeys((field,), id_field), (field,))
+    caption = Caption(InputRecord(1, raw), text, has(raw, field), 1, Usage())
     line = rows.caption(caption)
     assert line.endswith(b"\n")
     return line[:-1]
@@ -95,7 +95,7 @@ def test_a_record_is_known_again_by_its_output_line(record, text, id_field):
     raw, field = record
     if field == id_field:
         return
-    identity = Identity((field,), id_field)
+    identity = RecordKeys((field,), id_field)
     line = written(raw, field, text, id_field)
     assert identity.of_output(line) == identity.of_input(raw)
     assert identity.of_input(line) == identity.of_input(raw)
@@ -129,7 +129,7 @@ def test_a_torn_output_line_is_no_captioned_record(record, text, data):
     ends = range(len(line))
     if data is not None:
         ends = [data.draw(st.integers(0, len(line) - 1))]
-    assert [end for end in ends if Identity((field,)).of_output(line[:end]) is not None] == []
+    assert [end for end in ends if RecordKeys((field,)).of_output(line[:end]) is not None] == []
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_torn_output_line_is_no_captioned_record(record, text, data):
 )
 def test_a_line_without_a_caption_has_no_key(line):
     """A record whose caption is missing from the output is not taken for done."""
-    assert Identity(("caption",)).of_output(line) is None
+    assert RecordKeys(("caption",)).of_output(line) is None
 
 
 @pytest.mark.parametrize(
@@ -165,20 +165,20 @@ def test_a_line_without_a_caption_has_no_key(line):
 )
 def test_different_records_have_different_keys(one, other):
     """No record is taken for another: neither rounded numbers nor broken lines are equal."""
-    identity = Identity(("caption",))
+    identity = RecordKeys(("caption",))
     assert identity.of_input(one) != identity.of_input(other)
 
 
 def test_an_old_caption_is_no_part_of_the_record():
     """Running again over one's own output finds the same records."""
-    identity = Identity(("caption",))
+    identity = RecordKeys(("caption",))
     keys = {identity.of_input(b'{"a":1,"caption":%b}' % old) for old in (b'"x"', b"null", b"[1]")}
     assert keys == {identity.of_input(b'{"a":1}')}
 
 
 def test_an_id_alone_identifies():
     """With an id field the rest of the record may change; the last of two ids counts."""
-    identity = Identity(("caption",), "id")
+    identity = RecordKeys(("caption",), "id")
     key = identity.of_input(b'{"id":7,"a":1}')
     assert identity.of_input(b'{"b":{"id":1}, "id": 7 }') == key
     assert identity.of_input(b'{"id":1,"id":7}') == key
@@ -192,7 +192,7 @@ def test_an_id_alone_identifies():
 @example(b']}"caption":1}', None)
 def test_any_bytes_have_a_key(raw, id_field):
     """A line of garbage is recognised too, so that its failure is known again."""
-    identity = Identity(("caption",), id_field)
+    identity = RecordKeys(("caption",), id_field)
     assert len(identity.of_input(raw)) == KEY_BYTES
     assert identity.of_output(raw) in (None, identity.of_input(raw))
 

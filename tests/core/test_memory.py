@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from captioner.core.memory import ByteBudget
+from captioner.core.memory import MemoryBudget
 
 
 class Started:
@@ -27,7 +27,7 @@ class Started:
 
 def test_waits_for_room():
     """A thread that would hold too much waits until enough has been given back."""
-    budget = ByteBudget(100)
+    budget = MemoryBudget(100)
     budget.reserve(60)
     budget.reserve(40)
     thread = Started(lambda: budget.reserve(50))
@@ -40,7 +40,7 @@ def test_waits_for_room():
 
 def test_what_is_larger_than_all_passes_alone():
     """A record larger than the whole budget is not stuck for ever, it waits to be alone."""
-    budget = ByteBudget(100)
+    budget = MemoryBudget(100)
     budget.reserve(1000)
     thread = Started(lambda: budget.reserve(1))
     assert thread.waits()
@@ -54,7 +54,7 @@ def test_what_is_larger_than_all_passes_alone():
 
 def test_who_must_not_wait_does_not():
     """A record that holds some already takes more at once: two such cannot wait for each other."""
-    budget = ByteBudget(100)
+    budget = MemoryBudget(100)
     budget.reserve(100)
     budget.reserve(500, wait=False)
     thread = Started(lambda: budget.reserve(1))
@@ -66,7 +66,7 @@ def test_who_must_not_wait_does_not():
 
 def test_closing_lets_everybody_through():
     """When the run ends no thread is left hanging, and none hangs afterwards."""
-    budget = ByteBudget(10)
+    budget = MemoryBudget(10)
     budget.reserve(10)
     threads = [Started(lambda: budget.reserve(10)) for _ in range(5)]
     assert threads[0].waits()
@@ -78,7 +78,7 @@ def test_closing_lets_everybody_through():
 @pytest.mark.parametrize("total", [1, 50, 1000])
 def test_many_threads_all_get_through(total):
     """Under a crowd the budget is kept and everybody gets a turn."""
-    budget = ByteBudget(total)
+    budget = MemoryBudget(total)
     lock = threading.Lock()
     held: list[int] = []
     broken: list[list[int]] = []

@@ -66,7 +66,7 @@ if __name__ == "__main__":
 
 
 def records(folder: Path, count: int = 12) -> list[dict]:
-    """Records in both spellings, ids with leading zeros, one picture missing."""
+    """Records in both spellings, ids with leading zeros, one image missing."""
     found = []
     for number in range(count):
         (folder / f"{number}.png").write_bytes(jpeg(number))  # theirs believes the name
@@ -123,7 +123,7 @@ def run_script(folder: Path, endpoint: FakeEndpoint, kind: str = "json") -> subp
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_the_incumbents_script(folder, endpoint, kind):
-    """Faults at the endpoint, records in both spellings, a picture that is missing: the same
+    """Faults at the endpoint, records in both spellings, an image that is missing: the same
     rows in the same order with the same columns, an answer each, none that is an error's text."""
     faults = [
         Reply(429, {"error": {"message": "slow down"}}),
@@ -149,7 +149,7 @@ def test_the_incumbents_script(folder, endpoint, kind):
 
 
 def test_a_second_run_continues_the_first(folder, endpoint):
-    """Interrupted and run again: what was answered is not asked again; a picture that is there
+    """Interrupted and run again: what was answered is not asked again; an image that is there
     by now is answered, too."""
     endpoint.latency_s = 0.05
     found = records(folder, 60)

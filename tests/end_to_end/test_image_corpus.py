@@ -41,7 +41,7 @@ def animation(kind: str, count: int = 9) -> bytes:
 
 
 def exif() -> bytes:
-    """Return EXIF that turns the picture by a quarter and says where it was taken."""
+    """Return EXIF that turns the image by a quarter and says where it was taken."""
     block = Image.Exif()
     block[0x0112] = 6
     block[0x010E] = SECRET.decode()
@@ -55,7 +55,7 @@ def turned(kind: int) -> bytes:
 
 
 def xmp() -> bytes:
-    """Return XMP that turns the picture, where EXIF says nothing."""
+    """Return XMP that turns the image, where EXIF says nothing."""
     return (
         b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description '
         b'tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
@@ -82,7 +82,7 @@ def text() -> PngImagePlugin.PngInfo:
 
 
 def half_transparent(mode: str) -> Image.Image:
-    """Return a picture black on the left, and on the right of a black that cannot be seen."""
+    """Return an image black on the left, and on the right of a black that cannot be seen."""
     image = Image.new("RGBA", SIZE, (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, SIZE[0] // 2, SIZE[1]))
     return image.convert(mode)
@@ -128,8 +128,8 @@ def mangled(data: bytes, at: float) -> bytes:
     return data[:place] + b"\xff\x02" + data[place + 2 :]
 
 
-def multi_picture() -> bytes:
-    """Return a JPEG as phones write it: a second picture, and a film, after the first."""
+def multi_image() -> bytes:
+    """Return a JPEG as phones write it: a second image, and a film, after the first."""
     return saved(quarters(), "JPEG", quality=95) + saved(Image.new("RGB", SIZE), "JPEG") + SECRET
 
 
@@ -137,10 +137,10 @@ JPEG = saved(quarters(), "JPEG", quality=95, subsampling=0)
 PNG = saved(quarters(), "PNG")
 WEBP = saved(quarters(), "WEBP", lossless=True)
 
-Picture = Image.Image
+CorpusImage = Image.Image
 
 
-def shows_quarters(image: Picture) -> None:
+def shows_quarters(image: CorpusImage) -> None:
     width, height = image.size
     places = [(x * width // 4, y * height // 4) for y in (1, 3) for x in (1, 3)]
     rgb = image.convert("RGB")
@@ -148,13 +148,15 @@ def shows_quarters(image: Picture) -> None:
         assert near(rgb.getpixel(place), wanted), (place, rgb.getpixel(place), wanted)
 
 
-def shows_turned_quarters(image: Picture) -> None:
+def shows_turned_quarters(image: CorpusImage) -> None:
     assert image.size == (64, 96)
     shows_quarters(image.transpose(Image.Transpose.ROTATE_90))
 
 
-def shows(left: tuple[int, ...], right: tuple[int, ...], off: int = 8) -> Callable[[Picture], None]:
-    def check(image: Picture) -> None:
+def shows(
+    left: tuple[int, ...], right: tuple[int, ...], off: int = 8
+) -> Callable[[CorpusImage], None]:
+    def check(image: CorpusImage) -> None:
         rgb = image.convert("RGB")
         width, height = image.size
         found = rgb.getpixel((width // 4, height // 2)), rgb.getpixel((3 * width // 4, height // 2))
@@ -172,8 +174,8 @@ def grey(value: int) -> tuple[int, int, int]:
     return (value,) * 3
 
 
-def measures(*size: int) -> Callable[[Picture], None]:
-    def check(image: Picture) -> None:
+def measures(*size: int) -> Callable[[CorpusImage], None]:
+    def check(image: CorpusImage) -> None:
         assert image.size == size
 
     return check
@@ -202,7 +204,7 @@ WITH_METADATA: dict[str, tuple[bytes, bytes]] = {
         JPEG,
     ),
     "jpeg after the end": (JPEG + SECRET, JPEG),
-    "jpeg second picture": (multi_picture(), saved(quarters(), "JPEG", quality=95)),
+    "jpeg second image": (multi_image(), saved(quarters(), "JPEG", quality=95)),
     "png text": (saved(quarters(), "PNG", pnginfo=text()), PNG),
     "png exif": (saved(quarters(), "PNG", exif=upright_exif()), PNG),
     "png srgb": (saved(quarters(), "PNG", icc_profile=profile(swapped=False)), PNG),
@@ -212,7 +214,7 @@ WITH_METADATA: dict[str, tuple[bytes, bytes]] = {
     "webp xmp": (saved(quarters(), "WEBP", lossless=True, xmp=SECRET), WEBP),
 }
 
-DRAWN: dict[str, tuple[bytes, Callable[[Picture], None]]] = {
+DRAWN: dict[str, tuple[bytes, Callable[[CorpusImage], None]]] = {
     "gif": (saved(quarters(), "GIF"), shows_quarters),
     "gif moving": (animation("GIF"), shows(grey(0), grey(0))),
     "webp moving": (animation("WEBP"), shows(grey(0), grey(0))),
@@ -418,7 +420,7 @@ def test_passed_on_as_it_is(corpus: Corpus, name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_METADATA)
 def test_metadata_stays_here(corpus: Corpus, name: str) -> None:
-    """Where a photograph was taken is cut out without touching the picture."""
+    """Where a photograph was taken is cut out without touching the image."""
     _, data = received(corpus, name)
     assert SECRET not in data
     assert data == WITH_METADATA[name][1]

@@ -59,10 +59,10 @@ async def test_a_refused_parameter_costs_one_round_and_no_attempts(make_input, e
     assert "max_completion_tokens for max_tokens" in said[0]
 
 
-async def test_pictures_are_made_smaller_until_they_fit_and_that_is_remembered(
+async def test_images_are_made_smaller_until_they_fit_and_that_is_remembered(
     tmp_path, endpoint
 ) -> None:
-    """413: smaller pictures, never none; later ones of that size go out smaller at once."""
+    """413: smaller images, never none; later ones of that size go out smaller at once."""
     large = jpeg(1, (400, 200), quality=100)
     (tmp_path / "a.jpg").write_bytes(large)
     (tmp_path / "small.jpg").write_bytes(jpeg(2))
@@ -80,7 +80,7 @@ async def test_pictures_are_made_smaller_until_they_fit_and_that_is_remembered(
     assert [width(call) for call in endpoint.calls] == [400, 280, 200, 200, 200, 200, 200, 32]
 
 
-async def test_a_picture_that_never_fits_fails_alone(make_input, endpoint) -> None:
+async def test_a_image_that_never_fits_fails_alone(make_input, endpoint) -> None:
     """After the smallest size the record is failed with the endpoint's words."""
     endpoint.behave = lambda call: (
         Reply(400, {"error": {"message": "context length exceeded", "code": 400}})
@@ -92,7 +92,7 @@ async def test_a_picture_that_never_fits_fails_alone(make_input, endpoint) -> No
     assert [(row["code"], row["attempts"]) for row in failed] == [("too_large", 4)]
 
 
-async def test_a_picture_the_endpoint_cannot_read_is_drawn_anew(make_input, endpoint) -> None:
+async def test_a_image_the_endpoint_cannot_read_is_drawn_anew(make_input, endpoint) -> None:
     """Once, as a JPEG of ours."""
     source = make_input(1)
     sent = (source.parent / "images/0.jpg").read_bytes()
@@ -178,7 +178,7 @@ async def test_a_record_that_has_our_members_keeps_their_places(tmp_path, endpoi
 
 
 async def test_several_questions_make_several_members(make_input, endpoint, tmp_path) -> None:
-    """Each question is asked about the same picture, in place of the record's own."""
+    """Each question is asked about the same image, in place of the record's own."""
     (tmp_path / "dense.txt").write_text("In detail?\n")
     source = make_input(3)
     options = {"ask": ["short=In short?", f"dense=@{tmp_path}/dense.txt"]}
@@ -369,7 +369,7 @@ async def test_a_flag_of_an_older_caption_goes(tmp_path, endpoint) -> None:
     assert row["caption"].startswith("Describe")
 
 
-async def test_more_room_than_the_endpoint_has_shrinks_no_picture(make_input, endpoint) -> None:
+async def test_more_room_than_the_endpoint_has_shrinks_no_image(make_input, endpoint) -> None:
     """The retry of one truncated caption changes nothing for the others, nor for itself."""
 
     def behave(call):
@@ -412,7 +412,7 @@ async def test_one_record_for_which_there_is_no_model_fails_alone(make_input, en
     assert [(row["code"], row["record"]["id"]) for row in failed] == [("http_404", 7)]
 
 
-async def test_a_picture_in_a_system_turn(tmp_path, endpoint) -> None:
+async def test_a_image_in_a_system_turn(tmp_path, endpoint) -> None:
     """It stays there, and the questions get the others."""
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     (tmp_path / "b.jpg").write_bytes(jpeg(99))
@@ -430,7 +430,7 @@ async def test_a_picture_in_a_system_turn(tmp_path, endpoint) -> None:
 async def test_questions_cannot_take_the_place_of_what_the_record_needs(
     make_input, endpoint, name
 ) -> None:
-    """No answer overwrites the picture, the question or the id."""
+    """No answer overwrites the image, the question or the id."""
     options = {"ask": ["caption=c?", f"{name}=x?"], "with_": "usage", "id_field": "id"}
     with pytest.raises(SettingsError, match="ask"):
         await caption(make_input(1), endpoint, **options)

@@ -25,15 +25,15 @@ from captioner import (
     SettingsError,
     run_batch,
 )
-from captioner.core.cancellation import Stopping
+from captioner.core.cancellation import CancelToken
 from captioner.core.types import Progress
 
 ASK = "Generate detailed captions based on image content."
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[bytes]:
-    """Three pictures, 0.jpg to 2.jpg, beside the input."""
+def image_files(tmp_path: Path) -> list[bytes]:
+    """Three images, 0.jpg to 2.jpg, beside the input."""
     made = [jpeg(number) for number in range(3)]
     for number, data in enumerate(made):
         (tmp_path / f"{number}.jpg").write_bytes(data)
@@ -51,11 +51,11 @@ def in_order(endpoint: FakeEndpoint) -> list[Call]:
     return sorted(endpoint.calls, key=lambda call: call.texts[-1][-1])
 
 
-async def test_every_spelling_of_a_record_is_sent_with_its_picture(
-    tmp_path, pictures, endpoint
+async def test_every_spelling_of_a_record_is_sent_with_its_image(
+    tmp_path, image_files, endpoint
 ) -> None:
-    """Whatever way a record names its picture and its question, the model gets both."""
-    encoded = base64.b64encode(pictures[0]).decode()
+    """Whatever way a record names its image and its question, the model gets both."""
+    encoded = base64.b64encode(image_files[0]).decode()
     source = write(
         tmp_path / "in.jsonl",
         {"image": ["./0.jpg"], "conversation": [{"from": "human", "value": f"{ASK} 0"}]},
@@ -79,7 +79,7 @@ async def test_every_spelling_of_a_record_is_sent_with_its_picture(
     report = await run_batch(source, base_url=endpoint.base_url, model="m")
     assert (report.captioned, report.failed) == (8, 0)
     calls = in_order(endpoint)
-    assert [call.images for call in calls] == [[pictures[0]]] * 8
+    assert [call.images for call in calls] == [[image_files[0]]] * 8
     assert [call.texts[-1][-1] for call in calls] == list("01234567")
     roles = [[message["role"] for message in call.body["messages"]] for call in calls]
     assert roles == [["system", "user"]] * 8
@@ -90,15 +90,17 @@ async def test_every_spelling_of_a_record_is_sent_with_its_picture(
 
 
 async def test_a_url_is_passed_to_the_endpoint_as_it_is(tmp_path, endpoint) -> None:
-    """An http(s) picture is named to the model, not lost."""
+    """An http(s) image is named to the model, not lost."""
     url = "https://example.org/a%20b.jpg?x=1"
     source = write(tmp_path / "in.jsonl", {"image": url}, {"image": {"url": url}, "prompt": "p"})
     await run_batch(source, base_url=endpoint.base_url, model="m", pass_urls=True)
     assert [call.urls for call in endpoint.calls] == [[url], [url]]
 
 
-async def test_several_pictures_go_in_order_each_its_own_part(tmp_path, pictures, endpoint) -> None:
-    """Placeholders say where pictures go; the last user turn gets the others, in order."""
+async def test_several_images_go_in_order_each_its_own_part(
+    tmp_path, image_files, endpoint
+) -> None:
+    """Placeholders say where images go; the last user turn gets the others, in order."""
     source = write(
         tmp_path / "in.jsonl",
         {"image": ["2.jpg", "0.jpg", "1.jpg"], "prompt": "all 0"},
@@ -117,19 +119,21 @@ async def test_several_pictures_go_in_order_each_its_own_part(tmp_path, pictures
     )
     await run_batch(source, base_url=endpoint.base_url, model="m")
     first, second, third = in_order(endpoint)
-    assert first.images == [pictures[2], pictures[0], pictures[1]]
+    assert first.images == [image_files[2], image_files[0], image_files[1]]
     parts = second.body["messages"][-1]["content"]
     assert [part["type"] for part in parts] == ["text", "image_url", "text", "image_url", "text"]
-    assert second.images == [pictures[1], pictures[0]]
+    assert second.images == [image_files[1], image_files[0]]
     shapes = [
         message["content"] if isinstance(message["content"], str) else len(message["content"])
         for message in third.body["messages"][1:]
     ]
     assert shapes == [2, "a cat", 2]
-    assert third.images == [pictures[0], pictures[1]]
+    assert third.images == [image_files[0], image_files[1]]
 
 
-async def test_a_record_comes_back_as_it_was_with_a_caption(tmp_path, pictures, endpoint) -> None:
+async def test_a_record_comes_back_as_it_was_with_a_caption(
+    tmp_path, image_files, endpoint
+) -> None:
     """Key order, big integers, floats, escapes and unicode survive; only the caption is new."""
     lines = [
         '{"z":1,  "image":"0.jpg","id":123456789012345678901234567890,"f":1.10,"e":1E+5}',
@@ -179,7 +183,7 @@ async def test_the_output_can_be_read_while_it_grows(make_input, endpoint) -> No
     await task
 
 
-async def test_a_json_array_is_read_and_written_as_one(tmp_path, pictures, endpoint) -> None:
+async def test_a_json_array_is_read_and_written_as_one(tmp_path, image_files, endpoint) -> None:
     """A .json file with one array comes back as one array, in input order."""
     records = [{"id": n, "image": f"{n}.jpg", "prompt": str(n)} for n in range(3)]
     source = tmp_path / "in.json"
@@ -198,17 +202,17 @@ async def test_a_json_array_is_read_and_written_as_one(tmp_path, pictures, endpo
 
 
 async def test_bad_records_fail_plainly_and_the_rest_is_captioned(
-    tmp_path, pictures, endpoint
+    tmp_path, image_files, endpoint
 ) -> None:
     """Each kind of bad record is one line in the failures file, with the record in it."""
-    (tmp_path / "broken.jpg").write_bytes(pictures[0][:-40])
+    (tmp_path / "broken.jpg").write_bytes(image_files[0][:-40])
     good = {"image": "0.jpg"}
     bad = [
         {"image": "nowhere.jpg"},
         {"image": "broken.jpg"},
         '{"image": "0.jpg", }',
         {"image": "0.jpg", "conversation": [{"from": "alien", "value": "?"}]},
-        {"prompt": "no picture"},
+        {"prompt": "no image"},
         {"image": "0.jpg", "conversation": [{"from": "human", "value": "<image><image>"}]},
         "[1, 2]",
     ]
@@ -381,7 +385,7 @@ async def test_a_damaged_output_is_left_alone(make_input, endpoint) -> None:
     assert output.read_bytes() == data
 
 
-async def test_equal_records_each_get_their_row(tmp_path, pictures, endpoint) -> None:
+async def test_equal_records_each_get_their_row(tmp_path, image_files, endpoint) -> None:
     """Duplicates in the input are captioned one by one and resumed one by one."""
     source = write(tmp_path / "in.jsonl", *[{"image": "0.jpg"}] * 5, {"image": "1.jpg"})
     first = await run_batch(source, base_url=endpoint.base_url, model="m", limit=3)
@@ -425,37 +429,37 @@ async def test_options_reach_the_request(make_input, endpoint, monkeypatch, tmp_
     assert endpoint.calls[0].headers["authorization"] == "Bearer s3cret"
 
 
-async def test_nothing_lies_outside_the_image_root(tmp_path, pictures, endpoint) -> None:
+async def test_nothing_lies_outside_the_image_root(tmp_path, image_files, endpoint) -> None:
     """With --image-root no path, link or `..` reaches a file outside it."""
     root = tmp_path / "root"
     root.mkdir()
-    (root / "in.jpg").write_bytes(pictures[1])
+    (root / "in.jpg").write_bytes(image_files[1])
     (root / "link.jpg").symlink_to(tmp_path / "0.jpg")
     paths = ["in.jpg", "../0.jpg", str(tmp_path / "0.jpg"), "link.jpg"]
     source = write(tmp_path / "in.jsonl", *({"image": path} for path in paths))
     report = await run_batch(source, base_url=endpoint.base_url, model="m", image_root=root)
     assert (report.captioned, report.codes) == (1, {"image_outside_root": 3})
-    assert [call.images for call in endpoint.calls] == [[pictures[1]]]
+    assert [call.images for call in endpoint.calls] == [[image_files[1]]]
 
 
 async def test_stopping_finishes_what_is_on_the_wire(make_input, endpoint) -> None:
     """A stopped run keeps every caption it received, and the next one asks for the others only."""
     endpoint.latency_s = 0.05
     source = make_input(300)
-    stopping, progress = Stopping(), Progress()
+    cancel, progress = CancelToken(), Progress()
     task = asyncio.create_task(
         run_batch(
             source,
             base_url=endpoint.base_url,
             model="m",
             concurrency=8,
-            stopping=stopping,
+            cancel=cancel,
             progress=progress,
         )
     )
     while progress.captioned < 40:
         await asyncio.sleep(0.005)
-    stopping.set()
+    cancel.request()
     report = await task
     assert report.stopped == "interrupted"
     assert not report.complete
@@ -493,8 +497,8 @@ def test_kill_nine_in_the_middle_loses_only_what_was_in_flight(
 # -- equal records, and what was asked before ------------------------------------------------------
 
 
-async def test_equal_records_are_asked_for_once(tmp_path, pictures, endpoint) -> None:
-    """The same picture and question, under whatever names: one request, a row each."""
+async def test_equal_records_are_asked_for_once(tmp_path, image_files, endpoint) -> None:
+    """The same image and question, under whatever names: one request, a row each."""
     for name in ("copy.jpg", "other.png"):
         (tmp_path / name).write_bytes((tmp_path / "0.jpg").read_bytes())
     images = ["0.jpg", "copy.jpg", "other.png", "1.jpg", "0.jpg"] * 20
@@ -510,7 +514,7 @@ async def test_equal_records_are_asked_for_once(tmp_path, pictures, endpoint) ->
 
 
 async def test_equal_records_are_asked_for_each_when_that_is_wished(
-    tmp_path, pictures, endpoint
+    tmp_path, image_files, endpoint
 ) -> None:
     """Who samples wants an answer for each."""
     source = write(tmp_path / "in.jsonl", *[{"id": n, "image": "0.jpg"} for n in range(10)])
@@ -518,8 +522,8 @@ async def test_equal_records_are_asked_for_each_when_that_is_wished(
     assert (report.captioned, report.calls, report.shared) == (10, 10, 0)
 
 
-async def test_what_was_asked_before_is_not_asked_again(tmp_path, pictures, endpoint) -> None:
-    """Another data set with the same pictures costs nothing, unless what is asked differs."""
+async def test_what_was_asked_before_is_not_asked_again(tmp_path, image_files, endpoint) -> None:
+    """Another data set with the same images costs nothing, unless what is asked differs."""
     options = {"base_url": endpoint.base_url, "model": "m", "cache": tmp_path / "cache"}
     first = write(tmp_path / "one.jsonl", {"image": "0.jpg"}, {"image": "1.jpg"})
     second = write(tmp_path / "two.jsonl", {"photo": "1.jpg"}, {"photo": "2.jpg"})
@@ -534,7 +538,7 @@ async def test_what_was_asked_before_is_not_asked_again(tmp_path, pictures, endp
         assert (changed.calls, changed.cached) == (2, 0), other
 
 
-async def test_failures_are_not_cached(tmp_path, pictures, endpoint) -> None:
+async def test_failures_are_not_cached(tmp_path, image_files, endpoint) -> None:
     """What failed is asked again in the next run."""
     options = {"base_url": endpoint.base_url, "model": "m", "cache": tmp_path / "cache"}
     source = write(tmp_path / "in.jsonl", {"image": "0.jpg"})
@@ -545,11 +549,11 @@ async def test_failures_are_not_cached(tmp_path, pictures, endpoint) -> None:
     assert (report.captioned, report.cached) == (1, 0)
 
 
-# -- pictures from elsewhere -----------------------------------------------------------------------
+# -- images from elsewhere -----------------------------------------------------------------------
 
 
-async def test_pictures_on_the_web_are_fetched_and_sent(tmp_path, pictures, endpoint) -> None:
-    """Records with URLs, paths and both are captioned, each with its own pictures."""
+async def test_images_on_the_web_are_fetched_and_sent(tmp_path, image_files, endpoint) -> None:
+    """Records with URLs, paths and both are captioned, each with its own images."""
     hits: list[str] = []
 
     async def give(request: web.Request) -> web.Response:
@@ -580,8 +584,8 @@ async def test_pictures_on_the_web_are_fetched_and_sent(tmp_path, pictures, endp
     assert not any(call.urls[0].startswith("http") for call in endpoint.calls)
 
 
-async def test_members_of_archives(tmp_path, pictures, endpoint) -> None:
-    """A tar of pictures is captioned without being unpacked."""
+async def test_members_of_archives(tmp_path, image_files, endpoint) -> None:
+    """A tar of images is captioned without being unpacked."""
     with tarfile.open(tmp_path / "shard.tar", "w") as file:
         for number in range(3):
             file.add(tmp_path / f"{number}.jpg", f"in/{number}.jpg")
@@ -594,7 +598,7 @@ async def test_members_of_archives(tmp_path, pictures, endpoint) -> None:
 
 
 async def test_frames_of_a_film_are_sent_in_order(tmp_path, endpoint) -> None:
-    """A moving picture becomes several parts in the place of one."""
+    """An animated image becomes several parts in the place of one."""
     films = [Image.new("RGB", (40, 40), (n * 28,) * 3) for n in range(9)]
     films[0].save(tmp_path / "a.gif", save_all=True, append_images=films[1:])
     record = {"image": "a.gif", "prompt": "Before <image> after"}

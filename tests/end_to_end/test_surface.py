@@ -15,9 +15,10 @@ from conftest import jpeg
 from endpoint import completion
 
 import captioner
-from captioner.core.types import Line, Response
+from captioner.core.types import InputRecord, Response
 
 PUBLIC = [
+    "CancelToken",
     "Caption",
     "CaptionBatch",
     "CaptionError",
@@ -28,6 +29,7 @@ PUBLIC = [
     "EndpointGaveOutError",
     "EndpointRefusedError",
     "Failure",
+    "InputRecord",
     "Line",
     "Outcome",
     "OutputBusyError",
@@ -97,7 +99,7 @@ def test_importing_costs_next_to_nothing():
 def test_the_library_needs_nothing_of_the_command():
     """A program that captions does not load the command line, the display or uvloop."""
     loaded = python(
-        "import sys; from captioner import *; from captioner import stream; print(*sys.modules)"
+        "import sys; from captioner import *; import captioner.engine.stream; print(*sys.modules)"
     ).split()
     assert not {
         "captioner.cli.main",
@@ -201,7 +203,7 @@ class ListSource:
             lines = []
             for raw in batch:
                 number += 1
-                lines.append(Line(number, raw))
+                lines.append(InputRecord(number, raw))
             yield lines
 
 
@@ -240,7 +242,7 @@ async def test_every_seam_can_be_passed_in(tmp_path):
     report = await captioner.run_batch(
         captioner.Settings.create(model="m"), source=source, sink=sink, transport=transport
     )
-    captions = {o.line.number: o.text for o in sink.outcomes if o.ok}
+    captions = {o.record.number: o.text for o in sink.outcomes if o.ok}
     assert captions == {1: "q1", 3: "q2"}
     assert [o.code for o in sink.outcomes if not o.ok] == ["no_image"]
     assert (report.captioned, report.failed, report.complete) == (2, 1, True)

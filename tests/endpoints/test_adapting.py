@@ -7,21 +7,21 @@ from typing import Any
 import orjson
 import pytest
 
-from captioner.core.errors import BadReplyError, ParameterError, PictureError, RefusedError
-from captioner.core.types import Asking, EncodedImage, ImageRef, Response, Turn
+from captioner.core.errors import BadReplyError, ImageRejectedError, ParameterError, RefusedError
+from captioner.core.types import EncodedImage, ImageRef, RequestOverrides, Response, Turn
 from captioner.endpoints.openai_chat import OpenAIChat
 
 TURNS = [Turn("system", ("Be brief.",)), Turn("user", (ImageRef(path="a"), "what?"))]
 IMAGE = EncodedImage("image/png", b"QUJD", "", 10, 10)
 
 
-def body(dialect: OpenAIChat, asking: Asking = Asking()) -> dict[str, Any]:  # noqa: B008
-    request = dialect.request(dialect.messages(TURNS, [IMAGE]), asking)
+def body(dialect: OpenAIChat, overrides: RequestOverrides = RequestOverrides()) -> dict[str, Any]:  # noqa: B008
+    request = dialect.request(dialect.messages(TURNS, [IMAGE]), overrides)
     return orjson.loads(b"".join(request.pieces))
 
 
 def refused(dialect: OpenAIChat, reply: Any, status: int = 400) -> Exception:
-    with pytest.raises((ParameterError, PictureError, RefusedError, BadReplyError)) as caught:
+    with pytest.raises((ParameterError, ImageRejectedError, RefusedError, BadReplyError)) as caught:
         dialect.judge(Response(status, {}, orjson.dumps(reply)))
     return caught.value
 
@@ -47,9 +47,12 @@ def test_the_length_is_named_as_the_model_wants_it() -> None:
     assert dialect.adapt(error.parameter) == "max_completion_tokens for max_tokens"
     assert body(dialect)["max_completion_tokens"] == 300
     assert "max_tokens" not in body(dialect)
-    assert body(dialect, Asking(max_tokens=600))["max_completion_tokens"] == 600
+    assert body(dialect, RequestOverrides(max_tokens=600))["max_completion_tokens"] == 600
     assert dialect.adapt("max_completion_tokens") == "no max_completion_tokens"
-    assert not {"max_tokens", "max_completion_tokens"} & body(dialect, Asking(max_tokens=6)).keys()
+    assert (
+        not {"max_tokens", "max_completion_tokens"}
+        & body(dialect, RequestOverrides(max_tokens=6)).keys()
+    )
     assert dialect.adapt("max_tokens") == ""
     assert dialect.version == 2
 
@@ -75,7 +78,7 @@ def test_a_refused_temperature_is_left_out(reply) -> None:
     dialect = OpenAIChat("m", temperature=0.2, max_tokens=5)
     error = refused(dialect, reply)
     assert dialect.adapt(error.parameter) == "no temperature"
-    sent = body(dialect, Asking(temperature=1.0))
+    sent = body(dialect, RequestOverrides(temperature=1.0))
     assert "temperature" not in sent
     assert sent["max_tokens"] == 5
 
@@ -114,7 +117,7 @@ def test_system_turns_are_renamed_where_the_role_is_refused() -> None:
     "parameter", ["model", "messages", "messages[1].content[0].image_url", "x"]
 )
 def test_what_must_be_there_is_never_left_out(parameter) -> None:
-    """No request goes out without its model, its question or its picture."""
+    """No request goes out without its model, its question or its image."""
     dialect = OpenAIChat("m", max_tokens=1)
     before = body(dialect)
     assert dialect.adapt(parameter) == ""
@@ -145,7 +148,7 @@ def test_what_must_be_there_is_never_left_out(parameter) -> None:
 def test_what_is_too_large_is_made_smaller(status, reply) -> None:
     """An overflow is no refused parameter, though it may name one."""
     error = refused(OpenAIChat("m", max_tokens=300), reply, status)
-    assert isinstance(error, PictureError)
+    assert isinstance(error, ImageRejectedError)
     assert error.smaller
 
 
@@ -158,10 +161,10 @@ def test_what_is_too_large_is_made_smaller(status, reply) -> None:
         {"error": {"message": "The media_type image/jpeg does not match the image's content"}},
     ],
 )
-def test_pictures_the_endpoint_cannot_read_are_drawn_anew(reply) -> None:
+def test_images_the_endpoint_cannot_read_are_drawn_anew(reply) -> None:
     """Once; what is wrong with them then is for the failures file."""
     error = refused(OpenAIChat("m"), reply)
-    assert isinstance(error, PictureError)
+    assert isinstance(error, ImageRejectedError)
     assert not error.smaller
 
 
@@ -181,7 +184,7 @@ def test_detail_and_extra_members_are_sent() -> None:
 def test_turns_after_the_question_are_sent_last() -> None:
     """An answer that would not do, and why not."""
     turns = (Turn("assistant", ('{"a"',)), Turn("user", ("again",)))
-    messages = body(OpenAIChat("m"), Asking(turns=turns))["messages"]
+    messages = body(OpenAIChat("m"), RequestOverrides(turns=turns))["messages"]
     assert [turn["role"] for turn in messages] == ["system", "user", "assistant", "user"]
     assert messages[-2:] == [
         {"role": "assistant", "content": '{"a"'},
@@ -213,8 +216,8 @@ def test_bodies_are_what_openais_own_package_would_take(options, adapted) -> Non
         else (params.CompletionCreateParamsNonStreaming)
     )
     turns = (Turn("assistant", ("no",)), Turn("user", ("again",)))
-    for asking in (Asking(), Asking(1.0, 500, turns)):
-        sent = body(dialect, asking)
+    for overrides in (RequestOverrides(), RequestOverrides(1.0, 500, turns)):
+        sent = body(dialect, overrides)
         taken = TypeAdapter(kind).validate_python(sent)
         assert set(taken) == set(sent)
         assert len(list(taken["messages"])) == len(sent["messages"])

@@ -7,7 +7,7 @@ import pytest
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
-from captioner.endpoints.health import FAULTS_TO_REST, NEVER_ANSWERED_S, Health
+from captioner.endpoints.circuit_breaker import FAULTS_TO_REST, NEVER_ANSWERED_S, CircuitBreaker
 
 FAULT = EndpointFaultError("http_500", "boom")
 
@@ -49,12 +49,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def health(sleep: Callable[[float], Awaitable[None]] | None = None, **options) -> Health:
+def health(sleep: Callable[[float], Awaitable[None]] | None = None, **options) -> CircuitBreaker:
     options = {"max_outage_s": 1000.0, **options}
-    return Health("http://x/v1", sleep=sleep or Naps(), **options)
+    return CircuitBreaker("http://x/v1", sleep=sleep or Naps(), **options)
 
 
-def fault(subject: Health, times: int = 1, *, probe: bool = False) -> None:
+def fault(subject: CircuitBreaker, times: int = 1, *, probe: bool = False) -> None:
     for _ in range(times):
         subject.faulted(FAULT, probe=probe)
 

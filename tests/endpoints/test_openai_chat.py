@@ -13,14 +13,14 @@ from captioner.core.errors import (
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
+    ImageRejectedError,
     NotFoundError,
-    PictureError,
     RefusedError,
     RunError,
 )
 from captioner.core.types import EncodedImage, ImageRef, Response, Turn
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.engine.caption_checks import Rules, check
+from captioner.engine.caption_checks import CaptionRules, check
 
 PIXELS = bytes(range(256))
 IMAGE = EncodedImage("image/png", base64.b64encode(PIXELS))
@@ -37,7 +37,7 @@ def body_of(dialect: OpenAIChat, turns: list[Turn], images: list[EncodedImage]) 
 def judge(body: Any, status: int = 200, **headers: str) -> Any:
     data = body if isinstance(body, bytes) else orjson.dumps(body)
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return check(OpenAIChat("m").judge(Response(status, names, data)), Rules()).completion
+    return check(OpenAIChat("m").judge(Response(status, names, data)), CaptionRules()).completion
 
 
 def error(code: Any = None, message: str = "no", **more: Any) -> dict[str, Any]:
@@ -48,8 +48,8 @@ def message(**members: Any) -> dict[str, Any]:
     return completion(None, message={"role": "assistant", **members})
 
 
-def test_each_picture_is_a_part_of_its_own():
-    """Texts and pictures of a turn reach the model as parts, in the order of the record."""
+def test_each_image_is_a_part_of_its_own():
+    """Texts and images of a turn reach the model as parts, in the order of the record."""
     second = EncodedImage("image/jpeg", base64.b64encode(b"two"))
     turns = [
         Turn("system", ("Be brief.",)),
@@ -102,7 +102,7 @@ def test_any_text_is_sent_as_it_is(text):
 
 
 def test_turn_of_texts_only_is_a_string():
-    """A turn without pictures is a plain string, which every server takes."""
+    """A turn without images is a plain string, which every server takes."""
     body = body_of(OpenAIChat("m"), [Turn("user", ("a", "b")), Turn("user", ())], [])
     assert [turn["content"] for turn in body["messages"]] == ["a\nb", ""]
 
@@ -287,7 +287,7 @@ ERRORS = [
     (
         400,
         {"error": {"code": 400, "message": "x", "type": "exceed_context_size_error"}},
-        PictureError,
+        ImageRejectedError,
         "too_large",
     ),
     (400, {"object": "error", "message": "too long", "code": 400}, RefusedError, "http_400"),
@@ -299,7 +299,7 @@ ERRORS = [
     ),
     (400, {"detail": "bad"}, RefusedError, "http_400"),
     (400, b"", RefusedError, "http_400"),
-    (413, HTML, PictureError, "http_413"),
+    (413, HTML, ImageRejectedError, "http_413"),
     (415, {}, RefusedError, "http_415"),
     (422, {"detail": [{"loc": ["body"], "msg": "wrong", "type": "x"}]}, RefusedError, "http_422"),
     (501, b"", RefusedError, "http_501"),
@@ -394,7 +394,7 @@ def test_null_error_beside_a_caption_is_no_error():
 
 
 def test_moderation_fails_the_record_not_the_run():
-    """One picture that a router's moderation flags with 403 does not stop all the others."""
+    """One image that a router's moderation flags with 403 does not stop all the others."""
     metadata = {"reasons": ["sexual"], "flagged_input": "…", "provider_name": "OpenAI"}
     flagged = error(403, "Your chosen model requires moderation and your input was flagged")
     flagged["error"]["metadata"] = metadata
@@ -451,7 +451,7 @@ def test_the_cause_is_told(body):
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 429, 500])
 def test_messages_are_safe_to_show(status):
-    """A message from outside is short, printable and holds no picture."""
+    """A message from outside is short, printable and holds no image."""
     nasty = "\x1b[2J\r\n\0\u202e" + "data:image/png;base64," + "QUJD" * 100 + " end " + "x" * 5000
     with pytest.raises((RefusedError, AttemptError, RunError)) as caught:
         judge(error(message=nasty), status)

@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 
-from captioner.endpoints.limiter import DECREASE, Bucket, Limiter, Window, start_of
+from captioner.endpoints.limiter import DECREASE, AimdLimit, Limiter, TokenBucket, start_of
 
 
-def full_round(window: Window, bad: int = 0) -> None:
+def full_round(window: AimdLimit, bad: int = 0) -> None:
     """One round trip with all permits out; some come back with too much."""
     out = int(window.limit)
     epoch = window.epoch
@@ -23,7 +23,7 @@ def full_round(window: Window, bad: int = 0) -> None:
 
 def test_a_run_begins_slowly_and_doubles() -> None:
     """8, 12, … up to the ceiling: an endpoint that scales up is not hit by all at once."""
-    window = Window(128, 8.0)
+    window = AimdLimit(128, 8.0)
     seen = []
     while window.limit < 128:
         seen.append(window.limit)
@@ -39,7 +39,7 @@ def test_whoever_asks_for_many_begins_with_more() -> None:
 
 def test_a_single_error_never_slows_the_pool() -> None:
     """One 429 among many is no reason; nor are two among hundreds."""
-    window = Window(100, 100.0)
+    window = AimdLimit(100, 100.0)
     window.overloaded(0)
     assert window.limit == 100
     for _ in range(100):
@@ -50,14 +50,14 @@ def test_a_single_error_never_slows_the_pool() -> None:
 
 def test_a_whole_cohort_that_fails_is_one_decrease() -> None:
     """128 that fail together cost one step, not 0.9 to the 128th."""
-    window = Window(128, 128.0)
+    window = AimdLimit(128, 128.0)
     full_round(window, bad=128)
     assert window.limit == pytest.approx(128 * DECREASE)
 
 
 def test_after_trouble_the_limit_creeps_up() -> None:
     """Additive increase: about one permit a round trip."""
-    window = Window(128, 64.0)
+    window = AimdLimit(128, 64.0)
     full_round(window, bad=64)
     before = window.limit
     full_round(window)
@@ -66,7 +66,7 @@ def test_after_trouble_the_limit_creeps_up() -> None:
 
 def test_after_a_long_calm_the_limit_grows_faster() -> None:
     """An endpoint that has scaled up meanwhile is found out in seconds, not in hours."""
-    window = Window(10_000, 64.0)
+    window = AimdLimit(10_000, 64.0)
     full_round(window, bad=64)
     rounds = 0
     while window.limit < 1_000 and rounds < 100:
@@ -81,7 +81,7 @@ def test_after_a_long_calm_the_limit_grows_faster() -> None:
 
 def test_the_limit_grows_only_while_it_is_what_holds_us_back() -> None:
     """A run with few records does not talk itself into a hundred permits."""
-    window = Window(128, 20.0)
+    window = AimdLimit(128, 20.0)
     for _ in range(1000):
         window.succeeded(3)
     assert window.limit == 20
@@ -89,7 +89,7 @@ def test_the_limit_grows_only_while_it_is_what_holds_us_back() -> None:
 
 def test_the_limit_stays_at_least_one() -> None:
     """However bad it gets, one request may go out."""
-    window = Window(8, 8.0)
+    window = AimdLimit(8, 8.0)
     for _ in range(100):
         window.overloaded(window.epoch)
     assert window.limit == 1
@@ -97,7 +97,7 @@ def test_the_limit_stays_at_least_one() -> None:
 
 def test_a_bucket_grants_its_rate_and_no_more() -> None:
     """600 a minute from a full bucket: 600 at once, then ten a second."""
-    bucket = Bucket()
+    bucket = TokenBucket()
     bucket.set_rate(600, 0.0)
     now = 0.0
     granted = 0
@@ -113,7 +113,7 @@ def test_a_bucket_grants_its_rate_and_no_more() -> None:
 
 def test_a_cost_above_the_whole_bucket_is_granted_when_it_is_full() -> None:
     """One enormous record waits for a minute's worth, not for ever."""
-    bucket = Bucket()
+    bucket = TokenBucket()
     bucket.set_rate(1000, 0.0)
     bucket.take(1000, 0.0)
     assert bucket.delay(5000, 0.0) == pytest.approx(60)
@@ -122,7 +122,7 @@ def test_a_cost_above_the_whole_bucket_is_granted_when_it_is_full() -> None:
 
 def test_what_the_endpoint_says_is_left_counts() -> None:
     """Others may use the same key: the endpoint's own count goes before ours."""
-    bucket = Bucket()
+    bucket = TokenBucket()
     bucket.set_rate(60, 0.0)
     bucket.no_more_than(0, 0.0)
     assert bucket.delay(1, 0.0) == pytest.approx(1)

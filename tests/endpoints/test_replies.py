@@ -14,7 +14,7 @@ import pytest
 from captioner.core import errors
 from captioner.core.types import Response
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.engine.caption_checks import Rules, check
+from captioner.engine.caption_checks import CaptionRules, check
 
 REPLIES = [
     pytest.param(reply, id=f"{path.stem}: {reply['name']}")
@@ -31,11 +31,11 @@ def test_one_reply_has_one_verdict(reply) -> None:
     response = Response(reply["status"], reply["headers"], data)
     dialect = OpenAIChat("m", max_tokens=300, temperature=0.2)
     if reply["verdict"] == "Completion":
-        assert check(dialect.judge(response), Rules()).value == reply["text"]
+        assert check(dialect.judge(response), CaptionRules()).value == reply["text"]
         return
     kind = getattr(errors, reply["verdict"])
     with pytest.raises(kind) as caught:
-        check(dialect.judge(response), Rules())
+        check(dialect.judge(response), CaptionRules())
     assert type(caught.value) is kind
     assert getattr(caught.value, "code", "") == reply.get("code", "")
     assert str(caught.value).isprintable()

@@ -35,7 +35,7 @@ MODELS_URL = URL(f"{BASE}/models")
 MODELS = Request("GET", "/models")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
-Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+ValidatedCompletion = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -49,7 +49,7 @@ async def transport_to(base_url: str, **options: Any) -> AsyncIterator[AiohttpTr
 
 
 @asynccontextmanager
-async def raw_server(answer: Answer) -> AsyncIterator[str]:
+async def raw_server(answer: ValidatedCompletion) -> AsyncIterator[str]:
     """Serve one exchange per connection exactly as told, and yield the base URL."""
     tasks: set[asyncio.Task[Any]] = set()
 
@@ -73,7 +73,7 @@ async def raw_server(answer: Answer) -> AsyncIterator[str]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def says(*parts: bytes) -> Answer:
+def says(*parts: bytes) -> ValidatedCompletion:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for part in parts:
             writer.write(part)
@@ -598,7 +598,7 @@ async def test_no_key_is_sent_without_one(endpoint: FakeEndpoint):
 
 @pytest.mark.parametrize("size", [(1 << 18) - 200, 1 << 18, 5 << 20])
 async def test_large_bodies_arrive_intact(endpoint: FakeEndpoint, size):
-    """A request with large pictures, sent in pieces, arrives whole and with its length."""
+    """A request with large images, sent in pieces, arrives whole and with its length."""
     pieces = tuple(bytes([65 + n % 26]) * (size // 40) for n in range(40))
     whole = (PIECES[0], b'[{"role":"user","content":"', *pieces, b'"}]', PIECES[2])
     async with transport_to(endpoint.base_url) as transport:
@@ -795,7 +795,7 @@ def test_captions_over_tls(endpoint, make_input, run_command, tmp_path, trusted)
     endpoint.start()
     source = make_input(3)
     large = jpeg(7, (2_000, 1_500), quality=100)
-    large += b"\0" * (3_000_000 - len(large))  # what is behind a picture's end is sent, too
+    large += b"\0" * (3_000_000 - len(large))  # what is behind an image's end is sent, too
     (tmp_path / "images/2.jpg").write_bytes(large)
     run = run_command(
         source, "-o", tmp_path / "out.jsonl", "--base-url", endpoint.base_url, "--model", "m",
@@ -812,7 +812,7 @@ def test_captions_over_tls(endpoint, make_input, run_command, tmp_path, trusted)
 
 
 async def test_captions_over_tls_through_a_proxy(endpoint, make_input, run_command, tmp_path):
-    """A proxy that is asked for a tunnel sees neither keys nor pictures; it keeps one for each."""
+    """A proxy that is asked for a tunnel sees neither keys nor images; it keeps one for each."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("vlm.example").configure_cert(context)

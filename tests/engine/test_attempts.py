@@ -9,31 +9,31 @@ import orjson
 import pytest
 from endpoint import completion
 
-from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import (
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
 )
-from captioner.core.row import Layout
+from captioner.core.row import RowLayout
 from captioner.core.types import (
     Caption,
     Failure,
-    Line,
-    Prepared,
+    ImageOverrides,
+    InputRecord,
+    PreparedRecord,
     Progress,
-    Remake,
     Request,
     Response,
     Turn,
 )
-from captioner.endpoints.health import Health
+from captioner.endpoints.circuit_breaker import CircuitBreaker
 from captioner.endpoints.limiter import Limiter
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import POISON_FAULTS, POISON_SUCCESSES, Endpoint, Endpoints
-from captioner.engine.attempts import Captioning
-from captioner.engine.caption_checks import Rules
-from captioner.engine.dedup import Sharing
+from captioner.endpoints.pool import POISON_FAULTS, POISON_SUCCESSES, Endpoint, EndpointPool
+from captioner.engine.attempts import RecordAttempts
+from captioner.engine.caption_checks import CaptionRules
+from captioner.engine.dedup import RequestDeduplicator
 
 DIALECT = OpenAIChat("m")
 GOOD = Response(200, {}, orjson.dumps(completion("a cat")))
@@ -43,14 +43,14 @@ DISCONNECTED = EndpointFaultError("disconnected", "the connection broke")
 UNREACHABLE = EndpointFaultError("connection", "cannot connect")
 TIMEOUT = EndpointFaultError("timeout", "no whole reply")
 
-Answer = Response | Exception
+ValidatedCompletion = Response | Exception
 
 
 def status(code: int, **headers: str) -> Response:
     return Response(code, {k.replace("_", "-"): v for k, v in headers.items()}, b"{}")
 
 
-class Instant(Stopping):
+class Instant(CancelToken):
     """Waits are noted and over at once."""
 
     def __init__(self) -> None:
@@ -70,9 +70,9 @@ class Script:
     """A transport that answers each question with what is written down for it, then well."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, list[Answer]] = {}
-        self.always: dict[str, Answer] = {}
-        self.models: Answer = status(200)
+        self.answers: dict[str, list[ValidatedCompletion]] = {}
+        self.always: dict[str, ValidatedCompletion] = {}
+        self.models: ValidatedCompletion = status(200)
         self.sent: list[str] = []
         self.asked = 0
         self.before: Callable[[str], Awaitable[None]] | None = None
@@ -105,13 +105,15 @@ class Rig:
         self, *, limit: int = 4, max_attempts: int = 5, max_outage_s: float | None = None
     ) -> None:
         self.script = Script()
-        self.stopping = Instant()
+        self.cancel = Instant()
         self.progress = Progress()
         self.limiter = Limiter(limit)
-        self.health = Health("http://x/v1", max_outage_s=max_outage_s, sleep=self.stopping.sleep)
-        self.stopping.then(self.limiter.open)
+        self.health = CircuitBreaker(
+            "http://x/v1", max_outage_s=max_outage_s, sleep=self.cancel.sleep
+        )
+        self.cancel.on_request(self.limiter.open)
         self.warnings: list[str] = []
-        self.remade: list[Remake] = []
+        self.remade: list[ImageOverrides] = []
         self.endpoint = Endpoint(
             "http://x/v1",
             DIALECT,
@@ -119,29 +121,33 @@ class Rig:
             self.limiter,
             self.health,
             self.progress,
-            self.stopping,
+            self.cancel,
             warn=self.warnings.append,
         )
-        self.captioning = Captioning(
-            Endpoints([self.endpoint], warn=self.warnings.append),
-            self.remake,
-            Layout(["caption"]).compose,
-            self.stopping,
-            rules=Rules(max_attempts=max_attempts),
+        self.attempts = RecordAttempts(
+            EndpointPool([self.endpoint], warn=self.warnings.append),
+            self.image_overrides,
+            RowLayout(["caption"]).compose,
+            self.cancel,
+            rules=CaptionRules(max_attempts=max_attempts),
             warn=self.warnings.append,
         )
 
-    async def remake(self, line: Line, remake: Remake) -> Prepared:
-        self.remade.append(remake)
+    async def image_overrides(
+        self, line: InputRecord, image_overrides: ImageOverrides
+    ) -> PreparedRecord:
+        self.remade.append(image_overrides)
         question = line.raw.decode()
-        return Prepared(line, (DIALECT.messages([Turn("user", (question,))], []),), False, 0, 100)
+        return PreparedRecord(
+            line, (DIALECT.messages([Turn("user", (question,))], []),), False, 0, 100
+        )
 
     async def caption(self, question: str = "q", replaces: bool = False) -> Any:
         messages = DIALECT.messages([Turn("user", (question,))], [])
-        line = Line(1, question.encode())
-        sharing = Sharing(self.captioning, self.progress, dedup=False)
-        outcome = await sharing.caption(Prepared(line, (messages,), replaces, 0, 100))
-        assert outcome.line is line
+        line = InputRecord(1, question.encode())
+        deduplicator = RequestDeduplicator(self.attempts, self.progress, dedup=False)
+        outcome = await deduplicator.caption(PreparedRecord(line, (messages,), replaces, 0, 100))
+        assert outcome.record is line
         return outcome
 
     def others(self, count: int) -> None:
@@ -178,9 +184,9 @@ async def test_a_caption_at_once(replaces):
     """A good reply is the record's caption, with its tokens, after one request and no wait."""
     rig = Rig()
     caption = await rig.caption(replaces=replaces)
-    assert caption == Caption(caption.line, "a cat", replaces, 1, (100, 10))
+    assert caption == Caption(caption.record, "a cat", replaces, 1, (100, 10))
     assert (rig.progress.calls, rig.progress.retries, rig.health.successes) == (1, 0, 1)
-    assert rig.stopping.slept == []
+    assert rig.cancel.slept == []
     rig.at_rest()
 
 
@@ -208,7 +214,7 @@ async def test_replies_that_are_no_captions_spend_attempts(attempts):
     failure = await rig.caption()
     assert (failure.ok, failure.code, failure.attempts) == (False, "empty", attempts)
     assert rig.script.sent == ["q"] * attempts
-    assert len(rig.stopping.slept) == attempts - 1
+    assert len(rig.cancel.slept) == attempts - 1
     assert (rig.progress.calls, rig.progress.retries) == (attempts, attempts - 1)
     rig.at_rest()
 
@@ -233,7 +239,7 @@ async def test_faults_spend_time_not_attempts(fault):
     caption = await rig.caption()
     assert (caption.ok, caption.text, caption.attempts) == (True, "a cat", 48)
     assert (rig.progress.calls, rig.progress.retries) == (48, 47)
-    assert len(rig.stopping.slept) >= 47
+    assert len(rig.cancel.slept) >= 47
     rig.at_rest()
 
 
@@ -242,7 +248,7 @@ async def test_one_that_breaks_a_healthy_endpoint(fault):
     """A record that alone breaks the endpoint while others go through is failed."""
     rig = Rig(max_attempts=100)
     rig.script.always["q"] = fault
-    rig.stopping.during = lambda: rig.others(POISON_SUCCESSES // 2)
+    rig.cancel.during = lambda: rig.others(POISON_SUCCESSES // 2)
     failure = await rig.caption()
     assert failure.ok is False
     assert failure.attempts == POISON_FAULTS
@@ -260,9 +266,9 @@ async def test_a_few_others_do_not_tell(others):
 
     def once() -> None:
         rig.others(others)
-        rig.stopping.during = lambda: None
+        rig.cancel.during = lambda: None
 
-    rig.stopping.during = once
+    rig.cancel.during = once
     caption = await rig.caption()
     assert (caption.ok, caption.attempts) == (True, 5)
 
@@ -293,7 +299,7 @@ async def test_overload_blames_no_record(fault):
     """Rate limits, overload and a server that is away are never a record's fault."""
     rig = Rig(max_attempts=2)
     rig.script.answers["q"] = [fault] * 9
-    rig.stopping.during = lambda: rig.others(100)
+    rig.cancel.during = lambda: rig.others(100)
     caption = await rig.caption()
     assert (caption.ok, caption.attempts) == (True, 10)
     assert rig.script.asked == 0
@@ -305,7 +311,7 @@ async def test_overload_does_not_count_towards_blame(fault, others):
     """One real fault after a long wait over rate limits or a restart does not fail a record."""
     rig = Rig(max_attempts=5)
     rig.script.answers["q"] = [*[fault] * 8, DISCONNECTED]
-    rig.stopping.during = lambda: rig.others(others)
+    rig.cancel.during = lambda: rig.others(others)
     outcome = await rig.caption()
     assert outcome.ok
     assert outcome.attempts == 10
@@ -347,7 +353,7 @@ async def test_waiting_holds_no_permit():
     rig = Rig(limit=1)
     rig.script.answers["q"] = [status(500), EMPTY, DISCONNECTED]
     seen = []
-    rig.stopping.during = lambda: seen.append(rig.limiter.in_flight)
+    rig.cancel.during = lambda: seen.append(rig.limiter.in_flight)
     assert (await rig.caption()).ok
     assert seen == [0, 0, 0]
 
@@ -471,14 +477,14 @@ async def test_an_unknown_model_stops_the_run_once_that_is_certain(code):
 
 
 async def test_a_404_for_one_oversized_body_fails_that_record_only():
-    """A gateway that answers 404 to a large body is asked with smaller pictures, then given up."""
+    """A gateway that answers 404 to a large body is asked with smaller images, then given up."""
     rig = Rig()
     assert (await rig.caption("first")).ok
     rig.script.always["q"] = status(404)
     rig.script.models = status(200)
     failure = await rig.caption()
     assert (failure.ok, failure.code, failure.attempts) == (False, "http_404", 5)
-    assert [remake.scale for remake in rig.remade] == [0.7, 0.5, 0.35]
+    assert [image_overrides.scale for image_overrides in rig.remade] == [0.7, 0.5, 0.35]
     rig.script.answers["large"] = [status(404)]
     assert (await rig.caption("large")).ok
 
@@ -487,7 +493,7 @@ async def test_an_outage_that_lasts_too_long_stops_the_run(skip):
     """An endpoint away for longer than allowed ends the run; the record stays pending."""
     rig = Rig(max_outage_s=600)
     rig.script.always["q"] = UNREACHABLE
-    rig.stopping.during = lambda: skip(5)
+    rig.cancel.during = lambda: skip(5)
     with pytest.raises(EndpointGaveOutError, match="cannot connect"):
         await rig.caption()
     assert len(rig.script.sent) >= 10
@@ -499,7 +505,7 @@ async def test_stopping_ends_the_wait_for_the_next_attempt():
     for answer in (EMPTY, status(500)):
         rig = Rig()
         rig.script.always["q"] = answer
-        rig.stopping.during = rig.stopping.set
+        rig.cancel.during = rig.cancel.set
         with pytest.raises(StoppedError):
             await rig.caption()
         assert rig.script.sent == ["q"]
@@ -511,7 +517,7 @@ async def test_stopping_lets_the_reply_on_the_wire_arrive():
     rig = Rig()
 
     async def before(_: str) -> None:
-        rig.stopping.set()
+        rig.cancel.request()
 
     rig.script.before = before
     assert (await rig.caption()).ok
@@ -528,20 +534,20 @@ async def test_stopping_ends_every_kind_of_wait():
     rig.limiter.pause(1000)
     waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
     await settle()
-    rig.stopping.set()
+    rig.cancel.request()
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(result) for result in results} == {StoppedError}
     assert rig.script.sent == []
     rig.at_rest()
 
     rig = Rig()
-    rig.health._sleep = Stopping.sleep.__get__(rig.stopping)  # this one waits for the wish
+    rig.health._sleep = CancelToken.sleep.__get__(rig.cancel)  # this one waits for the wish
     for _ in range(10):
         rig.health.faulted(UNREACHABLE, probe=False)
     rig.health._waits = iter([1000.0] * 10)
     waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
     await settle()
-    rig.stopping.set()
+    rig.cancel.request()
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(result) for result in results} == {StoppedError}
     assert rig.script.sent == []

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from captioner.core.errors import BadReplyError
-from captioner.core.types import Asking, Completion, Usage
+from captioner.core.types import Completion, RequestOverrides, Usage
 from captioner.engine import caption_checks as checks
-from captioner.engine.caption_checks import HOTTEST, Rules, attempts_for, check, is_looping
+from captioner.engine.caption_checks import HOTTEST, CaptionRules, attempts_for, check, is_looping
 
 LONG = (
     "A brown dog runs along a sandy beach at low tide, its shadow long in the evening light, while "
@@ -13,8 +13,10 @@ LONG = (
 )
 
 
-def ask_again(fault: BadReplyError, said: Completion, asked: Asking, usual: Asking) -> Asking:
-    return checks.ask_again(fault, said, asked, usual, Rules())
+def ask_again(
+    fault: BadReplyError, said: Completion, asked: RequestOverrides, usual: RequestOverrides
+) -> RequestOverrides:
+    return checks.ask_again(fault, said, asked, usual, CaptionRules())
 
 
 def completion(text: str, reason: str = "stop", tokens: int = 0) -> Completion:
@@ -23,7 +25,7 @@ def completion(text: str, reason: str = "stop", tokens: int = 0) -> Completion:
 
 def fault_of(text: str, reason: str = "stop", **rules) -> str:
     try:
-        check(completion(text, reason), Rules(**rules))
+        check(completion(text, reason), CaptionRules(**rules))
     except BadReplyError as error:
         return error.code
     return ""
@@ -37,7 +39,7 @@ def fault_of(text: str, reason: str = "stop", **rules) -> str:
         "Sorry, I am not able to identify people in images.",
         "I cannot assist with that request.",
         "I can't view images.",
-        "I'm unable to process this picture.",
+        "I'm unable to process this image.",
         "As an AI language model, I cannot see images.",
         "Unfortunately, I can't tell.",
         '"I apologize, but I will not describe it."',
@@ -67,7 +69,7 @@ def test_a_refusal_in_prose_is_no_caption(text) -> None:
 def test_legible_text_is_no_refusal(text) -> None:
     """A caption is judged by its beginning and length only, and never cut."""
     assert fault_of(text) == ""
-    assert check(completion(text), Rules()).value == text
+    assert check(completion(text), CaptionRules()).value == text
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_each_fault_has_its_code() -> None:
 
 def test_what_is_accepted_is_flagged_and_whole() -> None:
     """--accept keeps the text as it came and says what is wrong with it; nothing is not kept."""
-    rules = Rules(accept=frozenset({"truncated", "too_long"}), max_chars=3)
+    rules = CaptionRules(accept=frozenset({"truncated", "too_long"}), max_chars=3)
     answer = check(completion("a cat on", "length"), rules)
     assert (answer.value, answer.flag) == ("a cat on", "truncated")
     assert check(completion("a cat"), rules).flag == "too_long"
@@ -123,43 +125,56 @@ def test_what_is_accepted_is_flagged_and_whole() -> None:
 def test_loops_are_asked_for_hotter_and_hotter() -> None:
     """The same settings give the same loop again."""
     fault = BadReplyError("looping", "")
-    asked, seen = Asking(), []
+    asked, seen = RequestOverrides(), []
     for _ in range(4):
-        asked = ask_again(fault, completion("x"), asked, Asking(0.1))
+        asked = ask_again(fault, completion("x"), asked, RequestOverrides(0.1))
         seen.append(asked.temperature)
     assert seen == [0.4, 0.7, 1.0, HOTTEST]
-    assert ask_again(fault, completion("x"), Asking(), Asking(1.5)).temperature == 1.5
+    assert (
+        ask_again(fault, completion("x"), RequestOverrides(), RequestOverrides(1.5)).temperature
+        == 1.5
+    )
 
 
 def test_truncated_captions_get_more_room() -> None:
     """Twice what there was, within bounds; a length that the user gave counts."""
     fault = BadReplyError("truncated", "")
-    again = ask_again(fault, completion("x", tokens=700), Asking(), Asking())
+    again = ask_again(fault, completion("x", tokens=700), RequestOverrides(), RequestOverrides())
     assert again.max_tokens == 1400
-    assert ask_again(fault, completion("x"), again, Asking()).max_tokens == 2800
-    assert ask_again(fault, completion("x"), Asking(), Asking(max_tokens=16)).max_tokens == 1024
-    assert ask_again(fault, completion("x"), Asking(max_tokens=99_999), Asking()) == Asking(
-        max_tokens=99_999
+    assert ask_again(fault, completion("x"), again, RequestOverrides()).max_tokens == 2800
+    assert (
+        ask_again(
+            fault, completion("x"), RequestOverrides(), RequestOverrides(max_tokens=16)
+        ).max_tokens
+        == 1024
     )
+    assert ask_again(
+        fault, completion("x"), RequestOverrides(max_tokens=99_999), RequestOverrides()
+    ) == RequestOverrides(max_tokens=99_999)
 
 
 def test_other_faults_are_asked_for_as_before() -> None:
     """An empty reply says nothing about how to ask."""
-    assert ask_again(BadReplyError("empty", ""), completion(""), Asking(), Asking(0.1)) == Asking()
+    assert (
+        ask_again(
+            BadReplyError("empty", ""), completion(""), RequestOverrides(), RequestOverrides(0.1)
+        )
+        == RequestOverrides()
+    )
 
 
 def test_nobody_begs() -> None:
     """A model that refuses twice means it."""
-    assert attempts_for("refused", Rules(max_attempts=5)) == 2
-    assert attempts_for("refused", Rules(max_attempts=1)) == 1
-    assert attempts_for("empty", Rules(max_attempts=5)) == 5
+    assert attempts_for("refused", CaptionRules(max_attempts=5)) == 2
+    assert attempts_for("refused", CaptionRules(max_attempts=1)) == 1
+    assert attempts_for("empty", CaptionRules(max_attempts=5)) == 5
 
 
 def test_a_refusal_inside_an_object_is_a_refusal() -> None:
     """A model that has to answer in JSON refuses in JSON."""
-    rules = Rules(parse=lambda _: {"short": "I'm sorry, I can't help with that.", "n": 1})
+    rules = CaptionRules(parse=lambda _: {"short": "I'm sorry, I can't help with that.", "n": 1})
     with pytest.raises(BadReplyError) as caught:
         check(completion("{}x"), rules)
     assert caught.value.code == "refused"
-    mixed = Rules(parse=lambda _: {"a": "I'm sorry, I can't.", "b": "A cat on a mat."})
+    mixed = CaptionRules(parse=lambda _: {"a": "I'm sorry, I can't.", "b": "A cat on a mat."})
     assert check(completion("{}x"), mixed).flag == ""

@@ -38,7 +38,7 @@ def human(value, **more):
 
 
 def test_the_seed_form():
-    """The record of the data set's own form is sent as picture and question."""
+    """The record of the data set's own form is sent as image and question."""
     record = {"image": ["./a.png"], "conversation": [{"from": "human", "value": "Why?"}]}
     assert read(record) == [SYSTEM, Turn("user", (A, "Why?"))]
 
@@ -129,7 +129,7 @@ def test_a_system_turn_alone_is_followed_by_the_prompt():
     ],
 )
 def test_a_placeholder_marks_the_place(value, parts):
-    """The picture goes where its placeholder is, and before the text without one."""
+    """The image goes where its placeholder is, and before the text without one."""
     assert sent(human(value)) == [Turn("user", parts)]
 
 
@@ -142,14 +142,14 @@ def test_a_placeholder_marks_the_place(value, parts):
         ("1 <image> 2", (B, C, "1", A, "2")),
     ],
 )
-def test_several_pictures_keep_their_order(value, parts):
-    """Each picture is a part of its own; those without a placeholder come first."""
+def test_several_images_keep_their_order(value, parts):
+    """Each image is a part of its own; those without a placeholder come first."""
     record = human(value, image=["./a.png", "./b.png", "./c.png"])
     assert sent(record) == [Turn("user", parts)]
 
 
-def test_pictures_over_several_turns():
-    """Placeholders of all user turns count; pictures left over go into the last one."""
+def test_images_over_several_turns():
+    """Placeholders of all user turns count; images left over go into the last one."""
     record = {
         "images": ["./a.png", "./b.png", "./c.png"],
         "conversations": [
@@ -189,13 +189,13 @@ def test_an_old_answer_is_not_sent():
         ("a b/é.png", ImageRef(path="a b/é.png")),
     ],
 )
-def test_how_a_picture_is_named(value, image):
+def test_how_a_image_is_named(value, image):
     """A path, a URL, a data URI or bytes: each is understood, in a list or alone."""
     assert sent({"image": value}) == [Turn("user", (image, "What is it?"))]
 
 
 def test_openai_parts():
-    """Pictures inside the conversation stay where they are."""
+    """Images inside the conversation stay where they are."""
     content = [
         {"type": "text", "text": "one"},
         {"type": "image_url", "image_url": {"url": "http://h/x.png", "detail": "low"}},
@@ -209,29 +209,29 @@ def test_openai_parts():
     ]
 
 
-def test_parts_that_stand_for_the_pictures_of_the_record():
-    """An image part without a source is a placeholder for the next picture."""
+def test_parts_that_stand_for_the_images_of_the_record():
+    """An image part without a source is a placeholder for the next image."""
     content = [{"type": "text", "text": "one"}, {"type": "image"}, {"type": "text", "text": "two"}]
     record = {"images": ["./a.png", "./b.png"], "messages": [{"role": "user", "content": content}]}
     assert sent(record) == [Turn("user", (B, "one", A, "two"))]
 
 
 def test_a_null_source_does_not_hide_the_other():
-    """A part whose image_url is null takes the picture it names as image."""
+    """A part whose image_url is null takes the image it names as image."""
     part = {"type": "image", "image_url": None, "image": "./a.png", "text": None}
     turns = sent({"messages": [{"role": "user", "content": [part]}]})
     assert turns == [Turn("user", (A, "What is it?"))]
 
 
-def test_no_part_is_left_without_its_picture():
-    """A place whose picture the record lacks is an error, even beside another picture."""
+def test_no_part_is_left_without_its_image():
+    """A place whose image the record lacks is an error, even beside another image."""
     content = [{"type": "image"}, {"type": "image", "image": "./b.png"}]
     assert refused({"messages": [{"role": "user", "content": content}]}).code == "image_count"
 
 
 @pytest.mark.parametrize("role", ["assistant", "system"])
-def test_a_picture_place_in_another_turn(role):
-    """A picture's place in an answer or a system turn never reaches the endpoint as rubbish."""
+def test_a_image_place_in_another_turn(role):
+    """An image's place in an answer or a system turn never reaches the endpoint as rubbish."""
     turns = [
         {"role": role, "content": [{"type": "image"}]},
         {"role": "user", "content": "Why?"},
@@ -327,8 +327,8 @@ RECORDS = st.fixed_dictionaries(
 
 @given(RECORDS)
 @settings(max_examples=500, deadline=None)
-def test_whatever_the_record_it_is_sent_with_its_pictures_or_refused(record):
-    """Every picture of the record is sent, once and in a user turn, or the record is refused."""
+def test_whatever_the_record_it_is_sent_with_its_images_or_refused(record):
+    """Every image of the record is sent, once and in a user turn, or the record is refused."""
     try:
         turns = read(record)
     except BadRecordError as error:
@@ -346,8 +346,8 @@ def test_whatever_the_record_it_is_sent_with_its_pictures_or_refused(record):
 
 @given(st.integers(1, 5), st.lists(st.lists(st.booleans(), max_size=3), min_size=1, max_size=3))
 @settings(max_examples=200, deadline=None)
-def test_pictures_fill_the_places_in_order(count, layout):
-    """The first picture goes to the first place, and none is sent twice or left out."""
+def test_images_fill_the_places_in_order(count, layout):
+    """The first image goes to the first place, and none is sent twice or left out."""
     paths = [f"{number}.png" for number in range(count)]
     turns = [
         {"from": "human", "value": " ".join("<image>" if place else "word" for place in places)}

@@ -9,19 +9,19 @@ import pytest
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import EndpointGaveOutError
-from captioner.core.row import Layout
+from captioner.core.row import RowLayout
 from captioner.core.types import (
-    Answer,
-    Answers,
     Caption,
+    CaptionResult,
     Completion,
     Failure,
-    Line,
-    Prepared,
+    InputRecord,
+    PreparedRecord,
     Progress,
     Usage,
+    ValidatedCompletion,
 )
-from captioner.engine.dedup import MAX_PARKED, Sharing, dump, load
+from captioner.engine.dedup import MAX_PARKED, RequestDeduplicator, dump, load
 
 
 class Rig:
@@ -33,29 +33,29 @@ class Rig:
         self.error: Exception | None = None
         self.fails = False
         self.progress = Progress()
-        self.sharing = Sharing(self, self.progress, dedup=True, **options)  # type: ignore[arg-type]
-        self.compose = Layout(["caption"], ("usage", "attempts")).compose
+        self.deduplicator = RequestDeduplicator(self, self.progress, dedup=True, **options)  # type: ignore[arg-type]
+        self.compose = RowLayout(["caption"], ("usage", "attempts")).compose
 
-    async def answers(self, prepared: Prepared) -> Answers | Failure:
+    async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
         self.calls += 1
         number = self.calls
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
         if self.fails:
-            return Failure(prepared.line, "filtered", "no", 3)
+            return Failure(prepared.record, "filtered", "no", 3)
         completion = Completion("", "stop", "m", Usage(100, 10))
-        return Answers([[Answer(f"caption {number}", completion)]], 2)
+        return CaptionResult([[ValidatedCompletion(f"caption {number}", completion)]], 2)
 
-    def caption_of(self, line: Line, answers: Answers, *, replaces: bool) -> Caption:
+    def caption_of(self, line: InputRecord, answers: CaptionResult, *, replaces: bool) -> Caption:
         value, more = self.compose(answers.each, answers.attempts)
         usage = answers.each[0][0].completion.usage
         return Caption(line, value, replaces, answers.attempts, usage, more)
 
     def begin(self, number: int, key: bytes = b"k" * 16) -> asyncio.Task[Any]:
-        line = Line(number, b"{}")
+        line = InputRecord(number, b"{}")
         return asyncio.create_task(
-            self.sharing.outcomes(Prepared(line, (), number % 2 == 0, 0, 0, key))
+            self.deduplicator.outcomes(PreparedRecord(line, (), number % 2 == 0, 0, 0, key))
         )
 
 
@@ -63,7 +63,7 @@ class Rig:
 async def rig() -> AsyncIterator[Rig]:
     made = Rig()
     yield made
-    made.sharing.close()
+    made.deduplicator.close()
 
 
 async def test_equal_records_cost_one_request(rig: Rig) -> None:
@@ -73,7 +73,7 @@ async def test_equal_records_cost_one_request(rig: Rig) -> None:
     assert await second == []
     rig.go_on.set()
     one, two = await first
-    assert (one.line.number, two.line.number) == (1, 2)
+    assert (one.record.number, two.record.number) == (1, 2)
     assert one.text == two.text == "caption 1"
     assert (one.replaces, two.replaces) == (False, True)
     assert (one.attempts, two.attempts) == (2, 0)
@@ -93,7 +93,7 @@ async def test_a_record_that_fails_fails_for_its_equals(rig: Rig) -> None:
     rig.go_on.set()
     assert await second == []
     found = await first
-    assert [(one.line.number, one.code, one.attempts) for one in found] == [
+    assert [(one.record.number, one.code, one.attempts) for one in found] == [
         (1, "filtered", 3),
         (2, "filtered", 0),
     ]
@@ -144,7 +144,7 @@ async def test_a_full_temporary_folder_costs_requests_only() -> None:
     said: list[str] = []
     rig = Rig(warn=said.append)
     rig.go_on.set()
-    answered = rig.sharing._answered
+    answered = rig.deduplicator._answered
     assert answered is not None
     answered._file.close()
     answered._file = Path("/dev/full").open("wb+", buffering=0)  # noqa: ASYNC230, SIM115
@@ -154,7 +154,7 @@ async def test_a_full_temporary_folder_costs_requests_only() -> None:
     assert len(said) == 1
     assert "No space left" in said[0]
     assert (await rig.begin(1, (1_999).to_bytes(16, "big")))[0].attempts == 2
-    rig.sharing.close()
+    rig.deduplicator.close()
 
 
 async def test_what_somebody_else_wrote_into_the_cache_is_asked_for() -> None:
@@ -162,21 +162,26 @@ async def test_what_somebody_else_wrote_into_the_cache_is_asked_for() -> None:
     rig = Rig()
     rig.go_on.set()
     for known in (b"{", b"[]]", b"7", b'[["a"]]'):
-        line = Line(1, b"{}")
-        (found,) = await rig.sharing.outcomes(Prepared(line, (), False, 0, 0, known * 4, known))
+        line = InputRecord(1, b"{}")
+        (found,) = await rig.deduplicator.outcomes(
+            PreparedRecord(line, (), False, 0, 0, known * 4, known)
+        )
         assert found.ok
     assert (rig.calls, rig.progress.cached) == (4, 0)
-    rig.sharing.close()
+    rig.deduplicator.close()
 
 
 def test_answers_keep_their_values() -> None:
     """Text, objects, lists, flags and reasons come back as they were; requests do not."""
     completion = Completion("raw", "stop", "m", Usage(5, 5))
     each = [
-        [Answer("ä\u2028", completion), Answer({"a": [1, None]}, completion, "too_long", 2.5)],
-        [Answer("", completion), Answer("b", completion)],
+        [
+            ValidatedCompletion("ä\u2028", completion),
+            ValidatedCompletion({"a": [1, None]}, completion, "too_long", 2.5),
+        ],
+        [ValidatedCompletion("", completion), ValidatedCompletion("b", completion)],
     ]
-    found = load(dump(Answers(each, 7)))
+    found = load(dump(CaptionResult(each, 7)))
     assert found.attempts == 0
     assert [[(a.value, a.flag, a.completion.model) for a in several] for several in found.each] == [
         [("ä\u2028", "", "m"), ({"a": [1, None]}, "too_long", "m")],

@@ -5,7 +5,7 @@ import asyncio
 import orjson
 import pytest
 
-from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import EndpointFaultError, SettingsError
 from captioner.core.types import Response
 from captioner.endpoints import connect as connecting
@@ -103,7 +103,7 @@ def test_key_that_cannot_be_sent(monkeypatch, key):
 async def test_only_model():
     """An endpoint that serves one model needs no --model."""
     transport = Replies(serving("org/vlm"))
-    assert await only_model(transport, Stopping()) == "org/vlm"
+    assert await only_model(transport, CancelToken()) == "org/vlm"
     assert transport.asked == [("GET", "/models")]
 
 
@@ -125,7 +125,7 @@ async def test_no_only_model(monkeypatch, reply, message):
     """Where the model cannot be known by asking, the message says why, and that none is given."""
     monkeypatch.setattr(connecting, "ASK_S", 0.01)
     with pytest.raises(SettingsError) as raised:
-        await only_model(Replies(reply), Stopping())
+        await only_model(Replies(reply), CancelToken())
     text = str(raised.value)
     assert text.startswith("no model is given")
     assert message in text
@@ -133,10 +133,10 @@ async def test_no_only_model(monkeypatch, reply, message):
 
 async def test_stopped_while_asking():
     """Ctrl-C while the endpoint is asked ends the run at once."""
-    stopping = Stopping()
-    asyncio.get_running_loop().call_soon(stopping.set)
+    cancel = CancelToken()
+    asyncio.get_running_loop().call_soon(cancel.set)
     with pytest.raises(StoppedError):
-        await only_model(Replies(None), stopping)
+        await only_model(Replies(None), cancel)
 
 
 async def test_secrets_in_the_address():
@@ -147,7 +147,7 @@ async def test_secrets_in_the_address():
     transport = AiohttpTransport(url, api_key=None, timeout_s=5)
     try:
         with pytest.raises(SettingsError, match="cannot be asked") as raised:
-            await only_model(transport, Stopping())
+            await only_model(transport, CancelToken())
     finally:
         await transport.close()
     assert SECRET not in str(raised.value)

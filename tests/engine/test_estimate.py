@@ -34,7 +34,7 @@ def source(tmp_path):
 
 
 def bill(call) -> Reply:
-    """A stub's bill: for pictures a tenth more than the rule says, 1.4 a word, 31 a request."""
+    """A stub's bill: for images a tenth more than the rule says, 1.4 a word, 31 a request."""
     width, height = Image.open(io.BytesIO(call.images[0])).size
     words = len(" ".join(call.texts).split())
     prompt = 31 + round(1.1 * rule_of("gpt-4o").tokens(width, height) + 1.4 * words)
@@ -43,10 +43,10 @@ def bill(call) -> Reply:
 
 
 async def test_what_is_counted_is_what_a_run_then_sends(source, endpoint):
-    """Requests, pictures and bad ones exactly; and nothing is written or sent."""
+    """Requests, images and bad ones exactly; and nothing is written or sent."""
     before = sorted(source.parent.iterdir())
     found = await estimate(Settings.create(source, model="gpt-4o-mini"))
-    assert (found.records, found.requests, found.pictures) == (67, 60, 60)
+    assert (found.records, found.requests, found.images) == (67, 60, 60)
     assert found.bad == {"image_missing": 1, "bad_json": 1}
     assert found.cost > found.batch_cost > 0
     assert sorted(source.parent.iterdir()) == before
@@ -74,7 +74,7 @@ async def test_time_at_the_limits_that_are_known(source):
     assert (await estimate(Settings.create(source, model="m"))).seconds is None
 
 
-async def test_pictures_that_are_elsewhere_are_not_fetched(tmp_path):
+async def test_images_that_are_elsewhere_are_not_fetched(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(f'{{"image": "https://example.invalid/{n}.jpg"}}\n' for n in range(3)))
     found = await estimate(Settings.create(path, model="gpt-4o"))

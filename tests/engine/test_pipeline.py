@@ -8,13 +8,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import DiskError, EndpointGaveOutError
-from captioner.core.memory import ByteBudget
-from captioner.core.types import Caption, Failure, Line, Outcome, Prepared, Progress, Remote, Usage
-from captioner.engine.feeder import AHEAD as FEW
-from captioner.engine.feeder import CHUNK
+from captioner.core.memory import MemoryBudget
+from captioner.core.types import (
+    Caption,
+    Failure,
+    InputRecord,
+    NeedsFetch,
+    Outcome,
+    PreparedRecord,
+    Progress,
+    Usage,
+)
 from captioner.engine.pipeline import Pipeline
+from captioner.engine.prefetch import AHEAD as FEW
+from captioner.engine.prefetch import CHUNK
 
 CONCURRENCY = 8
 BATCH = 10
@@ -37,12 +46,12 @@ class Rig:
         self.cancelled = 0
         self.in_flight = 0
         self.source_error: tuple[int, Exception] | None = None
-        self.caption: Callable[[Prepared], object] = lambda _: asyncio.sleep(0)
+        self.caption: Callable[[PreparedRecord], object] = lambda _: asyncio.sleep(0)
         self.put: Callable[[Outcome], object] = lambda _: asyncio.sleep(0)
-        self.reject: Callable[[Line], bool] = lambda _: False
+        self.reject: Callable[[InputRecord], bool] = lambda _: False
         self.progress = Progress()
-        self.stopping = Stopping()
-        self.budget = ByteBudget(1 << 30)
+        self.cancel = CancelToken()
+        self.budget = MemoryBudget(1 << 30)
         self.pipeline = Pipeline(
             _Preparer(self),
             _fetch_nothing,
@@ -50,20 +59,20 @@ class Rig:
             _Sink(self),
             self.budget,
             self.progress,
-            self.stopping,
+            self.cancel,
             concurrency=CONCURRENCY,
             fetches=0,
             drain_s=drain_s,
             settled=self.settled.append,
         )
 
-    async def lines(self) -> AsyncIterator[list[Line]]:
+    async def lines(self) -> AsyncIterator[list[InputRecord]]:
         try:
             while self.taken < self.count:
                 if self.source_error is not None and self.taken >= self.source_error[0]:
                     raise self.source_error[1]
                 size = min(BATCH, self.count - self.taken)
-                batch = [Line(self.taken + at + 1, b"{}") for at in range(size)]
+                batch = [InputRecord(self.taken + at + 1, b"{}") for at in range(size)]
                 self.taken += size
                 self.most_ahead = max(self.most_ahead, self.taken - len(self.settled))
                 yield batch
@@ -90,13 +99,13 @@ class _Preparer:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
 
-    def prepare(self, line: Line) -> Prepared | Failure:
+    def prepare(self, line: InputRecord) -> PreparedRecord | Failure:
         if self._rig.reject(line):
             return Failure(line, "bad", "it is bad", 0)
         self._rig.budget.reserve(1)
-        return Prepared(line, ((b"[]",),), replaces=False, reserved=1)
+        return PreparedRecord(line, ((b"[]",),), replaces=False, reserved=1)
 
-    def prepare_at_once(self, line: Line) -> Prepared | Failure | None:
+    def prepare_at_once(self, line: InputRecord) -> PreparedRecord | Failure | None:
         if self._rig.in_threads or not self._rig.budget.reserve_at_once(1):
             return None
         self._rig.budget.release(1)
@@ -107,7 +116,7 @@ class _Endpoint:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
 
-    async def outcomes(self, prepared: Prepared) -> list[Outcome]:
+    async def outcomes(self, prepared: PreparedRecord) -> list[Outcome]:
         rig = self._rig
         rig.calls += 1
         rig.in_flight += 1
@@ -118,13 +127,13 @@ class _Endpoint:
             raise
         finally:
             rig.in_flight -= 1
-        return [Caption(prepared.line, "text", replaces=False, attempts=1, usage=Usage(3, 2))]
+        return [Caption(prepared.record, "text", replaces=False, attempts=1, usage=Usage(3, 2))]
 
     def close(self) -> None:
         pass
 
 
-async def _fetch_nothing(remote: Remote) -> Prepared:
+async def _fetch_nothing(remote: NeedsFetch) -> PreparedRecord:
     raise AssertionError(remote)
 
 
@@ -151,11 +160,11 @@ async def test_every_record_is_settled_once_and_counted():
     rig = Rig(1000)
     rig.reject = lambda line: line.number % 10 == 0
     await rig.run()
-    assert sorted(o.line.number for o in rig.settled) == list(range(1, 1001))
+    assert sorted(o.record.number for o in rig.settled) == list(range(1, 1001))
     assert (rig.progress.captioned, rig.progress.failed) == (900, 100)
     assert (rig.progress.prompt_tokens, rig.progress.completion_tokens) == (2700, 1800)
     assert rig.progress.codes == {"bad": 100}
-    assert rig.progress.examples["bad"].line.number % 10 == 0
+    assert rig.progress.examples["bad"].record.number % 10 == 0
     assert rig.progress.complete
     assert rig.calls == 900
     assert rig.budget._held == 0
@@ -220,7 +229,7 @@ async def test_little_memory_slows_a_run_but_never_halts_it():
     try:
         await until(lambda: len(rig.settled) == 100)
     finally:
-        rig.stopping.set()
+        rig.cancel.request()
         await task
 
 
@@ -229,7 +238,7 @@ async def test_no_more_requests_than_workers():
     rig = Rig(500)
     most = 0
 
-    async def caption(_: Prepared) -> None:
+    async def caption(_: PreparedRecord) -> None:
         nonlocal most
         most = max(most, rig.in_flight)
         await asyncio.sleep(0)
@@ -284,7 +293,7 @@ async def test_a_failing_source_stops_the_run_in_order():
     gate = asyncio.Event()
     rig.caption = lambda _: gate.wait()
     task = asyncio.create_task(rig.run())
-    await until(lambda: bool(rig.stopping))
+    await until(lambda: bool(rig.cancel))
     in_flight = rig.in_flight
     gate.set()
     with pytest.raises(ZeroDivisionError):
@@ -299,15 +308,15 @@ async def test_a_fatal_answer_lets_the_others_finish():
     rig = Rig(1000)
     gate = asyncio.Event()
 
-    async def caption(prepared: Prepared) -> None:
-        if prepared.line.number == 1:
+    async def caption(prepared: PreparedRecord) -> None:
+        if prepared.record.number == 1:
             await until(lambda: rig.in_flight == CONCURRENCY)
             raise EndpointGaveOutError("out of quota")
         await gate.wait()
 
     rig.caption = caption
     task = asyncio.create_task(rig.run())
-    await until(lambda: bool(rig.stopping))
+    await until(lambda: bool(rig.cancel))
     gate.set()
     with pytest.raises(EndpointGaveOutError):
         await task
@@ -320,13 +329,13 @@ async def test_a_bug_is_told_before_the_trouble_it_met():
     rig = Rig(10)
     both = asyncio.Barrier(2)
 
-    async def caption(prepared: Prepared) -> None:
-        if prepared.line.number <= 2:
+    async def caption(prepared: PreparedRecord) -> None:
+        if prepared.record.number <= 2:
             await both.wait()
-        if prepared.line.number == 1:
+        if prepared.record.number == 1:
             raise EndpointGaveOutError("out of quota")
-        if prepared.line.number == 2:
-            await rig.stopping.wait()
+        if prepared.record.number == 2:
+            await rig.cancel.wait()
             raise ZeroDivisionError
 
     rig.caption = caption
@@ -338,7 +347,7 @@ async def test_a_bug_in_a_preparing_thread_ends_the_run():
     """An unexpected error in a thread is raised; no record vanishes without a word."""
     rig = Rig(1000)
 
-    def reject(line: Line) -> bool:
+    def reject(line: InputRecord) -> bool:
         if line.number == 50:
             raise ZeroDivisionError
         return False
@@ -346,7 +355,7 @@ async def test_a_bug_in_a_preparing_thread_ends_the_run():
     rig.reject = reject
     with pytest.raises(ZeroDivisionError):
         await rig.run()
-    assert not any(o.line.number == 50 for o in rig.settled)
+    assert not any(o.record.number == 50 for o in rig.settled)
 
 
 # -- stopping ----------------------------------------------------------------------------------
@@ -359,7 +368,7 @@ async def test_stopping_lets_what_is_on_the_wire_finish():
     rig.caption = lambda _: gate.wait()
     task = asyncio.create_task(rig.run())
     await until(lambda: rig.in_flight == CONCURRENCY)
-    rig.stopping.set()
+    rig.cancel.request()
     await until(lambda: rig.progress.stage == "draining")
     gate.set()
     await task
@@ -373,7 +382,7 @@ async def test_a_drain_that_takes_too_long_is_cut_off():
     rig.caption = lambda _: asyncio.Event().wait()
     task = asyncio.create_task(rig.run())
     await until(lambda: rig.in_flight == CONCURRENCY)
-    rig.stopping.set()
+    rig.cancel.request()
     await task
     assert (rig.cancelled, len(rig.settled)) == (CONCURRENCY, 0)
 
@@ -384,10 +393,10 @@ async def test_in_a_hurry_the_drain_is_skipped():
     rig.caption = lambda _: asyncio.Event().wait()
     task = asyncio.create_task(rig.run())
     await until(lambda: rig.in_flight == CONCURRENCY)
-    rig.stopping.set()
+    rig.cancel.request()
     await until(lambda: rig.progress.stage == "draining")
     assert not rig.cancelled
-    rig.stopping.hurry()
+    rig.cancel.force()
     await task
     assert rig.cancelled == CONCURRENCY
 
@@ -395,7 +404,7 @@ async def test_in_a_hurry_the_drain_is_skipped():
 async def test_stopped_before_the_start_nothing_is_sent():
     """A signal that came during the start is honoured."""
     rig = Rig(1000)
-    rig.stopping.set()
+    rig.cancel.request()
     before = asyncio.all_tasks()
     async with asyncio.timeout(10):
         await rig.pipeline.run(rig.lines())
@@ -408,14 +417,14 @@ async def test_records_that_wait_stay_pending_when_stopped():
     """A worker that waits to try again leaves its record for the next run."""
     rig = Rig(CONCURRENCY)
 
-    async def caption(_: Prepared) -> None:
-        await rig.stopping.wait()
+    async def caption(_: PreparedRecord) -> None:
+        await rig.cancel.wait()
         raise StoppedError
 
     rig.caption = caption
     task = asyncio.create_task(rig.run())
     await until(lambda: rig.in_flight == CONCURRENCY)
-    rig.stopping.set()
+    rig.cancel.request()
     await task
     assert not rig.settled
 
@@ -430,7 +439,7 @@ async def test_stopping_frees_threads_that_wait_for_memory():
     try:
         await until(lambda: rig.in_flight == 1)
     finally:
-        rig.stopping.set()
+        rig.cancel.request()
         gate.set()
         await task
     assert rig.calls == 1
@@ -454,7 +463,7 @@ async def test_no_thread_outlives_the_run():
     for stop in (False, True):
         rig = Rig(200)
         if stop:
-            rig.put = lambda _, rig=rig: asyncio.sleep(0, rig.stopping.set())
+            rig.put = lambda _, rig=rig: asyncio.sleep(0, rig.cancel.request())
         await rig.run()
         rig.pipeline = None  # type: ignore[assignment]
     await until(lambda: {thread.name for thread in threading.enumerate()} <= names)

@@ -9,12 +9,12 @@ import pytest
 from conftest import jpeg
 from PIL import Image
 
-from captioner.core.memory import ByteBudget
-from captioner.core.types import Failure, Line, Prepared
+from captioner.core.memory import MemoryBudget
+from captioner.core.types import Failure, InputRecord, PreparedRecord
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.engine.prepare import Preparer
-from captioner.images.files import Folders
-from captioner.images.fit import Wanted
+from captioner.images.files import ImageFolders
+from captioner.images.fit import FitOptions
 from captioner.images.render import draw
 from captioner.settings.settings import Settings
 
@@ -24,21 +24,21 @@ class Bench:
 
     def __init__(self, folder, *, bound=False, total=1 << 20, **options):
         self.settings = Settings.create(**options)
-        self.budget = ByteBudget(total)
+        self.budget = MemoryBudget(total)
         most = self.settings.images.max_image_bytes
-        folders = Folders([folder], bound=bound, max_bytes=most)
-        wanted = Wanted(self.settings.images, self.settings.prompt.detail)
+        folders = ImageFolders([folder], bound=bound, max_bytes=most)
+        wanted = FitOptions(self.settings.images, self.settings.prompt.detail)
         self.preparer = Preparer(
             self.settings,
             OpenAIChat("m"),
             folders,
             self.budget,
-            lambda data, remake: draw(data, wanted, remake),
+            lambda data, image_overrides: draw(data, wanted, image_overrides),
         )
 
     def __call__(self, record, **line):
         raw = record if isinstance(record, bytes) else json.dumps(record).encode()
-        return self.preparer.prepare(Line(3, raw, **line))
+        return self.preparer.prepare(InputRecord(3, raw, **line))
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def folder(tmp_path):
     (tmp_path / "b.jpg").write_bytes(jpeg(2))
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "cut.jpg").write_bytes(jpeg(3)[:-40])
-    (tmp_path / "text.jpg").write_bytes(b"not a picture")
+    (tmp_path / "text.jpg").write_bytes(b"not an image")
     (tmp_path / "album").mkdir()
     return tmp_path
 
 
 def messages(prepared):
-    assert isinstance(prepared, Prepared), prepared
+    assert isinstance(prepared, PreparedRecord), prepared
     return json.loads(b"".join(prepared.questions[0]))
 
 
@@ -62,7 +62,7 @@ def data_uri(data):
 
 
 def test_a_record_is_ready_to_be_sent(folder):
-    """Pictures are read from their files and sent as they are, in their places."""
+    """Images are read from their files and sent as they are, in their places."""
     bench = Bench(folder, system_prompt="S")
     record = {"image": ["a.jpg", "b.jpg"], "prompt": "This <image> or that <image>?"}
     prepared = bench(record)
@@ -79,7 +79,7 @@ def test_a_record_is_ready_to_be_sent(folder):
             ],
         },
     ]
-    assert prepared.line.raw == json.dumps(record).encode()
+    assert prepared.record.raw == json.dumps(record).encode()
     assert prepared.replaces is False
 
 
@@ -92,13 +92,13 @@ def test_a_record_is_ready_to_be_sent(folder):
         data_uri(jpeg(1)),
     ],
 )
-def test_every_way_to_give_a_picture_sends_the_same(folder, image):
-    """A file, bytes and a data URI of one picture make one request."""
+def test_every_way_to_give_a_image_sends_the_same(folder, image):
+    """A file, bytes and a data URI of one image make one request."""
     assert Bench(folder)({"image": image}).questions == Bench(folder)({"image": "a.jpg"}).questions
 
 
 def test_a_url_is_passed_on(folder):
-    """A picture on the web may be left to the endpoint to fetch, and takes no memory here."""
+    """An image on the web may be left to the endpoint to fetch, and takes no memory here."""
     bench = Bench(folder, system_prompt="", pass_urls=True)
     prepared = bench({"image": "https://host/x.jpg?a=1&b=2"})
     part = {"type": "image_url", "image_url": {"url": "https://host/x.jpg?a=1&b=2"}}
@@ -109,8 +109,8 @@ def test_a_url_is_passed_on(folder):
 def test_an_absolute_path_is_read(folder):
     """A path may be absolute unless a root bounds it."""
     record = {"image": os.fspath(folder / "a.jpg")}
-    assert isinstance(Bench(folder)(record), Prepared)
-    assert isinstance(Bench(folder, bound=True)(record), Prepared)
+    assert isinstance(Bench(folder)(record), PreparedRecord)
+    assert isinstance(Bench(folder, bound=True)(record), PreparedRecord)
     assert Bench(folder / "album", bound=True)(record).code == "image_outside_root"
 
 
@@ -128,7 +128,7 @@ def test_a_record_that_has_the_field_already(folder, record, replaces):
     """Only a member of the record itself is replaced, be it null."""
     prepared = Bench(folder)(record)
     assert prepared.replaces is replaces
-    assert prepared.line.raw == json.dumps(record).encode()
+    assert prepared.record.raw == json.dumps(record).encode()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_cannot_be_sent_says_why(folder, record, options, code, says):
     assert "\n" not in failure.message
     assert "Error" not in failure.message
     assert failure.attempts == 0
-    assert failure.line.number == 3
+    assert failure.record.number == 3
     assert bench.budget._held == 0
 
 
@@ -200,8 +200,8 @@ def test_a_fault_of_the_source_is_passed_on(folder):
     assert (failure.code, failure.message) == ("record_too_long", "far too long")
 
 
-def test_a_picture_given_as_bare_base64_fails_briefly(folder):
-    """A picture's text taken for a path is not repeated by the megabyte in the message."""
+def test_a_image_given_as_bare_base64_fails_briefly(folder):
+    """An image's text taken for a path is not repeated by the megabyte in the message."""
     failure = Bench(folder)({"image": base64.b64encode(bytes(100_000)).decode()})
     assert failure.code in ("image_unreadable", "image_missing", "bad_image_reference")
     assert len(failure.message) < 1_000
@@ -216,19 +216,19 @@ def test_an_unknown_role_is_named_briefly(folder):
 
 
 @pytest.mark.parametrize("turn", ["assistant", "system"])
-def test_a_picture_place_in_another_turn_does_not_crash(folder, turn):
-    """A picture's place beside a picture in an answer fails the record at worst, not the run."""
+def test_a_image_place_in_another_turn_does_not_crash(folder, turn):
+    """An image's place beside an image in an answer fails the record at worst, not the run."""
     content = [{"type": "image"}, {"type": "image", "image": "b.jpg"}]
     turns = [{"role": turn, "content": content}, {"role": "user", "content": "Why?"}]
     bench = Bench(folder)
     prepared = bench({"image": "a.jpg", "messages": turns})
-    assert isinstance(prepared, Prepared | Failure)
+    assert isinstance(prepared, PreparedRecord | Failure)
     assert bench.budget._held == getattr(prepared, "reserved", 0)
 
 
 @pytest.mark.parametrize("second", ["gone.jpg", "cut.jpg", "empty.jpg", {"bytes": "eA=="}])
 def test_a_failure_gives_back_its_memory(folder, second):
-    """A record that fails at its second picture leaves no memory taken by the first."""
+    """A record that fails at its second image leaves no memory taken by the first."""
     bench = Bench(folder)
     assert isinstance(bench({"image": ["a.jpg", second]}), Failure)
     assert bench.budget._held == 0
@@ -245,8 +245,8 @@ def test_a_prepared_record_holds_what_it_takes(folder):
     assert bench.budget._held == 0
 
 
-def test_a_picture_that_its_decoder_chokes_on_fails_alone(folder):
-    """A broken picture of a rare kind fails its record, not the run, and frees its memory."""
+def test_a_image_that_its_decoder_chokes_on_fails_alone(folder):
+    """A broken image of a rare kind fails its record, not the run, and frees its memory."""
     out = io.BytesIO()
     Image.new("RGB", (8, 8)).save(out, "JPEG2000")
     (folder / "odd.jp2").write_bytes(out.getvalue()[:-60] + bytes(60))
@@ -258,13 +258,13 @@ def test_a_picture_that_its_decoder_chokes_on_fails_alone(folder):
 
 
 def test_one_record_larger_than_the_budget_passes(folder):
-    """A record whose pictures exceed the whole budget neither waits for itself nor fails."""
+    """A record whose images exceed the whole budget neither waits for itself nor fails."""
     bench = Bench(folder, total=1)
-    assert isinstance(bench({"image": ["a.jpg", "b.jpg", "a.jpg"]}), Prepared)
+    assert isinstance(bench({"image": ["a.jpg", "b.jpg", "a.jpg"]}), PreparedRecord)
 
 
-def test_a_large_picture_is_made_smaller(folder):
-    """A picture over the limit is sent smaller; the file stays as it is."""
+def test_a_large_image_is_made_smaller(folder):
+    """An image over the limit is sent smaller; the file stays as it is."""
     path = folder / "large.jpg"
     path.write_bytes(jpeg(4, (300, 100)))
     before = path.read_bytes()
@@ -278,7 +278,7 @@ def test_a_large_picture_is_made_smaller(folder):
 def test_big_integers_do_not_trouble_a_record(folder):
     """Numbers beyond 64 bits are nothing to refuse a record for."""
     raw = b'{"image":"a.jpg","n":123456789012345678901234567890,"m":-18446744073709551617}'
-    assert isinstance(Bench(folder)(raw), Prepared)
+    assert isinstance(Bench(folder)(raw), PreparedRecord)
 
 
 def test_other_field_names(folder):
@@ -296,9 +296,9 @@ def test_what_is_in_memory_is_prepared_at_once(folder):
     """A file that was just written needs no disk; the result is the same as in a thread."""
     bench = Bench(folder)
     record = {"image": ["a.jpg", data_uri(jpeg(2))], "prompt": "q"}
-    line = Line(1, json.dumps(record).encode())
+    line = InputRecord(1, json.dumps(record).encode())
     assert bench.preparer.prepare_at_once(line) == bench.preparer.prepare(line)
-    bad = Line(2, b'{"image": "nowhere.jpg"}')
+    bad = InputRecord(2, b'{"image": "nowhere.jpg"}')
     assert bench.preparer.prepare_at_once(bad) == bench.preparer.prepare(bad)
 
 
@@ -314,5 +314,8 @@ def test_what_would_wait_is_not_prepared_at_once(folder, what, monkeypatch):
     elif what == "a large file":
         monkeypatch.setattr("captioner.images.files.MOST_AT_ONCE", 100)
     held = bench.budget._held
-    assert bench.preparer.prepare_at_once(Line(1, json.dumps({"image": image}).encode())) is None
+    assert (
+        bench.preparer.prepare_at_once(InputRecord(1, json.dumps({"image": image}).encode()))
+        is None
+    )
     assert bench.budget._held == held

@@ -94,7 +94,7 @@ async def test_what_was_done_of_a_batch_that_ended_early_is_kept(make_input, stu
 
 
 async def test_failed_rows_are_failures_or_asked_again(make_input, stub):
-    """A refusal of one picture, a fault of the server that passes, an answer that is cut off."""
+    """A refusal of one image, a fault of the server that passes, an answer that is cut off."""
     source = make_input(5)
     asked: dict[str, int] = {}
 
@@ -102,7 +102,7 @@ async def test_failed_rows_are_failures_or_asked_again(make_input, stub):
         question = question_of(body)
         asked[question] = asked.get(question, 0) + 1
         if question == "q1":
-            return 400, {"error": {"message": "no such picture"}}
+            return 400, {"error": {"message": "no such image"}}
         if question == "q2" and asked[question] == 1:
             return 500, {"error": {"message": "oops"}}
         if question == "q3":
@@ -405,7 +405,7 @@ async def test_requests_are_not_written_over_what_is_there(make_input, stub):
     assert source.read_bytes() == before
 
 
-async def test_pictures_larger_than_the_memory_together(make_input, stub):
+async def test_images_larger_than_the_memory_together(make_input, stub):
     """One after the other they have room."""
     source = make_input(8)
     for number in range(8):

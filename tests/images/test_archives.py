@@ -13,7 +13,7 @@ from conftest import jpeg
 from captioner.core.errors import BadImageError
 from captioner.images import archives
 from captioner.images.archives import Archives, in_archive
-from captioner.images.files import Folders
+from captioner.images.files import ImageFolders
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -55,9 +55,9 @@ def _close() -> Iterator[None]:
         OPENED.pop().close()
 
 
-def folders(root: Path, *, bound: bool = False, max_bytes: int = 1 << 20) -> Folders:
+def folders(root: Path, *, bound: bool = False, max_bytes: int = 1 << 20) -> ImageFolders:
     OPENED.append(Archives(max_bytes))
-    return Folders([root], bound=bound, max_bytes=max_bytes, archives=OPENED[-1])
+    return ImageFolders([root], bound=bound, max_bytes=max_bytes, archives=OPENED[-1])
 
 
 def read(root: Path, path: str, **options: int) -> bytes:

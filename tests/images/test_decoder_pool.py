@@ -1,4 +1,4 @@
-"""The decoders: children that may crash, hang or swell, at the price of one picture each."""
+"""The decoders: children that may crash, hang or swell, at the price of one image each."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from PIL import Image
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import BadImageError, DecoderError
 from captioner.core.subprocesses import environment
-from captioner.core.types import Remake
+from captioner.core.types import ImageOverrides
 from captioner.images import decoder_pool as decoders
-from captioner.images.decoder_pool import Decoders
-from captioner.images.fit import AS_IS, DECODE_ONLY, Wanted, fit
+from captioner.images.decoder_pool import DecoderPool
+from captioner.images.fit import DECODE_ONLY, UNCHANGED, FitOptions, fit
 from captioner.images.render import draw
 from captioner.settings.options import ImageSettings
 
 
-def pool(count: int = 1, **options: Any) -> Decoders:
-    return Decoders(Wanted(ImageSettings(**options)), count)
+def pool(count: int = 1, **options: Any) -> DecoderPool:
+    return DecoderPool(FitOptions(ImageSettings(**options)), count)
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Put a script into the children's place: it has `connection`; pictures come in as usual."""
+    """Put a script into the children's place: it has `connection`; images come in as usual."""
 
     def put(script: str) -> None:
         begin = (
@@ -74,23 +74,25 @@ def bmp(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 def test_a_child_draws_what_this_process_would() -> None:
-    """The result does not depend on where a picture is drawn."""
-    wanted = Wanted(ImageSettings(max_side=100))
+    """The result does not depend on where an image is drawn."""
+    wanted = FitOptions(ImageSettings(max_side=100))
     data = jpeg(3, (400, 300))
-    with Decoders(wanted, 1) as drawn:
-        assert fit(data, wanted, drawn.draw) == draw(data, wanted, AS_IS)
-        assert fit(data, wanted, drawn.draw, Remake(0.5)) == draw(data, wanted, Remake(0.5))
+    with DecoderPool(wanted, 1) as drawn:
+        assert fit(data, wanted, drawn.draw) == draw(data, wanted, UNCHANGED)
+        assert fit(data, wanted, drawn.draw, ImageOverrides(0.5)) == draw(
+            data, wanted, ImageOverrides(0.5)
+        )
         assert drawn.draw(data, DECODE_ONLY) == ()
         with pytest.raises(BadImageError) as caught:
-            drawn.draw(b"nothing", AS_IS)
+            drawn.draw(b"nothing", UNCHANGED)
         assert caught.value.code == "image_unknown_type"
         assert drawn.draw(data, DECODE_ONLY) == ()
 
 
 def test_children_are_used_again_and_no_more_than_are_wanted() -> None:
-    """Fifty pictures from eight threads take two processes."""
+    """Fifty images from eight threads take two processes."""
     with pool(2) as drawn, ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: drawn.draw(bmp(), AS_IS)[0].data, range(50)))
+        found = list(threads.map(lambda _: drawn.draw(bmp(), UNCHANGED)[0].data, range(50)))
         assert len(drawn._children) <= 2
         assert len(set(found)) == 1
         pids = [child._process.pid for child in drawn._children]
@@ -99,17 +101,17 @@ def test_children_are_used_again_and_no_more_than_are_wanted() -> None:
             os.kill(pid, 0)
 
 
-def test_a_crash_costs_one_picture() -> None:
-    """A decoder that dies takes one picture with it; the next one gets a new decoder."""
+def test_a_crash_costs_one_image() -> None:
+    """A decoder that dies takes one image with it; the next one gets a new decoder."""
     with pool() as drawn:
-        assert drawn.draw(bmp(), AS_IS)
+        assert drawn.draw(bmp(), UNCHANGED)
         (child,) = drawn._children
         os.kill(child._process.pid, signal.SIGSEGV)
         child._process.wait()
         with pytest.raises(BadImageError, match="broke down") as caught:
-            drawn.draw(bmp(), AS_IS)
+            drawn.draw(bmp(), UNCHANGED)
         assert caught.value.code == "image_crashed"
-        assert drawn.draw(bmp(), AS_IS)
+        assert drawn.draw(bmp(), UNCHANGED)
 
 
 @pytest.mark.parametrize(
@@ -120,26 +122,26 @@ def test_a_crash_costs_one_picture() -> None:
         "[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[[\"image/jpeg\",1,1]]')",
     ],
 )
-def test_whatever_a_decoder_does_is_one_failed_picture(stand_in, script) -> None:
-    """Dying before, while or after it has the picture, or talking nonsense."""
+def test_whatever_a_decoder_does_is_one_failed_image(stand_in, script) -> None:
+    """Dying before, while or after it has the image, or talking nonsense."""
     stand_in(script)
     with pool() as drawn:
         for _ in range(2):
             with pytest.raises(BadImageError) as caught:
-                drawn.draw(bmp(), AS_IS)
+                drawn.draw(bmp(), UNCHANGED)
             assert caught.value.code == "image_crashed"
 
 
 def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
-    """A machine that starts no processes is no fault of a million pictures."""
+    """A machine that starts no processes is no fault of a million images."""
     monkeypatch.setattr(
         decoders, "python", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"]
     )
     with pool() as drawn, pytest.raises(DecoderError, match="cannot start"):
-        drawn.draw(bmp(), AS_IS)
+        drawn.draw(bmp(), UNCHANGED)
     monkeypatch.setattr(decoders, "python", lambda *_: ["/nowhere/python"])
     with pool() as drawn, pytest.raises(DecoderError, match="No such file"):
-        drawn.draw(bmp(), AS_IS)
+        drawn.draw(bmp(), UNCHANGED)
 
 
 def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
@@ -148,29 +150,29 @@ def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     stand_in(f"open({str(tmp_path / 'env')!r}, 'w').write(repr(dict(os.environ)))")
     with pool() as drawn, pytest.raises(BadImageError):
-        drawn.draw(bmp(), AS_IS)
+        drawn.draw(bmp(), UNCHANGED)
     assert "hush" not in (tmp_path / "env").read_text()
 
 
-def test_a_hang_costs_one_picture(stand_in) -> None:
+def test_a_hang_costs_one_image(stand_in) -> None:
     """A decoder that does not come back is killed when its time is over, the first time too."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
     with pool(image_timeout=0.5) as drawn:
         with pytest.raises(BadImageError, match=r"more than 0\.5 s") as caught:
-            drawn.draw(bmp(), AS_IS)
+            drawn.draw(bmp(), UNCHANGED)
         assert caught.value.code == "image_timeout"
         assert not drawn._children
 
 
 def test_closing_ends_whoever_waits(stand_in) -> None:
-    """A run that stops is not held up by a decoder that hangs; its picture has not failed."""
+    """A run that stops is not held up by a decoder that hangs; its image has not failed."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
     drawn = pool()
     caught: list[BaseException] = []
 
     def wait() -> None:
         try:
-            drawn.draw(bmp(), AS_IS)
+            drawn.draw(bmp(), UNCHANGED)
         except BaseException as error:  # noqa: BLE001 - it is looked at
             caught.append(error)
 
@@ -182,31 +184,31 @@ def test_closing_ends_whoever_waits(stand_in) -> None:
     waiting.join(10)
     assert [type(error) for error in caught] == [StoppedError]
     with pytest.raises(StoppedError):
-        drawn.draw(bmp(), AS_IS)
+        drawn.draw(bmp(), UNCHANGED)
 
 
 def test_memory_is_bounded() -> None:
-    """A picture whose decoding takes more than a decoder may have fails; the decoder lives on."""
+    """An image whose decoding takes more than a decoder may have fails; the decoder lives on."""
     out = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(out, "TIFF", compression="group4")
     with pool(max_image_pixels=2_000_000_000) as drawn:
         with pytest.raises(BadImageError, match="more memory") as caught:
-            drawn.draw(out.getvalue(), AS_IS)
+            drawn.draw(out.getvalue(), UNCHANGED)
         assert caught.value.code == "image_too_large"
-        assert drawn.draw(bmp(), AS_IS)
+        assert drawn.draw(bmp(), UNCHANGED)
 
 
-def test_large_pictures_are_decoded_one_at_a_time() -> None:
-    """Two threads with large pictures take turns, so that memory holds one of them."""
+def test_large_images_are_decoded_one_at_a_time() -> None:
+    """Two threads with large images take turns, so that memory holds one of them."""
     out = io.BytesIO()
     Image.new("L", (6_000, 5_000)).save(out, "PNG", compress_level=1)
     data = out.getvalue()
     with pool(2, max_side=64) as drawn, ThreadPoolExecutor(2) as threads:
         drawn._heavy = turns = Turns()
-        both = [threads.submit(drawn.draw, data, AS_IS) for _ in range(2)]
+        both = [threads.submit(drawn.draw, data, UNCHANGED) for _ in range(2)]
         assert all(len(one.result(30)) == 1 for one in both)
         assert (turns.count, turns.most) == (2, 1)
-        assert drawn.draw(bmp(), AS_IS)
+        assert drawn.draw(bmp(), UNCHANGED)
         assert turns.count == 2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from captioner.core.errors import BadImageError
-from captioner.images.files import Folders
+from captioner.images.files import ImageFolders
 
 
 def read(
@@ -18,7 +18,7 @@ def read(
     max_bytes: int = 1000,
     reserve=lambda _: None,
 ) -> bytes:
-    return Folders(roots, bound=bound, max_bytes=max_bytes).read(path, reserve)
+    return ImageFolders(roots, bound=bound, max_bytes=max_bytes).read(path, reserve)
 
 
 def code_of(*arguments, **options) -> str:
@@ -61,7 +61,7 @@ def test_large_file(root):
 
 
 def test_short_reads_are_continued(root, monkeypatch):
-    """A file system that gives less than asked for does not cut the picture short."""
+    """A file system that gives less than asked for does not cut the image short."""
     whole = os.read
     monkeypatch.setattr(os, "read", lambda fd, size: whole(fd, min(size, 2)))
     assert read("sub/a.jpg", root) == b"inside"
@@ -110,7 +110,7 @@ def test_unreadable(root, bound):
 
 
 def test_long_names_are_not_repeated_in_full(root):
-    """A picture pasted where its path belongs does not fill the file of failures."""
+    """An image pasted where its path belongs does not fill the file of failures."""
     with pytest.raises(BadImageError) as caught:
         read("data" * 100_000, root)
     assert len(caught.value.message) < 500
@@ -150,7 +150,7 @@ def test_socket_is_not_read():
 
 @pytest.mark.parametrize("change", [b"longer than it was", b"less", b""])
 def test_file_that_changes_meanwhile_is_not_used(root, change):
-    """A file still being written is failed, not sent as half a picture."""
+    """A file still being written is failed, not sent as half an image."""
     target = root / "sub" / "a.jpg"
     code = code_of("sub/a.jpg", root, reserve=lambda _: target.write_bytes(change) and None)
     assert code in {"image_unreadable", "image_empty"}
@@ -180,7 +180,7 @@ def test_nothing_outside_a_bound_root(root, tmp_path, path):
 
 
 def test_absolute_path_outside_a_bound_root(root, tmp_path):
-    """The absolute path of a readable picture elsewhere is refused too."""
+    """The absolute path of a readable image elsewhere is refused too."""
     assert code_of(str(tmp_path / "outside.jpg"), root, bound=True) == "image_outside_root"
     assert code_of(str(tmp_path / "root-too/a.jpg"), root, bound=True) == "image_outside_root"
 
@@ -241,7 +241,7 @@ def test_a_folder_swapped_between_check_and_open(root, tmp_path, monkeypatch):
         inner.symlink_to(tmp_path / "elsewhere")
         return checked
 
-    folders = Folders([root], bound=True, max_bytes=100)
+    folders = ImageFolders([root], bound=True, max_bytes=100)
     assert folders.read("inner/a", lambda _: None) == b"fine"
     monkeypatch.setattr("captioner.images.files.os.path.realpath", check_then_swap)
     with pytest.raises(BadImageError) as caught:

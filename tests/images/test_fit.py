@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from samples import BLUE, GREEN, RED, WHITE, bomb, quarters, saved
 
 from captioner.core.errors import BadImageError
-from captioner.images.fit import DECODE_ONLY, Fitted, Wanted, read_structure
+from captioner.images.fit import DECODE_ONLY, FitOptions, Fitted, read_structure
 from captioner.images.fit import fit as fit_each
 from captioner.images.render import draw
 from captioner.settings.options import ImageSettings
@@ -21,14 +21,14 @@ MAX_PIXELS = ImageSettings().max_image_pixels
 
 
 def fit(data: bytes, side: int = 2048, **options: Any) -> Fitted:
-    """Return a picture fitted in this very process."""
+    """Return an image fitted in this very process."""
     (fitted,) = frames(data, max_side=side, **{"min_side": 1, **options})
     return fitted
 
 
 def frames(data: bytes, **options: Any) -> tuple[Fitted, ...]:
-    wanted = Wanted(ImageSettings(**options))
-    return fit_each(data, wanted, lambda data, remake: draw(data, wanted, remake))
+    wanted = FitOptions(ImageSettings(**options))
+    return fit_each(data, wanted, lambda data, image_overrides: draw(data, wanted, image_overrides))
 
 
 def opened(data: bytes) -> Image.Image:
@@ -61,7 +61,7 @@ def near(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     ],
 )
 def test_what_can_be_sent_is_not_touched(kind, mode, options):
-    """A picture that endpoints take as it is arrives byte for byte, up to the largest side."""
+    """An image that endpoints take as it is arrives byte for byte, up to the largest side."""
     data = saved(quarters().convert(mode), kind, **options)
     for side in (64, 65, 10_000):
         media_type, sent, *_ = fit(data, side)
@@ -93,7 +93,7 @@ def test_what_is_too_large_is_made_smaller(kind, size, side, wanted):
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
 def test_nothing_is_made_larger(kind):
-    """A picture of another kind becomes a JPEG of the same size."""
+    """An image of another kind becomes a JPEG of the same size."""
     media_type, sent, *_ = fit(saved(quarters(), kind), 10_000)
     assert media_type == "image/jpeg"
     assert opened(sent).size == (64, 32)
@@ -127,8 +127,8 @@ def test_the_type_comes_from_the_content():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_first_frame_of_a_moving_picture(kind):
-    """Of a moving picture the first frame is sent."""
+def test_first_frame_of_a_moving_image(kind):
+    """Of an animated image the first frame is sent."""
     frames = [quarters(), Image.new("RGB", (64, 32), BLUE), Image.new("RGB", (64, 32), RED)]
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
     media_type, sent, *_ = fit(data, 100)
@@ -180,8 +180,8 @@ def test_16_bit_grey_is_scaled(kind):
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<html>404</html>", b"\xff\xd8", b"%PDF-1.7"])
-def test_what_is_no_picture_is_said_to_be_none(data):
-    """A web page saved under a picture's name is told from a broken picture."""
+def test_what_is_no_image_is_said_to_be_none(data):
+    """A web page saved under an image's name is told from a broken image."""
     with pytest.raises(BadImageError) as caught:
         fit(data, 100)
     assert caught.value.code == "image_unknown_type"
@@ -189,7 +189,7 @@ def test_what_is_no_picture_is_said_to_be_none(data):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("side", [16, 1000])
-def test_half_a_picture_is_never_sent(kind, side):
+def test_half_a_image_is_never_sent(kind, side):
     """Half a file is refused, whether it would have been passed on or redrawn."""
     data = saved(Image.effect_noise((64, 32), 90), kind)
     with pytest.raises(BadImageError) as caught:
@@ -217,8 +217,8 @@ def test_decompression_bombs_are_refused_unopened(data):
     assert caught.value.code == "image_too_large"
 
 
-def test_large_picture_that_is_allowed():
-    """A picture of ninety million pixels, which Pillow warns of, is sent made smaller."""
+def test_large_image_that_is_allowed():
+    """An image of ninety million pixels, which Pillow warns of, is sent made smaller."""
     data = saved(Image.new("1", (10_000, 9_000)), "TIFF", compression="group4")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -228,7 +228,7 @@ def test_large_picture_that_is_allowed():
 
 
 def test_a_long_comment_costs_nothing():
-    """A comment longer than a JPEG can hold neither fails the picture nor is sent along."""
+    """A comment longer than a JPEG can hold neither fails the image nor is sent along."""
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "secret " * 10_000)
     for data in (
@@ -241,7 +241,7 @@ def test_a_long_comment_costs_nothing():
         assert b"secret" not in sent
 
 
-def test_mutations_give_a_picture_or_the_error_for_broken_ones():
+def test_mutations_give_a_image_or_the_error_for_broken_ones():
     """Damage of any kind fails the record at worst, never the run."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -287,14 +287,14 @@ def greys(count: int, kind: str = "GIF") -> bytes:
     [(9, 1, [0]), (9, 2, [0, 8]), (9, 3, [0, 4, 8]), (9, 5, [0, 2, 4, 6, 8]), (3, 8, [0, 1, 2])],
 )
 def test_frames_are_spread_evenly(kind, count, wanted, sent):
-    """Of a moving picture as many frames are sent as are wanted, first and last among them."""
+    """Of an animated image as many frames are sent as are wanted, first and last among them."""
     found = frames(greys(count, kind), frames=wanted)
     shades = [opened(one.data).convert("L").getpixel((30, 15)) for one in found]
     assert [round(shade / 25) for shade in shades] == sent
 
 
-def test_still_pictures_have_one_frame():
-    """Asking for frames changes nothing for pictures that do not move."""
+def test_still_images_have_one_frame():
+    """Asking for frames changes nothing for images that do not move."""
     data = saved(quarters(), "PNG")
     assert [one.data for one in frames(data, frames=8)] == [data]
     pages = saved(quarters(), "TIFF", save_all=True, append_images=[quarters()])
@@ -332,7 +332,7 @@ def test_max_bytes():
 
 
 def test_verify():
-    """A picture whose structure is sound but whose data is not: found if each is decoded."""
+    """An image whose structure is sound but whose data is not: found if each is decoded."""
     data = bytearray(saved(Image.effect_noise((64, 64), 90), "JPEG"))
     begin = data.index(b"\xff\xda") + 12
     data[begin : begin + 300] = bytes(300)
@@ -350,21 +350,21 @@ def test_verify():
 
 
 def test_verify_full_decodes(monkeypatch):
-    """Every picture that passes as it is has been decoded before."""
+    """Every image that passes as it is has been decoded before."""
     seen = []
-    wanted = Wanted(ImageSettings(verify="full"))
+    wanted = FitOptions(ImageSettings(verify="full"))
     data = saved(quarters(), "PNG")
-    fit_each(data, wanted, lambda data, remake: seen.append((data, remake)) or ())
+    fit_each(data, wanted, lambda data, image_overrides: seen.append((data, image_overrides)) or ())
     assert seen == [(data, DECODE_ONLY)]
 
 
 def icon(png: bytes) -> bytes:
-    """Return an icon that says it has 16 pixels and holds a picture that says otherwise."""
+    """Return an icon that says it has 16 pixels and holds an image that says otherwise."""
     return b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0" + struct.pack("<II", len(png), 22) + png
 
 
 def test_what_hides_in_an_icon_is_bounded():
-    """An icon is refused by the size of the picture in it, before it is opened."""
+    """An icon is refused by the size of the image in it, before it is opened."""
     with pytest.raises(BadImageError) as caught:
         fit(icon(bomb(20_000, 20_000)))
     assert caught.value.code == "image_too_large"

@@ -18,7 +18,7 @@ from captioner.images.fit import read_structure
 SIZE = (23, 17)
 
 
-def picture(kind: str, mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+def drawn(kind: str, mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
     noise = random.Random(7)
     image = Image.new("RGB", size)
     image.putdata([tuple(noise.randbytes(3)) for _ in range(size[0] * size[1])])
@@ -32,8 +32,8 @@ def picture(kind: str, mode: str = "RGB", size: tuple[int, int] = SIZE, **option
 
 def frames(kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    pictures = [Image.new("RGB", SIZE, colour) for colour in ("red", "green", "blue")]
-    pictures[0].save(out, kind, save_all=True, append_images=pictures[1:], **options)
+    images = [Image.new("RGB", SIZE, colour) for colour in ("red", "green", "blue")]
+    images[0].save(out, kind, save_all=True, append_images=images[1:], **options)
     return out.getvalue()
 
 
@@ -54,23 +54,23 @@ def decodes(data: bytes) -> bool:
     return True
 
 
-JPEG = picture("JPEG")
+JPEG = drawn("JPEG")
 SMALL = {
     "JPEG": JPEG,
-    "JPEG progressive": picture("JPEG", progressive=True),
-    "JPEG grey": picture("JPEG", "L"),
-    "JPEG restarts": picture("JPEG", restart_marker_blocks=1),
-    "JPEG EXIF": picture("JPEG", exif=b"Exif\0\0" + exif(6)),
-    "PNG": picture("PNG"),
-    "PNG palette": picture("PNG", "P"),
+    "JPEG progressive": drawn("JPEG", progressive=True),
+    "JPEG grey": drawn("JPEG", "L"),
+    "JPEG restarts": drawn("JPEG", restart_marker_blocks=1),
+    "JPEG EXIF": drawn("JPEG", exif=b"Exif\0\0" + exif(6)),
+    "PNG": drawn("PNG"),
+    "PNG palette": drawn("PNG", "P"),
     "APNG": frames("PNG"),
-    "GIF": picture("GIF", "P"),
+    "GIF": drawn("GIF", "P"),
     "GIF animated": frames("GIF"),
-    "GIF comment": picture("GIF", "P", comment=b"x" * 300),
-    "WebP": picture("WEBP"),
-    "WebP lossless": picture("WEBP", lossless=True),
-    "WebP alpha": picture("WEBP", "RGBA"),
-    "WebP EXIF": picture("WEBP", exif=exif(6)),
+    "GIF comment": drawn("GIF", "P", comment=b"x" * 300),
+    "WebP": drawn("WEBP"),
+    "WebP lossless": drawn("WEBP", lossless=True),
+    "WebP alpha": drawn("WEBP", "RGBA"),
+    "WebP EXIF": drawn("WEBP", exif=exif(6)),
     "WebP animated": frames("WEBP"),
 }
 
@@ -101,7 +101,7 @@ SMALL = {
 @pytest.mark.parametrize("size", [(1, 1), SIZE, (300, 2), (2, 300)])
 def test_kinds(kind, mode, options, plain, size):
     """Type and size of every common kind of file are read from its bytes alone."""
-    data = picture(kind, mode, size, **options)
+    data = drawn(kind, mode, size, **options)
     found = read_structure(data)
     assert found is not None
     assert found[:5] == (f"image/{kind.lower()}", *size, 1, plain)
@@ -114,8 +114,8 @@ def test_kinds(kind, mode, options, plain, size):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_moving_pictures_are_told_apart(kind):
-    """A moving picture is known as one, and never passed on as it is."""
+def test_moving_images_are_told_apart(kind):
+    """An animated image is known as one, and never passed on as it is."""
     data = frames(kind)
     found = read_structure(data)
     assert found is not None
@@ -126,13 +126,13 @@ def test_moving_pictures_are_told_apart(kind):
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
 def test_other_kinds_are_left_to_the_decoder(kind):
     """A kind that is not walked is neither accepted nor refused here."""
-    assert read_structure(picture(kind)) is None
+    assert read_structure(drawn(kind)) is None
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"\xff\xd8", b"RIFF", b"<svg/>", b"GIF88a", b"\0" * 64]
 )
-def test_what_is_no_picture_has_no_structure(data):
+def test_what_is_no_image_has_no_structure(data):
     """Bytes of no known kind give no structure and no crash."""
     assert read_structure(data) is None
 
@@ -156,7 +156,7 @@ def test_truncation_at_every_byte_is_found(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_mutations_raise_only_the_error_for_broken_pictures(name):
+def test_mutations_raise_only_the_error_for_broken_images(name):
     """Flipped, removed, doubled and overwritten bytes never crash the reader or hang it."""
     data = SMALL[name]
     chance = random.Random(name)
@@ -201,9 +201,9 @@ def test_orientation_is_read(orientation, order):
         JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff + JPEG[2:],
         with_png[:33] + chunk(b"eXIf", tiff) + with_png[33:],
         with_png[:-12] + chunk(b"eXIf", tiff) + with_png[-12:],  # behind the pixels
-        picture("WEBP", exif=tiff),
-        picture("WEBP", exif=b"Exif\0\0" + tiff),
-        picture("WEBP", "RGBA", lossless=True, exif=tiff),
+        drawn("WEBP", exif=tiff),
+        drawn("WEBP", exif=b"Exif\0\0" + tiff),
+        drawn("WEBP", "RGBA", lossless=True, exif=tiff),
     ]
     for data in files:
         found = read_structure(data)
@@ -227,7 +227,7 @@ def test_orientation_is_read(orientation, order):
     ],
 )
 def test_senseless_orientation_counts_as_upright(tiff):
-    """A damaged EXIF block does not cost the picture."""
+    """A damaged EXIF block does not cost the image."""
     data = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff + JPEG[2:]
     found = read_structure(data)
     assert found is not None
@@ -235,7 +235,7 @@ def test_senseless_orientation_counts_as_upright(tiff):
 
 
 @pytest.mark.parametrize("engine", ["RE2", "re"])
-def test_nothing_but_a_picture_is_inside_a_jpeg(engine, monkeypatch):
+def test_nothing_but_a_image_is_inside_a_jpeg(engine, monkeypatch):
     """Whatever marker stands in the data is found, by either search; what is no marker is not."""
     if engine == "re":
         monkeypatch.setattr(
@@ -263,13 +263,13 @@ def test_nothing_but_a_picture_is_inside_a_jpeg(engine, monkeypatch):
                 read_structure(data)
 
 
-def test_pictures_that_begin_alike_are_each_looked_through():
-    """Of pictures of one size, made by one program, only the beginning is taken as known."""
+def test_images_that_begin_alike_are_each_looked_through():
+    """Of images of one size, made by one program, only the beginning is taken as known."""
     noise = random.Random(3)
     scan = JPEG.index(b"\xff\xda") + 20
-    progressive = picture("JPEG", progressive=True)
+    progressive = drawn("JPEG", progressive=True)
     late = b"\xff\xe1" + struct.pack(">H", 8 + len(exif(6))) + b"Exif\0\0" + exif(6)
-    heads = [JPEG, SMALL["JPEG EXIF"], progressive, picture("JPEG", icc_profile=b"x" * 200)]
+    heads = [JPEG, SMALL["JPEG EXIF"], progressive, drawn("JPEG", icc_profile=b"x" * 200)]
     heads.append(JPEG[:-2] + late + JPEG[-2:])  # what comes behind its data is its own
 
     def look(data: bytes) -> object:
@@ -296,8 +296,8 @@ def test_pictures_that_begin_alike_are_each_looked_through():
     assert outcomes == {"fine", "image_corrupt"}
 
 
-def test_a_thumbnail_does_not_stand_for_the_picture():
-    """Size and end come from the picture, not from the thumbnail in its EXIF block."""
+def test_a_thumbnail_does_not_stand_for_the_image():
+    """Size and end come from the image, not from the thumbnail in its EXIF block."""
     thumbnail = jpeg(size=(4, 4))
     block = b"Exif\0\0" + exif(3) + thumbnail
     head = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(block)) + block
@@ -310,13 +310,13 @@ def test_a_thumbnail_does_not_stand_for_the_picture():
 
 
 def test_bytes_behind_the_end_are_no_fault():
-    """Padding that cameras and downloads add behind the end does not cost the picture."""
+    """Padding that cameras and downloads add behind the end does not cost the image."""
     for name, data in SMALL.items():
         assert read_structure(data + b"\0" * 100) == read_structure(data), name
 
 
 def test_fill_bytes_between_jpeg_segments_are_no_fault():
-    """Fill bytes before a marker, which the standard allows, do not cost the picture."""
+    """Fill bytes before a marker, which the standard allows, do not cost the image."""
     found, usual = read_structure(JPEG[:2] + b"\xff" * 5 + JPEG[2:]), read_structure(JPEG)
     assert found is not None
     assert usual is not None
@@ -342,8 +342,8 @@ def test_fill_bytes_between_jpeg_segments_are_no_fault():
         b"RIFF\x0c\0\0\0WEBPJUNK\0\0\0\0",
     ],
 )
-def test_files_without_a_picture_are_broken(data):
-    """A file that has the right beginning but no picture in it is not sent."""
+def test_files_without_a_image_are_broken(data):
+    """A file that has the right beginning but no image in it is not sent."""
     with pytest.raises(BadImageError, match="the image is broken"):
         read_structure(data)
 
@@ -359,7 +359,7 @@ def test_webp_whose_chunk_is_longer_than_the_file_is_broken(name):
 
 
 def test_webp_without_pixels_is_broken():
-    """A WebP that announces a picture in its header and holds none is not sent."""
+    """A WebP that announces an image in its header and holds none is not sent."""
     header = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + b"\x0f\0\0" + b"\x0f\0\0"
     data = b"RIFF" + struct.pack("<I", 4 + len(header)) + b"WEBP" + header
     assert not decodes(data)

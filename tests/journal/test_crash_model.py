@@ -18,20 +18,20 @@ from disk import FOLDER, Crash, Mode, SimulatedDisk
 from tally import LONG, tally
 
 from captioner.core.errors import OutputDamagedError
-from captioner.core.keys import Identity, KeyTable
-from captioner.core.types import Caption, Failure, Line, Progress, Usage
+from captioner.core.keys import KeyTable, RecordKeys
+from captioner.core.types import Caption, Failure, InputRecord, Progress, Usage
 from captioner.journal.finalize import order_output, write_array
 from captioner.journal.journal import Journal
-from captioner.journal.matching import Matching
-from captioner.journal.writer import Rows
+from captioner.journal.resume_filter import ResumeFilter
+from captioner.journal.writer import RowEncoder
 
 OUTPUT = FOLDER / "out.jsonl"
 ARRAY = FOLDER / "out.json"
 FAILURES = FOLDER / "out.failed.jsonl"
 SEEDS = int(os.environ.get("SEEDS", "1000"))
 FIRST = random.SystemRandom().randrange(1 << 30) if LONG else 0
-IDENTITY = Identity(("caption",))
-ROWS = Rows(IDENTITY, ("caption",))
+IDENTITY = RecordKeys(("caption",))
+ROWS = RowEncoder(IDENTITY, ("caption",))
 
 
 def lines_of(journal):
@@ -50,7 +50,8 @@ class Life:
         self.records += [{"id": "twin"}] * self.rng.choice((0, 0, 2, 3))
         self.rng.shuffle(self.records)
         self.lines = [
-            Line(n, json.dumps(record).encode(), n) for n, record in enumerate(self.records, 1)
+            InputRecord(n, json.dumps(record).encode(), n)
+            for n, record in enumerate(self.records, 1)
         ]
         unique = [line.number for line in self.lines if b"twin" not in line.raw]
         self.bad = set(self.rng.sample(unique, len(unique) // 4))
@@ -78,10 +79,10 @@ class Life:
         except OutputDamagedError as error:
             raise AssertionError(f"a crash was taken for damage: {error}") from error
         if journal.repeated:
-            journal.cut_repeated(Counter(IDENTITY.of_input(line.raw) for line in self.lines))
+            journal.truncate_duplicates(Counter(IDENTITY.of_input(line.raw) for line in self.lines))
         retrying = journal.failures.forgive("all") if retry else KeyTable()
         progress = Progress()
-        matching = Matching(
+        resume_filter = ResumeFilter(
             IDENTITY,
             journal.done,
             journal.failures.left,
@@ -90,7 +91,7 @@ class Life:
             duplicates="keep",
             progress=progress,
         )
-        pending = list(matching.pending(self.lines))
+        pending = list(resume_filter.pending(self.lines))
         rng.shuffle(pending)
         stale: set[int] = set()
         uncommitted: list[int] = []

@@ -7,16 +7,16 @@ from conftest import rows
 from fakes import FULL, FaultyFiles
 
 from captioner.core.errors import DiskError
-from captioner.core.keys import Identity
-from captioner.core.types import Caption, Line, Usage
+from captioner.core.keys import RecordKeys
+from captioner.core.types import Caption, InputRecord, Usage
 from captioner.journal import finalize as finalise
 from captioner.journal.disk import Files
 from captioner.journal.finalize import order_output, write_array
 from captioner.journal.journal import Journal
-from captioner.journal.writer import Rows
+from captioner.journal.writer import RowEncoder
 
-IDENTITY = Identity(("caption",))
-ROWS = Rows(IDENTITY, ("caption",))
+IDENTITY = RecordKeys(("caption",))
+ROWS = RowEncoder(IDENTITY, ("caption",))
 
 
 def lines_of(journal):
@@ -24,7 +24,7 @@ def lines_of(journal):
 
 
 def record(number, text=""):
-    return Line(number, json.dumps({"id": number, "text": text}).encode())
+    return InputRecord(number, json.dumps({"id": number, "text": text}).encode())
 
 
 def captioned(line, caption="c"):
@@ -119,7 +119,7 @@ async def test_long_lines(path, journal, monkeypatch):
 
 async def test_write_array(path, journal):
     """A .json output is one array with every record as it stands, a record a line."""
-    lines = [record(1, "[,]"), record(2, "\n"), Line(3, b'{"n": 18446744073709551616.10}')]
+    lines = [record(1, "[,]"), record(2, "\n"), InputRecord(3, b'{"n": 18446744073709551616.10}')]
     out = journal(map(captioned, lines))
     target = path.with_name("o.json")
     write_array(lines_of(out), target, Files())

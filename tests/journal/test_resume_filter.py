@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import orjson
 
-from captioner.core.keys import Identity, KeyTable, digest
-from captioner.core.types import Line, Progress
-from captioner.journal.matching import Matching
+from captioner.core.keys import KeyTable, RecordKeys, digest
+from captioner.core.types import InputRecord, Progress
+from captioner.journal.resume_filter import ResumeFilter
 
-WHOLE = Identity(("caption",))
-BY_ID = Identity(("caption",), "id")
+WHOLE = RecordKeys(("caption",))
+BY_ID = RecordKeys(("caption",), "id")
 
 
 def lines(*records):
     return [
-        Line(number, record if isinstance(record, bytes) else orjson.dumps(record))
+        InputRecord(number, record if isinstance(record, bytes) else orjson.dumps(record))
         for number, record in enumerate(records, 1)
     ]
 
@@ -37,7 +37,7 @@ class Case:
             for part in (done, failed, retrying)
         ]
         self.done, self.failed, retry = tables
-        self.matching = Matching(
+        self.resume_filter = ResumeFilter(
             identity,
             self.done,
             self.failed,
@@ -48,14 +48,14 @@ class Case:
         )
 
     def numbers(self, batch):
-        return [line.number for line in self.matching.pending(batch)]
+        return [line.number for line in self.resume_filter.pending(batch)]
 
 
 def test_first_run():
     """On a first run every record is to be done, in the order of the input, equal ones, too."""
     case = Case()
     batch = lines({"a": 1}, {"a": 1}, b"no json")
-    assert case.matching.pending(batch) == batch
+    assert case.resume_filter.pending(batch) == batch
     assert case.progress.settled == 0
 
 
@@ -73,7 +73,7 @@ def test_failures_tried_again():
     """Failures that are to be tried again are pending, and known by the key they had."""
     batch = lines({"n": 1}, {"n": 2})
     case = Case(done=batch[:1], retrying=batch[1:])
-    (found,) = case.matching.pending(batch)
+    (found,) = case.resume_filter.pending(batch)
     assert (found.number, found.key) == (2, WHOLE.of_input(batch[1].raw))
     assert case.progress.failed_before == 0
 
@@ -99,7 +99,7 @@ def test_equal_records_are_skipped():
 def test_id_of_two_records():
     """Two different records with one id are told: the second fails rather than take the first's."""
     batch = lines({"id": 1, "q": "a"}, {"id": 1, "q": "b"}, {"id": 1, "q": "a"})
-    found = {line.number: line for line in Case(BY_ID).matching.pending(batch)}
+    found = {line.number: line for line in Case(BY_ID).resume_filter.pending(batch)}
     assert sorted(found) == [1, 2, 3]  # equal in all they hold is no clash
     assert found[2].fault[0] == "duplicate_id"
     assert found[1].fault is found[3].fault is None
@@ -120,11 +120,11 @@ def test_changed_content():
 def test_unreadable_records():
     """A record that the source could not deliver is known again by the key the source gave it."""
     key = digest(b"all of it")
-    faulty = Line(2, b'{"id": 1, "beg', 0, ("too_long", "it is"), key)
+    faulty = InputRecord(2, b'{"id": 1, "beg', 0, ("too_long", "it is"), key)
     batch = [*lines({"id": 1}), faulty]
     for identity in (WHOLE, BY_ID):
         case = Case(identity, done=batch[:1], failed=[faulty])
         assert case.numbers(batch) == []
         assert case.progress.failed_before == 1
-        (found,) = Case(identity, done=batch[:1]).matching.pending(batch)
+        (found,) = Case(identity, done=batch[:1]).resume_filter.pending(batch)
         assert (found.key, found.fault) == (key, faulty.fault)

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import rows
 
-from captioner.journal.reviews import Review, Reviews, print_of, reviews_path
+from captioner.journal.reviews import Review, Reviews, fingerprint, reviews_path
 
 FIELDS = ("caption",)
 ROW = {"id": 1, "caption": "a cat"}
@@ -13,7 +13,7 @@ KEY = bytes(range(16))
 
 
 def review(verdict, row=ROW, key=KEY, **more):
-    return Review(key, print_of(row, FIELDS), verdict, more.pop("captions", {}), **more)
+    return Review(key, fingerprint(row, FIELDS), verdict, more.pop("captions", {}), **more)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_new_caption_has_not_been_reviewed(path):
     reviews = Reviews(path)
     reviews.add(review("rejected"))
     assert reviews.of(KEY, {**ROW, "caption": "a dog"}, FIELDS) is None
-    assert reviews.rejected() == {(KEY, print_of(ROW, FIELDS))}
+    assert reviews.rejected() == {(KEY, fingerprint(ROW, FIELDS))}
 
 
 def test_equal_records_with_different_captions(path):
@@ -77,7 +77,7 @@ def test_two_reviewers(path):
 
 def test_lines_that_are_none_of_ours(path):
     """A line that is no review is passed over; a torn one stands apart from the next."""
-    good = {"key": KEY.hex(), "of": print_of(ROW, FIELDS), "verdict": "accepted"}
+    good = {"key": KEY.hex(), "of": fingerprint(ROW, FIELDS), "verdict": "accepted"}
     bad = [
         "rubbish", "[]", "7", "{}",
         json.dumps({**good, "key": "00"}), json.dumps({**good, "verdict": "perhaps"}),
@@ -104,5 +104,5 @@ def test_captions_with_numbers_of_any_size(path):
     """A caption that is an object may hold integers beyond 64 bits."""
     row = {"caption": {"count": 1 << 80}}
     reviews = Reviews(path)
-    reviews.add(Review(KEY, print_of(row, FIELDS), "accepted", {}))
+    reviews.add(Review(KEY, fingerprint(row, FIELDS), "accepted", {}))
     assert Reviews(path).of(KEY, row, FIELDS).verdict == "accepted"

@@ -3,20 +3,20 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from captioner.core.keys import Identity, digest
-from captioner.core.types import Caption, Failure, Line, Usage
-from captioner.journal.writer import Rows
+from captioner.core.keys import RecordKeys, digest
+from captioner.core.types import Caption, Failure, InputRecord, Usage
+from captioner.journal.writer import RowEncoder
 
-IDENTITY = Identity(("caption",))
-ROWS = Rows(IDENTITY, ("caption",))
+IDENTITY = RecordKeys(("caption",))
+ROWS = RowEncoder(IDENTITY, ("caption",))
 
 
 def caption(raw, text, *, replaces=False, rows=ROWS):
-    return rows.caption(Caption(Line(1, raw), text, replaces, 1, Usage()))
+    return rows.caption(Caption(InputRecord(1, raw), text, replaces, 1, Usage()))
 
 
 def failure(raw, **line):
-    row = ROWS.failure(Failure(Line(7, raw, **line), "refused", 'it said "no"\n', 2))
+    row = ROWS.failure(Failure(InputRecord(7, raw, **line), "refused", 'it said "no"\n', 2))
     assert row.count(b"\n") == 1
     assert row.endswith(b"}\n")
     return row
@@ -57,7 +57,7 @@ def test_caption_replaced_in_place():
 def test_output_field_of_any_name():
     """The caption goes into the member that was asked for, whatever its name is made of."""
     name = 'say "x"\\'
-    row = caption(b'{"caption":1}', "t", rows=Rows(Identity((name,)), (name,)))
+    row = caption(b'{"caption":1}', "t", rows=RowEncoder(RecordKeys((name,)), (name,)))
     assert orjson.loads(row) == {"caption": 1, name: "t"}
 
 

@@ -8,15 +8,15 @@ import pytest
 from conftest import rows
 
 import captioner.journal.writer
-from captioner.core.cancellation import Stopping
+from captioner.core.cancellation import CancelToken
 from captioner.core.errors import DiskError
-from captioner.core.keys import Identity
-from captioner.core.types import Caption, Failure, Line, Progress, Usage
+from captioner.core.keys import RecordKeys
+from captioner.core.types import Caption, Failure, InputRecord, Progress, Usage
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
-from captioner.journal.writer import JournalSink, Rows
+from captioner.journal.writer import JournalSink, RowEncoder
 
-IDENTITY = Identity(("caption",))
+IDENTITY = RecordKeys(("caption",))
 
 
 class Watched(Files):
@@ -67,12 +67,12 @@ def journal(tmp_path, disk):
 
 
 def sink_of(journal, disk_wait_s=0):
-    made = Rows(IDENTITY, ("caption",)), Progress(), Stopping()
+    made = RowEncoder(IDENTITY, ("caption",)), Progress(), CancelToken()
     return JournalSink(journal, *made, warn=print, disk_wait_s=disk_wait_s)
 
 
 def outcome(number):
-    return Caption(Line(number, b'{"id":%d}' % number), "c", False, 1, Usage())
+    return Caption(InputRecord(number, b'{"id":%d}' % number), "c", False, 1, Usage())
 
 
 async def test_it_ends_at_once_although_the_last_rows_wait_for_others(journal, monkeypatch):
@@ -134,7 +134,7 @@ async def test_only_what_is_not_written_is_told_so(journal, disk, monkeypatch):
         async with sink_of(journal) as sink:
             disk.waiting.clear()
             disk.release.clear()
-            failure = Failure(Line(2, b'{"id":2}'), "bad", "it is bad", 1)
+            failure = Failure(InputRecord(2, b'{"id":2}'), "bad", "it is bad", 1)
             first = asyncio.create_task(sink.put([failure]))
             await disk.held()
             disk.refusals = [errno.EIO]
@@ -174,7 +174,7 @@ async def test_a_writer_that_is_stopped_calls_nothing_written(journal, disk):
     await sink.__aenter__()
     disk.waiting.clear()
     disk.release.clear()
-    failure = Failure(Line(1, b'{"id":1}'), "bad", "it is bad", 1)
+    failure = Failure(InputRecord(1, b'{"id":1}'), "bad", "it is bad", 1)
     first = asyncio.create_task(sink.put([failure]))
     await disk.held()
     second = asyncio.create_task(sink.put([outcome(2)]))

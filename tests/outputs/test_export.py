@@ -27,7 +27,7 @@ pytestmark = [  # what those libraries leave open is theirs to close
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-PICTURES = [jpeg(number, (40 + number, 30)) for number in range(5)]
+IMAGES = [jpeg(number, (40 + number, 30)) for number in range(5)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +39,10 @@ def _collected() -> Iterator[None]:
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """Five pictures, of which one has no record worth the name, and values of every kind."""
+    """Five images, of which one has no record worth the name, and values of every kind."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for number, data in enumerate(PICTURES):
+    for number, data in enumerate(IMAGES):
         (folder / f"{number}.jpg").write_bytes(data)
     records: list[dict[str, Any]] = [
         {"id": 7, "image": "0.jpg", "prompt": "q0", "tags": ["a", "b"], "score": 1},
@@ -101,8 +101,8 @@ async def test_parquet_of_records(caption):
 
 
 async def test_parquet_of_a_table_keeps_its_columns(tmp_path, endpoint):
-    """Types, pictures and what `datasets` notes of them stay; the caption comes beside."""
-    data = [*PICTURES[:3], b"no picture"]
+    """Types, images and what `datasets` notes of them stay; the caption comes beside."""
+    data = [*IMAGES[:3], b"no image"]
     features = datasets.Features(
         {"image": datasets.Image(), "n": datasets.Value("int16"), "label": datasets.ClassLabel(2)}
     )
@@ -125,40 +125,38 @@ async def test_parquet_of_a_table_keeps_its_columns(tmp_path, endpoint):
 
 
 async def test_webdataset(caption):
-    """Pictures byte for byte, the caption as text, the whole row as JSON."""
+    """Images byte for byte, the caption as text, the whole row as JSON."""
     output = await caption("out.tar")
     found = list(webdataset.WebDataset(str(output), shardshuffle=False, empty_check=False))
     journal = journal_of(output)
     assert [sample["txt"].decode() for sample in found] == [row["caption"] for row in journal]
-    assert [sample["jpg"] for sample in found] == [PICTURES[0], PICTURES[1], PICTURES[3]]
+    assert [sample["jpg"] for sample in found] == [IMAGES[0], IMAGES[1], IMAGES[3]]
     assert [orjson.loads(sample["json"]) for sample in found][:2] == journal[:2]
     assert len({sample["__key__"] for sample in found}) == 3
 
 
 async def test_webdataset_of_tables_and_of_shards(tmp_path, endpoint):
-    """Pictures inside a table are copied, too; keys of shards stay."""
-    pq.write_table(
-        pa.table({"image": pa.array(PICTURES[:3], pa.binary())}), tmp_path / "in.parquet"
-    )
+    """Images inside a table are copied, too; keys of shards stay."""
+    pq.write_table(pa.table({"image": pa.array(IMAGES[:3], pa.binary())}), tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(tmp_path / "in.parquet", tmp_path / "one-%03d.tar", **options)
     shard = str(tmp_path / "one-000.tar")
     found = list(webdataset.WebDataset(shard, shardshuffle=False, empty_check=False))
-    assert [sample["jpg"] for sample in found] == PICTURES[:3]
+    assert [sample["jpg"] for sample in found] == IMAGES[:3]
     with webdataset.TarWriter(str(tmp_path / "in.tar")) as writer:
-        writer.write({"__key__": "a/k1", "jpg": PICTURES[3], "json": {"n": 1}})
+        writer.write({"__key__": "a/k1", "jpg": IMAGES[3], "json": {"n": 1}})
     await run_batch(tmp_path / "in.tar", tmp_path / "two.tar", **options)
     (sample,) = webdataset.WebDataset(
         str(tmp_path / "two.tar"), shardshuffle=False, empty_check=False
     )
-    assert (sample["__key__"], sample["jpg"]) == ("a/k1", PICTURES[3])
+    assert (sample["__key__"], sample["jpg"]) == ("a/k1", IMAGES[3])
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 async def test_image_folder(caption, source, tmp_path, suffix):
     source.write_text(source.read_text().replace(str(2**70), "70"))  # pandas has 64 bits
     output = await caption(f"metadata{suffix}")
-    (output.parent / "4.jpg").unlink()  # pictures without a row would be rows without a caption
+    (output.parent / "4.jpg").unlink()  # images without a row would be rows without a caption
     (output.parent / "2.jpg").unlink()
     for other in output.parent.glob("*.jsonl"):
         if other != output:
@@ -175,12 +173,12 @@ async def test_image_folder_cannot_name_what_is_elsewhere(caption, tmp_path, end
 
     (tmp_path / "other").mkdir()
     options = {"base_url": endpoint.base_url, "model": "m"}
-    with pytest.raises(SettingsError, match="folder of the pictures"):
+    with pytest.raises(SettingsError, match="folder of the images"):
         await run_batch(source, tmp_path / "other" / "metadata.jsonl", **options)
 
 
 async def test_coco(caption):
-    """Sizes of the pictures, ids of the records, an annotation for each caption."""
+    """Sizes of the images, ids of the records, an annotation for each caption."""
     output = await caption("out.json", output_format="coco", samples=2)
     found = json.loads(output.read_bytes())
     assert found["images"] == [
@@ -227,7 +225,7 @@ async def test_sqlite(caption):
 
 @pytest.mark.parametrize("kind", ["txt", "caption"])
 async def test_sidecars(caption, endpoint, source, kind):
-    """One line beside each picture; what is there already is kept unless asked otherwise."""
+    """One line beside each image; what is there already is kept unless asked otherwise."""
     (source.parent / f"1.{kind}").write_text("mine")
     warnings: list[str] = []
     output = source.parent / "out"
@@ -301,8 +299,8 @@ async def test_what_is_missing_is_told_before_anything_is_paid_for(source, endpo
     assert endpoint.count == 0
 
 
-async def test_pictures_without_a_file_are_told(tmp_path, endpoint):
-    """A format that names pictures by their files says how many captions it cannot hold."""
+async def test_images_without_a_file_are_told(tmp_path, endpoint):
+    """A format that names images by their files says how many captions it cannot hold."""
     data = io.BytesIO()
     Image.new("RGB", (30, 30)).save(data, "PNG")
     pq.write_table(pa.table({"image": pa.array([data.getvalue()])}), tmp_path / "in.parquet")
@@ -324,7 +322,7 @@ async def test_pictures_without_a_file_are_told(tmp_path, endpoint):
 
 async def test_a_table_that_has_captions_already_keeps_its_rows(tmp_path, endpoint):
     """The column is replaced; it is no part of what a row is known by, wherever it stands."""
-    table = pa.table({"image": pa.array(PICTURES[:2]), "caption": ["old"] * 2, "n": [1, 2]})
+    table = pa.table({"image": pa.array(IMAGES[:2]), "caption": ["old"] * 2, "n": [1, 2]})
     pq.write_table(table, tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(tmp_path / "in.parquet", tmp_path / "out.parquet", **options)
@@ -335,10 +333,10 @@ async def test_a_table_that_has_captions_already_keeps_its_rows(tmp_path, endpoi
 
 async def test_captions_whose_rows_are_gone_are_told(tmp_path, endpoint, run_command):
     """A table that was changed meanwhile: what has no place in an export is counted."""
-    pq.write_table(pa.table({"image": pa.array(PICTURES[:3])}), tmp_path / "in.parquet")
+    pq.write_table(pa.table({"image": pa.array(IMAGES[:3])}), tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(tmp_path / "in.parquet", tmp_path / "out.jsonl", **options)
-    pq.write_table(pa.table({"image": pa.array(PICTURES[:1])}), tmp_path / "in.parquet")
+    pq.write_table(pa.table({"image": pa.array(IMAGES[:1])}), tmp_path / "in.parquet")
     for name in ("x.parquet", "x.tar"):
         ended = run_command("export", tmp_path / "out.jsonl", "--to", tmp_path / name)
         assert "2 captions are not in it" in ended.stderr
@@ -348,9 +346,9 @@ async def test_captions_whose_rows_are_gone_are_told(tmp_path, endpoint, run_com
     assert len(json.loads((tmp_path / "x.json").read_bytes())["annotations"]) == 3
 
 
-async def test_pictures_that_share_a_name_share_no_sidecar(tmp_path, endpoint):
+async def test_images_that_share_a_name_share_no_sidecar(tmp_path, endpoint):
     """0.jpg and 0.png: the first has its file, the other one is told."""
-    for name, data in (("0.jpg", PICTURES[0]), ("0.png", PICTURES[1])):
+    for name, data in (("0.jpg", IMAGES[0]), ("0.png", IMAGES[1])):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "in.jsonl").write_text('{"image": "0.jpg"}\n{"image": "0.png"}\n')
     warnings: list[str] = []
@@ -366,7 +364,7 @@ async def test_pictures_that_share_a_name_share_no_sidecar(tmp_path, endpoint):
 async def test_names_that_cannot_be_cost_their_own_sidecar_alone(tmp_path, endpoint):
     long = "x" * 249
     for name in (f"{long}.jpg", "1.jpg", "2.jpg"):
-        (tmp_path / name).write_bytes(PICTURES[0] + name[:1].encode())
+        (tmp_path / name).write_bytes(IMAGES[0] + name[:1].encode())
     (tmp_path / "out" / "1.txt").mkdir(parents=True)
     names = [f"{long}.jpg", "1.jpg", "2.jpg"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"image": n}) + "\n" for n in names))
@@ -404,7 +402,7 @@ async def test_an_export_finds_the_input_from_anywhere(
     tmp_path, endpoint, run_command, monkeypatch
 ):
     """The checkpoint holds where it is, not what it was called from there."""
-    pq.write_table(pa.table({"image": pa.array(PICTURES[:2])}), tmp_path / "in.parquet")
+    pq.write_table(pa.table({"image": pa.array(IMAGES[:2])}), tmp_path / "in.parquet")
     monkeypatch.chdir(tmp_path)
     await run_batch("in.parquet", "out.jsonl", base_url=endpoint.base_url, model="m")
     (tmp_path / "sub").mkdir()
@@ -413,7 +411,7 @@ async def test_an_export_finds_the_input_from_anywhere(
     found = webdataset.WebDataset(
         str(tmp_path / "sub" / "x.tar"), shardshuffle=False, empty_check=False
     )
-    assert [sample["jpg"] for sample in found] == PICTURES[:2]
+    assert [sample["jpg"] for sample in found] == IMAGES[:2]
 
 
 async def test_image_folder_under_an_image_root(tmp_path, source, endpoint):
@@ -441,7 +439,7 @@ async def test_a_torn_journal_is_exported_up_to_where_it_is_whole(caption, run_c
 
 async def test_values_that_have_no_type_in_common_become_json(tmp_path, endpoint):
     """Empty objects inside objects; a large integer, and far below a fraction."""
-    (tmp_path / "0.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "0.jpg").write_bytes(IMAGES[0])
     with (tmp_path / "in.jsonl").open("w") as file:
         for number in range(5_001):
             value = 2**53 + 1 if number < 5_000 else 1.5
@@ -458,8 +456,8 @@ async def test_tables_whose_columns_differ(tmp_path, endpoint):
     """One file has a column more, and numbers of another width."""
     place = tmp_path / "in"
     place.mkdir()
-    first = {"image": pa.array(PICTURES[:1]), "n": pa.array([1], pa.int32())}
-    second = {"image": pa.array(PICTURES[1:2]), "n": pa.array([2], pa.int64()), "more": ["x"]}
+    first = {"image": pa.array(IMAGES[:1]), "n": pa.array([1], pa.int32())}
+    second = {"image": pa.array(IMAGES[1:2]), "n": pa.array([2], pa.int64()), "more": ["x"]}
     for number, table in enumerate((first, second)):
         pq.write_table(pa.table(table), place / f"{number}.parquet")
     await run_batch(place, tmp_path / "out.parquet", base_url=endpoint.base_url, model="m")
@@ -468,7 +466,7 @@ async def test_tables_whose_columns_differ(tmp_path, endpoint):
 
 
 async def test_sqlite_of_nothing_and_of_names_it_cannot_tell_apart(tmp_path, endpoint):
-    (tmp_path / "0.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "0.jpg").write_bytes(IMAGES[0])
     (tmp_path / "none.jsonl").write_text('{"image": "no.jpg"}\n')
     many = {"image": "0.jpg", "a": 1, "A": 2, "a\0": 3, **{f"c{n}": n for n in range(2_500)}}
     (tmp_path / "many.jsonl").write_text(json.dumps(many) + "\n")
@@ -483,12 +481,12 @@ async def test_sqlite_of_nothing_and_of_names_it_cannot_tell_apart(tmp_path, end
 
 
 async def test_an_export_that_breaks_off_ends(tmp_path, endpoint, run_command):
-    """From a table whose pictures are read again: the disk is full, and that is said."""
-    pictures = [jpeg(n, (700, 700), quality=100) for n in range(6)]
-    pq.write_table(pa.table({"image": pa.array(pictures)}), tmp_path / "in.parquet")
+    """From a table whose images are read again: the disk is full, and that is said."""
+    image_files = [jpeg(n, (700, 700), quality=100) for n in range(6)]
+    pq.write_table(pa.table({"image": pa.array(image_files)}), tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(tmp_path / "in.parquet", tmp_path / "out.jsonl", **options)
-    limit = len(pictures[0]) * 2
+    limit = len(image_files[0]) * 2
 
     def less_disk() -> None:
         import resource
@@ -511,7 +509,7 @@ async def test_numbered_shards_never_replace_what_is_not_theirs(tmp_path, endpoi
     """Neither the input, nor what somebody else has called so."""
     for number in range(3):
         with webdataset.TarWriter(str(tmp_path / f"in-{number:05d}.tar")) as writer:
-            writer.write({"__key__": f"k{number}", "jpg": PICTURES[number]})
+            writer.write({"__key__": f"k{number}", "jpg": IMAGES[number]})
     before = {path: path.read_bytes() for path in tmp_path.glob("*.tar")}
     options = {"base_url": endpoint.base_url, "model": "m"}
     source = tmp_path / "in-{00000..00002}.tar"
@@ -530,10 +528,10 @@ async def test_numbered_shards_never_replace_what_is_not_theirs(tmp_path, endpoi
     assert {path: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
 
 
-async def test_metadata_beside_the_pictures_is_the_same_a_second_time(tmp_path, endpoint):
+async def test_metadata_beside_the_images_is_the_same_a_second_time(tmp_path, endpoint):
     """The folder looks like something else by now; what it was at first counts."""
     for number in range(3):
-        (tmp_path / f"{number}.jpg").write_bytes(PICTURES[number])
+        (tmp_path / f"{number}.jpg").write_bytes(IMAGES[number])
     options = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(tmp_path, tmp_path / "metadata.jsonl", **options)
     first = (tmp_path / "metadata.jsonl").read_bytes()

@@ -68,7 +68,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_needs_nothing_and_runs_nothing(hostile_output, run_command):
-    """Every caption is text in it, whatever it says; pictures are inside; no script, no address."""
+    """Every caption is text in it, whatever it says; images are inside; no script, no address."""
     target = hostile_output.with_name("report.html")
     ended = run_command("report", hostile_output, "--html", target)
     assert (ended.returncode, ended.stderr) == (0, f"written: {target}\n")

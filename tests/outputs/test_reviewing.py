@@ -11,8 +11,8 @@ import pytest
 from conftest import command, jpeg, rows
 from endpoint import Reply, completion
 
-from captioner.core.keys import Identity
-from captioner.journal.reviews import Review, Reviews, print_of, reviews_path
+from captioner.core.keys import RecordKeys
+from captioner.journal.reviews import Review, Reviews, fingerprint, reviews_path
 
 FIELDS = ("caption",)
 
@@ -33,13 +33,13 @@ def run(endpoint, make_input, run_command, tmp_path):
 def judge(output, journal=None, **verdicts):
     """Say something of rows by number: ``_2="rejected"``, or an edit as ``_2={...}``."""
     reviews = Reviews(reviews_path(output))
-    identity = Identity(FIELDS)
+    identity = RecordKeys(FIELDS)
     lines = (journal or output).read_bytes().splitlines()
     for name, verdict in verdicts.items():
         line = lines[int(name[1:])]
         captions = verdict if isinstance(verdict, dict) else {}
         said = "edited" if captions else verdict
-        of = print_of(json.loads(line), FIELDS)
+        of = fingerprint(json.loads(line), FIELDS)
         reviews.add(Review(identity.of_output(line), of, said, captions))
 
 
@@ -103,7 +103,7 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
     said = {
         row["id"]: (review.verdict if review else None)
         for line, row in zip(output.read_bytes().splitlines(), now, strict=True)
-        for review in [reviews.of(Identity(FIELDS).of_output(line), row, FIELDS)]
+        for review in [reviews.of(RecordKeys(FIELDS).of_output(line), row, FIELDS)]
     }
     assert said == {0: "accepted", 1: None, 2: None, 3: None, 4: "edited"}
     assert len(reviews.rejected()) == 2  # who gets the same caption again finds it rejected

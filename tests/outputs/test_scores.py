@@ -70,7 +70,7 @@ def test_what_holds_no_references_is_told(tmp_path, text):
         read_references(tmp_path / "none.json")
 
 
-def test_references_of_other_pictures_are_told(output, run_command, tmp_path):
+def test_references_of_other_images_are_told(output, run_command, tmp_path):
     (tmp_path / "ref.jsonl").write_text('{"id": "other", "caption": "x"}\n')
     ended = run_command("eval", output, "--references", tmp_path / "ref.jsonl")
     assert (ended.returncode, "none of them" in ended.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""Every input format, in files that the libraries made for it have written: each picture is sent,
+"""Every input format, in files that the libraries made for it have written: each image is sent,
 each row comes back once, a bad row is a failure, and what is done is known again."""
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from conftest import command, jpeg, rows
 from hub import serving
 
 from captioner import SettingsError, run_batch
-from captioner.core.types import Line
+from captioner.core.types import InputRecord
 from captioner.readers.bytestreams import from_thread
 from captioner.readers.registry import open_input
 from captioner.settings.options import InputFormat
 
-PICTURES = [jpeg(number) for number in range(4)]
+IMAGES = [jpeg(number) for number in range(4)]
 MORE = [jpeg(number) for number in range(4, 6)]
 
 
 def save(folder: Path) -> list[str]:
-    """Save the pictures; return their names."""
+    """Save the images; return their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(PICTURES):
+    for number, data in enumerate(IMAGES):
         (folder / f"{number}.jpg").write_bytes(data)
-    return [f"{number}.jpg" for number in range(len(PICTURES))]
+    return [f"{number}.jpg" for number in range(len(IMAGES))]
 
 
 def records(folder: Path, field: str = "image") -> list[dict[str, Any]]:
-    """Return records of the pictures, and one of a picture that is not there."""
+    """Return records of the images, and one of an image that is not there."""
     names = [*save(folder), "missing.jpg"]
     return [{"id": f"00{n}", field: name, "n": n} for n, name in enumerate(names)]
 
@@ -102,9 +102,9 @@ def parquet_paths(folder: Path) -> Path:
 
 
 def dataset(folder: Path) -> datasets.Dataset:
-    """Pictures inside a table, as Hugging Face keeps them, one of them no picture."""
+    """Images inside a table, as Hugging Face keeps them, one of them no image."""
     features = datasets.Features({"image": datasets.Image(), "n": datasets.Value("int64")})
-    data = [*PICTURES, b"no picture"]
+    data = [*IMAGES, b"no image"]
     return datasets.Dataset.from_dict(
         {"image": [{"bytes": one, "path": None} for one in data], "n": list(range(5))},
         features=features,
@@ -117,11 +117,11 @@ def parquet_structs(folder: Path) -> Path:
 
 
 def parquet_folder(folder: Path) -> Path:
-    """Several files, and pictures in a binary column under a name of its own."""
+    """Several files, and images in a binary column under a name of its own."""
     place = folder / "tables"
     place.mkdir()
     for number in range(2):
-        found = PICTURES[2 * number : 2 * number + 2] + [b""] * number
+        found = IMAGES[2 * number : 2 * number + 2] + [b""] * number
         table = pa.table({"jpg": pa.array(found, pa.binary()), "n": list(range(len(found)))})
         pq.write_table(table, place / f"{number}.parquet")
     return place
@@ -143,26 +143,26 @@ def arrow_stream(folder: Path) -> Path:
     return next((folder / "saved").glob("*.arrow"))
 
 
-def pictures(folder: Path) -> Path:
+def image_files(folder: Path) -> Path:
     place = folder / "photos"
     save(place)
     (place / "a" / "b").mkdir(parents=True)
     (place / "2.jpg").rename(place / "a" / "b" / "x.JPEG")
-    (place / "broken.png").write_bytes(b"no picture")
-    (place / "notes.txt").write_text("not a picture")
+    (place / "broken.png").write_bytes(b"no image")
+    (place / "notes.txt").write_text("not an image")
     return place
 
 
 def pattern(folder: Path) -> Path:
-    return pictures(folder) / "**" / "*.[jJp]*"
+    return image_files(folder) / "**" / "*.[jJp]*"
 
 
 def tar(folder: Path) -> Path:
     with webdataset.TarWriter(str(folder / "in.tar")) as shard:
-        for number, data in enumerate(PICTURES):
+        for number, data in enumerate(IMAGES):
             sample = {"__key__": f"sample{number}", "jpg": data, "txt": f"text {number}"}
             shard.write({**sample, "json": {"n": number}})
-        shard.write({"__key__": "sample4", "jpg": b"no picture", "json": {"n": 4}})
+        shard.write({"__key__": "sample4", "jpg": b"no image", "json": {"n": 4}})
     return folder / "in.tar"
 
 
@@ -170,7 +170,7 @@ def tars(folder: Path) -> Path:
     place = folder / "shards"
     place.mkdir()
     with webdataset.ShardWriter(str(place / "s-%03d.tar"), maxcount=3, verbose=0) as shards:
-        for number, data in enumerate([*PICTURES, b"no picture"]):
+        for number, data in enumerate([*IMAGES, b"no image"]):
             shards.write({"__key__": f"sample{number}", "jpg": data})
     return place / "s-{000..001}.tar"
 
@@ -189,11 +189,11 @@ def downloads(folder: Path, *, as_tars: bool = False) -> Path:
     (place / "00000_stats.json").write_text('{"count": 5, "successes": 4}')
     if as_tars:
         with webdataset.TarWriter(str(place / "00000.tar")) as shard:
-            for row, data in zip(table, PICTURES, strict=False):
+            for row, data in zip(table, IMAGES, strict=False):
                 shard.write({"__key__": row["key"], "jpg": data, "json": row, "txt": "alt"})
         return place
     (place / "00000").mkdir()
-    for row, data in zip(table, PICTURES, strict=False):
+    for row, data in zip(table, IMAGES, strict=False):
         (place / "00000" / f"{row['key']}.jpg").write_bytes(data)
         (place / "00000" / f"{row['key']}.json").write_text(json.dumps(row))
         (place / "00000" / f"{row['key']}.txt").write_text("alt")
@@ -267,7 +267,7 @@ def model_scope(folder: Path) -> Path:
 
 MAKERS = [
     jsonl, jsonl_gz, jsonl_zst, json_array_gz, comma, tabs, parquet_paths, parquet_structs,
-    parquet_folder, arrow_file, arrow_stream, pictures, pattern, tar, tars, downloads,
+    parquet_folder, arrow_file, arrow_stream, image_files, pattern, tar, tars, downloads,
     downloaded_tars, image_folder, image_folder_csv, image_folder_parquet, llava, coco,
     hugging_face, model_scope,
 ]  # fmt: skip
@@ -284,14 +284,14 @@ def _no_hub(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 async def test_every_format(tmp_path, endpoint, make: Callable[[Path], Path]):
-    """Four pictures reach the endpoint, once; a second run knows all rows again."""
+    """Four images reach the endpoint, once; a second run knows all rows again."""
     source = make(tmp_path)
     output = tmp_path / "out.jsonl"
     options = {"base_url": endpoint.base_url, "model": "m", "output": output}
     report = await run_batch(source, **options)
     assert (report.captioned, report.failed) == (4, 1), report.examples
     sent = [image for call in endpoint.calls for image in call.images]
-    assert sorted(sent) == sorted(PICTURES)
+    assert sorted(sent) == sorted(IMAGES)
     found = rows(output)
     assert len({json.dumps(row) for row in found}) == 4
     assert all(row["caption"] for row in found)
@@ -327,8 +327,8 @@ async def test_members_of_a_sample_become_members_of_the_record(tmp_path, endpoi
     }  # fmt: skip
 
 
-async def test_rows_with_other_pictures_are_other_records(tmp_path, endpoint):
-    """A table whose rows move, or whose pictures are swapped, gets nobody else's caption."""
+async def test_rows_with_other_images_are_other_records(tmp_path, endpoint):
+    """A table whose rows move, or whose images are swapped, gets nobody else's caption."""
 
     def table(found: list[bytes]) -> Path:
         structs = [{"bytes": one, "path": None} for one in found]
@@ -336,19 +336,19 @@ async def test_rows_with_other_pictures_are_other_records(tmp_path, endpoint):
         return tmp_path / "in.parquet"
 
     options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
-    await run_batch(table(PICTURES), **options)
+    await run_batch(table(IMAGES), **options)
     before = {json.dumps(row["image"]): row["caption"] for row in rows(tmp_path / "out.jsonl")}
-    report = await run_batch(table([MORE[0], *PICTURES[1:], MORE[1]][::-1]), **options)
+    report = await run_batch(table([MORE[0], *IMAGES[1:], MORE[1]][::-1]), **options)
     assert (report.resumed, report.captioned, report.orphans) == (3, 2, 1)
     after = {json.dumps(row["image"]): row["caption"] for row in rows(tmp_path / "out.jsonl")}
     assert before.items() <= after.items()
 
 
-async def test_several_processes_get_the_pictures_of_a_table(tmp_path, endpoint):
+async def test_several_processes_get_the_images_of_a_table(tmp_path, endpoint):
     options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
     report = await run_batch(parquet_structs(tmp_path), processes=2, **options)
     assert (report.captioned, report.failed) == (4, 1)
-    assert sorted(call.images[0] for call in endpoint.calls) == sorted(PICTURES)
+    assert sorted(call.images[0] for call in endpoint.calls) == sorted(IMAGES)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
@@ -397,7 +397,7 @@ def test_a_run_that_waits_for_standard_input_can_be_stopped(tmp_path, endpoint):
 
 
 def test_a_data_set_is_streamed_from_the_hub(tmp_path, endpoint):
-    """Rows and pictures come over HTTP, and nothing is kept but captions."""
+    """Rows and images come over HTTP, and nothing is kept but captions."""
     dataset(tmp_path).to_parquet(tmp_path / "part.parquet")
     files = {"README.md": b"# d", "data/train-0.parquet": (tmp_path / "part.parquet").read_bytes()}
     options = ["--base-url", endpoint.base_url, "--model", "m", "-o", tmp_path / "out.jsonl"]
@@ -408,7 +408,7 @@ def test_a_data_set_is_streamed_from_the_hub(tmp_path, endpoint):
             capture_output=True, timeout=50,
         )  # fmt: skip
     assert ended.returncode == 3, ended.stderr
-    assert sorted(call.images[0] for call in endpoint.calls) == sorted(PICTURES)
+    assert sorted(call.images[0] for call in endpoint.calls) == sorted(IMAGES)
     assert [row["n"] for row in rows(tmp_path / "out.jsonl")] == [0, 1, 2, 3]
 
 
@@ -471,17 +471,17 @@ def test_formats_of_the_options_are_those_that_are_read():
 
 
 async def test_members_of_a_sample_are_read_without_holding_the_shard(tmp_path):
-    """A member that is neither picture nor short text stays where it is."""
+    """A member that is neither image nor short text stays where it is."""
     with tarfile.open(tmp_path / "in.tar", "w") as shard:
         for name, data in (
-            ("a.jpg", PICTURES[0]),
+            ("a.jpg", IMAGES[0]),
             ("a.npy", b"\x93NUMPY\xff\xfe"),
             ("a.txt", b"t"),
         ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             shard.addfile(info, io.BytesIO(data))
-    found: list[Line] = []
+    found: list[InputRecord] = []
     async for batch in open_input(tmp_path / "in.tar").source.batches():
         found += batch
     assert json.loads(found[0].raw) == {"__key__": "a", "txt": "t", "image": "in.tar#a.jpg"}
@@ -508,9 +508,9 @@ async def test_a_shard_that_ends_too_early_says_so(tmp_path, endpoint, damage):
 
 
 async def test_two_samples_of_one_name_are_not_mixed_up(tmp_path, endpoint):
-    """Which picture is whose none could tell: the second one fails."""
+    """Which image is whose none could tell: the second one fails."""
     with tarfile.open(tmp_path / "in.tar", "w") as shard:
-        for name, data in (("a.jpg", PICTURES[0]), ("b.jpg", PICTURES[1]), ("a.jpg", PICTURES[2])):
+        for name, data in (("a.jpg", IMAGES[0]), ("b.jpg", IMAGES[1]), ("a.jpg", IMAGES[2])):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             shard.addfile(info, io.BytesIO(data))
@@ -558,19 +558,19 @@ async def test_a_table_of_downloads_that_is_damaged_is_one_failure(tmp_path, end
     assert (report.captioned, report.codes) == (4, {"bad_table": 1})
 
 
-async def test_a_single_picture_is_that_picture(tmp_path, endpoint, monkeypatch):
+async def test_a_single_image_is_that_image(tmp_path, endpoint, monkeypatch):
     """Whatever lies in a folder of the same name below it."""
     (tmp_path / "d" / "d").mkdir(parents=True)
-    (tmp_path / "d" / "p.jpg").write_bytes(PICTURES[0])
-    (tmp_path / "d" / "d" / "p.jpg").write_bytes(PICTURES[1])
+    (tmp_path / "d" / "p.jpg").write_bytes(IMAGES[0])
+    (tmp_path / "d" / "d" / "p.jpg").write_bytes(IMAGES[1])
     monkeypatch.chdir(tmp_path)
     options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
     await run_batch("d/p.jpg", **options)
-    assert endpoint.calls[0].images == [PICTURES[0]]
+    assert endpoint.calls[0].images == [IMAGES[0]]
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-async def test_an_output_in_the_folder_of_the_pictures_is_no_input(tmp_path, endpoint, name):
+async def test_an_output_in_the_folder_of_the_images_is_no_input(tmp_path, endpoint, name):
     """What a folder was at first, it is for the runs that continue."""
     source = tmp_path / "photos"
     save(source)
@@ -590,12 +590,12 @@ async def test_an_output_among_the_inputs_is_refused(tmp_path, endpoint, make, n
     assert endpoint.count == 0
 
 
-async def test_large_pictures_in_rows_come_in_small_batches(tmp_path):
+async def test_large_images_in_rows_come_in_small_batches(tmp_path):
     """However many rows a group has: memory is bounded by bytes."""
     data = [bytes([number]) * 3_000_000 for number in range(12)]
     pq.write_table(pa.table({"image": pa.array(data)}), tmp_path / "in.parquet", compression=None)
     sizes = [
-        sum(len(picture) for line in batch for _, picture in line.pictures)
+        sum(len(image_file) for line in batch for _, image_file in line.images)
         async for batch in open_input(tmp_path / "in.parquet").source.batches()
     ]
     assert sum(sizes) == 36_000_000

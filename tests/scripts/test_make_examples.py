@@ -34,14 +34,14 @@ def listed(folder):
     return [json.loads(line) for line in (folder / "input.jsonl").read_text().splitlines()]
 
 
-def picture(record):
+def drawn(record):
     image = record["image"]
     return image[0] if isinstance(image, list) else image
 
 
-def test_every_listed_picture_is_there_and_decodes(examples):
-    """Nobody's first run fails on a missing or broken demo picture."""
-    names = [picture(record) for record in listed(examples)]
+def test_every_listed_image_is_there_and_decodes(examples):
+    """Nobody's first run fails on a missing or broken demo image."""
+    names = [drawn(record) for record in listed(examples)]
     assert len(names) == 10
     for name in names:
         with Image.open(examples / name) as image:

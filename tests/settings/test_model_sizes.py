@@ -7,7 +7,7 @@ import math
 import pytest
 
 from captioner.core.errors import SettingsError
-from captioner.images.fit import Plan, Wanted
+from captioner.images.fit import FitOptions, Plan
 from captioner.settings.model_sizes import MODELS, rule_of
 from captioner.settings.options import ImageSettings
 
@@ -86,7 +86,7 @@ def test_an_unknown_model_is_said_to_be_one():
 
 
 def plan(size, scale=1.0, detail=None, **options):
-    return Wanted(ImageSettings(**options), detail).plan(*size, scale)
+    return FitOptions(ImageSettings(**options), detail).plan(*size, scale)
 
 
 def same(*size):

@@ -26,7 +26,7 @@ class Call:
 
     @property
     def images(self) -> list[bytes]:
-        """The pictures of all turns, decoded, in order."""
+        """The images of all turns, decoded, in order."""
         return [base64.b64decode(url.partition(",")[2]) for url in self.urls if url[:5] == "data:"]
 
     @property
@@ -89,9 +89,9 @@ def completion(text: Any, **more: Any) -> dict[str, Any]:
 
 
 def caption_of(call: Call) -> str:
-    """Return the caption the endpoint gives by itself: it names question and pictures."""
-    pictures = " ".join(hashlib.blake2b(i, digest_size=4).hexdigest() for i in call.images)
-    return f"{' '.join(call.texts)} [{pictures}]"
+    """Return the caption the endpoint gives by itself: it names question and images."""
+    image_files = " ".join(hashlib.blake2b(i, digest_size=4).hexdigest() for i in call.images)
+    return f"{' '.join(call.texts)} [{image_files}]"
 
 
 class FakeEndpoint:

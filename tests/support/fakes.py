@@ -13,12 +13,12 @@ from pathlib import Path
 import orjson
 from PIL import Image
 
-from captioner.core.types import Line, Request, Response
+from captioner.core.types import InputRecord, Request, Response
 from captioner.journal.disk import Files
 
 _FILE = io.BytesIO()
 Image.new("RGB", (32, 32), "red").save(_FILE, "PNG")
-PICTURE = "data:image/png;base64," + base64.b64encode(_FILE.getvalue()).decode()
+IMAGE = "data:image/png;base64," + base64.b64encode(_FILE.getvalue()).decode()
 
 
 class EchoTransport:
@@ -44,11 +44,11 @@ class EchoTransport:
 
 
 class ListSource:
-    """Records at hand, each with the same picture in it."""
+    """Records at hand, each with the same image in it."""
 
     def __init__(self, questions: list[str]) -> None:
         self._lines = [
-            Line(n, orjson.dumps({"id": q, "image": PICTURE, "prompt": q}), n)
+            InputRecord(n, orjson.dumps({"id": q, "image": IMAGE, "prompt": q}), n)
             for n, q in enumerate(questions, 1)
         ]
 
@@ -56,7 +56,7 @@ class ListSource:
     def size(self) -> int:
         return len(self._lines)
 
-    async def batches(self) -> AsyncIterator[list[Line]]:
+    async def batches(self) -> AsyncIterator[list[InputRecord]]:
         for at in range(0, len(self._lines), 100):
             yield self._lines[at : at + 100]
 

@@ -1,4 +1,4 @@
-"""Pictures for tests, and files that only pretend to be some."""
+"""Images for tests, and files that only pretend to be some."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-# Four quarters in colours that survive JPEG: which is where tells how the picture was turned.
+# Four quarters in colours that survive JPEG: which is where tells how the image was turned.
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEMO = "OpenDCAI/dataflow-demo-image"
-"""The pictures of DataFlow-MM's demonstration, on the Hugging Face hub."""
+"""The images of DataFlow-MM's demonstration, on the Hugging Face hub."""
 
 _EXAMPLES = Path("example_data/image_caption")
 _SIZE = (320, 240)
@@ -48,8 +48,8 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
         ),
         _EXAMPLES / "sample_data.json": json.dumps(_records(), indent=2) + "\n",
     }
-    pictures = {_EXAMPLES / f"{name}.png": draw for name, draw in _PICTURES.items()}
-    for path in (*texts, *pictures):
+    images = {_EXAMPLES / f"{name}.png": draw for name, draw in _IMAGES.items()}
+    for path in (*texts, *images):
         if (folder / path).exists():
             raise SettingsError(f"{folder / path} is there already; choose another folder")
     if download:
@@ -58,7 +58,7 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
         for path, text in texts.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, "utf-8")
-        for path, draw in pictures.items():
+        for path, draw in images.items():
             image = Image.new("RGB", _SIZE, "white")
             draw(ImageDraw.Draw(image))
             image.save(folder / path)
@@ -111,7 +111,7 @@ def _records() -> list[dict[str, Any]]:
             "image": [f"./{name}.png"],
             "conversation": [{"from": "human", "value": question}],
         }
-        for name in _PICTURES
+        for name in _IMAGES
     ]
 
 
@@ -133,7 +133,7 @@ def _chart(draw: ImageDraw.ImageDraw) -> None:
     draw.line((20, 220, 300, 220), fill="black", width=3)
 
 
-_PICTURES: dict[str, Callable[[ImageDraw.ImageDraw], None]] = {
+_IMAGES: dict[str, Callable[[ImageDraw.ImageDraw], None]] = {
     "ball": _ball,
     "sign": _sign,
     "chart": _chart,

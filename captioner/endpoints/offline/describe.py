@@ -119,7 +119,7 @@ def _sharpness(rgb: Image.Image) -> str:
 
 def _quote(texts: Sequence[str]) -> str:
     """Join lines into one quotation that fits into a sentence."""
-    # Quotation marks of the picture's own would end the sentence's quotation early.
+    # Quotation marks of the image's own would end the sentence's quotation early.
     cleaned = (re.sub(r"\s+", " ", re.sub(r'["“”]', "'", text)).strip() for text in texts)
     joined = " / ".join(text for text in cleaned if text)
     if len(joined) <= _MAX_TEXT:

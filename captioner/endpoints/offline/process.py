@@ -1,8 +1,8 @@
 """The offline endpoint as a child process, so that image work does not slow the engine's loop.
 
-Run as ``python -m captioner.endpoints.offline.process`` it writes one line of JSON with its base URL
-to standard output, then serves until standard input ends: the system closes that pipe however the
-parent ends, so the child never outlives it.
+Run as ``python -m captioner.endpoints.offline.process`` it writes one line of JSON with its base
+URL to standard output, then serves until standard input ends. The system closes that pipe however
+the parent ends, so the child never outlives it.
 """
 
 from __future__ import annotations

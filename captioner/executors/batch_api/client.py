@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from captioner.core.cancellation import Stopping
+    from captioner.core.cancellation import CancelToken
     from captioner.core.types import Response
     from captioner.endpoints.transport import AiohttpTransport
 
@@ -32,7 +32,7 @@ ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
 TOO_MANY_TOKENS = frozenset({"token_limit_exceeded", "enqueued_token_limit_exceeded"})
 
 
-class Remote(NamedTuple):
+class RemoteBatch(NamedTuple):
     """How a batch is, as the provider says.
 
     Attributes:
@@ -63,7 +63,7 @@ class BatchApi:
 
     Args:
         transport: To the endpoint.
-        stopping: Ends calls and waits, by `StoppedError`.
+        cancel: Ends calls and waits, by `StoppedError`.
         max_outage_s: Seconds without an answer after which to give up; None is never, once there
             was one.
         until: Loop time at which the run may wait no longer.
@@ -73,14 +73,14 @@ class BatchApi:
     def __init__(
         self,
         transport: AiohttpTransport,
-        stopping: Stopping,
+        cancel: CancelToken,
         *,
         max_outage_s: float | None = None,
         until: float = math.inf,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._transport = transport
-        self._stopping = stopping
+        self._cancel = cancel
         self._max_outage_s = max_outage_s
         self.until = until
         self._note = note
@@ -92,7 +92,7 @@ class BatchApi:
         reply = await self._ask(lambda: self._transport.upload("/files", path, purpose))
         return _id_of(reply)
 
-    async def create(self, file_id: str) -> Remote:
+    async def create(self, file_id: str) -> RemoteBatch:
         """Submit the requests of a file, once: a second time would be paid for again.
 
         Raises:
@@ -129,7 +129,7 @@ class BatchApi:
         except (orjson.JSONDecodeError, EndpointRefusedError):
             raise UnclearError from None
 
-    async def find(self, file_id: str) -> Remote | None:
+    async def find(self, file_id: str) -> RemoteBatch | None:
         """Return the batch that was made of a file; None if there is none."""
         after = ""
         while True:
@@ -143,7 +143,7 @@ class BatchApi:
                 return None
             after = f"&after={found[-1].get('id')}"
 
-    async def get(self, batch_id: str) -> Remote:
+    async def get(self, batch_id: str) -> RemoteBatch:
         """Return how a batch is.
 
         Raises:
@@ -151,7 +151,7 @@ class BatchApi:
         """
         return _remote(await self._get(f"/batches/{batch_id}"))
 
-    async def cancel(self, batch_id: str) -> Remote:
+    async def cancel(self, batch_id: str) -> RemoteBatch:
         """Ask for a batch to be cancelled; what is done stays done."""
         request = Request("POST", f"/batches/{batch_id}/cancel", (b"{}",))
         return _remote(await self._ask(lambda: self._transport.send(request)))
@@ -169,7 +169,7 @@ class BatchApi:
             if await asyncio.to_thread(_is_whole, target):
                 return
             self._note("an answer file came only in part")
-            await self._stopping.sleep(1.0)
+            await self._cancel.sleep(1.0)
 
     async def delete(self, file_id: str) -> None:
         """Remove a file; that it cannot be is no trouble."""
@@ -185,7 +185,7 @@ class BatchApi:
     async def _unless_stopped(self, call: Coroutine[Any, Any, Response]) -> Response:
         """Return the reply; a run that stops does not wait for it."""
         reply = asyncio.ensure_future(call)
-        stopped = asyncio.ensure_future(self._stopping.wait())
+        stopped = asyncio.ensure_future(self._cancel.wait())
         try:
             await asyncio.wait((reply, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not reply.done():
@@ -241,7 +241,7 @@ class BatchApi:
                 trouble = f"it answered {reply.status}"
             self._note(f"the batch API: {trouble}")
             self._check_patience(loop.time() - began, trouble)
-            await self._stopping.sleep(min(LONGEST_S, next(pauses) if wait is None else wait))
+            await self._cancel.sleep(min(LONGEST_S, next(pauses) if wait is None else wait))
 
     def _check_patience(self, seconds: float, trouble: str) -> None:
         longest = self._max_outage_s
@@ -314,12 +314,12 @@ def _told(body: bytes) -> str:
     return masked(str(text))[:300]
 
 
-def _remote(value: dict[str, Any]) -> Remote:
+def _remote(value: dict[str, Any]) -> RemoteBatch:
     counts = value.get("request_counts")
     counts = counts if isinstance(counts, dict) else {}
     errors = value.get("errors")
     faults = errors.get("data") if isinstance(errors, dict) else None
-    return Remote(
+    return RemoteBatch(
         _id_of(value),
         _word(value.get("input_file_id")),
         _word(value.get("status")),

@@ -24,13 +24,13 @@ import orjson
 from captioner.core.errors import OutputDamagedError
 from captioner.core.jsonbytes import one_line
 from captioner.journal.disk import Files, write_all
-from captioner.journal.journal import beside
+from captioner.journal.journal import companion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from captioner.core.types import Line
+    from captioner.core.types import InputRecord
 
 VERSION = 1
 STATES = ("written", "uploaded", "creating", "created", "ended", "fetched", "merging", "merged")
@@ -111,7 +111,7 @@ class Ledger:
         Raises:
             OutputDamagedError: It cannot be read, or a newer version wrote it.
         """
-        folder = beside(journal, ".batch")
+        folder = companion(journal, ".batch")
         ledger = cls(folder)
         path = folder / "state.json"
         if not path.exists():
@@ -199,13 +199,13 @@ class Entry(NamedTuple):
     """A record in a batch.
 
     Attributes:
-        number: See `Line`.
-        key: See `Line`.
+        number: See `InputRecord`.
+        key: See `InputRecord`.
         attempt: How often it has been asked for, this batch included.
         questions: Questions asked.
         samples: Answers to each.
-        replaces: See `Prepared`.
-        raw: See `Line`.
+        replaces: See `PreparedRecord`.
+        raw: See `InputRecord`.
     """
 
     number: int
@@ -297,6 +297,8 @@ def read_entries(path: Path) -> Iterator[Entry]:
             yield Entry(number, bytes.fromhex(key), attempt, questions, samples, replaces, raw)
 
 
-def entry_of(line: Line, key: bytes, *, questions: int, samples: int, replaces: bool) -> Entry:
+def entry_of(
+    line: InputRecord, key: bytes, *, questions: int, samples: int, replaces: bool
+) -> Entry:
     """Return what is noted of a record when it is asked for first."""
     return Entry(line.number, key, 1, questions, samples, replaces, one_line(line.raw))

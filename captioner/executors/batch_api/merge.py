@@ -10,13 +10,13 @@ import orjson
 from captioner.core.errors import (
     AttemptError,
     BadReplyError,
+    ImageRejectedError,
     ParameterError,
-    PictureError,
     RefusedError,
     RunError,
 )
 from captioner.core.secrets import masked
-from captioner.core.types import Answer, Answers, Failure, Line, Response
+from captioner.core.types import CaptionResult, Failure, InputRecord, Response, ValidatedCompletion
 from captioner.engine.caption_checks import attempts_for, check
 from captioner.engine.pipeline import count
 from captioner.executors.batch_api.ledger import Entry, read_entries
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from captioner.core.keys import KeyTable
     from captioner.core.protocols import Dialect
     from captioner.core.types import Outcome, Progress
-    from captioner.engine.attempts import Captioning
-    from captioner.engine.caption_checks import Rules
+    from captioner.engine.attempts import RecordAttempts
+    from captioner.engine.caption_checks import CaptionRules
     from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
     from captioner.journal.journal import Journal
     from captioner.journal.writer import JournalSink
@@ -43,7 +43,7 @@ AT_ONCE = 16
 """Outcomes written at once."""
 
 
-class Merging:
+class BatchMerger:
     """Merges results; one that was cut short goes on where it was.
 
     Args:
@@ -51,7 +51,7 @@ class Merging:
         journal: Open, to tell what a merge that was cut short has written.
         sink: Takes outcomes.
         dialect: Judges replies.
-        captioning: Makes captions of answers.
+        attempts: Makes captions of answers.
         rules: What a caption has to be like.
         progress: Counts.
         settled: Called with every outcome after it is written.
@@ -64,8 +64,8 @@ class Merging:
         journal: Journal,
         sink: JournalSink,
         dialect: Dialect,
-        captioning: Captioning,
-        rules: Rules,
+        attempts: RecordAttempts,
+        rules: CaptionRules,
         progress: Progress,
         *,
         settled: Callable[[Outcome], None] | None,
@@ -75,7 +75,7 @@ class Merging:
         self._journal = journal
         self._sink = sink
         self._dialect = dialect
-        self._captioning = captioning
+        self._attempts = attempts
         self._rules = rules
         self._progress = progress
         self._settled = settled
@@ -168,8 +168,8 @@ class Merging:
         self, entry: Entry, index: int, batch: Batch, results: Results
     ) -> tuple[Outcome | None, int]:
         """Return what became of a record; None if it is to be asked for again, as which attempt."""
-        line = Line(entry.number, entry.raw, key=entry.key)
-        answers: list[Answer] = []
+        line = InputRecord(entry.number, entry.raw, key=entry.key)
+        answers: list[ValidatedCompletion] = []
         for name in entry.ids(batch.token, index):
             try:
                 answers.append(self._answer(results.get(name), batch))
@@ -181,14 +181,14 @@ class Merging:
                 most = self._rules.max_attempts
                 if isinstance(error, BadReplyError):
                     most = attempts_for(error.code, self._rules)
-                if entry.attempt >= most or isinstance(error, ParameterError | PictureError):
+                if entry.attempt >= most or isinstance(error, ParameterError | ImageRejectedError):
                     return Failure(line, error.code, error.message, entry.attempt), 0
                 return None, entry.attempt + 1
         each = [answers[at : at + entry.samples] for at in range(0, len(answers), entry.samples)]
-        answered = Answers(each, entry.attempt)
-        return self._captioning.caption_of(line, answered, replaces=entry.replaces), 0
+        answered = CaptionResult(each, entry.attempt)
+        return self._attempts.caption_of(line, answered, replaces=entry.replaces), 0
 
-    def _answer(self, result: dict[str, Any] | None, batch: Batch) -> Answer:
+    def _answer(self, result: dict[str, Any] | None, batch: Batch) -> ValidatedCompletion:
         """Return the answer in one line of results.
 
         Raises:
@@ -214,7 +214,7 @@ class Merging:
         except RunError as error:  # of one request among many: another batch may fare better
             raise BadReplyError("batch_refused", str(error)) from None
         answer = check(completion, self._rules)
-        return Answer(answer.value, completion, answer.flag)
+        return ValidatedCompletion(answer.value, completion, answer.flag)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes, and count them."""

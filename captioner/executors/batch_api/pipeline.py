@@ -30,28 +30,28 @@ from captioner.core.errors import (
     SettingsError,
 )
 from captioner.core.keys import KeyTable
-from captioner.core.types import PLAIN, Failure, Line, Prepared
+from captioner.core.types import NO_OVERRIDES, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, BatchApi, UnclearError
 from captioner.executors.batch_api.ledger import BatchWriter, Entry, Ledger, entry_of, read_entries
-from captioner.executors.batch_api.merge import LOST, Merging, Results
+from captioner.executors.batch_api.merge import LOST, BatchMerger, Results
 from captioner.outputs.export.atomic import replacing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from captioner.core.cancellation import Stopping
-    from captioner.core.keys import Identity
-    from captioner.core.memory import ByteBudget
+    from captioner.core.cancellation import CancelToken
+    from captioner.core.keys import RecordKeys
+    from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
     from captioner.core.types import Outcome, Progress
-    from captioner.engine.attempts import Captioning
-    from captioner.engine.caption_checks import Rules
+    from captioner.engine.attempts import RecordAttempts
+    from captioner.engine.caption_checks import CaptionRules
     from captioner.engine.engine import Engine
-    from captioner.engine.prepare_async import Preparation
-    from captioner.executors.batch_api.client import Remote
+    from captioner.engine.prepare_async import AsyncPreparer
+    from captioner.executors.batch_api.client import RemoteBatch
     from captioner.executors.batch_api.ledger import Batch
     from captioner.journal.journal import Journal
     from captioner.journal.writer import JournalSink
@@ -71,7 +71,7 @@ class BatchPipeline:
     Args:
         preparation: Makes records ready.
         dialect: Builds requests, judges replies.
-        captioning: Makes captions of answers.
+        attempts: Makes captions of answers.
         rules: What a caption has to be like.
         budget: Bytes held by prepared records.
         api: The provider; None where files are written for somebody else to run.
@@ -80,7 +80,7 @@ class BatchPipeline:
         identity: Computes keys.
         sink: Takes outcomes.
         progress: Counts.
-        stopping: Ends everything after the step at hand.
+        cancel: Ends everything after the step at hand.
         samples: Answers to each question.
         options: Sizes and waits.
         settled: Called with every outcome after it is written.
@@ -89,18 +89,18 @@ class BatchPipeline:
 
     def __init__(
         self,
-        preparation: Preparation,
+        preparation: AsyncPreparer,
         dialect: Dialect,
-        captioning: Captioning,
-        rules: Rules,
-        budget: ByteBudget,
+        attempts: RecordAttempts,
+        rules: CaptionRules,
+        budget: MemoryBudget,
         api: BatchApi | None,
         ledger: Ledger,
         journal: Journal,
-        identity: Identity,
+        identity: RecordKeys,
         sink: JournalSink,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         *,
         samples: int,
         options: BatchSettings,
@@ -115,11 +115,11 @@ class BatchPipeline:
         self._journal = journal
         self._identity = identity
         self._progress = progress
-        self._stopping = stopping
+        self._cancel = cancel
         self._samples = samples
         self._options = options
-        self._merging = Merging(
-            ledger, journal, sink, dialect, captioning, rules, progress, settled=settled, warn=warn
+        self._merging = BatchMerger(
+            ledger, journal, sink, dialect, attempts, rules, progress, settled=settled, warn=warn
         )
         self._writer: BatchWriter | None = None
         self._held = False  # the provider takes no more until something ends
@@ -129,7 +129,7 @@ class BatchPipeline:
         if api is not None:
             api.until = self._until
 
-    async def run(self, lines: AsyncIterator[list[Line]]) -> None:
+    async def run(self, lines: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or as far as the run goes before it is stopped.
 
         Raises:
@@ -165,7 +165,7 @@ class BatchPipeline:
 
     # -- in -----------------------------------------------------------------------------------
 
-    async def _take_in(self, lines: AsyncIterator[list[Line]], handed: KeyTable) -> None:
+    async def _take_in(self, lines: AsyncIterator[list[InputRecord]], handed: KeyTable) -> None:
         """Write requests for the records that are in no batch yet, submitting full ones."""
         async for batch in lines:
             left = [line for line in batch if handed.take(self._key(line)) is None]
@@ -176,11 +176,11 @@ class BatchPipeline:
                 for item in items:
                     if not isinstance(item, Failure):
                         await self._add(*item)
-                if self._stopping:
+                if self._cancel:
                     raise StoppedError
         await self._close_writer()
 
-    def _key(self, line: Line) -> bytes:
+    def _key(self, line: InputRecord) -> bytes:
         return line.key or self._identity.of_input(line.raw)
 
     def _handed_over(self) -> KeyTable:
@@ -193,26 +193,26 @@ class BatchPipeline:
                     table.add(entry.key)
         return table
 
-    async def _read_only(self, lines: AsyncIterator[list[Line]]) -> None:
+    async def _read_only(self, lines: AsyncIterator[list[InputRecord]]) -> None:
         """Count the records; nothing is handed over."""
         async for _ in lines:
-            if self._stopping:
+            if self._cancel:
                 raise StoppedError
 
-    async def _requests_of(self, line: Line) -> tuple[Entry, list[bytes]] | Failure:
+    async def _requests_of(self, line: InputRecord) -> tuple[Entry, list[bytes]] | Failure:
         """Return a record's requests; its place in the memory budget is free again."""
         prepared = await self._preparation.prepare(line)
-        if not isinstance(prepared, Prepared):
+        if not isinstance(prepared, PreparedRecord):
             return prepared
         bodies = [
-            b"".join(self._dialect.request(messages, PLAIN).pieces)
+            b"".join(self._dialect.request(messages, NO_OVERRIDES).pieces)
             for messages in prepared.questions
             for _ in range(self._samples)
         ]
         self._budget.release(prepared.reserved)
         entry = entry_of(
-            prepared.line,
-            self._key(prepared.line),
+            prepared.record,
+            self._key(prepared.record),
             questions=len(prepared.questions),
             samples=self._samples,
             replaces=prepared.replaces,
@@ -289,7 +289,7 @@ class BatchPipeline:
                 f"{self._options.batch_max_wait:g} hours (--batch-max-wait). Nothing is lost: run "
                 "the same command again when they are."
             )
-        await self._stopping.sleep(min(left, self._options.batch_poll))
+        await self._cancel.sleep(min(left, self._options.batch_poll))
 
     def _tell(self) -> None:
         progress = self._progress
@@ -305,7 +305,7 @@ class BatchPipeline:
     async def _advance(self) -> None:
         """Take every batch as far as it goes now."""
         for batch in list(self._ledger.batches):
-            if self._stopping:
+            if self._cancel:
                 raise StoppedError
             await self._step(batch)
 
@@ -352,7 +352,7 @@ class BatchPipeline:
             batch.state = "uploaded"
             self._progress.waiting = f"the batch API: {error.message}"
             await self._save()
-            await self._stopping.sleep(min(60.0, error.retry_after_s or 1.0))
+            await self._cancel.sleep(min(60.0, error.retry_after_s or 1.0))
         except EndpointRefusedError:
             batch.state = "uploaded"
             await self._save()
@@ -362,7 +362,7 @@ class BatchPipeline:
             return
         await self._save()
 
-    async def _created(self, batch: Batch, remote: Remote) -> None:
+    async def _created(self, batch: Batch, remote: RemoteBatch) -> None:
         batch.batch_id = remote.id
         batch.remote = remote.status
         batch.state, batch.missed = "created", 0
@@ -401,7 +401,7 @@ class BatchPipeline:
         batch.state = "ended"
         await self._save()
 
-    async def _write_faults(self, batch: Batch, remote: Remote) -> None:
+    async def _write_faults(self, batch: Batch, remote: RemoteBatch) -> None:
         """Make errors of what the provider says of single lines of a batch that it refused.
 
         Raises:
@@ -488,9 +488,9 @@ def open_pipeline(
     settings: Settings,
     sink: JournalSink,
     journal: Journal,
-    identity: Identity,
+    identity: RecordKeys,
     progress: Progress,
-    stopping: Stopping,
+    cancel: CancelToken,
     settled: Callable[[Outcome], None] | None,
     warn: Callable[[str], None],
 ) -> BatchPipeline:
@@ -513,13 +513,13 @@ def open_pipeline(
         def note(text: str) -> None:
             progress.waiting = text
 
-        api = BatchApi(transport, stopping, max_outage_s=endpoint.max_outage, note=note)
+        api = BatchApi(transport, cancel, max_outage_s=endpoint.max_outage, note=note)
         ledger.base_url = base_url(endpoint)
         ledger.api_key_env = list(endpoint.api_key_env)
     return BatchPipeline(
         engine.preparation,
         engine.connected.dialect,
-        engine.captioning,
+        engine.attempts,
         engine.rules,
         engine.budget,
         api,
@@ -528,7 +528,7 @@ def open_pipeline(
         identity,
         sink,
         progress,
-        stopping,
+        cancel,
         samples=settings.prompt.samples,
         options=settings.batch,
         settled=settled,

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 if TYPE_CHECKING:
     import socket
 
-    from captioner.core.types import EndpointState, Line, Outcome
+    from captioner.core.types import EndpointState, InputRecord, Outcome
 
 _LENGTH = 8
 
 
-class Counts(NamedTuple):
+class WorkerStats(NamedTuple):
     """The part of `Progress` that only a worker knows; see there."""
 
     in_flight: int = 0
@@ -54,14 +54,14 @@ class Ready(NamedTuple):
 class Work(NamedTuple):
     """Records to be captioned."""
 
-    lines: list[Line]
+    lines: list[InputRecord]
 
 
 class Done(NamedTuple):
     """Outcomes, each with the number of its record in place of the record; and counts."""
 
     outcomes: list[tuple[int, Outcome]]
-    counts: Counts
+    counts: WorkerStats
 
 
 class Written(NamedTuple):
@@ -77,14 +77,14 @@ class Warned(NamedTuple):
 class Stop(NamedTuple):
     """Begin nothing new; hurried, give up what is on the wire, too."""
 
-    hurried: bool
+    forced: bool
 
 
-class NoMore(NamedTuple):
+class EndOfInput(NamedTuple):
     """All records have been sent."""
 
 
-class Ended(NamedTuple):
+class Exited(NamedTuple):
     """The worker has nothing left to do.
 
     Attributes:

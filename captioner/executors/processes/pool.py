@@ -28,24 +28,24 @@ from captioner.core.subprocesses import environment, python
 from captioner.core.types import EndpointState
 from captioner.engine.pipeline import count
 from captioner.executors.processes.messages import (
-    Counts,
     Done,
-    Ended,
-    NoMore,
+    EndOfInput,
+    Exited,
     Ready,
     Stop,
     Warned,
     Wire,
     Work,
+    WorkerStats,
     Written,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from captioner.core.cancellation import Stopping
+    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Sink
-    from captioner.core.types import Line, Outcome, Progress
+    from captioner.core.types import InputRecord, Outcome, Progress
     from captioner.settings.settings import Settings
 
 _MODULE = "captioner.executors.processes.worker"
@@ -65,7 +65,7 @@ END_S = 5.0
 """Seconds for a worker to end by itself when all is over."""
 
 
-class Processes:
+class WorkerPool:
     """The workers of a run, in the place of an `Engine`.
 
     Attributes:
@@ -81,7 +81,7 @@ class Processes:
     async def open(
         cls,
         settings: Settings,
-        stopping: Stopping,
+        cancel: CancelToken,
         *,
         warn: Callable[[str], None],
     ) -> AsyncIterator[Self]:
@@ -99,7 +99,7 @@ class Processes:
                 stack.push_async_callback(worker.close)
                 await worker.start(part(settings, number))
                 workers.append(worker)
-            stopped = asyncio.create_task(stopping.wait())
+            stopped = asyncio.create_task(cancel.wait())
             stack.callback(stopped.cancel)
             ready = asyncio.gather(*(worker.wait_until_ready() for worker in workers))
             await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -115,21 +115,21 @@ class Processes:
         settings: Settings,
         sink: Sink,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         settled: Callable[[Outcome], None] | None = None,
-    ) -> Dealer:
+    ) -> Dispatcher:
         """Return a pipeline from the workers into a sink."""
-        return Dealer(self._workers, sink, progress, stopping, settings.run.drain, settled)
+        return Dispatcher(self._workers, sink, progress, cancel, settings.run.drain, settled)
 
 
-class Dealer:
+class Dispatcher:
     """Carries records from a source through the workers to a sink, as `Pipeline` does in one.
 
     Args:
         workers: The workers, ready.
         sink: Takes the outcomes.
         progress: Counts.
-        stopping: Ends intake when set.
+        cancel: Ends intake when set.
         drain_s: Seconds to let workers finish what is on the wire.
         settled: Called with every outcome after it is written.
     """
@@ -139,7 +139,7 @@ class Dealer:
         workers: list[_Worker],
         sink: Sink,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         drain_s: float,
         settled: Callable[[Outcome], None] | None,
     ) -> None:
@@ -147,14 +147,14 @@ class Dealer:
         self._sink = sink
         self._progress = progress
         progress.states = self._states
-        self._stopping = stopping
+        self._cancel = cancel
         self._drain_s = drain_s
         self._settled = settled
-        self._again: deque[Line] = deque()  # records of workers that died
+        self._again: deque[InputRecord] = deque()  # records of workers that died
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
 
-    async def run(self, lines: AsyncIterator[list[Line]]) -> None:
+    async def run(self, lines: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or those begun before the run was stopped.
 
         Raises:
@@ -175,7 +175,7 @@ class Dealer:
         if self._error is not None:
             raise self._error
 
-    async def _deal(self, lines: AsyncIterator[list[Line]]) -> None:
+    async def _deal(self, lines: AsyncIterator[list[InputRecord]]) -> None:
         try:
             async for batch in lines:
                 for at in range(0, len(batch), CHUNK):
@@ -184,7 +184,7 @@ class Dealer:
             while any(worker.lines for worker in self._left) or self._again:
                 await self._change()
             for worker in self._left:
-                worker.send(NoMore())
+                worker.send(EndOfInput())
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
@@ -203,7 +203,7 @@ class Dealer:
     def _left(self) -> list[_Worker]:
         return [worker for worker in self._workers if not worker.gone]
 
-    async def _give(self, chunk: list[Line]) -> None:
+    async def _give(self, chunk: list[InputRecord]) -> None:
         """Send records to the worker with the most room, as soon as there is one."""
         while not (free := [worker for worker in self._left if worker.has_room]):
             await self._change()
@@ -218,7 +218,7 @@ class Dealer:
         try:
             while isinstance(message := await worker.receive(), Done):
                 await self._take(worker, message)
-            if not isinstance(message, Ended):
+            if not isinstance(message, Exited):
                 self._lose(worker)
             elif message.error:
                 self._fail(_error(message))
@@ -232,13 +232,15 @@ class Dealer:
         self._count(worker, done.counts)
         if not done.outcomes:
             return
-        outcomes = [outcome._replace(line=worker.take(number)) for number, outcome in done.outcomes]
+        outcomes = [
+            outcome._replace(record=worker.take(number)) for number, outcome in done.outcomes
+        ]
         self._changed.set()
         await self._sink.put(outcomes)
         worker.send(Written())
         count(outcomes, self._progress, self._settled)
 
-    def _count(self, worker: _Worker, counts: Counts) -> None:
+    def _count(self, worker: _Worker, counts: WorkerStats) -> None:
         progress, before = self._progress, worker.counts
         progress.in_flight += counts.in_flight - before.in_flight
         progress.calls += counts.calls - before.calls
@@ -268,7 +270,7 @@ class Dealer:
         worker.gone = True
         self._count(worker, worker.counts._replace(in_flight=0, waiting=""))
         how = worker.how_it_ended()
-        if self._stopping or (self._progress.complete and not (worker.lines or self._again)):
+        if self._cancel or (self._progress.complete and not (worker.lines or self._again)):
             return
         if not self._left:
             self._fail(
@@ -292,21 +294,21 @@ class Dealer:
             isinstance(self._error, RunError) and not isinstance(error, RunError)
         ):
             self._error = error
-        self._stopping.set()
+        self._cancel.request()
 
     async def _drain(self, dealing: asyncio.Task[None], again: asyncio.Task[None]) -> None:
         """Once stopping, end intake, and the workers after their time."""
-        await self._stopping.wait()
+        await self._cancel.wait()
         self._progress.stage = "draining"
         dealing.cancel()
         again.cancel()
         for worker in self._workers:
-            worker.send(Stop(hurried=False))
+            worker.send(Stop(forced=False))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_s):
-                await self._stopping.wait_hurried()
+                await self._cancel.wait_forced()
         for worker in self._workers:
-            worker.send(Stop(hurried=True))
+            worker.send(Stop(forced=True))
         await asyncio.sleep(END_S)
         for worker in self._workers:
             worker.kill()
@@ -325,8 +327,8 @@ class _Worker:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.model = ""
-        self.lines: dict[int, Line] = {}
-        self.counts = Counts()
+        self.lines: dict[int, InputRecord] = {}
+        self.counts = WorkerStats()
         self.gone = False
         self.warn = warn
         self._bytes = 0
@@ -371,13 +373,13 @@ class _Worker:
                 message = await self.receive()
         except TimeoutError:
             raise WorkersDiedError(f"a process was not ready within {START_S:g} s") from None
-        if isinstance(message, Ended):
+        if isinstance(message, Exited):
             raise _error(message)
         if not isinstance(message, Ready):
             raise WorkersDiedError(f"a process {self.how_it_ended()} before it was ready")
         self.model = message.model
 
-    async def receive(self) -> Ready | Done | Ended | None:
+    async def receive(self) -> Ready | Done | Exited | None:
         """Return the next message but warnings, None if the process has died."""
         if self._wire is None:
             return None
@@ -385,7 +387,7 @@ class _Worker:
             self.warn(message.text)
         return message  # type: ignore[no-any-return]
 
-    def send(self, message: Settings | Work | Written | Stop | NoMore) -> None:
+    def send(self, message: Settings | Work | Written | Stop | EndOfInput) -> None:
         """Send a message."""
         if self._wire is not None and not self.gone:
             self._wire.send(message)
@@ -400,14 +402,14 @@ class _Worker:
         """Records it has of those it may have."""
         return len(self.lines) / self._most
 
-    def give(self, lines: list[Line]) -> None:
+    def give(self, lines: list[InputRecord]) -> None:
         """Send records."""
         for line in lines:
             self.lines[line.number] = line
             self._bytes += _size(line)
         self.send(Work(lines))
 
-    def take(self, number: int) -> Line:
+    def take(self, number: int) -> InputRecord:
         """Return a record that it is done with."""
         line = self.lines.pop(number)
         self._bytes -= _size(line)
@@ -440,9 +442,9 @@ class _Worker:
                 self._process.wait()
 
 
-def _size(line: Line) -> int:
-    """Return the bytes that a record takes, its pictures too where they come along."""
-    return len(line.raw) + sum(len(data) for _, data in line.pictures)
+def _size(line: InputRecord) -> int:
+    """Return the bytes that a record takes, its images too where they come along."""
+    return len(line.raw) + sum(len(data) for _, data in line.images)
 
 
 def part(settings: Settings, number: int) -> Settings:
@@ -476,7 +478,7 @@ def _both(one: EndpointState, other: EndpointState) -> EndpointState:
     )
 
 
-def _error(ended: Ended) -> BaseException:
+def _error(ended: Exited) -> BaseException:
     """Return the error that ended a worker."""
     kind = getattr(errors, ended.error, None)
     if isinstance(kind, type) and issubclass(kind, RunError | SettingsError):

@@ -16,27 +16,27 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from captioner.core.cancellation import StoppedError, Stopping
+from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import CaptionerError
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.core.types import Progress
 from captioner.engine.engine import Engine
 from captioner.executors.processes.messages import (
-    Counts,
     Done,
-    Ended,
-    NoMore,
+    EndOfInput,
+    Exited,
     Ready,
     Stop,
     Warned,
     Wire,
     Work,
+    WorkerStats,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from captioner.core.types import Line, Outcome
+    from captioner.core.types import InputRecord, Outcome
     from captioner.settings.settings import Settings
 
 COLLECT_S = 0.002
@@ -60,13 +60,13 @@ class Worker:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._progress = Progress()
-        self._stopping = Stopping()
-        self._lines: asyncio.Queue[list[Line] | None] = asyncio.Queue()
+        self._cancel = CancelToken()
+        self._lines: asyncio.Queue[list[InputRecord] | None] = asyncio.Queue()
         self._outcomes: list[tuple[int, Outcome]] = []
         self._written = asyncio.Event()  # of the outcomes being collected
         self._sent: deque[asyncio.Event] = deque()  # of those on their way to the file
         self._collecting = False
-        self._counted = Counts()
+        self._counted = WorkerStats()
 
     async def run(self) -> None:
         """Caption until there is nothing left, then say how it ended."""
@@ -83,27 +83,27 @@ class Worker:
         self._wire.send(ended)
         await listening  # the parent closes
 
-    async def _caption(self, settings: Settings) -> Ended:
+    async def _caption(self, settings: Settings) -> Exited:
         try:
             async with Engine.open(
-                settings, self._progress, self._stopping, warn=self._warn
+                settings, self._progress, self._cancel, warn=self._warn
             ) as engine:
                 self._wire.send(Ready(engine.model))
-                await engine.pipeline(settings, self, self._progress, self._stopping).run(
+                await engine.pipeline(settings, self, self._progress, self._cancel).run(
                     self._batches()
                 )
         except StoppedError:
-            return Ended()
+            return Exited()
         except CaptionerError as error:
-            return Ended(type(error).__name__, str(error))
+            return Exited(type(error).__name__, str(error))
         except Exception as error:  # noqa: BLE001 - the parent tells the user
-            return Ended("Exception", f"{type(error).__name__}: {error}")
-        return Ended()
+            return Exited("Exception", f"{type(error).__name__}: {error}")
+        return Exited()
 
     async def put(self, outcomes: Sequence[Outcome]) -> None:
         """Return once the parent has written the outcomes: the sink of the pipeline."""
         self._outcomes += [
-            (outcome.line.number, outcome._replace(line=None))  # type: ignore[arg-type]
+            (outcome.record.number, outcome._replace(record=None))  # type: ignore[arg-type]
             for outcome in outcomes
         ]
         written = self._written
@@ -127,13 +127,13 @@ class Worker:
         while (message := await self._wire.receive()) is not None:
             if isinstance(message, Work):
                 self._lines.put_nowait(message.lines)
-            elif isinstance(message, NoMore):
+            elif isinstance(message, EndOfInput):
                 self._lines.put_nowait(None)
             elif isinstance(message, Stop):
-                if message.hurried:
-                    self._stopping.hurry()
+                if message.forced:
+                    self._cancel.force()
                 else:
-                    self._stopping.set()
+                    self._cancel.request()
             else:
                 self._note_written()
         os._exit(0)  # no parent, no one to work for; what is on the wire is lost to it anyway
@@ -144,7 +144,7 @@ class Worker:
         if self._outcomes:
             self._send_soon()
 
-    async def _batches(self) -> AsyncIterator[list[Line]]:
+    async def _batches(self) -> AsyncIterator[list[InputRecord]]:
         while (lines := await self._lines.get()) is not None:
             yield lines
 
@@ -159,9 +159,9 @@ class Worker:
             self._counted = counts
             self._wire.send(Done([], counts))
 
-    def _counts(self) -> Counts:
+    def _counts(self) -> WorkerStats:
         now = self._progress
-        return Counts(
+        return WorkerStats(
             now.in_flight,
             now.calls,
             now.retries,

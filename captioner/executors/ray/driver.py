@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.core import errors
-from captioner.core.cancellation import Stopping
+from captioner.core.cancellation import CancelToken
 from captioner.core.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
 from captioner.core.extras import needed
 from captioner.core.types import Progress, RunReport
@@ -27,10 +27,10 @@ from captioner.executors.batch_api.ledger import Ledger
 from captioner.executors.local import open_source, refuse_strangers, run_batch
 from captioner.executors.ray.shard_store import Store
 from captioner.executors.ray.shards import Plan, names_of
-from captioner.executors.ray.worker import COUNTS, RateBroker, ShardRunner, identity_of
+from captioner.executors.ray.worker import COUNTS, RateBrokerActor, ShardRunner, identity_of
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path
-from captioner.journal.journal import Journal, beside, journal_path, read_checkpoint
+from captioner.journal.journal import Journal, companion, journal_path, read_checkpoint
 from captioner.outputs.export.registry import check_format
 from captioner.settings.locations import storage_url
 
@@ -49,14 +49,15 @@ LOOK_S = 0.5
 DEATHS = 5
 """A shard whose actor dies so often is given up: something in it kills them."""
 
-_WITH_PICTURES = frozenset({"parquet", "arrow", "hf", "ms"})
+_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
 
 
 async def run_on_ray(
     settings: Settings,
     *,
     progress: Progress | None = None,
-    stopping: Stopping | None = None,
+    cancel: CancelToken | None = None,
+    stopping: CancelToken | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> RunReport:
     """Caption every record of an input on a Ray cluster; run again to continue.
@@ -64,7 +65,8 @@ async def run_on_ray(
     Args:
         settings: The run's; ``cluster`` says where and how wide.
         progress: Kept up to date while the run goes on, the sum of all workers.
-        stopping: Set it to stop the run in order.
+        cancel: Set it to stop the run in order.
+        stopping: The name of ``cancel`` until version 0.2.
         warn: Called with a sentence when something is worth knowing but no error.
 
     Raises:
@@ -72,8 +74,8 @@ async def run_on_ray(
         RunError: The run stopped early; what was finished is saved.
     """
     ray = needed("ray", "ray")
-    stopping = Stopping() if stopping is None else stopping
-    driver = _Driver(settings, progress or Progress(), stopping, warn or (lambda _: None), ray)
+    cancel = next((token for token in (cancel, stopping) if token is not None), CancelToken())
+    driver = _Driver(settings, progress or Progress(), cancel, warn or (lambda _: None), ray)
     return await driver.run()
 
 
@@ -84,13 +86,13 @@ class _Driver:
         self,
         settings: Settings,
         progress: Progress,
-        stopping: Stopping,
+        cancel: CancelToken,
         warn: Callable[[str], None],
         ray: Any,
     ) -> None:
         self._settings = settings
         self._progress = progress
-        self._stopping = stopping
+        self._cancel = cancel
         self._warn = warn
         self._said: set[str] = set()
         self._ray = ray
@@ -109,9 +111,9 @@ class _Driver:
         if storage_url(settings.output_path) is not None:
             return await self._run_locked()
         files = Files()
-        if who := files.holder(beside(journal, ".lock")):
+        if who := files.holder(companion(journal, ".lock")):
             raise OutputBusyError(f"{journal.name} is being written by {who}; wait for it.")
-        path = beside(journal, ".shards.lock")
+        path = companion(journal, ".shards.lock")
         lock = await asyncio.to_thread(files.lock, path)
         try:
             return await self._run_locked()
@@ -131,7 +133,7 @@ class _Driver:
         workers = self._workers = settings.cluster.workers or max(1, int(cores))
         with tempfile.TemporaryDirectory(prefix="captioner-plan-") as scratch:
             journal = Path(scratch) / "output.jsonl" if url else journal_path(output, kind)
-            place = f"{url}.shards" if url else str(beside(journal, ".shards"))
+            place = f"{url}.shards" if url else str(companion(journal, ".shards"))
             store = Store(place, Path(scratch) / "shards")
             plan = Plan(store, identity_of(settings))
             await self._plan(plan, workers, found, journal, url)
@@ -141,7 +143,7 @@ class _Driver:
                 if isinstance(self._error, RunError):
                     self._error.report = self._report()
                 raise self._error
-            if len(self._finished) < plan.shards or self._stopping:
+            if len(self._finished) < plan.shards or self._cancel:
                 return self._report()
             return await self._finish(plan, journal, url)
 
@@ -180,19 +182,19 @@ class _Driver:
             await asyncio.to_thread(plan.store.clear)
         if not new and settings.cluster.shards not in (None, plan.shards):
             self._warn(f"there are {plan.shards} shards; --shards counts for a new output only")
-        if found.format not in _WITH_PICTURES:
-            self._records = await plan.deal_out(found.source, settings.records.limit)
+        if found.format not in _WITH_IMAGES:
+            self._records = await plan.partition(found.source, settings.records.limit)
         elif settings.records.limit is not None:
             raise SettingsError("limit: not with tables on Ray")
         if new:
             failures = failures_path(settings.output_path if url is None else journal)
             await asyncio.to_thread(plan.seed, journal, failures, str(settings.input))
-        self._dealt = found.format not in _WITH_PICTURES
+        self._dealt = found.format not in _WITH_IMAGES
 
     async def _shaping(self) -> dict[str, Any]:
         """Return what shapes a caption, the model that the endpoint serves included."""
         settings = self._settings
-        async with Engine.open(settings, Progress(), self._stopping, warn=self._say) as engine:
+        async with Engine.open(settings, Progress(), self._cancel, warn=self._say) as engine:
             resolved = replace(settings, prompt=settings.prompt.resolved())
             return resolved.shaping(engine.model)
 
@@ -225,7 +227,9 @@ class _Driver:
 
     async def _caption(self, plan: Plan, place: str, workers: int) -> None:
         ray = self._ray
-        broker = ray.remote(RateBroker).options(num_cpus=0).remote(self._settings.run.concurrency)
+        broker = (
+            ray.remote(RateBrokerActor).options(num_cpus=0).remote(self._settings.run.concurrency)
+        )
         left = list(range(plan.shards))[::-1]
         deaths = dict.fromkeys(left, 0)
         tasks = [
@@ -254,7 +258,7 @@ class _Driver:
         names = {*KEY_NAMES, *URL_NAMES, *own}
         environment = {name: os.environ[name] for name in names if name in os.environ}
         actor: Any = None
-        while left and not self._stopping and self._error is None:
+        while left and not self._cancel and self._error is None:
             shard = left.pop()
             if actor is None:
                 remote = ray.remote(ShardRunner).options(num_cpus=1, max_concurrency=3)
@@ -307,7 +311,7 @@ class _Driver:
                     self._settled.update({n: self._counts[number][n] for n in COUNTS})
                     return result
                 self._sum_up()
-                wish = self._stopping.hurried if self._stopping or self._error else None
+                wish = self._cancel.forced if self._cancel or self._error else None
                 if wish is not None and wish != told:
                     actor.stop.remote(wish)
                     told = wish
@@ -355,7 +359,7 @@ class _Driver:
         )
         if url:
             local = replace(local, output=journal)
-        report = await run_batch(local, stopping=self._stopping, warn=self._warn)
+        report = await run_batch(local, cancel=self._cancel, warn=self._warn)
         if url:
             await asyncio.to_thread(_push_output, url, journal)
         total = self._settled
@@ -375,7 +379,7 @@ class _Driver:
 
     def _put_together(self, plan: Plan, journal: Path, failures: Path) -> None:
         files = Files()
-        gathered, failed = beside(journal, ".gathered"), beside(failures, ".gathered")
+        gathered, failed = companion(journal, ".gathered"), companion(failures, ".gathered")
         for path in (gathered, failed):
             path.unlink(missing_ok=True)
         extent = plan.gather(gathered, failed)
@@ -423,7 +427,7 @@ class _Driver:
             completion_tokens=total["completion_tokens"],
             codes={},
             examples={},
-            stopped="interrupted" if self._stopping else type(self._error).__name__,
+            stopped="interrupted" if self._cancel else type(self._error).__name__,
         )
 
 
@@ -457,5 +461,5 @@ def _output_names(journal: Path, name: str) -> list[tuple[Path, str]]:
     return [
         (failures_path(journal), failures_path(Path(name)).name),
         (journal, name),
-        (beside(journal, ".ckpt"), f"{name}.ckpt"),
+        (companion(journal, ".ckpt"), f"{name}.ckpt"),
     ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class CaptionBatch:
     """Adds ``caption`` and ``caption_error`` to batches of rows.
 
-    Rows are as records of an input; bytes in them are pictures. It never raises, for Ray would run
+    Rows are as records of an input; bytes in them are images. It never raises, for Ray would run
     whole blocks again: a row without a caption has None and why. Blocks that Ray does run again,
     after the loss of a node say, are paid for again: at least once, not exactly once. Where that
     matters, `captioner INPUT --engine ray` keeps a journal.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.endpoints.limiter import Window, start_of
+from captioner.endpoints.limiter import AimdLimit, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class Lease(NamedTuple):
     epoch: int = 0
 
 
-class Met(NamedTuple):
+class Feedback(NamedTuple):
     """What a worker has met since its last lease.
 
     Attributes:
@@ -63,7 +63,7 @@ class _Worker:
     in_flight: int = 0
 
 
-class Broker:
+class RateBroker:
     """Shares one limit out.
 
     Args:
@@ -73,7 +73,7 @@ class Broker:
 
     def __init__(self, in_flight: int, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.window = Window(in_flight, float(min(in_flight, start_of(in_flight))))
+        self.window = AimdLimit(in_flight, float(min(in_flight, start_of(in_flight))))
         self._workers: dict[str, _Worker] = {}
         self._closed_until = 0.0
 
@@ -82,7 +82,7 @@ class Broker:
         """Workers with a lease."""
         return len(self._workers)
 
-    def lease(self, name: str, met: Met) -> Lease:
+    def lease(self, name: str, met: Feedback) -> Lease:
         """Take what a worker has met, and return what it may use from now on."""
         now = self._clock()
         for other in [one for one, worker in self._workers.items() if worker.until <= now]:
@@ -110,7 +110,7 @@ class Broker:
         self._workers.pop(name, None)
 
 
-class LeasedWindow(Window):
+class LeasedLimit(AimdLimit):
     """A limit that others set: what is met is counted for them."""
 
     __slots__ = ()
@@ -126,7 +126,7 @@ class LeasedWindow(Window):
         self.bad += 1
 
 
-class Tenant:
+class LeaseHolder:
     """A worker's limiters under leases.
 
     Args:
@@ -142,12 +142,12 @@ class Tenant:
         ceiling = max((limiter.window.ceiling for limiter in limiters), default=1)
         self._lease = Lease(1 / workers, max(1, start_of(ceiling) // workers))
         for limiter in limiters:
-            limiter.window = LeasedWindow(limiter.window.ceiling, 1.0)
+            limiter.window = LeasedLimit(limiter.window.ceiling, 1.0)
             if not fresh:
                 limiter.begin_empty()
         self.apply(self._lease)
 
-    def met(self) -> Met:
+    def met(self) -> Feedback:
         """Return what was met since the last call."""
         good = bad = in_flight = 0
         pause = 0.0
@@ -157,7 +157,7 @@ class Tenant:
             limiter.window.good = limiter.window.bad = 0
             in_flight += limiter.in_flight
             pause = max(pause, limiter.paused_s)
-        return Met(good, bad, in_flight, pause, self._lease.epoch)
+        return Feedback(good, bad, in_flight, pause, self._lease.epoch)
 
     def apply(self, lease: Lease) -> None:
         """Use a lease from now on."""

@@ -21,7 +21,7 @@ import orjson
 
 from captioner.core.errors import OutputDamagedError, SettingsError
 from captioner.core.jsonbytes import one_line
-from captioner.core.types import Line
+from captioner.core.types import InputRecord
 from captioner.executors.ray.shard_store import MANIFEST
 from captioner.journal.checkpoint import Checkpoint, Extent
 from captioner.journal.disk import Files
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from captioner.core.keys import Identity
+    from captioner.core.keys import RecordKeys
     from captioner.core.protocols import Source
     from captioner.executors.ray.shard_store import Store
 
@@ -57,7 +57,7 @@ class Plan:
         identity: Computes keys.
     """
 
-    def __init__(self, store: Store, identity: Identity) -> None:
+    def __init__(self, store: Store, identity: RecordKeys) -> None:
         self.store = store
         self.shards = 0
         self._identity = identity
@@ -93,7 +93,7 @@ class Plan:
             )
         return False
 
-    async def deal_out(self, source: Source, limit: int | None) -> int:
+    async def partition(self, source: Source, limit: int | None) -> int:
         """Write the input of every shard; return how many records there are."""
         files = [(self.store.folder / f"{n:04d}.in.partial").open("wb") for n in range(self.shards)]
         count = 0
@@ -197,7 +197,7 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
             yield lines
 
 
-def _written(line: Line) -> bytes:
+def _written(line: InputRecord) -> bytes:
     """Return a record as it stands in a shard's input."""
     if line.fault is None:
         return b"%d\t%b\n" % (line.number, one_line(line.raw))
@@ -222,7 +222,7 @@ class ShardSource:
         """Bytes of the file."""
         return self._path.stat().st_size
 
-    async def batches(self) -> AsyncIterator[list[Line]]:
+    async def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order."""
         at = 0
         for lines in _lines(self._path):
@@ -235,17 +235,17 @@ class ShardSource:
             await asyncio.sleep(0)
 
 
-def _read(line: bytes, end: int) -> Line:
+def _read(line: bytes, end: int) -> InputRecord:
     number, _, raw = line.partition(b"\t")
     if not number.endswith(b"!"):
-        return Line(int(number), raw, end)
+        return InputRecord(int(number), raw, end)
     code, message, key, text = orjson.loads(raw)
     found = bytes.fromhex(key) if key else None
-    return Line(int(number[:-1]), text.encode(), end, (code, message), found)
+    return InputRecord(int(number[:-1]), text.encode(), end, (code, message), found)
 
 
 class PartSource:
-    """The records of one shard, picked out of the whole input: for rows with pictures in them.
+    """The records of one shard, picked out of the whole input: for rows with images in them.
 
     Args:
         source: The whole input.
@@ -254,7 +254,7 @@ class PartSource:
         shards: Of how many.
     """
 
-    def __init__(self, source: Source, identity: Identity, shard: int, shards: int) -> None:
+    def __init__(self, source: Source, identity: RecordKeys, shard: int, shards: int) -> None:
         self._source = source
         self._identity = identity
         self._part = shard, shards
@@ -264,7 +264,7 @@ class PartSource:
         """Bytes of the whole input."""
         return self._source.size
 
-    async def batches(self) -> AsyncIterator[list[Line]]:
+    async def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order."""
         shard, shards = self._part
         async for batch in self._source.batches():

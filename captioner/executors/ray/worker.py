@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.core.cancellation import Stopping
+from captioner.core.cancellation import CancelToken
 from captioner.core.errors import RunError, SettingsError
-from captioner.core.keys import Identity
+from captioner.core.keys import RecordKeys
 from captioner.core.types import Progress, RunReport
 from captioner.executors.local import open_source, run_batch
-from captioner.executors.ray.rate_broker import RENEW_S, Broker, Lease, Met, Tenant
+from captioner.executors.ray.rate_broker import RENEW_S, Feedback, Lease, LeaseHolder, RateBroker
 from captioner.executors.ray.shard_store import Store
 from captioner.executors.ray.shards import PartSource, ShardSource, names_of
 
@@ -79,7 +79,7 @@ class ShardRunner:
         self.place = place
         self.broker = broker
         self.progress = Progress()
-        self.stopping: tuple[asyncio.AbstractEventLoop, Stopping] | None = None
+        self.cancel: tuple[asyncio.AbstractEventLoop, CancelToken] | None = None
         self.wished: bool | None = None
         self.lock = threading.Lock()
 
@@ -101,23 +101,23 @@ class ShardRunner:
         found = {name: getattr(self.progress, name) for name in COUNTS}
         return {**found, "waiting": self.progress.waiting}
 
-    def stop(self, hurried: bool) -> None:  # noqa: FBT001 - over the wire
+    def stop(self, forced: bool) -> None:  # noqa: FBT001 - over the wire
         """Stop in order, or at once."""
         with self.lock:
-            self.wished = hurried
-            if self.stopping is not None:
-                loop, stopping = self.stopping
+            self.wished = forced
+            if self.cancel is not None:
+                loop, cancel = self.cancel
                 with contextlib.suppress(RuntimeError):  # the shard is done, and its loop closed
-                    loop.call_soon_threadsafe(stopping.hurry if hurried else stopping.set)
+                    loop.call_soon_threadsafe(cancel.force if forced else cancel.set)
 
 
 async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], None]) -> RunReport:
     """Caption a shard. No method of the actor, which Ray would then run in a loop of its own."""
-    stopping = Stopping()
+    cancel = CancelToken()
     with runner.lock:
-        runner.stopping = asyncio.get_running_loop(), stopping
+        runner.cancel = asyncio.get_running_loop(), cancel
         if runner.wished is not None:
-            stopping.set()
+            cancel.request()
     with tempfile.TemporaryDirectory(prefix="captioner-shard-") as scratch:
         store = Store(runner.place, Path(scratch))
         names = names_of(shard)
@@ -128,7 +128,7 @@ async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], 
 
         def under_lease(limiters: Sequence[Limiter]) -> None:
             if runner.broker is not None:
-                tenant = Tenant(limiters, workers=runner.workers, fresh=runner.fresh)
+                tenant = LeaseHolder(limiters, workers=runner.workers, fresh=runner.fresh)
                 runner.fresh = False
                 renewing.append(asyncio.create_task(_renew(runner, tenant)))
 
@@ -139,7 +139,7 @@ async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], 
                 settings,
                 source=source,
                 progress=runner.progress,
-                stopping=stopping,
+                cancel=cancel,
                 warn=warn,
                 limits=under_lease,
             )
@@ -150,10 +150,10 @@ async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], 
             await asyncio.gather(pushing, *renewing, return_exceptions=True)
             await asyncio.to_thread(store.push, names)
             with runner.lock:
-                runner.stopping = None
+                runner.cancel = None
 
 
-async def _renew(runner: ShardRunner, tenant: Tenant) -> None:
+async def _renew(runner: ShardRunner, tenant: LeaseHolder) -> None:
     """Keep the lease; go on with ever less while the broker does not answer."""
     while True:
         try:
@@ -169,15 +169,15 @@ async def _renew(runner: ShardRunner, tenant: Tenant) -> None:
         await asyncio.sleep(RENEW_S)
 
 
-class RateBroker:
-    """A `Broker` as an actor."""
+class RateBrokerActor:
+    """A `RateBroker` as an actor."""
 
     def __init__(self, in_flight: int) -> None:
-        self._broker = Broker(in_flight, time.monotonic)
+        self._broker = RateBroker(in_flight, time.monotonic)
 
     def lease(self, name: str, met: Sequence[Any]) -> tuple[Any, ...]:
         """See `Broker.lease`."""
-        return tuple(self._broker.lease(name, Met(*met)))
+        return tuple(self._broker.lease(name, Feedback(*met)))
 
     def leave(self, name: str) -> None:
         """See `Broker.leave`."""
@@ -214,6 +214,6 @@ def _source_of(runner: ShardRunner, store: Store, shard: int) -> Source:
     return ShardSource(path)
 
 
-def identity_of(settings: Settings) -> Identity:
+def identity_of(settings: Settings) -> RecordKeys:
     """Return what computes the keys of a run's records."""
-    return Identity(settings.fields, settings.records.id_field)
+    return RecordKeys(settings.fields, settings.records.id_field)

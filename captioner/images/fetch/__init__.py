@@ -1,1 +1,1 @@
-"""From a URL in a record to a picture's bytes: the web and object stores."""
+"""From a URL in a record to an image's bytes: the web and object stores."""

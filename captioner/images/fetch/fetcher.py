@@ -1,4 +1,4 @@
-"""Fetching what is not on this machine, so many pictures at once."""
+"""Fetching what is not on this machine, so many images at once."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import IO, TYPE_CHECKING
 
 from captioner.core.errors import BadImageError
 from captioner.core.secrets import without_secrets
-from captioner.core.types import Fetched
+from captioner.core.types import FetchedImages
 from captioner.images.fetch.http import IN_MEMORY, HttpFetcher
 from captioner.images.fetch.object_stores import Stores
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from captioner.core.memory import ByteBudget
+    from captioner.core.memory import MemoryBudget
     from captioner.images.archives import Archives
     from captioner.settings.options import ImageSettings
 
 
 class Fetcher:
-    """Fetches the pictures of records from the web and from object stores.
+    """Fetches the images of records from the web and from object stores.
 
-    While pictures come in, and while they wait for a place in the memory budget, the larger part of
+    While images come in, and while they wait for a place in the memory budget, the larger part of
     them is on disk.
 
     Args:
@@ -38,7 +38,7 @@ class Fetcher:
     def __init__(
         self,
         images: ImageSettings,
-        budget: ByteBudget,
+        budget: MemoryBudget,
         archives: Archives,
         web: HttpFetcher | None = None,
     ) -> None:
@@ -65,14 +65,14 @@ class Fetcher:
         await self._web.__aexit__()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def fetch(self, urls: tuple[str, ...], *, reserve: bool) -> Fetched:
-        """Return the pictures of one record.
+    async def fetch(self, urls: tuple[str, ...], *, reserve: bool) -> FetchedImages:
+        """Return the images of one record.
 
         Args:
             urls: Where they are.
             reserve: They take a place in the memory budget, which the caller gives back.
         """
-        pictures: dict[str, bytes | Exception] = {}
+        fetched_images: dict[str, bytes | Exception] = {}
         reserved = 0
         with contextlib.ExitStack() as stack:
             files: dict[str, IO[bytes]] = {}
@@ -81,7 +81,7 @@ class Fetcher:
                     try:
                         files[url] = stack.enter_context(await self._fetch(url))
                     except BadImageError as error:
-                        return Fetched({url: error}, 0)
+                        return FetchedImages({url: error}, 0)
             # Nobody waits for memory in a slot: who has the memory may want one.
             if reserve:
                 size = sum(file.tell() for file in files.values())
@@ -89,8 +89,8 @@ class Fetcher:
                 await self._budget.reserve_soon(reserved)
             for url, file in files.items():
                 file.seek(0)
-                pictures[url] = file.read()
-        return Fetched(pictures, reserved)
+                fetched_images[url] = file.read()
+        return FetchedImages(fetched_images, reserved)
 
     async def _fetch(self, url: str) -> IO[bytes]:
         if url[:5].lower() in ("http:", "https"):

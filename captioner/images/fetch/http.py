@@ -1,4 +1,4 @@
-"""Pictures from the web: bounded, tried again, and never from where a record must not send us."""
+"""Images from the web: bounded, tried again, and never from where a record must not send us."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTEMPTS = 4
 MAX_HOPS = 5
 CONNECT_S = 15.0
 IN_MEMORY = 1 << 20
-"""Bytes of a picture that are held in memory while it comes in; what is more waits on disk."""
+"""Bytes of an image that are held in memory while it comes in; what is more waits on disk."""
 
 _HEADERS = {
     "Accept": "image/*,*/*;q=0.5",
@@ -75,11 +75,11 @@ class PublicResolver(AbstractResolver):
 
 
 class HttpFetcher:
-    """Fetches pictures over http(s).
+    """Fetches images over http(s).
 
     Args:
-        timeout_s: Seconds for one picture, retries included.
-        max_bytes: Largest picture.
+        timeout_s: Seconds for one image, retries included.
+        max_bytes: Largest image.
         private: Private, loopback and link-local addresses are allowed.
         resolver: Resolves names; by default the system does.
     """
@@ -110,7 +110,7 @@ class HttpFetcher:
             await self._session.close()
 
     async def fetch(self, url: str) -> IO[bytes]:
-        """Return a file that holds a picture, at its end; the caller closes it.
+        """Return a file that holds an image, at its end; the caller closes it.
 
         Raises:
             BadImageError: ``image_missing``, ``image_unreadable``, ``image_too_large``,
@@ -138,7 +138,7 @@ class HttpFetcher:
             ) from None
 
     async def _try(self, url: str, shown: str) -> IO[bytes]:
-        """Follow one address to its picture, each hop checked anew."""
+        """Follow one address to its image, each hop checked anew."""
         try:
             target = _url(url)
             for _ in range(MAX_HOPS + 1):
@@ -179,7 +179,7 @@ class HttpFetcher:
             await asyncio.sleep(wait)
 
     async def _get(self, url: URL, shown: str) -> IO[bytes] | URL:
-        """Return the picture, or where the server says it is."""
+        """Return the image, or where the server says it is."""
         session = self._session or self._open()
         try:
             proxy = proxy_for(str(url))

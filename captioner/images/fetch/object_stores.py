@@ -1,4 +1,4 @@
-"""Pictures from object stores, through fsspec and the library made for each store. Blocking."""
+"""Images from object stores, through fsspec and the library made for each store. Blocking."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from captioner.images.archives import Archives
 
 SMALL = 1 << 20
-"""Bytes that are read at once, in the hope that it is all: most pictures take one request."""
+"""Bytes that are read at once, in the hope that it is all: most images take one request."""
 
 
 class Stores:

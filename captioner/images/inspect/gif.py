@@ -25,9 +25,9 @@ def read_gif(data: bytes) -> Structure:
         elif frames:  # what follows the first frame may be anything
             break
         else:
-            raise corrupt("the GIF holds no picture")
+            raise corrupt("the GIF holds no image")
     if not (width and height and frames):
-        raise corrupt("the GIF holds no picture")
+        raise corrupt("the GIF holds no image")
     return Structure("image/gif", width, height, plain=False, moving=frames > 1)
 
 

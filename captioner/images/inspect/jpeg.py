@@ -24,7 +24,7 @@ _TABLES = frozenset({0xC4, 0xCC, 0xDB})
 
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _MARKER = rb"\xff[^\x00\xd0-\xd7]"
-"""The next marker inside picture data, where FF is always escaped."""
+"""The next marker inside image data, where FF is always escaped."""
 
 _JFIF_BYTES = 16
 
@@ -45,7 +45,7 @@ _IN_SCAN = _searcher()
 
 
 def read_jpeg(data: bytes) -> Structure:
-    """Walk the segments and scans up to the end of the picture; what follows it is not kept.
+    """Walk the segments and scans up to the end of the image; what follows it is not kept.
 
     Raises:
         BadImageError: ``image_corrupt``.
@@ -66,7 +66,7 @@ def read_jpeg(data: bytes) -> Structure:
 
 
 _last: tuple[bytes, Structure] = b"", Structure("", 0, 0)
-"""How a picture of one scan began, and what it was: pictures that one program made in one size,
+"""How an image of one scan began, and what it was: images that one program made in one size,
 frames of a film say, all begin with the same bytes, which say the same of each."""
 
 
@@ -159,7 +159,7 @@ class _Walk:
 
     def _found(self) -> Structure:
         if not (self._width and self._height and self._scans):
-            raise corrupt("the JPEG holds no picture")
+            raise corrupt("the JPEG holds no image")
         icc = b"".join(self._profile[number] for number in sorted(self._profile))
         plain = (
             self._frame in _USUAL

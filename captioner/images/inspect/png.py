@@ -9,7 +9,7 @@ import zlib
 from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import Kept, Structure, corrupt, orientation_of
 
-_PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_IMAGE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _ORIENTATION = re.compile(
@@ -23,7 +23,7 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 
 
 def read_png(data: bytes) -> Structure:
-    """Walk the chunks, their checksums included; only those that hold the picture are kept.
+    """Walk the chunks, their checksums included; only those that hold the image are kept.
 
     Raises:
         BadImageError: ``image_corrupt``.
@@ -43,7 +43,7 @@ def read_png(data: bytes) -> Structure:
             raise corrupt(f"a checksum in the PNG is wrong (chunk {kind.decode('latin-1')!r})")
         if not found and (kind != b"IHDR" or length != 13):
             raise corrupt("the PNG does not begin with its size")
-        if kind not in _PICTURE:
+        if kind not in _IMAGE:
             kept.drop(at, end)
             if kind in _TEXTS and _ORIENTATION.search(data, at + 8, end - 4):
                 turned = True
@@ -54,7 +54,7 @@ def read_png(data: bytes) -> Structure:
     kept.drop(at, len(data))
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     if not (width and height and b"IDAT" in found) or (colours == 3 and b"PLTE" not in found):
-        raise corrupt("the PNG holds no picture")
+        raise corrupt("the PNG holds no image")
     if depth not in _DEPTHS.get(colours, ()):
         raise corrupt("the PNG's colours are of no kind that exists")
     orientation = orientation_of(_chunk(data, found.get(b"eXIf")))

@@ -1,7 +1,7 @@
-"""What a picture's bytes say of themselves, read from their structure alone: nothing is decoded.
+"""What an image's bytes say of themselves, read from their structure alone: nothing is decoded.
 
-Type and size come from the content, never from a name. The walk to the end of the picture finds
-truncated and mangled ones in microseconds, and notes which bytes are the picture: the others, such
+Type and size come from the content, never from a name. The walk to the end of the image finds
+truncated and mangled ones in microseconds, and notes which bytes are the image: the others, such
 as where a photograph was taken, are not ours to send.
 """
 
@@ -24,7 +24,7 @@ class Structure(NamedTuple):
         plain: Endpoints see it as people do: 8 bits, grey or RGB, in the colours of sRGB.
         transparent: Some of it may be.
         moving: It has several frames.
-        parts: The picture without metadata; joined they are a whole file.
+        parts: The image without metadata; joined they are a whole file.
     """
 
     media_type: str
@@ -73,7 +73,7 @@ class Kept:
 
 
 def corrupt(what: str) -> BadImageError:
-    """Return the error for a broken picture."""
+    """Return the error for a broken image."""
     return BadImageError("image_corrupt", f"the image is broken: {what}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.errors import DiskError
 from captioner.journal.disk import Files
-from captioner.journal.journal import beside
+from captioner.journal.journal import companion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ def replacing(target: Path) -> Iterator[Path]:
         DiskError: The disk refused; the target is as it was.
     """
     # Names have an end: 255 bytes, in most file systems.
-    partial = beside(target.with_name(target.name[:60]), ".partial")
+    partial = companion(target.with_name(target.name[:60]), ".partial")
     files = Files()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -12,16 +12,16 @@ from captioner.core.extras import needed
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path
 from captioner.journal.finalize import write_array
-from captioner.journal.journal import beside, format_of, journal_path
+from captioner.journal.journal import companion, format_of, journal_path
 from captioner.journal.reviews import reviews_path
 from captioner.outputs.export.atomic import replacing
-from captioner.outputs.output import Book
+from captioner.outputs.reader import OutputReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from captioner.outputs.output import Reviewed
+    from captioner.outputs.reader import Reviewed
     from captioner.settings.options import OutputFormat
 
 _SIDECARS = ("txt", "caption")
@@ -39,7 +39,7 @@ def check_format(target: Path, given: OutputFormat | None = None) -> OutputForma
     if kind == "parquet" or (kind == "imagefolder" and target.suffix.lower() == ".parquet"):
         needed("pyarrow.parquet", "parquet")
     if kind in _SIDECARS and target.exists() and not target.is_dir():
-        raise SettingsError(f"{target} is no folder: {kind} files lie beside the pictures, in one")
+        raise SettingsError(f"{target} is no folder: {kind} files lie beside the images, in one")
     if target.is_dir() and kind not in _SIDECARS:
         raise SettingsError(f"the output {target} is a folder; name a file with -o")
     if kind == "imagefolder" and target.stem != "metadata":
@@ -68,7 +68,7 @@ def export(
         journal: The journal.
         target: What is written, put in place whole.
         kind: The format.
-        image_root: Where relative paths of pictures start from.
+        image_root: Where relative paths of images start from.
         source: The input, in place of the one that the journal's checkpoint names.
         overwrite: Replace what is there already.
         own: The target is the output of that very run, which it may replace.
@@ -80,7 +80,7 @@ def export(
         DiskError: The disk refused; the target is as it was.
         SettingsError: The format cannot hold them; says why.
     """
-    book = Book.open(
+    book = OutputReader.open(
         journal, image_root=image_root, source=source, reviewed=reviewed, output=output, warn=warn
     )
     with closing(book):
@@ -100,7 +100,7 @@ def export(
             warn(_told(book))
 
 
-def _told(book: Book) -> str:
+def _told(book: OutputReader) -> str:
     """Return in a sentence what the reviews have done."""
     counts = book.verdicts()
     left, edited, rest = counts["rejected"], counts["edited"], counts["none"]
@@ -112,7 +112,9 @@ def _told(book: Book) -> str:
     return f"reviews: {'; '.join(filter(None, parts)) or 'nothing to change'}"
 
 
-def _refuse_ours(book: Book, target: Path, source: Path | None, output: Path | None) -> None:
+def _refuse_ours(
+    book: OutputReader, target: Path, source: Path | None, output: Path | None
+) -> None:
     """Refuse a target that is the input, or belongs to the journal.
 
     Raises:
@@ -121,8 +123,8 @@ def _refuse_ours(book: Book, target: Path, source: Path | None, output: Path | N
     journal = book.journal
     ours = [
         journal,
-        beside(journal, ".ckpt"),
-        beside(journal, ".lock"),
+        companion(journal, ".ckpt"),
+        companion(journal, ".lock"),
         *(failures_path(one) for one in (journal, output) if one is not None),
         *(reviews_path(one) for one in (journal, output) if one is not None),
     ]
@@ -152,12 +154,12 @@ def targets_of(target: Path) -> list[Path]:
     ]
 
 
-def _writer(kind: OutputFormat) -> Callable[[Book, Path], None]:
+def _writer(kind: OutputFormat) -> Callable[[OutputReader, Path], None]:
     """Return what writes a format."""
     from captioner.outputs.export import tables, training
     from captioner.outputs.export import webdataset as shards
 
-    writers: dict[str, Callable[[Book, Path], None]] = {
+    writers: dict[str, Callable[[OutputReader, Path], None]] = {
         "jsonl": _copy,
         "json": _write_array,
         "csv": tables.write_csv,
@@ -172,10 +174,10 @@ def _writer(kind: OutputFormat) -> Callable[[Book, Path], None]:
     return writers[kind]
 
 
-def _copy(book: Book, target: Path) -> None:
+def _copy(book: OutputReader, target: Path) -> None:
     with replacing(target) as partial, partial.open("wb") as file:
         file.writelines(line + b"\n" for line in book.lines())
 
 
-def _write_array(book: Book, target: Path) -> None:
+def _write_array(book: OutputReader, target: Path) -> None:
     write_array(book.lines(), target, Files())

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import DiskError
 from captioner.core.extras import needed
-from captioner.core.row import member_names
+from captioner.core.row import field_names
 from captioner.outputs.export.atomic import replacing
-from captioner.outputs.output import parsed
+from captioner.outputs.reader import parsed
 from captioner.readers.rows import dumped, line_of
 from captioner.readers.tables import ArrowSource, python_rows
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from captioner.outputs.output import Book
+    from captioner.outputs.reader import OutputReader
 
 BATCH = 5_000
 """Rows of a table that are in memory at once."""
 
 
-def columns_of(book: Book) -> list[str]:
+def columns_of(book: OutputReader) -> list[str]:
     """Return the members of all rows, in the order they are met."""
     return list(dict.fromkeys(name for row in book.rows() for name in row))
 
 
-def write_csv(book: Book, target: Path, *, delimiter: str = ",") -> None:
+def write_csv(book: OutputReader, target: Path, *, delimiter: str = ",") -> None:
     """Write a CSV file (RFC 4180); what is no text or number is JSON in its cell."""
     columns = columns_of(book)
     with replacing(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -42,7 +42,7 @@ def write_csv(book: Book, target: Path, *, delimiter: str = ",") -> None:
             table.writerow([cell(row.get(name)) for name in columns])
 
 
-def write_tsv(book: Book, target: Path) -> None:
+def write_tsv(book: OutputReader, target: Path) -> None:
     """Write a TSV file, quoted as CSV is."""
     write_csv(book, target, delimiter="\t")
 
@@ -59,7 +59,7 @@ def cell(value: Any) -> Any:
 # -- SQLite ------------------------------------------------------------------------------------
 
 
-def write_sqlite(book: Book, target: Path) -> None:
+def write_sqlite(book: OutputReader, target: Path) -> None:
     """Write a table ``captions`` with a column for each member.
 
     Raises:
@@ -124,7 +124,7 @@ def _value(value: Any) -> Any:
 # -- Parquet -----------------------------------------------------------------------------------
 
 
-def write_parquet(book: Book, target: Path) -> None:
+def write_parquet(book: OutputReader, target: Path) -> None:
     """Write a Parquet file.
 
     Where the input is a table its columns keep their types, and the captions come beside them.
@@ -196,9 +196,9 @@ def _common_schema(arrow: Any, source: ArrowSource) -> Any:
         return None
 
 
-def _write_beside(book: Book, source: ArrowSource, schema: Any, target: Path) -> None:
+def _write_beside(book: OutputReader, source: ArrowSource, schema: Any, target: Path) -> None:
     arrow, parquet = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")
-    ours = member_names(book.fields)
+    ours = field_names(book.fields)
     added = [name for name in columns_of(book) if name in ours]
     types = _types(arrow, book.rows, added)
     kept = [field for field in schema if field.name not in added]

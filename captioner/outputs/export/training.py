@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import IO
 
-    from captioner.outputs.output import Book
+    from captioner.outputs.reader import OutputReader
 
 
 _QUESTIONS = frozenset({"prompt", "system_prompt", "ask", "preset", "prompt_field"})
 
 
-def write_llava(book: Book, target: Path) -> None:
+def write_llava(book: OutputReader, target: Path) -> None:
     """Write LLaVA's conversations: what was asked as the human's turn, the caption as gpt's.
 
-    System turns are left out, for LLaVA's own trainer knows none. Rows without a picture in a
+    System turns are left out, for LLaVA's own trainer knows none. Rows without an image in a
     file or at an address are left out, and counted.
     """
 
@@ -55,7 +55,7 @@ def write_llava(book: Book, target: Path) -> None:
 class _Counting:
     """Counts what passes, to tell how many rows did not."""
 
-    def __init__(self, entries: Iterable[Any], book: Book) -> None:
+    def __init__(self, entries: Iterable[Any], book: OutputReader) -> None:
         self._entries = entries
         self._book = book
         self._count = 0
@@ -69,13 +69,13 @@ class _Counting:
         """Say how many rows were left out."""
         if left := sum(1 for _ in self._book.lines()) - self._count:
             self._book.warn(
-                f"{left:,} captions are not in it: {what} names pictures by their files, and "
+                f"{left:,} captions are not in it: {what} names images by their files, and "
                 "theirs are inside a table or a record"
             )
 
 
-def _place(book: Book, row: dict[str, Any]) -> str | list[str] | None:
-    """Return where the pictures of a row are; None if one is in no file of its own."""
+def _place(book: OutputReader, row: dict[str, Any]) -> str | list[str] | None:
+    """Return where the images of a row are; None if one is in no file of its own."""
     places = [image.path or image.url for image in book.images(row)]
     if not places or None in places:
         return None
@@ -83,7 +83,7 @@ def _place(book: Book, row: dict[str, Any]) -> str | list[str] | None:
     return found[0] if len(found) == 1 else found
 
 
-def _conversation(book: Book, row: dict[str, Any]) -> list[dict[str, str]]:
+def _conversation(book: OutputReader, row: dict[str, Any]) -> list[dict[str, str]]:
     turns = [turn for turn in book.turns(row) if turn.role != "system"]
     found = [
         {
@@ -105,7 +105,7 @@ def _conversation(book: Book, row: dict[str, Any]) -> list[dict[str, str]]:
     return found
 
 
-def write_coco(book: Book, target: Path) -> None:
+def write_coco(book: OutputReader, target: Path) -> None:
     """Write COCO captions: an image for each row, an annotation for each of its captions.
 
     Ids are those of the records where all are different whole numbers, else 1, 2, 3 …
@@ -115,7 +115,7 @@ def write_coco(book: Book, target: Path) -> None:
     own = whole and len(set(ids)) == len(ids)
 
     def images() -> Iterable[dict[str, Any]]:
-        for number, (row, held) in enumerate(book.rows_with_pictures(), 1):
+        for number, (row, held) in enumerate(book.rows_with_images(), 1):
             image: dict[str, Any] = {"id": row["id"] if own else number}
             place = _place(book, row)
             if isinstance(place, list):
@@ -130,7 +130,7 @@ def write_coco(book: Book, target: Path) -> None:
 
     def annotations() -> Iterable[dict[str, Any]]:
         count = 0
-        for number, (row, _) in enumerate(book.rows_with_pictures(), 1):
+        for number, (row, _) in enumerate(book.rows_with_images(), 1):
             for text in book.texts(row):
                 count += 1
                 image_id = row["id"] if own else number
@@ -144,10 +144,10 @@ def write_coco(book: Book, target: Path) -> None:
         file.write(b"}\n")
 
 
-def _size(book: Book, row: dict[str, Any], held: dict[str, bytes]) -> tuple[int, int]:
-    """Return width and height of a row's picture; zeros where it cannot be read."""
+def _size(book: OutputReader, row: dict[str, Any], held: dict[str, bytes]) -> tuple[int, int]:
+    """Return width and height of a row's image; zeros where it cannot be read."""
     images = book.images(row)
-    data = book.picture(images[0], held) if images else None
+    data = book.image_bytes(images[0], held) if images else None
     try:
         structure = read_structure(data) if data else None
     except BadImageError:
@@ -167,12 +167,12 @@ def _write_array(file: IO[bytes], entries: Iterable[Any]) -> None:
     file.write(b"[]" if between == b"[\n" else b"\n]")
 
 
-def write_sidecars(book: Book, target: Path, *, suffix: str, overwrite: bool) -> None:
-    """Write each caption beside its picture: one line, under the picture's name.
+def write_sidecars(book: OutputReader, target: Path, *, suffix: str, overwrite: bool) -> None:
+    """Write each caption beside its image: one line, under the image's name.
 
     Args:
         book: The captions.
-        target: The folder in which pictures have the paths that the records name.
+        target: The folder in which images have the paths that the records name.
         suffix: ``.txt`` or ``.caption``.
         overwrite: Replace files that hold something else.
     """
@@ -201,15 +201,15 @@ def write_sidecars(book: Book, target: Path, *, suffix: str, overwrite: bool) ->
         )
     if clashing:
         book.warn(
-            f"{clashing:,} captions are not in files: another picture or record has the same name "
+            f"{clashing:,} captions are not in files: another image or record has the same name "
             "but for its ending, and was first"
         )
     if homeless:
-        book.warn(f"{homeless:,} captions have no picture in a file of its own to lie beside")
+        book.warn(f"{homeless:,} captions have no image in a file of its own to lie beside")
 
 
 def _remove_rejected(
-    book: Book, target: Path, written: KeyTable, *, suffix: str, overwrite: bool
+    book: OutputReader, target: Path, written: KeyTable, *, suffix: str, overwrite: bool
 ) -> None:
     """Remove what an export wrote before it was rejected: a trainer would read it."""
     left = 0
@@ -243,11 +243,11 @@ def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:
     return True
 
 
-def write_txt(book: Book, target: Path, *, overwrite: bool = False) -> None:
+def write_txt(book: OutputReader, target: Path, *, overwrite: bool = False) -> None:
     """Write ``.txt`` sidecars."""
     write_sidecars(book, target, suffix=".txt", overwrite=overwrite)
 
 
-def write_caption(book: Book, target: Path, *, overwrite: bool = False) -> None:
+def write_caption(book: OutputReader, target: Path, *, overwrite: bool = False) -> None:
     """Write ``.caption`` sidecars, which kohya's trainer looks for first."""
     write_sidecars(book, target, suffix=".caption", overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Captions with their pictures: WebDataset shards; and beside them: imagefolder metadata."""
+"""Captions with their images: WebDataset shards; and beside them: imagefolder metadata."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from captioner.outputs.output import Book
+    from captioner.outputs.reader import OutputReader
 
 SHARD_SAMPLES = 10_000
 SHARD_BYTES = 1_000_000_000
 """Where ``out-%05d.tar`` begins a new shard."""
 
 _Sample = tuple[str, list[bytes], str, dict[str, Any]]
-"""Key, pictures, caption, the whole row."""
+"""Key, images, caption, the whole row."""
 
 _NUMBERED = re.compile(r"%0?\d*d")
 
 
-def write_webdataset(book: Book, target: Path) -> None:
-    """Write tar shards: picture, caption as ``.txt``, the whole row as ``.json``.
+def write_webdataset(book: OutputReader, target: Path) -> None:
+    """Write tar shards: image, caption as ``.txt``, the whole row as ``.json``.
 
     A ``%05d`` in the name makes several; without one there is one. Keys are those of an input
     that has them, else the number of the row.
@@ -67,13 +67,13 @@ def _numbered(target: Path, number: int) -> Path:
     return target.with_name(name)
 
 
-def _samples(book: Book) -> Iterator[_Sample]:
+def _samples(book: OutputReader) -> Iterator[_Sample]:
     left_out = 0
     used: set[str] = set()
-    for number, (row, held) in enumerate(book.rows_with_pictures()):
-        pictures = [book.picture(image, held) for image in book.images(row)]
-        found = [data for data in pictures if data is not None]
-        if not pictures or len(found) < len(pictures):
+    for number, (row, held) in enumerate(book.rows_with_images()):
+        images = [book.image_bytes(image, held) for image in book.images(row)]
+        found = [data for data in images if data is not None]
+        if not images or len(found) < len(images):
             left_out += 1
             continue
         key = _key(row, number)
@@ -83,7 +83,7 @@ def _samples(book: Book) -> Iterator[_Sample]:
         yield key, found, book.texts(row)[0], row
     if left_out:
         book.warn(
-            f"{left_out:,} captions are not in it: their pictures are not on this machine, or not "
+            f"{left_out:,} captions are not in it: their images are not on this machine, or not "
             "any more"
         )
 
@@ -95,10 +95,10 @@ def _key(row: dict[str, Any], number: int) -> str:
 
 
 def _add(
-    shard: tarfile.TarFile, key: str, pictures: list[bytes], text: str, row: dict[str, Any]
+    shard: tarfile.TarFile, key: str, images: list[bytes], text: str, row: dict[str, Any]
 ) -> None:
     members = []
-    for number, data in enumerate(pictures):
+    for number, data in enumerate(images):
         kind = media_type_of(data).rpartition("/")[2].replace("jpeg", "jpg") or "img"
         members.append((kind if not number else f"{number}.{kind}", data))
     members += [("txt", text.encode()), ("json", dumped(row))]
@@ -109,11 +109,11 @@ def _add(
         shard.members = []  # type: ignore[attr-defined] # tarfile would keep them all
 
 
-def write_image_folder(book: Book, target: Path) -> None:
-    """Write Hugging Face's ``metadata.jsonl``, ``.csv`` or ``.parquet``, beside the pictures.
+def write_image_folder(book: OutputReader, target: Path) -> None:
+    """Write Hugging Face's ``metadata.jsonl``, ``.csv`` or ``.parquet``, beside the images.
 
     Raises:
-        SettingsError: A picture lies outside the folder, where the format cannot name it.
+        SettingsError: An image lies outside the folder, where the format cannot name it.
     """
     kind = target.suffix.lower()
     left_out = 0
@@ -134,10 +134,10 @@ def write_image_folder(book: Book, target: Path) -> None:
             name = os.path.relpath(found, target.parent)
             if name.startswith(".."):
                 raise SettingsError(
-                    f"{target.name} has to lie in the folder of the pictures or above it; "
+                    f"{target.name} has to lie in the folder of the images or above it; "
                     f"{path[:200]} is elsewhere"
                 )
-            taken = "file_name", book.image_member(row)  # `datasets` makes a column of that name
+            taken = "file_name", book.image_field_of(row)  # `datasets` makes a column of that name
             yield {"file_name": name, **{n: v for n, v in row.items() if n not in taken}}
 
     columns = list(dict.fromkeys(name for row in rows() for name in row)) or ["file_name"]
@@ -152,4 +152,4 @@ def write_image_folder(book: Book, target: Path) -> None:
         with replacing(target) as partial, partial.open("wb") as lines:
             lines.writelines(dumped(row) + b"\n" for row in rows())
     if left_out:
-        book.warn(f"{left_out:,} captions are not in it: they have not one picture in its own file")
+        book.warn(f"{left_out:,} captions are not in it: they have not one image in its own file")

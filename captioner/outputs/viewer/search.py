@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from captioner.core.row import FLAG
-from captioner.outputs.output import parsed
+from captioner.outputs.reader import parsed
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from captioner.journal.reviews import Review, Reviews
-    from captioner.outputs.output import Book
+    from captioner.outputs.reader import OutputReader
 
 LONGEST_TEXT = 2_000
 """Characters of one of a record's members that are shown and looked through."""
@@ -42,7 +42,7 @@ class Query(NamedTuple):
     code: str = ""
 
 
-def row_fits(query: Query, book: Book, reviews: Reviews) -> Callable[[bytes], bool]:
+def row_fits(query: Query, book: OutputReader, reviews: Reviews) -> Callable[[bytes], bool]:
     """Return what tells by the line of a row whether it is looked for."""
     fields = book.fields
     wanted = query.text.casefold()
@@ -128,7 +128,7 @@ def _folded_to_ascii() -> re.Pattern[bytes]:
 def _texts(value: Any) -> Iterator[str]:
     """Yield the texts inside a JSON value, as they are compared."""
     if isinstance(value, str):
-        if len(value) <= LONGEST_TEXT or " " in value[:LONGEST_TEXT]:  # else a picture's base64
+        if len(value) <= LONGEST_TEXT or " " in value[:LONGEST_TEXT]:  # else an image's base64
             yield value.casefold()
     elif isinstance(value, dict):
         for one in value.values():

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.outputs.viewer.search import Query
-from captioner.outputs.viewer.store import Shelf
+from captioner.outputs.viewer.store import ViewerStore
 from captioner.outputs.viewer.thumbnails import SIDES, Thumbnails
 from captioner.outputs.viewer.timeline import EVERY_S, Timeline
 from captioner.readers.rows import dumped
@@ -58,7 +58,7 @@ class Viewer:
         journal: Where its captions are appended; by default as its name says.
         host: Address to listen on.
         port: Port; 0 takes a free one.
-        image_root: Where relative paths of pictures start from.
+        image_root: Where relative paths of images start from.
         progress: Of a run that goes on in this process.
         warn: Called with a sentence when something is worth knowing but no error.
 
@@ -83,7 +83,7 @@ class Viewer:
         self.url = ""
         self._token = secrets.token_urlsafe(16)
         self._place = host, port
-        self._shelf = Shelf(output, journal, image_root=image_root, warn=warn)
+        self._shelf = ViewerStore(output, journal, image_root=image_root, warn=warn)
         self._timeline = Timeline(progress) if progress is not None else None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-view")
         self._charting = ThreadPoolExecutor(1, thread_name_prefix="captioner-charts")

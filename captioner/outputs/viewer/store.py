@@ -15,9 +15,9 @@ from captioner.core.errors import CaptionerError, RecordError
 from captioner.core.row import EXTRAS, FLAG
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path
-from captioner.journal.journal import beside, journal_path, read_checkpoint
-from captioner.journal.reviews import Review, Reviews, print_of, reviews_path, verdict_of
-from captioner.outputs.output import Book, parsed
+from captioner.journal.journal import companion, journal_path, read_checkpoint
+from captioner.journal.reviews import Review, Reviews, fingerprint, reviews_path, verdict_of
+from captioner.outputs.reader import OutputReader, parsed
 from captioner.outputs.statistics import look_at
 from captioner.outputs.viewer.lineindex import Lines
 from captioner.outputs.viewer.search import (
@@ -64,13 +64,13 @@ class Found(NamedTuple):
     looked_at: int
 
 
-class Shelf:
+class ViewerStore:
     """The output of a run and what lies beside it. May be used from several threads.
 
     Args:
         output: The output; it need not exist yet.
         journal: Where its captions are appended; None finds it by the output's name.
-        image_root: Where relative paths of pictures start from.
+        image_root: Where relative paths of images start from.
         warn: Called with a sentence when something is worth knowing but no error.
     """
 
@@ -89,7 +89,7 @@ class Shelf:
         self.reviews = Reviews(reviews_path(output))
         self._image_root = image_root
         self._warn = warn
-        self._book: Book | None = None
+        self._book: OutputReader | None = None
         self._book_of: object = None
         self._lock = threading.Lock()
         self._closed = False
@@ -104,15 +104,15 @@ class Shelf:
         self.reviews.refresh()
 
     @property
-    def book(self) -> Book:
+    def book(self) -> OutputReader:
         """What the checkpoint says; read again when it says something else."""
         with self._lock:
-            of = self.rows.generation, _stamp(beside(self.journal, ".ckpt"))
+            of = self.rows.generation, _stamp(companion(self.journal, ".ckpt"))
             if self._book is None or of != self._book_of:
                 found = read_checkpoint(Files(), self.journal)
                 settings = found.settings if found else {}
                 if self._book is None or settings != self._book.settings:
-                    self._book = Book.open(
+                    self._book = OutputReader.open(
                         self.journal,
                         image_root=self._image_root,
                         largest=ImageSettings().max_image_bytes,
@@ -145,7 +145,7 @@ class Shelf:
             why = f"this line cannot be read: {error}"
             return {
                 "number": number, "key": "", "of": "", "captions": {"": why}, "prompt": "",
-                "flags": [], "extras": {}, "members": {}, "pictures": [], "verdict": "none",
+                "flags": [], "extras": {}, "members": {}, "images": [], "verdict": "none",
                 "note": "", "line": None, "code": "", "message": why, "attempts": None,
             }  # fmt: skip
 
@@ -162,7 +162,7 @@ class Shelf:
         return {
             "number": number,
             "key": key.hex(),
-            "of": print_of(row, fields),
+            "of": fingerprint(row, fields),
             "captions": {name: editable(shown.get(name)) for name in fields},
             "prompt": self._prompt(row),
             "flags": flags_of(row, fields),
@@ -170,7 +170,7 @@ class Shelf:
             "members": {
                 name: _brief(value) for name, value in row.items() if name not in ours | extras
             },
-            "pictures": [self._place(image) for image in book.images(row)],
+            "images": [self._place(image) for image in book.images(row)],
             "verdict": review.verdict if review is not None else "none",
             "note": review.note if review is not None else "",
         }
@@ -190,11 +190,11 @@ class Shelf:
             "members": {name: _brief(value) for name, value in row.items()}
             if row
             else {"record": _brief(record)},
-            "pictures": [self._place(image) for image in self.book.images(row)],
+            "images": [self._place(image) for image in self.book.images(row)],
         }
 
     def images(self, kind: str, number: int) -> list[ImageRef]:
-        """Return the pictures of a row or of a failure."""
+        """Return the images of a row or of a failure."""
         lines = (self.failures if kind == "failures" else self.rows).read(number, 1)
         if not lines:
             return []
@@ -202,8 +202,8 @@ class Shelf:
         return self.book.images(row) if isinstance(row, dict) else []
 
     def data(self, image: ImageRef) -> bytes | None:
-        """Return a picture's bytes; None where it is not at hand."""
-        return self.book.picture(image, {})
+        """Return an image's bytes; None where it is not at hand."""
+        return self.book.image_bytes(image, {})
 
     def _prompt(self, row: dict[str, Any]) -> str:
         try:
@@ -216,12 +216,12 @@ class Shelf:
         return "\n".join(part for part in turns[-1].parts if isinstance(part, str)) if turns else ""
 
     def _place(self, image: ImageRef) -> str:
-        """Return where a picture is, in words for a person."""
+        """Return where an image is, in words for a person."""
         if image.path is not None:
             return image.path[-200:]
         if image.url is not None:
             return image.url[:200]
-        return "a picture inside the record" if image.data is not None else "inside the input"
+        return "an image inside the record" if image.data is not None else "inside the input"
 
     # -- what is found -------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class Shelf:
         for line in chain(self.rows.read(number, 1), all_of_them):
             if (identity.of_output(line) or b"").hex() == key:
                 row = parsed(line)
-                if print_of(row, fields) == of:
+                if fingerprint(row, fields) == of:
                     return row
         raise ValueError("there is no such row any more; load the page again")
 
@@ -377,7 +377,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _running(journal: Path) -> bool:
     """Tell whether somebody writes to an output, without touching the lock that says so."""
     try:
-        host, _, pid = beside(journal, ".lock").read_text("utf-8", "replace").strip().partition(" ")
+        host, _, pid = (
+            companion(journal, ".lock").read_text("utf-8", "replace").strip().partition(" ")
+        )
         if host == socket.gethostname():
             os.kill(int(pid), 0)
     except PermissionError:

@@ -11,10 +11,10 @@ import orjson
 import pytest
 
 from captioner.core.errors import OutputDamagedError, SettingsError
-from captioner.core.keys import Identity
+from captioner.core.keys import RecordKeys
 from captioner.journal.journal import Journal
 
-IDENTITY = Identity(("caption",))
+IDENTITY = RecordKeys(("caption",))
 LINES = [
     orjson.dumps({"id": n, "caption": "abcdefghij" * (n % 7) + 'é"\\{}[],:'}) + b"\n"
     for n in range(12)
@@ -41,7 +41,7 @@ def recover(path: Path) -> tuple[int, bytes]:
     journal = Journal(path, IDENTITY, {})
     journal.open()
     if journal.repeated:
-        journal.cut_repeated({})
+        journal.truncate_duplicates({})
     count = len(journal.done)
     journal.close()
     return count, path.read_bytes()

@@ -1,4 +1,4 @@
-"""Cases 25 to 28: records, pictures, paths and URLs that mean harm, through the command."""
+"""Cases 25 to 28: records, images, paths and URLs that mean harm, through the command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from samples import bomb, png
 from tally import tally
 
 CEILING = 2_500 << 20
-"""Bytes of memory that a run takes at most, all its processes together, whatever its pictures."""
+"""Bytes of memory that a run takes at most, all its processes together, whatever its images."""
 
 
 def failures(source: Path) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def test_a_line_of_a_gigabyte(tmp_path: Path, endpoint: FakeEndpoint) -> None:
 def test_the_longest_line_is_an_option(
     tmp_path: Path, endpoint: FakeEndpoint, run_command: Any
 ) -> None:
-    """Records with large pictures inside are read when they are allowed to be."""
+    """Records with large images inside are read when they are allowed to be."""
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"image": "a.jpg", "note": "' + b"x" * 5_000 + b'"}\n' + GOOD + b"\n")
@@ -134,7 +134,7 @@ def test_the_longest_line_is_an_option(
     assert len(captions(source)) == 2
 
 
-# -- case 26: hostile pictures ---------------------------------------------------------------------
+# -- case 26: hostile images ---------------------------------------------------------------------
 
 
 def solid(width: int, height: int, channels: int = 4) -> bytes:
@@ -187,11 +187,11 @@ def resident(pid: int) -> int:
 
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_64_hostile_pictures_at_once(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+def test_64_hostile_images_at_once(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     """Bombs, giants and rubbish, 64 in flight: memory has a ceiling, each has an outcome."""
     giant = solid(13_000, 13_000)
     large = solid(5_100, 5_000, 3)
-    pictures = {
+    images = {
         "giant": (giant, 4, ""),
         "large": (large, 8, ""),
         "bomb": (bomb(30_000, 60_000), 12, "image_too_large"),
@@ -201,7 +201,7 @@ def test_64_hostile_pictures_at_once(tmp_path: Path, endpoint: FakeEndpoint) -> 
         "small": (jpeg(1), 12, ""),
     }
     records = []
-    for name, (data, count, _) in pictures.items():
+    for name, (data, count, _) in images.items():
         (tmp_path / name).write_bytes(data)
         records += [{"image": name, "prompt": f"{name} {n}"} for n in range(count)]
     assert len(records) == 64
@@ -213,7 +213,7 @@ def test_64_hostile_pictures_at_once(tmp_path: Path, endpoint: FakeEndpoint) -> 
     assert "Traceback" not in said
     failed = {one["record"]["prompt"]: one["code"] for one in failures(source)}
     done = {row["prompt"] for row in captions(source)}
-    for name, (_, count, code) in pictures.items():
+    for name, (_, count, code) in images.items():
         for number in range(count):
             prompt = f"{name} {number}"
             if code:
@@ -221,7 +221,7 @@ def test_64_hostile_pictures_at_once(tmp_path: Path, endpoint: FakeEndpoint) -> 
             else:
                 assert prompt in done, (prompt, failed.get(prompt))
     assert peak <= CEILING
-    tally("26 hostile pictures", pictures=64, failed=len(failed), peak_mb=peak >> 20)
+    tally("26 hostile images", images=64, failed=len(failed), peak_mb=peak >> 20)
 
 
 # -- case 27: hostile paths ------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from conftest import rows
 from endpoint import Reply, completion
-from fakes import PICTURE, EchoTransport
+from fakes import IMAGE, EchoTransport
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captioner import RunReport, SettingsError, run_batch
 
-URL = PICTURE
+URL = IMAGE
 
 
 def record(name: object) -> str:
@@ -95,7 +95,7 @@ def test_whatever_becomes_of_the_input_only_what_is_new_is_done(
 
 
 async def test_an_edited_record_is_captioned_again_and_the_old_row_kept(tmp_path) -> None:
-    """A new question about the same picture is new work; the paid answer is reported, not lost."""
+    """A new question about the same image is new work; the paid answer is reported, not lost."""
     source = tmp_path / "in.jsonl"
     source.write_text(record("a") + "\n" + record("b") + "\n")
     await caption(source)

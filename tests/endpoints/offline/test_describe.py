@@ -54,12 +54,12 @@ def halves(first, second):
         ("#fbf3df", "beige"),
     ],
 )
-def test_a_plain_picture_is_called_by_its_colour(colour, name):
-    """A red picture is called red, and so on."""
+def test_a_plain_image_is_called_by_its_colour(colour, name):
+    """A red image is called red, and so on."""
     assert f"almost entirely {name}." in describe(Image.new("RGB", (80, 60), colour))
 
 
-def test_a_picture_of_two_colours_names_both_and_no_blend():
+def test_a_image_of_two_colours_names_both_and_no_blend():
     """Half red, half blue is red and blue, not also the purple of a blurred edge."""
     assert "Its main colours are red and blue." in describe(halves("#e01010", "#0000ee")).replace(
         "blue and red", "red and blue"
@@ -69,13 +69,13 @@ def test_a_picture_of_two_colours_names_both_and_no_blend():
 @pytest.mark.parametrize(
     ("size", "word"), [((300, 200), "landscape"), ((200, 300), "portrait"), ((200, 200), "square")]
 )
-def test_orientation_and_size_are_those_of_the_picture(size, word):
+def test_orientation_and_size_are_those_of_the_image(size, word):
     """Wide is landscape, tall is portrait, and the pixels are counted right."""
     caption = describe(Image.new("RGB", size, "#e01010"))
     assert f"a {word} image, {size[0]} x {size[1]} pixels" in caption
 
 
-def test_a_picture_turned_by_its_metadata_is_described_as_displayed(describer):
+def test_a_image_turned_by_its_metadata_is_described_as_displayed(describer):
     """A phone's portrait photograph is stored lying down; the caption says portrait."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -84,22 +84,22 @@ def test_a_picture_turned_by_its_metadata_is_described_as_displayed(describer):
 
 
 def test_brightness_follows_the_light():
-    """A night picture is dark and a snowy one is bright."""
+    """A night image is dark and a snowy one is bright."""
     assert "It is dark" in describe(halves("#000000", "#101820"))
     assert "It is bright" in describe(halves("#ffffff", "#e8eef4"))
     assert "It is evenly lit" in describe(halves("#707070", "#8090a0"))
 
 
 def test_a_blurred_copy_is_called_soft_and_the_original_sharp():
-    """Out of focus pictures can be found by their captions."""
+    """Out of focus images can be found by their captions."""
     original = poster((40, "Some words"), (40, "in focus here"))
     assert "and sharp." in describe(original)
     assert "and soft." in describe(original.filter(ImageFilter.GaussianBlur(8)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr"])
-def test_every_mode_and_the_smallest_picture_can_be_described(mode):
-    """Scans, masks and print files are captioned like any other picture."""
+def test_every_mode_and_the_smallest_image_can_be_described(mode):
+    """Scans, masks and print files are captioned like any other image."""
     for size in ((1, 1), (50, 2), (40, 30)):
         assert describe(Image.new(mode, size)).startswith("This is a ")
 
@@ -157,15 +157,15 @@ def test_tiny_print_is_not_reported(describer):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
-def test_a_degenerate_picture_is_captioned(describer, size):
+def test_a_degenerate_image_is_captioned(describer, size):
     """A one pixel tracking image in a data set does not end the run."""
     assert describer.caption(encoded(Image.new("RGB", size, "red"))).startswith("This is a ")
 
 
-def test_bytes_that_are_no_picture_are_refused(describer):
+def test_bytes_that_are_no_image_are_refused(describer):
     """Broken, cut off and foreign files raise one error that says so."""
     whole = encoded(poster((40, "Harvest Market")))
-    for data in (b"", b"not a picture", whole[: len(whole) // 2], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+    for data in (b"", b"not an image", whole[: len(whole) // 2], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         with pytest.raises(UndecodableImageError, match="not an image that can be decoded"):
             describer.caption(data)
 

@@ -25,7 +25,7 @@ RED = data_uri(Image.new("RGB", (64, 32), "red"))
 BLUE = data_uri(Image.new("RGB", (32, 64), "#0000ee"))
 
 
-def asking(*urls, text="Describe the image."):
+def overrides(*urls, text="Describe the image."):
     images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     content = [{"type": "text", "text": text}, *images]
     return {"model": "any", "messages": [{"role": "user", "content": content}]}
@@ -52,8 +52,8 @@ async def post(session, server, body, path="/chat/completions"):
 
 
 async def test_a_data_uri_comes_back_as_a_chat_completion(server, session):
-    """An OpenAI client finds every field it reads, and the caption is about its picture."""
-    status, answer = await post(session, server, asking(RED, text="x" * 40))
+    """An OpenAI client finds every field it reads, and the caption is about its image."""
+    status, answer = await post(session, server, overrides(RED, text="x" * 40))
     assert status == 200
     assert answer["object"] == "chat.completion"
     assert answer["model"] == "captioner-offline"
@@ -71,12 +71,12 @@ async def test_a_data_uri_comes_back_as_a_chat_completion(server, session):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-async def test_the_text_of_a_picture_arrives_over_http(server, session):
+async def test_the_text_of_a_image_arrives_over_http(server, session):
     """OCR works inside the server's threads."""
     image = Image.new("RGB", (500, 160), "white")
     font = ImageFont.load_default(70)
     ImageDraw.Draw(image).text((20, 30), "Open Sunday", fill="black", font=font)
-    bodies = [asking(data_uri(image))] * 4
+    bodies = [overrides(data_uri(image))] * 4
     answers = await asyncio.gather(*(post(session, server, body) for body in bodies))
     for status, answer in answers:
         assert status == 200
@@ -85,7 +85,7 @@ async def test_the_text_of_a_picture_arrives_over_http(server, session):
 
 async def test_several_images_are_captioned_in_their_order(server, session):
     """A comparison prompt gets one caption for each image, numbered."""
-    _, answer = await post(session, server, asking(RED, BLUE))
+    _, answer = await post(session, server, overrides(RED, BLUE))
     content = answer["choices"][0]["message"]["content"]
     first, second = content.split(" Image 2: ")
     assert first.startswith("Image 1: ")
@@ -113,7 +113,7 @@ async def test_the_model_and_the_health_can_be_asked_for(server, session):
 
 NO_IMAGE = {"messages": [{"role": "user", "content": "Hello"}]}
 BAD_PART = {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}]}
-NOT_AN_IMAGE = "data:image/png;base64," + base64.b64encode(b"no picture").decode()
+NOT_AN_IMAGE = "data:image/png;base64," + base64.b64encode(b"no image").decode()
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ NOT_AN_IMAGE = "data:image/png;base64," + base64.b64encode(b"no picture").decode
         ({"messages": ["x", {}, {"content": 5}]}, "contain no image"),
         (BAD_PART, "Every part must be"),
         ({"messages": [{"content": [{"type": ["text"]}]}]}, "Every part must be"),
-        (asking("http://127.0.0.1:9/a.png"), "takes data: images only"),
-        (asking("https://example.com/a.png"), "takes data: images only"),
-        (asking("file:///etc/hostname"), "takes data: images only"),
-        (asking("data:image/png,abc"), "must be base64"),
-        (asking("data:image/png;base64,@@@@"), "is damaged"),
-        (asking("data:image/png;base64,é"), "is damaged"),
-        (asking(NOT_AN_IMAGE), "not an image that can be decoded"),
-        (asking(RED) | {"stream": True}, "does not stream"),
+        (overrides("http://127.0.0.1:9/a.png"), "takes data: images only"),
+        (overrides("https://example.com/a.png"), "takes data: images only"),
+        (overrides("file:///etc/hostname"), "takes data: images only"),
+        (overrides("data:image/png,abc"), "must be base64"),
+        (overrides("data:image/png;base64,@@@@"), "is damaged"),
+        (overrides("data:image/png;base64,é"), "is damaged"),
+        (overrides(NOT_AN_IMAGE), "not an image that can be decoded"),
+        (overrides(RED) | {"stream": True}, "does not stream"),
     ],
 )
 async def test_a_bad_request_is_told_what_is_wrong_in_openai_shape(server, session, body, said):
@@ -150,7 +150,7 @@ async def test_a_bad_request_is_told_what_is_wrong_in_openai_shape(server, sessi
 async def test_a_bomb_is_a_bad_request(server, session):
     """An image that unpacks to far too many pixels is refused with 400."""
     bomb = data_uri(Image.new("1", (20_000, 20_000)))
-    status, answer = await post(session, server, asking(bomb))
+    status, answer = await post(session, server, overrides(bomb))
     assert status == 400
     assert "80 million" in answer["error"]["message"]
 
@@ -174,7 +174,7 @@ async def test_a_body_over_the_cap_is_413_and_an_unknown_path_404(session):
 async def test_a_body_of_many_megabytes_is_accepted(server, session):
     """A camera's full frame fits: the web framework's default cap of 1 MiB is lifted."""
     noise = Image.effect_noise((1500, 1500), 90).convert("RGB")
-    body = asking(data_uri(noise))
+    body = overrides(data_uri(noise))
     assert len(body["messages"][0]["content"][1]["image_url"]["url"]) > 2_000_000
     assert (await post(session, server, body))[0] == 200
 
@@ -190,7 +190,7 @@ async def test_a_closed_server_answers_no_more(session):
     running = await start()
     await running.close()
     with pytest.raises(aiohttp.ClientConnectionError):
-        await post(session, running, asking(RED))
+        await post(session, running, overrides(RED))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

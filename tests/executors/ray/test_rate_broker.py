@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from captioner.endpoints.limiter import Limiter
-from captioner.executors.ray.rate_broker import LEASE_S, Broker, Lease, Met, Tenant
+from captioner.executors.ray.rate_broker import LEASE_S, Feedback, Lease, LeaseHolder, RateBroker
 
 
 class Clock:
@@ -23,58 +23,58 @@ def clock() -> Clock:
 
 
 def test_everybody_gets_a_part_of_everything(clock):
-    broker = Broker(64, clock)
+    broker = RateBroker(64, clock)
     broker.window.limit = 64.0
     names = [f"w{number}" for number in range(5)]
     for name in names:
-        broker.lease(name, Met())
-    leases = [broker.lease(name, Met()) for name in names]
+        broker.lease(name, Feedback())
+    leases = [broker.lease(name, Feedback()) for name in names]
     assert sum(lease.in_flight for lease in leases) == 64
     assert sum(lease.share for lease in leases) == pytest.approx(1)
 
 
 def test_the_part_of_a_worker_that_died_goes_to_the_others(clock):
-    broker = Broker(8, clock)
-    broker.lease("a", Met())
-    assert broker.lease("b", Met()).share == 0.5
+    broker = RateBroker(8, clock)
+    broker.lease("a", Feedback())
+    assert broker.lease("b", Feedback()).share == 0.5
     clock.now = LEASE_S - 0.1
-    assert broker.lease("b", Met()).share == 0.5
+    assert broker.lease("b", Feedback()).share == 0.5
     clock.now = LEASE_S
-    assert broker.lease("b", Met()).share == 1.0
+    assert broker.lease("b", Feedback()).share == 1.0
     broker.leave("b")
     assert broker.live == 0
 
 
 def test_trouble_of_one_is_trouble_of_all_and_counts_once(clock):
     """Twenty 429s of one moment, met by two workers, take a tenth away, not the whole."""
-    broker = Broker(100, clock)
+    broker = RateBroker(100, clock)
     broker.window.limit = 100.0
     for name in "ab":
-        broker.lease(name, Met())
-    epoch = broker.lease("a", Met()).epoch
+        broker.lease(name, Feedback())
+    epoch = broker.lease("a", Feedback()).epoch
     for name in "ab":
-        lease = broker.lease(name, Met(bad=10, in_flight=50, epoch=epoch))
+        lease = broker.lease(name, Feedback(bad=10, in_flight=50, epoch=epoch))
     assert broker.window.limit == pytest.approx(90)
     assert (lease.in_flight, lease.epoch) == (45, epoch + 1)
 
 
 def test_the_limit_grows_while_all_of_it_is_used(clock):
-    broker = Broker(100, clock)
+    broker = RateBroker(100, clock)
     begin = broker.window.limit
-    broker.lease("a", Met(good=8, in_flight=8))
+    broker.lease("a", Feedback(good=8, in_flight=8))
     assert broker.window.limit == begin + 8
 
 
 def test_a_pause_that_one_was_asked_for_holds_all(clock):
-    broker = Broker(8, clock)
-    broker.lease("a", Met(pause_s=3.0))
+    broker = RateBroker(8, clock)
+    broker.lease("a", Feedback(pause_s=3.0))
     clock.now = 1.0
-    assert broker.lease("b", Met()).pause_s == 2.0
+    assert broker.lease("b", Feedback()).pause_s == 2.0
 
 
 async def test_a_tenant_uses_its_lease_and_no_more(clock):
     limiter = Limiter(64, rpm=600, clock=clock)
-    tenant = Tenant([limiter])
+    tenant = LeaseHolder([limiter])
     await limiter.acquire()
     limiter.release()
     tenant.apply(Lease(0.25, 3, 0.0, 7))
@@ -83,8 +83,8 @@ async def test_a_tenant_uses_its_lease_and_no_more(clock):
     limiter.succeeded()
     limiter.overloaded(0)
     assert limiter.limit == 3
-    assert tenant.met() == Met(1, 1, 1, 0.0, 7)
-    assert tenant.met() == Met(0, 0, 1, 0.0, 7)
+    assert tenant.met() == Feedback(1, 1, 1, 0.0, 7)
+    assert tenant.met() == Feedback(0, 0, 1, 0.0, 7)
     tenant.apply(Lease(0.5, 4, 2.0, 8))
     assert limiter.paused_s == 2.0
     tenant.halve()
@@ -104,7 +104,7 @@ async def test_only_a_workers_first_shard_begins_with_a_full_part(clock):
     granted = 0
     for shard in range(6):
         limiter = Limiter(64, rpm=600, clock=clock)
-        tenant = Tenant([limiter], workers=2, fresh=shard == 0)
+        tenant = LeaseHolder([limiter], workers=2, fresh=shard == 0)
         tenant.apply(Lease(0.5, 1_000))
         while limiter.requests.delay(1, clock.now) == 0 and granted < 2_000:
             task = asyncio.ensure_future(limiter.acquire())
@@ -118,7 +118,7 @@ async def test_only_a_workers_first_shard_begins_with_a_full_part(clock):
 
 def test_a_worker_whom_the_broker_has_not_answered_yet_goes_on(clock):
     limiter = Limiter(64, rpm=600, clock=clock)
-    tenant = Tenant([limiter], workers=4)
+    tenant = LeaseHolder([limiter], workers=4)
     for _ in range(40):
         tenant.halve()
     assert limiter.limit >= 1

@@ -20,7 +20,7 @@ from conftest import command, jpeg, rows
 from endpoint import Call, FakeEndpoint, Reply, completion
 
 import captioner
-from captioner import CaptionBatch, SettingsError, Stopping, run_batch, run_on_ray
+from captioner import CancelToken, CaptionBatch, SettingsError, run_batch, run_on_ray
 from captioner.settings.settings import Settings
 
 pytestmark = [
@@ -108,16 +108,16 @@ async def test_a_run_that_was_stopped_goes_on_with_other_workers(ray, make_input
     output = source.with_name("out.jsonl")
     local = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(source, output, **local, limit=30)
-    stopping = Stopping()
+    cancel = CancelToken()
 
     def stop() -> None:
         while endpoint.count < 90:
             time.sleep(0.01)
-        stopping.set()
+        cancel.request()
 
     stopper = threading.Thread(target=stop)
     stopper.start()
-    report = await run_on_ray(settings(source, output, endpoint), stopping=stopping)
+    report = await run_on_ray(settings(source, output, endpoint), cancel=cancel)
     stopper.join()
     assert not report.complete
     assert report.resumed <= 30
@@ -158,16 +158,16 @@ async def test_a_quota_is_kept_by_two_workers_together(ray, make_input, endpoint
     assert quota.rejected <= 3 * IN_FLIGHT
 
 
-async def test_rows_with_pictures_in_them(ray, tmp_path, endpoint):
-    pictures = [jpeg(number) for number in range(20)]
-    pq.write_table(pa.table({"image": pa.array(pictures), "n": range(20)}), tmp_path / "in.parquet")
+async def test_rows_with_images_in_them(ray, tmp_path, endpoint):
+    images = [jpeg(number) for number in range(20)]
+    pq.write_table(pa.table({"image": pa.array(images), "n": range(20)}), tmp_path / "in.parquet")
     output = tmp_path / "out.parquet"
     report = await run_on_ray(settings(tmp_path / "in.parquet", output, endpoint))
     assert report.captioned == 20
-    assert sorted(call.images[0] for call in endpoint.calls) == sorted(pictures)
+    assert sorted(call.images[0] for call in endpoint.calls) == sorted(images)
     found = pq.read_table(output)
     assert found["n"].to_pylist() == list(range(20))
-    assert found["image"].to_pylist() == pictures
+    assert found["image"].to_pylist() == images
 
 
 async def test_input_and_output_in_an_object_store(ray, tmp_path, make_input, endpoint):
@@ -311,7 +311,7 @@ async def test_an_upload_that_fails_loses_nothing(ray, tmp_path, make_input, end
     assert len(rows(place / "out.jsonl")) == 10
 
 
-async def test_a_folder_of_pictures_here_and_there(ray, tmp_path, endpoint):
+async def test_a_folder_of_images_here_and_there(ray, tmp_path, endpoint):
     """Begun on one machine, gone on upon many, and looked at again on one."""
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -14,14 +14,14 @@ from conftest import jpeg
 from fsspec.implementations.memory import MemoryFileSystem
 
 from captioner.core.errors import BadImageError
-from captioner.core.memory import ByteBudget
+from captioner.core.memory import MemoryBudget
 from captioner.images.archives import Archives
 from captioner.images.fetch import object_stores as stores
 from captioner.images.fetch.fetcher import Fetcher
 from captioner.settings.options import ImageSettings
 
 
-class Bucket(MemoryFileSystem):
+class TokenBucket(MemoryFileSystem):
     """S3 as far as we use it: counts what is asked."""
 
     protocol = ("s3", "s3a")
@@ -42,36 +42,36 @@ class Bucket(MemoryFileSystem):
 
 
 @pytest.fixture
-def bucket() -> Iterator[Bucket]:
-    fsspec.register_implementation("s3", Bucket, clobber=True)
-    made = Bucket()
-    Bucket.asked.clear()
+def bucket() -> Iterator[TokenBucket]:
+    fsspec.register_implementation("s3", TokenBucket, clobber=True)
+    made = TokenBucket()
+    TokenBucket.asked.clear()
     yield made
     made.store.clear()
 
 
 async def fetch(*urls: str, total: int = 1 << 30, **options: Any) -> dict[str, Any]:
     images = ImageSettings(**options)
-    budget = ByteBudget(total)
+    budget = MemoryBudget(total)
     archives = Archives(images.max_image_bytes)
     async with Fetcher(images, budget, archives) as fetcher:
         found = await fetcher.fetch(urls, reserve=True)
     archives.close()
-    held = sum(len(one) * 4 // 3 for one in found.pictures.values() if isinstance(one, bytes))
+    held = sum(len(one) * 4 // 3 for one in found.images.values() if isinstance(one, bytes))
     assert abs(found.reserved - held) <= 2 * len(urls)
     assert budget._held == found.reserved
-    return found.pictures
+    return found.images
 
 
 async def test_objects_are_read_in_one_request(bucket) -> None:
-    """A picture of a usual size takes one request; a large one three."""
+    """An image of a usual size takes one request; a large one three."""
     bucket.pipe_file("s3://b/a.jpg", jpeg(1))
     large = bytes(range(256)) * 8_192
     bucket.pipe_file("s3://b/large", large)
     assert await fetch("s3://b/a.jpg") == {"s3://b/a.jpg": jpeg(1)}
-    assert len(Bucket.asked) == 1
+    assert len(TokenBucket.asked) == 1
     assert await fetch("s3://b/large") == {"s3://b/large": large}
-    assert len(Bucket.asked) == 3
+    assert len(TokenBucket.asked) == 3
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ async def test_a_missing_library_is_named(monkeypatch) -> None:
 
 
 async def test_what_has_come_in_waits_for_room(bucket) -> None:
-    """Fetched pictures count in the memory budget; nobody waits holding what others wait for."""
+    """Fetched images count in the memory budget; nobody waits holding what others wait for."""
     for number in range(20):
         bucket.pipe_file(f"s3://b/{number}", bytes([number]) * 1000)
     images = ImageSettings(fetch_concurrency=4)
-    budget = ByteBudget(2_700)  # room for one record of two
+    budget = MemoryBudget(2_700)  # room for one record of two
     most = 0
     async with Fetcher(images, budget, Archives(1 << 20)) as fetcher:
 
@@ -153,11 +153,11 @@ async def test_waiting_for_memory_takes_no_slot(bucket) -> None:
     """Who holds memory can fetch again while others wait for theirs: no deadlock."""
     for number in range(3):
         bucket.pipe_file(f"s3://b/{number}", bytes(1000))
-    budget = ByteBudget(1_400)
+    budget = MemoryBudget(1_400)
     async with Fetcher(ImageSettings(fetch_concurrency=1), budget, Archives(1 << 20)) as fetcher:
         held = await fetcher.fetch(("s3://b/0",), reserve=True)
         waiting = asyncio.create_task(fetcher.fetch(("s3://b/1",), reserve=True))
-        while len(Bucket.asked) < 2:
+        while len(TokenBucket.asked) < 2:
             await asyncio.sleep(0.001)
         async with asyncio.timeout(5):
             again = await fetcher.fetch(("s3://b/2",), reserve=False)
@@ -171,7 +171,7 @@ async def test_waiting_for_memory_takes_no_slot(bucket) -> None:
 async def test_giving_up_gives_memory_back(bucket) -> None:
     """A record that is given up while it waits for memory holds none."""
     bucket.pipe_file("s3://b/a", bytes(1000))
-    budget = ByteBudget(1_000)
+    budget = MemoryBudget(1_000)
     budget.change(500)
     async with Fetcher(ImageSettings(), budget, Archives(1 << 20)) as fetcher:
         task = asyncio.create_task(fetcher.fetch(("s3://b/a",), reserve=True))

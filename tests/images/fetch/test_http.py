@@ -1,4 +1,4 @@
-"""Pictures from the web against a real server on loopback; names are resolved by a stand-in."""
+"""Images from the web against a real server on loopback; names are resolved by a stand-in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from captioner.core.errors import BadImageError
 from captioner.images.fetch import http
 from captioner.images.fetch.http import HttpFetcher
 
-PICTURE = jpeg(1)
+IMAGE = jpeg(1)
 
 
 FULL_WIDTH = "127.0.0.1".translate({ord(c): ord(c) + 0xFEE0 for c in "0127"})
@@ -54,7 +54,7 @@ class Names(AbstractResolver):
 class Server:
     def __init__(self) -> None:
         self.hits: list[str] = []
-        self.behave: Callable[[web.Request], Any] = lambda _: web.Response(body=PICTURE)
+        self.behave: Callable[[web.Request], Any] = lambda _: web.Response(body=IMAGE)
         self.port = 0
 
     def url(self, path: str = "/a.jpg", host: str = "127.0.0.1") -> str:
@@ -103,9 +103,9 @@ async def refused(url: str, **options: Any) -> BadImageError:
     return caught.value
 
 
-async def test_a_picture_is_fetched(server: Server) -> None:
+async def test_a_image_is_fetched(server: Server) -> None:
     """The bytes come as the server has them, query and all."""
-    assert await fetch(server.url("/a%20b.jpg?x=1&y=%2F")) == PICTURE
+    assert await fetch(server.url("/a%20b.jpg?x=1&y=%2F")) == IMAGE
     assert server.hits == ["/a%20b.jpg?x=1&y=%2F"]
 
 
@@ -125,15 +125,15 @@ async def test_an_answer_that_will_stay_is_not_asked_again(server: Server, statu
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520])
 async def test_passing_trouble_is_tried_again(server: Server, status) -> None:
-    """A server that is busy twice still gives the picture."""
+    """A server that is busy twice still gives the image."""
     server.behave = lambda _: (
-        web.Response(body=PICTURE) if len(server.hits) > 2 else web.Response(status=status)
+        web.Response(body=IMAGE) if len(server.hits) > 2 else web.Response(status=status)
     )
-    assert await fetch(server.url()) == PICTURE
+    assert await fetch(server.url()) == IMAGE
     assert len(server.hits) == 3
 
 
-async def test_lasting_trouble_fails_the_picture(server: Server) -> None:
+async def test_lasting_trouble_fails_the_image(server: Server) -> None:
     """After four attempts the record fails, saying why."""
     server.behave = lambda _: web.Response(status=503)
     error = await refused(server.url())
@@ -141,25 +141,25 @@ async def test_lasting_trouble_fails_the_picture(server: Server) -> None:
     assert "HTTP 503" in error.message
 
 
-async def test_a_picture_cut_short_on_the_way_is_fetched_again(server: Server) -> None:
-    """A connection that breaks in the middle is no whole picture."""
+async def test_a_image_cut_short_on_the_way_is_fetched_again(server: Server) -> None:
+    """A connection that breaks in the middle is no whole image."""
 
     async def half(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": str(len(PICTURE))})
+        response = web.StreamResponse(headers={"Content-Length": str(len(IMAGE))})
         await response.prepare(request)
-        await response.write(PICTURE[:100])
+        await response.write(IMAGE[:100])
         assert request.transport is not None
         request.transport.abort()
         return response
 
     server.behave = lambda request: (
-        web.Response(body=PICTURE) if len(server.hits) > 1 else half(request)
+        web.Response(body=IMAGE) if len(server.hits) > 1 else half(request)
     )
-    assert await fetch(server.url()) == PICTURE
+    assert await fetch(server.url()) == IMAGE
 
 
 async def test_nobody_there(unused_tcp_port) -> None:
-    """A host that does not answer fails the picture with a reason."""
+    """A host that does not answer fails the image with a reason."""
     error = await refused(f"http://127.0.0.1:{unused_tcp_port}/a.jpg")
     assert error.code == "image_fetch_failed"
     assert "cannot connect" in error.message
@@ -185,7 +185,7 @@ async def test_the_deadline_covers_everything(server: Server) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_picture_that_is_too_large_is_not_read_to_its_end(server: Server, told) -> None:
+async def test_a_image_that_is_too_large_is_not_read_to_its_end(server: Server, told) -> None:
     """Whether its length is told or not; an endless one as well."""
     sent = 0
 
@@ -214,9 +214,9 @@ async def test_a_bomb_in_the_transfer_encoding_is_bounded(server: Server) -> Non
 
 
 async def test_a_host_that_wants_rest_gets_it(server: Server) -> None:
-    """Retry-After holds back the other pictures of that host, too."""
+    """Retry-After holds back the other images of that host, too."""
     server.behave = lambda _: (
-        web.Response(body=PICTURE)
+        web.Response(body=IMAGE)
         if len(server.hits) > 1
         else web.Response(status=429, headers={"Retry-After": "0.2"})
     )
@@ -261,8 +261,8 @@ async def test_odd_numbers_are_refused_as_the_system_reads_them(server: Server, 
 @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1"])
 async def test_names_of_private_addresses_are_refused(server: Server, address) -> None:
     """A public name with a private address behind it is no way in."""
-    names = Names(pictures_example=[address])
-    error = await refused(server.url(host="pictures.example"), private=False, resolver=names)
+    names = Names(images_example=[address])
+    error = await refused(server.url(host="images.example"), private=False, resolver=names)
     assert error.code == "image_url_refused"
     assert not server.hits
 
@@ -271,7 +271,7 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(
     server: Server, monkeypatch
 ) -> None:
     """A name that is public when asked first and loopback later never reaches loopback."""
-    outside = web.Server(lambda _: _later(web.Response(body=PICTURE)))
+    outside = web.Server(lambda _: _later(web.Response(body=IMAGE)))
     runner = web.ServerRunner(outside)
     await runner.setup()
     # The same port of another address, which counts as public here.
@@ -348,12 +348,12 @@ async def test_redirects_are_followed_so_far(server: Server) -> None:
     def move(request: web.Request) -> web.Response:
         number = int(request.path[1:])
         if number == 0:
-            return web.Response(body=PICTURE)
+            return web.Response(body=IMAGE)
         to = f"/{number - 1}" if number % 2 else server.url(f"/{number - 1}")
         return web.Response(status=(301, 302, 303, 307, 308)[number % 5], headers={"Location": to})
 
     server.behave = move
-    assert await fetch(server.url("/5")) == PICTURE
+    assert await fetch(server.url("/5")) == IMAGE
     error = await refused(server.url("/6"))
     assert error.code == "image_url_refused"
     assert "redirects more than" in error.message
@@ -409,9 +409,7 @@ async def test_a_proxy_may_be_private(server: Server, monkeypatch) -> None:
 
     proxy = f"http://proxy.internal:{server.port}"
     monkeypatch.setattr(http, "proxy_for", lambda _: proxy)
-    assert (
-        await fetch("http://pictures.example/a.jpg", private=False, resolver=NoNames()) == PICTURE
-    )
+    assert await fetch("http://images.example/a.jpg", private=False, resolver=NoNames()) == IMAGE
     error = await refused("http://169.254.169.254/", private=False, resolver=NoNames())
     assert error.code == "image_url_refused"
     names = Names(inside_example=["10.0.0.1"])

@@ -50,7 +50,7 @@ def captioned(endpoint, run_command, tmp_path):
         words = "a zebra crosses the street" if number == 11 else "a cat sits there"
         return Reply(
             body=completion(
-                f"Picture {number}: {words}" + "".join(f" thing{n}" for n in range(number))
+                f"Image {number}: {words}" + "".join(f" thing{n}" for n in range(number))
             )
         )
 

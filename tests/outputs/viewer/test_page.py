@@ -57,12 +57,12 @@ def cards(page):
 
 
 def test_the_gallery(captioned, view, tab):
-    """Pictures, captions, model and counts are there."""
+    """Images, captions, model and counts are there."""
     page = tab(view(captioned).url)
     expect(page.locator("h1")).to_have_text("Captions of m")
     expect(page.locator("#counts")).to_contain_text("out.jsonl · 38 captions · 2 failed")
     first = cards(page).first
-    expect(first.locator(".caption")).to_have_text("Picture 0: a cat sits there")
+    expect(first.locator(".caption")).to_have_text("Image 0: a cat sits there")
     image = first.locator("img")
     expect(image).to_be_visible()
     expect(image).to_have_js_property("naturalWidth", 320)
@@ -86,23 +86,23 @@ def test_searching_and_filtering(captioned, view, tab):
     page.fill("#text", "zebra")
     expect(page.locator("#found")).to_have_text("1 found")
     expect(cards(page)).to_have_count(1)
-    expect(cards(page).first).to_contain_text("Picture 11: a zebra")
+    expect(cards(page).first).to_contain_text("Image 11: a zebra")
     page.fill("#text", "a cat")
     expect(page.locator("#found")).to_have_text("36 found")
     page.fill("#shortest", "300")
     expect(page.locator("#found")).to_have_text("4 found")
     page.check("#newest")
-    expect(cards(page).first).to_contain_text("Picture 39")
+    expect(cards(page).first).to_contain_text("Image 39")
     page.fill("#text", "")
     page.fill("#shortest", "")
     expect(page.locator("#found")).to_have_text("")
-    expect(cards(page).first).to_contain_text("Picture 39")
+    expect(cards(page).first).to_contain_text("Image 39")
 
 
 def test_reviewing_by_keyboard(captioned, view, tab):
     """Accept, reject with a note, edit, take back: all without a mouse, and all of it kept."""
     page = tab(view(captioned).url)
-    expect(cards(page).first).to_contain_text("Picture 0")
+    expect(cards(page).first).to_contain_text("Image 0")
     page.keyboard.press("j")  # the first one is chosen
     expect(cards(page).first).to_be_focused()
     page.keyboard.press("a")
@@ -141,13 +141,13 @@ def test_reviewing_by_keyboard(captioned, view, tab):
     expect(cards(page).nth(2).locator(".caption")).to_have_text("Two cats & a <dog>.")
     page.select_option("#verdict", "rejected")
     expect(page.locator("#found")).to_have_text("1 found")
-    expect(cards(page).first).to_contain_text("Picture 1:")
+    expect(cards(page).first).to_contain_text("Image 1:")
 
 
 def test_what_is_not_looked_at_is_not_judged(captioned, view, tab):
     """A key judges the caption that is chosen, once, and none where none is."""
     page = tab(view(captioned).url)
-    expect(cards(page).first).to_contain_text("Picture 0")
+    expect(cards(page).first).to_contain_text("Image 0")
     page.keyboard.press("r")  # nothing is chosen yet
     page.keyboard.press("j")
     page.keyboard.press("a")
@@ -182,7 +182,7 @@ def test_what_was_typed_is_accepted(captioned, view, tab):
 def test_what_was_typed_is_not_dropped_unasked(captioned, view, tab):
     """Leaving a caption that was changed asks first; a note goes with the verdict that follows."""
     page = tab(view(captioned).url)
-    expect(cards(page).first).to_contain_text("Picture 0")
+    expect(cards(page).first).to_contain_text("Image 0")
     page.keyboard.press("j")
     page.keyboard.press("n")
     expect(page.locator("#note")).to_be_focused()
@@ -207,14 +207,14 @@ def test_new_captions_do_not_move_the_one_that_is_looked_at(captioned, view, tab
     """Newest first, what comes is offered while a card is chosen; it stays the same caption."""
     page = tab(view(captioned).url)
     page.check("#newest")
-    expect(cards(page).first).to_contain_text("Picture 39")
+    expect(cards(page).first).to_contain_text("Image 39")
     page.locator("#newest").blur()
     page.keyboard.press("j")
     expect(cards(page).first).to_be_focused()
     with captioned.open("ab") as file:
         file.write(b'{"id":"late","caption":"a late one"}\n')
     expect(page.locator("#more")).to_have_text("1 new")
-    expect(cards(page).first).to_contain_text("Picture 39")
+    expect(cards(page).first).to_contain_text("Image 39")
     page.click("#more")
     expect(cards(page).first).to_contain_text("a late one")
 
@@ -232,14 +232,14 @@ def test_putting_in_order_waits_for_who_is_writing(captioned, view, tab):
     page.click("#detail >> text=Save edit")
     expect(page.locator("#said")).to_have_text("edited")
     page.keyboard.press("Escape")
-    expect(cards(page).first).to_contain_text("Picture 39")
+    expect(cards(page).first).to_contain_text("Image 39")
     page.select_option("#verdict", "edited")
     expect(cards(page)).to_have_count(1)
     expect(cards(page).first).to_contain_text("My own words.")
 
 
-def test_failures_with_their_pictures(captioned, view, tab):
-    """Failed records are on a page of their own, by code, with picture and reason."""
+def test_failures_with_their_images(captioned, view, tab):
+    """Failed records are on a page of their own, by code, with image and reason."""
     page = tab(view(captioned).url)
     page.click("nav >> text=Failures")
     expect(cards(page)).to_have_count(2)

@@ -92,8 +92,8 @@ def test_rows_as_they_are_shown(captioned, view):
 
 
 @pytest.mark.parametrize(("size", "side"), [("small", 320), ("large", 320)])
-def test_pictures_are_drawn_small(captioned, view, size, side):
-    """A picture comes as a JPEG no larger than asked for; of a failed record as well."""
+def test_images_are_drawn_small(captioned, view, size, side):
+    """An image comes as a JPEG no larger than asked for; of a failed record as well."""
     page = view(captioned)
     found(page.url + "api/status")
     for kind, number in (("rows", 3), ("failures", 1)):
@@ -107,8 +107,8 @@ def test_pictures_are_drawn_small(captioned, view, size, side):
             assert max(image.size) == side
 
 
-def test_pictures_that_cannot_be_shown_are_told(captioned, view):
-    """Where there is no picture, a sentence says why."""
+def test_images_that_cannot_be_shown_are_told(captioned, view):
+    """Where there is no image, a sentence says why."""
     page = view(captioned)
     found(page.url + "api/status")
     missing = [one["number"] for one in found(page.url + "api/failures?numbers=0,1")
@@ -124,7 +124,7 @@ def test_pictures_that_cannot_be_shown_are_told(captioned, view):
     ("asked", "numbers"),
     [
         ("text=ZEBRA", 1),
-        ("text=Picture", 37),
+        ("text=Image", 37),
         ("text=number 12.", 1),
         ("text=nothing like that", 0),
         ("text=onerror=%22document", 1),
@@ -312,7 +312,7 @@ def test_filters_go_by_what_is_shown(captioned, view):
     say(page, **about, verdict="edited", captions={"caption": "Zug."})
     assert found(page.url + "api/find/rows?first=0&text=zug")["numbers"] == [10]
     assert found(page.url + "api/find/rows?first=0&longest=5")["numbers"] == [10]
-    numbers = found(page.url + f"api/find/rows?first=0&text=picture%20{old}")["numbers"]
+    numbers = found(page.url + f"api/find/rows?first=0&text=image%20{old}")["numbers"]
     assert 10 not in numbers
 
 
@@ -347,8 +347,8 @@ def test_a_line_that_cannot_be_read_hides_no_others(captioned, view):
     assert found(page.url + "api/charts")["quality"]["captions"] == 39
 
 
-def test_pictures_of_lines_that_were_put_in_order(captioned, view):
-    """An address from before the lines were put in order never shows another row's picture."""
+def test_images_of_lines_that_were_put_in_order(captioned, view):
+    """An address from before the lines were put in order never shows another row's image."""
     page = view(captioned)
     generation = found(page.url + "api/status")["generation"]
     assert get(f"{page.url}image/rows/{generation}/0/0/small")[0] == 200

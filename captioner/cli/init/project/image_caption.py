@@ -1,4 +1,4 @@
-"""Caption the pictures of a data set. Run me again to continue where I was interrupted."""
+"""Caption the images of a data set. Run me again to continue where I was interrupted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent.parent
 
 
 class ImageCaptionPipeline:
-    """Reads records, asks a model about their pictures, writes records with captions."""
+    """Reads records, asks a model about their images, writes records with captions."""
 
     def __init__(self) -> None:
         self.storage = FileStorage(

@@ -144,7 +144,7 @@ function fill(node, row) {
   node.number = row.number;
   const failed = kind() === "failures";
   button.className = `card was-${row.verdict}`;
-  frame.replaceChildren(picture(row, 0, "small"));
+  frame.replaceChildren(image(row, 0, "small"));
   caption.textContent = failed ? row.message : Object.values(row.captions)[0];
   foot.replaceChildren();
   if (failed) foot.append(element("strong", row.code, "rejected"), ` line ${row.line ?? "?"}`);
@@ -156,14 +156,14 @@ function fill(node, row) {
   }
 }
 
-function picture(row, which, size) {
-  if (which >= row.pictures.length) return element("span", "no picture");
+function image(row, which, size) {
+  if (which >= row.images.length) return element("span", "no image");
   const image = element("img");
   const place = `image/${kind()}/${generation()}/${row.number}/${which}/${size}`;
-  image.alt = `Picture of #${row.number + 1}: ${row.pictures[which]}`;
+  image.alt = `Image of #${row.number + 1}: ${row.images[which]}`;
   image.loading = "lazy";
   image.addEventListener("error", async () => {
-    const why = element("span", "the picture cannot be shown");
+    const why = element("span", "the image cannot be shown");
     image.replaceWith(why);
     try { await ask(place); } catch (error) { why.textContent = error.message; }
   });
@@ -358,9 +358,9 @@ async function open(place) {
   state.opened = row;
   const failed = kind() === "failures";
   $("detail-title").textContent = failed ? `${row.code}, line ${row.line ?? "?"}` : `#${row.number + 1}`;
-  $("pictures").replaceChildren(...(row.pictures.length
-    ? row.pictures.flatMap((where, which) => [picture(row, which, "large"), element("p", where)])
-    : [element("p", "no picture")]));
+  $("images").replaceChildren(...(row.images.length
+    ? row.images.flatMap((where, which) => [image(row, which, "large"), element("p", where)])
+    : [element("p", "no image")]));
   $("texts").replaceChildren(...(failed ? [element("p", row.message)]
     : Object.entries(row.captions).map(([name, text]) => {
       const label = element("label", name), area = element("textarea");
