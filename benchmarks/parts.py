@@ -18,7 +18,8 @@ import orjson
 from captioner import run_batch
 from captioner.core.cancellation import CancelToken
 from captioner.core.keys import RecordKeys
-from captioner.core.types import Caption, InputRecord, Progress, Request, Response, Usage
+from captioner.core.progress import Progress
+from captioner.core.types import Caption, InputRecord, Request, Response, Usage
 from captioner.journal.journal import Journal
 from captioner.journal.writer import JournalSink, Rows
 from captioner.readers.jsonl import JsonlSource

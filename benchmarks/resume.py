@@ -21,8 +21,8 @@ from pathlib import Path
 import orjson
 
 from captioner.core.keys import KeyTable, RecordKeys
+from captioner.core.progress import Progress
 from captioner.core.subprocesses import ease_garbage_collection
-from captioner.core.types import Progress
 from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.readers.jsonl import JsonlSource

@@ -25,16 +25,9 @@ if TYPE_CHECKING:
         RunError,
         SettingsError,
     )
+    from captioner.core.progress import Progress, RunReport
     from captioner.core.protocols import Dialect, Sink, Source, Transport
-    from captioner.core.types import (
-        Caption,
-        Failure,
-        InputRecord,
-        Line,
-        Outcome,
-        Progress,
-        RunReport,
-    )
+    from captioner.core.types import Caption, Failure, InputRecord, Line, Outcome
     from captioner.engine.stream import Captioner, CaptionError, caption_stream
     from captioner.executors.local import run_batch
     from captioner.executors.ray.driver import run_on_ray
@@ -88,7 +81,8 @@ _HOMES = {
         "SettingsError",
     ),
     "core.protocols": ("Dialect", "Sink", "Source", "Transport"),
-    "core.types": ("Caption", "Failure", "InputRecord", "Line", "Outcome", "Progress", "RunReport"),
+    "core.progress": ("Progress", "RunReport"),
+    "core.types": ("Caption", "Failure", "InputRecord", "Line", "Outcome"),
     "executors.local": ("run_batch",),
     "settings.settings": ("Settings",),
     "core.cancellation": ("CancelToken", "Stopping"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
-    from captioner.core.types import EndpointState, Progress
+    from captioner.core.progress import EndpointState, Progress
 
 REFRESH_S = 0.25
 PLAIN_S = 30.0
@@ -210,7 +210,7 @@ def _told(state: EndpointState) -> list[str]:
         facts.append(f"{state.per_minute:,.0f}/min")
     if state.paused_s:
         facts.append(f"paused for {duration(state.paused_s)}")
-    if state.resting:
+    if state.circuit_open:
         facts.append("in trouble, asked now and then")
     return facts
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 import orjson
 
 if TYPE_CHECKING:
-    from captioner.core.types import Progress
+    from captioner.core.progress import Progress
 
 EVERY_S = 10.0
 """Seconds between two lines of progress."""

@@ -10,7 +10,7 @@ from captioner.core.extras import needed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from captioner.core.types import Progress
+    from captioner.core.progress import Progress
 
 ADDRESS = "127.0.0.1"
 

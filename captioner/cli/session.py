@@ -30,8 +30,8 @@ from captioner.cli.summaries import (
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.core.humanize import printable
+from captioner.core.progress import Progress
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
-from captioner.core.types import Progress
 from captioner.executors.local import run_batch
 from captioner.journal.disk import Files
 from captioner.journal.journal import find_journal, journal_path, output_of
@@ -39,7 +39,7 @@ from captioner.journal.journal import find_journal, journal_path, output_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from captioner.core.types import RunReport
+    from captioner.core.progress import RunReport
     from captioner.outputs.reader import Reviewed
     from captioner.outputs.viewer.server import Viewer, ViewerThread
     from captioner.settings.options import OutputFormat
@@ -120,7 +120,7 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
     from captioner.engine.estimate import estimate
 
     try:
-        found = asyncio.run(estimate(settings, probe=probe, warn=_say))
+        found = asyncio.run(estimate(settings, probe=probe))
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code

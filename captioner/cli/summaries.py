@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from captioner.core.humanize import duration, money, printable, short
 
 if TYPE_CHECKING:
-    from captioner.core.types import Estimate, RunReport
+    from captioner.core.progress import RunReport
+    from captioner.engine.estimate import Estimate
     from captioner.outputs.check import CheckReport
     from captioner.outputs.report import Report
     from captioner.outputs.scores import Scores

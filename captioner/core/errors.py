@@ -32,7 +32,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from captioner.core.types import RunReport
+    from captioner.core.progress import RunReport
 
 
 class CaptionerError(Exception):

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import (  # noqa: TC003 - read by whoever inspects the fields
-    Callable,
-    Mapping,
-    Sequence,
-)
-from dataclasses import dataclass, field
+from collections.abc import Mapping  # noqa: TC003 - read by tools that inspect fields
 from typing import Any, Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
@@ -147,7 +140,7 @@ class PreparedRecord(NamedTuple):
         reserved: Bytes held in the memory budget until the record is settled.
         pixels: Pixels of all its images, as far as they are known.
         key: Equal for records that ask the same about the same images (16 bytes).
-        known: What was answered in an earlier run, as it is kept in the cache.
+        cached: The response of an earlier run, as the cache stores it; empty if there is none.
     """
 
     record: InputRecord
@@ -156,7 +149,7 @@ class PreparedRecord(NamedTuple):
     reserved: int
     pixels: int = 0
     key: bytes = b""
-    known: bytes = b""
+    cached: bytes = b""
 
 
 class RequestOverrides(NamedTuple):
@@ -299,190 +292,3 @@ class Failure(NamedTuple):
 
 
 Outcome = Caption | Failure
-
-
-class EndpointState(NamedTuple):
-    """How an endpoint stands for a run.
-
-    Attributes:
-        name: As the user knows it.
-        in_flight: Requests on the wire.
-        limit: Requests that may be there at once now.
-        per_minute: Requests that may begin in a minute; infinite where nobody has said.
-        paused_s: Seconds until the next one may begin, as the endpoint asked for.
-        resting: It fails, and is only asked now and then how it is.
-    """
-
-    name: str
-    in_flight: int
-    limit: int
-    per_minute: float
-    paused_s: float
-    resting: bool
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where a run stands. Counts are of records unless named otherwise.
-
-    Attributes:
-        captioned: Captioned by this run.
-        failed: Failed in this run.
-        resumed: Found captioned by an earlier run.
-        failed_before: Found failed by an earlier run and not tried again.
-        skipped: Left out because an equal record came before (``--duplicates skip``).
-        changed: Resumed by their id although their content is another one now.
-        shared: Settled by the answer to an equal record of this run.
-        cached: Captioned by what an earlier run was answered (``--cache``).
-        in_flight: Requests on the wire now.
-        read: Records read from the input so far.
-        position: Bytes of the input behind us.
-        size: Bytes of the input in all; 0 if unknown.
-        limit: Records of it that are wanted at most; 0 if all are.
-        complete: The whole input has been read.
-        calls: Requests sent.
-        retries: Requests that were not a record's first.
-        prompt_tokens: Input tokens as the endpoint counted them.
-        completion_tokens: Output tokens as the endpoint counted them.
-        cost: US dollars spent, replies that were not kept included; 0 where prices are not known.
-        answers: Replies to requests for captions.
-        answered_s: Seconds that all of them took together.
-        began: When each request on the wire was sent, in monotonic seconds, by who waits for it.
-        states: Returns how each endpoint stands.
-        codes: Failures of this run by code.
-        examples: One failure for each code.
-        waiting: Why nothing moves, in words; empty while things move.
-        stage: What the run is doing.
-    """
-
-    captioned: int = 0
-    failed: int = 0
-    resumed: int = 0
-    failed_before: int = 0
-    skipped: int = 0
-    changed: int = 0
-    shared: int = 0
-    cached: int = 0
-    in_flight: int = 0
-    read: int = 0
-    position: int = 0
-    size: int = 0
-    limit: int = 0
-    complete: bool = False
-    calls: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
-    answers: int = 0
-    answered_s: float = 0.0
-    began: dict[object, float] = field(default_factory=dict)
-    states: Callable[[], Sequence[EndpointState]] = tuple
-    codes: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, Failure] = field(default_factory=dict)
-    waiting: str = ""
-    stage: Literal["starting", "captioning", "draining", "ordering", "exporting", "finished"] = (
-        "starting"
-    )
-
-    @property
-    def oldest_s(self) -> float:
-        """Seconds that the oldest request on the wire has been there; 0 if none is."""
-        return time.monotonic() - min(self.began.values()) if self.began else 0.0
-
-    @property
-    def settled(self) -> int:
-        """Records of the input that are not pending."""
-        return self.captioned + self.failed + self.resumed + self.failed_before + self.skipped
-
-
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """What a run did. Counts are of records unless named otherwise.
-
-    Attributes:
-        output: Path of the captions; None when they went elsewhere.
-        failures: Path of the failures; None when they went elsewhere.
-        captioned: Captioned by this run.
-        resumed: Captioned by earlier runs.
-        failed: Without a caption after this run, those of earlier runs included.
-        skipped: Left out because an equal record came before (``--duplicates skip``).
-        changed: Resumed by their id although their content is another one now.
-        shared: Settled by the answer to an equal record of this run.
-        cached: Captioned by what an earlier run was answered (``--cache``).
-        pending: Read but neither captioned nor failed, because the run was stopped.
-        complete: Every record of the input is captioned or failed.
-        orphans: Output lines that no input record stands for any more.
-        seconds: Wall time.
-        calls: Requests sent.
-        retries: Requests that were not a record's first.
-        prompt_tokens: Input tokens as the endpoint counted them.
-        completion_tokens: Output tokens as the endpoint counted them.
-        codes: Failures by code, those of earlier runs included.
-        examples: One failure of each code, as ``(line number, message)``.
-        stopped: Name of the reason if the run was stopped early, else empty.
-        cost: US dollars spent; 0 where prices are not known.
-    """
-
-    output: str | None
-    failures: str | None
-    captioned: int
-    resumed: int
-    failed: int
-    skipped: int
-    changed: int
-    shared: int
-    cached: int
-    pending: int
-    complete: bool
-    orphans: int
-    seconds: float
-    calls: int
-    retries: int
-    prompt_tokens: int
-    completion_tokens: int
-    codes: dict[str, int]
-    examples: dict[str, tuple[int, str]]
-    stopped: str = ""
-    cost: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as a JSON-ready dictionary."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-@dataclass(slots=True)
-class Estimate:
-    """What a run will take. Counts are of records unless named otherwise.
-
-    Attributes:
-        records: Records of the input.
-        bad: Those that cannot be sent, by code.
-        requests: Requests that will be sent: equal ones once, unless ``--no-dedup``.
-        images: Images in them.
-        upload_bytes: Bytes of all requests.
-        prompt_tokens: Input tokens: by formula, or as the probe has corrected it.
-        completion_tokens: Output tokens, likewise.
-        probed: Requests that were sent to correct it.
-        cost: US dollars; None where no price is known.
-        batch_cost: The same through the provider's batch API.
-        seconds: Time at the limits that are known; None where none is.
-        unfetched: Images that are elsewhere, whose size was guessed.
-    """
-
-    records: int = 0
-    bad: dict[str, int] = field(default_factory=dict)
-    requests: int = 0
-    images: int = 0
-    upload_bytes: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    probed: int = 0
-    cost: float | None = None
-    batch_cost: float | None = None
-    seconds: float | None = None
-    unfetched: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as a JSON-ready dictionary."""
-        return {name: getattr(self, name) for name in self.__slots__}

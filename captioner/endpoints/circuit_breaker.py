@@ -1,9 +1,9 @@
-"""Whether an endpoint is well, as all its workers together have seen it.
+"""Circuit breaker: whether an endpoint works, as seen by all workers together.
 
-An endpoint in trouble spends nobody's attempts. After a row of faults without one success it
-rests: the workers wait, and one probe at a time goes out after 1, 2, 4 … 60 s, until one succeeds
-or the outage has lasted longer than the user wants to wait. No pause is longer than an eighth of
-the outage so far, so that a minute's outage is not made to last half a minute more.
+Endpoint errors cost no attempts of a record. After `FAULTS_TO_OPEN` errors in a row the circuit
+opens: workers wait, and one probe at a time is sent after 1, 2, 4 … 60 s, until a probe succeeds
+or the outage exceeds ``--max-outage``. No pause is longer than an eighth of the outage so far, so
+a short outage is not prolonged by much.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from captioner.core.retry import waits
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-FAULTS_TO_REST = 10
-SHORTEST_REST_S = 1.0
+FAULTS_TO_OPEN = 10
+SHORTEST_PAUSE_S = 1.0
 NEVER_ANSWERED_S = 60.0
-"""An address that has never answered anything is more likely wrong than away."""
+"""Longest outage of an address that has never responded: it is probably wrong."""
 
 
 class CircuitBreaker:
-    """Shared by all workers of one endpoint.
+    """Circuit breaker of one endpoint, shared by all workers.
 
     Args:
         name: The endpoint as the user knows it, for messages.
-        max_outage_s: Seconds without a success after which to give up; None is never.
-        sleep: Waits so many seconds; raises or is cancelled when the run is stopping.
+        max_outage_s: Seconds without a success after which the run gives up; None is no limit.
+        sleep: Waits some seconds; raises or is cancelled when the run is cancelled.
 
     Attributes:
-        successes: Replies so far that show the endpoint well.
-        captions: Answers of the model among them.
-        blamed: Faults so far for which a record may be to blame.
-        resting: Workers wait, and probes go out.
-        probing: Somebody probes it, or waits to.
-        shared: Others may do the work: who waits here is sent away when something changes.
+        successes: Responses so far that show that the endpoint works.
+        captions: Responses with text of the model among them.
+        blamed: Errors so far that a record may have caused.
+        is_open: The endpoint keeps failing: workers wait and probes are sent.
+        probing: A worker probes, or waits to probe.
+        shared: Other endpoints may do the work: waiting workers leave when something changes.
     """
 
     def __init__(
@@ -52,66 +52,66 @@ class CircuitBreaker:
         self.successes = 0
         self.captions = 0
         self.blamed = 0
-        self.resting = False
+        self.is_open = False
+        self.probing = False
         self.shared = False
         self._name = name
         self._max_outage_s = max_outage_s
         self._sleep = sleep
         self._answered = False
-        self._faults = 0
-        self._since = 0.0
-        self.probing = False
+        self._faults = 0  # in a row
+        self._since = 0.0  # loop time of the first of them
         self._waits: Iterator[float] = iter(())
         self._probe_at = 0.0
         self._changed = asyncio.Event()
 
     async def ready(self) -> bool:
-        """Return when a request may go out; True if it is the probe.
+        """Return when a request may be sent; True if it is the probe.
 
-        A probe must be followed by `succeeded` or `faulted`, or by `abandoned`.
+        After a probe, call `record_success`, `record_fault` or `abandon_probe`.
 
         Raises:
-            DispersedError: It still rests, and another endpoint may be well.
+            EndpointBusyError: The circuit is still open, and another endpoint may work.
         """
-        while self.resting:
+        while self.is_open:
             if not self.probing:
                 self.probing = True
                 try:
                     now = asyncio.get_running_loop().time()
-                    await self._sleep(max(0.0, min(self._probe_at - now, self.left_s())))
+                    await self._sleep(max(0.0, min(self._probe_at - now, self.seconds_left())))
                 except BaseException:
-                    self.abandoned()
+                    self.abandon_probe()
                     raise
                 return True
             await self._changed.wait()
-            if self.resting and self.shared:
+            if self.is_open and self.shared:
                 raise EndpointBusyError
         return False
 
     def probe_due(self) -> bool:
-        """Tell whether a resting endpoint is to be asked now how it is."""
+        """Return whether it is time for a probe that no worker waits to send."""
         return (
-            self.resting
+            self.is_open
             and not self.probing
             and asyncio.get_running_loop().time() >= self._probe_at
         )
 
-    def succeeded(self, *, caption: bool = True) -> None:
-        """Note an answer of the model, or another reply of an endpoint that is well."""
+    def record_success(self, *, caption: bool = True) -> None:
+        """Record a response of a working endpoint: the model's text, or another one."""
         self.successes += 1
         self.captions += caption
         self._answered = True
         self._faults = 0
-        if self.resting:
-            self.resting = self.probing = False
+        if self.is_open:
+            self.is_open = self.probing = False
             self.wake()
 
-    def answered(self) -> None:
-        """Note any HTTP reply: there is a server at that address."""
+    def record_response(self) -> None:
+        """Record any HTTP response: there is a server at the address."""
         self._answered = True
 
-    def faulted(self, fault: EndpointFaultError, *, probe: bool) -> None:
-        """Note a fault.
+    def record_fault(self, fault: EndpointFaultError, *, probe: bool) -> None:
+        """Record an error of the endpoint.
 
         Raises:
             EndpointGaveOutError: The outage has lasted longer than allowed.
@@ -120,25 +120,25 @@ class CircuitBreaker:
         if not self._faults:
             self._since = now
         self._faults += 1
-        if self._faults >= FAULTS_TO_REST and not self.resting:
-            self.resting = True
+        if self._faults >= FAULTS_TO_OPEN and not self.is_open:
+            self.is_open = True
             self._waits = waits()
             self._probe_after(now)
         if probe:
             self._probe_after(now)
-            self.abandoned()
-        if self.left_s() <= 0:
+            self.abandon_probe()
+        if self.seconds_left() <= 0:
             raise EndpointGaveOutError(
                 f"The endpoint {self._name} has given no caption for {now - self._since:.0f} s "
-                f"({fault.message}). When it is well again, run the same command again."
+                f"({fault.message}). Run the same command again when it works."
             )
 
     def _probe_after(self, now: float) -> None:
-        longest = max(SHORTEST_REST_S, (now - self._since) / 8)
+        longest = max(SHORTEST_PAUSE_S, (now - self._since) / 8)
         self._probe_at = now + min(longest, max(0.1, next(self._waits)))
 
-    def left_s(self) -> float:
-        """Return the seconds until this outage has lasted too long, infinite while all is well."""
+    def seconds_left(self) -> float:
+        """Return the seconds until this outage has lasted too long, infinite without an outage."""
         longest = self._max_outage_s
         if not self._answered:
             longest = min(NEVER_ANSWERED_S, longest or NEVER_ANSWERED_S)
@@ -146,12 +146,12 @@ class CircuitBreaker:
             return math.inf
         return max(0.0, self._since + longest - asyncio.get_running_loop().time())
 
-    def abandoned(self) -> None:
-        """Note that the probe ended without a verdict; the next worker sends one."""
+    def abandon_probe(self) -> None:
+        """Note that a probe ended without a verdict; the next worker sends one."""
         self.probing = False
         self.wake()
 
     def wake(self) -> None:
-        """Have everybody look again who waits for it."""
+        """Wake all waiters."""
         self._changed.set()
         self._changed = asyncio.Event()

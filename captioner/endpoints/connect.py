@@ -1,20 +1,18 @@
-"""Finding the endpoints of a run: addresses, keys and models, from settings and environment."""
+"""Connect to the endpoints of a run: addresses, keys and models from settings and environment."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
 from captioner.core.secrets import without_secrets
 from captioner.core.types import Request
 from captioner.endpoints.circuit_breaker import CircuitBreaker
-from captioner.endpoints.cost_budget import CostBudget
+from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import Endpoint, EndpointPool
@@ -23,18 +21,18 @@ from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
     from contextlib import AsyncExitStack
 
+    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Dialect, Transport
-    from captioner.core.types import Progress, Response
+    from captioner.settings.context import RunContext
     from captioner.settings.options import EndpointSettings
     from captioner.settings.settings import Settings
 
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
-ASK_S = 15.0
-"""Seconds an endpoint may take to say which models it serves."""
+MODELS_TIMEOUT_S = 15.0
+"""Seconds that an endpoint may take to list its models."""
 
 OFFLINE_MODEL = "captioner-offline"
 
@@ -43,10 +41,10 @@ class ConnectedEndpoints(NamedTuple):
     """The endpoints of a run.
 
     Attributes:
-        endpoints: Where requests go.
-        models: The model asked for at each.
+        endpoints: Where requests are sent.
+        models: The model of each.
         dialect: Builds the messages, which are the same for all.
-        transport: To the first of them.
+        transport: The connection to the first endpoint.
     """
 
     endpoints: EndpointPool
@@ -56,31 +54,26 @@ class ConnectedEndpoints(NamedTuple):
 
 
 async def connect(
-    settings: Settings,
-    progress: Progress,
-    cancel: CancelToken,
+    context: RunContext,
     stack: AsyncExitStack,
     *,
-    dialect: Dialect | None,
-    transport: Transport | None,
-    schema: dict[str, Any] | None,
-    warn: Callable[[str], None],
+    dialect: Dialect | None = None,
+    transport: Transport | None = None,
+    schema: dict[str, Any] | None = None,
 ) -> ConnectedEndpoints:
     """Connect to the endpoints of the settings, or to the built-in describer.
 
     Args:
-        settings: Which.
-        progress: Counts requests.
-        cancel: Ends waits.
+        context: The run.
         stack: Closes the connections.
-        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
-        transport: Carries requests, instead of aiohttp.
-        schema: What answers have to follow; None for text.
-        warn: Called with a sentence when something is worth knowing but no error.
+        dialect: Builds requests and parses responses instead of OpenAI's chat completions.
+        transport: Sends requests instead of aiohttp.
+        schema: JSON Schema of the captions; None for text.
 
     Raises:
-        SettingsError: There is no endpoint, or no model to ask for.
+        SettingsError: There is no endpoint, or it serves no model or several.
     """
+    settings = context.settings
     found = settings.each_endpoint
     if transport is not None:
         found = found[:1]
@@ -90,11 +83,11 @@ async def connect(
         offline = await stack.enter_async_context(OfflineEndpoint())
         model = settings.endpoint.model or OFFLINE_MODEL
         found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
-    spending = _spending(settings, progress, warn)
-    tracing = Tracing(stack, warn) if settings.run.otel else None
-    made: list[Endpoint] = []
+    budget = _budget(context)
+    tracing = Tracing(stack) if settings.run.otel else None
+    endpoints: list[Endpoint] = []
     models: list[str] = []
-    languages: list[Dialect] = []
+    dialects: list[Dialect] = []
     transports: list[Transport] = []
     for one in found:
         name, carrier = "given by the caller", transport
@@ -108,85 +101,57 @@ async def connect(
             )
             stack.push_async_callback(carrier.close)
         transports.append(carrier)
-        models.append(one.model or ("" if dialect else await only_model(carrier, cancel)))
+        model = one.model or ("" if dialect else await only_model(carrier, context.cancel))
+        models.append(model)
+        shown = without_secrets(name)
         if tracing is not None:
-            carrier = tracing.around(carrier, without_secrets(name), models[-1])
-        languages.append(dialect or _dialect(settings, one, models[-1], schema))
-        made.append(
-            _endpoint(
-                settings,
-                one,
-                languages[-1],
+            carrier = tracing.around(carrier, shown, model)
+        dialects.append(dialect or _dialect(settings, one, model, schema))
+        limiter = Limiter(
+            settings.run.concurrency,
+            start=start_of(settings.run.concurrency),
+            rpm=one.rpm,
+            tpm=one.tpm,
+            share=1 / settings.run.processes,
+        )
+        context.cancel.on_request(limiter.open)
+        breaker = CircuitBreaker(shown, max_outage_s=one.max_outage, sleep=context.cancel.sleep)
+        costs = None
+        if budget is not None:
+            costs = EndpointCosts(budget, _price(settings, one, model, name))
+        endpoints.append(
+            Endpoint(
+                shown,
+                dialects[-1],
                 carrier,
-                progress,
-                cancel,
-                name=without_secrets(name),
-                warn=warn,
-                spending=spending,
-                price=_price(settings, one, models[-1], name),
+                limiter,
+                breaker,
+                context,
+                weight=one.weight,
+                costs=costs,
             )
         )
-    endpoints = EndpointPool(made, warn=warn)
-    progress.states = endpoints.states
-    return ConnectedEndpoints(endpoints, models, languages[0], transports[0])
+    pool = EndpointPool(endpoints)
+    context.progress.states = pool.states
+    return ConnectedEndpoints(pool, models, dialects[0], transports[0])
 
 
-def _endpoint(
-    settings: Settings,
-    endpoint: EndpointSettings,
-    dialect: Dialect,
-    transport: Transport,
-    progress: Progress,
-    cancel: CancelToken,
-    *,
-    name: str,
-    warn: Callable[[str], None],
-    spending: CostBudget | None,
-    price: Price,
-) -> Endpoint:
-    limiter = Limiter(
-        settings.run.concurrency,
-        start=start_of(settings.run.concurrency),
-        rpm=endpoint.rpm,
-        tpm=endpoint.tpm,
-        share=1 / settings.run.processes,
-    )
-    cancel.on_request(limiter.open)
-    health = CircuitBreaker(name, max_outage_s=endpoint.max_outage, sleep=cancel.sleep)
-    return Endpoint(
-        name,
-        dialect,
-        transport,
-        limiter,
-        health,
-        progress,
-        cancel,
-        weight=endpoint.weight,
-        warn=warn,
-        spending=spending,
-        price=price,
-    )
-
-
-def _spending(
-    settings: Settings, progress: Progress, warn: Callable[[str], None]
-) -> CostBudget | None:
-    """Return what counts the money, where anybody asks for it."""
-    run = settings.run
+def _budget(context: RunContext) -> CostBudget | None:
+    """Return the budget, None if neither a budget nor prices are given."""
+    run = context.settings.run
     if run.budget is None and run.budget_tokens is None and run.prices is None:
         return None
     parts = run.processes
     return CostBudget(
-        progress,
-        most_tokens=run.budget_tokens / parts if run.budget_tokens is not None else None,
-        most_money=run.budget / parts if run.budget is not None else None,
+        context.progress,
+        max_tokens=None if run.budget_tokens is None else run.budget_tokens / parts,
+        max_cost=None if run.budget is None else run.budget / parts,
         parts=parts,
-        warn=warn,
     )
 
 
 def price_at(settings: Settings) -> Price | None:
-    """Return what the model asked for costs, None where no price is known."""
+    """Return the price of the first endpoint's model, None if it is not known."""
     (endpoint, *_) = settings.each_endpoint
     if endpoint.offline:
         return FREE
@@ -200,7 +165,7 @@ def price_at(settings: Settings) -> Price | None:
 
 
 def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price:
-    """Return what an endpoint's model costs, where anybody asks for it."""
+    """Return the price of an endpoint's model; free if only tokens are counted."""
     run = settings.run
     if endpoint.offline or (run.budget is None and run.prices is None):
         return FREE
@@ -231,11 +196,11 @@ def base_url(endpoint: EndpointSettings) -> str:
     """Return the endpoint's base URL, from the settings or the environment.
 
     Raises:
-        SettingsError: There is none; says how to give one.
+        SettingsError: There is none. The message says how to give one.
     """
     urls = (*endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
     if url := next(filter(None, urls), None):
-        replace(endpoint, base_url=(url,))  # what comes from the environment is checked, too
+        replace(endpoint, base_url=(url,))  # checks a URL of the environment, too
         return url.rstrip("/")
     raise SettingsError(
         "no endpoint. Give one of:\n"
@@ -246,7 +211,7 @@ def base_url(endpoint: EndpointSettings) -> str:
 
 
 def api_key(endpoint: EndpointSettings) -> str | None:
-    """Return the key, None where no variable holds one.
+    """Return the key, None if no environment variable holds one.
 
     Raises:
         SettingsError: The variable that the settings name is not set.
@@ -262,49 +227,39 @@ def api_key(endpoint: EndpointSettings) -> str | None:
 def _key_in(name: str) -> str:
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise SettingsError(f"the key in {name} holds characters that no request can carry")
+        raise SettingsError(f"the key in {name} has characters that cannot be sent in a header")
     return key
 
 
 async def only_model(transport: Transport, cancel: CancelToken) -> str:
-    """Return the model of an endpoint that serves just one.
+    """Return the model of an endpoint that serves only one.
 
     Raises:
         SettingsError: It serves several, or does not say.
-        StoppedError: The run was stopped before it said.
+        StoppedError: The run was cancelled first.
     """
+    models = []
     try:
-        reply = await _unless_stopped(transport.send(Request("GET", "/models")), cancel)
-        if reply.status == 407:
+        request = transport.send(Request("GET", "/models"))
+        response = await cancel.race(request, timeout_s=MODELS_TIMEOUT_S)
+        if response.status == 407:
             raise SettingsError(PROXY_REFUSES)
-        served = orjson.loads(reply.body)["data"]
+        served = orjson.loads(response.body)["data"]
         models = [" ".join(str(model["id"]).split())[:80] for model in served]
-    except EndpointFaultError as error:
+    except (EndpointFaultError, TimeoutError) as error:
+        reason = f"no response within {MODELS_TIMEOUT_S:g} s"
+        if isinstance(error, EndpointFaultError):
+            reason = error.message
         raise SettingsError(
-            f"no model is given, and the endpoint cannot be asked: {error.message}"
+            f"no model is given, and the endpoint cannot be asked for its models: {reason}"
         ) from None
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        models = []
+        pass
     if len(models) == 1:
         return models[0]
-    served = f"serves {', '.join(models[:8])}{' …' if len(models) > 8 else ''}; choose one"
+    shown = f"{', '.join(models[:8])}{' …' if len(models) > 8 else ''}"
     raise SettingsError(
-        f"no model is given, and the endpoint {served if models else 'does not say what it serves'}"
-        " with --model NAME"
+        "no model is given, and the endpoint "
+        + (f"serves {shown}" if models else "does not say which models it serves")
+        + "; choose one with --model NAME"
     )
-
-
-async def _unless_stopped(sending: Coroutine[Any, Any, Response], cancel: CancelToken) -> Response:
-    """Return the reply, unless the run is stopped or the endpoint takes too long over it."""
-    reply = asyncio.ensure_future(sending)
-    stopped = asyncio.ensure_future(cancel.wait())
-    try:
-        await asyncio.wait((reply, stopped), timeout=ASK_S, return_when=asyncio.FIRST_COMPLETED)
-        if cancel:
-            raise StoppedError
-        if not reply.done():
-            raise EndpointFaultError("timeout", f"no reply within {ASK_S:g} s")
-        return reply.result()
-    finally:
-        reply.cancel()
-        stopped.cancel()

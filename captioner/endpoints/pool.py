@@ -1,13 +1,14 @@
-"""The endpoints of a run: each with its own permits and health, the least loaded one chosen.
+"""The endpoints of a run. Each has its own limits and circuit breaker; the least loaded is used.
 
 ::
 
-    record ─▶ Endpoints.attempt ─▶ Endpoint ─▶ health ─▶ limiter ─▶ transport ─▶ dialect.judge
+    record ─▶ EndpointPool.attempt ─▶ Endpoint ─▶ breaker ─▶ limiter ─▶ transport ─▶ dialect.judge
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -22,51 +23,49 @@ from captioner.core.errors import (
     ParameterError,
     RefusedError,
 )
-from captioner.core.types import EndpointState, Request
-from captioner.endpoints.prices import FREE
+from captioner.core.progress import EndpointState
+from captioner.core.types import Request
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Dialect, Transport
-    from captioner.core.types import Completion, Progress, RequestOverrides
+    from captioner.core.types import Completion, RequestOverrides
     from captioner.endpoints.circuit_breaker import CircuitBreaker
-    from captioner.endpoints.cost_budget import CostBudget
+    from captioner.endpoints.cost_budget import EndpointCosts
     from captioner.endpoints.limiter import Limiter
-    from captioner.endpoints.prices import Price
+    from captioner.settings.context import RunContext
+
+logger = logging.getLogger(__name__)
 
 POISON_FAULTS = 3
 POISON_SUCCESSES = 20
 POISON_CHANCE = 1e-6
-"""A record is blamed only if so many faults in a row would be this unlikely by chance."""
+"""A record is blamed only if that many errors in a row would be this unlikely by chance."""
 
 NOT_FOUND_TIMES = 3
-"""So many 404s in a row before any caption, or that name the model: no oversized body."""
+"""404s in a row, before any caption or naming the model, that do not come from large bodies."""
 
 FIRST_GUESS_TOKENS = 1_500.0
-"""Tokens a record is taken to cost until the endpoint has told what the first ones did."""
+"""Tokens that a request is assumed to cost until the first responses."""
 
 _OVERLOAD = frozenset({"connection", "http_429", "http_503", "http_529"})
 _ALIVE = (BadReplyError, RefusedError, ParameterError, ImageRejectedError, NotFoundError)
 
 
 class Endpoint:
-    """One endpoint: its language, its connection, its permits and its health.
+    """One endpoint: its API format, connection, limits and circuit breaker.
 
     Args:
-        name: As the user knows it.
-        dialect: Builds requests, judges replies.
-        transport: Carries them.
-        limiter: Permits.
-        health: What its workers have seen of it.
-        progress: Counts.
-        cancel: Ends waits.
-        weight: Its share beside others with as many requests in flight.
-        warn: Called with a sentence when the dialect had to adapt.
-        spending: Counts money, and ends the run before a cap is crossed.
-        price: Of the model asked for.
+        name: The endpoint as the user knows it.
+        dialect: Builds requests and parses responses.
+        transport: Sends requests.
+        limiter: Grants permits.
+        breaker: Holds requests back while the endpoint fails.
+        context: Progress and cancellation of the run.
+        weight: Its share of the work beside other endpoints.
+        costs: Counts money and holds requests back at the budget; None counts nothing.
     """
 
     def __init__(
@@ -75,32 +74,27 @@ class Endpoint:
         dialect: Dialect,
         transport: Transport,
         limiter: Limiter,
-        health: CircuitBreaker,
-        progress: Progress,
-        cancel: CancelToken,
+        breaker: CircuitBreaker,
+        context: RunContext,
         *,
         weight: float = 1.0,
-        warn: Callable[[str], None],
-        spending: CostBudget | None = None,
-        price: Price = FREE,
+        costs: EndpointCosts | None = None,
     ) -> None:
         self.name = name
         self.limiter = limiter
-        self.health = health
+        self.breaker = breaker
         self.weight = weight
         self._dialect = dialect
         self._transport = transport
-        self._progress = progress
-        self._cancel = cancel
-        self._warn = warn
-        self._spending = spending
-        self._price = price
+        self._progress = context.progress
+        self._cancel = context.cancel
+        self._costs = costs
         self._mean_tokens = FIRST_GUESS_TOKENS
-        self._not_found = 0
+        self._not_found = 0  # in a row
 
     @property
     def state(self) -> EndpointState:
-        """How it stands."""
+        """The state for the display."""
         limiter = self.limiter
         return EndpointState(
             self.name,
@@ -108,27 +102,27 @@ class Endpoint:
             limiter.limit,
             limiter.requests.per_minute,
             limiter.paused_s,
-            self.health.resting,
+            self.breaker.is_open,
         )
 
     @property
     def load(self) -> tuple[float, float]:
-        """Seconds until it could take one more request, and how full it is; less is better."""
+        """Seconds until one more request could be sent, and how full it is; less is better."""
         return self.limiter.backlog_s(self._mean_tokens), self.limiter.load / self.weight
 
     async def attempt(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> Completion:
-        """Send one request and return the answer, or raise what became of it.
+        """Send one request and return the model's text.
 
         Raises:
-            DispersedError: No permit was to be had soon, and others may have one.
-            AttemptError: There is no answer.
-            RefusedError: There never will be.
-            RunError: This endpoint answers nobody.
+            EndpointBusyError: No permit is available soon, and another endpoint may have one.
+            AttemptError: This attempt failed.
+            RefusedError: This record will never get a caption.
+            RunError: This endpoint will caption no record.
         """
-        probe = await self.health.ready()
-        verdict = False
+        probe = await self.breaker.ready()
+        has_verdict = False
         try:
             estimated = self._mean_tokens
             epoch = await self.limiter.acquire(estimated)
@@ -136,9 +130,9 @@ class Endpoint:
                 if self._cancel:
                     raise StoppedError
                 completion = await self._exchange(messages, overrides, retry=retry)
-                self._note_success(estimated, completion)
+                self._record_success(estimated, completion)
             except EndpointFaultError as error:
-                # All before the permit goes to the next one.
+                # Slow down before the permit goes to the next request.
                 if error.retry_after_s is not None:
                     self.limiter.pause(error.retry_after_s)
                 if error.code != "connection":
@@ -147,35 +141,34 @@ class Endpoint:
             finally:
                 self.limiter.release()
         except EndpointFaultError as error:
-            verdict = True
+            has_verdict = True
             self._progress.waiting = f"the endpoint: {error.message}"
-            self.health.faulted(error, probe=probe)
-            if self.health.resting and self.health.shared:
+            self.breaker.record_fault(error, probe=probe)
+            if self.breaker.is_open and self.breaker.shared:
                 self.limiter.reject_waiters()
             raise
         except _ALIVE as error:
-            verdict = True
+            has_verdict = True
             self._progress.waiting = ""
             if isinstance(error, NotFoundError):
-                self._note_not_found(error)
-            self.health.succeeded(caption=isinstance(error, BadReplyError | RefusedError))
+                self._record_not_found(error)
+            self.breaker.record_success(caption=isinstance(error, BadReplyError | RefusedError))
             raise
         else:
-            verdict = True
-            self.health.succeeded()
+            has_verdict = True
+            self.breaker.record_success()
             return completion
         finally:
-            if probe and not verdict:
-                self.health.abandoned()
+            if probe and not has_verdict:
+                self.breaker.abandon_probe()
 
     async def _exchange(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> Completion:
-        progress, dialect = self._progress, self._dialect
+        progress, dialect, costs = self._progress, self._dialect, self._costs
         version = dialect.version
-        spending = self._spending
-        if spending is not None:
-            await spending.begin(self._price)
+        if costs is not None:
+            await costs.begin()
         request = dialect.request(messages, overrides)
         progress.calls += 1
         progress.retries += retry
@@ -187,11 +180,11 @@ class Endpoint:
         finally:
             progress.in_flight -= 1
             del progress.began[ticket]
-            if spending is not None:
-                spending.end()
+            if costs is not None:
+                costs.end()
         progress.answers += 1
         progress.answered_s += time.monotonic() - began
-        self.health.answered()
+        self.breaker.record_response()
         limits = read_limits(response.headers)
         if limits is not NO_LIMITS:
             requests, tokens = limits
@@ -200,19 +193,21 @@ class Endpoint:
         try:
             completion = dialect.judge(response)
         except ParameterError as error:
-            # Many may be refused at once; the first adapts for all.
+            # Many requests may be refused at once; the first one adapts for all.
             if dialect.version == version:
                 change = dialect.adapt(error.parameter)
                 if not change:
                     raise RefusedError(error.code, error.message) from None
-                self._warn(f"{self.name} refuses a parameter ({error.message}): sending {change}")
+                logger.warning(
+                    "%s refuses a parameter (%s): sending %s", self.name, error.message, change
+                )
             raise
         progress.waiting = ""
-        if spending is not None:
-            spending.note(completion.usage, self._price)
+        if costs is not None:
+            costs.charge(completion.usage)
         return completion
 
-    def _note_success(self, estimated: float, completion: Completion) -> None:
+    def _record_success(self, estimated: float, completion: Completion) -> None:
         self.limiter.succeeded()
         self._not_found = 0
         used = sum(completion.usage)
@@ -220,23 +215,23 @@ class Endpoint:
             self.limiter.correct_tokens(estimated, used)
             self._mean_tokens += (used - self._mean_tokens) / 16
 
-    def _note_not_found(self, error: NotFoundError) -> None:
+    def _record_not_found(self, error: NotFoundError) -> None:
         self._not_found += 1
-        hopeless = error.certain or not self.health.captions
+        hopeless = error.certain or not self.breaker.captions
         if hopeless and self._not_found >= NOT_FOUND_TIMES:
             raise unknown_model(error) from None
 
     async def answers(self) -> bool:
-        """Tell whether the endpoint answers a harmless question."""
+        """Return whether the endpoint responds to a request for its models."""
         try:
-            reply = await self._transport.send(Request("GET", "/models"))
+            response = await self._transport.send(Request("GET", "/models"))
         except EndpointFaultError:
             return False
-        return reply.status < 500 and reply.status not in (404, 429)
+        return response.status < 500 and response.status not in (404, 429)
 
 
 def unknown_model(error: NotFoundError) -> EndpointRefusedError:
-    """Return what ends a run whose endpoint answers 404 to every record."""
+    """Return the error that ends a run whose endpoint responds 404 to every record."""
     return EndpointRefusedError(
         f"The endpoint does not know the model or the address ({error.message}). "
         "Check --model and --base-url."
@@ -248,77 +243,73 @@ class EndpointPool:
 
     Args:
         endpoints: At least one.
-        warn: Called with a sentence when one is given up while others go on.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, warn: Callable[[str], None]) -> None:
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._left = list(endpoints)
-        self._warn = warn
-        self._share()
+        self._update_shared()
 
     @property
     def limiters(self) -> list[Limiter]:
-        """The permits of each endpoint."""
+        """The limiter of each endpoint."""
         return [endpoint.limiter for endpoint in self._left]
 
     def states(self) -> list[EndpointState]:
-        """Return how each of them stands."""
+        """Return the state of each endpoint."""
         return [endpoint.state for endpoint in self._left]
 
-    def _share(self) -> None:
+    def _update_shared(self) -> None:
         for endpoint in self._left:
-            endpoint.limiter.shared = endpoint.health.shared = len(self._left) > 1
+            endpoint.limiter.shared = endpoint.breaker.shared = len(self._left) > 1
 
     @property
-    def left_s(self) -> float:
-        """Seconds until the last endpoint is given up, infinite while one is well."""
-        return max(endpoint.health.left_s() for endpoint in self._left)
+    def seconds_left(self) -> float:
+        """Seconds until the last endpoint is given up, infinite while one works."""
+        return max(endpoint.breaker.seconds_left() for endpoint in self._left)
 
     def choose(self) -> Endpoint:
-        """Return the endpoint for the next attempt: one due a probe, else the least loaded.
+        """Return the endpoint for the next attempt: one that is due a probe, else the least loaded.
 
-        Resting ones are left alone while others are well; where all rest, each gets somebody who
-        waits to probe it.
+        Endpoints with an open circuit are left alone while others work. If all circuits are open,
+        each endpoint gets a worker that waits to probe it.
         """
         if len(self._left) == 1:
             return self._left[0]
         for endpoint in self._left:
-            if endpoint.health.probe_due():
+            if endpoint.breaker.probe_due():
                 return endpoint
-        well = [endpoint for endpoint in self._left if not endpoint.health.resting]
-        idle = [endpoint for endpoint in self._left if not endpoint.health.probing]
-        return min(well or idle or self._left, key=lambda endpoint: endpoint.load)
+        working = [endpoint for endpoint in self._left if not endpoint.breaker.is_open]
+        unprobed = [endpoint for endpoint in self._left if not endpoint.breaker.probing]
+        return min(working or unprobed or self._left, key=lambda endpoint: endpoint.load)
 
     async def attempt(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> tuple[Endpoint, Completion | Exception]:
-        """Send one request to the best endpoint; return which, and the answer or its lack.
+        """Send one request to the best endpoint; return it with the model's text or the error.
 
         Raises:
             RunError: No endpoint is left.
-            StoppedError: The run is stopping.
+            StoppedError: The run is cancelled.
         """
         while True:
             endpoint = self.choose()
-            rested = endpoint.health.resting
+            was_open = endpoint.breaker.is_open
             try:
                 completion = await endpoint.attempt(messages, overrides, retry=retry)
             except EndpointBusyError:
                 await asyncio.sleep(0)
             except (EndpointRefusedError, EndpointGaveOutError) as error:
-                self._give_up(endpoint, error)
+                self._drop(endpoint, error)
             except (EndpointFaultError, *_ALIVE) as error:
                 return endpoint, error
             else:
-                if rested and not endpoint.health.resting:
-                    for other in self._left:  # who waits for one that still rests can come here
-                        other.health.wake()
+                if was_open and not endpoint.breaker.is_open:
+                    for other in self._left:  # workers that wait for another one can come here
+                        other.breaker.wake()
                 return endpoint, completion
 
-    def _give_up(
-        self, endpoint: Endpoint, error: EndpointRefusedError | EndpointGaveOutError
-    ) -> None:
-        """Leave an endpoint out from now on.
+    def _drop(self, endpoint: Endpoint, error: EndpointRefusedError | EndpointGaveOutError) -> None:
+        """Send nothing to an endpoint from now on.
 
         Raises:
             RunError: It was the last one.
@@ -328,39 +319,39 @@ class EndpointPool:
         if endpoint in self._left:
             self._left.remove(endpoint)
             endpoint.limiter.reject_waiters()
-            endpoint.health.wake()
-            self._share()
-            self._warn(f"going on without {endpoint.name}: {error}")
+            endpoint.breaker.wake()
+            self._update_shared()
+            logger.warning("going on without %s: %s", endpoint.name, error)
 
 
 class PoisonDetector:
-    """The faults of one record, and whether it is the record that breaks an endpoint.
+    """Detects whether one record makes an endpoint fail.
 
     Args:
-        max_attempts: Faults after which an endpoint is asked how it is.
+        max_attempts: Errors after which the endpoint is asked for its models.
     """
 
     def __init__(self, max_attempts: int) -> None:
         self._max_attempts = max_attempts
-        self._seen: dict[Endpoint, tuple[int, int]] = {}
+        self._seen: dict[Endpoint, tuple[int, int]] = {}  # errors, successes before the first
 
     async def check(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
-        """Note a fault; return the number of faults if the record is to blame, else 0.
+        """Record an error; return the record's number of errors if it is to blame, else 0.
 
-        It is if others went through meanwhile, and the endpoint does not fail so often that it
-        may be chance; where there are no others to tell by, if the endpoint answers a harmless
-        question between two faults.
+        A record is to blame if other records succeeded meanwhile and the endpoint fails so rarely
+        that chance is no explanation. Without other records, it is to blame if the endpoint
+        responds to a request for its models between two errors.
         """
         if fault.code in _OVERLOAD:
             return 0
-        health = endpoint.health
-        faults, before = self._seen.get(endpoint, (0, health.successes))
+        breaker = endpoint.breaker
+        faults, before = self._seen.get(endpoint, (0, breaker.successes))
         faults += 1
         self._seen[endpoint] = faults, before
-        health.blamed += 1
-        others = health.successes - before
-        elsewhere = health.blamed - faults
-        share = (elsewhere + 0.04) / (health.successes + elsewhere + 2)
+        breaker.blamed += 1
+        others = breaker.successes - before
+        elsewhere = breaker.blamed - faults
+        share = (elsewhere + 0.04) / (breaker.successes + elsewhere + 2)
         if faults < POISON_FAULTS or share**faults > POISON_CHANCE:
             return 0
         if others >= POISON_SUCCESSES:

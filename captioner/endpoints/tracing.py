@@ -1,9 +1,8 @@
-"""A span for each request with OpenTelemetry: a transport around the transport."""
+"""OpenTelemetry: a span for each request, made by a transport around the transport."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
@@ -14,40 +13,40 @@ from captioner.core.errors import EndpointFaultError
 from captioner.core.extras import needed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AsyncExitStack
 
     from captioner.core.protocols import Transport
     from captioner.core.types import Request, Response
 
+logger = logging.getLogger(__name__)
+
 FLUSH_S = 5.0
-"""Seconds that the last spans may take to be exported when a run is over."""
+"""Seconds that the last spans may take to be exported at the end of a run."""
 
 
 class Tracing:
-    """Where spans go: to the application's provider if it has one, else where OTEL_* says.
+    """Exports spans to the application's provider if it has one, else as OTEL_* says.
 
     Args:
-        stack: Sends what is left when it is closed.
-        warn: Called with a sentence when spans cannot be exported, once for each.
+        stack: Exports the remaining spans when it is closed.
 
     Raises:
         SettingsError: The libraries are not installed.
     """
 
-    def __init__(self, stack: AsyncExitStack, warn: Callable[[str], None]) -> None:
+    def __init__(self, stack: AsyncExitStack) -> None:
         self._trace = needed("opentelemetry.trace", "otel")
         sdk = needed("opentelemetry.sdk.trace", "otel")
-        handler = _Handler(warn)
-        logger = logging.getLogger("opentelemetry")
-        logger.addHandler(handler)
-        stack.callback(logger.removeHandler, handler)  # after the last spans: the stack is LIFO
+        handler = _Forward()
+        otel = logging.getLogger("opentelemetry")
+        otel.addHandler(handler)
+        stack.callback(otel.removeHandler, handler)  # after the last spans: the stack is LIFO
         provider = self._trace.get_tracer_provider()
         if not isinstance(provider, sdk.TracerProvider):
             exporter = needed("opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel")
             batches = needed("opentelemetry.sdk.trace.export", "otel")
             resources = needed("opentelemetry.sdk.resources", "otel")
-            # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before ours.
+            # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
             ours = resources.Resource.create({"service.name": "captioner"})
             named = ours.merge(resources.OTELResourceDetector().detect())
             provider = sdk.TracerProvider(resource=named, shutdown_on_exit=False)
@@ -56,18 +55,18 @@ class Tracing:
         self._tracer = provider.get_tracer("captioner")
 
     def around(self, transport: Transport, name: str, model: str) -> Transport:
-        """Return a transport that makes a span of each request.
+        """Return a transport that makes a span for each request.
 
         Args:
-            transport: Carries them.
+            transport: Sends the requests.
             name: The endpoint as the user knows it.
-            model: The model asked for.
+            model: The requested model.
         """
         return _Traced(transport, self._tracer, self._trace, name, model)
 
 
 async def _end(provider: Any) -> None:
-    """Export what is left, but wait no longer than that for a collector that does not answer."""
+    """Export the remaining spans; a collector that does not respond is not waited for."""
     ending = threading.Thread(target=provider.shutdown, name="captioner-spans", daemon=True)
     ending.start()
     await asyncio.to_thread(ending.join, FLUSH_S)
@@ -104,7 +103,7 @@ class _Traced:
             span.set_status(self._error, error.message)
             raise
         else:
-            span.set_attributes(_said(reply))
+            span.set_attributes(_attributes_of(reply))
             if reply.status >= 400:
                 span.set_attribute("error.type", str(reply.status))
                 span.set_status(self._error)
@@ -116,8 +115,8 @@ class _Traced:
         await self._transport.close()
 
 
-def _said(reply: Response) -> dict[str, Any]:
-    """Return what a reply says of itself; nothing of the caption."""
+def _attributes_of(reply: Response) -> dict[str, Any]:
+    """Return the attributes of a response, without the caption."""
     status = {"http.response.status_code": reply.status}
     try:
         body = orjson.loads(reply.body)
@@ -129,25 +128,19 @@ def _said(reply: Response) -> dict[str, Any]:
             "gen_ai.usage.output_tokens": usage.get("completion_tokens"),
         }
     except (orjson.JSONDecodeError, AttributeError):
-        return status  # a stream, or no JSON: what is in it is for others to judge
-    said = {name: value for name, value in found.items() if isinstance(value, str | int)}
-    return {**status, **said}
+        return status  # a stream, or no JSON
+    known = {name: value for name, value in found.items() if isinstance(value, str | int)}
+    return {**status, **known}
 
 
-class _Handler(logging.Handler):
-    """Passes on, once each, what the library has to complain of, without its traces."""
+class _Forward(logging.Handler):
+    """Logs each complaint of the OpenTelemetry library once, without its stack trace."""
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._warn = warn
-        self._loop = asyncio.get_running_loop()
-        self._said: set[str] = set()
+        self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (text := f"{record.name}: {record.msg}") not in self._said:
-            self._said.add(text)
-            told = f"spans: {' '.join(record.getMessage().split())[:300]}"
-            with contextlib.suppress(
-                RuntimeError
-            ):  # it comes from a thread, and the run may be over
-                self._loop.call_soon_threadsafe(self._warn, told)
+        if (key := f"{record.name}: {record.msg}") not in self._seen:
+            self._seen.add(key)
+            logger.warning("spans: %s", " ".join(record.getMessage().split())[:300])

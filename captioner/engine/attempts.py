@@ -1,7 +1,8 @@
-"""One prepared record to its outcome: the attempts, and what each of them means."""
+"""Caption one prepared record: its attempts, and what each response means for the next one."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
@@ -41,90 +42,87 @@ if TYPE_CHECKING:
     from captioner.endpoints.pool import Endpoint, EndpointPool
     from captioner.engine.caption_checks import CaptionRules
 
+logger = logging.getLogger(__name__)
+
 SMALLER = (0.7, 0.5, 0.35)
-"""Factors of an image's sides to try when the endpoint finds it too large (after CaptionFlow)."""
+"""Factors of an image's sides to try if it is too large for the endpoint (after CaptionFlow)."""
 
-PARAMETERS_TO_LEAVE_OUT = 8
-
+MAX_ADAPTATIONS = 8
+"""Parameters that are left out or renamed for one record."""
 
 LONGEST_PAUSE_S = 8.0
-"""Longest wait of one record between attempts: an endpoint in trouble rests as a whole anyway."""
+"""Longest wait of one record between attempts; the circuit breaker handles outages."""
 
 
 class RecordAttempts:
     """Captions records through the endpoints of a run.
 
     Args:
-        endpoints: Where they are sent.
-        image_overrides: Prepares a record again with its images made otherwise.
-        compose: Makes the members of a row from the answers of a record.
+        endpoints: The endpoints.
+        prepare_again: Prepares a record again with its images encoded differently.
+        compose: Makes the fields of a row from the answers of a record.
         cancel: Ends waits.
-        rules: What a caption has to be like.
-        overrides: Temperature and length of the settings.
+        rules: What a caption must be like.
+        defaults: Temperature and length of the settings.
         samples: Answers to each question.
-        warn: Called with a sentence when images turn out too large.
     """
 
     def __init__(
         self,
         endpoints: EndpointPool,
-        image_overrides: Callable[
-            [InputRecord, ImageOverrides], Awaitable[PreparedRecord | Failure]
-        ],
+        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Failure]],
         compose: Callable[
             [list[list[ValidatedCompletion]], int], tuple[Any, tuple[tuple[str, Any], ...]]
         ],
         cancel: CancelToken,
         *,
         rules: CaptionRules,
-        overrides: RequestOverrides = RequestOverrides(),  # noqa: B008 - frozen
+        defaults: RequestOverrides = NO_OVERRIDES,
         samples: int = 1,
-        warn: Callable[[str], None],
     ) -> None:
         self._endpoints = endpoints
-        self._image_overrides = image_overrides
+        self._prepare_again = prepare_again
         self._compose = compose
         self._cancel = cancel
         self._rules = rules
-        self._overrides = overrides
+        self._defaults = defaults
         self._samples = samples
-        self._warn = warn
-        self._too_large = _TooLarge()
+        self._size_limit = _SizeLimit()
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
-        """Return the answers that make a record's caption, or why there are none.
+        """Return the answers that make a record's caption, or its failure.
 
-        Trouble of an endpoint costs time only; replies that are no captions cost attempts. A
-        record that alone keeps failing on an endpoint that serves others is failed as well.
+        Errors of an endpoint cost time but no attempts. Unusable responses cost attempts. A
+        record that keeps failing on an endpoint that serves other records fails as well.
 
         Raises:
-            StoppedError: The run is stopping before there is an outcome.
+            StoppedError: The run is cancelled before there is an outcome.
             RunError: No record will be captioned.
         """
-        record = _Record(prepared)
+        state = _RecordState(prepared)
         answers: list[list[ValidatedCompletion]] = []
         try:
-            if scale := self._too_large.scale_for(prepared):
-                await self._make_again(record, ImageOverrides(scale))
+            if scale := self._size_limit.scale_for(prepared):
+                await self._encode_again(state, ImageOverrides(scale))
             for question in range(len(prepared.questions)):
                 answers.append([])
                 for _ in range(self._samples):
-                    answers[-1].append(await self._answer(record, question))
+                    answers[-1].append(await self._answer(state, question))
         except RecordError as error:
-            return Failure(prepared.record, error.code, error.message, record.attempts)
-        return CaptionResult(answers, record.attempts)
+            return Failure(prepared.record, error.code, error.message, state.attempts)
+        return CaptionResult(answers, state.attempts)
 
-    def caption_of(self, line: InputRecord, answers: CaptionResult, *, replaces: bool) -> Caption:
+    def caption_of(self, record: InputRecord, result: CaptionResult, *, replaces: bool) -> Caption:
         """Return the caption that the answers make; see `PreparedRecord` for ``replaces``."""
-        value, more = self._compose(answers.each, answers.attempts)
-        first = answers.each[0]
+        value, more = self._compose(result.each, result.attempts)
+        first = result.each[0]
         usage = first[0].completion.usage
-        if len(answers.each) > 1 or len(first) > 1:
-            kept = [answer.completion.usage for several in answers.each for answer in several]
+        if len(result.each) > 1 or len(first) > 1:
+            kept = [answer.completion.usage for several in result.each for answer in several]
             usage = Usage(*map(sum, zip(*kept, strict=True)))
-        return Caption(line, value, replaces, answers.attempts, usage, more)
+        return Caption(record, value, replaces, result.attempts, usage, more)
 
-    async def _answer(self, record: _Record, question: int) -> ValidatedCompletion:
+    async def _answer(self, state: _RecordState, question: int) -> ValidatedCompletion:
         """Return an answer to one of the record's questions.
 
         Raises:
@@ -132,12 +130,12 @@ class RecordAttempts:
         """
         overrides = NO_OVERRIDES
         bad_replies: Counter[str] | None = None
-        record.retrying = False
-        record.pauses = None
+        state.is_retry = False
+        state.pauses = None
         while True:
             completion = None
             try:
-                completion, latency_s = await self._complete(record, question, overrides)
+                completion, latency_s = await self._complete(state, question, overrides)
                 answer = check(completion, self._rules)
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
@@ -148,127 +146,126 @@ class RecordAttempts:
                 ):
                     raise RefusedError(error.code, error.message) from None
                 if completion is not None:
-                    overrides = ask_again(
-                        error, completion, overrides, self._overrides, self._rules
-                    )
-                if record.as_usual:
+                    overrides = ask_again(error, completion, overrides, self._defaults, self._rules)
+                if state.keep_defaults:
                     overrides = RequestOverrides(turns=overrides.turns)
-                await self._pause(record)
+                await self._pause(state)
             else:
-                self._too_large.worked(record.remade.scale)
+                self._size_limit.accepted(state.image_overrides.scale)
                 return ValidatedCompletion(answer.value, completion, answer.flag, latency_s)
 
     async def _complete(
-        self, record: _Record, question: int, overrides: RequestOverrides
+        self, state: _RecordState, question: int, overrides: RequestOverrides
     ) -> tuple[Completion, float]:
-        """Return what a model said and the seconds it took, through all that costs no attempts.
+        """Return the model's text and its latency in seconds, through all that costs no attempts.
 
         Raises:
-            BadReplyError: The reply is none.
+            BadReplyError: The response has no usable text.
             RecordError: There will be none.
         """
-        left_out = 0
+        adaptations = 0
         while True:
-            record.attempts += 1
+            state.attempts += 1
             began = time.monotonic()
             endpoint, result = await self._endpoints.attempt(
-                record.prepared.questions[question], overrides, retry=record.retrying
+                state.prepared.questions[question], overrides, retry=state.is_retry
             )
-            record.retrying = True
+            state.is_retry = True
             if isinstance(result, Completion):
                 return result, time.monotonic() - began
             if overrides.raised and isinstance(result, ImageRejectedError | RefusedError):
-                # More tokens, or a higher temperature, than the endpoint has: as the settings say.
-                record.as_usual = True
+                # The endpoint may not allow that many tokens or that temperature.
+                state.keep_defaults = True
                 overrides = RequestOverrides(turns=overrides.turns)
             elif isinstance(result, ParameterError):
-                left_out += 1
-                if left_out > PARAMETERS_TO_LEAVE_OUT:
+                adaptations += 1
+                if adaptations > MAX_ADAPTATIONS:
                     raise RefusedError(result.code, result.message)
             elif isinstance(result, ImageRejectedError):
-                await self._make_otherwise(record, result)
+                await self._change_images(state, result)
             elif isinstance(result, NotFoundError):
-                await self._not_found(record, endpoint, result)
+                await self._not_found(state, endpoint, result)
             elif isinstance(result, EndpointFaultError):
-                record.faults = record.faults or PoisonDetector(self._rules.max_attempts)
-                if times := await record.faults.check(endpoint, result):
-                    message = f"{result.message} ({times} times, while the endpoint was well)"
+                state.poison = state.poison or PoisonDetector(self._rules.max_attempts)
+                if times := await state.poison.check(endpoint, result):
+                    message = f"{result.message} ({times} times, while other records succeeded)"
                     raise RefusedError(result.code, message)
-                await self._pause(record)
+                await self._pause(state)
             else:
                 raise result
 
-    async def _pause(self, record: _Record) -> None:
-        if record.pauses is None:
-            record.pauses = waits(LONGEST_PAUSE_S)
-        await self._cancel.sleep(min(next(record.pauses), self._endpoints.left_s))
+    async def _pause(self, state: _RecordState) -> None:
+        if state.pauses is None:
+            state.pauses = waits(LONGEST_PAUSE_S)
+        await self._cancel.sleep(min(next(state.pauses), self._endpoints.seconds_left))
 
-    async def _not_found(self, record: _Record, endpoint: Endpoint, error: NotFoundError) -> None:
-        """Wait for what others meet; then take it for the size, or for the record's own fault."""
-        captions = endpoint.health.captions
-        record.not_found += 1
-        if record.not_found == 1:
-            record.captions_before = captions
-        if record.not_found == 1 or not captions:
-            await self._pause(record)
+    async def _not_found(
+        self, state: _RecordState, endpoint: Endpoint, error: NotFoundError
+    ) -> None:
+        """Handle a 404: wait for other records, then blame the image's size or the record."""
+        captions = endpoint.breaker.captions
+        state.not_found += 1
+        if state.not_found == 1:
+            state.captions_before = captions
+        if state.not_found == 1 or not captions:
+            await self._pause(state)
         elif error.certain:
-            if record.not_found >= NOT_FOUND_TIMES and captions > record.captions_before:
+            if state.not_found >= NOT_FOUND_TIMES and captions > state.captions_before:
                 raise RefusedError(error.code, error.message)
-            await self._pause(record)
-        elif record.remade.scale == SMALLER[-1] and not await endpoint.answers():
+            await self._pause(state)
+        elif state.image_overrides.scale == SMALLER[-1] and not await endpoint.answers():
             raise unknown_model(error)
         else:
-            await self._make_smaller(record, error)
+            await self._shrink(state, error)
 
-    async def _make_otherwise(self, record: _Record, error: ImageRejectedError) -> None:
+    async def _change_images(self, state: _RecordState, error: ImageRejectedError) -> None:
         if error.smaller:
-            await self._make_smaller(record, error)
-        elif record.remade.redraw:
+            await self._shrink(state, error)
+        elif state.image_overrides.redraw:
             raise RefusedError(error.code, error.message)
         else:
-            await self._make_again(record, record.remade._replace(redraw=True))
+            await self._encode_again(state, state.image_overrides._replace(redraw=True))
 
-    async def _make_smaller(
-        self, record: _Record, error: ImageRejectedError | NotFoundError
-    ) -> None:
+    async def _shrink(self, state: _RecordState, error: ImageRejectedError | NotFoundError) -> None:
         if isinstance(error, ImageRejectedError):
-            if not self._too_large.known:
-                self._warn(
-                    f"images are too large for the endpoint ({error.message}): sending them smaller"
+            if not self._size_limit.known:
+                logger.warning(
+                    "images are too large for the endpoint (%s): sending them smaller",
+                    error.message,
                 )
-            self._too_large.refused(record.prepared, error)
-        scale = next((scale for scale in SMALLER if scale < record.remade.scale), 0.0)
-        if not scale or not record.prepared.pixels:
+            self._size_limit.rejected(state.prepared, error)
+        scale = next((scale for scale in SMALLER if scale < state.image_overrides.scale), 0.0)
+        if not scale or not state.prepared.pixels:
             raise RefusedError(error.code, error.message)
-        await self._make_again(record, record.remade._replace(scale=scale))
+        await self._encode_again(state, state.image_overrides._replace(scale=scale))
 
-    async def _make_again(self, record: _Record, image_overrides: ImageOverrides) -> None:
-        made = await self._image_overrides(record.prepared.record, image_overrides)
-        if isinstance(made, Failure):
-            raise RefusedError(made.code, made.message)
-        record.prepared, record.remade = made, image_overrides
+    async def _encode_again(self, state: _RecordState, image_overrides: ImageOverrides) -> None:
+        prepared = await self._prepare_again(state.prepared.record, image_overrides)
+        if isinstance(prepared, Failure):
+            raise RefusedError(prepared.code, prepared.message)
+        state.prepared, state.image_overrides = prepared, image_overrides
 
 
 @dataclass(slots=True)
-class _Record:
-    """Where a record stands between its attempts."""
+class _RecordState:
+    """The state of a record between its attempts."""
 
     prepared: PreparedRecord
-    faults: PoisonDetector | None = None
+    poison: PoisonDetector | None = None
     pauses: Iterator[float] | None = None
-    remade: ImageOverrides = UNCHANGED
+    image_overrides: ImageOverrides = UNCHANGED
     attempts: int = 0
-    retrying: bool = False
-    as_usual: bool = False
+    is_retry: bool = False
+    keep_defaults: bool = False  # the endpoint refused other sampling parameters
     not_found: int = 0
     captions_before: int = 0
 
 
-class _TooLarge:
-    """What the endpoint found too large, and what it took then: later records profit from it.
+class _SizeLimit:
+    """The image sizes that the endpoint rejected and accepted, for the records that follow.
 
-    Only a record with at least as many pixels, or bytes, as one that was refused is made smaller
-    before it is sent.
+    A record is made smaller before it is sent only if it has at least as many pixels, or bytes, as
+    a record that was rejected.
     """
 
     def __init__(self) -> None:
@@ -280,18 +277,18 @@ class _TooLarge:
     def known(self) -> bool:
         return min(self._pixels, self._bytes) < math.inf
 
-    def refused(self, prepared: PreparedRecord, error: ImageRejectedError) -> None:
+    def rejected(self, prepared: PreparedRecord, error: ImageRejectedError) -> None:
         if error.code == "too_large":
             self._pixels = min(self._pixels, prepared.pixels or math.inf)
         else:
             self._bytes = min(self._bytes, _size(prepared))
 
-    def worked(self, scale: float) -> None:
+    def accepted(self, scale: float) -> None:
         if scale < 1:
             self._scale = max(self._scale, scale) if self._scale else scale
 
     def scale_for(self, prepared: PreparedRecord) -> float:
-        """Return the factor to begin with, 0 to send it as it is."""
+        """Return the scale to start with, 0 to send the images as configured."""
         if not self._scale or not prepared.pixels:
             return 0.0
         large = prepared.pixels >= self._pixels or _size(prepared) >= self._bytes

@@ -1,8 +1,9 @@
-"""Captions kept from run to run, in SQLite: safe for several runs at once, and after a crash."""
+"""Cache of responses from run to run, in SQLite: safe for concurrent runs and after a crash."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 import time
@@ -12,32 +13,31 @@ from typing import TYPE_CHECKING
 from captioner.core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 FILE = "captions.sqlite"
 BATCH = 64
-"""Answers that are written together; a crash forgets them, and they are asked again."""
+"""Responses that are written together; a crash loses them, and their requests are sent again."""
 
 _WAIT_S = 10.0
 _TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
 
 
 class Cache:
-    """Answers by key. Any thread may ask; the event loop may put.
+    """Responses by key. `get` is for any thread, `put` for the event loop.
 
     Args:
-        folder: Made if it is not there.
-        settings: What answers depend on beside their messages; a digest.
-        warn: Called with a sentence once it cannot be written.
+        folder: The folder; it is created if it does not exist.
+        settings: A digest of the settings that affect a response.
 
     Raises:
-        SettingsError: It cannot be opened.
+        SettingsError: The cache cannot be opened.
     """
 
-    def __init__(self, folder: Path, settings: bytes, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, settings: bytes) -> None:
         self._settings = settings
-        self._warn = warn
         self._path = folder / FILE
         self._pending: dict[bytes, bytes] = {}
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class Cache:
             raise SettingsError(f"cache: cannot use {self._path}: {error}") from None
 
     def _begin(self) -> None:
-        """Make the table; others may be about to do the same, which SQLite does not wait for."""
+        """Create the table. Another run may do the same now, which SQLite does not wait for."""
         until = time.monotonic() + _WAIT_S
         while True:
             try:
@@ -70,7 +70,7 @@ class Cache:
         return connection
 
     def key(self, questions: tuple[tuple[bytes, ...], ...]) -> bytes:
-        """Return the key of a record's messages: a strong hash, for it has to last."""
+        """Return the key of a record's messages, a cryptographic hash because it is stored."""
         hasher = blake2b(self._settings, digest_size=16)
         for pieces in questions:
             for piece in pieces:
@@ -78,7 +78,7 @@ class Cache:
         return hasher.digest()
 
     def get(self, key: bytes) -> bytes:
-        """Return an answer; empty if there is none."""
+        """Return a response; empty if there is none."""
         with self._lock:
             if found := self._pending.get(key):
                 return found
@@ -87,11 +87,11 @@ class Cache:
                     "SELECT value FROM answers WHERE key = ?", (key,)
                 ).fetchone()
             except sqlite3.Error:
-                return b""  # it is asked for instead
+                return b""  # the request is sent instead
         return bytes(row[0]) if row else b""
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Keep an answer; returns at once."""
+        """Store a response; returns at once."""
         with self._lock:
             self._pending[key] = value
             due = len(self._pending) >= BATCH and self._writing is None
@@ -101,7 +101,7 @@ class Cache:
             self._writing.start()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining responses."""
         writing = self._writing
         if writing is not None:
             writing.join()
@@ -116,7 +116,7 @@ class Cache:
                 with contextlib.closing(self._connect()) as connection, connection:
                     connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", batch)
         except sqlite3.Error as error:
-            self._warn(f"the cache {self._path} cannot be written: {error}")
+            logger.warning("the cache %s cannot be written: %s", self._path, error)
         with self._lock:
             for key, value in batch:
                 if self._pending.get(key) is value:

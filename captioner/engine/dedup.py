@@ -1,9 +1,10 @@
-"""One request for equal records: those that ask the same about the same images."""
+"""Request deduplication: records with identical requests share one response."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -14,32 +15,31 @@ from captioner.core.keys import KeyTable
 from captioner.core.types import CaptionResult, Completion, Failure, Usage, ValidatedCompletion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from captioner.core.types import Caption, InputRecord, Outcome, PreparedRecord, Progress
+    from captioner.core.progress import Progress
+    from captioner.core.types import Caption, InputRecord, Outcome, PreparedRecord
     from captioner.engine.attempts import RecordAttempts
     from captioner.engine.cache import Cache
 
-TAIL = 1 << 16
-"""Bytes of answers that are written together."""
+logger = logging.getLogger(__name__)
 
-MAX_PARKED = 1_000
-"""Records that wait for one equal to them; further ones keep their worker waiting."""
+WRITE_BYTES = 1 << 16
+"""Bytes of responses that are written together."""
+
+MAX_WAITERS = 1_000
+"""Records parked behind an identical request; further ones keep their worker waiting."""
 
 
 class RequestDeduplicator:
-    """Captions records, equal ones by one request.
+    """Captions records, identical requests once.
 
-    The records that come while an equal one is under way are parked without their images. What
-    was answered is kept on disk until the run ends, so that a hundred million answers take no
-    more memory than their keys.
+    Records whose request is in flight already are parked without their images. Responses are kept
+    in a temporary file until the run ends; only their keys are in memory.
 
     Args:
         attempts: Captions one record.
         progress: Counts.
-        dedup: Equal records of this run share an answer.
-        cache: Keeps answers from run to run.
-        warn: Called with a sentence when answers can be kept no longer.
+        dedup: Records of this run with identical requests share a response.
+        cache: Keeps responses from run to run.
     """
 
     def __init__(
@@ -49,166 +49,167 @@ class RequestDeduplicator:
         *,
         dedup: bool,
         cache: Cache | None = None,
-        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._attempts = attempts
         self._progress = progress
-        self._answered = _Answered(warn) if dedup else None
+        self._responses = _Responses() if dedup else None
         self._cache = cache
-        self._parked: dict[bytes, _Waiters] = {}
+        self._in_flight: dict[bytes, _Waiters] = {}
 
     async def caption(self, prepared: PreparedRecord) -> Outcome:
-        """Return what became of one record, whatever others are under way."""
-        if prepared.known and (caption := self._known(prepared)):
+        """Return the outcome of one record, whatever other requests are in flight."""
+        if prepared.cached and (caption := self._from_cache(prepared)):
             return caption
-        found = await self._attempts.answers(prepared)
-        if isinstance(found, Failure):
-            return found
+        result = await self._attempts.answers(prepared)
+        if isinstance(result, Failure):
+            return result
         if self._cache is not None:
-            self._cache.put(prepared.key, dump(found))
-        return self._attempts.caption_of(prepared.record, found, replaces=prepared.replaces)
+            self._cache.put(prepared.key, dump(result))
+        return self._caption(prepared, result)
 
     async def outcomes(self, prepared: PreparedRecord) -> list[Outcome]:
-        """Return what became of a record and of those that waited for it; none while it waits."""
-        if self._answered is None or prepared.known:
+        """Return the outcomes of a record and of those parked behind it; [] if it was parked."""
+        if self._responses is None or prepared.cached:
             return [await self.caption(prepared)]
-        shared = await self._wait_for_equal(prepared, self._answered)
-        return await self._ask(prepared, self._answered) if shared is None else shared
+        shared = await self._share(prepared, self._responses)
+        return await self._send(prepared, self._responses) if shared is None else shared
 
-    async def _wait_for_equal(
-        self, prepared: PreparedRecord, answered: _Answered
-    ) -> list[Outcome] | None:
-        """Return what an equal record gives this one, none while it is under way; None: ask."""
+    async def _share(self, prepared: PreparedRecord, responses: _Responses) -> list[Outcome] | None:
+        """Return outcomes from an identical request.
+
+        Returns:
+            ``[]`` if the record was parked behind one in flight, None if it must be sent.
+        """
         key = prepared.key
         while True:
-            if stored := answered.get(key):
+            if stored := responses.get(key):
                 self._progress.shared += 1
-                return [
-                    self._attempts.caption_of(
-                        prepared.record, load(stored), replaces=prepared.replaces
-                    )
-                ]
-            under_way = self._parked.get(key)
-            if under_way is None:
+                return [self._caption(prepared, load(stored))]
+            waiters = self._in_flight.get(key)
+            if waiters is None:
                 return None
-            if len(under_way.records) < MAX_PARKED:
-                line = prepared.record
-                if line.images:
-                    line = line._replace(images=())
-                under_way.records.append((line, prepared.replaces))
+            if len(waiters.records) < MAX_WAITERS:
+                record = prepared.record
+                if record.images:
+                    record = record._replace(images=())
+                waiters.records.append((record, prepared.replaces))
                 return []
-            if under_way.done is None:
-                under_way.done = asyncio.Event()
-            await under_way.done.wait()
-            if under_way.failed is not None:
-                return [_fails_too(under_way.failed, prepared.record)]
+            if waiters.done is None:
+                waiters.done = asyncio.Event()
+            await waiters.done.wait()
+            if waiters.failed is not None:
+                return [_copy_of(waiters.failed, prepared.record)]
 
-    async def _ask(self, prepared: PreparedRecord, answered: _Answered) -> list[Outcome]:
-        """Return what became of a record and of those that waited for it."""
+    async def _send(self, prepared: PreparedRecord, responses: _Responses) -> list[Outcome]:
+        """Send a record; return its outcome and those of the records parked behind it."""
         key = prepared.key
-        parked = self._parked[key] = _Waiters()
+        waiters = self._in_flight[key] = _Waiters()
         try:
-            found = await self._attempts.answers(prepared)
+            result = await self._attempts.answers(prepared)
         finally:
-            del self._parked[key]
-            if parked.done is not None:
-                parked.done.set()
-        if isinstance(found, Failure):
-            parked.failed = found
-            self._progress.shared += len(parked.records)
-            return [found, *(_fails_too(found, line) for line, _ in parked.records)]
-        stored = dump(found)
-        answered.put(key, stored)
+            del self._in_flight[key]
+            if waiters.done is not None:
+                waiters.done.set()
+        self._progress.shared += len(waiters.records)
+        if isinstance(result, Failure):
+            waiters.failed = result
+            return [result, *(_copy_of(result, record) for record, _ in waiters.records)]
+        stored = dump(result)
+        responses.put(key, stored)
         if self._cache is not None:
             self._cache.put(key, stored)
-        own = self._attempts.caption_of(prepared.record, found, replaces=prepared.replaces)
-        if not parked.records:
+        own = self._caption(prepared, result)
+        if not waiters.records:
             return [own]
-        self._progress.shared += len(parked.records)
         again = load(stored)
         return [
             own,
-            *(self._attempts.caption_of(line, again, replaces=r) for line, r in parked.records),
+            *(
+                self._attempts.caption_of(record, again, replaces=replaces)
+                for record, replaces in waiters.records
+            ),
         ]
 
-    def _known(self, prepared: PreparedRecord) -> Caption | None:
+    def _from_cache(self, prepared: PreparedRecord) -> Caption | None:
         try:
-            answers = load(prepared.known)
+            result = load(prepared.cached)
         except (ValueError, TypeError):
-            return None  # somebody else has written there; it is asked for, and put right
+            return None  # not written by us: send the request and overwrite it
         self._progress.cached += 1
-        return self._attempts.caption_of(prepared.record, answers, replaces=prepared.replaces)
+        return self._caption(prepared, result)
+
+    def _caption(self, prepared: PreparedRecord, result: CaptionResult) -> Caption:
+        return self._attempts.caption_of(prepared.record, result, replaces=prepared.replaces)
 
     def close(self) -> None:
-        """Forget what was answered."""
-        if self._answered is not None:
-            self._answered.close()
-            self._answered = None
+        """Forget all responses."""
+        if self._responses is not None:
+            self._responses.close()
+            self._responses = None
 
 
 class _Waiters:
-    """The records that wait for one that is under way."""
+    """The records parked behind a request in flight."""
 
     def __init__(self) -> None:
         self.records: list[tuple[InputRecord, bool]] = []
-        self.done: asyncio.Event | None = None  # for those that are too many to be parked
+        self.done: asyncio.Event | None = None  # for records beyond `MAX_WAITERS`
         self.failed: Failure | None = None
 
 
-def _fails_too(failure: Failure, line: InputRecord) -> Failure:
-    return Failure(line, failure.code, failure.message, 0)
+def _copy_of(failure: Failure, record: InputRecord) -> Failure:
+    return Failure(record, failure.code, failure.message, 0)
 
 
-class _Answered:
-    """Answers by key: the keys in memory, the answers in a file that nobody else sees."""
+class _Responses:
+    """Responses by key: the keys in memory, the responses in an unnamed temporary file."""
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn = warn
-        self._places = KeyTable()
+    def __init__(self) -> None:
+        self._offsets = KeyTable()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._written = 0
-        self._tail = bytearray()  # what is not written yet
+        self._unwritten = bytearray()
         self._full = False
 
     def put(self, key: bytes, stored: bytes) -> None:
         if self._full:
             return
-        self._places.add(key, self._written + len(self._tail))
-        self._tail += len(stored).to_bytes(4, "big") + stored
-        if len(self._tail) < TAIL:
+        self._offsets.add(key, self._written + len(self._unwritten))
+        self._unwritten += len(stored).to_bytes(4, "big") + stored
+        if len(self._unwritten) < WRITE_BYTES:
             return
         try:
-            self._file.write(self._tail)
+            self._file.write(self._unwritten)
             self._file.flush()
-        except OSError as error:  # what is in memory stays there; no more is kept
+        except OSError as error:  # what is in memory stays there; no more is added
             self._full = True
-            self._warn(
-                f"the temporary folder takes no more answers ({error.strerror}): equal records "
-                "from now on are asked for each"
+            logger.warning(
+                "the temporary folder is full (%s): identical requests are sent each from now on",
+                error.strerror,
             )
         else:
-            self._written += len(self._tail)
-            self._tail.clear()
+            self._written += len(self._unwritten)
+            self._unwritten.clear()
 
     def get(self, key: bytes) -> bytes:
-        place = self._places.find(key)
-        if place is None:
+        offset = self._offsets.find(key)
+        if offset is None:
             return b""
-        size = int.from_bytes(self._read(place, 4), "big")
-        return self._read(place + 4, size)
+        size = int.from_bytes(self._read(offset, 4), "big")
+        return self._read(offset + 4, size)
 
-    def _read(self, place: int, size: int) -> bytes:
-        if place >= self._written:
-            at = place - self._written
-            return bytes(self._tail[at : at + size])
-        return os.pread(self._file.fileno(), size, place)
+    def _read(self, offset: int, size: int) -> bytes:
+        if offset >= self._written:
+            at = offset - self._written
+            return bytes(self._unwritten[at : at + size])
+        return os.pread(self._file.fileno(), size, offset)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what could not be written is tried again
+        with contextlib.suppress(OSError):  # closing retries a failed write
             self._file.close()
 
 
-def dump(answers: CaptionResult) -> bytes:
+def dump(result: CaptionResult) -> bytes:
     """Return answers as JSON: for each question, each sample's value, reason, model and flag."""
     return orjson.dumps(
         [
@@ -216,16 +217,16 @@ def dump(answers: CaptionResult) -> bytes:
                 (one.value, one.completion.finish_reason, one.completion.model, one.flag)
                 for one in several
             ]
-            for several in answers.each
+            for several in result.each
         ]
     )
 
 
 def load(stored: bytes) -> CaptionResult:
-    """Return stored answers, which cost neither requests nor tokens.
+    """Return stored answers; they count no requests and no tokens.
 
     Raises:
-        ValueError: They are not what `dump` makes.
+        ValueError: ``stored`` was not made by `dump`.
     """
     each: Any = orjson.loads(stored)
     return CaptionResult(

@@ -1,10 +1,9 @@
-"""What turns records into outcomes, wired up."""
+"""The engine: everything that turns input records into outcomes, wired up."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,89 +32,88 @@ from captioner.settings.presets import PRESETS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Dialect, Sink, Transport
-    from captioner.core.types import Outcome, Progress
+    from captioner.core.types import Outcome
     from captioner.endpoints.connect import ConnectedEndpoints
     from captioner.endpoints.limiter import Limiter
+    from captioner.settings.context import RunContext
     from captioner.settings.settings import Settings
 
 
 class Engine:
-    """What a run needs to turn records into outcomes.
+    """Turns input records into outcomes.
 
     Attributes:
-        model: The model asked for; several are named one after the other.
-        preparation: Makes single records ready.
-        deduplicator: Captions them.
-        budget: Bytes held by prepared records.
+        connected: The endpoints.
+        preparer: Prepares records; blocks.
+        async_preparer: Prepares single records from the event loop.
+        memory: Bytes that prepared records hold.
+        attempts: Captions one record.
+        deduplicator: Captions records, identical requests once.
+        rules: What a caption must be like.
     """
 
     def __init__(
         self,
-        model: str,
-        preparer: Preparer,
-        preparation: AsyncPreparer,
-        deduplicator: RequestDeduplicator,
-        budget: MemoryBudget,
         connected: ConnectedEndpoints,
+        preparer: Preparer,
+        async_preparer: AsyncPreparer,
+        memory: MemoryBudget,
         attempts: RecordAttempts,
+        deduplicator: RequestDeduplicator,
         rules: CaptionRules,
     ) -> None:
-        self.model = model
-        self.preparer = preparer
         self.connected = connected
+        self.preparer = preparer
+        self.async_preparer = async_preparer
+        self.memory = memory
         self.attempts = attempts
-        self.rules = rules
-        self.preparation = preparation
         self.deduplicator = deduplicator
-        self.budget = budget
+        self.rules = rules
+
+    @property
+    def model(self) -> str:
+        """The requested model; several are separated by commas."""
+        return _model(self.connected)
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
         cls,
-        settings: Settings,
-        progress: Progress,
-        cancel: CancelToken,
+        context: RunContext,
         dialect: Dialect | None = None,
         transport: Transport | None = None,
         *,
         limits: Callable[[Sequence[Limiter]], None] | None = None,
-        warn: Callable[[str], None],
     ) -> AsyncIterator[Self]:
         """Connect to the endpoints of the settings, or to the built-in describer.
 
-        ``limits`` is called with the limiters of the endpoints, for whoever shares out a limit.
+        Args:
+            context: The run.
+            dialect: Builds requests and parses responses instead of OpenAI's chat completions.
+            transport: Sends requests instead of aiohttp.
+            limits: Called with the limiters of the endpoints, to share limits between processes.
 
         Raises:
-            SettingsError: There is no endpoint, no model to ask for, or no cache to be opened.
+            SettingsError: There is no endpoint or no model, or the cache cannot be opened.
         """
-        settings = replace(settings, prompt=settings.prompt.resolved())
+        settings = context.settings
         schema, rules = _rules(settings)
         images = settings.images
         async with contextlib.AsyncExitStack() as stack:
             connected = await connect(
-                settings,
-                progress,
-                cancel,
-                stack,
-                dialect=dialect,
-                transport=transport,
-                schema=schema,
-                warn=warn,
+                context, stack, dialect=dialect, transport=transport, schema=schema
             )
             if limits is not None:
                 limits(connected.endpoints.limiters)
-            model = ", ".join(dict.fromkeys(connected.models))
-            budget = MemoryBudget(images.memory)
-            cancel.on_request(budget.close)
-            stack.callback(budget.close)
+            memory = MemoryBudget(images.memory)
+            context.cancel.on_request(memory.close)
+            stack.callback(memory.close)
             cache = None
             if settings.run.cache is not None:
                 from captioner.engine.cache import Cache
 
-                cache = Cache(settings.run.cache, _answers_by(settings, model, rules), warn)
+                cache = Cache(settings.run.cache, _cache_key_of(settings, _model(connected), rules))
                 stack.callback(cache.close)
             archives = Archives(images.max_image_bytes)
             stack.callback(archives.close)
@@ -129,57 +127,44 @@ class Engine:
                 settings,
                 connected.dialect,
                 image_folders(settings, archives),
-                budget,
+                memory,
                 decoders.draw,
                 cache,
             )
-            fetcher = await stack.enter_async_context(Fetcher(images, budget, archives))
-            preparation = AsyncPreparer(preparer, fetcher, budget)
-            stack.callback(preparation.close)
+            fetcher = await stack.enter_async_context(Fetcher(images, memory, archives))
+            async_preparer = AsyncPreparer(preparer, fetcher, memory)
+            stack.callback(async_preparer.close)
             attempts = RecordAttempts(
                 connected.endpoints,
-                preparation.again,
+                async_preparer.again,
                 RowLayout(settings.fields, settings.captions.with_).compose,
-                cancel,
+                context.cancel,
                 rules=rules,
-                overrides=RequestOverrides(settings.prompt.temperature, settings.prompt.max_tokens),
+                defaults=RequestOverrides(settings.prompt.temperature, settings.prompt.max_tokens),
                 samples=settings.prompt.samples,
-                warn=warn,
             )
             deduplicator = RequestDeduplicator(
-                attempts, progress, dedup=settings.run.dedup, cache=cache, warn=warn
+                attempts, context.progress, dedup=settings.run.dedup, cache=cache
             )
             stack.callback(deduplicator.close)
-            yield cls(
-                model, preparer, preparation, deduplicator, budget, connected, attempts, rules
-            )
+            yield cls(connected, preparer, async_preparer, memory, attempts, deduplicator, rules)
 
     def pipeline(
         self,
-        settings: Settings,
+        context: RunContext,
         sink: Sink,
-        progress: Progress,
-        cancel: CancelToken,
         settled: Callable[[Outcome], None] | None = None,
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
-        return Pipeline(
-            self.preparer,
-            self.preparation.fetch,
-            self.deduplicator,
-            sink,
-            self.budget,
-            progress,
-            cancel,
-            concurrency=settings.run.concurrency,
-            fetches=settings.images.fetch_concurrency,
-            drain_s=settings.run.drain,
-            settled=settled,
-        )
+        return Pipeline(self, context, sink, settled)
+
+
+def _model(connected: ConnectedEndpoints) -> str:
+    return ", ".join(dict.fromkeys(connected.models))
 
 
 def _rules(settings: Settings) -> tuple[dict[str, Any] | None, CaptionRules]:
-    """Return the schema of the answers, None for text, and what captions have to be like."""
+    """Return the JSON Schema of captions, None for text, and the rules for captions."""
     prompt, captions = settings.prompt, settings.captions
     preset = PRESETS[prompt.preset] if prompt.preset else None
     schema = preset.schema if preset else None
@@ -199,8 +184,8 @@ def _rules(settings: Settings) -> tuple[dict[str, Any] | None, CaptionRules]:
     return schema, rules
 
 
-def _answers_by(settings: Settings, model: str, rules: CaptionRules) -> bytes:
-    """Return what an answer depends on beside the messages, for the cache: 16 bytes."""
+def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
+    """Return a 16-byte digest of the settings that affect a response, for the cache key."""
     prompt = settings.prompt
     return digest(
         orjson.dumps(
@@ -221,7 +206,7 @@ def _answers_by(settings: Settings, model: str, rules: CaptionRules) -> bytes:
 
 
 def image_folders(settings: Settings, archives: Archives) -> ImageFolders:
-    """Return where relative paths of images start from."""
+    """Return the folders that relative image paths start from."""
     root = settings.records.image_root
     folder = folder_of(settings.input)
     here = [folder] if folder is not None else []

@@ -6,22 +6,19 @@ import asyncio
 import io
 import random
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from captioner.core.cancellation import CancelToken
 from captioner.core.errors import BadImageError, SettingsError
 from captioner.core.keys import KeyTable, digest
 from captioner.core.memory import MemoryBudget
 from captioner.core.types import (
     Caption,
-    Estimate,
     FetchedImages,
     NeedsFetch,
     PreparedRecord,
-    Progress,
 )
 from captioner.endpoints.connect import price_at
 from captioner.endpoints.openai_chat import OpenAIChat
@@ -30,10 +27,11 @@ from captioner.engine.prepare import Preparer
 from captioner.images.archives import Archives
 from captioner.images.fit import FitOptions, Fitted
 from captioner.readers.registry import open_input
+from captioner.settings.context import RunContext
 from captioner.settings.model_sizes import rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from captioner.core.types import EncodedImage, ImageOverrides, InputRecord, Turn
     from captioner.settings.settings import Settings
@@ -57,11 +55,47 @@ BATCH_FACTOR = 0.5
 """Price of the provider's batch API."""
 
 
+@dataclass(slots=True)
+class Estimate:
+    """What a run will take. Counts are of records unless named otherwise.
+
+    Attributes:
+        records: Records of the input.
+        bad: Those that cannot be sent, by code.
+        requests: Requests that will be sent: equal ones once, unless ``--no-dedup``.
+        images: Images in them.
+        upload_bytes: Bytes of all requests.
+        prompt_tokens: Input tokens: by formula, or as the probe has corrected it.
+        completion_tokens: Output tokens, likewise.
+        probed: Requests that were sent to correct it.
+        cost: US dollars; None where no price is known.
+        batch_cost: The same through the provider's batch API.
+        seconds: Time at the limits that are known; None where none is.
+        unfetched: Images that are elsewhere, whose size was guessed.
+    """
+
+    records: int = 0
+    bad: dict[str, int] = field(default_factory=dict)
+    requests: int = 0
+    images: int = 0
+    upload_bytes: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    probed: int = 0
+    cost: float | None = None
+    batch_cost: float | None = None
+    seconds: float | None = None
+    unfetched: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a JSON-ready dictionary."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
 async def estimate(
     settings: Settings,
     *,
     probe: int = 0,
-    warn: Callable[[str], None] = lambda _: None,
     seed: int = 0,
 ) -> Estimate:
     """Return what a run with these settings will take.
@@ -70,7 +104,6 @@ async def estimate(
         settings: As for the run.
         probe: So many records, chosen at random, are really sent, and the formula is corrected
             by what they cost.
-        warn: Called with a sentence when something is worth knowing but no error.
         seed: Of the choice.
 
     Raises:
@@ -88,7 +121,7 @@ async def estimate(
     )
     if found.image_field is not None:
         settings = replace(settings, records=replace(fields, image_field=found.image_field))
-    settings = replace(settings, prompt=settings.prompt.resolved())
+    settings = RunContext(settings).settings
     survey = _Survey(settings, probe, seed)
     left = settings.records.limit
     async for batch in found.source.batches():
@@ -103,7 +136,7 @@ async def estimate(
     prompt_tokens, completion_tokens = float(survey.tokens), float(report.requests * out)
     latency_s = 0.0
     if survey.chosen:
-        bill = await _probe(settings, [line for line, _ in survey.chosen], warn)
+        bill = await _probe(settings, [line for line, _ in survey.chosen])
         report.probed = len(bill.prompt)
         if bill.prompt:
             sizes = [survey.sizes[number] for number in bill.numbers]
@@ -267,22 +300,20 @@ class _Bill(NamedTuple):
     seconds: list[float]
 
 
-async def _probe(
-    settings: Settings, lines: list[InputRecord], warn: Callable[[str], None]
-) -> _Bill:
+async def _probe(settings: Settings, lines: list[InputRecord]) -> _Bill:
     """Send some records and return what they cost."""
     bill = _Bill([], [], [], [])
-    async with Engine.open(settings, Progress(), CancelToken(), warn=warn) as engine:
+    async with Engine.open(RunContext(settings)) as engine:
 
         async def ask(line: InputRecord) -> None:
-            prepared = await engine.preparation.prepare(line)
+            prepared = await engine.async_preparer.prepare(line)
             if not isinstance(prepared, PreparedRecord):
                 return
             began = time.monotonic()
             try:
                 outcome = await engine.deduplicator.caption(prepared)
             finally:
-                engine.budget.release(prepared.reserved)
+                engine.memory.release(prepared.reserved)
             if isinstance(outcome, Caption) and outcome.usage.prompt_tokens:
                 bill.numbers.append(line.number)
                 bill.prompt.append(outcome.usage.prompt_tokens)

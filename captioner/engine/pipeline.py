@@ -1,11 +1,11 @@
-"""The path of every record: read, prepare, send, write. Memory is bounded, order is not kept.
+"""The path of every record: read, prepare, send, write. Memory is bounded; order is not kept.
 
 ::
 
-    source ─ lines ─▶ feeder ─ prepared ─▶ workers ─ outcomes ─▶ sink
-                        a short queue       `concurrency` of them
+    source ─ records ─▶ prefetcher ─ prepared ─▶ workers ─ outcomes ─▶ sink
+                          a short queue         `concurrency` of them
 
-How the feeder does it, `captioner.engine.prefetch` says.
+`captioner.engine.prefetch` prepares records ahead of the workers.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from typing import TYPE_CHECKING
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import RunError
 from captioner.core.types import Caption, PreparedRecord
-from captioner.engine.prefetch import HandoffQueue, Item, Prefetcher
+from captioner.engine.prefetch import HandoffQueue, Prefetcher
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
-    from captioner.core.cancellation import CancelToken
-    from captioner.core.memory import MemoryBudget
+    from captioner.core.progress import Progress
     from captioner.core.protocols import Sink
-    from captioner.core.types import InputRecord, NeedsFetch, Outcome, Progress
-    from captioner.engine.dedup import RequestDeduplicator
-    from captioner.engine.prepare import Preparer
+    from captioner.core.types import InputRecord, Outcome
+    from captioner.engine.engine import Engine
+    from captioner.settings.context import RunContext
 
 
 def count(
     outcomes: Sequence[Outcome], progress: Progress, settled: Callable[[Outcome], None] | None
 ) -> None:
-    """Count outcomes that are written, and tell of each."""
+    """Count outcomes that are written, and call ``settled`` with each."""
     for outcome in outcomes:
         if isinstance(outcome, Caption):
             progress.captioned += 1
@@ -51,82 +50,65 @@ class Pipeline:
     """Carries records from a source to a sink.
 
     Args:
-        preparer: Makes lines ready.
-        fetch: Makes those ready whose images have to be fetched.
-        deduplicator: Captions them.
+        engine: Prepares and captions records; its memory is released when a record is settled.
+        context: The run. Cancelling it ends intake; requests in flight still finish.
         sink: Takes the outcomes.
-        budget: Bytes held by prepared records; released here when a record is settled.
-        progress: Counts.
-        cancel: Ends intake when set; what is on the wire still finishes.
-        concurrency: Workers.
-        fetches: Records whose images are fetched at once.
-        drain_s: Seconds to let them finish once stopping.
         settled: Called with every outcome after it is written.
     """
 
     def __init__(
         self,
-        preparer: Preparer,
-        fetch: Callable[[NeedsFetch], Awaitable[Item]],
-        deduplicator: RequestDeduplicator,
+        engine: Engine,
+        context: RunContext,
         sink: Sink,
-        budget: MemoryBudget,
-        progress: Progress,
-        cancel: CancelToken,
-        *,
-        concurrency: int,
-        fetches: int,
-        drain_s: float,
         settled: Callable[[Outcome], None] | None = None,
     ) -> None:
-        self._deduplicator = deduplicator
+        self._deduplicator = engine.deduplicator
+        self._memory = engine.memory
+        self._settings = context.settings
+        self._progress = context.progress
+        self._cancel = context.cancel
         self._sink = sink
-        self._budget = budget
-        self._progress = progress
-        self._cancel = cancel
-        self._concurrency = concurrency
-        self._drain_s = drain_s
         self._settled = settled
         self._ready = HandoffQueue()
-        self._prefetcher = Prefetcher(
-            preparer, fetch, self._ready, budget, cancel, fetches=fetches, fail=self._fail
-        )
+        self._prefetcher = Prefetcher(engine, context, self._ready, fail=self._fail)
         self._error: BaseException | None = None
 
-    async def run(self, lines: AsyncIterator[list[InputRecord]]) -> None:
-        """Carry all records, or those begun before the run was stopped.
+    async def run(self, records: AsyncIterator[list[InputRecord]]) -> None:
+        """Carry all records, or those that were started before the run was cancelled.
 
         Raises:
-            RunError: What stopped the run; everything finished before is in the sink.
+            RunError: The reason why the run stopped. Finished records are in the sink.
         """
-        workers = [asyncio.create_task(self._work()) for _ in range(self._concurrency)]
-        prefetcher = asyncio.create_task(self._feed(lines))
-        drain = asyncio.create_task(self._drain(prefetcher, workers))
-        tasks = (prefetcher, *workers)
+        concurrency = self._settings.run.concurrency
+        workers = [asyncio.create_task(self._work()) for _ in range(concurrency)]
+        feeder = asyncio.create_task(self._feed(records))
+        drain = asyncio.create_task(self._drain(feeder, workers))
+        tasks = (feeder, *workers)
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             for task in (drain, *tasks):
                 task.cancel()
             await asyncio.gather(drain, *tasks, return_exceptions=True)
-            self._deduplicator.close()  # nobody asks any more, and putting in order takes memory
+            self._deduplicator.close()  # frees memory for ordering the output
         if self._error is not None:
             raise self._error
 
-    async def _feed(self, lines: AsyncIterator[list[InputRecord]]) -> None:
-        """Have all lines prepared that there are before the run is stopped."""
+    async def _feed(self, records: AsyncIterator[list[InputRecord]]) -> None:
+        """Prepare records until there are no more or the run is cancelled."""
         try:
-            async for batch in lines:
+            async for batch in records:
                 await self._prefetcher.admit(batch)
                 if self._cancel:
                     return
             self._progress.complete = True
             await self._prefetcher.all_taken()
-        except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run in order
             self._fail(error)
         finally:
-            if isinstance(lines, AsyncGenerator):
-                await lines.aclose()
+            if isinstance(records, AsyncGenerator):
+                await records.aclose()
             try:
                 await self._prefetcher.close()
             finally:
@@ -136,7 +118,7 @@ class Pipeline:
         """Settle one record after the other until there are no more."""
         ready, prefetcher = self._ready, self._prefetcher
         try:
-            while (item := await ready.get(prefetcher.tell_of_room)) is not None:
+            while (item := await ready.get(prefetcher.wake_if_room)) is not None:
                 prefetcher.taken(item.record)
                 if self._cancel:
                     continue
@@ -145,7 +127,7 @@ class Pipeline:
                     try:
                         outcomes = await self._deduplicator.outcomes(item)
                     finally:
-                        self._budget.release(item.reserved)
+                        self._memory.release(item.reserved)
                 else:
                     outcomes = [item]
                 del item
@@ -155,33 +137,33 @@ class Pipeline:
                 count(outcomes, self._progress, self._settled)
         except StoppedError:
             pass
-        except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run in order
             self._fail(error)
         finally:
             ready.put(None)
 
-    def _fail(self, error: BaseException | None) -> None:
-        """Stop the run; the first reason is the one that is told, a bug before all others."""
+    def _fail(self, error: BaseException) -> None:
+        """Stop the run. The first error is reported, but a bug takes precedence."""
         if self._error is None or (
             isinstance(self._error, RunError) and not isinstance(error, RunError)
         ):
             self._error = error
         self._cancel.request()
 
-    async def _drain(
-        self, prefetcher: asyncio.Task[None], workers: list[asyncio.Task[None]]
-    ) -> None:
-        """Once stopping, end intake, give the workers their time and then cancel them."""
+    async def _drain(self, feeder: asyncio.Task[None], workers: list[asyncio.Task[None]]) -> None:
+        """After cancellation: end intake, let workers finish for a while, then cancel them."""
         await self._cancel.wait()
         self._progress.stage = "draining"
-        self._budget.close()
-        prefetcher.cancel()
-        self._ready.put(None)  # for workers that wait for a record
+        self._memory.close()
+        feeder.cancel()
+        self._ready.put(None)  # wakes workers that wait for a record
         forced = asyncio.create_task(self._cancel.wait_forced())
         finished = asyncio.gather(*workers, return_exceptions=True)
         try:
             await asyncio.wait(
-                (forced, finished), timeout=self._drain_s, return_when=asyncio.FIRST_COMPLETED
+                (forced, finished),
+                timeout=self._settings.run.drain,
+                return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
             forced.cancel()

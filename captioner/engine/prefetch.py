@@ -1,18 +1,17 @@
-"""Lines to prepared records, just ahead of the workers: the first half of the path of a record.
+"""Prepare records just ahead of the workers: the first half of the path of a record.
 
 ::
 
-    lines ─▶ feeder ─ prepared ─▶ workers
-              │ ▲
-              ▼ │
-            threads, fetches
+    records ─▶ prefetcher ─ prepared ─▶ workers
+                  │  ▲
+                  ▼  │
+             threads, fetches
 
-The feeder prepares a record itself where that takes no waiting: the file is in memory, and the
-image passes as it is. A hop into a thread, and two threads that want the interpreter, cost as
-much as the work. While all goes so it keeps just ahead of the workers: they send what the
-processor's own memory still holds. What would keep the event loop waiting goes to threads and comes
-back prepared; so does, after its images are here, what has to be fetched. When records keep going
-to the threads they are sent there straight away and in chunks, for a while.
+A record is prepared in the event loop if that needs no waiting: its file is in memory and its image
+is sent unchanged. A hop into a thread would cost as much as the work. In that mode the prefetcher
+stays just ahead of the workers, which then send data that is still in the processor's cache.
+Records that would block go to threads; remote images are fetched first. When many records in a row
+block, the next ones go straight to the threads, in chunks, for a while.
 """
 
 from __future__ import annotations
@@ -28,86 +27,81 @@ from captioner.core.cancellation import StoppedError
 from captioner.core.types import Failure, NeedsFetch, PreparedRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from captioner.core.cancellation import CancelToken
-    from captioner.core.memory import MemoryBudget
     from captioner.core.types import InputRecord
-    from captioner.engine.prepare import Preparer
+    from captioner.engine.engine import Engine
+    from captioner.settings.context import RunContext
 
 CHUNK = 16
-"""Lines a thread takes at once; more is no faster, fewer costs more hops."""
+"""Records that a thread takes at once. More is no faster; fewer costs more hops."""
 
 FLUSH_S = 0.02
-"""Seconds after which a thread hands over what it has, if its chunk takes long."""
+"""Seconds after which a thread hands over finished records of a chunk that takes long."""
 
-IN_A_ROW = 16
-"""Records that could not be prepared at once, one after the other, before the next ones go ..."""
+MISSES = 16
+"""Records in a row that blocked, after which the next `DIRECT` go straight to the threads."""
 
-STRAIGHT = 1_000
-"""... straight to the threads, so many of them."""
+DIRECT = 1_000
 
-AT_ONCE_S = 0.005
-"""Seconds of preparing in the event loop after which others have their turn ..."""
+TURN_S = 0.005
+"""Seconds of preparing in the event loop after which other tasks run."""
 
-AT_ONCE_BYTES = 4 << 20
-"""... or so many bytes: a processor keeps about as many near until they are sent."""
+TURN_BYTES = 4 << 20
+"""Bytes prepared in the event loop after which other tasks run: about a processor's cache."""
 
 TOO_LONG_S = 0.01
-"""Seconds for one record in the event loop after which the next ones go straight to the threads:
-a chunk of them at first, for it may have been chance, and twice as many each time it happens again.
-"""
+"""Seconds for one record in the event loop after which the next ones go straight to the threads: a
+chunk first, because a busy machine causes single delays, then twice as many each time."""
 
 BY_CHANCE = 64
-"""Records that went well in between show that it was: a machine that is shared stands still now and
-then."""
+"""Records in time between two delays that show that the delays came from a busy machine."""
 
 AHEAD = 32
-"""Prepared records that may wait for a worker while all can be prepared at once. With fewer, the
-feeder and workers take turns for each record, which is dearer than memory that went cold. At least
-`CHUNK`: one line may take so many places."""
+"""Prepared records that may wait for a worker while none blocks; at least `CHUNK`. With fewer, the
+prefetcher and the workers alternate for each record, which costs more than a cold cache."""
 
 Item = PreparedRecord | Failure
 
 
-def weight(line: InputRecord) -> int:
-    """Return the places that a record takes: one, and one more for each MB that comes along."""
-    if not line.images:
+def slots_of(record: InputRecord) -> int:
+    """Return the slots that a record takes: one, and one more for each MB of its own images."""
+    if not record.images:
         return 1
-    return min(CHUNK, 1 + (sum(len(data) for _, data in line.images) >> 20))
+    return min(CHUNK, 1 + (sum(len(data) for _, data in record.images) >> 20))
 
 
 def _chunks(batch: list[InputRecord]) -> Iterator[list[InputRecord]]:
-    """Yield the lines in pieces that take no more places than a chunk has."""
+    """Yield the records in chunks that take no more than `CHUNK` slots."""
     chunk: list[InputRecord] = []
-    places = 0
-    for line in batch:
-        more = weight(line)
-        if chunk and places + more > CHUNK:
+    slots = 0
+    for record in batch:
+        more = slots_of(record)
+        if chunk and slots + more > CHUNK:
             yield chunk
-            chunk, places = [], 0
-        chunk.append(line)
-        places += more
+            chunk, slots = [], 0
+        chunk.append(record)
+        slots += more
     if chunk:
         yield chunk
 
 
 class HandoffQueue:
-    """What is ready for the workers, first come first served: a queue without bounds or locks."""
+    """Prepared records for the workers, first come first served: unbounded and without locks."""
 
     def __init__(self) -> None:
         self._items: deque[Item | None] = deque()
-        self._hungry: deque[asyncio.Future[Item | None]] = deque()
+        self._takers: deque[asyncio.Future[Item | None]] = deque()
 
     @property
     def unclaimed(self) -> int:
-        """Items that wait, less the workers who do."""
-        return len(self._items) - len(self._hungry)
+        """Waiting items minus waiting workers."""
+        return len(self._items) - len(self._takers)
 
     def put(self, item: Item | None) -> None:
-        """Give an item to whoever has waited longest."""
-        while self._hungry:
-            taker = self._hungry.popleft()
+        """Give an item to the worker that has waited longest; None ends the work."""
+        while self._takers:
+            taker = self._takers.popleft()
             if not taker.done():
                 taker.set_result(item)
                 return
@@ -118,82 +112,76 @@ class HandoffQueue:
         if self._items:
             return self._items.popleft()
         taker: asyncio.Future[Item | None] = asyncio.get_running_loop().create_future()
-        self._hungry.append(taker)
+        self._takers.append(taker)
         before_waiting()
         return await taker
 
 
 class Prefetcher:
-    """Has lines prepared, never more than there is room for.
+    """Prepares records ahead of the workers, as many as there is room for.
 
     Args:
-        preparer: Makes lines ready.
-        fetch: Makes those ready whose images have to be fetched.
-        ready: Takes what is ready.
-        budget: Bytes held by prepared records.
-        cancel: Ends intake when set.
-        fetches: Records whose images are fetched at once.
-        fail: Called with what ends the run.
+        engine: Prepares records.
+        context: The run. Cancelling it ends intake.
+        ready: Takes the prepared records.
+        fail: Called with an error that stops the run.
     """
 
     def __init__(
         self,
-        preparer: Preparer,
-        fetch: Callable[[NeedsFetch], Awaitable[Item]],
+        engine: Engine,
+        context: RunContext,
         ready: HandoffQueue,
-        budget: MemoryBudget,
-        cancel: CancelToken,
         *,
-        fetches: int,
         fail: Callable[[BaseException], None],
     ) -> None:
-        self._preparer = preparer
-        self._fetch = fetch
+        self._preparer = engine.preparer
+        self._fetch = engine.async_preparer.fetch
+        self._memory = engine.memory
         self._ready = ready
-        self._budget = budget
-        self._cancel = cancel
+        self._cancel = context.cancel
         self._fail = fail
         threads = min(8, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="captioner-prepare")
         self._chunks: set[asyncio.Future[None]] = set()
-        self._smooth = 0  # records in a row that could be prepared at once
-        self._turn = 0.0  # when others last had theirs while the feeder prepared
-        self._turn_bytes = 0  # prepared since
-        self._misses = 0  # records in a row that could not be prepared at once
-        self._straight = 0  # records that still go to the threads unasked
-        self._stretch = CHUNK  # how many that will be when the next one takes too long
-        self._in_time = 0  # records that did not, since the last one that did
-        # Records being prepared or waiting in the queue; a worker that takes a record makes room.
-        self._places = CHUNK * (threads + 2) + fetches
-        self._room = self._places
-        self._ahead = self._places  # as many of them may wait for a worker
-        self._wanted = 0  # places that are waited for
-        self._enough = asyncio.Event()
         self._fetching: set[asyncio.Task[None]] = set()
+        self._hits = 0  # records in a row that were prepared in the event loop
+        self._misses = 0  # records in a row that were not
+        self._turn = 0.0  # when other tasks last ran
+        self._turn_bytes = 0  # prepared since
+        self._direct = 0  # records that still go straight to the threads
+        self._next_direct = CHUNK  # how many will, the next time a record takes too long
+        self._in_time = 0  # records since the last one that took too long
+        # Records that are being prepared or wait in the queue; taking one frees its slots.
+        self._slots = CHUNK * (threads + 2) + context.settings.images.fetch_concurrency
+        self._free_slots = self._slots
+        self._ahead = self._slots  # slots of records that may wait for a worker
+        self._wanted = 0  # slots that `_wait_for_room` waits for
+        self._room = asyncio.Event()
 
-    async def admit(self, lines: list[InputRecord]) -> None:
-        """Wait for room, and send lines on their way."""
-        for chunk in _chunks(lines):
+    async def admit(self, records: list[InputRecord]) -> None:
+        """Wait for room and start preparing records."""
+        for chunk in _chunks(records):
             await self._admit(chunk)
 
     async def all_taken(self) -> None:
-        """Return when the workers have taken everything."""
-        self._ahead = self._places
-        await self._wait_for_room(self._places)
+        """Return when the workers have taken all records."""
+        self._ahead = self._slots
+        await self._wait_for_room(self._slots)
 
-    def taken(self, line: InputRecord) -> None:
+    def taken(self, record: InputRecord) -> None:
         """Note that a worker has taken a record."""
-        self._room += weight(line)
+        self._free_slots += slots_of(record)
         if self._wanted:
-            self.tell_of_room()
+            self.wake_if_room()
 
-    def tell_of_room(self) -> None:
-        """Go on if there is the room that is waited for: a worker has nothing to do."""
+    def wake_if_room(self) -> None:
+        """Continue if there is enough room; called before a worker waits as well."""
         if self._free() >= self._wanted > 0:
-            self._enough.set()
+            self._room.set()
 
     async def close(self) -> None:
-        """Give up what is being fetched, and wait for the threads."""
+        """Cancel fetches and wait for the threads."""
         for task in self._fetching:
             task.cancel()
         idle = False
@@ -204,126 +192,123 @@ class Prefetcher:
             self._pool.shutdown(wait=idle)
 
     def _free(self) -> int:
-        """Return the places that may be taken now."""
-        return min(self._room, self._ahead - self._ready.unclaimed)
+        return min(self._free_slots, self._ahead - self._ready.unclaimed)
 
-    async def _wait_for_room(self, places: int) -> None:
-        """Return when so many places may be taken."""
-        while self._free() < places:
-            self._wanted = places
-            self._enough.clear()
-            await self._enough.wait()
+    async def _wait_for_room(self, slots: int) -> None:
+        while self._free() < slots:
+            self._wanted = slots
+            self._room.clear()
+            await self._room.wait()
         self._wanted = 0
 
     async def _admit(self, chunk: list[InputRecord]) -> None:
-        """Wait for room, and send lines on their way."""
         free = 0
         begin = time.monotonic()
-        for at, line in enumerate(chunk):
-            if self._straight > 0:
+        for at, record in enumerate(chunk):
+            if self._direct > 0:
                 await self._admit_to_threads(chunk[at:])
                 return
-            places = weight(line)
-            if free < places:
-                if self._free() < places:
-                    await self._wait_for_room(places)
+            slots = slots_of(record)
+            if free < slots:
+                if self._free() < slots:
+                    await self._wait_for_room(slots)
                     begin = self._turn = time.monotonic()
                     self._turn_bytes = 0
                 if self._cancel:
                     return
                 free = self._free()
-            free -= places
-            self._room -= places
-            self._turn_bytes += self._at_once(line)
+            free -= slots
+            self._free_slots -= slots
+            self._turn_bytes += self._prepare_in_loop(record)
             now = time.monotonic()
             if now - begin > TOO_LONG_S:
-                self._take_too_long()
+                self._use_threads_for_a_while()
             else:
                 self._in_time += 1
             begin = now
-            if self._turn_bytes > AT_ONCE_BYTES or now - self._turn > AT_ONCE_S:
+            if self._turn_bytes > TURN_BYTES or now - self._turn > TURN_S:
                 await asyncio.sleep(0)
                 begin = self._turn = time.monotonic()
                 self._turn_bytes = 0
 
     async def _admit_to_threads(self, chunk: list[InputRecord]) -> None:
-        places = sum(map(weight, chunk))
-        await self._wait_for_room(places)
+        slots = sum(map(slots_of, chunk))
+        await self._wait_for_room(slots)
         if not self._cancel:
-            self._straight -= len(chunk)
-            self._room -= places
+            self._direct -= len(chunk)
+            self._free_slots -= slots
             self._to_threads(chunk)
 
-    def _look_ahead(self) -> None:
-        """Have threads and fetches begin early from now on."""
-        self._smooth = 0
-        self._ahead = self._places
+    def _look_far_ahead(self) -> None:
+        """Let threads and fetches start early."""
+        self._hits = 0
+        self._ahead = self._slots
 
-    def _take_too_long(self) -> None:
-        self._look_ahead()
+    def _use_threads_for_a_while(self) -> None:
+        self._look_far_ahead()
         if self._in_time > BY_CHANCE:
-            self._stretch = CHUNK
+            self._next_direct = CHUNK
         self._in_time = 0
-        self._straight = self._stretch
-        self._stretch = min(2 * self._stretch, STRAIGHT)
+        self._direct = self._next_direct
+        self._next_direct = min(2 * self._next_direct, DIRECT)
 
     def _to_threads(self, chunk: list[InputRecord]) -> None:
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._pool, self._prepare, chunk, loop)
         self._chunks.add(future)
         future.add_done_callback(self._chunks.discard)
-        future.add_done_callback(self._prepared)
+        future.add_done_callback(self._raise)
 
-    def _at_once(self, line: InputRecord) -> int:
-        """Prepare a record here and now, if that takes no waiting; else have it done elsewhere.
+    def _prepare_in_loop(self, record: InputRecord) -> int:
+        """Prepare a record now if that needs no waiting, else in a thread or after a fetch.
 
         Returns:
-            Bytes that were prepared.
+            The bytes that were prepared.
         """
-        item = self._preparer.prepare_at_once(line)
+        item = self._preparer.prepare_at_once(record)
         if item is None:
-            self._look_ahead()
+            self._look_far_ahead()
             self._misses += 1
-            if self._misses >= IN_A_ROW:
-                self._misses, self._straight = 0, STRAIGHT
-            self._to_threads([line])
+            if self._misses >= MISSES:
+                self._misses, self._direct = 0, DIRECT
+            self._to_threads([record])
             return 0
         self._misses = 0
         if isinstance(item, NeedsFetch):
-            self._look_ahead()
-            self._take([item])
+            self._look_far_ahead()
+            self._hand_over([item])
             return 0
-        self._smooth += 1
-        if self._smooth == CHUNK:
+        self._hits += 1
+        if self._hits == CHUNK:
             self._ahead = AHEAD
         self._ready.put(item)
         return item.reserved if isinstance(item, PreparedRecord) else 0
 
     def _prepare(self, chunk: list[InputRecord], loop: asyncio.AbstractEventLoop) -> None:
-        """Prepare some lines in a thread, handing over early when they take long."""
+        """Prepare some records in a thread, and hand over early if they take long."""
         done: list[Item | NeedsFetch] = []
 
         def hand_over() -> None:
             if done:
-                loop.call_soon_threadsafe(self._take, done.copy())
+                loop.call_soon_threadsafe(self._hand_over, done.copy())
                 done.clear()
 
-        self._budget.before_waiting(hand_over)
+        self._memory.before_waiting(hand_over)
         handed = time.monotonic()
-        for line in chunk:
+        for record in chunk:
             if self._cancel:
                 break
-            done.append(self._preparer.prepare(line))
+            done.append(self._preparer.prepare(record))
             if (now := time.monotonic()) - handed > FLUSH_S:
                 handed = now
                 hand_over()
         hand_over()
 
-    def _prepared(self, chunk: asyncio.Future[None]) -> None:
+    def _raise(self, chunk: asyncio.Future[None]) -> None:
         if not chunk.cancelled() and (error := chunk.exception()) is not None:
             self._fail(error)
 
-    def _take(self, items: list[Item | NeedsFetch]) -> None:
+    def _hand_over(self, items: list[Item | NeedsFetch]) -> None:
         for item in items:
             if isinstance(item, NeedsFetch):
                 task = asyncio.create_task(self._fetch_one(item))
@@ -337,5 +322,5 @@ class Prefetcher:
             self._ready.put(await self._fetch(remote))
         except StoppedError:
             pass
-        except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run in order
             self._fail(error)

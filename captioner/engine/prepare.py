@@ -1,9 +1,10 @@
-"""From a line of the input to a record ready to be sent; blocking, but for `prepare_at_once`."""
+"""From an input record to a record ready to be sent. It blocks, except for `prepare_at_once`."""
 
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Literal
+from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 import orjson
 from pybase64 import b64encode
@@ -26,12 +27,6 @@ from captioner.engine.conversation import ask_each, images_of, read_turns
 from captioner.engine.templates import Templates
 from captioner.images.fit import FitOptions, fit
 
-NEAR = 4_096
-"""Bytes that a record may hold more than it needs: giving them back is not worth the while."""
-
-_SEED = secrets.randbits(64)
-"""Nobody can prepare images that are taken for each other."""
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -43,6 +38,12 @@ if TYPE_CHECKING:
     from captioner.images.fit import Draw, Fitted
     from captioner.settings.settings import Settings
 
+SLACK = 4_096
+"""Bytes that a record may reserve more than it needs; returning fewer costs more than it gives."""
+
+_SEED = secrets.randbits(64)
+"""A random seed: nobody can make different images whose keys are equal."""
+
 
 class Preparer:
     """Reads records, loads and fits their images, and builds their messages.
@@ -50,10 +51,10 @@ class Preparer:
     Args:
         settings: How records and images are read.
         dialect: Builds the messages.
-        folders: Where files are.
-        budget: Bytes that may be held at once.
-        draw: Draws what cannot be sent as it is.
-        cache: What was answered in earlier runs.
+        folders: Where image files are.
+        memory: Bytes that prepared records may hold.
+        draw: Re-encodes images that cannot be sent unchanged.
+        cache: Responses of earlier runs.
     """
 
     def __init__(
@@ -61,145 +62,145 @@ class Preparer:
         settings: Settings,
         dialect: Dialect,
         folders: ImageFolders,
-        budget: MemoryBudget,
+        memory: MemoryBudget,
         draw: Draw,
         cache: Cache | None = None,
     ) -> None:
         self._settings = settings
         self._dialect = dialect
         self._folders = folders
-        self._budget = budget
+        self._memory = memory
         self._draw = draw
         self._cache = cache
         prompt = settings.prompt
         self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
-        self._wanted = FitOptions(settings.images, settings.prompt.detail)
+        self._fit_options = FitOptions(settings.images, settings.prompt.detail)
         names = settings.field_family
         self._names = frozenset(names)
-        self._quoted = frozenset(map(quoted, names))
+        self._quoted_names = frozenset(map(quoted, names))
 
     def prepare(
         self,
-        line: InputRecord,
+        record: InputRecord,
         image_overrides: ImageOverrides | None = None,
         fetched: FetchedImages | None = None,
     ) -> PreparedRecord | NeedsFetch | Failure:
-        """Return the record ready to be sent, or why it never will be, or what is to be fetched.
+        """Return the record ready to be sent, a failure, or the URLs to fetch first.
 
         Args:
-            line: The record.
+            record: The record.
             image_overrides: How to encode the images of a record that was sent before. Its memory
                 is reserved already.
-            fetched: Its images from elsewhere.
+            fetched: Its remote images.
         """
         if image_overrides is not None:
-            place = _Place(self._budget, "none")
+            reservation = _Reservation(self._memory, _Mode.NOTHING)
         elif fetched is not None:
-            place = _Place(self._budget, "force", fetched.reserved)
+            reservation = _Reservation(self._memory, _Mode.FORCE, fetched.reserved)
         else:
-            place = _Place(self._budget, "wait")
-        return self._prepare(line, place, self._draw, image_overrides or UNCHANGED, fetched)
+            reservation = _Reservation(self._memory, _Mode.WAIT)
+        return self._prepare(record, reservation, self._draw, image_overrides or UNCHANGED, fetched)
 
-    def prepare_at_once(self, line: InputRecord) -> PreparedRecord | NeedsFetch | Failure | None:
-        """Return the same without waiting for disk, memory or a decoder; None if it would."""
+    def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Failure | None:
+        """Return the same if that needs no waiting for disk, memory or a decoder; else None."""
         if self._cache is not None:
             return None
-        place = _Place(self._budget, "at once")
+        reservation = _Reservation(self._memory, _Mode.TRY)
         try:
-            return self._prepare(line, place, _not_at_once, UNCHANGED, None)
+            return self._prepare(record, reservation, _would_block, UNCHANGED, None)
         except WouldBlockError:
             return None
 
     def _prepare(
         self,
-        line: InputRecord,
-        place: _Place,
+        record: InputRecord,
+        reservation: _Reservation,
         draw: Draw,
         image_overrides: ImageOverrides,
         fetched: FetchedImages | None,
     ) -> PreparedRecord | NeedsFetch | Failure:
         try:
-            if line.fault is not None:
-                raise BadRecordError(*line.fault)  # noqa: TRY301 - becomes a failure, as all do
-            record, replaces = self._read(line.raw)
-            texts = self._templates.fill(record)
-            turns = read_turns(record, self._settings.records, texts)
+            if record.fault is not None:
+                raise BadRecordError(*record.fault)  # noqa: TRY301 - becomes a failure below
+            fields, replaces = self._parse(record.raw)
+            texts = self._templates.fill(fields)
+            turns = read_turns(fields, self._settings.records, texts)
             images = images_of(turns)
-            if fetched is None and (urls := self._remote(images)):
-                return NeedsFetch(line, urls)
-            loaded = _here(fetched) if fetched else {}
-            if line.images:
-                loaded = {**loaded, **dict(line.images)}
+            if fetched is None and (urls := self._urls_to_fetch(images)):
+                return NeedsFetch(record, urls)
+            loaded = _loaded(fetched) if fetched else {}
+            if record.images:
+                loaded = {**loaded, **dict(record.images)}
             several = [
-                self._encode(image, place, draw, image_overrides, loaded) for image in images
+                self._encode(image, reservation, draw, image_overrides, loaded) for image in images
             ]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
-            asked = texts.questions
-            if asked or len(frames) > len(several):
+            if texts.questions or len(frames) > len(several):
                 encoded = dict(zip(map(id, images), several, strict=True))
                 questions = tuple(
                     self._dialect.messages(*_with_frames(question, encoded))
-                    for question in ask_each(turns, asked)
+                    for question in ask_each(turns, texts.questions)
                 )
             else:
                 questions = (self._dialect.messages(turns, frames),)
         except RecordError as error:
-            place.leave()
-            return Failure(line, error.code, error.message, 0)
+            reservation.cancel()
+            return Failure(record, error.code, error.message, 0)
         except BaseException:
-            place.leave()
+            reservation.cancel()
             raise
-        size = sum(len(data) for _, data in line.images) if line.images else 0
+        size = sum(len(data) for _, data in record.images) if record.images else 0
         pixels = 0
         for frame in frames:
             size += len(frame.base64)
             pixels += frame.width * frame.height
-        place.settle(size)
-        key, known = self._known(questions)
-        return PreparedRecord(line, questions, replaces, place.reserved, pixels, key, known)
+        reservation.settle(size)
+        key, cached = self._key(questions)
+        return PreparedRecord(record, questions, replaces, reservation.size, pixels, key, cached)
 
-    def _known(self, questions: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, bytes]:
-        """Return the key of what is asked, and what was answered to it in an earlier run."""
+    def _key(self, questions: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, bytes]:
+        """Return the key of a request, and the response of an earlier run to it if there is one."""
         if self._cache is not None:
             key = self._cache.key(questions)
             return key, self._cache.get(key)
         if not self._settings.run.dedup:
             return b"", b""
-        hasher = xxh3_128(seed=_SEED)  # it only has to last as long as the run: 20 times as fast
+        hasher = xxh3_128(seed=_SEED)  # 20 times as fast as BLAKE2; the key never leaves the run
         for pieces in questions:
             for piece in pieces:
                 hasher.update(piece)
         return hasher.digest(), b""
 
-    def _read(self, raw: bytes) -> tuple[dict[str, object], bool]:
+    def _parse(self, raw: bytes) -> tuple[dict[str, object], bool]:
+        """Return the fields of a record, and whether it has a field that the run writes."""
         try:
-            record = orjson.loads(raw)
+            fields = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             raise BadRecordError("bad_json", f"the line is not valid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise BadRecordError("bad_record", "the line is no JSON object")
-        replaces = not self._names.isdisjoint(record)
+        if not isinstance(fields, dict):
+            raise BadRecordError("bad_record", "the line is not a JSON object")
+        replaces = not self._names.isdisjoint(fields)
         if replaces:
-            for member in fields_in(raw):
-                if member.name not in self._quoted and orjson.loads(member.name) in self._names:
-                    raise BadRecordError(
-                        "bad_record",
-                        f"the name of the field {orjson.loads(member.name)!r} is spelled with "
-                        "escapes",
-                    )
+            for field in fields_in(raw):
+                if field.name not in self._quoted_names:
+                    name = orjson.loads(field.name)
+                    if name in self._names:
+                        raise BadRecordError(
+                            "bad_record", f"the name of the field {name!r} is written with escapes"
+                        )
         id_field = self._settings.records.id_field
-        if id_field is not None and id_field not in record:
+        if id_field is not None and id_field not in fields:
             raise BadRecordError("no_id", f"the record has no field {id_field!r}")
-        return record, replaces
+        return fields, replaces
 
-    def _remote(self, images: list[ImageRef]) -> tuple[str, ...]:
-        """Return the addresses of images that are to be fetched."""
+    def _urls_to_fetch(self, images: list[ImageRef]) -> tuple[str, ...]:
+        """Return the URLs of the images that must be fetched."""
         urls = [image.url for image in images if image.url is not None]
         if urls and self._settings.images.pass_urls:
-            urls = [url for url in urls if url[:5].lower() not in ("http:", "https")]
+            urls = [url for url in urls if not _is_http(url)]
         if urls and self._settings.records.image_root is not None:
             for url in urls:
-                if url[:5].lower() not in ("http:", "https"):
+                if not _is_http(url):
                     raise BadImageError(
                         "image_outside_root",
                         f"{without_secrets(url)[:200]} is not in the image root",
@@ -209,12 +210,12 @@ class Preparer:
     def _encode(
         self,
         image: ImageRef,
-        place: _Place,
+        reservation: _Reservation,
         draw: Draw,
         image_overrides: ImageOverrides,
         loaded: Mapping[str, bytes],
     ) -> list[EncodedImage]:
-        """Return an image ready to be sent, or several frames of a moving one."""
+        """Return an image ready to be sent, or the frames of an animated one."""
         if image.url is not None:
             if image.url not in loaded:
                 return [EncodedImage(url=image.url)]
@@ -226,22 +227,28 @@ class Preparer:
                     "the record names an image by its digest, which is in the table it came from",
                 )
             data = loaded[image.digest]
-            place.reserve(len(data))
+            reservation.reserve(len(data))
         elif image.path is not None:
-            data = self._folders.read(image.path, place.reserve, waits=place.waits)
+            data = self._folders.read(image.path, reservation.reserve, waits=reservation.waits)
         else:
             data = image.data or b""
-            place.reserve(len(data))
+            reservation.reserve(len(data))
         if not data:
             raise BadImageError("image_empty", "the image is empty")
         return [
-            EncodedImage(kind, b64encode(fitted), "", width, height)
-            for kind, fitted, width, height in fit(data, self._wanted, draw, image_overrides)
+            EncodedImage(media_type, b64encode(fitted), "", width, height)
+            for media_type, fitted, width, height in fit(
+                data, self._fit_options, draw, image_overrides
+            )
         ]
 
 
-def _here(fetched: FetchedImages) -> dict[str, bytes]:
-    """Return images that were fetched, or raise why one of them was not."""
+def _is_http(url: str) -> bool:
+    return url[:5].lower() in ("http:", "https")
+
+
+def _loaded(fetched: FetchedImages) -> dict[str, bytes]:
+    """Return fetched images by URL, or raise the error of one that could not be fetched."""
     loaded: dict[str, bytes] = {}
     for url, found in fetched.images.items():
         if isinstance(found, Exception):
@@ -250,56 +257,62 @@ def _here(fetched: FetchedImages) -> dict[str, bytes]:
     return loaded
 
 
-def _not_at_once(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
-    """Draw nothing: decoding takes long."""
+def _would_block(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
     raise WouldBlockError
 
 
-class _Place:
-    """What one record holds in the memory budget.
+class _Mode(Enum):
+    """How a reservation gets memory."""
+
+    WAIT = auto()
+    """Wait until there is room."""
+    TRY = auto()
+    """Take it if there is room, else raise `WouldBlockError`."""
+    FORCE = auto()
+    """Take it without waiting: others may wait for this record."""
+    NOTHING = auto()
+    """Take nothing: the memory is reserved already."""
+
+
+class _Reservation:
+    """The memory that one record holds.
 
     Args:
-        budget: The budget.
-        reserved: Bytes it holds already.
-        how: ``wait`` for room; ``at once`` or not at all, raising `WouldBlockError`; ``force``,
-            room or not, for whom others may wait; ``none`` neither takes nor gives anything.
+        memory: The budget.
+        mode: How to get memory.
+        size: Bytes that the record holds already.
     """
 
-    def __init__(
-        self,
-        budget: MemoryBudget,
-        how: Literal["wait", "at once", "force", "none"],
-        reserved: int = 0,
-    ) -> None:
-        self._budget = budget
-        self._how = how
-        self.reserved = reserved
-        self.waits = how != "at once"
+    def __init__(self, memory: MemoryBudget, mode: _Mode, size: int = 0) -> None:
+        self._memory = memory
+        self._mode = mode
+        self.size = size
+        self.waits = mode is not _Mode.TRY
 
     def reserve(self, size: int) -> None:
-        """Take what an image needs as it is and in base64; may block."""
+        """Reserve memory for an image as a file and in base64; may block."""
         size += size // 3
-        if self._how == "none":
+        if self._mode is _Mode.NOTHING:
             return
-        if self._how == "at once":
-            if not self._budget.reserve_at_once(size):
+        if self._mode is _Mode.TRY:
+            if not self._memory.reserve_at_once(size):
                 raise WouldBlockError
         else:
-            # A record that holds some already must not wait for others that do the same.
-            self._budget.reserve(size, wait=self._how == "wait" and not self.reserved)
-        self.reserved += size
+            # A record that holds memory must not wait for others that do the same.
+            self._memory.reserve(size, wait=self._mode is _Mode.WAIT and not self.size)
+        self.size += size
 
     def settle(self, size: int) -> None:
-        """Hold what is really held from now on."""
-        if self._how != "none" and not 0 <= self.reserved - size < NEAR:
-            self._budget.change(size - self.reserved)
-            self.reserved = size
+        """Adjust the reservation to the bytes that are really held."""
+        if self._mode is not _Mode.NOTHING and not 0 <= self.size - size < SLACK:
+            self._memory.change(size - self.size)
+            self.size = size
 
-    def leave(self) -> None:
-        """Give everything back."""
-        if self.reserved:
-            self._budget.release(self.reserved)
-            self.reserved = 0
+    def cancel(self) -> None:
+        """Release everything."""
+        if self.size:
+            self._memory.release(self.size)
+            self.size = 0
 
 
 def _with_frames(

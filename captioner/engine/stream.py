@@ -1,4 +1,4 @@
-"""Captions without files: for records at hand, and for one image."""
+"""Captions without files: for a stream of records, or one image at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, SettingsError
-from captioner.core.types import Caption, InputRecord, PreparedRecord, Progress
+from captioner.core.types import Caption, InputRecord, PreparedRecord
 from captioner.engine.engine import Engine
+from captioner.settings.context import RunContext
 from captioner.settings.options import CONVERSATION_FIELDS
 from captioner.settings.settings import Settings
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from captioner.core.types import Outcome
 
 Record = Mapping[str, Any] | str | Path
-"""A record as in a JSONL file, or just an image's path or URL."""
+"""A record as in a JSONL file, or the path or URL of an image."""
 
 _BATCH = 16
 
@@ -42,26 +42,26 @@ async def caption_stream(
 ) -> AsyncIterator[Outcome]:
     """Yield an outcome for every record as it is settled, in no particular order.
 
-    ``outcome.line.number`` counts the records from 1, ``outcome.ok`` tells a `Caption` from a
-    `Failure`. Nothing is written and nothing is resumed. Leaving the loop early gives up what is
-    in flight, once Python closes the generator: with ``contextlib.aclosing`` that is at once.
+    ``outcome.record.number`` counts the records from 1; ``outcome.ok`` is true for a `Caption` and
+    false for a `Failure`. Nothing is written and nothing is resumed. If the caller leaves the loop
+    early, requests in flight are given up when Python closes the generator; use
+    ``contextlib.aclosing`` to close it at once.
 
     Args:
-        records: Records or paths; read only as fast as they are captioned.
-        settings: The settings; or give options by name, as in `Settings.create`.
-        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
-        transport: Carries requests, instead of aiohttp.
-        **options: Options by name.
+        records: Records or paths. They are read only as fast as they are captioned.
+        settings: The settings; None makes them from ``options``.
+        dialect: Builds requests and parses responses instead of OpenAI's chat completions.
+        transport: Sends requests instead of aiohttp.
+        **options: Options by name, as in `Settings.create`.
 
     Raises:
         SettingsError: The settings cannot work.
-        RunError: The endpoint will caption no more.
+        RunError: The endpoint will caption no record.
     """
-    settings = _settings(settings, options)
-    progress, cancel = Progress(), CancelToken()
-    outcomes = _QueueSink(settings.run.concurrency)
-    async with Engine.open(settings, progress, cancel, dialect, transport, warn=_ignore) as engine:
-        pipeline = engine.pipeline(settings, outcomes, progress, cancel)
+    context = RunContext(_settings(settings, options))
+    outcomes = _QueueSink(context.settings.run.concurrency)
+    async with Engine.open(context, dialect, transport) as engine:
+        pipeline = engine.pipeline(context, outcomes)
         task = asyncio.create_task(pipeline.run(_lines(records)))
         task.add_done_callback(outcomes.end)
         try:
@@ -69,18 +69,18 @@ async def caption_stream(
                 yield outcome
             await task
         finally:
-            cancel.force()
+            context.cancel.force()
             await asyncio.gather(task, return_exceptions=True)
 
 
 class Captioner:
-    """Captions one image at a time, as many at once as you await.
+    """Captions one image per call; calls may run concurrently.
 
     Args:
-        settings: The settings; or give options by name, as in `Settings.create`.
-        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
-        transport: Carries requests, instead of aiohttp.
-        **options: Options by name.
+        settings: The settings; None makes them from ``options``.
+        dialect: Builds requests and parses responses instead of OpenAI's chat completions.
+        transport: Sends requests instead of aiohttp.
+        **options: Options by name, as in `Settings.create`.
 
     Example:
         ::
@@ -112,14 +112,7 @@ class Captioner:
             SettingsError: The settings cannot work.
         """
         self._engine = await self._stack.enter_async_context(
-            Engine.open(
-                self._settings,
-                Progress(),
-                CancelToken(),
-                self._dialect,
-                self._transport,
-                warn=_ignore,
-            )
+            Engine.open(RunContext(self._settings), self._dialect, self._transport)
         )
         return self
 
@@ -137,7 +130,7 @@ class Captioner:
 
         Raises:
             CaptionError: The image cannot be captioned; ``code`` and ``message`` say why.
-            RunError: The endpoint will caption no more.
+            RunError: The endpoint will caption no record.
         """
         if self._engine is None:
             raise SettingsError("use the Captioner as an async context manager")
@@ -146,16 +139,18 @@ class Captioner:
             if prompt is not None:
                 record = {name: record[name] for name in record if name not in self._questions}
                 record["prompt"] = prompt
-            line = InputRecord(1, _dump(record))
+            found = InputRecord(1, _dump(record))
         except (TypeError, ValueError) as error:
-            raise CaptionError("bad_record", f"the record is no JSON: {error}") from None
-        prepared = await self._engine.preparation.prepare(line)
+            raise CaptionError(
+                "bad_record", f"the record cannot be written as JSON: {error}"
+            ) from None
+        prepared = await self._engine.async_preparer.prepare(found)
         if not isinstance(prepared, PreparedRecord):
             raise CaptionError(prepared.code, prepared.message)
         try:
             outcome = await self._engine.deduplicator.caption(prepared)
         finally:
-            self._engine.budget.release(prepared.reserved)
+            self._engine.memory.release(prepared.reserved)
         if isinstance(outcome, Caption):
             return outcome.text
         raise CaptionError(outcome.code, outcome.message)
@@ -165,7 +160,7 @@ class CaptionError(CaptionerError):
     """One image could not be captioned.
 
     Args:
-        code: Short machine-readable kind, as in the failures file.
+        code: Machine-readable code, as in the failures file.
         message: One plain sentence for a person.
     """
 
@@ -176,7 +171,7 @@ class CaptionError(CaptionerError):
 
 
 class _QueueSink:
-    """Hands outcomes to whoever iterates, holding a worker's slot until they are taken."""
+    """Hands outcomes to the iterating caller; a worker waits until its outcome is taken."""
 
     def __init__(self, size: int) -> None:
         self._queue: asyncio.Queue[Outcome | None] = asyncio.Queue(size)
@@ -197,17 +192,13 @@ class _QueueSink:
         return await self._queue.get()
 
 
-def _ignore(_: str) -> None:
-    """Take a warning and do nothing: a library does not print."""
-
-
 def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
     if settings is None:
         settings = Settings.create(**options)
     elif options:
         raise SettingsError("give either settings or single options, not both")
     if settings.run.processes > 1:
-        raise SettingsError("processes: several are for runs into files")
+        raise SettingsError("processes: more than one is only for runs into files")
     return settings
 
 
@@ -235,7 +226,9 @@ def _line(number: int, record: Record) -> InputRecord:
     try:
         return InputRecord(number, _dump(_record(record)))
     except (TypeError, ValueError) as error:
-        return InputRecord(number, b"", fault=("bad_record", f"the record is no JSON: {error}"))
+        return InputRecord(
+            number, b"", fault=("bad_record", f"the record cannot be written as JSON: {error}")
+        )
 
 
 def _record(image: Record | bytes) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The composition root: builds the parts of a run, lets it go, finishes the output, reports."""
+"""Run a job in this process, or in several: build its parts, caption, finish the output, report."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import Counter
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.keys import KeyTable, RecordKeys
-from captioner.core.types import Progress, RunReport
+from captioner.core.log import forward_warnings
+from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.disk import Files, network_file_system
@@ -27,6 +29,7 @@ from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export.registry import check_format, export, targets_of
 from captioner.outputs.reader import parsed
 from captioner.readers.registry import open_input
+from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
 from captioner.settings.settings import Settings
 
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from captioner.executors.processes.pool import Dispatcher, WorkerPool
     from captioner.readers.registry import Input
     from captioner.settings.options import InputFormat
+
+logger = logging.getLogger(__name__)
 
 
 async def run_batch(
@@ -63,26 +68,28 @@ async def run_batch(
     """Caption every record of an input; run again to continue where it stopped.
 
     Args:
-        settings: The settings, or the input's path with the rest as keywords, for example
+        settings: The settings, or the path of the input with options as keywords, for example
             ``run_batch("in.jsonl", base_url="http://localhost:8000/v1", model="m")``.
-        output: The captions; see `Settings`.
+        output: Path of the captions; see `Settings`.
         source: Where records come from, instead of the input file.
         sink: Where outcomes go, instead of the output file; then nothing is resumed.
-        dialect: Builds requests and judges replies, instead of OpenAI's chat completions.
-        transport: Carries requests, instead of aiohttp.
-        progress: Kept up to date while the run goes on.
-        cancel: Set it to stop the run in order.
-        warn: Called with a sentence when something is worth knowing but no error.
+        dialect: Builds requests and parses responses instead of OpenAI's chat completions.
+        transport: Sends requests instead of aiohttp.
+        progress: Kept up to date during the run.
+        cancel: Request it to stop the run in order.
+        warn: Called with the text of each warning, from any thread. Warnings are logged to the
+            logger ``captioner`` in any case.
         files: The disk.
-        limits: Called with the limiters of the endpoints, for whoever shares out a limit.
+        limits: Called with the limiters of the endpoints, to share limits between processes.
         **options: Options by name, as in `Settings.create`.
 
     Returns:
-        What was done. Failed records are counted there, not raised.
+        The result. Failed records are counted in it, not raised.
 
     Raises:
         SettingsError: The settings cannot work; nothing was sent or written.
-        RunError: The run stopped early; what was finished is saved. Its ``report`` tells.
+        RunError: The run stopped early; what was finished is saved. Its ``report`` has the result
+            so far.
     """
     cancel = options.pop("stopping", CancelToken()) if cancel is None else cancel
     if not isinstance(settings, Settings):
@@ -90,44 +97,47 @@ async def run_batch(
     elif options or output is not None:
         raise SettingsError("give either settings or single options, not both")
     if settings.cluster.engine != "local":
-        raise SettingsError("engine: for Ray call run_on_ray")
-    run = _Run(settings, progress or Progress(), cancel, warn or _ignore)
-    asked = settings
+        raise SettingsError("engine: call run_on_ray for a run on Ray")
+    context = RunContext(settings, progress or Progress(), cancel)
+    engine_context, folder_of = context, ""
     if source is None:
         found = open_source(settings)
         source = found.source
-        run.format = found.format
+        if settings.input is not None and settings.input.is_dir():
+            folder_of = found.format
         if found.image_field is not None:
-            fields = replace(settings.records, image_field=found.image_field)
-            asked = replace(settings, records=fields)
+            records = replace(settings.records, image_field=found.image_field)
+            engine_context = replace(context, settings=replace(context.settings, records=records))
     if sink is None and settings.input is None and settings.output is None:
         raise SettingsError("an output is needed: there is no input to name it after")
-    try:
-        async with _open_engine(asked, run, cancel, dialect, transport, limits) as engine:
-            if sink is not None:
-                return await run.into_sink(engine, source, sink)
-            return await run.into_journal(engine, source, files or Files())
-    except StoppedError:  # before there was anything to stop
-        return run.report("interrupted")
+    run = _Run(context, source, files or Files(), folder_of)
+    with forward_warnings(warn):
+        try:
+            async with _open_engine(engine_context, dialect, transport, limits) as engine:
+                if sink is not None:
+                    return await run.into_sink(engine, sink)
+                return await run.into_journal(engine)
+        except StoppedError:  # the run was cancelled while it started
+            return run.report("interrupted")
 
 
 def open_source(settings: Settings) -> Input:
-    """Return the input: what reads it, and what it says of its records.
+    """Return the input: its source, its format and the field that holds images.
 
     Raises:
-        SettingsError: There is none, or it is the output itself.
+        SettingsError: There is no input, or it is the output itself.
     """
     path = settings.input
     if path is None:
         raise SettingsError("an input is needed")
     fields = settings.records
-    given = fields.input_format or _as_before(settings)
+    given = fields.input_format or _earlier_format(settings)
     found = open_input(path, given, image_field=fields.image_field, max_line=fields.max_line)
-    among = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
-    if among and found.format in ("webdataset", "parquet"):
+    inside = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
+    if inside and found.format in ("webdataset", "parquet"):
         raise SettingsError(
-            f"the output would lie among the inputs in {path}, and be one next time; choose "
-            "another place with -o"
+            f"the output would be inside the input folder {path} and be read as input next time; "
+            "choose another place with -o"
         )
     if not settings.output_path.name:
         raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
@@ -137,10 +147,10 @@ def open_source(settings: Settings) -> Input:
     return found
 
 
-def _as_before(settings: Settings) -> InputFormat | None:
-    """Return what a folder was taken for by the run that began the output.
+def _earlier_format(settings: Settings) -> InputFormat | None:
+    """Return the format that an earlier run into the same output took a folder for.
 
-    The output may lie in it, and make it look like something else.
+    An output inside the folder may make it look like another format.
     """
     if settings.input is None or not settings.input.is_dir():
         return None
@@ -151,66 +161,76 @@ def _as_before(settings: Settings) -> InputFormat | None:
 
 
 def _open_engine(
-    settings: Settings,
-    run: _Run,
-    cancel: CancelToken,
+    context: RunContext,
     dialect: Dialect | None,
     transport: Transport | None,
     limits: Callable[[Sequence[Limiter]], None] | None,
 ) -> AbstractAsyncContextManager[Engine | WorkerPool]:
-    """Return what captions records: an engine here, or several in processes of their own."""
-    if settings.run.processes == 1:
-        return Engine.open(
-            settings, run.progress, cancel, dialect, transport, limits=limits, warn=run.warn
-        )
+    """Return what captions records: an engine in this process, or several processes with one."""
+    if context.settings.run.processes == 1:
+        return Engine.open(context, dialect, transport, limits=limits)
     if dialect is not None or transport is not None:
-        raise SettingsError("processes: a dialect or transport of one's own is for one process")
+        raise SettingsError("processes: a custom dialect or transport works in one process only")
     from captioner.executors.processes.pool import WorkerPool
 
-    return WorkerPool.open(settings, cancel, warn=run.warn)
+    return WorkerPool.open(context)
 
 
 class _Run:
-    """One run and what it keeps count of."""
+    """One run.
 
-    def __init__(
-        self,
-        settings: Settings,
-        progress: Progress,
-        cancel: CancelToken,
-        warn: Callable[[str], None],
-    ) -> None:
-        self.settings = settings
-        self.progress = progress
-        self.cancel = cancel
-        self.warn = warn
+    Args:
+        context: The run's settings, progress and cancellation.
+        source: Where records come from.
+        files: The disk.
+        folder_of: The input format that a folder was taken for; empty for other inputs.
+    """
+
+    def __init__(self, context: RunContext, source: Source, files: Files, folder_of: str) -> None:
+        self._context = context
+        self._settings = context.settings
+        self._progress = context.progress
+        self._source = source
+        self._files = files
+        self._folder_of = folder_of
+        self._keys = RecordKeys(self._settings.fields, self._settings.records.id_field)
         self._began = time.monotonic()
         self._orphans = 0
         self._to_file = False
-        self._kinds: dict[str, tuple[int, int, str]] = {}
-        self._retrying = KeyTable()
-        self._stale: set[int] = set()
-        self.format = ""
+        self._kinds: dict[str, tuple[int, int, str]] = {}  # count, line and message by code
+        self._retrying = KeyTable()  # failures that are tried again, by offset
+        self._outdated: set[int] = set()  # offsets of failures with a newer outcome
+        self._progress.size = source.size
+        self._progress.limit = self._settings.records.limit or 0
 
-    async def into_sink(self, engine: Engine | WorkerPool, source: Source, sink: Sink) -> RunReport:
-        """Caption into a sink of the caller's; nothing is resumed."""
-        self._expect(source)
-        pipeline = engine.pipeline(self.settings, sink, self.progress, self.cancel)
-        return await self._reporting(pipeline.run(self._lines(source)))
+    async def into_sink(self, engine: Engine | WorkerPool, sink: Sink) -> RunReport:
+        """Caption into a sink of the caller; nothing is resumed."""
+        pipeline = engine.pipeline(self._context, sink)
+        return await self._reporting(pipeline.run(self._records()))
 
-    def _expect(self, source: Source) -> None:
-        self.progress.size = source.size
-        self.progress.limit = self.settings.records.limit or 0
-
-    async def into_journal(
-        self, engine: Engine | WorkerPool, source: Source, files: Files
-    ) -> RunReport:
+    async def into_journal(self, engine: Engine | WorkerPool) -> RunReport:
         """Caption into the output, continuing what it holds."""
-        settings = self.settings
         self._to_file = True
-        fields = settings.records
-        identity = RecordKeys(settings.fields, fields.id_field)
-        kind = check_format(settings.output_path, settings.run.output_format)
+        journal = self._make_journal(engine.model)
+        if self._settings.records.duplicates == "error":
+            await self._refuse_duplicates()
+        await asyncio.to_thread(journal.open)
+        try:
+            await self._repair(journal)
+            await self._take_retries(journal)
+            self._progress.stage = "captioning"
+            return await self._reporting(self._caption(engine, journal))
+        finally:
+            journal.close()
+
+    def _make_journal(self, model: str) -> Journal:
+        """Return the journal of the output, not opened yet.
+
+        Raises:
+            SettingsError: Another kind of run left the output unfinished, or it is not ours.
+        """
+        settings, run = self._settings, self._settings.run
+        kind = check_format(settings.output_path, run.output_format)
         path = journal_path(settings.output_path, kind)
         if (companion(path, ".shards") / "manifest.json").exists():
             raise SettingsError(
@@ -219,145 +239,132 @@ class _Run:
             )
         if not settings.batch.any and Ledger.of(path).batches:
             raise SettingsError(
-                f"batches of {path.name} are open, submitted or written to a file: go on with "
-                "--batch-api or --from-batch-file"
+                f"batches of {path.name} are not finished: continue with --batch-api or "
+                "--from-batch-file"
             )
-        resolved = replace(settings, prompt=settings.prompt.resolved())
-        if path != settings.output_path and not settings.run.overwrite:
+        if path != settings.output_path and not run.overwrite:
             refuse_strangers(settings.output_path, path)
-        shaping = resolved.shaping(engine.model)
-        if self.format and settings.input is not None and settings.input.is_dir():
-            shaping["folder_of"] = self.format
-        journal = Journal(
+        if remote := network_file_system(path.parent):
+            logger.warning(
+                "%s is on a network file system (%s): a run on another host may not see that this "
+                "run writes to it. Start only one.",
+                path.name,
+                remote,
+            )
+        shaping = settings.shaping(model)
+        if self._folder_of:
+            shaping["folder_of"] = self._folder_of
+        return Journal(
             path,
-            identity,
+            self._keys,
             shaping,
             failures=failures_path(settings.output_path),
-            source=_where(settings.input),
-            accept_changes=settings.run.accept_changes,
-            accept_edits=settings.run.accept_edits,
-            files=files,
+            source=_absolute(settings.input),
+            accept_changes=run.accept_changes,
+            accept_edits=run.accept_edits,
+            files=self._files,
         )
-        if remote := network_file_system(path.parent):
-            self.warn(
-                f"{path.name} is on a network file system ({remote}): a run on another host may "
-                "not see that this one writes to it. Start only one."
-            )
-        self._expect(source)
-        if fields.duplicates == "error":
-            await self._refuse_duplicates(source, identity)
-        await asyncio.to_thread(journal.open)
-        try:
-            if journal.repeated:
-                allowed = await self._count(source, identity, {key for _, key in journal.repeated})
-                await asyncio.to_thread(journal.truncate_duplicates, allowed)
-            if settings.run.retry_rejected:
-                if Ledger.of(path).batches:  # they know where in the output they were merged
-                    raise SettingsError(
-                        "retry-rejected: batches are open; run without it until they are done"
-                    )
-                await asyncio.to_thread(self._take_back_rejected, journal, identity, files)
-            if settings.run.retry_failed:
-                before = len(self._retrying)
-                await asyncio.to_thread(
-                    journal.failures.forgive, settings.run.retry_failed, self._retrying
-                )
-                if len(self._retrying) == before and len(journal.failures.left):
-                    codes = await asyncio.to_thread(journal.failures.kinds)
-                    self.warn(
-                        f"no failure has the code {settings.run.retry_failed!r}; there are "
-                        f"{', '.join(sorted(codes))}"
-                    )
-            self.progress.stage = "captioning"
-            return await self._reporting(self._caption(engine, source, journal, identity, files))
-        finally:
-            journal.close()
 
-    def _take_back_rejected(self, journal: Journal, identity: RecordKeys, files: Files) -> None:
-        """Make records pending whose captions a reviewer rejected."""
-        fields = self.settings.fields
-        rejected = Reviews(reviews_path(self.settings.output_path)).rejected()
+    async def _repair(self, journal: Journal) -> None:
+        """Remove rows that the output has more often than the input has their record."""
+        if journal.repeated:
+            allowed = await self._count({key for _, key in journal.repeated})
+            await asyncio.to_thread(journal.truncate_duplicates, allowed)
+
+    async def _take_retries(self, journal: Journal) -> None:
+        """Make rejected captions and failures pending that the user wants to retry."""
+        run, failures = self._settings.run, journal.failures
+        if run.retry_rejected:
+            if Ledger.of(journal.path).batches:  # they refer to offsets in the output
+                raise SettingsError(
+                    "retry-rejected: batches are not finished; run without it until they are"
+                )
+            await asyncio.to_thread(self._quarantine_rejected, journal)
+        if run.retry_failed:
+            before = len(self._retrying)
+            await asyncio.to_thread(failures.forgive, run.retry_failed, self._retrying)
+            if len(self._retrying) == before and len(failures.left):
+                codes = await asyncio.to_thread(failures.kinds)
+                logger.warning(
+                    "no failure has the code %r; there are %s",
+                    run.retry_failed,
+                    ", ".join(sorted(codes)),
+                )
+
+    def _quarantine_rejected(self, journal: Journal) -> None:
+        """Move captions that a reviewer rejected out of the output."""
+        fields = self._settings.fields
+        rejected = Reviews(reviews_path(self._settings.output_path)).rejected()
         keys = {key for key, _ in rejected}
 
-        def unwanted(line: bytes) -> bool:
-            key = identity.of_output(line)
-            if key is None or key not in keys:
-                return False
-            return (key, fingerprint(parsed(line), fields)) in rejected
+        def is_rejected(line: bytes) -> bool:
+            key = self._keys.of_output(line)
+            return (
+                key is not None
+                and key in keys
+                and (key, fingerprint(parsed(line), fields)) in rejected
+            )
 
-        taken = quarantine_rows(journal, identity, unwanted, files) if rejected else []
+        taken = []
+        if rejected:
+            taken = quarantine_rows(journal, self._keys, is_rejected, self._files)
         if not taken:
-            self.warn("no caption in the output is one that a reviewer rejected (--retry-rejected)")
-        for key in taken:  # a failure from before its caption came, say
+            logger.warning("the output has no caption that a reviewer rejected (--retry-rejected)")
+        for key in taken:  # an old failure of the same record is outdated now
             if (offset := journal.failures.left.take(key)) is not None:
                 self._retrying.add(key, offset)
 
-    async def _caption(
-        self,
-        engine: Engine | WorkerPool,
-        source: Source,
-        journal: Journal,
-        identity: RecordKeys,
-        files: Files,
-    ) -> None:
-        settings = self.settings
-        rows = RowEncoder(identity, settings.fields)
+    async def _caption(self, engine: Engine | WorkerPool, journal: Journal) -> None:
+        context, progress = self._context, self._progress
+        encoder = RowEncoder(self._keys, self._settings.fields)
+        settled = self._settle if len(self._retrying) else None
         async with JournalSink(
             journal,
-            rows,
-            self.progress,
-            self.cancel,
-            warn=self.warn,
-            disk_wait_s=settings.run.disk_wait,
+            encoder,
+            progress,
+            context.cancel,
+            disk_wait_s=self._settings.run.disk_wait,
         ) as sink:
-            settled = self._settle if len(self._retrying) else None
             pipeline: Pipeline | Dispatcher | BatchPipeline
-            if settings.batch.any and isinstance(engine, Engine):
-                from captioner.executors.batch_api.pipeline import open_pipeline as batch_pipeline
+            if self._settings.batch.any and isinstance(engine, Engine):
+                from captioner.executors.batch_api.pipeline import BatchPipeline
 
-                pipeline = batch_pipeline(
-                    engine, settings, sink, journal, identity, self.progress, self.cancel,
-                    settled, self.warn,
-                )  # fmt: skip
+                pipeline = BatchPipeline.open(engine, context, sink, journal, self._keys, settled)
             else:
-                pipeline = engine.pipeline(settings, sink, self.progress, self.cancel, settled)
+                pipeline = engine.pipeline(context, sink, settled)
             resume_filter = ResumeFilter(
-                identity,
+                self._keys,
                 journal.done,
                 journal.failures.left,
                 journal.contents,
                 self._retrying,
-                duplicates=settings.records.duplicates,
-                progress=self.progress,
+                duplicates=self._settings.records.duplicates,
+                progress=progress,
             )
-            await pipeline.run(self._lines(source, resume_filter))
-        progress = self.progress
-        if progress.complete and progress.settled >= progress.read and not self.cancel:
-            await self._finish(source, journal, identity, files)
-        elif self._stale:
-            await asyncio.to_thread(journal.compact_failures, self._stale)
-        if self.progress.failed_before:
+            await pipeline.run(self._records(resume_filter))
+        if progress.complete and progress.settled >= progress.read and not context.cancel:
+            await self._finish(journal)
+        elif self._outdated:
+            await asyncio.to_thread(journal.compact_failures, self._outdated)
+        if progress.failed_before:
             self._kinds = await asyncio.to_thread(journal.failures.kinds)
 
-    async def _finish(
-        self, source: Source, journal: Journal, identity: RecordKeys, files: Files
-    ) -> None:
-        """Nothing is pending: drop failures that were overtaken, and put the output in order."""
-        self.progress.stage = "ordering"
-        settings = self.settings
-        # Failures that no record claimed; a crash while retrying leaves some that are overtaken.
+    async def _finish(self, journal: Journal) -> None:
+        """Drop outdated failures, order the output and export it: nothing is pending."""
+        self._progress.stage = "ordering"
+        settings = self._settings
+        # Failures that no record claimed. A crash during a retry leaves some that are outdated.
         if left := {*journal.failures.left.offsets(), *self._retrying.offsets()}:
             captioned = await asyncio.to_thread(journal.rescan)
-            self._stale |= journal.failures.overtaken(left, captioned)
-        await asyncio.to_thread(journal.compact_failures, self._stale)
-        exported = settings.output_path != journal.path
-        if settings.run.order == "input" or exported:
-            again = _limited(source, settings.records.limit)
-            self._orphans = await order_output(journal, identity, again, files)
+            self._outdated |= journal.failures.overtaken(left, captioned)
+        await asyncio.to_thread(journal.compact_failures, self._outdated)
+        is_exported = settings.output_path != journal.path
+        if settings.run.order == "input" or is_exported:
+            self._orphans = await order_output(journal, self._keys, self._limited(), self._files)
         else:
             self._orphans = len(journal.done)
-        if exported:
-            self.progress.stage = "exporting"
+        if is_exported:
+            self._progress.stage = "exporting"
             await asyncio.to_thread(
                 export,
                 journal.path,
@@ -368,15 +375,14 @@ class _Run:
                 overwrite=settings.run.overwrite,
                 own=True,
                 reviewed="ignore",
-                warn=self.warn,
             )
 
-    async def _lines(
-        self, source: Source, resume_filter: ResumeFilter | None = None
+    async def _records(
+        self, resume_filter: ResumeFilter | None = None
     ) -> AsyncIterator[list[InputRecord]]:
-        """Yield the records that are still to be done."""
-        progress = self.progress
-        async with aclosing(_limited(source, self.settings.records.limit)) as batches:
+        """Yield the records that are pending."""
+        progress = self._progress
+        async with aclosing(self._limited()) as batches:
             async for batch in batches:
                 pending = batch if resume_filter is None else resume_filter.pending(batch)
                 progress.read += len(batch)
@@ -386,33 +392,50 @@ class _Run:
                 else:
                     await asyncio.sleep(0)
 
-    async def _refuse_duplicates(self, source: Source, identity: RecordKeys) -> None:
+    async def _limited(self) -> AsyncGenerator[list[InputRecord], None]:
+        """Yield the records up to ``--limit``, and close the source afterwards."""
+        left = self._settings.records.limit
+        batches = self._source.batches()
+        try:
+            async for batch in batches:
+                if left is None or not batch:
+                    if batch:
+                        yield batch
+                    continue
+                yield batch[:left]
+                left -= min(left, len(batch))
+                if not left:
+                    return
+        finally:
+            if isinstance(batches, AsyncGenerator):
+                await batches.aclose()
+
+    def _key(self, record: InputRecord) -> bytes:
+        return record.key or self._keys.of_input(record.raw)
+
+    async def _refuse_duplicates(self) -> None:
         seen = KeyTable()
-        async for batch in _limited(source, self.settings.records.limit):
-            for line in batch:
-                key = line.key or identity.of_input(line.raw)
+        async for batch in self._limited():
+            for record in batch:
+                key = self._key(record)
                 if (first := seen.find(key)) is not None:
                     raise SettingsError(
-                        f"line {line.number:,} of the input repeats line {first:,} "
-                        "(--duplicates error)"
+                        f"line {record.number} of the input repeats line {first} "
+                        "(--equal-records error)"
                     )
-                seen.add(key, line.number)
+                seen.add(key, record.number)
 
     def _settle(self, outcome: Outcome) -> None:
-        """Note that a retried record has a newer outcome than its old line says."""
+        """Note that the old failure of a retried record is outdated."""
         key = outcome.record.key
         if key is not None and (offset := self._retrying.take(key)) is not None:
-            self._stale.add(offset)
+            self._outdated.add(offset)
 
-    async def _count(
-        self, source: Source, identity: RecordKeys, keys: set[bytes]
-    ) -> Counter[bytes]:
+    async def _count(self, keys: set[bytes]) -> Counter[bytes]:
+        """Return how many records of the input have each key."""
         counts: Counter[bytes] = Counter()
-        async for batch in _limited(source, self.settings.records.limit):
-            for line in batch:
-                key = line.key or identity.of_input(line.raw)
-                if key in keys:
-                    counts[key] += 1
+        async for batch in self._limited():
+            counts.update(key for key in map(self._key, batch) if key in keys)
         return counts
 
     async def _reporting(self, work: Awaitable[None]) -> RunReport:
@@ -421,41 +444,31 @@ class _Run:
         except RunError as error:
             error.report = self.report(type(error).__name__)
             raise
-        self.progress.stage = "finished"
-        return self.report("interrupted" if self.cancel else "")
+        self._progress.stage = "finished"
+        return self.report("interrupted" if self._context.cancel else "")
 
     def report(self, stopped: str) -> RunReport:
-        """Return what has been done so far."""
-        progress = self.progress
-        settled = progress.settled
+        """Return the result so far."""
+        progress = self._progress
         kinds = self._kinds or {
             code: (progress.codes[code], failure.record.number, failure.message)
             for code, failure in progress.examples.items()
         }
-        output = self.settings.output_path if self._to_file else None
-        return RunReport(
-            output=str(output) if output else None,
-            failures=str(failures_path(output)) if output else None,
-            captioned=progress.captioned,
-            resumed=progress.resumed,
-            failed=progress.failed + progress.failed_before,
-            skipped=progress.skipped,
-            changed=progress.changed,
-            shared=progress.shared,
-            cached=progress.cached,
-            pending=progress.read - settled,
-            complete=progress.complete and progress.read == settled,
+        report = RunReport(
+            pending=progress.read - progress.settled,
+            complete=progress.complete and progress.read == progress.settled,
             orphans=self._orphans,
             seconds=time.monotonic() - self._began,
-            calls=progress.calls,
-            retries=progress.retries,
-            prompt_tokens=progress.prompt_tokens,
-            completion_tokens=progress.completion_tokens,
             codes={code: count for code, (count, _, _) in kinds.items()},
             examples={code: (line, message) for code, (_, line, message) in kinds.items()},
             stopped=stopped,
-            cost=progress.cost,
         )
+        report.add(Counters.of(progress))
+        report.failed += progress.failed_before
+        if self._to_file:
+            report.output = str(self._settings.output_path)
+            report.failures = str(failures_path(self._settings.output_path))
+        return report
 
 
 def refuse_strangers(target: Path, journal: Path) -> None:
@@ -472,31 +485,8 @@ def refuse_strangers(target: Path, journal: Path) -> None:
             )
 
 
-def _where(path: Path | None) -> str:
-    """Return an input's place, whatever the working directory is next time."""
+def _absolute(path: Path | None) -> str:
+    """Return the absolute path of an input; an address as it is."""
     if path is None:
         return ""
     return str(path) if is_elsewhere(path) else str(path.absolute())
-
-
-async def _limited(source: Source, limit: int | None) -> AsyncGenerator[list[InputRecord], None]:
-    """Yield the records up to a limit; the source is closed whenever this is."""
-    left = limit
-    batches = source.batches()
-    try:
-        async for batch in batches:
-            if left is None or not batch:
-                if batch:
-                    yield batch
-                continue
-            yield batch[:left]
-            left -= min(left, len(batch))
-            if not left:
-                return
-    finally:
-        if isinstance(batches, AsyncGenerator):
-            await batches.aclose()
-
-
-def _ignore(_: str) -> None:
-    """Take a warning and do nothing: a library does not print."""

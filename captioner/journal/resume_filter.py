@@ -10,7 +10,7 @@ from captioner.core.keys import KeyTable, RecordKeys, digest
 from captioner.core.types import InputRecord
 
 if TYPE_CHECKING:
-    from captioner.core.types import Progress
+    from captioner.core.progress import Progress
 
 Duplicates = Literal["keep", "skip", "error"]
 

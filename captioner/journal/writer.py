@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from captioner.core.cancellation import CancelToken
     from captioner.core.keys import RecordKeys
-    from captioner.core.types import Failure, Outcome, Progress
+    from captioner.core.progress import Progress
+    from captioner.core.types import Failure, Outcome
     from captioner.journal.journal import Journal
 
 COMMIT_RECORDS = 1_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import OutputDamagedError
 from captioner.core.keys import KeyTable, RecordKeys
-from captioner.core.types import Progress
+from captioner.core.progress import Progress
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path, read_failures
 from captioner.journal.journal import companion, find_journal, read_checkpoint

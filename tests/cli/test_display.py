@@ -26,7 +26,7 @@ import captioner.core.types
 from captioner.cli.display import Display, Pace
 from captioner.cli.summaries import summarise
 from captioner.core.humanize import duration, printable, short
-from captioner.core.types import EndpointState, Progress, RunReport
+from captioner.core.progress import EndpointState, Progress, RunReport
 from captioner.settings.settings import Settings
 
 

@@ -26,7 +26,7 @@ from captioner import (
     run_batch,
 )
 from captioner.core.cancellation import CancelToken
-from captioner.core.types import Progress
+from captioner.core.progress import Progress
 
 ASK = "Generate detailed captions based on image content."
 

@@ -15,6 +15,7 @@ from captioner.core.errors import (
     EndpointGaveOutError,
     EndpointRefusedError,
 )
+from captioner.core.progress import Progress
 from captioner.core.row import RowLayout
 from captioner.core.types import (
     Caption,
@@ -22,7 +23,6 @@ from captioner.core.types import (
     ImageOverrides,
     InputRecord,
     PreparedRecord,
-    Progress,
     Request,
     Response,
     Turn,

@@ -9,6 +9,7 @@ import pytest
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import EndpointGaveOutError
+from captioner.core.progress import Progress
 from captioner.core.row import RowLayout
 from captioner.core.types import (
     Caption,
@@ -17,7 +18,6 @@ from captioner.core.types import (
     Failure,
     InputRecord,
     PreparedRecord,
-    Progress,
     Usage,
     ValidatedCompletion,
 )

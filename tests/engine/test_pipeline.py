@@ -11,6 +11,7 @@ import pytest
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import DiskError, EndpointGaveOutError
 from captioner.core.memory import MemoryBudget
+from captioner.core.progress import Progress
 from captioner.core.types import (
     Caption,
     Failure,
@@ -18,7 +19,6 @@ from captioner.core.types import (
     NeedsFetch,
     Outcome,
     PreparedRecord,
-    Progress,
     Usage,
 )
 from captioner.engine.pipeline import Pipeline

@@ -19,7 +19,8 @@ from tally import LONG, tally
 
 from captioner.core.errors import OutputDamagedError
 from captioner.core.keys import KeyTable, RecordKeys
-from captioner.core.types import Caption, Failure, InputRecord, Progress, Usage
+from captioner.core.progress import Progress
+from captioner.core.types import Caption, Failure, InputRecord, Usage
 from captioner.journal.finalize import order_output, write_array
 from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter

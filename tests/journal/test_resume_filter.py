@@ -3,7 +3,8 @@ from __future__ import annotations
 import orjson
 
 from captioner.core.keys import KeyTable, RecordKeys, digest
-from captioner.core.types import InputRecord, Progress
+from captioner.core.progress import Progress
+from captioner.core.types import InputRecord
 from captioner.journal.resume_filter import ResumeFilter
 
 WHOLE = RecordKeys(("caption",))

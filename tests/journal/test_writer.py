@@ -11,7 +11,8 @@ import captioner.journal.writer
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import DiskError
 from captioner.core.keys import RecordKeys
-from captioner.core.types import Caption, Failure, InputRecord, Progress, Usage
+from captioner.core.progress import Progress
+from captioner.core.types import Caption, Failure, InputRecord, Usage
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
 from captioner.journal.writer import JournalSink, RowEncoder

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.core.cancellation import StoppedError
 from captioner.core.errors import (
     EndpointFaultError,
     EndpointGaveOutError,
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from captioner.core.cancellation import CancelToken
     from captioner.core.types import Response
     from captioner.endpoints.transport import AiohttpTransport
+    from captioner.settings.context import RunContext
 
 ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
 TOO_MANY_TOKENS = frozenset({"token_limit_exceeded", "enqueued_token_limit_exceeded"})
@@ -63,28 +62,30 @@ class BatchApi:
 
     Args:
         transport: To the endpoint.
-        cancel: Ends calls and waits, by `StoppedError`.
-        max_outage_s: Seconds without an answer after which to give up; None is never, once there
-            was one.
-        until: Loop time at which the run may wait no longer.
-        note: Told what is waited for.
+        context: The run: its cancellation ends calls and waits by `StoppedError`, and its
+            ``progress.waiting`` says what is waited for.
+        max_outage_s: Seconds without a response after which to give up. None is no limit once
+            there was a response.
+        until: Loop time at which to stop waiting.
     """
 
     def __init__(
         self,
         transport: AiohttpTransport,
-        cancel: CancelToken,
+        context: RunContext,
         *,
         max_outage_s: float | None = None,
         until: float = math.inf,
-        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._transport = transport
-        self._cancel = cancel
+        self._cancel = context.cancel
+        self._progress = context.progress
         self._max_outage_s = max_outage_s
         self.until = until
-        self._note = note
         self._answered = False
+
+    def _note(self, text: str) -> None:
+        self._progress.waiting = text
 
     async def upload(self, path: Path) -> str:
         """Upload a file of requests; return its id."""
@@ -108,7 +109,7 @@ class BatchApi:
         }
         request = Request("POST", "/batches", (orjson.dumps(body),))
         try:
-            reply = await self._unless_stopped(self._transport.send(request))
+            reply = await self._cancel.race(self._transport.send(request))
         except EndpointFaultError as error:
             if error.code == "connection":
                 raise
@@ -175,26 +176,12 @@ class BatchApi:
         """Remove a file; that it cannot be is no trouble."""
         try:
             request = Request("DELETE", f"/files/{file_id}")
-            await self._unless_stopped(self._transport.send(request))
+            await self._cancel.race(self._transport.send(request))
         except EndpointFaultError:
             return
 
     async def _get(self, path: str) -> dict[str, Any]:
         return await self._ask(lambda: self._transport.send(Request("GET", path)))
-
-    async def _unless_stopped(self, call: Coroutine[Any, Any, Response]) -> Response:
-        """Return the reply; a run that stops does not wait for it."""
-        reply = asyncio.ensure_future(call)
-        stopped = asyncio.ensure_future(self._cancel.wait())
-        try:
-            await asyncio.wait((reply, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if not reply.done():
-                raise StoppedError
-            return reply.result()
-        finally:
-            reply.cancel()
-            stopped.cancel()
-            await asyncio.gather(reply, stopped, return_exceptions=True)
 
     async def _ask(
         self, call: Callable[[], Coroutine[Any, Any, Response]], *, parse: bool = True
@@ -215,7 +202,7 @@ class BatchApi:
         while True:
             wait: float | None = None
             try:
-                reply = await self._unless_stopped(call())
+                reply = await self._cancel.race(call())
             except EndpointFaultError as error:
                 trouble = error.message
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.keys import KeyTable
-    from captioner.core.protocols import Dialect
-    from captioner.core.types import Outcome, Progress
-    from captioner.engine.attempts import RecordAttempts
-    from captioner.engine.caption_checks import CaptionRules
+    from captioner.core.types import Outcome
+    from captioner.engine.engine import Engine
     from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
     from captioner.journal.journal import Journal
     from captioner.journal.writer import JournalSink
+    from captioner.settings.context import RunContext
+
+logger = logging.getLogger(__name__)
 
 LOST = "lost"
 """What we call a batch that the provider has forgotten."""
@@ -44,42 +46,34 @@ AT_ONCE = 16
 
 
 class BatchMerger:
-    """Merges results; one that was cut short goes on where it was.
+    """Merges the results of batches into the journal; an interrupted merge can be continued.
 
     Args:
-        ledger: What has been handed over.
-        journal: Open, to tell what a merge that was cut short has written.
+        engine: Parses responses and makes captions of answers.
+        context: The run.
+        ledger: The batches of the output.
+        journal: Open; tells what an interrupted merge has written.
         sink: Takes outcomes.
-        dialect: Judges replies.
-        attempts: Makes captions of answers.
-        rules: What a caption has to be like.
-        progress: Counts.
         settled: Called with every outcome after it is written.
-        warn: Called with a sentence when something is worth knowing but no error.
     """
 
     def __init__(
         self,
+        engine: Engine,
+        context: RunContext,
         ledger: Ledger,
         journal: Journal,
         sink: JournalSink,
-        dialect: Dialect,
-        attempts: RecordAttempts,
-        rules: CaptionRules,
-        progress: Progress,
-        *,
         settled: Callable[[Outcome], None] | None,
-        warn: Callable[[str], None],
     ) -> None:
         self._ledger = ledger
         self._journal = journal
         self._sink = sink
-        self._dialect = dialect
-        self._attempts = attempts
-        self._rules = rules
-        self._progress = progress
+        self._dialect = engine.connected.dialect
+        self._attempts = engine.attempts
+        self._rules = engine.rules
+        self._progress = context.progress
         self._settled = settled
-        self._warn = warn
 
     async def merge(
         self, batch: Batch, writer: Callable[[], BatchWriter] | None, given: Results | None = None
@@ -161,7 +155,7 @@ class BatchMerger:
                 retry.abandon()
             raise
         if missing:
-            self._warn(f"{missing:,} records have no answer yet and are pending again")
+            logger.warning("%d records have no answer yet and are pending again", missing)
         return await asyncio.to_thread(retry.close) if retry else None
 
     def _outcome(

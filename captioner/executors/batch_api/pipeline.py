@@ -15,8 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import AsyncGenerator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
@@ -42,20 +41,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from captioner.core.cancellation import CancelToken
     from captioner.core.keys import RecordKeys
-    from captioner.core.memory import MemoryBudget
-    from captioner.core.protocols import Dialect
-    from captioner.core.types import Outcome, Progress
-    from captioner.engine.attempts import RecordAttempts
-    from captioner.engine.caption_checks import CaptionRules
+    from captioner.core.types import Outcome
     from captioner.engine.engine import Engine
-    from captioner.engine.prepare_async import AsyncPreparer
     from captioner.executors.batch_api.client import RemoteBatch
     from captioner.executors.batch_api.ledger import Batch
     from captioner.journal.journal import Journal
     from captioner.journal.writer import JournalSink
-    from captioner.settings.options import BatchSettings
+    from captioner.settings.context import RunContext
     from captioner.settings.settings import Settings
 
 LOOKS = 3
@@ -69,65 +62,79 @@ class BatchPipeline:
     """Carries records through batches, as `Pipeline` does through single requests.
 
     Args:
-        preparation: Makes records ready.
-        dialect: Builds requests, judges replies.
-        attempts: Makes captions of answers.
-        rules: What a caption has to be like.
-        budget: Bytes held by prepared records.
-        api: The provider; None where files are written for somebody else to run.
-        ledger: What has been handed over.
-        journal: Open, to tell what a merge that was cut short has written.
-        identity: Computes keys.
+        engine: Prepares records and makes captions of answers.
+        context: The run. Cancelling it ends everything after the current step.
         sink: Takes outcomes.
-        progress: Counts.
-        cancel: Ends everything after the step at hand.
-        samples: Answers to each question.
-        options: Sizes and waits.
+        journal: Open; tells what an interrupted merge has written.
+        keys: Computes keys.
         settled: Called with every outcome after it is written.
-        warn: Called with a sentence when something is worth knowing but no error.
+        ledger: The batches of the output.
+        api: The provider; None if requests are written to a file for another program to run.
     """
 
     def __init__(
         self,
-        preparation: AsyncPreparer,
-        dialect: Dialect,
-        attempts: RecordAttempts,
-        rules: CaptionRules,
-        budget: MemoryBudget,
-        api: BatchApi | None,
-        ledger: Ledger,
-        journal: Journal,
-        identity: RecordKeys,
+        engine: Engine,
+        context: RunContext,
         sink: JournalSink,
-        progress: Progress,
-        cancel: CancelToken,
-        *,
-        samples: int,
-        options: BatchSettings,
+        journal: Journal,
+        keys: RecordKeys,
         settled: Callable[[Outcome], None] | None,
-        warn: Callable[[str], None],
+        *,
+        ledger: Ledger,
+        api: BatchApi | None,
     ) -> None:
-        self._preparation = preparation
-        self._dialect = dialect
-        self._budget = budget
+        settings = context.settings
+        self._async_preparer = engine.async_preparer
+        self._dialect = engine.connected.dialect
+        self._memory = engine.memory
         self._api = api
         self._ledger = ledger
         self._journal = journal
-        self._identity = identity
-        self._progress = progress
-        self._cancel = cancel
-        self._samples = samples
-        self._options = options
-        self._merging = BatchMerger(
-            ledger, journal, sink, dialect, attempts, rules, progress, settled=settled, warn=warn
-        )
+        self._keys = keys
+        self._progress = context.progress
+        self._cancel = context.cancel
+        self._samples = settings.prompt.samples
+        self._options = settings.batch
+        self._merger = BatchMerger(engine, context, ledger, journal, sink, settled)
         self._writer: BatchWriter | None = None
-        self._held = False  # the provider takes no more until something ends
+        self._held = False  # the provider accepts no more until a batch ends
+        hours = settings.batch.batch_max_wait
         loop = asyncio.get_running_loop()
-        hours = options.batch_max_wait
         self._until = math.inf if hours is None else loop.time() + hours * 3600
         if api is not None:
             api.until = self._until
+
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        context: RunContext,
+        sink: JournalSink,
+        journal: Journal,
+        keys: RecordKeys,
+        settled: Callable[[Outcome], None] | None,
+    ) -> Self:
+        """Return a pipeline that sends records through the batch API, or through files.
+
+        Raises:
+            SettingsError: The endpoint has no batch API, or the settings do not fit open batches.
+        """
+        settings = context.settings
+        ledger = Ledger.of(journal.path)
+        shaping = settings.shaping(engine.model)
+        _check_open_batches(ledger, settings, shaping)
+        ledger.settings = shaping
+        api = None
+        if settings.batch.batch_api:
+            transport = engine.connected.transport
+            if not isinstance(transport, AiohttpTransport) or settings.endpoint.offline:
+                raise SettingsError("batch-api: this endpoint has no batch API")
+            (endpoint,) = settings.each_endpoint
+            api = BatchApi(transport, context, max_outage_s=endpoint.max_outage)
+            ledger.base_url = base_url(endpoint)
+            ledger.api_key_env = list(endpoint.api_key_env)
+        return cls(engine, context, sink, journal, keys, settled, ledger=ledger, api=api)
 
     async def run(self, lines: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or as far as the run goes before it is stopped.
@@ -172,7 +179,7 @@ class BatchPipeline:
             for at in range(0, len(left), AT_ONCE):
                 chunk = left[at : at + AT_ONCE]
                 items = await asyncio.gather(*map(self._requests_of, chunk))
-                await self._merging.settle([item for item in items if isinstance(item, Failure)])
+                await self._merger.settle([item for item in items if isinstance(item, Failure)])
                 for item in items:
                     if not isinstance(item, Failure):
                         await self._add(*item)
@@ -181,7 +188,7 @@ class BatchPipeline:
         await self._close_writer()
 
     def _key(self, line: InputRecord) -> bytes:
-        return line.key or self._identity.of_input(line.raw)
+        return line.key or self._keys.of_input(line.raw)
 
     def _handed_over(self) -> KeyTable:
         """Return the records of open batches that are not in the journal yet."""
@@ -201,7 +208,7 @@ class BatchPipeline:
 
     async def _requests_of(self, line: InputRecord) -> tuple[Entry, list[bytes]] | Failure:
         """Return a record's requests; its place in the memory budget is free again."""
-        prepared = await self._preparation.prepare(line)
+        prepared = await self._async_preparer.prepare(line)
         if not isinstance(prepared, PreparedRecord):
             return prepared
         bodies = [
@@ -209,7 +216,7 @@ class BatchPipeline:
             for messages in prepared.questions
             for _ in range(self._samples)
         ]
-        self._budget.release(prepared.reserved)
+        self._memory.release(prepared.reserved)
         entry = entry_of(
             prepared.record,
             self._key(prepared.record),
@@ -467,7 +474,7 @@ class BatchPipeline:
             for batch in list(self._ledger.batches):
                 if batch.state in ("exported", "merging") and results.answers(batch.token):
                     taken += 1
-                    await self._merging.merge(batch, None, results)
+                    await self._merger.merge(batch, None, results)
         finally:
             results.close()
         if not taken:
@@ -478,65 +485,12 @@ class BatchPipeline:
 
     async def _merge(self, batch: Batch, api: BatchApi) -> None:
         again = batch.remote != "cancelled"
-        await self._merging.merge(batch, self._new_writer if again else None)
+        await self._merger.merge(batch, self._new_writer if again else None)
         if batch.file_id:
             await api.delete(batch.file_id)
 
 
-def open_pipeline(
-    engine: Engine,
-    settings: Settings,
-    sink: JournalSink,
-    journal: Journal,
-    identity: RecordKeys,
-    progress: Progress,
-    cancel: CancelToken,
-    settled: Callable[[Outcome], None] | None,
-    warn: Callable[[str], None],
-) -> BatchPipeline:
-    """Return a pipeline that sends records through the batch API, or through files.
-
-    Raises:
-        SettingsError: The endpoint is not one that has it.
-    """
-    ledger = Ledger.of(journal.path)
-    shaping = replace(settings, prompt=settings.prompt.resolved()).shaping(engine.model)
-    _refuse_to_mix(ledger, settings, shaping)
-    ledger.settings = shaping
-    api = None
-    if settings.batch.batch_api:
-        transport = engine.connected.transport
-        if not isinstance(transport, AiohttpTransport) or settings.endpoint.offline:
-            raise SettingsError("batch-api: it needs an endpoint that has it")
-        (endpoint,) = settings.each_endpoint
-
-        def note(text: str) -> None:
-            progress.waiting = text
-
-        api = BatchApi(transport, cancel, max_outage_s=endpoint.max_outage, note=note)
-        ledger.base_url = base_url(endpoint)
-        ledger.api_key_env = list(endpoint.api_key_env)
-    return BatchPipeline(
-        engine.preparation,
-        engine.connected.dialect,
-        engine.attempts,
-        engine.rules,
-        engine.budget,
-        api,
-        ledger,
-        journal,
-        identity,
-        sink,
-        progress,
-        cancel,
-        samples=settings.prompt.samples,
-        options=settings.batch,
-        settled=settled,
-        warn=warn,
-    )
-
-
-def _refuse_to_mix(ledger: Ledger, settings: Settings, shaping: dict[str, Any]) -> None:
+def _check_open_batches(ledger: Ledger, settings: Settings, shaping: dict[str, Any]) -> None:
     """Refuse what does not go with the batches that are open.
 
     Raises:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from captioner.core.cancellation import CancelToken
 from captioner.core.errors import NotFoundError, SettingsError
 from captioner.endpoints.connect import api_key
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, BatchApi
+from captioner.settings.context import RunContext
 from captioner.settings.options import EndpointSettings
+from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
     from captioner.executors.batch_api.ledger import Ledger
@@ -31,7 +32,7 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
         api_key=api_key(EndpointSettings(api_key_env=tuple(ledger.api_key_env))),
         timeout_s=TIMEOUT_S,
     )
-    api = BatchApi(transport, CancelToken(), max_outage_s=TIMEOUT_S)
+    api = BatchApi(transport, RunContext(Settings()), max_outage_s=TIMEOUT_S)
     found = []
     try:
         for batch in ledger.batches:

@@ -1,18 +1,18 @@
-"""What parent and worker say to each other: whole messages over a socket pair, never a stream.
+"""Messages between the parent process and its workers, over a socket pair.
 
 ::
 
     parent: Settings                        once
     worker: Ready or Ended                  when it has connected to the endpoints
-    parent: Work                            records, some at a time
-    worker: Done                            what became of some of them
-    parent: Written                         they are in their files: their places are free
-    worker: Warned
-    parent: Stop                            drain, or give up what is on the wire
+    parent: Work                            some records
+    worker: Done                            outcomes of some of them
+    parent: Written                         those outcomes are in their files
+    worker: Warned                          a warning
+    parent: Stop                            finish requests in flight, or give them up
     parent: NoMore                          all records have been sent
-    worker: Ended                           nothing is left to do, or something ends the run
+    worker: Ended                           all is done, or an error stopped it
 
-Both are the same program in two processes of one user, so messages are pickled.
+Both ends are the same program of the same user, so messages are pickled.
 """
 
 from __future__ import annotations
@@ -21,32 +21,29 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from captioner.core.progress import RequestCounters
+
 if TYPE_CHECKING:
     import socket
 
-    from captioner.core.types import EndpointState, InputRecord, Outcome
+    from captioner.core.progress import EndpointState
+    from captioner.core.types import InputRecord, Outcome
 
 _LENGTH = 8
 
 
 class WorkerStats(NamedTuple):
-    """The part of `Progress` that only a worker knows; see there."""
+    """What a worker reports about its requests; see `Progress`."""
 
+    counters: RequestCounters = RequestCounters()
     in_flight: int = 0
-    calls: int = 0
-    retries: int = 0
-    shared: int = 0
-    cached: int = 0
     waiting: str = ""
-    cost: float = 0.0
-    answers: int = 0
-    answered_s: float = 0.0
     oldest_s: float = 0.0
     states: tuple[EndpointState, ...] = ()
 
 
 class Ready(NamedTuple):
-    """The worker has connected; ``model`` as in `Engine`."""
+    """The worker has connected to the endpoints; ``model`` as in `Engine`."""
 
     model: str
 
@@ -54,14 +51,14 @@ class Ready(NamedTuple):
 class Work(NamedTuple):
     """Records to be captioned."""
 
-    lines: list[InputRecord]
+    records: list[InputRecord]
 
 
 class Done(NamedTuple):
-    """Outcomes, each with the number of its record in place of the record; and counts."""
+    """Outcomes, each with its record's number instead of the record, and statistics."""
 
     outcomes: list[tuple[int, Outcome]]
-    counts: WorkerStats
+    stats: WorkerStats
 
 
 class Written(NamedTuple):
@@ -69,13 +66,13 @@ class Written(NamedTuple):
 
 
 class Warned(NamedTuple):
-    """Something is worth knowing but no error."""
+    """A warning."""
 
     text: str
 
 
 class Stop(NamedTuple):
-    """Begin nothing new; hurried, give up what is on the wire, too."""
+    """Start nothing new; if ``forced``, give up requests in flight as well."""
 
     forced: bool
 
@@ -85,11 +82,11 @@ class EndOfInput(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """The worker has nothing left to do.
+    """The worker has ended.
 
     Attributes:
-        error: Name of the error in `captioner.core.errors` that ended it; empty if none did.
-        message: What it says.
+        error: Name of the error in `captioner.core.errors` that ended it; empty without one.
+        message: The error's message.
     """
 
     error: str = ""
@@ -105,11 +102,11 @@ class Wire:
 
     @classmethod
     async def over(cls, end: socket.socket) -> Self:
-        """Return a wire over one socket of a pair, which it closes in the end."""
+        """Return a wire over one socket of a pair; closing the wire closes the socket."""
         return cls(*await asyncio.open_connection(sock=end, limit=1 << 20))
 
     def send(self, message: Any) -> None:
-        """Send a message; it is lost where nobody listens any more, which `receive` tells."""
+        """Send a message. It is lost if the other end is gone; then `receive` returns None."""
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         self._writer.writelines((len(data).to_bytes(_LENGTH, "big"), data))
 

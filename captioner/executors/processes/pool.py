@@ -2,7 +2,7 @@
 
 ::
 
-    source ─ lines ─▶ dealer ─ Work ─▶ workers, each an engine of its own
+    source ─ records ─▶ dealer ─ Work ─▶ workers, each an engine of its own
                                           │
     sink ◀─ outcomes ─ one task each ◀─ Done
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import subprocess
 import time
@@ -22,10 +23,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from captioner.core import errors
-from captioner.core.cancellation import StoppedError
 from captioner.core.errors import RunError, SettingsError, WorkersDiedError
+from captioner.core.progress import EndpointState
 from captioner.core.subprocesses import environment, python
-from captioner.core.types import EndpointState
 from captioner.engine.pipeline import count
 from captioner.executors.processes.messages import (
     Done,
@@ -43,10 +43,12 @@ from captioner.executors.processes.messages import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Sink
-    from captioner.core.types import InputRecord, Outcome, Progress
+    from captioner.core.types import InputRecord, Outcome
+    from captioner.settings.context import RunContext
     from captioner.settings.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _MODULE = "captioner.executors.processes.worker"
 CHUNK = 16
@@ -66,7 +68,7 @@ END_S = 5.0
 
 
 class WorkerPool:
-    """The workers of a run, in the place of an `Engine`.
+    """The workers of a run, in place of an `Engine`.
 
     Attributes:
         model: See `Engine`.
@@ -78,90 +80,76 @@ class WorkerPool:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(
-        cls,
-        settings: Settings,
-        cancel: CancelToken,
-        *,
-        warn: Callable[[str], None],
-    ) -> AsyncIterator[Self]:
-        """Start the workers, each with its part of what the settings allow.
+    async def open(cls, context: RunContext) -> AsyncIterator[Self]:
+        """Start the workers, each with its part of the run's limits.
 
         Raises:
             SettingsError: See `Engine.open`.
-            WorkersDiedError: One could not be started.
+            WorkersDiedError: A worker could not be started.
+            StoppedError: The run was cancelled first.
         """
-        once = _once(warn)
+        settings = context.settings
+        warned: set[str] = set()
         workers: list[_Worker] = []
         async with contextlib.AsyncExitStack() as stack:
             for number in range(settings.run.processes):
-                worker = _Worker(once)
+                worker = _Worker(warned)
                 stack.push_async_callback(worker.close)
                 await worker.start(part(settings, number))
                 workers.append(worker)
-            stopped = asyncio.create_task(cancel.wait())
-            stack.callback(stopped.cancel)
-            ready = asyncio.gather(*(worker.wait_until_ready() for worker in workers))
-            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
-                ready.cancel()
-                await asyncio.gather(ready, return_exceptions=True)
-                raise StoppedError
-            await ready
+            await context.cancel.race(_all_ready(workers))
             yield cls(workers)
 
     def pipeline(
         self,
-        settings: Settings,
+        context: RunContext,
         sink: Sink,
-        progress: Progress,
-        cancel: CancelToken,
         settled: Callable[[Outcome], None] | None = None,
     ) -> Dispatcher:
         """Return a pipeline from the workers into a sink."""
-        return Dispatcher(self._workers, sink, progress, cancel, settings.run.drain, settled)
+        return Dispatcher(self._workers, context, sink, settled)
+
+
+async def _all_ready(workers: list[_Worker]) -> None:
+    await asyncio.gather(*(worker.wait_until_ready() for worker in workers))
 
 
 class Dispatcher:
-    """Carries records from a source through the workers to a sink, as `Pipeline` does in one.
+    """Carries records from a source through the workers to a sink, as `Pipeline` does.
 
     Args:
         workers: The workers, ready.
+        context: The run. Cancelling it ends intake.
         sink: Takes the outcomes.
-        progress: Counts.
-        cancel: Ends intake when set.
-        drain_s: Seconds to let workers finish what is on the wire.
         settled: Called with every outcome after it is written.
     """
 
     def __init__(
         self,
         workers: list[_Worker],
+        context: RunContext,
         sink: Sink,
-        progress: Progress,
-        cancel: CancelToken,
-        drain_s: float,
         settled: Callable[[Outcome], None] | None,
     ) -> None:
         self._workers = workers
         self._sink = sink
-        self._progress = progress
-        progress.states = self._states
-        self._cancel = cancel
-        self._drain_s = drain_s
+        self._progress = context.progress
+        self._progress.states = self._states
+        self._cancel = context.cancel
+        self._drain_s = context.settings.run.drain
         self._settled = settled
         self._again: deque[InputRecord] = deque()  # records of workers that died
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
 
-    async def run(self, lines: AsyncIterator[list[InputRecord]]) -> None:
+    async def run(self, records: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or those begun before the run was stopped.
 
         Raises:
             RunError: What stopped the run; everything finished before is in the sink.
         """
         listening = [asyncio.create_task(self._listen(worker)) for worker in self._workers]
-        dealing = asyncio.create_task(self._deal(lines))
+        dealing = asyncio.create_task(self._deal(records))
         again = asyncio.create_task(self._deal_again())
         draining = asyncio.create_task(self._drain(dealing, again))
         try:
@@ -175,21 +163,21 @@ class Dispatcher:
         if self._error is not None:
             raise self._error
 
-    async def _deal(self, lines: AsyncIterator[list[InputRecord]]) -> None:
+    async def _deal(self, records: AsyncIterator[list[InputRecord]]) -> None:
         try:
-            async for batch in lines:
+            async for batch in records:
                 for at in range(0, len(batch), CHUNK):
                     await self._give(batch[at : at + CHUNK])
             self._progress.complete = True
-            while any(worker.lines for worker in self._left) or self._again:
+            while any(worker.records for worker in self._left) or self._again:
                 await self._change()
             for worker in self._left:
                 worker.send(EndOfInput())
         except Exception as error:  # noqa: BLE001 - whatever it is ends the run, in order
             self._fail(error)
         finally:
-            if isinstance(lines, AsyncGenerator):
-                await lines.aclose()
+            if isinstance(records, AsyncGenerator):
+                await records.aclose()
 
     async def _deal_again(self) -> None:
         """Give the records of workers that died to others, whether more input comes or not."""
@@ -229,7 +217,7 @@ class Dispatcher:
             self._changed.set()
 
     async def _take(self, worker: _Worker, done: Done) -> None:
-        self._count(worker, done.counts)
+        self._update(worker, done.stats)
         if not done.outcomes:
             return
         outcomes = [
@@ -240,27 +228,22 @@ class Dispatcher:
         worker.send(Written())
         count(outcomes, self._progress, self._settled)
 
-    def _count(self, worker: _Worker, counts: WorkerStats) -> None:
-        progress, before = self._progress, worker.counts
-        progress.in_flight += counts.in_flight - before.in_flight
-        progress.calls += counts.calls - before.calls
-        progress.retries += counts.retries - before.retries
-        progress.shared += counts.shared - before.shared
-        progress.cached += counts.cached - before.cached
-        progress.cost += counts.cost - before.cost
-        progress.answers += counts.answers - before.answers
-        progress.answered_s += counts.answered_s - before.answered_s
-        worker.counts = counts
+    def _update(self, worker: _Worker, stats: WorkerStats) -> None:
+        progress, before = self._progress, worker.stats
+        progress.add(stats.counters)
+        progress.add(before.counters, -1)
+        progress.in_flight += stats.in_flight - before.in_flight
+        worker.stats = stats
         progress.began.pop(worker, None)
-        if counts.in_flight:
-            progress.began[worker] = time.monotonic() - counts.oldest_s
-        progress.waiting = next((one.counts.waiting for one in self._left), "")
+        if stats.in_flight:
+            progress.began[worker] = time.monotonic() - stats.oldest_s
+        progress.waiting = next((one.stats.waiting for one in self._left), "")
 
     def _states(self) -> list[EndpointState]:
         """Return how each endpoint stands for all workers together."""
         found: dict[str, EndpointState] = {}
         for worker in self._left:
-            for state in worker.counts.states:
+            for state in worker.stats.states:
                 other = found.get(state.name)
                 found[state.name] = state if other is None else _both(other, state)
         return list(found.values())
@@ -268,9 +251,9 @@ class Dispatcher:
     def _lose(self, worker: _Worker) -> None:
         """Give the records of a worker that died to the others."""
         worker.gone = True
-        self._count(worker, worker.counts._replace(in_flight=0, waiting=""))
+        self._update(worker, worker.stats._replace(in_flight=0, waiting=""))
         how = worker.how_it_ended()
-        if self._cancel or (self._progress.complete and not (worker.lines or self._again)):
+        if self._cancel or (self._progress.complete and not (worker.records or self._again)):
             return
         if not self._left:
             self._fail(
@@ -280,12 +263,14 @@ class Dispatcher:
                 )
             )
             return
-        worker.warn(
-            f"a process of the run {how}; {len(worker.lines):,} records go to the "
-            f"{len(self._left)} that are left"
+        logger.warning(
+            "a process of the run %s; its %d records go to the other %d",
+            how,
+            len(worker.records),
+            len(self._left),
         )
-        self._again += worker.lines.values()
-        worker.lines.clear()
+        self._again += worker.records.values()
+        worker.records.clear()
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
@@ -319,18 +304,17 @@ class _Worker:
 
     Attributes:
         model: The model it asks for.
-        lines: Records sent to it whose outcome has not come back, by number.
-        counts: The last it told.
+        records: Records sent to it whose outcome has not come back, by number.
+        stats: Its latest statistics.
         gone: It takes nothing any more.
-        warn: Called with its warnings.
     """
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
+    def __init__(self, warned: set[str]) -> None:
         self.model = ""
-        self.lines: dict[int, InputRecord] = {}
-        self.counts = WorkerStats()
+        self.records: dict[int, InputRecord] = {}
+        self.stats = WorkerStats()
         self.gone = False
-        self.warn = warn
+        self._warned = warned  # shared: all workers use the same endpoints
         self._bytes = 0
         self._most = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -384,7 +368,9 @@ class _Worker:
         if self._wire is None:
             return None
         while isinstance(message := await self._wire.receive(), Warned):
-            self.warn(message.text)
+            if message.text not in self._warned:
+                self._warned.add(message.text)
+                logger.warning("%s", message.text)
         return message  # type: ignore[no-any-return]
 
     def send(self, message: Settings | Work | Written | Stop | EndOfInput) -> None:
@@ -395,25 +381,25 @@ class _Worker:
     @property
     def has_room(self) -> bool:
         """It may be given more."""
-        return len(self.lines) < self._most and self._bytes < AHEAD_BYTES
+        return len(self.records) < self._most and self._bytes < AHEAD_BYTES
 
     @property
     def fullness(self) -> float:
         """Records it has of those it may have."""
-        return len(self.lines) / self._most
+        return len(self.records) / self._most
 
-    def give(self, lines: list[InputRecord]) -> None:
+    def give(self, records: list[InputRecord]) -> None:
         """Send records."""
-        for line in lines:
-            self.lines[line.number] = line
-            self._bytes += _size(line)
-        self.send(Work(lines))
+        for record in records:
+            self.records[record.number] = record
+            self._bytes += _size(record)
+        self.send(Work(records))
 
     def take(self, number: int) -> InputRecord:
         """Return a record that it is done with."""
-        line = self.lines.pop(number)
-        self._bytes -= _size(line)
-        return line
+        record = self.records.pop(number)
+        self._bytes -= _size(record)
+        return record
 
     def how_it_ended(self) -> str:
         """Return in words how the process ended."""
@@ -442,9 +428,9 @@ class _Worker:
                 self._process.wait()
 
 
-def _size(line: InputRecord) -> int:
+def _size(record: InputRecord) -> int:
     """Return the bytes that a record takes, its images too where they come along."""
-    return len(line.raw) + sum(len(data) for _, data in line.images)
+    return len(record.raw) + sum(len(data) for _, data in record.images)
 
 
 def part(settings: Settings, number: int) -> Settings:
@@ -474,7 +460,7 @@ def _both(one: EndpointState, other: EndpointState) -> EndpointState:
         one.limit + other.limit,
         one.per_minute + other.per_minute,
         max(one.paused_s, other.paused_s),
-        one.resting and other.resting,
+        one.circuit_open and other.circuit_open,
     )
 
 
@@ -484,15 +470,3 @@ def _error(ended: Exited) -> BaseException:
     if isinstance(kind, type) and issubclass(kind, RunError | SettingsError):
         return kind(ended.message)
     return RuntimeError(ended.message)
-
-
-def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
-    """Return what passes each warning on once: all workers meet the same endpoint."""
-    said: set[str] = set()
-
-    def say(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            warn(text)
-
-    return say

@@ -18,8 +18,9 @@ import uvloop
 
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import CaptionerError
+from captioner.core.log import forward_warnings
+from captioner.core.progress import Progress, RequestCounters
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
-from captioner.core.types import Progress
 from captioner.engine.engine import Engine
 from captioner.executors.processes.messages import (
     Done,
@@ -32,6 +33,7 @@ from captioner.executors.processes.messages import (
     Work,
     WorkerStats,
 )
+from captioner.settings.context import RunContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -46,8 +48,8 @@ what a record does."""
 ON_THEIR_WAY = 2
 """Messages with outcomes that are not written yet: while one is, the next one travels."""
 
-COUNTS_S = 0.25
-"""Seconds between counts while no outcome carries them."""
+STATS_S = 0.25
+"""Seconds between statistics while no outcomes carry them."""
 
 
 class Worker:
@@ -59,6 +61,7 @@ class Worker:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        self._loop = asyncio.get_running_loop()
         self._progress = Progress()
         self._cancel = CancelToken()
         self._lines: asyncio.Queue[list[InputRecord] | None] = asyncio.Queue()
@@ -66,7 +69,7 @@ class Worker:
         self._written = asyncio.Event()  # of the outcomes being collected
         self._sent: deque[asyncio.Event] = deque()  # of those on their way to the file
         self._collecting = False
-        self._counted = WorkerStats()
+        self._sent_stats = WorkerStats()
 
     async def run(self) -> None:
         """Caption until there is nothing left, then say how it ended."""
@@ -74,24 +77,22 @@ class Worker:
         if settings is None:
             return
         listening = asyncio.create_task(self._listen())
-        counting = asyncio.create_task(self._tell_counts())
+        counting = asyncio.create_task(self._report_now_and_then())
         try:
             ended = await self._caption(settings)
         finally:
             counting.cancel()
-        self._send_counts()
+        self._send_stats()
         self._wire.send(ended)
         await listening  # the parent closes
 
     async def _caption(self, settings: Settings) -> Exited:
         try:
-            async with Engine.open(
-                settings, self._progress, self._cancel, warn=self._warn
-            ) as engine:
-                self._wire.send(Ready(engine.model))
-                await engine.pipeline(settings, self, self._progress, self._cancel).run(
-                    self._batches()
-                )
+            context = RunContext(settings, self._progress, self._cancel)
+            with forward_warnings(self._warn):
+                async with Engine.open(context) as engine:
+                    self._wire.send(Ready(engine.model))
+                    await engine.pipeline(context, self).run(self._batches())
         except StoppedError:
             return Exited()
         except CaptionerError as error:
@@ -120,13 +121,13 @@ class Worker:
         self._sent.append(self._written)
         self._written = asyncio.Event()
         outcomes, self._outcomes = self._outcomes, []
-        self._counted = self._counts()
-        self._wire.send(Done(outcomes, self._counted))
+        self._sent_stats = self._stats()
+        self._wire.send(Done(outcomes, self._sent_stats))
 
     async def _listen(self) -> None:
         while (message := await self._wire.receive()) is not None:
             if isinstance(message, Work):
-                self._lines.put_nowait(message.lines)
+                self._lines.put_nowait(message.records)
             elif isinstance(message, EndOfInput):
                 self._lines.put_nowait(None)
             elif isinstance(message, Stop):
@@ -148,35 +149,25 @@ class Worker:
         while (lines := await self._lines.get()) is not None:
             yield lines
 
-    async def _tell_counts(self) -> None:
+    async def _report_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(COUNTS_S)
-            self._send_counts()
+            await asyncio.sleep(STATS_S)
+            self._send_stats()
 
-    def _send_counts(self) -> None:
-        counts = self._counts()
-        if counts != self._counted:
-            self._counted = counts
-            self._wire.send(Done([], counts))
+    def _send_stats(self) -> None:
+        stats = self._stats()
+        if stats != self._sent_stats:
+            self._sent_stats = stats
+            self._wire.send(Done([], stats))
 
-    def _counts(self) -> WorkerStats:
+    def _stats(self) -> WorkerStats:
         now = self._progress
         return WorkerStats(
-            now.in_flight,
-            now.calls,
-            now.retries,
-            now.shared,
-            now.cached,
-            now.waiting,
-            now.cost,
-            now.answers,
-            now.answered_s,
-            now.oldest_s,
-            tuple(now.states()),
+            RequestCounters.of(now), now.in_flight, now.waiting, now.oldest_s, tuple(now.states())
         )
 
     def _warn(self, text: str) -> None:
-        self._wire.send(Warned(text))
+        self._loop.call_soon_threadsafe(self._wire.send, Warned(text))
 
 
 async def _run() -> None:

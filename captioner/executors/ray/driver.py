@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import tempfile
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,18 +20,20 @@ from captioner.core import errors
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
 from captioner.core.extras import needed
-from captioner.core.types import Progress, RunReport
+from captioner.core.log import forward_warnings
+from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
 from captioner.endpoints.connect import KEY_NAMES, URL_NAMES
 from captioner.engine.engine import Engine
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.executors.local import open_source, refuse_strangers, run_batch
 from captioner.executors.ray.shard_store import Store
 from captioner.executors.ray.shards import Plan, names_of
-from captioner.executors.ray.worker import COUNTS, RateBrokerActor, ShardRunner, identity_of
+from captioner.executors.ray.worker import RateBrokerActor, ShardRunner, identity_of
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path
 from captioner.journal.journal import Journal, companion, journal_path, read_checkpoint
 from captioner.outputs.export.registry import check_format
+from captioner.settings.context import RunContext
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
     from captioner.readers.registry import Input
     from captioner.settings.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 SHARDS_A_WORKER = 4
 """More shards than workers: the last ones end at about the same time."""
@@ -75,32 +79,26 @@ async def run_on_ray(
     """
     ray = needed("ray", "ray")
     cancel = next((token for token in (cancel, stopping) if token is not None), CancelToken())
-    driver = _Driver(settings, progress or Progress(), cancel, warn or (lambda _: None), ray)
-    return await driver.run()
+    context = RunContext(settings, progress or Progress(), cancel)
+    with forward_warnings(warn):
+        return await _Driver(context, ray).run()
 
 
 class _Driver:
-    """Plans, hands out shards, watches, gathers."""
+    """Plans shards, gives them to actors, watches them and merges their outputs."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        progress: Progress,
-        cancel: CancelToken,
-        warn: Callable[[str], None],
-        ray: Any,
-    ) -> None:
-        self._settings = settings
-        self._progress = progress
-        self._cancel = cancel
-        self._warn = warn
-        self._said: set[str] = set()
+    def __init__(self, context: RunContext, ray: Any) -> None:
+        self._context = context
+        self._settings = context.settings
+        self._progress = context.progress
+        self._cancel = context.cancel
+        self._warned: set[str] = set()
         self._ray = ray
         self._began = time.monotonic()
         self._records = 0  # 0: not known
         self._finished: set[int] = set()
-        self._settled: Counter[str] = Counter()  # of shards that are over
-        self._counts: dict[int, dict[str, Any]] = {}  # of those at hand, by worker
+        self._settled = Counters()  # of shards that are over
+        self._stats: dict[int, tuple[Counters, int, str]] = {}  # of current shards, by worker
         self._error: RunError | SettingsError | None = None
         self._workers = 1
         self._dealt = True
@@ -181,7 +179,9 @@ class _Driver:
             await asyncio.to_thread(self._check_output, journal, shaping)
             await asyncio.to_thread(plan.store.clear)
         if not new and settings.cluster.shards not in (None, plan.shards):
-            self._warn(f"there are {plan.shards} shards; --shards counts for a new output only")
+            logger.warning(
+                "the output has %d shards; --shards only applies to a new output", plan.shards
+            )
         if found.format not in _WITH_IMAGES:
             self._records = await plan.partition(found.source, settings.records.limit)
         elif settings.records.limit is not None:
@@ -194,9 +194,8 @@ class _Driver:
     async def _shaping(self) -> dict[str, Any]:
         """Return what shapes a caption, the model that the endpoint serves included."""
         settings = self._settings
-        async with Engine.open(settings, Progress(), self._cancel, warn=self._say) as engine:
-            resolved = replace(settings, prompt=settings.prompt.resolved())
-            return resolved.shaping(engine.model)
+        async with Engine.open(RunContext(settings, cancel=self._cancel)) as engine:
+            return settings.shaping(engine.model)
 
     def _check_output(self, journal: Path, shaping: dict[str, Any]) -> None:
         """See that the output is ours and may go on, before anything is paid for it.
@@ -281,11 +280,13 @@ class _Driver:
                     reason = " ".join(str(error).split())[:300]
                     self._fail(WorkersDiedError(f"shard {shard} killed {DEATHS} workers: {reason}"))
                 else:
-                    self._say(f"a worker died over shard {shard}; another one goes on with it")
+                    self._warn_once(
+                        f"a worker died over shard {shard}; another one goes on with it"
+                    )
                     left.append(shard)
                 continue
             for text in result["warnings"]:
-                self._say(text)
+                self._warn_once(text)
             if "report" in result:
                 if not result["report"]["stopped"]:
                     self._finished.add(shard)
@@ -305,10 +306,10 @@ class _Driver:
             while True:
                 await asyncio.wait((running,), timeout=LOOK_S)
                 over = running.done()
-                self._counts[number] = await asyncio.wrap_future(actor.counts.remote().future())
+                self._stats[number] = await asyncio.wrap_future(actor.stats.remote().future())
                 if over:
                     result: dict[str, Any] = running.result()
-                    self._settled.update({n: self._counts[number][n] for n in COUNTS})
+                    self._settled.add(self._stats[number][0])
                     return result
                 self._sum_up()
                 wish = self._cancel.forced if self._cancel or self._error else None
@@ -316,27 +317,26 @@ class _Driver:
                     actor.stop.remote(wish)
                     told = wish
         finally:
-            self._counts.pop(number, None)  # of a dead one: whoever goes on counts it again
+            self._stats.pop(number, None)  # a retry of a dead actor's shard counts again
             running.cancel()
             self._sum_up()
 
     def _sum_up(self) -> None:
-        total = self._settled.copy()
-        for counts in self._counts.values():
-            total.update({name: counts[name] for name in COUNTS})
-        for name in COUNTS:
-            setattr(self._progress, name, total[name])
-        self._progress.in_flight = sum(counts["in_flight"] for counts in self._counts.values())
-        self._progress.waiting = next(
-            (counts["waiting"] for counts in self._counts.values() if counts["waiting"]), ""
-        )
-        self._progress.size = self._records
-        self._progress.position = self._progress.read
+        progress, stats = self._progress, list(self._stats.values())
+        total = Counters.of(self._settled)
+        for counters, _, _ in stats:
+            total.add(counters)
+        total.add(Counters.of(progress), -1)
+        progress.add(total)
+        progress.in_flight = sum(in_flight for _, in_flight, _ in stats)
+        progress.waiting = next((waiting for _, _, waiting in stats if waiting), "")
+        progress.size = self._records
+        progress.position = progress.read
 
-    def _say(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._warn(text)
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s", text)
 
     def _fail(self, error: RunError | SettingsError) -> None:
         self._error = self._error or error
@@ -359,22 +359,19 @@ class _Driver:
         )
         if url:
             local = replace(local, output=journal)
-        report = await run_batch(local, cancel=self._cancel, warn=self._warn)
+        report = await run_batch(local, cancel=self._cancel)
         if url:
             await asyncio.to_thread(_push_output, url, journal)
-        total = self._settled
         self._progress.stage = "finished"
+        total = self._settled
         return replace(
             report,
-            captioned=total["captioned"],
-            resumed=report.resumed - total["captioned"],
-            shared=total["shared"],
-            cached=total["cached"],
-            calls=total["calls"],
-            retries=total["retries"],
-            prompt_tokens=total["prompt_tokens"],
-            completion_tokens=total["completion_tokens"],
+            captioned=total.captioned,
+            resumed=report.resumed - total.captioned,
+            prompt_tokens=total.prompt_tokens,
+            completion_tokens=total.completion_tokens,
             seconds=time.monotonic() - self._began,
+            **RequestCounters.of(total).as_dict(),
         )
 
     def _put_together(self, plan: Plan, journal: Path, failures: Path) -> None:
@@ -404,31 +401,18 @@ class _Driver:
             whole.close()
 
     def _report(self) -> RunReport:
-        """Return what was done so far by a run that is not at its end."""
-        total = self._settled
-        settled = sum(total[name] for name in ("captioned", "failed", "resumed", "failed_before"))
-        return RunReport(
-            output=str(self._settings.output_path),
-            failures=str(failures_path(self._settings.output_path)),
-            captioned=total["captioned"],
-            resumed=total["resumed"],
-            failed=total["failed"] + total["failed_before"],
-            skipped=total["skipped"],
-            changed=total["changed"],
-            shared=total["shared"],
-            cached=total["cached"],
-            pending=max(0, (self._records or total["read"]) - settled - total["skipped"]),
-            complete=False,
-            orphans=0,
+        """Return the result so far of a run that is not finished."""
+        total, output = self._settled, self._settings.output_path
+        report = RunReport(
+            output=str(output),
+            failures=str(failures_path(output)),
+            pending=max(0, (self._records or total.read) - total.settled),
             seconds=time.monotonic() - self._began,
-            calls=total["calls"],
-            retries=total["retries"],
-            prompt_tokens=total["prompt_tokens"],
-            completion_tokens=total["completion_tokens"],
-            codes={},
-            examples={},
             stopped="interrupted" if self._cancel else type(self._error).__name__,
         )
+        report.add(total)
+        report.failed += total.failed_before
+        return report
 
 
 def _error(name: str, message: str) -> RunError | SettingsError:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.keys import RecordKeys
-from captioner.core.types import Progress, RunReport
+from captioner.core.progress import Counters, Progress, RunReport
 from captioner.executors.local import open_source, run_batch
 from captioner.executors.ray.rate_broker import RENEW_S, Feedback, Lease, LeaseHolder, RateBroker
 from captioner.executors.ray.shard_store import Store
 from captioner.executors.ray.shards import PartSource, ShardSource, names_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from captioner.core.protocols import Source
     from captioner.endpoints.limiter import Limiter
@@ -36,12 +36,6 @@ PUSH_S = 30.0
 
 LEASE_ANSWER_S = 2.0
 """Seconds the broker may take."""
-
-COUNTS = (
-    "captioned", "failed", "resumed", "failed_before", "skipped", "changed", "shared", "cached",
-    "in_flight", "read", "calls", "retries", "prompt_tokens", "completion_tokens",
-)  # fmt: skip
-"""What a worker counts; see `Progress`."""
 
 
 class ShardRunner:
@@ -88,7 +82,7 @@ class ShardRunner:
         warnings: list[str] = []
         self.progress = Progress()
         try:
-            report = asyncio.run(_caption_shard(self, shard, warnings.append))
+            report = asyncio.run(_caption_shard(self, shard, warnings))
         except (RunError, SettingsError) as error:
             return {"error": type(error).__name__, "message": str(error), "warnings": warnings}
         except Exception as error:  # noqa: BLE001 - the driver tells the user
@@ -96,10 +90,10 @@ class ShardRunner:
             return {"error": "Exception", "message": message, "warnings": warnings}
         return {"report": report.as_dict(), "warnings": warnings}
 
-    def counts(self) -> dict[str, Any]:
-        """Return how far the shard at hand is."""
-        found = {name: getattr(self.progress, name) for name in COUNTS}
-        return {**found, "waiting": self.progress.waiting}
+    def stats(self) -> tuple[Counters, int, str]:
+        """Return the counters of the current shard, requests in flight and what it waits for."""
+        now = self.progress
+        return Counters.of(now), now.in_flight, now.waiting
 
     def stop(self, forced: bool) -> None:  # noqa: FBT001 - over the wire
         """Stop in order, or at once."""
@@ -108,10 +102,10 @@ class ShardRunner:
             if self.cancel is not None:
                 loop, cancel = self.cancel
                 with contextlib.suppress(RuntimeError):  # the shard is done, and its loop closed
-                    loop.call_soon_threadsafe(cancel.force if forced else cancel.set)
+                    loop.call_soon_threadsafe(cancel.force if forced else cancel.request)
 
 
-async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], None]) -> RunReport:
+async def _caption_shard(runner: ShardRunner, shard: int, warnings: list[str]) -> RunReport:
     """Caption a shard. No method of the actor, which Ray would then run in a loop of its own."""
     cancel = CancelToken()
     with runner.lock:
@@ -140,7 +134,7 @@ async def _caption_shard(runner: ShardRunner, shard: int, warn: Callable[[str], 
                 source=source,
                 progress=runner.progress,
                 cancel=cancel,
-                warn=warn,
+                warn=warnings.append,
                 limits=under_lease,
             )
         finally:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from captioner.core.types import Progress
+    from captioner.core.progress import Progress
 
 LOOPBACK = "127.0.0.1"
 MOST_ROWS = 200

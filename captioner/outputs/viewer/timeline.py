@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captioner.core.types import Progress
+    from captioner.core.progress import Progress
 
 EVERY_S = 2.0
 KEPT = 900

@@ -14,7 +14,7 @@ from conftest import command, rows
 from fakes import EchoTransport, FaultyFiles, ListSource
 
 from captioner import DiskError, RunReport, run_batch
-from captioner.core.types import Progress
+from captioner.core.progress import Progress
 from captioner.journal import writer as jsonl
 from captioner.journal.disk import Files
 from captioner.outputs.check import check_output

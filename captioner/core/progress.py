@@ -1,0 +1,167 @@
+"""The counts of a run: one type that adds up, what a run shows while it goes on, and its report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence  # noqa: TC003 - read by tools that inspect fields
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from captioner.core.types import Failure
+
+
+@dataclass(slots=True)
+class RequestCounters:
+    """Counts of requests; they add up over workers and shards.
+
+    Attributes:
+        shared: Records settled by the response to an identical request of this run.
+        cached: Records settled by a response of an earlier run (``--cache``).
+        calls: Requests sent.
+        retries: Requests that were not a record's first.
+        cost: US dollars spent, discarded responses included; 0 where prices are not known.
+        answers: Responses to requests for captions.
+        answered_s: Seconds that all of them took together.
+    """
+
+    shared: int = 0
+    cached: int = 0
+    calls: int = 0
+    retries: int = 0
+    cost: float = 0.0
+    answers: int = 0
+    answered_s: float = 0.0
+
+    @classmethod
+    def of(cls, counters: RequestCounters) -> Self:
+        """Return a copy of the counts that this class has."""
+        return cls(**{one.name: getattr(counters, one.name) for one in fields(cls)})
+
+    def add(self, counters: RequestCounters, sign: int = 1) -> None:
+        """Add other counts to these, or subtract them with ``sign=-1``."""
+        for one in fields(counters):
+            setattr(self, one.name, getattr(self, one.name) + sign * getattr(counters, one.name))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts as a JSON-ready dictionary."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+@dataclass(slots=True)
+class Counters(RequestCounters):
+    """Counts of records and tokens as well.
+
+    Attributes:
+        captioned: Captioned by this run.
+        failed: Failed in this run.
+        resumed: Found captioned by an earlier run.
+        failed_before: Found failed by an earlier run and not tried again.
+        skipped: Left out because an equal record came before (``--equal-records skip``).
+        changed: Resumed by their id although their content has changed.
+        read: Read from the input.
+        prompt_tokens: Input tokens of captions, as the endpoint counted them.
+        completion_tokens: Output tokens of captions, as the endpoint counted them.
+    """
+
+    captioned: int = 0
+    failed: int = 0
+    resumed: int = 0
+    failed_before: int = 0
+    skipped: int = 0
+    changed: int = 0
+    read: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def settled(self) -> int:
+        """Records of the input that are not pending."""
+        return self.captioned + self.failed + self.resumed + self.failed_before + self.skipped
+
+
+class EndpointState(NamedTuple):
+    """The state of one endpoint.
+
+    Attributes:
+        name: The endpoint as the user knows it.
+        in_flight: Requests in flight.
+        limit: Requests that may be in flight now.
+        per_minute: Requests allowed in a minute; infinite if no limit is known.
+        paused_s: Seconds until the next request may start, as the endpoint asked.
+        circuit_open: The endpoint keeps failing, and only probes are sent.
+    """
+
+    name: str
+    in_flight: int
+    limit: int
+    per_minute: float
+    paused_s: float
+    circuit_open: bool
+
+
+@dataclass(slots=True)
+class Progress(Counters):
+    """The state of a run that goes on.
+
+    Attributes:
+        in_flight: Requests in flight.
+        position: Bytes of the input read so far.
+        size: Bytes of the whole input; 0 if unknown.
+        limit: Records to process at most; 0 for all.
+        complete: The whole input has been read.
+        began: When each request in flight was sent, in monotonic seconds, by a key of its own.
+        states: Returns the state of each endpoint.
+        codes: Failures of this run by code.
+        examples: One failure for each code.
+        waiting: Why nothing moves, in words; empty while things move.
+        stage: What the run is doing.
+    """
+
+    in_flight: int = 0
+    position: int = 0
+    size: int = 0
+    limit: int = 0
+    complete: bool = False
+    began: dict[object, float] = field(default_factory=dict)
+    states: Callable[[], Sequence[EndpointState]] = tuple
+    codes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Failure] = field(default_factory=dict)
+    waiting: str = ""
+    stage: Literal["starting", "captioning", "draining", "ordering", "exporting", "finished"] = (
+        "starting"
+    )
+
+    @property
+    def oldest_s(self) -> float:
+        """Seconds since the oldest request in flight was sent; 0 if none is in flight."""
+        return time.monotonic() - min(self.began.values()) if self.began else 0.0
+
+
+@dataclass(slots=True)
+class RunReport(Counters):
+    """The result of a run.
+
+    Attributes:
+        failed: Records without a caption after this run, failures of earlier runs included.
+        output: Path of the captions; None when they went to a sink.
+        failures: Path of the failures; None when they went to a sink.
+        pending: Records read but neither captioned nor failed because the run was stopped.
+        complete: Every record of the input is captioned or failed.
+        orphans: Rows of the output whose record is no longer in the input.
+        seconds: Wall time.
+        codes: Failures by code, those of earlier runs included.
+        examples: One failure of each code, as ``(line number, message)``.
+        stopped: Why the run was stopped early, as the name of the error; else empty.
+    """
+
+    output: str | None = None
+    failures: str | None = None
+    pending: int = 0
+    complete: bool = False
+    orphans: int = 0
+    seconds: float = 0.0
+    codes: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, tuple[int, str]] = field(default_factory=dict)
+    stopped: str = ""
