@@ -186,8 +186,8 @@ def test_printable_leaves_languages_alone():
 # -- the display -------------------------------------------------------------------------------
 
 
-LOCAL = EndpointState("http://gpu:8000/v1", 31, 48, 600.0, 3.0, resting=False)
-SICK = EndpointState("http://gpu2:8000/v1", 1, sys.maxsize, math.inf, 0.0, resting=True)
+LOCAL = EndpointState("http://gpu:8000/v1", 31, 48, 600.0, 3.0, circuit_open=False)
+SICK = EndpointState("http://gpu2:8000/v1", 1, sys.maxsize, math.inf, 0.0, circuit_open=True)
 BUSY = Progress(
     captioned=1_234_567,
     failed=89,

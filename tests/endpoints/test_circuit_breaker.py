@@ -7,7 +7,7 @@ import pytest
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
-from captioner.endpoints.circuit_breaker import FAULTS_TO_REST, NEVER_ANSWERED_S, CircuitBreaker
+from captioner.endpoints.circuit_breaker import FAULTS_TO_OPEN, NEVER_ANSWERED_S, CircuitBreaker
 
 FAULT = EndpointFaultError("http_500", "boom")
 
@@ -49,33 +49,33 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def health(sleep: Callable[[float], Awaitable[None]] | None = None, **options) -> CircuitBreaker:
+def breaker(sleep: Callable[[float], Awaitable[None]] | None = None, **options) -> CircuitBreaker:
     options = {"max_outage_s": 1000.0, **options}
     return CircuitBreaker("http://x/v1", sleep=sleep or Naps(), **options)
 
 
 def fault(subject: CircuitBreaker, times: int = 1, *, probe: bool = False) -> None:
     for _ in range(times):
-        subject.faulted(FAULT, probe=probe)
+        subject.record_fault(FAULT, probe=probe)
 
 
 async def test_well_until_a_row_of_faults():
     """Nine faults in a row hold nobody up; the tenth lets the endpoint rest."""
-    subject = health()
-    fault(subject, FAULTS_TO_REST - 1)
-    assert not subject.resting
+    subject = breaker()
+    fault(subject, FAULTS_TO_OPEN - 1)
+    assert not subject.is_open
     assert await subject.ready() is False
     fault(subject)
-    assert subject.resting
+    assert subject.is_open
 
 
 async def test_a_success_ends_the_row():
     """Faults between successes are no outage, however many there are in all."""
-    subject = health()
+    subject = breaker()
     for _ in range(50):
-        fault(subject, FAULTS_TO_REST - 1)
-        subject.succeeded()
-    assert not subject.resting
+        fault(subject, FAULTS_TO_OPEN - 1)
+        subject.record_success()
+    assert not subject.is_open
     assert subject.successes == 50
 
 
@@ -84,8 +84,8 @@ async def test_one_probe_at_a_time(monkeypatch):
     now = asyncio.get_running_loop().time()
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     naps = Naps()
-    subject = health(naps)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(naps)
+    fault(subject, FAULTS_TO_OPEN)
     workers = [asyncio.create_task(subject.ready()) for _ in range(8)]
     for number in range(1, 6):
         await settle()
@@ -102,23 +102,23 @@ async def test_one_probe_at_a_time(monkeypatch):
 async def test_recovery_releases_everybody():
     """As soon as a probe succeeds all workers go on, as ordinary ones."""
     naps = Naps()
-    subject = health(naps)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(naps)
+    fault(subject, FAULTS_TO_OPEN)
     workers = [asyncio.create_task(subject.ready()) for _ in range(8)]
     await settle()
     await naps.end()
-    subject.succeeded()
+    subject.record_success()
     assert sorted(await asyncio.gather(*workers)) == [False] * 7 + [True]
-    assert not subject.resting
-    fault(subject, FAULTS_TO_REST - 1)
-    assert not subject.resting  # the row begins anew
+    assert not subject.is_open
+    fault(subject, FAULTS_TO_OPEN - 1)
+    assert not subject.is_open  # the row begins anew
 
 
 async def test_late_fault_of_an_ordinary_request_starts_no_second_probe():
     """Requests that were on the wire when the endpoint failed do not multiply the probes."""
     naps = Naps()
-    subject = health(naps)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(naps)
+    fault(subject, FAULTS_TO_OPEN)
     workers = [asyncio.create_task(subject.ready()) for _ in range(3)]
     await settle()
     fault(subject, 5)
@@ -132,14 +132,14 @@ async def test_late_fault_of_an_ordinary_request_starts_no_second_probe():
 async def test_a_probe_given_up_is_taken_over(error):
     """If the worker that was to probe is stopped, another one probes; nobody waits for ever."""
     naps = Naps()
-    subject = health(naps)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(naps)
+    fault(subject, FAULTS_TO_OPEN)
     workers = [asyncio.create_task(subject.ready()) for _ in range(3)]
     await settle()
     await naps.end(error)
     assert len(naps.seconds) == 2
     await naps.end()
-    subject.abandoned()  # the second one was stopped before it had sent anything
+    subject.abandon_probe()  # the second one was stopped before it had sent anything
     await settle()
     assert len(naps.seconds) == 3
     await naps.end()
@@ -149,9 +149,9 @@ async def test_a_probe_given_up_is_taken_over(error):
 
 async def test_outage_ends_the_run(skip):
     """An endpoint away for longer than allowed ends the run, saying which, how long and why."""
-    subject = health(max_outage_s=600)
-    subject.answered()
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(max_outage_s=600)
+    subject.record_response()
+    fault(subject, FAULTS_TO_OPEN)
     skip(599)
     fault(subject, probe=True)
     skip(2)
@@ -161,12 +161,12 @@ async def test_outage_ends_the_run(skip):
 
 async def test_outage_is_counted_from_its_first_fault(skip):
     """A success in between starts the clock again."""
-    subject = health(max_outage_s=600)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(max_outage_s=600)
+    fault(subject, FAULTS_TO_OPEN)
     skip(590)
-    subject.succeeded()
+    subject.record_success()
     skip(590)
-    fault(subject, FAULTS_TO_REST)
+    fault(subject, FAULTS_TO_OPEN)
     skip(590)
     fault(subject)
     skip(20)
@@ -176,18 +176,18 @@ async def test_outage_is_counted_from_its_first_fault(skip):
 
 async def test_faults_with_captions_between_them_are_no_outage(skip):
     """An endpoint that gives captions now and then is not away, however long it limps."""
-    subject = health(max_outage_s=10)
-    for _ in range(5 * FAULTS_TO_REST):
+    subject = breaker(max_outage_s=10)
+    for _ in range(5 * FAULTS_TO_OPEN):
         fault(subject)
         skip(9)
-        subject.succeeded()
+        subject.record_success()
         skip(100)
 
 
 async def test_an_outage_ends_a_run_however_few_requests_met_it(skip):
     """One record alone on a dead endpoint is given up in time, too."""
-    subject = health(max_outage_s=10)
-    subject.answered()
+    subject = breaker(max_outage_s=10)
+    subject.record_response()
     fault(subject)
     skip(10)
     with pytest.raises(EndpointGaveOutError):
@@ -196,19 +196,19 @@ async def test_an_outage_ends_a_run_however_few_requests_met_it(skip):
 
 async def test_no_limit_means_for_ever(skip):
     """Who wants to wait for ever, waits for ever, once the endpoint has answered anything."""
-    subject = health(max_outage_s=None)
-    subject.answered()
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(max_outage_s=None)
+    subject.record_response()
+    fault(subject, FAULTS_TO_OPEN)
     skip(1e7)
     fault(subject)
-    assert subject.resting
+    assert subject.is_open
 
 
 @pytest.mark.parametrize("longest", [None, 86_400.0])
 async def test_an_address_that_never_answered(skip, longest):
     """A mistyped address is told after a minute, not after the whole outage allowed."""
-    subject = health(max_outage_s=longest)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(max_outage_s=longest)
+    fault(subject, FAULTS_TO_OPEN)
     skip(NEVER_ANSWERED_S - 1)
     fault(subject)
     skip(2)
@@ -218,8 +218,8 @@ async def test_an_address_that_never_answered(skip, longest):
 
 async def test_a_shorter_outage_holds_for_new_addresses_too(skip):
     """A limit shorter than a minute is kept for an address that never answered."""
-    subject = health(max_outage_s=5)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(max_outage_s=5)
+    fault(subject, FAULTS_TO_OPEN)
     skip(6)
     with pytest.raises(EndpointGaveOutError):
         fault(subject)
@@ -228,8 +228,8 @@ async def test_a_shorter_outage_holds_for_new_addresses_too(skip):
 async def test_giving_out_leaves_nobody_waiting(skip):
     """When the run ends over an outage, the probe is free again and the others are woken."""
     naps = Naps()
-    subject = health(naps, max_outage_s=10)
-    fault(subject, FAULTS_TO_REST)
+    subject = breaker(naps, max_outage_s=10)
+    fault(subject, FAULTS_TO_OPEN)
     workers = [asyncio.create_task(subject.ready()) for _ in range(2)]
     await settle()
     await naps.end()

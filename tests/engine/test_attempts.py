@@ -34,6 +34,8 @@ from captioner.endpoints.pool import POISON_FAULTS, POISON_SUCCESSES, Endpoint, 
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
+from captioner.settings.context import RunContext
+from captioner.settings.settings import Settings
 
 DIALECT = OpenAIChat("m")
 GOOD = Response(200, {}, orjson.dumps(completion("a cat")))
@@ -108,32 +110,28 @@ class Rig:
         self.cancel = Instant()
         self.progress = Progress()
         self.limiter = Limiter(limit)
-        self.health = CircuitBreaker(
+        self.breaker = CircuitBreaker(
             "http://x/v1", max_outage_s=max_outage_s, sleep=self.cancel.sleep
         )
         self.cancel.on_request(self.limiter.open)
-        self.warnings: list[str] = []
         self.remade: list[ImageOverrides] = []
         self.endpoint = Endpoint(
             "http://x/v1",
             DIALECT,
             self.script,
             self.limiter,
-            self.health,
-            self.progress,
-            self.cancel,
-            warn=self.warnings.append,
+            self.breaker,
+            RunContext(Settings(), self.progress, self.cancel),
         )
         self.attempts = RecordAttempts(
-            EndpointPool([self.endpoint], warn=self.warnings.append),
-            self.image_overrides,
+            EndpointPool([self.endpoint]),
+            self.prepare_again,
             RowLayout(["caption"]).compose,
             self.cancel,
             rules=CaptionRules(max_attempts=max_attempts),
-            warn=self.warnings.append,
         )
 
-    async def image_overrides(
+    async def prepare_again(
         self, line: InputRecord, image_overrides: ImageOverrides
     ) -> PreparedRecord:
         self.remade.append(image_overrides)
@@ -153,7 +151,7 @@ class Rig:
     def others(self, count: int) -> None:
         """Let so many other records be captioned."""
         for _ in range(count):
-            self.health.succeeded()
+            self.breaker.record_success()
 
     def at_rest(self) -> None:
         """Nothing is held, nothing is counted as under way."""
@@ -185,7 +183,7 @@ async def test_a_caption_at_once(replaces):
     rig = Rig()
     caption = await rig.caption(replaces=replaces)
     assert caption == Caption(caption.record, "a cat", replaces, 1, (100, 10))
-    assert (rig.progress.calls, rig.progress.retries, rig.health.successes) == (1, 0, 1)
+    assert (rig.progress.calls, rig.progress.retries, rig.breaker.successes) == (1, 0, 1)
     assert rig.cancel.slept == []
     rig.at_rest()
 
@@ -399,7 +397,7 @@ async def test_an_outage_goes_over():
     good = Counter(question for question in rig.script.sent if question)
     assert set(good.values()) == {1}
     assert len(good) == 20
-    assert not rig.health.resting
+    assert not rig.breaker.is_open
     rig.at_rest()
 
 
@@ -407,13 +405,13 @@ async def test_a_resting_endpoint_is_probed_by_one_at_a_time():
     """While the endpoint rests there is never more than one request on the wire."""
     rig = Rig(limit=8)
     for _ in range(10):
-        rig.health.faulted(UNREACHABLE, probe=False)
+        rig.breaker.faulted(UNREACHABLE, probe=False)
     most = 0
     fails = 12
 
     async def before(_: str) -> None:
         nonlocal most, fails
-        if rig.health.resting:
+        if rig.breaker.is_open:
             most = max(most, rig.progress.in_flight)
             await asyncio.sleep(0)
             fails -= 1
@@ -431,10 +429,10 @@ async def test_any_sensible_reply_ends_a_rest(reply):
     """An endpoint that answers a probe, be it with a refusal, is well again."""
     rig = Rig()
     for _ in range(10):
-        rig.health.faulted(UNREACHABLE, probe=False)
+        rig.breaker.faulted(UNREACHABLE, probe=False)
     rig.script.answers["q"] = [reply]
     await rig.caption()
-    assert not rig.health.resting
+    assert not rig.breaker.is_open
 
 
 @pytest.mark.parametrize(
@@ -456,7 +454,7 @@ async def test_what_no_record_would_survive_stops_the_run(reply, kind, resting):
     rig = Rig()
     if resting:
         for _ in range(10):
-            rig.health.faulted(UNREACHABLE, probe=False)
+            rig.breaker.faulted(UNREACHABLE, probe=False)
     rig.script.always["q"] = reply
     with pytest.raises(kind):
         await rig.caption()
@@ -541,10 +539,10 @@ async def test_stopping_ends_every_kind_of_wait():
     rig.at_rest()
 
     rig = Rig()
-    rig.health._sleep = CancelToken.sleep.__get__(rig.cancel)  # this one waits for the wish
+    rig.breaker._sleep = CancelToken.sleep.__get__(rig.cancel)  # this one waits for the wish
     for _ in range(10):
-        rig.health.faulted(UNREACHABLE, probe=False)
-    rig.health._waits = iter([1000.0] * 10)
+        rig.breaker.faulted(UNREACHABLE, probe=False)
+    rig.breaker._waits = iter([1000.0] * 10)
     waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
     await settle()
     rig.cancel.request()
@@ -558,7 +556,7 @@ async def test_cancelling_gives_everything_back():
     """A worker that is cancelled on the wire, even as the probe, leaves nothing held."""
     rig = Rig(limit=1)
     for _ in range(10):
-        rig.health.faulted(UNREACHABLE, probe=False)
+        rig.breaker.faulted(UNREACHABLE, probe=False)
     hang = asyncio.Event()
 
     async def before(question: str) -> None:
@@ -590,10 +588,10 @@ async def test_a_bug_in_a_transport_is_not_swallowed():
 async def test_an_endpoint_that_fails_now_and_then_blames_no_record():
     """Where a tenth of all requests fail, three faults of one record among thousands are chance."""
     rig = Rig()
-    rig.health.successes, rig.health.blamed = 9_000, 1_000
+    rig.breaker.successes, rig.breaker.blamed = 9_000, 1_000
 
     async def others_go_through(_: str) -> None:
-        rig.health.successes += 50
+        rig.breaker.successes += 50
 
     rig.script.before = others_go_through
     rig.script.answers["q"] = [status(500)] * 4

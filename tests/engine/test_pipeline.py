@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 
-from captioner.core.cancellation import CancelToken, StoppedError
+from captioner.core.cancellation import StoppedError
 from captioner.core.errors import DiskError, EndpointGaveOutError
 from captioner.core.memory import MemoryBudget
-from captioner.core.progress import Progress
 from captioner.core.types import (
     Caption,
     Failure,
@@ -24,10 +24,13 @@ from captioner.core.types import (
 from captioner.engine.pipeline import Pipeline
 from captioner.engine.prefetch import AHEAD as FEW
 from captioner.engine.prefetch import CHUNK
+from captioner.settings.context import RunContext
+from captioner.settings.settings import Settings
 
 CONCURRENCY = 8
 BATCH = 10
-AHEAD = CHUNK * (8 + 2) + CONCURRENCY + BATCH
+FETCHES = 1
+AHEAD = CHUNK * (8 + 2) + FETCHES + CONCURRENCY + BATCH
 """Most lines on the way: with at most 8 threads and in the queue, with workers, in one batch."""
 
 
@@ -49,22 +52,20 @@ class Rig:
         self.caption: Callable[[PreparedRecord], object] = lambda _: asyncio.sleep(0)
         self.put: Callable[[Outcome], object] = lambda _: asyncio.sleep(0)
         self.reject: Callable[[InputRecord], bool] = lambda _: False
-        self.progress = Progress()
-        self.cancel = CancelToken()
-        self.budget = MemoryBudget(1 << 30)
-        self.pipeline = Pipeline(
-            _Preparer(self),
-            _fetch_nothing,
-            _Endpoint(self),
-            _Sink(self),
-            self.budget,
-            self.progress,
-            self.cancel,
-            concurrency=CONCURRENCY,
-            fetches=0,
-            drain_s=drain_s,
-            settled=self.settled.append,
+        settings = Settings.create(
+            "in.jsonl", concurrency=CONCURRENCY, drain=drain_s, fetch_concurrency=FETCHES
         )
+        context = RunContext(settings)
+        self.progress = context.progress
+        self.cancel = context.cancel
+        self.budget = MemoryBudget(1 << 30)
+        engine = SimpleNamespace(
+            preparer=_Preparer(self),
+            async_preparer=SimpleNamespace(fetch=_fetch_nothing),
+            deduplicator=_Endpoint(self),
+            memory=self.budget,
+        )
+        self.pipeline = Pipeline(engine, context, _Sink(self), self.settled.append)
 
     async def lines(self) -> AsyncIterator[list[InputRecord]]:
         try:
