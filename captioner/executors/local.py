@@ -17,12 +17,19 @@ from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.types import Progress, RunReport
 from captioner.engine.engine import Engine
 from captioner.executors.batch_api.ledger import Ledger
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.companions import (
+    companion,
+    failures_path,
+    journal_path,
+    reviews_path,
+    shards_folder,
+)
 from captioner.journal.disk import Files, network_file_system
-from captioner.journal.failures import failures_path
 from captioner.journal.finalize import order_output, quarantine_rows
-from captioner.journal.journal import Journal, companion, journal_path, read_checkpoint
+from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
-from captioner.journal.reviews import Reviews, fingerprint, reviews_path
+from captioner.journal.reviews import Reviews, fingerprint
 from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export.registry import check_format, export, targets_of
 from captioner.outputs.reader import parsed
@@ -212,7 +219,7 @@ class _Run:
         identity = RecordKeys(settings.fields, fields.id_field)
         kind = check_format(settings.output_path, settings.run.output_format)
         path = journal_path(settings.output_path, kind)
-        if (companion(path, ".shards") / "manifest.json").exists():
+        if (shards_folder(path) / "manifest.json").exists():
             raise SettingsError(
                 f"an unfinished run on Ray keeps its captions in {companion(path, '.shards')}: "
                 "continue it with --engine ray"
@@ -260,10 +267,10 @@ class _Run:
             if settings.run.retry_failed:
                 before = len(self._retrying)
                 await asyncio.to_thread(
-                    journal.failures.forgive, settings.run.retry_failed, self._retrying
+                    journal.failures.take_for_retry, settings.run.retry_failed, self._retrying
                 )
-                if len(self._retrying) == before and len(journal.failures.left):
-                    codes = await asyncio.to_thread(journal.failures.kinds)
+                if len(self._retrying) == before and len(journal.failures.unclaimed):
+                    codes = await asyncio.to_thread(journal.failures.by_code)
                     self.warn(
                         f"no failure has the code {settings.run.retry_failed!r}; there are "
                         f"{', '.join(sorted(codes))}"
@@ -289,7 +296,7 @@ class _Run:
         if not taken:
             self.warn("no caption in the output is one that a reviewer rejected (--retry-rejected)")
         for key in taken:  # a failure from before its caption came, say
-            if (offset := journal.failures.left.take(key)) is not None:
+            if (offset := journal.failures.unclaimed.take(key)) is not None:
                 self._retrying.add(key, offset)
 
     async def _caption(
@@ -307,7 +314,6 @@ class _Run:
             rows,
             self.progress,
             self.cancel,
-            warn=self.warn,
             disk_wait_s=settings.run.disk_wait,
         ) as sink:
             settled = self._settle if len(self._retrying) else None
@@ -324,7 +330,7 @@ class _Run:
             resume_filter = ResumeFilter(
                 identity,
                 journal.done,
-                journal.failures.left,
+                journal.failures.unclaimed,
                 journal.contents,
                 self._retrying,
                 duplicates=settings.records.duplicates,
@@ -337,7 +343,7 @@ class _Run:
         elif self._stale:
             await asyncio.to_thread(journal.compact_failures, self._stale)
         if self.progress.failed_before:
-            self._kinds = await asyncio.to_thread(journal.failures.kinds)
+            self._kinds = await asyncio.to_thread(journal.failures.by_code)
 
     async def _finish(
         self, source: Source, journal: Journal, identity: RecordKeys, files: Files
@@ -346,9 +352,9 @@ class _Run:
         self.progress.stage = "ordering"
         settings = self.settings
         # Failures that no record claimed; a crash while retrying leaves some that are overtaken.
-        if left := {*journal.failures.left.offsets(), *self._retrying.offsets()}:
+        if left := {*journal.failures.unclaimed.offsets(), *self._retrying.offsets()}:
             captioned = await asyncio.to_thread(journal.rescan)
-            self._stale |= journal.failures.overtaken(left, captioned)
+            self._stale |= journal.failures.superseded(left, captioned)
         await asyncio.to_thread(journal.compact_failures, self._stale)
         exported = settings.output_path != journal.path
         if settings.run.order == "input" or exported:
