@@ -75,7 +75,10 @@ class RowEncoder:
             added = [(name, new) for name, new in added if name not in present]
             if not added:
                 return raw + b"\n"
-        return add_fields(raw, b",".join([name + b":" + value for name, value in added])) + b"\n"
+        fields = b""
+        for name, value in added:
+            fields += b"," + name + b":" + value
+        return add_fields(raw, fields[1:]) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""
@@ -217,6 +220,7 @@ class JournalSink:
         timer: asyncio.TimerHandle | None = None
         while self._error is None:
             await self._wake.wait()
+            await asyncio.sleep(0)  # rows of other tasks that are ready join the batch
             self._wake.clear()
             captions, failures = self._captions, self._failures
             self._writing, self._waiting = self._waiting, []
