@@ -77,7 +77,7 @@ async def resume(source: Path, output: Path) -> dict[str, float]:
     resume_filter = ResumeFilter(
         identity,
         journal.done,
-        journal.failures.left,
+        journal.failures.unclaimed,
         journal.contents,
         KeyTable(),
         duplicates="keep",

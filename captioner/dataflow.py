@@ -31,7 +31,7 @@ from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.core.types import Caption
 from captioner.engine.stream import caption_stream
-from captioner.outputs.export.atomic import replacing
+from captioner.journal.disk import replacing
 from captioner.outputs.export.tables import cell
 from captioner.outputs.reader import OutputReader, parsed
 from captioner.readers.registry import open_input

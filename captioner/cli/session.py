@@ -33,8 +33,8 @@ from captioner.core.humanize import printable
 from captioner.core.progress import Progress
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
+from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
-from captioner.journal.journal import find_journal, journal_path, output_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -80,7 +80,7 @@ def add_fields(raw: bytes, fields: bytes) -> bytes:
     """Return the object with ``fields`` (``"name":value,...``) added at its end."""
     body = raw[: raw.rindex(b"}")]
     comma = b"" if body.rstrip(_SPACE).endswith(b"{") else b","
-    return b"".join((body, comma, fields, b"}"))
+    return body + comma + fields + b"}"
 
 
 def replace_values(raw: bytes, name: bytes, value: bytes) -> bytes:

@@ -19,12 +19,18 @@ from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
 from captioner.executors.batch_api.ledger import Ledger
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.companions import (
+    failures_path,
+    journal_path,
+    reviews_path,
+    shards_folder,
+)
 from captioner.journal.disk import Files, network_file_system
-from captioner.journal.failures import failures_path
 from captioner.journal.finalize import order_output, quarantine_rows
-from captioner.journal.journal import Journal, companion, journal_path, read_checkpoint
+from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
-from captioner.journal.reviews import Reviews, fingerprint, reviews_path
+from captioner.journal.reviews import Reviews, fingerprint
 from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export.registry import check_format, export, targets_of
 from captioner.outputs.reader import parsed
@@ -232,9 +238,9 @@ class _Run:
         settings, run = self._settings, self._settings.run
         kind = check_format(settings.output_path, run.output_format)
         path = journal_path(settings.output_path, kind)
-        if (companion(path, ".shards") / "manifest.json").exists():
+        if (shards_folder(path) / "manifest.json").exists():
             raise SettingsError(
-                f"an unfinished run on Ray keeps its captions in {companion(path, '.shards')}: "
+                f"an unfinished run on Ray keeps its captions in {shards_folder(path)}: "
                 "continue it with --engine ray"
             )
         if not settings.batch.any and Ledger.of(path).batches:
@@ -282,9 +288,9 @@ class _Run:
             await asyncio.to_thread(self._quarantine_rejected, journal)
         if run.retry_failed:
             before = len(self._retrying)
-            await asyncio.to_thread(failures.forgive, run.retry_failed, self._retrying)
-            if len(self._retrying) == before and len(failures.left):
-                codes = await asyncio.to_thread(failures.kinds)
+            await asyncio.to_thread(failures.take_for_retry, run.retry_failed, self._retrying)
+            if len(self._retrying) == before and len(failures.unclaimed):
+                codes = await asyncio.to_thread(failures.by_code)
                 logger.warning(
                     "no failure has the code %r; there are %s",
                     run.retry_failed,
@@ -311,7 +317,7 @@ class _Run:
         if not taken:
             logger.warning("the output has no caption that a reviewer rejected (--retry-rejected)")
         for key in taken:  # an old failure of the same record is outdated now
-            if (offset := journal.failures.left.take(key)) is not None:
+            if (offset := journal.failures.unclaimed.take(key)) is not None:
                 self._retrying.add(key, offset)
 
     async def _caption(self, engine: Engine | WorkerPool, journal: Journal) -> None:
@@ -335,7 +341,7 @@ class _Run:
             resume_filter = ResumeFilter(
                 self._keys,
                 journal.done,
-                journal.failures.left,
+                journal.failures.unclaimed,
                 journal.contents,
                 self._retrying,
                 duplicates=self._settings.records.duplicates,
@@ -347,16 +353,16 @@ class _Run:
         elif self._outdated:
             await asyncio.to_thread(journal.compact_failures, self._outdated)
         if progress.failed_before:
-            self._kinds = await asyncio.to_thread(journal.failures.kinds)
+            self._kinds = await asyncio.to_thread(journal.failures.by_code)
 
     async def _finish(self, journal: Journal) -> None:
         """Drop outdated failures, order the output and export it: nothing is pending."""
         self._progress.stage = "ordering"
         settings = self._settings
         # Failures that no record claimed. A crash during a retry leaves some that are outdated.
-        if left := {*journal.failures.left.offsets(), *self._retrying.offsets()}:
+        if left := {*journal.failures.unclaimed.offsets(), *self._retrying.offsets()}:
             captioned = await asyncio.to_thread(journal.rescan)
-            self._outdated |= journal.failures.overtaken(left, captioned)
+            self._outdated |= journal.failures.superseded(left, captioned)
         await asyncio.to_thread(journal.compact_failures, self._outdated)
         is_exported = settings.output_path != journal.path
         if settings.run.order == "input" or is_exported:
@@ -375,6 +381,7 @@ class _Run:
                 overwrite=settings.run.overwrite,
                 own=True,
                 reviewed="ignore",
+                warn=logger.warning,
             )
 
     async def _records(

@@ -1,1 +1,1 @@
-"""Where outcomes go: the journal with its commit protocol, and the steps that finish an output."""
+"""The journal: the commit protocol of the output, and the steps that resume and finish it."""

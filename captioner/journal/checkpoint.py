@@ -1,22 +1,30 @@
-"""The checkpoint: how much of the output is safely on disk, and under which settings it was made.
+"""The checkpoint: the durable length of the output, and the settings it was made with.
 
-It is a shortcut and a guard, never a second truth: which records are done is read from the output
-itself. A checkpoint can only make a run refuse, or trust what it would else have to validate.
+It is never a second source of truth: which records are done is read from the output. A checkpoint
+only lets a run skip validation of what its checksum covers, or makes it refuse to continue.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from captioner.core.errors import OutputDamagedError
+from captioner.journal.companions import checkpoint_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from captioner.journal.disk import Files
 
 VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """A beginning of the output that is on disk.
+    """The part of the output from its start to a length.
 
     Attributes:
         length: Bytes, always whole lines.
@@ -29,13 +37,13 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What one checkpoint file says.
+    """The content of a checkpoint file.
 
     Attributes:
-        durable: The beginning of the output that is on disk.
-        next: What the output becomes while it is being replaced; either is right then.
-        settings: What shapes a caption, by option name, to notice when it changes.
-        source: Path of the input as it was given last.
+        durable: The extent of the output that is on disk.
+        next: The new extent while the output is being replaced; the output then has either.
+        settings: Options that influence captions, by name, to notice when one changes.
+        source: Path of the input in the last run.
     """
 
     durable: Extent = field(default_factory=Extent)
@@ -59,7 +67,7 @@ class Checkpoint:
 
 
 class FutureCheckpointError(ValueError):
-    """The checkpoint was written by a newer version."""
+    """A newer version wrote the checkpoint."""
 
 
 def decode(data: bytes) -> Checkpoint:
@@ -67,7 +75,7 @@ def decode(data: bytes) -> Checkpoint:
 
     Raises:
         FutureCheckpointError: A newer version wrote it.
-        ValueError: It is no checkpoint.
+        ValueError: The bytes are not a checkpoint.
     """
     try:
         value = orjson.loads(data)
@@ -86,6 +94,31 @@ def decode(data: bytes) -> Checkpoint:
         )
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError("not a checkpoint") from error
-    if checkpoint.durable.length < 0:
+    if checkpoint.durable.length < 0 or (checkpoint.next and checkpoint.next.length < 0):
         raise ValueError("not a checkpoint")
     return checkpoint
+
+
+def read_checkpoint(files: Files, journal: Path) -> Checkpoint | None:
+    """Return the checkpoint of a journal; None if it is missing or unreadable.
+
+    Raises:
+        OutputDamagedError: A newer version wrote it.
+    """
+    path = checkpoint_path(journal)
+    if files.kind(path) == "missing":
+        return None
+    fd = files.open(path)
+    try:
+        data = files.read(fd, 1 << 24, 0)
+    finally:
+        files.close(fd)
+    try:
+        return decode(data)
+    except FutureCheckpointError as error:
+        raise OutputDamagedError(
+            f"{path.name} was written by a newer captioner ({error}). Use that version, or choose "
+            "another output with -o."
+        ) from None
+    except ValueError:
+        return None  # a crash never leaves one, so it counts as removed

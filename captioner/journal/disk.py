@@ -1,7 +1,7 @@
-"""The file operations the commit protocol rests on, in one replaceable place.
+"""File operations of the commit protocol.
 
-The journal reaches the disk only through this class, so that tests can run the same code against
-a simulated disk that crashes, tears writes or fails the n-th call.
+The journal uses the disk only through `Files`, so that tests can run the same code on a simulated
+disk that crashes, tears writes or fails the n-th call.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import socket
 import stat
 import sys
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from captioner.core.errors import OutputBusyError
+from captioner.core.errors import DiskError, OutputBusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Kind = Literal["missing", "file", "folder", "other"]
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves data in the drive
@@ -26,15 +32,21 @@ _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves da
 class Files:
     """The real disk. Every method may raise `OSError`."""
 
-    def open(self, path: Path, *, create: bool = False, fresh: bool = False) -> int:
-        """Open a file for reading and writing; ``fresh`` empties it, ``create`` makes it."""
+    def open(self, path: Path, *, create: bool = False, new: bool = False) -> int:
+        """Open a file for reading and writing.
+
+        Args:
+            path: The file.
+            create: Create it if it does not exist.
+            new: Create it; fail if it exists.
+        """
         flags = os.O_RDWR | os.O_CLOEXEC
-        flags |= os.O_CREAT if create or fresh else 0
-        flags |= os.O_TRUNC if fresh else 0
+        flags |= os.O_CREAT if create or new else 0
+        flags |= os.O_EXCL if new else 0
         return os.open(path, flags, 0o666)
 
     def open_to_read(self, path: Path) -> int:
-        """Open a file that is only looked at."""
+        """Open a file for reading."""
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self, fd: int) -> None:
@@ -50,15 +62,15 @@ class Files:
         return os.pread(fd, size, offset)
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
-        """Write at ``offset``; return how many bytes were taken, which may be fewer."""
+        """Write at ``offset``; return the number of bytes written, which may be smaller."""
         return os.pwrite(fd, data, offset)
 
     def truncate(self, fd: int, size: int) -> None:
-        """Cut a file."""
+        """Set a file's size to a smaller one."""
         os.ftruncate(fd, size)
 
     def sync(self, fd: int) -> None:
-        """Return when the file's data is on the platter."""
+        """Return when the file's data is on the disk."""
         if _FULL_SYNC is not None:
             fcntl.fcntl(fd, _FULL_SYNC)
         elif sys.platform == "linux":
@@ -67,7 +79,7 @@ class Files:
             os.fsync(fd)
 
     def sync_folder(self, folder: Path) -> None:
-        """Return when the folder's entries are on the platter."""
+        """Return when the folder's entries are on the disk."""
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -78,15 +90,19 @@ class Files:
             os.close(fd)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Put one file in another's place, atomically."""
+        """Rename a file, atomically replacing the target."""
         source.replace(target)
 
     def remove(self, path: Path) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         path.unlink(missing_ok=True)
 
+    def names(self, folder: Path) -> list[str]:
+        """Return the names in a folder."""
+        return [path.name for path in folder.iterdir()]
+
     def kind(self, path: Path) -> Kind:
-        """Return what is at that path itself; a link is ``other`` whatever it leads to."""
+        """Return what is at a path; a symbolic link is ``other``, whatever its target."""
         try:
             mode = path.lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -96,7 +112,7 @@ class Files:
         return "folder" if stat.S_ISDIR(mode) else "other"
 
     def lock(self, path: Path) -> int:
-        """Take an exclusive lock that ends with this process, however it ends.
+        """Take an exclusive lock, which ends at the latest when this process does.
 
         Returns:
             A descriptor for `unlock`.
@@ -108,7 +124,7 @@ class Files:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder removes the file when it ends: what we locked may be gone by now.
+                # The holder removes the file at its end: ours may be another one by now.
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(path.stat(), os.fstat(fd)):
                         os.ftruncate(fd, 0)
@@ -128,7 +144,7 @@ class Files:
             os.close(fd)
 
     def holder(self, path: Path) -> str:
-        """Return who holds a lock, as ``host pid``; empty if nobody does."""
+        """Return who holds a lock, as ``host pid``; empty if it is free."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -142,13 +158,13 @@ class Files:
         return ""
 
     def unlock(self, fd: int, path: Path) -> None:
-        """Release a lock and leave nothing behind."""
+        """Release a lock and remove its file."""
         path.unlink(missing_ok=True)
         os.close(fd)
 
 
 def write_all(files: Files, fd: int, data: bytes, offset: int) -> int:
-    """Write all bytes and return how many; after an error the file ends at ``offset`` again."""
+    """Write all bytes and return their number; after an error the file is cut at ``offset``."""
     view = memoryview(data)
     done = 0
     try:
@@ -160,15 +176,103 @@ def write_all(files: Files, fd: int, data: bytes, offset: int) -> int:
     return done
 
 
+class TemporaryFile:
+    """A new file beside its target, with a random name, open for writing.
+
+    Attributes:
+        path: The file.
+        fd: Its descriptor.
+        size: Bytes written with `write`.
+        crc32: Their checksum.
+    """
+
+    def __init__(self, target: Path, files: Files) -> None:
+        name = f"{_temporary_prefix(target)}{secrets.token_hex(4)}.partial"
+        self.path = target.with_name(name)
+        self.fd = files.open(self.path, new=True)
+        self.size = 0
+        self.crc32 = 0
+        self._files = files
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        self.size += write_all(self._files, self.fd, data, self.size)
+        self.crc32 = zlib.crc32(data, self.crc32)
+
+
+def _temporary_prefix(target: Path) -> str:
+    """Return how the names of a target's temporary files begin, within the 255 bytes of a name."""
+    return f"{target.name[:50]}.{zlib.crc32(os.fsencode(target.name)):08x}"
+
+
+@contextmanager
+def temporary_file(target: Path, files: Files) -> Iterator[TemporaryFile]:
+    """Yield a new file beside the target; an exception removes it."""
+    file = TemporaryFile(target, files)
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove(file.path)
+        raise
+    finally:
+        files.close(file.fd)
+
+
+@contextmanager
+def atomic_write(target: Path, files: Files) -> Iterator[TemporaryFile]:
+    """Yield a new file that is synced and takes the target's place at the end.
+
+    After an exception or a crash the target is as it was.
+    """
+    with temporary_file(target, files) as file:
+        yield file
+        files.sync(file.fd)
+        files.replace(file.path, target)
+        files.sync_folder(target.parent)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield the path of an empty file to write to, which takes the target's place at the end.
+
+    Raises:
+        DiskError: The disk refused; the target is as it was.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target, Files()) as file:
+            yield file.path
+    except OSError as error:
+        raise disk_error("write", target, error) from error
+
+
+def remove_temporary_files(files: Files, *targets: Path) -> None:
+    """Remove temporary files that a crash left. No other process may be writing the targets."""
+    for folder in {target.parent for target in targets}:
+        prefixes = tuple(_temporary_prefix(path) for path in targets if path.parent == folder)
+        for name in files.names(folder):
+            if name.startswith(prefixes) and name.endswith(".partial"):
+                files.remove(folder / name)
+
+
+def disk_error(verb: str, path: Path, error: OSError) -> DiskError:
+    """Return the error of a run whose disk refused to do something with a file."""
+    return DiskError(
+        f"the disk refused to {verb} {path.name}: {error.strerror or error}. Captions written "
+        "before are safe. Make room or repair the disk, then run the same command again."
+    )
+
+
 def is_full(error: OSError) -> bool:
-    """Tell whether there was no room: waiting may help."""
+    """Return whether the disk or a quota is full, so that waiting may help."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def network_file_system(path: Path) -> str:
-    """Return the type of the network file system a path is on, empty if it is a local one.
+    """Return the type of the network file system of a path; empty for a local one.
 
-    Locks of such a file system may not reach other hosts. Linux only (``/proc/self/mounts``).
+    Locks on a network file system may not be seen by other hosts. Linux only.
     """
     best, kind = "", ""
     try:

@@ -1,20 +1,19 @@
-"""Finishing an output: input order, and formats that cannot be appended to.
+"""Steps that finish an output: input order, rejected rows, one JSON array.
 
-Everything here is made anew from the journal into a file of its own, synced and put in place by a
-rename, so a crash at any moment leaves the old or the new file, and the step can be repeated.
+Each writes a new file that atomically replaces the old one, so after a crash the file has its old
+or its new content and the step can be repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
 from array import array
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from captioner.core.errors import DiskError
 from captioner.journal.checkpoint import Extent
-from captioner.journal.journal import companion
+from captioner.journal.companions import unused_path
+from captioner.journal.disk import atomic_write, disk_error, temporary_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from captioner.core.keys import RecordKeys
     from captioner.core.types import InputRecord
-    from captioner.journal.disk import Files
+    from captioner.journal.disk import Files, TemporaryFile
     from captioner.journal.journal import Journal
 
 _WINDOW = 1 << 20
@@ -36,12 +35,12 @@ async def order_output(
 
     Args:
         journal: The journal, open.
-        identity: Finds records again.
-        lines: The whole input once more.
+        identity: Computes keys.
+        lines: The whole input, read again.
         files: The disk.
 
     Returns:
-        How many lines have no input record.
+        The number of lines without an input record.
 
     Raises:
         DiskError: The disk refused; the output is as it was.
@@ -58,105 +57,90 @@ async def order_output(
                 last = offset
                 offsets.append(offset)
     orphans = sorted(keys.offsets())
-    if orphans and orphans[0] < last:
-        ordered = False
-    if not ordered:
+    if not ordered or (orphans and orphans[0] < last):
         offsets.extend(orphans)
-        partial = companion(journal.path, ".partial")
-        extent = await asyncio.to_thread(_copy, journal, offsets, partial, files)
-        await asyncio.to_thread(journal.replace, partial, extent)
+        await asyncio.to_thread(_replace, journal, offsets, files)
     return len(orphans)
 
 
 def quarantine_rows(
     journal: Journal, identity: RecordKeys, unwanted: Callable[[bytes], bool], files: Files
 ) -> list[bytes]:
-    """Take lines out of an open output, so that their records are pending again.
-
-    They are kept in a file of their own beside it, whose name ends in ``.rejected-<n>``.
+    """Move lines from an open output to a new file beside it; their records are pending again.
 
     Args:
         journal: The journal, open.
-        identity: Finds records again.
-        unwanted: Tells by a line, without its end, whether it is to go.
+        identity: Computes keys.
+        unwanted: Called with a line without its end; returns whether to move it.
         files: The disk.
 
     Returns:
-        The keys of the lines that were taken out.
+        The keys of the moved lines.
 
     Raises:
         DiskError: The disk refused; the output is as it was.
     """
-    keys = journal.rescan()
-    kept, gone = array("Q"), array("Q")
-    places = sorted(keys.offsets())
-    for at in range(0, len(places), _ROWS):
-        some = places[at : at + _ROWS]
-        for offset, line in zip(some, _lines_at(journal, some), strict=True):
-            (gone if unwanted(line[:-1]) else kept).append(offset)
-    taken: list[bytes] = []
-    if gone:
-        number = 1
-        while files.kind(companion(journal.path, f".rejected-{number}")) != "missing":
-            number += 1
-        _copy(journal, gone, companion(journal.path, f".rejected-{number}"), files)
-        for line in _lines_at(journal, gone):
+    kept, moved = array("Q"), array("Q")
+    offsets = sorted(journal.rescan().offsets())
+    for offset, line in zip(offsets, _lines_at(journal, offsets), strict=True):
+        (moved if unwanted(line[:-1]) else kept).append(offset)
+    keys: list[bytes] = []
+    if moved:
+        target = unused_path(files, journal.path, ".rejected")
+        try:
+            with atomic_write(target, files) as file:
+                _copy(journal, moved, file)
+        except OSError as error:
+            raise disk_error("write", target, error) from error
+        for line in _lines_at(journal, moved):
             if (key := identity.of_output(line[:-1])) is not None:
                 journal.done.take(key)
-                taken.append(key)
-        partial = companion(journal.path, ".partial")
-        journal.replace(partial, _copy(journal, kept, partial, files))
-    return taken
+                keys.append(key)
+        _replace(journal, kept, files)
+    return keys
 
 
-def _copy(journal: Journal, offsets: Sequence[int], partial: Path, files: Files) -> Extent:
-    """Copy lines of the journal to a file, in the order of their offsets; sync it."""
+def _replace(journal: Journal, offsets: Sequence[int], files: Files) -> None:
+    """Replace the journal by its lines at some offsets, in that order."""
     try:
-        out = _Writer(files, partial)
-        try:
-            for at in range(0, len(offsets), _ROWS):
-                out.write(b"".join(_lines_at(journal, offsets[at : at + _ROWS])))
-            files.sync(out.fd)
-        finally:
-            files.close(out.fd)
+        with temporary_file(journal.path, files) as file:
+            _copy(journal, offsets, file)
+            files.sync(file.fd)
+            journal.replace(file.path, Extent(file.size, file.crc32))
     except OSError as error:
-        raise _refused(partial, error) from error
-    return Extent(out.size, out.crc)
+        raise disk_error("write", journal.path, error) from error
+
+
+def _copy(journal: Journal, offsets: Sequence[int], file: TemporaryFile) -> None:
+    for start in range(0, len(offsets), _ROWS):
+        file.write(b"".join(_lines_at(journal, offsets[start : start + _ROWS])))
 
 
 def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
-    """Write rows as one JSON array, a record a line.
+    """Write rows as one JSON array, a row a line.
 
     Args:
-        lines: The rows, without their ends.
-        target: What is written, put in place whole.
+        lines: The rows, without line ends.
+        target: The file to replace.
         files: The disk.
 
     Raises:
         DiskError: The disk refused; the target is as it was.
     """
-    partial = companion(target, ".partial")
+    rows = iter(lines)
+    separator = b"[\n"
     try:
-        out = _Writer(files, partial)
-        try:
-            out.write(b"[")
-            between = b"\n"
-            left = iter(lines)
-            while some := list(islice(left, _ROWS)):
-                out.write(between + b",\n".join(some))
-                between = b",\n"
-            out.write(b"\n]\n")
-            files.sync(out.fd)
-        finally:
-            files.close(out.fd)
-        files.replace(partial, target)
-        files.sync_folder(target.parent)
+        with atomic_write(target, files) as file:
+            while some := list(islice(rows, _ROWS)):
+                file.write(separator + b",\n".join(some))
+                separator = b",\n"
+            file.write(b"\n]\n" if file.size else b"[\n]\n")
     except OSError as error:
-        raise _refused(target, error) from error
+        raise disk_error("write", target, error) from error
 
 
 def _lines_at(journal: Journal, offsets: Sequence[int]) -> Iterator[bytes]:
-    """Yield the lines at some offsets; neighbours are served from one read."""
+    """Yield the lines at some offsets; one read serves neighbouring lines."""
     start = 0
     window = b""
     for offset in offsets:
@@ -169,28 +153,3 @@ def _lines_at(journal: Journal, offsets: Sequence[int]) -> Iterator[bytes]:
             end = window.find(b"\n")
             size *= 4
         yield window[at : end + 1]
-
-
-class _Writer:
-    """Appends to a fresh file and keeps count."""
-
-    def __init__(self, files: Files, path: Path) -> None:
-        self._files = files
-        self.fd = files.open(path, fresh=True)
-        self.size = 0
-        self.crc = 0
-
-    def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        done = 0
-        while done < len(view):
-            done += self._files.write(self.fd, view[done:], self.size + done)
-        self.size += done
-        self.crc = zlib.crc32(data, self.crc)
-
-
-def _refused(path: Path, error: OSError) -> DiskError:
-    return DiskError(
-        f"the disk refused to write {path.name}: {error.strerror or error}. The captions are "
-        "safe; make room and run the same command again."
-    )

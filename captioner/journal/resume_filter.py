@@ -1,4 +1,4 @@
-"""Which records of the input are still to be done, given what earlier runs left behind."""
+"""Which records of the input are pending, given the output and the failures."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Duplicates = Literal["keep", "skip", "error"]
 
 
 class ResumeFilter:
-    """Takes every record of the input once, in order, and tells those that are pending.
+    """Receives every record of the input once, in order, and returns the pending ones.
 
     A record is captioned if the output has a line for it, else failed if the failures have one,
-    else pending. Each record takes one line away, so equal records are told apart by number.
+    else pending. Each record uses up one line, so n equal records need n lines.
 
     Args:
         identity: Computes keys.
         done: The records of the output.
         failed: The records of the failures.
-        contents: Content prints of the output's records, where a field identifies them.
-        retrying: Failures that are tried again.
-        duplicates: ``skip`` leaves out every record but the first of its key.
-        progress: Counts.
+        contents: Hashes of the content of the output's records, if a field identifies records.
+        retrying: Failures that are retried.
+        duplicates: ``skip`` drops every record but the first with its key.
+        progress: Counters to update.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class ResumeFilter:
         self._skip = duplicates == "skip"
         self._progress = progress
         self._seen = KeyTable() if self._skip or identity.by_field else None
-        # A first run has nothing to match: no record's key need be computed.
+        # A first run has nothing to match, so keys need not be computed.
         self._idle = self._seen is None and not (len(done) or len(failed) or len(retrying))
 
     def pending(self, batch: list[InputRecord]) -> list[InputRecord]:
-        """Return the records of a batch that are to be done."""
+        """Return the pending records of a batch."""
         if self._idle:
             return batch
         _, raws, _, _, known, _ = zip(*batch, strict=True)
         keys = self._identity.of_inputs(raws)
-        if any(known):  # a source had to compute some
+        if any(known):  # the source has computed some
             keys = [key or computed for key, computed in zip(known, keys, strict=True)]
         found: list[InputRecord] = []
         if self._seen is not None:
@@ -78,16 +78,13 @@ class ResumeFilter:
         return found
 
     def _has_changed(self, line: InputRecord, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped
-        """Tell whether a captioned record that is known by its id has other content now."""
+        """Return whether a captioned record that a field identifies has new content."""
         return done and self._contents.take(key, self._identity.content(line.raw)) is None
 
     def _without_repeated(
         self, batch: list[InputRecord], keys: list[bytes], seen: KeyTable, found: list[InputRecord]
     ) -> tuple[list[InputRecord], list[bytes]]:
-        """Return the batch without records to be skipped and those whose id is not theirs alone.
-
-        The latter are added to ``found`` as faults.
-        """
+        """Return the batch without repeated records; add those with a conflicting id to found."""
         kept: list[tuple[InputRecord, bytes]] = []
         for line, key in zip(batch, keys, strict=True):
             content = self._identity.content(line.raw) if self._identity.by_field else 0
@@ -99,13 +96,13 @@ class ResumeFilter:
             elif self._skip:
                 self._progress.skipped += 1
             elif seen.find(key, content) is None:
-                found += self._clash(line)
+                found += self._conflict(line)
             else:
                 kept.append((line, key))
         return [line for line, _ in kept], [key for _, key in kept]
 
-    def _clash(self, line: InputRecord) -> list[InputRecord]:
-        """Return a record whose id another one has, as a fault: which is which, none can tell."""
+    def _conflict(self, line: InputRecord) -> list[InputRecord]:
+        """Return a record as a fault because a different record has the same id."""
         key = digest(line.raw)
         if self._failed.take(key) is not None:
             self._progress.failed_before += 1

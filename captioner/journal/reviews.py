@@ -1,7 +1,7 @@
-"""What a person said of captions: a sidecar beside the output, appended to, the last word counts.
+"""Reviews of captions by a person, in a file beside the output.
 
-A review names the record by its key and the captions it judged by a print of them. When a record
-is captioned anew the print is another one, and the review says nothing of the new caption.
+The file is appended to, and the last review of a caption counts. A review names its record by key
+and the captions by their fingerprint, so that it does not apply to later captions of the record.
 """
 
 from __future__ import annotations
@@ -20,25 +20,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Verdict = Literal["accepted", "edited", "rejected", "none"]
-"""``none`` takes back what was said before."""
+"""``none`` withdraws the earlier review."""
 
 _NEWLINE = b"\n"
 
 
-def reviews_path(output: Path) -> Path:
-    """Return where the reviews of an output go: ``x.jsonl`` to ``x.review.jsonl``."""
-    return output.with_name(f"{output.stem}.review.jsonl")
-
-
 class Review(NamedTuple):
-    """What was said of one record's captions.
+    """The review of one record's captions.
 
     Attributes:
-        key: The record's, 16 bytes.
-        of: Print of the captions that were judged.
-        verdict: What was said.
-        captions: Those that were edited, by field: what they are to be.
-        note: In the reviewer's words.
+        key: The record's key, 16 bytes.
+        of: Fingerprint of the captions that were reviewed.
+        verdict: The verdict.
+        captions: The new text of edited captions, by field.
+        note: A remark of the reviewer.
     """
 
     key: bytes
@@ -48,24 +43,23 @@ class Review(NamedTuple):
     note: str = ""
 
     def edited(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row with the captions that it is to have."""
+        """Return a row with the edited captions in it."""
         return {**row, **self.captions}
 
 
-def verdict_of(said: Any) -> Verdict:
-    """Return what was said as a verdict.
+def verdict_of(value: Any) -> Verdict:
+    """Return a value as a verdict.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a verdict.
     """
-    for verdict in get_args(Verdict):
-        if said == verdict:
-            return cast("Verdict", verdict)
-    raise ValueError(f"{said!r} is no verdict")
+    if value in get_args(Verdict):
+        return cast("Verdict", value)
+    raise ValueError(f"{value!r} is not a verdict")
 
 
 def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """Return the print of a row's captions; a field that it has not makes no difference."""
+    """Return a hash of a row's captions; missing fields are left out."""
     captions = {name: row[name] for name in fields if name in row}
     return digest(json.dumps(captions, sort_keys=True).encode()).hex()  # integers of any size
 
@@ -74,20 +68,20 @@ class Reviews:
     """The reviews of an output.
 
     Args:
-        path: The sidecar; it need not exist yet.
+        path: The file; it need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._found: dict[tuple[bytes, str], Review] = {}
-        self._keys: set[bytes] = set()  # most records are in nobody's review
-        self._at = 0  # what was read
-        self._size = 0  # what is known to be there
+        self._keys: set[bytes] = set()  # most records have no review: no fingerprint needed
+        self._at = 0  # bytes read
+        self._size = 0  # bytes of the file at the last look
         self._lock = threading.Lock()
         self.refresh()
 
     def __len__(self) -> int:
-        """Return how many captions have been reviewed, and not taken back."""
+        """Return the number of reviews."""
         return len(self._found)
 
     def __iter__(self) -> Iterator[Review]:
@@ -95,7 +89,7 @@ class Reviews:
         return iter(list(self._found.values()))
 
     def refresh(self) -> None:
-        """Read what was appended meanwhile; lines that are none of ours are passed over."""
+        """Read what was appended since; lines that are not reviews are ignored."""
         with self._lock, contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
             if (size := os.fstat(file.fileno()).st_size) < self._size:
                 self._at = 0
@@ -104,17 +98,17 @@ class Reviews:
             file.seek(self._at)
             for line in file:
                 if not line.endswith(_NEWLINE):
-                    break  # it is being written
+                    break  # still being written
                 self._at += len(line)
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                    self._take(_parsed(line))
+                    self._store(_parsed(line))
 
     def of(self, key: bytes, row: Mapping[str, Any], fields: Sequence[str]) -> Review | None:
-        """Return the review of a row as it is now; None if there is none."""
+        """Return the review of a row's current captions, if there is one."""
         return self._found.get((key, fingerprint(row, fields))) if key in self._keys else None
 
     def rejected(self) -> set[tuple[bytes, str]]:
-        """Return the records whose captions were rejected, each with the print of those."""
+        """Return key and fingerprint of all rejected captions."""
         return {(one.key, one.of) for one in self if one.verdict == "rejected"}
 
     def add(self, review: Review) -> None:
@@ -123,7 +117,7 @@ class Reviews:
         Raises:
             OSError: The disk refused.
         """
-        said = {
+        fields = {
             "key": review.key.hex(),
             "of": review.of,
             "verdict": review.verdict,
@@ -131,7 +125,7 @@ class Reviews:
             "note": review.note,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        line = json.dumps(said, ensure_ascii=False).encode(errors="replace")
+        line = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
         with self._lock:
             with self._path.open("ab") as file:
                 torn = file.tell() and not _ends_on_a_line(self._path)
@@ -139,9 +133,9 @@ class Reviews:
                 file.flush()
                 os.fsync(file.fileno())
                 self._size = file.tell()
-            self._take(review)
+            self._store(review)
 
-    def _take(self, review: Review) -> None:
+    def _store(self, review: Review) -> None:
         if review.verdict == "none":
             self._found.pop((review.key, review.of), None)
         else:
@@ -156,10 +150,10 @@ def _ends_on_a_line(path: Path) -> bool:
 
 
 def _parsed(line: bytes) -> Review:
-    said = json.loads(line)
-    key = bytes.fromhex(said["key"])
-    verdict = verdict_of(said["verdict"])
-    captions = said.get("captions") or {}
+    fields = json.loads(line)
+    key = bytes.fromhex(fields["key"])
+    verdict = verdict_of(fields["verdict"])
+    captions = fields.get("captions") or {}
     if len(key) != KEY_BYTES or not isinstance(captions, dict):
         raise ValueError
-    return Review(key, str(said["of"]), verdict, captions, str(said.get("note") or ""))
+    return Review(key, str(fields["of"]), verdict, captions, str(fields.get("note") or ""))

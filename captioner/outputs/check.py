@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import OutputDamagedError
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.progress import Progress
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.companions import failures_path, find_journal, lock_path
 from captioner.journal.disk import Files
-from captioner.journal.failures import failures_path, read_failures
-from captioner.journal.journal import companion, find_journal, read_checkpoint
+from captioner.journal.failures import read_failures
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.journal.scan import Scan, scan_output
 from captioner.readers.registry import open_input
@@ -79,7 +80,7 @@ async def check_output(
     files = files or Files()
     path = find_journal(Path(output), files)
     report = CheckReport(str(path))
-    report.in_use_by = files.holder(companion(path, ".lock"))
+    report.in_use_by = files.holder(lock_path(path))
     try:
         checkpoint = read_checkpoint(files, path)
         identity = _identity(checkpoint)

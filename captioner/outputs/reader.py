@@ -17,13 +17,15 @@ import orjson
 from captioner.core.errors import BadImageError, CaptionerError, RecordError, SettingsError
 from captioner.core.jsonbytes import quoted, replace_values
 from captioner.core.keys import RecordKeys
+from captioner.core.lines import iter_lines
 from captioner.engine.conversation import image_field_of, images_of, read_turns
 from captioner.engine.templates import Templates
 from captioner.images.archives import Archives
 from captioner.images.files import ImageFolders
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.companions import reviews_path
 from captioner.journal.disk import Files
-from captioner.journal.journal import read_checkpoint
-from captioner.journal.reviews import Reviews, reviews_path
+from captioner.journal.reviews import Reviews
 from captioner.journal.scan import scan_output
 from captioner.readers.registry import folder_of, open_input
 from captioner.readers.rows import dumped
@@ -45,7 +47,6 @@ LARGEST_IMAGE = 1 << 31
 """Bytes: what was captioned is copied, however large."""
 
 _PLAIN = Templates("", DEFAULT_PROMPT, [])
-_BLOCK = 1 << 20
 _LONG_NUMBER = re.compile(rb"\d{19}")
 _WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
 """Inputs whose rows may hold images."""
@@ -198,13 +199,9 @@ class OutputReader:
                 yield parsed(line)
 
     def _lines(self) -> Iterator[bytes]:
-        left = self.length
+        length = self.length
         with self.journal.open("rb") as file:
-            rest = b""
-            while block := file.read(min(_BLOCK, left)):
-                left -= len(block)
-                lines = (rest + block).split(b"\n")
-                rest = lines.pop()
+            for lines in iter_lines(lambda size, at: file.read(min(size, length - at))):
                 yield from lines
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -16,10 +16,9 @@ from captioner.core.errors import DecoderError, RecordError, SettingsError
 from captioner.core.types import ImageOverrides
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fit import FitOptions
-from captioner.journal.disk import Files
-from captioner.journal.failures import failures_path, read_failures
-from captioner.journal.journal import find_journal
-from captioner.outputs.export.atomic import replacing
+from captioner.journal.companions import failures_path, find_journal
+from captioner.journal.disk import Files, replacing
+from captioner.journal.failures import read_failures
 from captioner.outputs.reader import OutputReader
 from captioner.outputs.statistics import Quality, look_at
 from captioner.settings.options import ImageSettings

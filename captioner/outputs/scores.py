@@ -13,8 +13,8 @@ import orjson
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
+from captioner.journal.companions import find_journal
 from captioner.journal.disk import Files
-from captioner.journal.journal import find_journal
 from captioner.outputs.reader import OutputReader
 
 if TYPE_CHECKING:

@@ -139,20 +139,19 @@ async def test_a_giver_up_lets_the_next_one_ask(rig: Rig) -> None:
     assert (await rig.begin(2))[0].text == "caption 2"
 
 
-async def test_a_full_temporary_folder_costs_requests_only() -> None:
-    """When answers can be kept no longer, it is told once, and equal records are asked for."""
-    said: list[str] = []
-    rig = Rig(warn=said.append)
+async def test_a_full_temporary_folder_costs_requests_only(caplog) -> None:
+    """When responses cannot be kept, one warning says so, and identical requests are sent."""
+    rig = Rig()
     rig.go_on.set()
-    answered = rig.deduplicator._answered
+    answered = rig.deduplicator._responses
     assert answered is not None
     answered._file.close()
     answered._file = Path("/dev/full").open("wb+", buffering=0)  # noqa: ASYNC230, SIM115
     for number in range(2_000):
         (found,) = await rig.begin(number, number.to_bytes(16, "big"))
         assert found.ok
-    assert len(said) == 1
-    assert "No space left" in said[0]
+    assert len(caplog.messages) == 1
+    assert "No space left" in caplog.messages[0]
     assert (await rig.begin(1, (1_999).to_bytes(16, "big")))[0].attempts == 2
     rig.deduplicator.close()
 

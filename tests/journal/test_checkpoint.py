@@ -4,9 +4,14 @@ import orjson
 import pytest
 
 from captioner.core.errors import OutputDamagedError
-from captioner.journal.checkpoint import Checkpoint, Extent, FutureCheckpointError, decode
+from captioner.journal.checkpoint import (
+    Checkpoint,
+    Extent,
+    FutureCheckpointError,
+    decode,
+    read_checkpoint,
+)
 from captioner.journal.disk import Files
-from captioner.journal.journal import read_checkpoint
 
 FULL = Checkpoint(Extent(7, 11), Extent(1 << 40, 0xFFFFFFFF), {"model": "m", "n": None}, "å/in")
 

@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 from fakes import FULL, FaultyFiles
 
-from captioner.core.errors import OutputBusyError
-from captioner.journal.disk import Files, network_file_system, write_all
+from captioner.core.errors import DiskError, OutputBusyError
+from captioner.journal.disk import (
+    Files,
+    atomic_write,
+    network_file_system,
+    remove_temporary_files,
+    replacing,
+    write_all,
+)
 
 HOLD = """
 import sys
@@ -58,10 +65,72 @@ def test_write_all_in_pieces(tmp_path):
         def write(self, fd, data, offset):
             return super().write(fd, data[:3], offset)
 
-    fd = Slow().open(tmp_path / "f", fresh=True)
+    fd = Slow().open(tmp_path / "f", new=True)
     assert write_all(Slow(), fd, b"0123456789", 0) == 10
     os.close(fd)
     assert (tmp_path / "f").read_bytes() == b"0123456789"
+
+
+def test_atomic_write(tmp_path):
+    """The target has its old content until the new one is complete, and nothing else is left."""
+    target = tmp_path / "f"
+    target.write_text("old")
+    with atomic_write(target, Files()) as file:
+        file.write(b"ne")
+        assert target.read_text() == "old"
+        file.write(b"w")
+    assert (target.read_text(), file.size) == ("new", 3)
+    with pytest.raises(ZeroDivisionError), atomic_write(target, Files()) as file:
+        file.write(b"other")
+        raise ZeroDivisionError
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_atomic_write_follows_no_planted_file(tmp_path, monkeypatch):
+    """A file that has the temporary name already is neither written to nor followed."""
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guess")
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    with atomic_write(tmp_path / "f", Files()) as file:
+        planted = file.path
+    planted.symlink_to(victim)
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "f", Files()):
+        pass
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "\N{GRINNING FACE}" * 60])
+def test_replacing_a_file_with_a_long_name(tmp_path, name):
+    """A temporary name fits into a file system that allows 255 bytes."""
+    with replacing(tmp_path / "new" / name) as path:
+        path.write_text("content")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+    assert (tmp_path / "new" / name).read_text() == "content"
+
+
+def test_replacing_on_a_full_disk(tmp_path):
+    """The error names the file, and the file is as it was."""
+    target = tmp_path / "f"
+    target.write_text("old")
+    with pytest.raises(DiskError, match="refused to write f: No space"), replacing(target):
+        raise OSError(FULL, os.strerror(FULL))
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_remove_temporary_files(tmp_path):
+    """What a crash left of one target goes; files of others stay, even with a similar name."""
+    other = tmp_path / ("x" * 60 + "2")
+    with atomic_write(other, Files()) as kept:
+        pass
+    for target in (tmp_path / "f", tmp_path / ("x" * 60 + "1")):
+        with atomic_write(target, Files()) as left:
+            pass
+        left.path.touch()
+    kept.path.touch()
+    remove_temporary_files(Files(), tmp_path / "f", tmp_path / ("x" * 60 + "1"))
+    assert [path for path in tmp_path.iterdir() if path.suffix == ".partial"] == [kept.path]
 
 
 def test_lock_excludes_another_process(tmp_path):

@@ -44,7 +44,7 @@ def test_no_file_until_a_record_fails(path, opened):
     """A run in which nothing fails leaves no file of failures behind."""
     failures = opened()
     failures.compact([])
-    assert not failures.kinds()
+    assert not failures.by_code()
     assert not path.exists()
     failures.append(line(A))
     assert path.read_bytes() == line(A)
@@ -53,53 +53,53 @@ def test_no_file_until_a_record_fails(path, opened):
 def test_torn_last_line_is_sealed(path, opened):
     """After a crash in the middle of a line the next failure is on a line of its own."""
     failures = opened(line(A) + line(B)[:-9])
-    assert A in failures.left
-    assert B not in failures.left
+    assert A in failures.unclaimed
+    assert B not in failures.unclaimed
     failures.append(line(C))
     assert path.read_bytes() == line(A) + line(B)[:-9] + b"\n" + line(C)
     failures.close()
-    assert sorted(opened().left.offsets()) == [0, len(line(A)) + len(line(B)[:-9]) + 1]
+    assert sorted(opened().unclaimed.offsets()) == [0, len(line(A)) + len(line(B)[:-9]) + 1]
 
 
 def test_unreadable_lines_are_dropped(path, opened):
     """Lines that are no failures neither stop a run nor survive it; the good ones stay as is."""
     bad = [b"\0" * 600, b"[]", b"3", b"{}", b"", b'{"key":"zz"}', b'{"key":5}', b"\xff{"]
     failures = opened(line(A) + b"\n".join(bad) + b"\n" + line(B) + b'{"key"')
-    assert len(failures.left) == 2
-    assert A in failures.left
-    assert B in failures.left
+    assert len(failures.unclaimed) == 2
+    assert A in failures.unclaimed
+    assert B in failures.unclaimed
     failures.compact([])
     assert path.read_bytes() == line(A) + line(B)
     failures.append(line(C))  # it goes on where the compacted file ends
     assert path.read_bytes() == line(A) + line(B) + line(C)
 
 
-def test_forgive(opened):
-    """Failures of the code asked for are tried again, all others stay failed."""
+def test_take_for_retry(opened):
+    """Failures of the given code are retried, all others stay failed."""
     failures = opened(line(A, "refused") + line(B, "image_missing") + line(C, "refused"))
-    forgiven = failures.forgive("refused")
-    assert (len(forgiven), A in forgiven, C in forgiven) == (2, True, True)
-    assert (len(failures.left), B in failures.left) == (1, True)
-    assert not len(failures.forgive("refused"))
-    assert len(failures.forgive("all")) == 1
-    assert not len(failures.left)
+    retrying = failures.take_for_retry("refused")
+    assert (len(retrying), A in retrying, C in retrying) == (2, True, True)
+    assert (len(failures.unclaimed), B in failures.unclaimed) == (1, True)
+    assert not len(failures.take_for_retry("refused"))
+    assert len(failures.take_for_retry("all")) == 1
+    assert not len(failures.unclaimed)
 
 
-def test_kinds(opened):
+def test_by_code(opened):
     """The summary counts every code, with the line and the message of its first failure."""
     failures = opened(line(A, "x", "one", 4) + line(B, "y", "two", 5) + line(C, "x", "three", 6))
-    assert failures.kinds() == {"x": (2, 4, "one"), "y": (1, 5, "two")}
+    assert failures.by_code() == {"x": (2, 4, "one"), "y": (1, 5, "two")}
 
 
-def test_overtaken(opened):
+def test_superseded(opened):
     """Only failures with a newer outcome are removed; one that lost its input is kept."""
     failures = opened(line(A) + line(B) + line(A) + line(C))
     a, b, a_again, c = 0, len(line(A)), 2 * len(line(A)), 3 * len(line(A))
     captioned = KeyTable()
     captioned.add(B)
-    assert failures.overtaken([], captioned) == set()
-    assert failures.overtaken([a, b, c], captioned) == {a, b}
-    assert failures.overtaken([a, a_again], captioned) == set()  # both are orphans
+    assert failures.superseded([], captioned) == set()
+    assert failures.superseded([a, b, c], captioned) == {a, b}
+    assert failures.superseded([a, a_again], captioned) == set()  # both are orphans
 
 
 def test_compact(path, opened):

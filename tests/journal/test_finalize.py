@@ -9,7 +9,7 @@ from fakes import FULL, FaultyFiles
 from captioner.core.errors import DiskError
 from captioner.core.keys import RecordKeys
 from captioner.core.types import Caption, InputRecord, Usage
-from captioner.journal import finalize as finalise
+from captioner.journal import finalize
 from captioner.journal.disk import Files
 from captioner.journal.finalize import order_output, write_array
 from captioner.journal.journal import Journal
@@ -105,8 +105,8 @@ async def test_equal_records(path, journal):
 
 async def test_long_lines(path, journal, monkeypatch):
     """Records longer than what is read at a time are moved whole, short ones between them, too."""
-    monkeypatch.setattr(finalise, "_WINDOW", 64)
-    monkeypatch.setattr(finalise, "_ROWS", 3)
+    monkeypatch.setattr(finalize, "_WINDOW", 64)
+    monkeypatch.setattr(finalize, "_ROWS", 3)
     lines = [record(n, "x" * (1000 if n % 2 else n)) for n in range(8)]
     wanted = [captioned(line) for line in lines]
     out = journal(reversed(wanted))
@@ -148,6 +148,6 @@ async def test_refused_by_the_disk(path, journal, fault):
         write_array(lines_of(out), target, FaultyFiles(fault, 1, FULL))
     assert target.read_text() == "[]"
     if fault != "replace":  # the journal's own
-        with pytest.raises(DiskError, match="captions are safe"):
+        with pytest.raises(DiskError, match="before are safe"):
             await order_output(out, IDENTITY, batches(lines), FaultyFiles(fault, 1, FULL))
     assert path.read_bytes() == before

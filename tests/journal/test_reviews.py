@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import rows
 
-from captioner.journal.reviews import Review, Reviews, fingerprint, reviews_path
+from captioner.journal.companions import reviews_path
+from captioner.journal.reviews import Review, Reviews, fingerprint
 
 FIELDS = ("caption",)
 ROW = {"id": 1, "caption": "a cat"}

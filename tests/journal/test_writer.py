@@ -21,18 +21,20 @@ IDENTITY = RecordKeys(("caption",))
 
 
 class Watched(Files):
-    """Notes which thread writes captions; refuses some; a sync or the failures may be held."""
+    """Notes which writes are made in the event loop's thread; refuses some, holds up others."""
 
     def __init__(self):
-        self.here = []
+        self.in_loop = []
+        self.batches = []
         self.refusals = []
         self.waiting = threading.Event()
         self.release = threading.Event()
         self.release.set()
 
     def write(self, fd, data, offset):
+        self.in_loop.append(threading.current_thread() is threading.main_thread())
         if bytes(data[:6]) == b'{"id":':
-            self.here.append(threading.current_thread() is threading.main_thread())
+            self.batches.append(bytes(data).count(b"\n"))
             if self.refusals:
                 raise OSError(self.refusals.pop(), "refused")
         elif data[:7] == b'{"line"':
@@ -40,6 +42,7 @@ class Watched(Files):
         return super().write(fd, data, offset)
 
     def sync(self, fd):
+        self.in_loop.append(threading.current_thread() is threading.main_thread())
         self.hold()
         super().sync(fd)
 
@@ -48,10 +51,14 @@ class Watched(Files):
         assert self.release.wait(30)
 
     async def held(self):
-        """Return once somebody is held."""
+        """Return once a write or a sync is held up."""
         async with asyncio.timeout(20):
             while not self.waiting.is_set():
                 await asyncio.sleep(0.001)
+
+    def hold_next(self):
+        self.waiting.clear()
+        self.release.clear()
 
 
 @pytest.fixture
@@ -63,80 +70,94 @@ def disk():
 def journal(tmp_path, disk):
     journal = Journal(tmp_path / "out.jsonl", IDENTITY, {}, files=disk)
     journal.open()
+    disk.in_loop.clear()
     yield journal
     journal.close()
 
 
 def sink_of(journal, disk_wait_s=0):
     made = RowEncoder(IDENTITY, ("caption",)), Progress(), CancelToken()
-    return JournalSink(journal, *made, warn=print, disk_wait_s=disk_wait_s)
+    return JournalSink(journal, *made, disk_wait_s=disk_wait_s)
 
 
 def outcome(number):
     return Caption(InputRecord(number, b'{"id":%d}' % number), "c", False, 1, Usage())
 
 
-async def test_it_ends_at_once_although_the_last_rows_wait_for_others(journal, monkeypatch):
-    """Leaving it writes what was put and does not wait for the next commit, or for ever."""
+def failure(number):
+    return Failure(InputRecord(number, b'{"id":%d}' % number), "bad", "it is bad", 1)
+
+
+async def test_leaving_writes_everything_at_once(journal, monkeypatch):
+    """Leaving writes what was put, even if its caller is gone, and does not wait for a commit."""
     monkeypatch.setattr(captioner.journal.writer, "COMMIT_S", 1_000.0)
-    monkeypatch.setattr(captioner.journal.writer, "GATHER_S", 0.05)
-    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", -1.0)
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
         late = asyncio.create_task(sink.put([outcome(2)]))
-        await asyncio.sleep(0.001)  # it is gathered now
+        await asyncio.sleep(0)
         late.cancel()
         await asyncio.gather(late, return_exceptions=True)
     assert [row["id"] for row in rows(journal.path)] == [1, 2]
+    assert not journal.dirty
 
 
-async def test_a_slow_write_keeps_the_loop_waiting_once(journal, disk, monkeypatch):
-    """A quick disk is written to in the event loop; after a slow write it is a thread awhile."""
-    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", 1_000.0)
+async def test_the_event_loop_never_waits_for_the_disk(journal, disk):
+    """Captions, failures and syncs are written by threads."""
+    async with sink_of(journal) as sink:
+        await sink.put([outcome(1), failure(2)])
+        await sink.commit()
+    assert disk.in_loop
+    assert not any(disk.in_loop)
+
+
+async def test_rows_that_arrive_during_a_write_are_written_together(journal, disk):
+    """A slow disk gets few large writes."""
+    async with sink_of(journal) as sink:
+        disk.hold_next()
+        first = asyncio.create_task(sink.put([failure(1)]))
+        await disk.held()
+        rest = [asyncio.create_task(sink.put([outcome(number)])) for number in range(2, 10)]
+        await asyncio.sleep(0)
+        disk.release.set()
+        await asyncio.gather(first, *rest)
+    assert disk.batches == [8]
+    assert [row["id"] for row in rows(journal.path)] == list(range(2, 10))
+
+
+async def test_writing_goes_on_during_a_sync(journal, disk):
+    """A slow sync does not hold up the rows that come after it."""
     async with sink_of(journal) as sink:
         await sink.put([outcome(1)])
-        monkeypatch.setattr(captioner.journal.writer, "QUICK_S", -1.0)  # any write is slow
-        monkeypatch.setattr(captioner.journal.writer, "TRIPS", 3)
-        for number in range(2, 8):
-            await sink.put([outcome(number)])
-        assert disk.here == [True, True, False, False, False, True, False]
-    assert [row["id"] for row in rows(journal.path)] == [1, 2, 3, 4, 5, 6, 7]
-
-
-async def test_a_large_write_is_for_a_thread(journal, disk, monkeypatch):
-    """Copying many megabytes takes long on any disk."""
-    monkeypatch.setattr(captioner.journal.writer, "QUICK_BYTES", 10)
-    async with sink_of(journal) as sink:
-        await sink.put([outcome(1)])
-    assert disk.here == [False]
-
-
-async def test_nobody_waits_in_the_loop_for_a_sync(journal, disk, monkeypatch):
-    """A write beside a running sync may have to wait for it: a thread does, the loop goes on."""
-    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", 1_000.0)
-    async with sink_of(journal) as sink:
-        await sink.put([outcome(1)])
-        disk.waiting.clear()
-        disk.release.clear()
+        disk.hold_next()
         committing = asyncio.create_task(sink.commit())
         await disk.held()
         await sink.put([outcome(2)])
+        assert not committing.done()
+        assert [row["id"] for row in rows(journal.path)] == [1, 2]
         disk.release.set()
         await committing
-        await sink.put([outcome(3)])
-    assert disk.here == [True, False, True]
 
 
-async def test_only_what_is_not_written_is_told_so(journal, disk, monkeypatch):
+async def test_put_returns_when_the_rows_are_in_the_file(journal, disk):
+    """Not earlier: a kill after it loses nothing."""
+    async with sink_of(journal) as sink:
+        disk.hold_next()
+        putting = asyncio.create_task(sink.put([failure(1)]))
+        await disk.held()
+        assert not putting.done()
+        disk.release.set()
+        await putting
+        await sink.put([outcome(2)])
+        assert [row["id"] for row in rows(journal.path)] == [2]
+        assert [row["line"] for row in rows(journal.failures.path)] == [1]
+
+
+async def test_only_rows_that_are_not_written_raise(journal, disk):
     """Rows that are in their file stay settled when the very next write fails."""
-    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", 1_000.0)
-    monkeypatch.setattr(captioner.journal.writer, "SLOW_TRIP_S", 1_000.0)
     with pytest.raises(DiskError):
         async with sink_of(journal) as sink:
-            disk.waiting.clear()
-            disk.release.clear()
-            failure = Failure(InputRecord(2, b'{"id":2}'), "bad", "it is bad", 1)
-            first = asyncio.create_task(sink.put([failure]))
+            disk.hold_next()
+            first = asyncio.create_task(sink.put([failure(2)]))
             await disk.held()
             disk.refusals = [errno.EIO]
             second = asyncio.create_task(sink.put([outcome(1)]))
@@ -145,43 +166,34 @@ async def test_only_what_is_not_written_is_told_so(journal, disk, monkeypatch):
             await first
             with pytest.raises(DiskError):
                 await second
-    assert disk.here == [True]
+            with pytest.raises(DiskError):
+                await sink.put([outcome(3)])
+            with pytest.raises(DiskError):
+                await sink.commit()
 
 
-async def test_a_full_disk_that_refuses_slowly_keeps_the_loop_waiting_once(
-    journal, disk, monkeypatch
-):
-    """It is tried again and again, and from the second time on in a thread."""
-    monkeypatch.setattr(captioner.journal.writer, "QUICK_S", -1.0)
+async def test_a_full_disk_is_waited_for(journal, disk, monkeypatch, caplog):
+    """The write is repeated until there is space, with one warning."""
     monkeypatch.setattr(captioner.journal.writer, "RETRY_S", 0.0)
     disk.refusals = [errno.ENOSPC] * 3
     async with sink_of(journal, disk_wait_s=30) as sink:
         await sink.put([outcome(1)])
-    assert disk.here == [True, False, False, False]
     assert [row["id"] for row in rows(journal.path)] == [1]
+    assert caplog.messages == ["the disk is full; waiting up to 30 s for space"]
 
 
-async def test_the_loop_waits_for_no_network(journal, disk, monkeypatch):
-    """A server that stands still holds up a thread, and Ctrl-C is heard."""
-    monkeypatch.setattr(captioner.journal.writer, "network_file_system", lambda _: "nfs4")
-    async with sink_of(journal) as sink:
-        await sink.put([outcome(1)])
-    assert disk.here == [False]
-
-
-async def test_a_writer_that_is_stopped_calls_nothing_written(journal, disk):
-    """Whoever waits for a row that was not written does not go on as if it were."""
+async def test_a_cancelled_writer_settles_nothing(journal, disk):
+    """A caller whose rows were not written does not continue as if they were."""
     sink = sink_of(journal)
+    before = asyncio.all_tasks()
     await sink.__aenter__()
-    disk.waiting.clear()
-    disk.release.clear()
-    failure = Failure(InputRecord(1, b'{"id":1}'), "bad", "it is bad", 1)
-    first = asyncio.create_task(sink.put([failure]))
+    (writer,) = asyncio.all_tasks() - before
+    disk.hold_next()
+    first = asyncio.create_task(sink.put([failure(1)]))
     await disk.held()
     second = asyncio.create_task(sink.put([outcome(2)]))
     await asyncio.sleep(0)
-    assert sink._writer is not None
-    sink._writer.cancel()
+    writer.cancel()  # as `asyncio.run` does at Ctrl-C
     found = await asyncio.gather(first, second, return_exceptions=True)
     disk.release.set()
     with pytest.raises(asyncio.CancelledError):

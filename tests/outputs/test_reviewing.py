@@ -12,7 +12,8 @@ from conftest import command, jpeg, rows
 from endpoint import Reply, completion
 
 from captioner.core.keys import RecordKeys
-from captioner.journal.reviews import Review, Reviews, fingerprint, reviews_path
+from captioner.journal.companions import reviews_path
+from captioner.journal.reviews import Review, Reviews, fingerprint
 
 FIELDS = ("caption",)
 

@@ -71,11 +71,12 @@ class SimulatedDisk(Files):
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.names: dict[Path, Inode] = {}
+        self.inodes: dict[Path, Inode] = {}
         self.durable_names: dict[Path, Inode] = {}
         self.pending_names: list[tuple[Path, Inode | None]] = []
         self.open_files: dict[int, Inode] = {}
         self.locked: set[Path] = set()
+        self.lock_files: set[Path] = set()  # a crash leaves them
         self.budget: int | None = None
         self.crashed = False
         self.operations = 0
@@ -99,12 +100,12 @@ class SimulatedDisk(Files):
         self.locked = set()
         if mode == "kill":
             return
-        self.names = dict(self.durable_names)
+        self.inodes = dict(self.durable_names)
         for path, inode in self.pending_names[: self.rng.randint(0, len(self.pending_names))]:
-            self._name(self.names, path, inode)
+            self._name(self.inodes, path, inode)
         self.pending_names = []
-        self.durable_names = dict(self.names)
-        for inode in {id(i): i for i in self.names.values()}.values():
+        self.durable_names = dict(self.inodes)
+        for inode in {id(i): i for i in self.inodes.values()}.values():
             inode.lose_power(self.rng)
 
     @staticmethod
@@ -117,21 +118,21 @@ class SimulatedDisk(Files):
             names[path] = inode
 
     def _rename(self, path: Path, inode: Inode | None) -> None:
-        self._name(self.names, path, inode)
+        self._name(self.inodes, path, inode)
         self.pending_names.append((path, inode))
 
     # -- the file layer ---------------------------------------------------------------------
 
-    def open(self, path: Path, *, create: bool = False, fresh: bool = False) -> int:
+    def open(self, path: Path, *, create: bool = False, new: bool = False) -> int:
         self.step()
-        inode = self.names.get(path)
+        inode = self.inodes.get(path)
         if inode is None:
-            if not (create or fresh):
+            if not (create or new):
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
             inode = Inode()
             self._rename(path, inode)
-        elif fresh:
-            inode.cut(0)
+        elif new:
+            raise FileExistsError(errno.EEXIST, "file exists", str(path))
         fd = max(self.open_files, default=2) + 1
         self.open_files[fd] = inode
         return fd
@@ -175,34 +176,41 @@ class SimulatedDisk(Files):
     def sync_folder(self, folder: Path) -> None:
         self.step()
         assert folder == FOLDER
-        self.durable_names = dict(self.names)
+        self.durable_names = dict(self.inodes)
         self.pending_names = []
 
     def replace(self, source: Path, target: Path) -> None:
         self.step()
-        self._rename(target, self.names[source])
+        self._rename(target, self.inodes[source])
 
     def remove(self, path: Path) -> None:
         self.step()
-        if path in self.names:
+        if path in self.inodes:
             self._rename(path, None)
 
     def kind(self, path: Path) -> Kind:
         if self.crashed:
             raise Crash
-        return "folder" if path == FOLDER else "file" if path in self.names else "missing"
+        there = path in self.inodes or path in self.lock_files
+        return "folder" if path == FOLDER else "file" if there else "missing"
+
+    def names(self, folder: Path) -> list[str]:
+        return [path.name for path in self.inodes if path.parent == folder]
 
     def lock(self, path: Path) -> int:
         if path in self.locked:
             raise OutputBusyError("busy")
         self.locked.add(path)
+        self.lock_files.add(path)
         return 1
 
     def unlock(self, fd: int, path: Path) -> None:
-        self.locked.discard(path)
+        if not self.crashed:
+            self.locked.discard(path)
+            self.lock_files.discard(path)
 
     def holder(self, path: Path) -> str:
         return "somebody" if path in self.locked else ""
 
     def content(self, path: Path) -> bytes:
-        return bytes(self.names[path].live) if path in self.names else b""
+        return bytes(self.inodes[path].live) if path in self.inodes else b""

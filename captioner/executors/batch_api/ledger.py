@@ -23,8 +23,8 @@ import orjson
 
 from captioner.core.errors import OutputDamagedError
 from captioner.core.jsonbytes import one_line
-from captioner.journal.disk import Files, write_all
-from captioner.journal.journal import companion
+from captioner.journal.companions import batch_folder
+from captioner.journal.disk import Files, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,7 +111,7 @@ class Ledger:
         Raises:
             OutputDamagedError: It cannot be read, or a newer version wrote it.
         """
-        folder = companion(journal, ".batch")
+        folder = batch_folder(journal)
         ledger = cls(folder)
         path = folder / "state.json"
         if not path.exists():
@@ -152,16 +152,8 @@ class Ledger:
             "settings": self.settings,
             "batches": [asdict(batch) for batch in self.batches],
         }
-        path = self.folder / "state.json"
-        partial = self.folder / "state.json.partial"
-        fd = self.files.open(partial, fresh=True)
-        try:
-            write_all(self.files, fd, orjson.dumps(state, option=orjson.OPT_INDENT_2), 0)
-            self.files.sync(fd)
-        finally:
-            self.files.close(fd)
-        self.files.replace(partial, path)
-        self.files.sync_folder(self.folder)
+        with atomic_write(self.folder / "state.json", self.files) as file:
+            file.write(orjson.dumps(state, option=orjson.OPT_INDENT_2))
 
     def make_folder(self) -> None:
         """Make the folder, so that it is still there after a power loss."""

@@ -107,8 +107,8 @@ class BatchMerger:
         journal = self._journal
         if batch.state == "merging":
             return [
-                await asyncio.to_thread(journal.since, batch.journal_at),
-                await asyncio.to_thread(journal.failures.since, batch.failures_at),
+                await asyncio.to_thread(journal.keys_since, batch.journal_at),
+                await asyncio.to_thread(journal.failures.keys_since, batch.failures_at),
             ]
         batch.journal_at, batch.failures_at = journal.length, journal.failures.size
         batch.state = "merging"

@@ -35,7 +35,7 @@ from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, BatchApi, UnclearError
 from captioner.executors.batch_api.ledger import BatchWriter, Entry, Ledger, entry_of, read_entries
 from captioner.executors.batch_api.merge import LOST, BatchMerger, Results
-from captioner.outputs.export.atomic import replacing
+from captioner.journal.disk import replacing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -194,7 +194,9 @@ class BatchPipeline:
         """Return the records of open batches that are not in the journal yet."""
         table = KeyTable(offsets=False)
         for batch in self._ledger.batches:
-            written = self._journal.since(batch.journal_at) if batch.state == "merging" else None
+            written = (
+                self._journal.keys_since(batch.journal_at) if batch.state == "merging" else None
+            )
             for entry in read_entries(self._ledger.path(batch, "records")):
                 if written is None or written.take(entry.key) is None:
                     table.add(entry.key)

@@ -29,9 +29,17 @@ from captioner.executors.local import open_source, refuse_strangers, run_batch
 from captioner.executors.ray.shard_store import Store
 from captioner.executors.ray.shards import Plan, names_of
 from captioner.executors.ray.worker import RateBrokerActor, ShardRunner, identity_of
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.companions import (
+    checkpoint_path,
+    companion,
+    failures_path,
+    journal_path,
+    lock_path,
+    shards_folder,
+)
 from captioner.journal.disk import Files
-from captioner.journal.failures import failures_path
-from captioner.journal.journal import Journal, companion, journal_path, read_checkpoint
+from captioner.journal.journal import Journal
 from captioner.outputs.export.registry import check_format
 from captioner.settings.context import RunContext
 from captioner.settings.locations import storage_url
@@ -109,7 +117,7 @@ class _Driver:
         if storage_url(settings.output_path) is not None:
             return await self._run_locked()
         files = Files()
-        if who := files.holder(companion(journal, ".lock")):
+        if who := files.holder(lock_path(journal)):
             raise OutputBusyError(f"{journal.name} is being written by {who}; wait for it.")
         path = companion(journal, ".shards.lock")
         lock = await asyncio.to_thread(files.lock, path)
@@ -131,7 +139,7 @@ class _Driver:
         workers = self._workers = settings.cluster.workers or max(1, int(cores))
         with tempfile.TemporaryDirectory(prefix="captioner-plan-") as scratch:
             journal = Path(scratch) / "output.jsonl" if url else journal_path(output, kind)
-            place = f"{url}.shards" if url else str(companion(journal, ".shards"))
+            place = f"{url}.shards" if url else str(shards_folder(journal))
             store = Store(place, Path(scratch) / "shards")
             plan = Plan(store, identity_of(settings))
             await self._plan(plan, workers, found, journal, url)
@@ -445,5 +453,5 @@ def _output_names(journal: Path, name: str) -> list[tuple[Path, str]]:
     return [
         (failures_path(journal), failures_path(Path(name)).name),
         (journal, name),
-        (companion(journal, ".ckpt"), f"{name}.ckpt"),
+        (checkpoint_path(journal), f"{name}.ckpt"),
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.extras import needed
-from captioner.journal.disk import Files, write_all
+from captioner.journal.disk import Files, atomic_write
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
@@ -82,14 +82,6 @@ class Store:
 
     def put_in_place(self, name: str, data: bytes) -> None:
         """Write a small file whole or not at all."""
-        files = Files()
-        partial = self.folder / f"{name}.partial"
-        fd = files.open(partial, fresh=True)
-        try:
-            write_all(files, fd, data, 0)
-            files.sync(fd)
-        finally:
-            files.close(fd)
-        files.replace(partial, self.folder / name)
-        files.sync_folder(self.folder)
+        with atomic_write(self.folder / name, Files()) as file:
+            file.write(data)
         self.push([name])

@@ -21,11 +21,13 @@ import orjson
 
 from captioner.core.errors import OutputDamagedError, SettingsError
 from captioner.core.jsonbytes import one_line
+from captioner.core.lines import iter_lines
 from captioner.core.types import InputRecord
 from captioner.executors.ray.shard_store import MANIFEST
 from captioner.journal.checkpoint import Checkpoint, Extent
+from captioner.journal.companions import failures_path
 from captioner.journal.disk import Files
-from captioner.journal.failures import failures_path, read_failures
+from captioner.journal.failures import read_failures
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -190,11 +192,7 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
     if not path.exists():
         return
     with path.open("rb") as file:
-        rest = b""
-        while block := file.read(_BLOCK):
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            yield lines
+        yield from iter_lines(lambda size, _: file.read(size))
 
 
 def _written(line: InputRecord) -> bytes:

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
-from captioner.journal.disk import Files
-from captioner.journal.failures import failures_path
+from captioner.journal.companions import (
+    checkpoint_path,
+    failures_path,
+    format_of,
+    journal_path,
+    lock_path,
+    reviews_path,
+)
+from captioner.journal.disk import Files, replacing
 from captioner.journal.finalize import write_array
-from captioner.journal.journal import companion, format_of, journal_path
-from captioner.journal.reviews import reviews_path
-from captioner.outputs.export.atomic import replacing
 from captioner.outputs.reader import OutputReader
 
 if TYPE_CHECKING:
@@ -123,8 +127,8 @@ def _refuse_ours(
     journal = book.journal
     ours = [
         journal,
-        companion(journal, ".ckpt"),
-        companion(journal, ".lock"),
+        checkpoint_path(journal),
+        lock_path(journal),
         *(failures_path(one) for one in (journal, output) if one is not None),
         *(reviews_path(one) for one in (journal, output) if one is not None),
     ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import DiskError
 from captioner.core.extras import needed
 from captioner.core.row import field_names
-from captioner.outputs.export.atomic import replacing
+from captioner.journal.disk import replacing
 from captioner.outputs.reader import parsed
 from captioner.readers.rows import dumped, line_of
 from captioner.readers.tables import ArrowSource, python_rows
@@ -69,16 +69,18 @@ def write_sqlite(book: OutputReader, target: Path) -> None:
     columns, rest = members[:MOST_COLUMNS], members[MOST_COLUMNS:]
     names = [*columns, *(["more"] if rest else [])]
     try:
-        with replacing(target) as partial:
-            partial.unlink(missing_ok=True)
-            with closing(sqlite3.connect(partial)) as database, database:
-                quoted = ", ".join(_quoted(name) for name in _distinct(names))
-                database.execute(f"CREATE TABLE captions ({quoted})")
-                places = ", ".join("?" * len(names))
-                database.executemany(
-                    f"INSERT INTO captions VALUES ({places})",  # noqa: S608 - nothing but marks
-                    (_values(row, columns, rest) for row in book.rows()),
-                )
+        with (
+            replacing(target) as partial,
+            closing(sqlite3.connect(partial)) as database,
+            database,
+        ):
+            quoted = ", ".join(_quoted(name) for name in _distinct(names))
+            database.execute(f"CREATE TABLE captions ({quoted})")
+            places = ", ".join("?" * len(names))
+            database.executemany(
+                f"INSERT INTO captions VALUES ({places})",  # noqa: S608 - nothing but marks
+                (_values(row, columns, rest) for row in book.rows()),
+            )
     except sqlite3.Error as error:
         raise DiskError(f"{target.name} cannot be written: {error}") from None
 

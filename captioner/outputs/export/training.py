@@ -11,7 +11,7 @@ from captioner.core.types import ImageRef
 from captioner.engine.conversation import PLACEHOLDER
 from captioner.images.archives import in_archive
 from captioner.images.fit import read_structure
-from captioner.outputs.export.atomic import replacing
+from captioner.journal.disk import replacing
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:

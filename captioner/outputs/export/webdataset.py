@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import SettingsError
 from captioner.images.archives import in_archive
 from captioner.images.fit import media_type_of
-from captioner.outputs.export.atomic import replacing
+from captioner.journal.disk import replacing
 from captioner.outputs.export.tables import cell, write_rows
 from captioner.readers.rows import dumped
 

@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.core.errors import CaptionerError, RecordError
 from captioner.core.row import EXTRAS, FLAG
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.companions import (
+    checkpoint_path,
+    failures_path,
+    journal_path,
+    lock_path,
+    reviews_path,
+)
 from captioner.journal.disk import Files
-from captioner.journal.failures import failures_path
-from captioner.journal.journal import companion, journal_path, read_checkpoint
-from captioner.journal.reviews import Review, Reviews, fingerprint, reviews_path, verdict_of
+from captioner.journal.reviews import Review, Reviews, fingerprint, verdict_of
 from captioner.outputs.reader import OutputReader, parsed
 from captioner.outputs.statistics import look_at
 from captioner.outputs.viewer.lineindex import Lines
@@ -107,7 +113,7 @@ class ViewerStore:
     def book(self) -> OutputReader:
         """What the checkpoint says; read again when it says something else."""
         with self._lock:
-            of = self.rows.generation, _stamp(companion(self.journal, ".ckpt"))
+            of = self.rows.generation, _stamp(checkpoint_path(self.journal))
             if self._book is None or of != self._book_of:
                 found = read_checkpoint(Files(), self.journal)
                 settings = found.settings if found else {}
@@ -377,9 +383,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _running(journal: Path) -> bool:
     """Tell whether somebody writes to an output, without touching the lock that says so."""
     try:
-        host, _, pid = (
-            companion(journal, ".lock").read_text("utf-8", "replace").strip().partition(" ")
-        )
+        host, _, pid = lock_path(journal).read_text("utf-8", "replace").strip().partition(" ")
         if host == socket.gethostname():
             os.kill(int(pid), 0)
     except PermissionError:

@@ -1,0 +1,136 @@
+"""Paths and formats of an output and of the files that belong to it.
+
+For an output ``run.csv``, which cannot be appended to, all but the first lie beside it as::
+
+    run.csv.jsonl                the journal; for a JSONL output the output itself
+    run.csv.failed.jsonl         the failures
+    run.csv.review.jsonl         the reviews
+    run.csv.jsonl.ckpt           the checkpoint
+    run.csv.jsonl.lock           the lock, only during a run
+    run.csv.jsonl.broken-1       what a recovery cut off
+    run.csv.jsonl.rejected-1     rows that --retry-rejected took out
+    run.csv.jsonl.batch/         batches of a batch API
+    run.csv.jsonl.shards/        shards of an unfinished run on Ray
+
+Failures and reviews of ``run.jsonl`` are ``run.failed.jsonl`` and ``run.review.jsonl``. Any other
+output uses its full name, so that ``run.jsonl``, ``run.csv`` and ``run.parquet`` do not share them
+(only ``run`` without a suffix shares them with ``run.jsonl``).
+Earlier versions left the suffix out for every output. An existing file with such a name stays in
+use for an output that was begun before, unless a ``run.jsonl`` beside it owns the file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captioner.core.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from captioner.journal.disk import Files
+    from captioner.settings.options import OutputFormat
+
+_FORMATS: dict[str, OutputFormat] = {
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+}
+
+
+def format_of(output: Path) -> OutputFormat:
+    """Return the format that an output's name implies; JSONL by default."""
+    if output.name in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):
+        return "imagefolder"
+    return _FORMATS.get(output.suffix.lower(), "jsonl")
+
+
+def companion(path: Path, ending: str) -> Path:
+    """Return the path with an ending added to its full name."""
+    return path.with_name(path.name + ending)
+
+
+def journal_path(output: Path, kind: OutputFormat | None = None) -> Path:
+    """Return where captions are appended: the output itself if it is JSONL."""
+    return output if (kind or format_of(output)) == "jsonl" else companion(output, ".jsonl")
+
+
+def output_of(path: Path) -> Path:
+    """Return the output of a journal (``x.csv`` for ``x.csv.jsonl``), or the path itself."""
+    if not path.name:
+        return path
+    output = path.with_suffix("")
+    is_journal = path.suffix == ".jsonl" and format_of(output) != "jsonl" and output.exists()
+    return output if is_journal else path
+
+
+def find_journal(output: Path, files: Files) -> Path:
+    """Return the existing journal of an output.
+
+    Raises:
+        SettingsError: There is no such output.
+    """
+    if not output.name:
+        raise SettingsError(f"{output} is a folder: give the captions file of a run")
+    for path in (journal_path(output), companion(output, ".jsonl"), output):
+        if files.kind(path) == "file":
+            return path
+    shards = shards_folder(journal_path(output))
+    if files.kind(shards) == "folder":
+        raise SettingsError(
+            f"there is no output {output} yet: an unfinished run on Ray keeps it in {shards}"
+        )
+    raise SettingsError(f"there is no output {output}")
+
+
+def failures_path(output: Path) -> Path:
+    """Return where the failed records of an output are; see the module's docstring."""
+    return _sidecar(output, ".failed.jsonl")
+
+
+def reviews_path(output: Path) -> Path:
+    """Return where the reviews of an output are; see the module's docstring."""
+    return _sidecar(output, ".review.jsonl")
+
+
+def _sidecar(output: Path, ending: str) -> Path:
+    short, full = output.with_name(output.stem + ending), companion(output, ending)
+    if output.suffix == ".jsonl":
+        return short
+    if full.exists() or not short.exists() or output.with_suffix(".jsonl").exists():
+        return full
+    begun = output.exists() or companion(output, ".jsonl").exists()
+    return short if begun else full
+
+
+def checkpoint_path(journal: Path) -> Path:
+    """Return the path of a journal's checkpoint."""
+    return companion(journal, ".ckpt")
+
+
+def lock_path(journal: Path) -> Path:
+    """Return the path of a journal's lock, which exists while a run writes to it."""
+    return companion(journal, ".lock")
+
+
+def batch_folder(journal: Path) -> Path:
+    """Return the folder of the batches that were sent to a batch API."""
+    return companion(journal, ".batch")
+
+
+def shards_folder(journal: Path) -> Path:
+    """Return the folder of the shards of a run on Ray."""
+    return companion(journal, ".shards")
+
+
+def unused_path(files: Files, journal: Path, ending: str) -> Path:
+    """Return the first path ``<journal><ending>-<n>`` (n = 1, 2, ...) that does not exist."""
+    number = 1
+    while files.kind(path := companion(journal, f"{ending}-{number}")) != "missing":
+        number += 1
+    return path
