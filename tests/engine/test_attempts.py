@@ -405,7 +405,7 @@ async def test_a_resting_endpoint_is_probed_by_one_at_a_time():
     """While the endpoint rests there is never more than one request on the wire."""
     rig = Rig(limit=8)
     for _ in range(10):
-        rig.breaker.faulted(UNREACHABLE, probe=False)
+        rig.breaker.record_fault(UNREACHABLE, probe=False)
     most = 0
     fails = 12
 
@@ -429,7 +429,7 @@ async def test_any_sensible_reply_ends_a_rest(reply):
     """An endpoint that answers a probe, be it with a refusal, is well again."""
     rig = Rig()
     for _ in range(10):
-        rig.breaker.faulted(UNREACHABLE, probe=False)
+        rig.breaker.record_fault(UNREACHABLE, probe=False)
     rig.script.answers["q"] = [reply]
     await rig.caption()
     assert not rig.breaker.is_open
@@ -454,7 +454,7 @@ async def test_what_no_record_would_survive_stops_the_run(reply, kind, resting):
     rig = Rig()
     if resting:
         for _ in range(10):
-            rig.breaker.faulted(UNREACHABLE, probe=False)
+            rig.breaker.record_fault(UNREACHABLE, probe=False)
     rig.script.always["q"] = reply
     with pytest.raises(kind):
         await rig.caption()
@@ -541,7 +541,7 @@ async def test_stopping_ends_every_kind_of_wait():
     rig = Rig()
     rig.breaker._sleep = CancelToken.sleep.__get__(rig.cancel)  # this one waits for the wish
     for _ in range(10):
-        rig.breaker.faulted(UNREACHABLE, probe=False)
+        rig.breaker.record_fault(UNREACHABLE, probe=False)
     rig.breaker._waits = iter([1000.0] * 10)
     waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
     await settle()
@@ -556,7 +556,7 @@ async def test_cancelling_gives_everything_back():
     """A worker that is cancelled on the wire, even as the probe, leaves nothing held."""
     rig = Rig(limit=1)
     for _ in range(10):
-        rig.breaker.faulted(UNREACHABLE, probe=False)
+        rig.breaker.record_fault(UNREACHABLE, probe=False)
     hang = asyncio.Event()
 
     async def before(question: str) -> None:

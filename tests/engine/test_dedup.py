@@ -21,7 +21,7 @@ from captioner.core.types import (
     Usage,
     ValidatedCompletion,
 )
-from captioner.engine.dedup import MAX_PARKED, RequestDeduplicator, dump, load
+from captioner.engine.dedup import MAX_WAITERS, RequestDeduplicator, dump, load
 
 
 class Rig:
@@ -119,12 +119,12 @@ async def test_only_so_many_are_parked(rig: Rig) -> None:
     """A million equal records do not pile up while the first one is slow."""
     first = rig.begin(1)
     await asyncio.sleep(0)
-    parked = [rig.begin(number) for number in range(2, MAX_PARKED + 2)]
-    more = [rig.begin(number) for number in range(MAX_PARKED + 2, MAX_PARKED + 5)]
+    parked = [rig.begin(number) for number in range(2, MAX_WAITERS + 2)]
+    more = [rig.begin(number) for number in range(MAX_WAITERS + 2, MAX_WAITERS + 5)]
     await asyncio.gather(*parked)
     assert not any(one.done() for one in more)
     rig.go_on.set()
-    assert len(await first) == MAX_PARKED + 1
+    assert len(await first) == MAX_WAITERS + 1
     assert [len(found) for found in await asyncio.gather(*more)] == [1, 1, 1]
     assert rig.calls == 1
 

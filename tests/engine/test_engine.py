@@ -112,18 +112,18 @@ async def test_only_model():
     [
         (serving("a", "b"), "the endpoint serves a, b; choose one with --model NAME"),
         (serving(*"abcdefghij"), "serves a, b, c, d, e, f, g, h …; choose one"),
-        (serving(), "does not say what it serves"),
-        (b"<html>", "does not say what it serves"),
-        (b'{"data":[{}]}', "does not say what it serves"),
-        (b"[]", "does not say what it serves"),
-        (b'{"data":null}', "does not say what it serves"),
-        (EndpointFaultError("away", "it is away"), "the endpoint cannot be asked: it is away"),
-        (None, "cannot be asked: no reply within 0.01 s"),
+        (serving(), "does not say which models it serves"),
+        (b"<html>", "does not say which models it serves"),
+        (b'{"data":[{}]}', "does not say which models it serves"),
+        (b"[]", "does not say which models it serves"),
+        (b'{"data":null}', "does not say which models it serves"),
+        (EndpointFaultError("away", "it is away"), "cannot be asked for its models: it is away"),
+        (None, "cannot be asked for its models: no response within 0.01 s"),
     ],
 )
 async def test_no_only_model(monkeypatch, reply, message):
     """Where the model cannot be known by asking, the message says why, and that none is given."""
-    monkeypatch.setattr(connecting, "ASK_S", 0.01)
+    monkeypatch.setattr(connecting, "MODELS_TIMEOUT_S", 0.01)
     with pytest.raises(SettingsError) as raised:
         await only_model(Replies(reply), CancelToken())
     text = str(raised.value)

@@ -333,7 +333,7 @@ async def test_more_at_once_than_threads_with_little_memory(options, images):
             async with asyncio.timeout(10):
                 captions = await asyncio.gather(*map(captioner.caption, images * 2))
         finally:
-            captioner._engine.budget.close()  # lets the threads of a deadlock go
+            captioner._engine.memory.close()  # lets the threads of a deadlock go
     assert len(captions) == 80
 
 
@@ -363,7 +363,7 @@ async def test_a_cancelled_caption_gives_its_memory_back(options, images):
             async with asyncio.timeout(5):
                 assert await captioner.caption(images[1])
         finally:
-            captioner._engine.budget.close()
+            captioner._engine.memory.close()
 
 
 async def test_records_are_sent_as_they_were_given(options, images):
