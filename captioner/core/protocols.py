@@ -93,7 +93,7 @@ class Transport(Protocol):
         """Return the reply, whatever its status.
 
         Raises:
-            EndpointFaultError: There was no whole reply within the deadline.
+            EndpointFaultError: There was no complete response within the deadline.
         """
         ...
 

@@ -1,18 +1,21 @@
-"""One POST over one of aiohttp's connections, without its session: half of a request's price.
+"""One POST over one of aiohttp's connections, without its session: half of a request's cost.
 
-aiohttp's session merges headers, follows redirects, keeps cookies and calls tracers, for each
-request anew. Of all that a captioning run wants nothing. What it does want is aiohttp's as before:
-connections with TLS and name lookup (its connector), the parser, the reader of bodies.
+aiohttp's session merges headers, follows redirects, keeps cookies and calls tracers for each
+request. A captioning run needs none of that. It needs aiohttp's connector (TLS, name lookup), its
+response parser and its body reader. `Http1Client` uses parts of aiohttp that are not documented;
+`open_client` falls back to the session if an aiohttp version has changed them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from captioner.core.errors import EndpointFaultError
@@ -21,44 +24,123 @@ from captioner.core.types import Response
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
     from yarl import URL
 
+logger = logging.getLogger(__name__)
+
 CONNECT_S = 15.0
 MAX_REPLY = 10 << 20
-"""Bytes of a reply; no caption is longer, and a server gone mad must not fill the memory."""
+"""Bytes of a response. No caption is longer, and a broken server must not fill the memory."""
 
-HEARD_OUT = 1 << 16
-"""Bytes of a body that a server has always read before it answers, or that are not worth closing
-a connection for."""
+ALWAYS_READ = 1 << 16
+"""Bytes of a request that a server reads before it responds, or that are not worth closing a
+connection for."""
 
 KEPT_S = 15.0
-"""Seconds an idle connection is kept, as in aiohttp's own pool; many servers keep it no longer."""
+"""Seconds that an idle connection is kept, as in aiohttp's pool; many servers keep it no longer."""
 
 CONNECTING = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
 
 _LENGTH = ("content-length", "transfer-encoding")
 
+TESTED = "aiohttp 3.13 and 3.14"
+"""Versions whose undocumented parts `Http1Client` was tested with."""
 
-class Http1Client:
-    """POSTs bodies to one address.
+
+class Client(Protocol):
+    """Sends POST requests to one address."""
+
+    async def post(self, pieces: Sequence[bytes]) -> Response:
+        """Send a body and return the response, whatever its status.
+
+        Raises:
+            aiohttp.ClientError, OSError: There is none.
+            EndpointFaultError: ``reply_too_large``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close idle connections."""
+        ...
+
+
+def open_client(session: aiohttp.ClientSession, url: URL, proxy: URL | None = None) -> Client:
+    """Return a client for one address: the fast one if the installed aiohttp allows it.
 
     Args:
-        session: Whose connections and headers are used.
-        url: Where to.
-        proxy: What is between, if anything is.
+        session: Its connections and headers are used.
+        url: The address.
+        proxy: The proxy to use; None connects directly.
 
     Raises:
         ValueError: A header cannot be sent.
+    """
+    global _warned  # noqa: PLW0603 - a warning for the whole process
+    try:
+        return Http1Client(session, url, proxy)
+    except (AttributeError, TypeError) as error:
+        if not _warned:
+            _warned = True
+            logger.warning(
+                "aiohttp %s does not fit the fast HTTP client (%s), which is tested with %s: "
+                "requests use aiohttp's session and cost about half as much CPU again",
+                aiohttp.__version__,
+                error,
+                TESTED,
+            )
+        return SessionClient(session, url, proxy)
+
+
+_warned = False
+
+
+class SessionClient:
+    """Sends POST requests through aiohttp's session, on a connection each.
+
+    Args:
+        session: The session.
+        url: The address.
+        proxy: The proxy to use; None connects directly.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: URL, proxy: URL | None = None) -> None:
+        self._session = session
+        self._url = url
+        self._proxy = proxy
+
+    async def post(self, pieces: Sequence[bytes]) -> Response:
+        """See `Client.post`."""
+        async with self._session.post(
+            self._url, data=b"".join(pieces), allow_redirects=False, proxy=self._proxy
+        ) as reply:
+            return Response(reply.status, reply.headers, await read(reply.headers, reply.content))
+
+    def close(self) -> None:
+        """Do nothing: the session closes its connections."""
+
+
+class Http1Client:
+    """Sends POST requests to one address over kept connections. Everything undocumented is here.
+
+    Args:
+        session: Its connector and headers are used.
+        url: The address.
+        proxy: The proxy to use; None connects directly.
+
+    Raises:
+        ValueError: A header cannot be sent.
+        AttributeError, TypeError: This version of aiohttp has other internals.
     """
 
     def __init__(self, session: aiohttp.ClientSession, url: URL, proxy: URL | None = None) -> None:
         connector = session.connector
         if connector is None:
             raise ValueError("the session is closed")
+        for name in ("set_response_params", "is_connected", "should_close", "read"):
+            getattr(ResponseHandler, name)
         self._connector = connector
-        # What names the connection in the pool; it is never sent itself.
+        # Names the connection in the connector; it is never sent itself.
         self._request = aiohttp.ClientRequest(
             "POST",
             url,
@@ -72,7 +154,7 @@ class Http1Client:
         self._idle: list[_Wire] = []
 
     def _written(self) -> bytes:
-        """Return what stands before a body, up to its length."""
+        """Return the bytes before a body, up to its length."""
         request = self._request
         absolute = request.proxy is not None and not request.is_ssl()  # RFC 9112, section 3.2.2
         target = str(request.url.with_user(None)) if absolute else request.url.raw_path_qs
@@ -85,28 +167,23 @@ class Http1Client:
         return "\r\n".join([*lines, "Content-Length: "]).encode()
 
     async def post(self, pieces: Sequence[bytes]) -> Response:
-        """Send a body and return the reply, whatever its status.
-
-        Raises:
-            aiohttp.ClientError, OSError: There is none.
-            EndpointFaultError: ``reply_too_large``.
-        """
+        """See `Client.post`."""
         wire = await self._connect()
         connection, protocol, transport = wire.connection, wire.protocol, wire.transport
         try:
             protocol.set_response_params(read_until_eof=True)
             size = sum(map(len, pieces))
-            # Joining the pieces first would cost a tenth more.
+            # Joining the pieces first would cost 10 % more.
             transport.writelines((b"%b%d\r\n\r\n" % (self._head, size), *pieces))
             while True:
                 message, content = await protocol.read()
-                # Until then it only says: go on.
+                # Other informational responses come before the real one.
                 if not 100 <= message.code < 200 or message.code == 101:
                     break
             reply = Response(message.code, message.headers, await read(message.headers, content))
-            # One that refuses may do so before it has heard us out, and what it then takes the
-            # rest for is answered, too.
-            early = reply.status >= 300 and size > HEARD_OUT
+            # A server may refuse a request before it has read all of it, and take the rest for
+            # another request.
+            early = reply.status >= 300 and size > ALWAYS_READ
             if early or transport.get_write_buffer_size():
                 _abort(connection)
             elif message.should_close:
@@ -122,7 +199,7 @@ class Http1Client:
         return reply
 
     def _keep(self, wire: _Wire) -> None:
-        """Keep a connection for the next request, and give those up that nobody has needed."""
+        """Keep a connection for the next request, and close those idle for too long."""
         now = time.monotonic()
         while self._idle and now - self._idle[0].since > KEPT_S:
             self._idle.pop(0).connection.close()
@@ -130,14 +207,14 @@ class Http1Client:
         self._idle.append(wire)
 
     def close(self) -> None:
-        """Close the connections that are kept."""
+        """Close idle connections."""
         while self._idle:
             self._idle.pop().connection.close()
 
     async def _connect(self) -> _Wire:
-        """Return a connection on which nothing has come that nobody asked for.
+        """Return a connection on which no data has arrived since the last response.
 
-        A reply that came late, or twice, would be taken for that to the next request.
+        A late or repeated response would be taken for the response to the next request.
         """
         while self._idle:
             wire = self._idle.pop()
@@ -150,7 +227,7 @@ class Http1Client:
         except TimeoutError:
             raise aiohttp.ConnectionTimeoutError from None
         if self._request.proxy is not None:
-            self._head = self._written()  # only now it has the proxy's password
+            self._head = self._written()  # now it has the proxy's password
         protocol, transport = connection.protocol, connection.transport
         if protocol is None or transport is None or not protocol.is_connected():
             connection.close()
@@ -160,7 +237,7 @@ class Http1Client:
 
 @dataclass(slots=True)
 class _Wire:
-    """A connection, and since when it has been idle."""
+    """A connection, and the time since which it is idle."""
 
     connection: Connection
     protocol: ResponseHandler
@@ -169,17 +246,17 @@ class _Wire:
 
 
 def _abort(connection: Connection) -> None:
-    """Give a connection up with what is still to be sent; closing it would wait for that."""
+    """Close a connection at once; a plain close would wait for unsent data."""
     if connection.transport is not None:
         connection.transport.abort()
     connection.close()
 
 
 async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:
-    """Return a reply's body.
+    """Return the body of a response.
 
     Raises:
-        EndpointFaultError: It is too large to be a reply.
+        EndpointFaultError: It is too large.
     """
     length = headers.get("Content-Length")
     if length is not None and int(length) > MAX_REPLY:
@@ -201,4 +278,4 @@ async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> byt
 
 
 def _too_large() -> EndpointFaultError:
-    return EndpointFaultError("reply_too_large", f"the reply is longer than {MAX_REPLY:,} bytes")
+    return EndpointFaultError("reply_too_large", f"the response is longer than {MAX_REPLY} bytes")

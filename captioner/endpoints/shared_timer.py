@@ -1,4 +1,4 @@
-"""How long one exchange may take: one timer for all of them."""
+"""Time limits of requests: one timer for all of them, because all have the same limit."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import asyncio
 
 
 class SharedTimer:
-    """Ends exchanges that take too long, with one timer for all: they are all allowed as much.
-
-    What `asyncio.timeout` does, for a tenth of the price.
+    """Cancels requests that take too long, like `asyncio.timeout` at a tenth of its cost.
 
     Args:
-        seconds: Allowed for each.
+        seconds: Limit of each request.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self.running: dict[Deadline, None] = {}  # in the order they began
+        self.running: dict[Deadline, None] = {}  # ordered by start
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> Deadline:
-        """Begin an exchange of the task that calls."""
+        """Start the limit for a request of the current task."""
         loop = asyncio.get_running_loop()
         deadline = Deadline(self, loop.time() + self._seconds)
         self.running[deadline] = None
@@ -39,28 +37,28 @@ class SharedTimer:
 
 
 class Deadline:
-    """When one exchange has to be over."""
+    """The deadline of one request."""
 
-    __slots__ = ("_deadlines", "_expired", "_task", "_wishes", "when")
+    __slots__ = ("_expired", "_requests", "_task", "_timer", "when")
 
-    def __init__(self, deadlines: SharedTimer, when: float) -> None:
-        self._deadlines = deadlines
+    def __init__(self, timer: SharedTimer, when: float) -> None:
+        self._timer = timer
         self._task = asyncio.current_task()
-        self._wishes = self._task.cancelling() if self._task else 0
+        self._requests = self._task.cancelling() if self._task else 0
         self._expired = False
         self.when = when
 
     def expire(self) -> None:
-        """Cancel the exchange."""
+        """Cancel the request."""
         self.end()
         if self._task is not None:
             self._expired = True
             self._task.cancel()
 
     def passed(self) -> bool:
-        """Tell whether a cancellation was this deadline's alone."""
-        return self._expired and self._task is not None and self._task.uncancel() <= self._wishes
+        """Return whether a cancellation came from this deadline alone."""
+        return self._expired and self._task is not None and self._task.uncancel() <= self._requests
 
     def end(self) -> None:
-        """Note that the exchange is over."""
-        self._deadlines.running.pop(self, None)
+        """Note that the request is over."""
+        self._timer.running.pop(self, None)

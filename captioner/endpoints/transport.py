@@ -1,4 +1,4 @@
-"""HTTP to an endpoint through aiohttp, tuned to cost little per request."""
+"""HTTP to an endpoint through aiohttp, with a low cost for each request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from captioner.core.errors import EndpointFaultError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.secrets import masked
 from captioner.core.types import Response
-from captioner.endpoints.http1 import CONNECT_S, CONNECTING, Http1Client, read
+from captioner.endpoints.http1 import CONNECT_S, CONNECTING, Client, open_client, read
 from captioner.endpoints.shared_timer import SharedTimer
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from captioner.core.types import Request
 
 SECRET_LENGTH = 8
-"""A header's value may be a key from so many characters on; it is masked where it comes back."""
+"""Characters from which a header's value may be a key, and is masked in responses."""
 
 
 class AiohttpTransport:
@@ -33,12 +33,12 @@ class AiohttpTransport:
 
     Args:
         base_url: For example ``http://localhost:8000/v1``.
-        api_key: Sent as a bearer token; None sends none.
-        timeout_s: Seconds for one whole exchange, however slowly bytes drip.
-        headers: Further headers; they go before ours.
+        api_key: Sent as a bearer token; None sends no key.
+        timeout_s: Seconds for one request from start to end, however slowly bytes arrive.
+        headers: Further headers; they replace ours.
 
     Raises:
-        SettingsError: There are two keys, or a proxy that cannot be used.
+        SettingsError: There are two keys, or the proxy cannot be used.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class AiohttpTransport:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        said = [value for _, value in headers if len(value) >= SECRET_LENGTH]
-        self._secrets = [secret.encode() for secret in (api_key, *said) if secret]
+        long_values = [value for _, value in headers if len(value) >= SECRET_LENGTH]
+        self._secrets = [secret.encode() for secret in (api_key, *long_values) if secret]
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -65,28 +65,28 @@ class AiohttpTransport:
         keyed = any(name.lower() == "authorization" for name in self._headers)
         if "@" in urlsplit(base_url).netloc and keyed:
             raise SettingsError(
-                "base-url: there is a name in the address and a key as well; leave one of them out"
+                "base-url: the address has a user name and there is a key; leave out one of them"
             )
         self._session: aiohttp.ClientSession | None = None
-        self._exchanges: dict[str, Http1Client] = {}
-        self._deadlines = SharedTimer(timeout_s)
+        self._clients: dict[str, Client] = {}
+        self._timer = SharedTimer(timeout_s)
         self._proxy = proxy_for(base_url)
 
     async def send(self, request: Request) -> Response:
-        """Return the reply, whatever its status.
+        """Return the response, whatever its status.
 
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
                 or ``reply_too_large``.
         """
-        deadline = self._deadlines.begin()
+        deadline = self._timer.begin()
         try:
             reply = await self._sent(request)
         except asyncio.CancelledError:
             if not deadline.passed():
                 raise
-            raise self._too_late() from None
-        except aiohttp.ClientHttpProxyError as error:  # what it says to CONNECT is a reply, too
+            raise self._timed_out() from None
+        except aiohttp.ClientHttpProxyError as error:  # its response to CONNECT
             reply = Response(error.status, {}, error.message.encode())
         except aiohttp.ConnectionTimeoutError:
             raise EndpointFaultError(
@@ -94,7 +94,7 @@ class AiohttpTransport:
                 f"cannot connect to {urlsplit(self._base_url).hostname} within {CONNECT_S:g} s",
             ) from None
         except TimeoutError:
-            raise self._too_late() from None
+            raise self._timed_out() from None
         except aiohttp.ClientConnectorError as error:
             raise EndpointFaultError(
                 "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
@@ -107,15 +107,15 @@ class AiohttpTransport:
 
     async def _sent(self, request: Request) -> Response:
         if request.method == "POST":
-            exchange = self._exchanges.get(request.path)
-            if exchange is None:
-                exchange = Http1Client(
+            client = self._clients.get(request.path)
+            if client is None:
+                client = open_client(
                     self._session or self._open(),
                     self._url(request.path),
                     URL(self._proxy) if self._proxy else None,
                 )
-                self._exchanges[request.path] = exchange
-            return await exchange.post(request.pieces)
+                self._clients[request.path] = client
+            return await client.post(request.pieces)
         async with (self._session or self._open()).request(
             request.method,
             self._url(request.path),
@@ -129,13 +129,13 @@ class AiohttpTransport:
         return URL(f"{base.rstrip('/')}{path}{mark}{query}")
 
     def masked(self, data: bytes) -> bytes:
-        """Return a reply without our key: some endpoints repeat it, and it is for nobody's eyes."""
+        """Return a response without our secrets: some endpoints repeat the key."""
         for secret in self._secrets:
             data = data.replace(secret, b"***")
         return data
 
     async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
-        """Send a file as a form's, streamed, however long that takes; return the reply.
+        """Upload a file as a form field, streamed, however long that takes; return the response.
 
         Raises:
             EndpointFaultError: As `send` does.
@@ -152,10 +152,10 @@ class AiohttpTransport:
                 )
 
     async def download(self, path: str, target: Path) -> Response:
-        """Write a reply's body to a file if it is a good one; return the reply without it.
+        """Write the body of a successful response to a file; return the response without it.
 
         Raises:
-            EndpointFaultError: As `send` does; the file is as it was.
+            EndpointFaultError: As `send` does; the file is unchanged.
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
@@ -177,7 +177,7 @@ class AiohttpTransport:
     async def _whole(
         self, method: str, path: str, body: Any = None, headers: Any = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Exchange what may take long as a whole, but not between two bytes."""
+        """Open a request with a read timeout per chunk but no total timeout (up- and downloads)."""
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_S, sock_read=self._timeout_s
         )
@@ -194,18 +194,18 @@ class AiohttpTransport:
             ) as reply:
                 yield reply
         except TimeoutError:
-            raise self._too_late() from None
+            raise self._timed_out() from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise self._broken(error) from None
 
     def _broken(self, error: BaseException) -> EndpointFaultError:
-        """Return what a broken connection means; its words may quote what the server said."""
-        told = self.masked(_reason(error).encode()).decode(errors="replace")
-        return EndpointFaultError("disconnected", f"the connection broke: {told}")
+        """Return the error of a broken connection; its text may quote the server."""
+        reason = self.masked(_reason(error).encode()).decode(errors="replace")
+        return EndpointFaultError("disconnected", f"the connection broke: {reason}")
 
-    def _too_late(self) -> EndpointFaultError:
+    def _timed_out(self) -> EndpointFaultError:
         return EndpointFaultError(
-            "timeout", f"no whole reply within {self._timeout_s:g} s (--timeout)"
+            "timeout", f"no complete response within {self._timeout_s:g} s (--timeout)"
         )
 
     async def close(self) -> None:
@@ -213,38 +213,38 @@ class AiohttpTransport:
         if self._session is not None:
             await self._session.close()
             self._session = None
-        for exchange in self._exchanges.values():
-            exchange.close()
-        self._exchanges.clear()
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
 
     def _open(self) -> aiohttp.ClientSession:
         self._session = aiohttp.ClientSession(
-            # Permits bound how many there are, and exchanges keep them: what comes unasked on one
-            # in aiohttp's pool would be taken for the next reply.
+            # The limiter bounds connections and `Http1Client` keeps them. In aiohttp's own pool,
+            # unexpected data on an idle connection would be taken for the next response.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
-            # The deadline of an exchange covers it all; connecting has a shorter one of its own.
+            # `SharedTimer` covers the whole request; connecting has a shorter limit.
             timeout=CONNECTING,
-            # Whatever is accepted might come compressed; replies are too short for that.
+            # Responses are too short to be worth compressing.
             skip_auto_headers=("Accept-Encoding",),
         )
         return self._session
 
 
 def _is_azure(url: str) -> bool:
-    """Tell whether keys go into a header of their own there; Bearer is for its tokens."""
+    """Return whether the host is Azure OpenAI, which expects keys in the header ``api-key``."""
     host = urlsplit(url).hostname or ""
     return host.endswith((".openai.azure.com", ".cognitiveservices.azure.com"))
 
 
 def _reason(error: BaseException) -> str:
-    """Return what went wrong in words, without addresses of objects or stack traces."""
+    """Return the error in words, without object addresses or stack traces."""
     if isinstance(error, aiohttp.ClientConnectorError):
         why = getattr(error, "certificate_error", None) or error.os_error
         return getattr(why, "strerror", None) or " ".join(str(why).split())
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, aiohttp.ClientResponseError):  # as text it names a proxy's password
+    if isinstance(error, aiohttp.ClientResponseError):  # its text would show a proxy's password
         return f"{error.status} {error.message}"
     return masked(str(error)) or type(error).__name__

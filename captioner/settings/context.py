@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from captioner.core.cancellation import CancelToken
 from captioner.core.progress import Progress
-from captioner.settings.settings import Settings
+from captioner.settings.settings import Settings  # noqa: TC001 - read by dataclass tools
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ MODELS_URL = URL(f"{BASE}/models")
 MODELS = Request("GET", "/models")
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
-ValidatedCompletion = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -49,7 +49,7 @@ async def transport_to(base_url: str, **options: Any) -> AsyncIterator[AiohttpTr
 
 
 @asynccontextmanager
-async def raw_server(answer: ValidatedCompletion) -> AsyncIterator[str]:
+async def raw_server(answer: Handler) -> AsyncIterator[str]:
     """Serve one exchange per connection exactly as told, and yield the base URL."""
     tasks: set[asyncio.Task[Any]] = set()
 
@@ -73,7 +73,7 @@ async def raw_server(answer: ValidatedCompletion) -> AsyncIterator[str]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def says(*parts: bytes) -> ValidatedCompletion:
+def says(*parts: bytes) -> Handler:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for part in parts:
             writer.write(part)
