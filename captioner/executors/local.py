@@ -259,9 +259,7 @@ class _Run:
                 await asyncio.to_thread(self._take_back_rejected, journal, identity, files)
             if settings.run.retry_failed:
                 before = len(self._retrying)
-                await asyncio.to_thread(
-                    journal.failures.forgive, settings.run.retry_failed, self._retrying
-                )
+                await asyncio.to_thread(self._take_back_failed, journal, settings.run.retry_failed)
                 if len(self._retrying) == before and len(journal.failures.left):
                     codes = await asyncio.to_thread(journal.failures.kinds)
                     self.warn(
@@ -272,6 +270,11 @@ class _Run:
             return await self._reporting(self._caption(engine, source, journal, identity, files))
         finally:
             journal.close()
+
+    def _take_back_failed(self, journal: Journal, codes: str) -> None:
+        """Make records pending that failed with one of some codes, separated by commas."""
+        for code in codes.split(","):
+            journal.failures.forgive(code, self._retrying)
 
     def _take_back_rejected(self, journal: Journal, identity: RecordKeys, files: Files) -> None:
         """Make records pending whose captions a reviewer rejected."""
