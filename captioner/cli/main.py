@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ from captioner.cli.params import Flag, Word, is_on, run_flags
 from captioner.cli.parser import Command, Group, given_options, read_config
 from captioner.core.errors import SettingsError
 from captioner.settings.options import OutputFormat
-from captioner.settings.settings import Settings
 from captioner.settings.validation import did_you_mean
 
 if TYPE_CHECKING:
@@ -193,6 +191,8 @@ def _caption(
 
     Run the same command again to continue an interrupted run.
     """
+    from captioner.settings.settings import Settings
+
     settings = Settings.create(input, output, **given_options(context, options))
     if dry_run:
         from captioner.cli.session import estimate_in_console
@@ -310,6 +310,8 @@ def _estimate(
     **options: Any,
 ) -> int:
     """Estimate what a run will take: tokens, money, time."""
+    from captioner.settings.settings import Settings
+
     settings = Settings.create(input, output, **given_options(context, options))
     _check_not_negative("probe", probe)
     from captioner.cli.session import estimate_in_console
@@ -340,6 +342,8 @@ def _eval(output: Path, references: Path, *, as_json: bool) -> int:
 ])  # fmt: skip
 def _init(folder: Path, *, download: bool) -> int:
     """Make a working folder with options, a pipeline and images."""
+    import shlex
+
     from captioner.cli.init.folder import make_folder
 
     lines = make_folder(folder, download=download)

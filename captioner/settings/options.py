@@ -5,7 +5,6 @@ Option names are unique across the groups, so users never name a group.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path  # noqa: TC003 - evaluated by get_type_hints
@@ -13,11 +12,11 @@ from typing import Any, Literal, Self
 
 from captioner.core.errors import SettingsError
 from captioner.core.row import EXTRAS
-from captioner.settings.model_sizes import FAMILIES, rule_of
 from captioner.settings.presets import PRESETS, PresetName
 from captioner.settings.validation import (
     check_choices,
     check_colour,
+    check_model,
     check_numbers,
     check_url,
     text_of,
@@ -156,6 +155,8 @@ class EndpointSettings:
         """
         if self.extra_body is None:
             return {}
+        import json
+
         try:
             extra = json.loads(text_of("extra_body", self.extra_body))
         except ValueError as error:
@@ -397,10 +398,8 @@ class ImageSettings:
     def __post_init__(self) -> None:
         """Check the values."""
         check_numbers(self)
-        if self.size_for is not None and rule_of(self.size_for) is None:
-            raise SettingsError(
-                f"size-for: no rule is known for {self.size_for!r}; rules exist for {FAMILIES}"
-            )
+        if self.size_for is not None:
+            check_model("size_for", self.size_for)
         if self.background not in ("white", "none"):
             check_colour("background", self.background)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
 from captioner.core.errors import SettingsError
 
@@ -130,6 +128,8 @@ def typed(name: str, value: Any, hint: Any, unit: str = "") -> Any:
             raise SettingsError(f"{shown}: a path cannot contain a NUL character")
         value = Path(value)
     if shown == "extra-body" and isinstance(value, dict):
+        import json
+
         try:
             value = json.dumps(value)
         except TypeError as error:
@@ -179,6 +179,16 @@ def check_choices(name: str, values: Sequence[str], known: Sequence[str]) -> Non
             raise SettingsError(f"{name}: {value!r} is not one of {', '.join(known)}")
 
 
+def check_model(name: str, value: str) -> None:
+    """Refuse a model without a known rule for the size of images."""
+    from captioner.settings.model_sizes import FAMILIES, rule_of
+
+    if rule_of(value) is None:
+        raise SettingsError(
+            f"{flag_name(name)}: no rule is known for {value!r}; rules exist for {FAMILIES}"
+        )
+
+
 def check_colour(name: str, value: str) -> None:
     """Refuse a text that is not a colour."""
     from PIL import ImageColor
@@ -193,6 +203,8 @@ def check_url(name: str, url: str) -> None:
     """Refuse a text that is not an http(s) URL, without showing it: it may hold a password."""
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"{flag_name(name)}: must begin with http:// or https://")
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
         fine = bool(parts.hostname) and parts.port != 0
