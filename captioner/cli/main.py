@@ -13,7 +13,8 @@ import click
 from captioner import __version__
 from captioner.cli.params import Flag, Word, is_on, run_flags
 from captioner.cli.parser import Command, Group, given_options, read_config
-from captioner.core.errors import SettingsError
+from captioner.core.errors import RunError, SettingsError
+from captioner.core.humanize import printable
 from captioner.settings.options import OutputFormat
 from captioner.settings.validation import did_you_mean
 
@@ -35,9 +36,10 @@ def run_command(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # as in captioner report | head
         _discard_output()
         return 128 + signal.SIGPIPE
-    except SettingsError as error:
-        print(f"captioner: {error}", file=sys.stderr)
-        return 2
+    except (SettingsError, RunError) as error:
+        lines = map(printable, f"captioner: {error}".split("\n"))
+        print("\n".join(lines), file=sys.stderr)
+        return error.exit_code
     except click.ClickException as error:
         print(f"captioner: {error.format_message()}", file=sys.stderr)
         return 2
