@@ -6,11 +6,9 @@ usage: python scripts/readme_options.py [--check]
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-from captioner.settings.options import GROUPS
-from captioner.settings.validation import flag_name
+from captioner.settings.flags import all_options
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- options -->\n", "<!-- /options -->"
@@ -19,16 +17,15 @@ BEGIN, END = "<!-- options -->\n", "<!-- /options -->"
 def table() -> str:
     """Return the options as a Markdown table."""
     lines = ["| flag and TOML key | environment | default | |", "| --- | --- | --- | --- |"]
-    for kind in GROUPS.values():
-        for option in fields(kind):
-            flag = flag_name(option.name)
-            value = option.default
-            default = "" if value is None or value is False or value == () else str(value)
-            if len(default) > 30:
-                default = "a caption, concise and informative" if "system" in flag else "describe"
-            text = option.metadata["help"].replace("|", "\\|")
-            name = flag_name(option.name).upper().replace("-", "_")
-            lines.append(f"| `--{flag}` | `CAPTIONER_{name}` | {default} | {text} |")
+    for option in all_options().values():
+        if option.hidden:
+            continue
+        value = option.default
+        default = "" if value is None or value is False or value == () else str(value)
+        if len(default) > 30:
+            default = "a concise caption" if "system" in option.name else "describe"
+        text = option.help.replace("|", "\\|")
+        lines.append(f"| `--{option.key}` | `{option.variable}` | {default} | {text} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,1 +1,1 @@
-"""."""
+"""The command line: flags, help, progress display, summaries and exit status."""

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live display on a terminal, else a plain line now and then."""
+"""The progress of a run: a live display on a terminal, else a plain line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 REFRESH_S = 0.25
 PLAIN_S = 30.0
 ENDPOINTS = 4
-"""Endpoints that have a line of their own; further ones are counted."""
+"""Endpoints that are shown; further ones are only counted."""
 
 CODES = 4
-"""Kinds of failures that are named."""
+"""Failure codes that are shown."""
 
 _WINDOW_S = 60.0
 _NARROW = 60
-"""Columns below which no room is left for the names of the lines."""
+"""Columns below which the lines have no names."""
 
 
 class Display:
@@ -36,8 +36,8 @@ class Display:
 
     Args:
         progress: Read at every refresh.
-        stream: Where to; a terminal gets the live display.
-        budget: US dollars that the run may cost; None where nobody has said.
+        stream: Where to print. A terminal gets the live display.
+        budget: US dollars that the run may cost, if limited.
     """
 
     def __init__(self, progress: Progress, stream: TextIO, *, budget: float | None = None) -> None:
@@ -49,20 +49,20 @@ class Display:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin to show."""
+        """Start the display."""
         if self._stream.isatty():
             from rich.console import Console
             from rich.live import Live
 
             console = Console(file=self._stream)
-            if not console.is_dumb_terminal:  # such a one cannot go back a line
+            if not console.is_dumb_terminal:  # it cannot move the cursor up
                 self._live = Live(console=console, auto_refresh=False, transient=True)
                 self._live.start()
         self._task = asyncio.create_task(self._show())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Stop showing; a live display is wiped away."""
+        """Stop; a live display is erased."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -70,11 +70,11 @@ class Display:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print one line for good."""
+        """Print a line that stays."""
         line = printable(text)
-        with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop
+        with contextlib.suppress(OSError):  # the reader is gone; the run goes on
             if self._live is not None:
-                # A long line is left to the terminal, which copies it as one.
+                # The terminal wraps long lines, so that they are copied as one.
                 self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:
                 print(line, file=self._stream, flush=True)
@@ -89,7 +89,7 @@ class Display:
 
                 console = self._live.console
                 with contextlib.suppress(OSError, ValueError):
-                    # Rich goes by COLUMNS first, which a shell above may have left wrong.
+                    # Rich prefers COLUMNS, which a parent shell may have left outdated.
                     columns, lines = os.get_terminal_size(self._stream.fileno())
                     if columns and lines:
                         console.size = ConsoleDimensions(columns, lines)
@@ -99,7 +99,7 @@ class Display:
                 self.say(self.line())
 
     def renderable(self, width: int) -> Group:
-        """Return the live display for a terminal of so many columns."""
+        """Return the live display for a terminal of this width."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -123,19 +123,19 @@ class Display:
         return Group(bar, lines)
 
     def line(self) -> str:
-        """Return all that is known in one line, for a log."""
+        """Return the whole state in one line, for a log."""
         facts = [fact for _, facts in self._lines() for fact in facts]
         return " · ".join([f"{self._pace.fraction:.0%}", self._eta(), *facts])
 
     def _lines(self) -> list[tuple[str, list[str]]]:
-        """Return what is told, line by line, each with its name; empty ones are left out."""
+        """Return the lines that are not empty, with their names."""
         now = self._progress
         codes = now.codes.most_common(CODES)
         more = len(now.codes) - len(codes)
         lines = [
             ("records", self._records()),
             ("speed", self._speed()),
-            *(("endpoint", _told(state)) for state in now.states()[:ENDPOINTS]),
+            *(("endpoint", _describe(state)) for state in now.states()[:ENDPOINTS]),
             ("", [f"and {len(now.states()) - ENDPOINTS} more endpoints"])
             if len(now.states()) > ENDPOINTS
             else ("", []),
@@ -202,8 +202,7 @@ class Display:
         return f"ETA {duration(left)}" if left is not None else "ETA -"
 
 
-def _told(state: EndpointState) -> list[str]:
-    """Return how an endpoint stands, in words."""
+def _describe(state: EndpointState) -> list[str]:
     limit = f" of {state.limit:,}" if state.limit < sys.maxsize else ""
     facts = [state.name, f"{state.in_flight:,}{limit} in flight"]
     if state.per_minute < float("inf"):
@@ -216,7 +215,7 @@ def _told(state: EndpointState) -> list[str]:
 
 
 class Pace:
-    """How fast a run goes and how far it has come. Records of earlier runs count for neither."""
+    """Speed and progress of a run. The speed ignores records of earlier runs."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -251,5 +250,5 @@ class Pace:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to the end, None while nothing moves."""
+        """Seconds to the end, None if no record was settled."""
         return self.total * (1 - self.fraction) / self.per_s if self.per_s else None

@@ -1,115 +1,128 @@
-"""How the help of a command looks: plain text that fits the terminal."""
+"""The help of commands: `--help` with the common flags, `--help-all` with every visible one."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from captioner.cli.params import ALONE, NEEDED, PARAMETERS, Taken, taken_by
+import click
+
+from captioner.cli.params import Flag, Word
 from captioner.settings.validation import choices_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from captioner.cli.parser import Command
 
 NARROWEST, WIDEST = 40, 100
-"""Columns of a help text, where the terminal has fewer or more."""
+"""Columns of the help, for terminals with fewer or more."""
 
-EVERYWHERE = (
-    "Each option of a run may be given by an environment variable, too, CAPTIONER_MAX_SIDE for "
-    "--max-side, or in the TOML file of --config. The command line goes before the environment, "
-    "and that before the file."
+EXAMPLES = (
+    ("A folder of images to text files:", "captioner photos -o texts --output-format txt"),
+    ("A JSONL file; the same command again resumes:", "captioner input.jsonl -o captions.jsonl"),
+    ("At most 25 dollars:", "captioner input.jsonl --model gpt-4o --budget 25usd"),
 )
 
-
-def help_of(program: str, function: Callable[..., int], more: str = "") -> str:
-    """Return what --help says of a command, with ``more`` before its flags."""
-    taken = list(taken_by(function))
-    has_options = any(one.flag == "--config" for one in taken)
-    wanted = [one for one in taken if not one.word and one.default is NEEDED]
-    words = [one.flag if one.default is NEEDED else f"[{one.flag}]" for one in taken if one.word]
-    usage = [program, *map(_left, wanted), "[OPTIONS]", *words]
-    parts = [f"usage: {' '.join(usage)}", _filled(inspect.getdoc(function) or "")]
-    parts += [more] if more else []
-    groups: dict[str, dict[str, str]] = {}
-    for one in taken:
-        if not one.said.hidden:
-            text = _explained(one)
-            if one.variable and not has_options:
-                text += f" Variable: {one.variable}."
-            groups.setdefault(one.group, {})[_left(one)] = text
-    own = groups.setdefault(PARAMETERS, {})
-    own["-h, --help"] = "Show this, and end."
-    if has_options:
-        own["--version"] = "Show the version, and end."
-    parts += [listed(group, rows) for group, rows in groups.items()]
-    if has_options:
-        parts.append(_filled(EVERYWHERE))
-    return "\n\n".join(parts) + "\n"
+EVERYWHERE = (
+    "Every option can also be set by an environment variable (CAPTIONER_MAX_TOKENS for "
+    "--max-tokens) or in the TOML file of --config. The command line takes precedence over the "
+    "environment, and that over the file."
+)
+UNITS = (
+    "Sizes may have a unit, as in 256MB or 1.5GiB, and durations, as in 30s, 5m or 2h. The flags "
+    "under Tuning may also be keys of a TOML table [tuning]."
+)
+COMPLETION = (
+    'Shell completion: eval "$(_CAPTIONER_COMPLETE=bash_source captioner)", or zsh_source, or '
+    "for fish: _CAPTIONER_COMPLETE=fish_source captioner | source"
+)
+PARAMETERS = "Parameters"
 
 
-def summary(function: Callable[..., int]) -> str:
-    """Return in a sentence what a command does."""
-    return (inspect.getdoc(function) or "").split("\n", 1)[0]
+def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
+    """Return the help of a command, with every visible flag or with the common ones."""
+    columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 2
+    text = click.HelpFormatter(width=columns)
+    flags = [param for param in command.params if isinstance(param, Flag) and not param.hidden]
+    arguments = [param for param in command.params if isinstance(param, Word)]
+    for_runs = any(flag.option for flag in flags)
+    needed = [flag.usage for flag in flags if flag.required]
+    words = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
+    text.write_usage(ctx.command_path, " ".join([*needed, "[OPTIONS]", *words]))
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    for paragraph in (*paragraphs, *(f"{one.metavar}: {one.about}" for one in arguments)):
+        text.write_paragraph()
+        text.write_text(paragraph)
+    if command.other_commands:
+        _write_examples(text)
+        commands = {
+            name: one.get_short_help_str(200) for name, one in command.other_commands.items()
+        }
+        _write_rows(text, "Commands", list(commands.items()))
+    for title, rows in _sections(flags, for_runs=for_runs, everything=everything).items():
+        _write_rows(text, title, rows)
+    if for_runs:
+        text.write_paragraph()
+        text.write_text(EVERYWHERE)
+    if for_runs and everything:
+        text.write_paragraph()
+        text.write_text(UNITS)
+        text.write_paragraph()
+        text.write_text(COMPLETION)
+    return text.getvalue().rstrip("\n")
 
 
-def listed(title: str, about: dict[str, str]) -> str:
-    """Return words and what each is, under each other."""
-    columns = _columns()
-    wide = min(4 + max(map(len, about)), 26 if columns >= 60 else 12)
-    return "\n".join([f"{title}:", *_rows(about, wide, columns)])
+def _sections(
+    flags: list[Flag], *, for_runs: bool, everything: bool
+) -> dict[str, list[tuple[str, str]]]:
+    """Return the flags to show and their descriptions, by the title of their section."""
+    found: dict[str, list[tuple[str, str]]] = {PARAMETERS: []}
+    tuning = []
+    for flag in flags:
+        option, row = flag.option, (flag.usage, _explained(flag, short=for_runs and not everything))
+        if option is None:
+            found[PARAMETERS].append(row)
+        elif option.tuning:
+            tuning.append(row)
+        elif everything or option.common:
+            found.setdefault(option.group, []).append(row)
+    found[PARAMETERS].append(("-h, --help", "Show this help."))
+    if for_runs:
+        found[PARAMETERS] += [("--help-all", "Show all flags."), ("--version", "Show the version.")]
+    return found | ({"Tuning": tuning} if everything and tuning else {})
 
 
-def _rows(about: dict[str, str], wide: int, columns: int) -> Iterable[str]:
-    for word, text in about.items():
-        companion = f"  {word}".ljust(wide)
-        if len(companion) > wide or not companion.endswith("  "):
-            yield companion.rstrip()
-            companion = " " * wide
-        yield textwrap.fill(
-            text,
-            columns,
-            initial_indent=companion,
-            subsequent_indent=" " * wide,
-            break_on_hyphens=False,
-        )
+def _write_examples(text: click.HelpFormatter) -> None:
+    with text.section("Examples"):
+        text.write_text("(add --base-url URL, or set OPENAI_BASE_URL)")
+        for about, line in EXAMPLES:
+            text.write_text(about)
+            text.indent()
+            text.write_text(line)
+            text.dedent()
 
 
-def _filled(text: str) -> str:
-    return "\n\n".join(textwrap.fill(part, _columns()) for part in text.split("\n\n"))
+def _write_rows(text: click.HelpFormatter, title: str, rows: list[tuple[str, str]]) -> None:
+    with text.section(title):
+        text.write_dl(rows, col_max=26 if text.width >= 60 else 12)
 
 
-def _columns() -> int:
-    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 2
-
-
-def _left(one: Taken) -> str:
-    """Return how a flag is typed."""
-    if one.word:
-        return one.flag
-    flag = f"{one.said.short}, {one.flag}" if one.said.short else one.flag
-    if one.hint is bool:
-        return f"{flag}, {one.off}" if one.off else flag
-    if one.name in ALONE:
-        return f"{flag}[={ALONE[one.name][1]}]"
-    kinds = get_args(one.hint) or (one.hint,)
-    named = {int: "N", float: "NUMBER", Path: "PATH"}
-    value = next((named[kind] for kind in kinds if kind in named), "TEXT")
-    if choices_of(one.hint):
-        value = "CHOICE"
-    return f"{flag} {value}{' ...' if one.several else ''}"
-
-
-def _explained(one: Taken) -> str:
-    """Return what help says of an option: its sentence, its choices, its default."""
-    text = one.said.help
-    choices = choices_of(one.hint)
-    if not all(choice in text for choice in choices):
-        text += f" One of {', '.join(choices)}."
-    usual = "on" if one.default is True else one.default
-    if "Default:" not in text and usual not in (None, (), False, NEEDED, Path()):
-        text += f" Default: {usual}"
-        text += "." * (not text.endswith("."))
+def _explained(flag: Flag, *, short: bool) -> str:
+    """Return the description of a flag with its choices, its default and its variable."""
+    text = flag.help or ""
+    default = flag.option.default if flag.option is not None else flag.default
+    if not all(choice in text for choice in choices_of(flag.hint)):
+        text += f" One of {', '.join(choices_of(flag.hint))}."
+    shown = (
+        "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
+    )
+    no_default = "Default:" in text or default in (None, (), False) or isinstance(default, Path)
+    if short:
+        text = re.split(r"(?<=[.])\s", text, maxsplit=1)[0]
+    if not (no_default or (short and len(shown) > 30)):
+        text += f" Default: {shown}" + "." * (not shown.endswith("."))
+    if flag.envvar and flag.option is None and not short:
+        text += f" Variable: {flag.envvar}."
     return text

@@ -1,4 +1,4 @@
-"""A run's events as lines of JSON, for those who gather logs; in the place of the display."""
+"""A run's events as lines of JSON for log collectors, in place of the display."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NUMBERS = (
 
 
 class JsonLog:
-    """Writes a line for each event while it is open.
+    """Writes a line for each event, and the progress every 10 seconds.
 
     Args:
-        progress: Written now and then.
-        stream: Where to.
+        progress: Of the run.
+        stream: Where to write.
     """
 
     def __init__(self, progress: Progress, stream: TextIO) -> None:
@@ -37,28 +37,28 @@ class JsonLog:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin to write."""
+        """Start."""
         self.event("started")
-        self._task = asyncio.create_task(self._tell())
+        self._task = asyncio.create_task(self._write_progress())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Stop writing."""
+        """Stop."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def say(self, text: str) -> None:
-        """Write a sentence for a person as an event."""
+        """Write a warning as an event."""
         self.event("warning", message=text)
 
     def event(self, name: str, **more: Any) -> None:
         """Write one event."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **more}
-        with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop
+        with contextlib.suppress(OSError):  # the reader is gone; the run goes on
             print(orjson.dumps(line).decode(), file=self._stream, flush=True)
 
-    async def _tell(self) -> None:
+    async def _write_progress(self) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
             now = self._progress

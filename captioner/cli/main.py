@@ -1,57 +1,79 @@
-"""The command line: commands, what each takes, an exit code back."""
+"""The command line: the commands, their parameters and their exit status."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence  # noqa: TC003 - in a table that is made when imported
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
 
 from captioner import __version__
-from captioner.cli.params import HELP, Flag
-from captioner.cli.parser import Reader, is_on
-from captioner.core.errors import SettingsError
-from captioner.settings.options import OutputFormat  # noqa: TC001 - read when it is made into a flag
-from captioner.settings.settings import Settings
+from captioner.cli.params import Flag, Word, is_on, run_flags
+from captioner.cli.parser import Command, Group, given_options, read_config
+from captioner.core.errors import RunError, SettingsError
+from captioner.core.humanize import printable
+from captioner.settings.options import OutputFormat
 from captioner.settings.validation import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+_COMPLETE = "_CAPTIONER_COMPLETE"
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run the command line and return the exit status; prints, and raises only to debug."""
+    """Run the command line, print errors, and return the exit status.
+
+    Internal errors are raised only with ``--debug`` or ``CAPTIONER_DEBUG``.
+    """
     words = list(argv)
     debug = "--debug" in words or is_on(os.environ.get("CAPTIONER_DEBUG", ""))
     try:
-        if "--version" in (words[: words.index("--")] if "--" in words else words):
-            print(f"captioner {__version__}")
-            return 0
         status = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads any more, head say: no reason for a trace
-        _print_no_more()
+    except BrokenPipeError:  # as in captioner report | head
+        _discard_output()
         return 128 + signal.SIGPIPE
-    except SettingsError as error:
-        print(f"captioner: {error}", file=sys.stderr)
+    except (SettingsError, RunError) as error:
+        lines = map(printable, f"captioner: {error}".split("\n"))
+        print("\n".join(lines), file=sys.stderr)
+        return error.exit_code
+    except click.ClickException as error:
+        print(f"captioner: {error.format_message()}", file=sys.stderr)
         return 2
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
-            _print_no_more()
+            _discard_output()
         if debug:
             raise
-        print(f"captioner: {_told(error)}", file=sys.stderr)
+        print(f"captioner: {_describe(error)}", file=sys.stderr)
         return 1
     return status
 
 
-def _print_no_more() -> None:
-    """Have Python not try again at its end what could not be printed."""
+def _run(words: list[str]) -> int:
+    if instruction := os.environ.get(_COMPLETE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(ROOT, {}, "captioner", _COMPLETE, instruction)
+    if "--version" in (words[: words.index("--")] if "--" in words else words):
+        print(f"captioner {__version__}")
+        return 0
+    try:
+        with ROOT.make_context("captioner", words) as context:
+            return int(context.command.invoke(context) or 0)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
+def _discard_output() -> None:
+    """Keep Python from printing the rest of the output when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _told(error: Exception) -> str:
-    """Return in words what went wrong that nobody foresaw."""
+def _describe(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'cannot write'}: {error.strerror or error}"
     return (
@@ -60,107 +82,120 @@ def _told(error: Exception) -> str:
     )
 
 
-def _run(words: list[str]) -> int:
-    """Call the command that is meant with what it is given."""
-    program, function = "captioner", _caption
-    if words and words[0] in COMMANDS:
-        program += f" {words[0]}"
-        several = COMMANDS[words.pop(0)]
-        if len(several) > 1:
-            name = words.pop(0) if words else None
-            if name is None or name not in several:
-                return _several(program, several, name)
-            program, function = f"{program} {name}", several[name]
-        else:
-            function = several[""]
-    elif words and words[0].isalpha() and not Path(words[0]).exists():
-        hint = did_you_mean(words[0], [*COMMANDS, *HELP])
-        if hint:
-            raise SettingsError(f"there is no command or file {words[0]}.{hint}")
-    reader = Reader(program, function, COMMANDS)
-    given = reader.read(words)
-    if given is None:
-        from captioner.cli.help import help_of
+class _Root(Group):
+    """The command without a name captions; a first word that names a command runs that."""
 
-        print(help_of(program, function, _commands() if function is _caption else ""), end="")
-        return 0
-    return function(**given)
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Return the context of the command that is meant."""
+        if args and args[0] in self.commands:
+            return super().make_context(info_name, args, parent, **extra)
+        if args and args[0].isalpha() and not Path(args[0]).exists():
+            if args[0] == "help":
+                raise SettingsError("there is no command or file help. Did you mean --help?")
+            hint = did_you_mean(args[0], self.commands)
+            if hint:
+                raise SettingsError(f"there is no command or file {args[0]}.{hint}")
+        return CAPTION.make_context(info_name, args, parent, **extra)
 
 
-def _commands() -> str:
-    from captioner.cli.help import listed, summary
-
-    about = {word: ABOUT.get(word) or summary(several[""]) for word, several in COMMANDS.items()}
-    return f"{listed('Commands', about)}\n\nEach has a --help of its own."
+ROOT = _Root("captioner")
 
 
-def _several(program: str, commands: dict[str, Callable[..., int]], name: str | None) -> int:
-    """Say what may follow a word that is several commands."""
-    from captioner.cli.help import listed, summary
-
-    if name is not None and name not in HELP:
-        hint = did_you_mean(name, commands)
-        raise SettingsError(f"{program} has no command {name!r}.{hint}")
-    about = {word: summary(command) for word, command in commands.items()}
-    said = ABOUT[program.rsplit(maxsplit=1)[-1]]
-    print(f"usage: {program} COMMAND\n\n{said}\n\n{listed('Commands', about)}")
-    return 0
+# -- parameters --------------------------------------------------------------------------------
 
 
-Input = Annotated[
-    Path,
-    Flag(
-        "The records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
-        "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input."
-    ),
-]
-Output = Annotated[
-    Path | None,
-    Flag(
-        "The captions. Default: INPUT's name with .captions.jsonl, beside it. Other formats, by "
-        "the name or by --output-format, are made of a journal beside when all is done.",
-        short="-o",
-        variable=True,
-    ),
-]
-DryRun = Annotated[
-    bool, Flag("Say what the run would take, as captioner estimate does, and end.", variable=True)
-]
-AsJson = Annotated[
-    bool, Flag("Print what was done as JSON on standard output.", name="json", variable=True)
-]
-PrintJson = Annotated[bool, Flag("Print JSON.", name="json", variable=True)]
-Debug = Annotated[
-    bool, Flag("Show the stack trace of an internal error.", variable=True, hidden=True)
-]
-Captions = Annotated[Path, Flag("The captions of a run.")]
-ImageRoot = Annotated[
-    Path | None,
-    Flag("Folder that relative paths of images start from. Default: the input's."),
-]
-Source = Annotated[
-    Path | None,
-    Flag("The input. Default: the one the run was started with.", name="input"),
-]
+def _file(name: str, about: str) -> Word:
+    return Word([name], hint=Path, about=about)
+
+
+def _switch(*names: str, text: str, **kwargs: Any) -> Flag:
+    return Flag(names, hint=bool, default=False, help=text, **kwargs)
+
+
+INPUT = _file(
+    "input",
+    "the records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or pattern "
+    "of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
+)
+CAPTIONS = _file("output", "the captions of a run.")
+OUTPUT = Flag(
+    ["-o", "--output"],
+    hint=Path,
+    envvar="CAPTIONER_OUTPUT",
+    help="File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
+    "or --output-format selects another format, written when the run is complete.",
+)
+CONFIG = Flag(
+    ["--config"],
+    hint=Path,
+    envvar="CAPTIONER_CONFIG",
+    is_eager=True,
+    expose_value=False,
+    callback=read_config,
+    help="TOML file with options, named as the flags are, without the dashes.",
+)
+DRY_RUN = _switch(
+    "--dry-run",
+    envvar="CAPTIONER_DRY_RUN",
+    text="Estimate the run, as captioner estimate does, and exit.",
+)
+RUN_JSON = _switch(
+    "--json",
+    "as_json",
+    envvar="CAPTIONER_JSON",
+    text="Print the report as JSON on standard output.",
+)
+JSON = _switch("--json", "as_json", text="Print JSON.")
+DEBUG = _switch(
+    "--debug",
+    envvar="CAPTIONER_DEBUG",
+    hidden=True,
+    text="Show the stack trace of an internal error.",
+)
+IMAGE_ROOT = Flag(
+    ["--image-root"],
+    hint=Path,
+    help="Folder of relative image paths. Default: the input's folder.",
+)
+SOURCE = Flag(
+    ["--input", "source"], hint=Path, help="The input. Default: the one that the run began with."
+)
+OPTIONS = run_flags()
 
 
 # -- commands ----------------------------------------------------------------------------------
 
 
+@click.command(
+    "captioner",
+    cls=Command,
+    params=[INPUT, OUTPUT, CONFIG, DRY_RUN, RUN_JSON, DEBUG, *OPTIONS],
+)
+@click.pass_context
 def _caption(
-    input: Input,  # noqa: A002 - the name in --help
+    context: click.Context,
+    /,
+    input: Path,  # noqa: A002 - the name in --help
+    output: Path | None,
     *,
-    output: Output = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    dry_run: bool,
+    as_json: bool,
+    debug: bool,
     **options: Any,
 ) -> int:
-    """Caption the images of a data set through a vision-language model.
+    """Caption the images of a data set with a vision-language model.
 
     Run the same command again to continue an interrupted run.
     """
-    settings = Settings.create(input, output, **options)
+    from captioner.settings.settings import Settings
+
+    settings = Settings.create(input, output, **given_options(context, options))
     if dry_run:
         from captioner.cli.session import estimate_in_console
 
@@ -170,122 +205,147 @@ def _caption(
     return run_in_console(settings, debug=debug, as_json=as_json)
 
 
-def _check(
-    output: Captions,
-    *,
-    source: Source = None,
-    as_json: PrintJson = False,
-) -> int:
-    """Say how an output stands, changing nothing: done, failed, pending, damage.
+@ROOT.command("view", cls=Command, params=[
+    CAPTIONS,
+    IMAGE_ROOT,
+    Flag(
+        ["--host"],
+        default="127.0.0.1",
+        help="Address to listen on. Everyone who can reach it and knows the URL with its token "
+        "can read and review the captions.",
+    ),
+    Flag(["--port"], hint=int, default=0, help="Port to listen on. With 0, a free one is chosen."),
+])  # fmt: skip
+def _view(output: Path, image_root: Path | None, host: str, port: int) -> int:
+    """Show captions in a browser: search, filter, review, charts.
 
-    Exits with 0 if all is well and 5 if the output is damaged.
+    It also works during a run. Reviews are kept beside OUTPUT; captioner export and --retry
+    rejected use them.
+    """
+    _check_port(port)
+    from captioner.cli.session import view_in_console
+
+    return view_in_console(output, host=host, port=port, image_root=image_root)
+
+
+@ROOT.command("report", cls=Command, params=[
+    CAPTIONS,
+    Flag(
+        ["--html"],
+        hint=Path,
+        help="Write a page to this file, with charts and a sample with its images. The page is "
+        "self-contained.",
+    ),
+    Flag(["--sample"], hint=int, default=24, help="Captions on the page, chosen at random."),
+    IMAGE_ROOT,
+    JSON,
+])  # fmt: skip
+def _report(
+    output: Path, html: Path | None, sample: int, image_root: Path | None, *, as_json: bool
+) -> int:
+    """Describe captions: lengths, duplicates, refusals, languages."""
+    _check_not_negative("sample", sample)
+    from captioner.cli.session import report_in_console
+
+    return report_in_console(output, html, sample=sample, image_root=image_root, as_json=as_json)
+
+
+@ROOT.command("export", cls=Command, params=[
+    CAPTIONS,
+    Flag(["--to"], hint=Path, required=True, help="File or folder to write."),
+    Flag(
+        ["--to-format"],
+        hint=OutputFormat,
+        help="Its format, as for --output-format. Default: by its name.",
+    ),
+    SOURCE,
+    IMAGE_ROOT,
+    _switch("--overwrite", text="Replace an existing file or folder."),
+    Flag(
+        ["--reviewed"],
+        hint=Literal["apply", "only", "ignore"],
+        default="apply",
+        help="Use of the reviews in captioner view: apply takes edits and leaves out rejected "
+        "captions; only also leaves out captions without a review; ignore uses none.",
+    ),
+])  # fmt: skip
+def _export(output: Path, to: Path, to_format: Any, **options: Any) -> int:
+    """Write the captions of a run in another format."""
+    from captioner.cli.session import export_in_console
+
+    return export_in_console(output, to, to_format, **options)
+
+
+@ROOT.command("check", cls=Command, params=[CAPTIONS, SOURCE, JSON])
+def _check(output: Path, source: Path | None, *, as_json: bool) -> int:
+    """Show the state of an output: done, failed, pending, damage.
+
+    The output stays unchanged. Exits with 0 if all is well and 5 if the output is damaged.
     """
     from captioner.cli.session import check_in_console
 
     return check_in_console(output, source, as_json=as_json)
 
 
+@ROOT.command("estimate", cls=Command, params=[
+    INPUT,
+    Flag(
+        ["--probe"],
+        hint=int,
+        default=0,
+        help="Send this many records, chosen at random, and correct the estimate by their cost.",
+    ),
+    OUTPUT,
+    CONFIG,
+    JSON,
+    *OPTIONS,
+])  # fmt: skip
+@click.pass_context
 def _estimate(
-    input: Input,  # noqa: A002 - the name in --help
+    context: click.Context,
+    /,
+    input: Path,  # noqa: A002 - the name in --help
+    output: Path | None,
+    probe: int,
     *,
-    probe: Annotated[
-        int,
-        Flag(
-            "Really send so many records, chosen at random, and correct the formula by what "
-            "they cost.",
-        ),
-    ] = 0,
-    as_json: PrintJson = False,
-    output: Output = None,
+    as_json: bool,
     **options: Any,
 ) -> int:
-    """Say what a run will take: requests, tokens, money, time. Writes nothing."""
-    settings = Settings.create(input, output, **options)
-    if probe < 0:
-        raise SettingsError("probe: must not be negative")
+    """Estimate what a run will take: tokens, money, time."""
+    from captioner.settings.settings import Settings
+
+    settings = Settings.create(input, output, **given_options(context, options))
+    _check_not_negative("probe", probe)
     from captioner.cli.session import estimate_in_console
 
     return estimate_in_console(settings, probe=probe, as_json=as_json)
 
 
-def _eval(
-    output: Captions,
-    *,
-    references: Annotated[
-        Path,
-        Flag("COCO captions, or JSONL with captions, matched by id, file_name or path."),
-    ],
-    as_json: PrintJson = False,
-) -> int:
-    """Say how near captions are to references: BLEU, chrF, CIDEr-D."""
+@ROOT.command("eval", cls=Command, params=[
+    CAPTIONS,
+    Flag(
+        ["--references"],
+        hint=Path,
+        required=True,
+        help="COCO captions, or JSONL with captions, matched by id, file_name or path.",
+    ),
+    JSON,
+])  # fmt: skip
+def _eval(output: Path, references: Path, *, as_json: bool) -> int:
+    """Compare captions with references: BLEU, chrF, CIDEr-D."""
     from captioner.cli.session import score_in_console
 
     return score_in_console(output, references, as_json=as_json)
 
 
-def _export(
-    output: Captions,
-    *,
-    to: Annotated[Path, Flag("What to write.")],
-    to_format: Annotated[
-        OutputFormat | None,
-        Flag("What it is to be, as with --output-format. Default: what its name says."),
-    ] = None,
-    source: Source = None,
-    image_root: ImageRoot = None,
-    overwrite: Annotated[
-        bool,
-        Flag("Replace what is there."),
-    ] = False,
-    reviewed: Annotated[
-        Literal["apply", "only", "ignore"],
-        Flag(
-            "What the reviews of captioner view do: apply takes edits and leaves out rejected "
-            "captions, only leaves out those nobody has reviewed, too.",
-        ),
-    ] = "apply",
-) -> int:
-    """Write the captions of a run in another format."""
-    from captioner.cli.session import export_in_console
+@ROOT.command("init", cls=Command, params=[
+    Word(["folder"], hint=Path, default=Path(), about="the folder. Default: the current one."),
+    _switch("--download", text="Also download DataFlow-MM's example images from Hugging Face."),
+])  # fmt: skip
+def _init(folder: Path, *, download: bool) -> int:
+    """Make a working folder with options, a pipeline and images."""
+    import shlex
 
-    return export_in_console(
-        output,
-        to,
-        to_format,
-        source=source,
-        image_root=image_root,
-        overwrite=overwrite,
-        reviewed=reviewed,
-    )
-
-
-def _batch_status(
-    output: Captions,
-) -> int:
-    """Ask the provider how the batches are; changes nothing."""
-    from captioner.cli.session import batches_in_console
-
-    return batches_in_console(output, cancel=False)
-
-
-def _batch_cancel(
-    output: Captions,
-) -> int:
-    """Cancel all batches. What is done stays done: the next run takes it."""
-    from captioner.cli.session import batches_in_console
-
-    return batches_in_console(output, cancel=True)
-
-
-def _init(
-    folder: Annotated[Path, Flag("Where.")] = Path(),
-    *,
-    download: Annotated[
-        bool,
-        Flag("Fetch DataFlow-MM's example images from the Hugging Face hub, too."),
-    ] = False,
-) -> int:
-    """Make a working folder: a pipeline, a file of options, example images."""
     from captioner.cli.init.folder import make_folder
 
     lines = make_folder(folder, download=download)
@@ -295,44 +355,24 @@ def _init(
     return 0
 
 
-def _report(
-    output: Captions,
-    *,
-    html: Annotated[
-        Path | None,
-        Flag(
-            "Write a page to this file, with charts and a sample with its images; it needs "
-            "nothing else.",
-        ),
-    ] = None,
-    sample: Annotated[
-        int,
-        Flag("Captions to show in it, chosen at random."),
-    ] = 24,
-    image_root: ImageRoot = None,
-    as_json: PrintJson = False,
-) -> int:
-    """Say what captions are like: lengths, duplicates, openings, refusals, languages, failures."""
-    if sample < 0:
-        raise SettingsError("sample: must not be negative")
-    from captioner.cli.session import report_in_console
-
-    return report_in_console(output, html, sample=sample, image_root=image_root, as_json=as_json)
-
-
-def _serve(
-    *,
-    host: Annotated[str, Flag("Address to listen on.", variable=True)] = "127.0.0.1",
-    port: Annotated[int, Flag("Port to listen on; 0 takes a free one.", variable=True)] = 8080,
-) -> int:
+@ROOT.command("serve", cls=Command, params=[
+    Flag(["--host"], default="127.0.0.1", envvar="CAPTIONER_HOST", help="Address to listen on."),
+    Flag(
+        ["--port"],
+        hint=int,
+        default=8080,
+        envvar="CAPTIONER_PORT",
+        help="Port to listen on. With 0, a free one is chosen.",
+    ),
+])  # fmt: skip
+def _serve(host: str, port: int) -> int:
     """Serve the built-in describer as an OpenAI-compatible endpoint.
 
-    It names sizes, colours and legible text. It is no vision-language model.
+    It names sizes, colours and legible text. It is not a vision-language model.
     """
     from captioner.endpoints.offline.server import serve
 
-    if not 0 <= port <= 65_535:
-        raise SettingsError(f"port: {port} is not between 0 and 65535")
+    _check_port(port)
     try:
         serve(host, port)
     except OSError as error:
@@ -340,45 +380,50 @@ def _serve(
     return 0
 
 
-def _view(
-    output: Captions,
-    *,
-    image_root: ImageRoot = None,
-    host: Annotated[
-        str,
-        Flag(
-            "Address to listen on. Whoever reaches it and knows the address with its token "
-            "sees the captions and may review them.",
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        Flag("Port to listen on; 0 takes a free one."),
-    ] = 0,
-) -> int:
-    """Show captions in a browser, also while a run goes on: search, filter, review, charts.
+@ROOT.command("docs", cls=Command, params=[
+    Word(["topic"], hint=str, default="", about="the page. Default: a list of the pages."),
+])  # fmt: skip
+def _docs(topic: str) -> int:
+    """Show a page of the documentation."""
+    from captioner.cli.docs import first_lines, page
 
-    What is said of them is kept beside OUTPUT; export and --retry-rejected go by it.
-    """
+    if topic:
+        click.echo_via_pager(page(topic))
+        return 0
+    for name, line in first_lines().items():
+        print(f"{name.ljust(16)} {line}")
+    return 0
+
+
+_BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
+ROOT.add_command(_BATCH)
+
+
+@_BATCH.command("status", cls=Command, params=[CAPTIONS])
+def _batch_status(output: Path) -> int:
+    """Show the state of the batches at the provider; changes nothing."""
+    from captioner.cli.session import batches_in_console
+
+    return batches_in_console(output, cancel=False)
+
+
+@_BATCH.command("cancel", cls=Command, params=[CAPTIONS])
+def _batch_cancel(output: Path) -> int:
+    """Cancel all batches. The next run takes the responses that are complete."""
+    from captioner.cli.session import batches_in_console
+
+    return batches_in_console(output, cancel=True)
+
+
+def _check_port(port: int) -> None:
     if not 0 <= port <= 65_535:
         raise SettingsError(f"port: {port} is not between 0 and 65535")
-    from captioner.cli.session import view_in_console
-
-    return view_in_console(output, host=host, port=port, image_root=image_root)
 
 
-COMMANDS: dict[str, dict[str, Callable[..., int]]] = {
-    "batch": {"cancel": _batch_cancel, "status": _batch_status},
-    "check": {"": _check},
-    "estimate": {"": _estimate},
-    "eval": {"": _eval},
-    "export": {"": _export},
-    "init": {"": _init},
-    "report": {"": _report},
-    "serve": {"": _serve},
-    "view": {"": _view},
-}
-"""What each first word calls, by the second one where there are several."""
+def _check_not_negative(name: str, value: int) -> None:
+    if value < 0:
+        raise SettingsError(f"{name}: must not be negative")
 
-ABOUT = {"batch": "Look at the batches of a run with --batch-api, or cancel them."}
-"""What is said of a word that is several commands."""
+
+CAPTION: Command = _caption
+CAPTION.other_commands = ROOT.commands

@@ -1,117 +1,190 @@
-"""What may be given to a command: words, flags and options, from the signature of its function.
-
-A positional parameter is a word, a keyword one a flag; ``**options`` takes all options of a run.
-"""
+"""Click parameters. Those of a run are made from the definition of its options."""
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
-from captioner.settings.options import GROUPS
-from captioner.settings.validation import flag_name, hints_of
+import click
+from click.core import ParameterSource
+
+from captioner.core.errors import SettingsError
+from captioner.settings.flags import Option, all_options
+from captioner.settings.validation import choices_of, kinds_of, quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Sequence
 
-PREFIX = "CAPTIONER_"
-HELP = frozenset({"-h", "--help"})
-NEEDED = inspect.Parameter.empty
-"""The default of what has to be given."""
+    from click.shell_completion import CompletionItem
 
-PARAMETERS = "Parameters"
-ALONE = {"retry_failed": ("all", "CODE")}
-"""Options that may stand without a value: what they then mean, and what else may follow a =."""
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # generic since click 8.3 only
+
+_BOOLS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
+_BOOLS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
 
 
-class Flag(NamedTuple):
-    """What an annotation says of a parameter.
+def is_bool(text: str) -> bool:
+    """Tell whether a text is a truth value."""
+    return text.lower() in _BOOLS
 
-    Attributes:
-        help: A sentence or more.
-        name: Its flag without the dashes; by default the parameter's name.
-        short: Its flag of one letter, dash included.
-        variable: The environment may give it, too.
-        hidden: Help leaves it out.
+
+def is_on(text: str) -> bool:
+    """Tell whether an environment variable switches something on."""
+    return _BOOLS.get(text.lower(), False)
+
+
+class Value(_ParamType):
+    """A value of a type that an option's annotation allows.
+
+    Its errors never show the values of options that may hold a secret: those are texts, and
+    every text is accepted here.
     """
 
-    help: str
-    name: str = ""
-    short: str = ""
-    variable: bool = False
-    hidden: bool = False
+    name = "value"
+
+    def __init__(self, hint: Any, option: Option | None = None) -> None:
+        self.hint = hint
+        self._option = option
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Return the values of a variable for an option that may be repeated, one per line."""
+        return [line for line in rv.splitlines() if line]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of a text; anything else is from a TOML file and has its type."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except ValueError as error:
+            raise SettingsError(f"{_source(param, ctx)}: {error}") from None
+
+    def _read(self, text: str) -> Any:
+        kinds, choices = kinds_of(self.hint), choices_of(self.hint)
+        if choices and text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+        if self._option is not None and self._option.unit:
+            return quantity(text, self._option.unit)
+        if self._option is not None and self._option.alone is not None and is_bool(text):
+            return self._option.typed(is_on(text))
+        if choices or str in kinds:
+            return _text(text)
+        if bool in kinds:
+            if not is_bool(text):
+                raise ValueError(f"{text!r} is neither true nor false")
+            return is_on(text)
+        return _number_or_path(text, kinds)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Return choices, files or commands for the shell's completion."""
+        from click.shell_completion import CompletionItem as Item
+
+        if isinstance(param, Word) and param.name == "input":
+            names = getattr(ctx.command, "other_commands", {})
+            found = [Item(name) for name in names if name.startswith(incomplete)]
+            return [*found, Item(incomplete, type="file")]
+        if Path in kinds_of(self.hint):
+            return [Item(incomplete, type="file")]
+        return [Item(c) for c in choices_of(self.hint) if c.startswith(incomplete)]
 
 
-class Taken(NamedTuple):
-    """A parameter, or an option of a run."""
-
-    name: str
-    flag: str  # of a word: its name in capitals
-    hint: Any
-    default: Any  # `NEEDED`: it has to be given
-    said: Flag
-    group: str = PARAMETERS
-
-    @property
-    def word(self) -> bool:
-        """It has no flag."""
-        return not self.flag.startswith("-")
-
-    @property
-    def several(self) -> bool:
-        """It may be given more than once."""
-        return get_origin(self.hint) is tuple
-
-    @property
-    def alone(self) -> str | None:
-        """What it means without a value; None where it needs one."""
-        return "true" if self.hint is bool else ALONE.get(self.name, (None,))[0]
-
-    @property
-    def off(self) -> str:
-        """The flag that switches off what is on by default; empty for others."""
-        return f"--no-{self.flag[2:]}" if self.hint is bool and self.default is True else ""
-
-    @property
-    def variable(self) -> str:
-        """The environment variable that gives it; empty where none does."""
-        return variable_of(self.flag[2:]) if self.said.variable else ""
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r} is not UTF-8 text") from None
+    return text
 
 
-def taken_by(function: Callable[..., int]) -> Iterator[Taken]:
-    """Yield what a function takes."""
-    hints = inspect.get_annotations(function, eval_str=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            config = Flag("TOML file with options, named as here without the dashes.", "config")
-            yield Taken("config", "--config", Path | None, None, config._replace(variable=True))
-            yield from _options()
-            continue
-        hint, said = get_args(hints[name])
-        word = parameter.kind is not parameter.KEYWORD_ONLY
-        flag = name.upper() if word else f"--{said.name or flag_name(name)}"
-        yield Taken(name, flag, hint, parameter.default, said)
+def _number_or_path(text: str, kinds: tuple[Any, ...]) -> int | float | Path:
+    for kind, called in ((int, "a whole number"), (float, "a number")):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                raise ValueError(f"{text!r} is not {called}") from None
+    if not text:
+        raise ValueError("it is empty")
+    return Path(text)
 
 
-def _options() -> Iterator[Taken]:
-    """Yield all options of a run, from their own definition."""
-    for kind in GROUPS.values():
-        hints = hints_of(kind)
-        group = kind.__doc__.rstrip(".")
-        for option in fields(kind):
-            said = Flag(option.metadata["help"], variable=True)
-            flag = f"--{flag_name(option.name)}"
-            yield Taken(option.name, flag, hints[option.name], option.default, said, group)
+def _source(param: click.Parameter | None, ctx: click.Context | None) -> str:
+    """Return the flag, variable or word that a value comes from."""
+    if param is None or ctx is None:
+        return "value"
+    if ctx.get_parameter_source(str(param.name)) is ParameterSource.ENVIRONMENT:
+        return str(param.envvar)
+    return param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name
 
 
-def file_keys() -> set[str]:
-    """Return the names that may stand in a TOML file."""
-    options = {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
-    return options | {"output", "debug", "dry-run", "json"}
+class Flag(click.Option):
+    """A flag.
+
+    Args:
+        *args: See `click.Option`.
+        hint: The type of its value.
+        option: The option of a run that it sets, if any.
+        **kwargs: See `click.Option`.
+
+    Attributes:
+        alone: What it means without a value; None if it needs one.
+        option: See above.
+    """
+
+    def __init__(
+        self, *args: Any, hint: Any = str, option: Option | None = None, **kwargs: Any
+    ) -> None:
+        kwargs["type"] = Value(hint, option)
+        super().__init__(*args, **kwargs)
+        self.option = option
+        alone = option.alone if option is not None else ("true", "") if hint is bool else None
+        self.alone = alone[0] if alone is not None else None
+        self.hint = hint
+        self.usage = ", ".join(self.opts)
+        if alone is None:
+            self.usage += f" {self.metavar or _metavar(hint)}"
+        elif alone[1]:
+            self.usage += f"[={alone[1]}]"
+        elif option is not None and option.default is True:
+            self.usage += f", --no-{option.key}"
 
 
-def variable_of(key: str) -> str:
-    """Return the environment variable of an option by its name in a TOML file."""
-    return PREFIX + key.upper().replace("-", "_")
+class Word(click.Argument):
+    """An argument without a flag, with a description."""
+
+    def __init__(self, names: Sequence[str], *, hint: Any, about: str, **kwargs: Any) -> None:
+        super().__init__(names, type=Value(hint), metavar=names[0].upper(), **kwargs)
+        self.about = about
+
+
+def _metavar(hint: Any) -> str:
+    if choices_of(hint):
+        return "CHOICE"
+    kinds = kinds_of(hint)
+    names = {int: "N", float: "NUMBER", Path: "PATH"}
+    return next((names[kind] for kind in kinds if kind in names and str not in kinds), "TEXT")
+
+
+def run_flags() -> list[click.Parameter]:
+    """Return a flag for each option of a run."""
+    metavars = {"resize": "N|MODEL", "budget": "AMOUNT", "retry": "WHICH"}
+    return [
+        Flag(
+            [f"--{option.key}", option.name],
+            hint=option.hint,
+            option=option,
+            envvar=option.variable,
+            multiple=option.repeated,
+            help=option.help,
+            hidden=option.hidden,
+            metavar=metavars.get(name),
+        )
+        for name, option in all_options().items()
+    ]

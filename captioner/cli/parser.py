@@ -1,6 +1,7 @@
-"""What is given to a command: its words, its environment and its TOML file, read.
+"""Commands on click, with what it lacks: a strict TOML file, strict variables, clear errors.
 
-What is typed goes before the environment, that before the file, and that before the default.
+The command line takes precedence over the environment, that over the TOML file, and that over
+the defaults.
 """
 
 from __future__ import annotations
@@ -8,249 +9,238 @@ from __future__ import annotations
 import os
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from captioner.cli.params import (
-    ALONE,
-    HELP,
-    NEEDED,
-    PREFIX,
-    Taken,
-    file_keys,
-    taken_by,
-    variable_of,
-)
+import click
+from click.core import ParameterSource
+
+from captioner.cli.params import Flag, Word, is_bool
 from captioner.core.errors import SettingsError
-from captioner.settings.validation import PRIVATE, choices_of, did_you_mean, flag_name, typed
+from captioner.settings.flags import all_options, stored_options, variable_of
+from captioner.settings.validation import PRIVATE, did_you_mean, flag_name, typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
-"""Variables with our prefix that hold something else than an option."""
+HELP = ("-h", "--help", "--help-all")
 
-_WORDS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
-_WORDS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
+_OTHER_KEYS: dict[str, Any] = {"output": Path, "debug": bool, "dry-run": bool, "json": bool}
+"""TOML keys that are not options of a run, with their types."""
+
+_NOT_OPTIONS = frozenset({"CAPTIONER_API_KEY"})
+"""Variables with our prefix that do not hold an option."""
+
+_SYNONYMS = {
+    "api-base": "--base-url",
+    "api-key": "--api-key-env, with the name of the environment variable that holds the key",
+    "batch-size": "--concurrency",
+    "endpoint": "--base-url",
+    "force": "--overwrite",
+    "format": "--output-format",
+    "jobs": "--concurrency",
+    "num-samples": "--limit",
+    "num-workers": "--concurrency",
+    "out": "-o",
+    "parallel": "--concurrency",
+    "question": "--prompt",
+    "resume": "running the same command again resumes the run",
+    "retries": "--max-attempts",
+    "sample": "--limit",
+    "system": "--system-prompt",
+    "threads": "--concurrency",
+    "url": "--base-url",
+    "worker": "--concurrency",
+}
+"""Flags of other programs, with what to use here."""
 
 
-def is_on(text: str) -> bool:
-    """Tell whether a variable switches something on."""
-    return _WORDS.get(text.lower(), False)
+class Command(click.Command):
+    """A command that takes flags anywhere, and whose errors say what to write instead."""
 
-
-class Reader:
-    """Reads what one command is given.
-
-    Args:
-        program: The command as it is typed.
-        function: What it calls.
-        commands: First words that would have meant another command.
-    """
-
-    def __init__(
-        self, program: str, function: Callable[..., int], commands: Collection[str] = ()
-    ) -> None:
-        self._program = program
-        self._commands = commands
-        self._taken = list(taken_by(function))
-        self._words = [one for one in self._taken if one.word]
-        self._flags = {one.flag: one for one in self._taken if not one.word}
-        self._flags |= {one.said.short: one for one in self._taken if one.said.short}
-        self._offs = {one.off: one for one in self._taken if one.off}
-        self._has_options = "--config" in self._flags
-
-    def read(self, words: Sequence[str]) -> dict[str, Any] | None:
-        """Return the arguments that are given; None where help is asked for.
-
-        Raises:
-            SettingsError: Something cannot be meant so; it says what.
-        """
-        end = list(words).index("--") if "--" in words else len(words)
-        if not HELP.isdisjoint(words[:end]):
-            return None
-        found = self._typed(words[:end], words[end + 1 :])
-        self._from_environment(found)
-        for one in self._taken:
-            if one.default is NEEDED and one.name not in found:
-                raise SettingsError(f"which {one.flag}? See {self._program} --help")
-        if self._has_options:
-            self._from_file(found, found.pop("config", None))
-        return found
-
-    # -- the command line ------------------------------------------------------------------
-
-    def _typed(self, words: Sequence[str], more: Sequence[str]) -> dict[str, Any]:
-        """Return what is typed; ``more`` are words that are no flags, whatever they look like."""
-        texts: dict[str, list[str]] = {}
-        plain: list[str] = []
-        waiting: Taken | None = None
-        for word in words:
-            if waiting is not None:
-                if word.startswith("--") or word in self._flags:
-                    break
-                texts.setdefault(waiting.name, []).append(word)
-                waiting = None
-            elif word == "-" or not word.startswith("-"):
-                plain.append(word)
-            else:
-                one, text = self._find(word) or self._refuse(word)
-                if text is None:
-                    waiting = one
-                else:
-                    texts.setdefault(one.name, []).append(text)
-        if waiting is not None:
-            raise SettingsError(
-                f"{waiting.flag} needs a value; for one that begins with -- write {waiting.flag}=…"
-            )
-        plain += more
-        if len(plain) > len(self._words):
-            raise SettingsError(self._too_many(plain, words))
-        for one, word in zip(self._words, plain, strict=False):
-            texts[one.name] = [word]
-        return {
-            one.name: _value(one, one.flag, texts[one.name])
-            for one in self._taken
-            if one.name in texts
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["add_help_option"] = False
+        super().__init__(*args, **kwargs)
+        self.context_settings = {"allow_extra_args": True}
+        self.other_commands: Mapping[str, click.Command] = {}
+        self._flags = {
+            name: param for param in self.params if isinstance(param, Flag) for name in param.opts
         }
 
-    def _find(self, word: str) -> tuple[Taken, str | None] | None:
-        """Return the flag that a word is, and the value that it brings along or means alone."""
-        flag, equals, text = word.partition("=")
-        flag = flag.replace("_", "-")  # as in Python
-        if one := self._flags.get(flag):
-            return one, text if equals else one.alone
-        if (one := self._offs.get(flag)) and not equals:
-            return one, "false"
-        if f"-{flag}" in self._flags:
-            raise SettingsError(f"there is no {flag}. Did you mean -{flag}?")
-        if one := self._flags.get(word[:2]):  # -oFILE
-            return one, word[2:]
-        return None
+    def get_help(self, ctx: click.Context) -> str:
+        """Return the help with the flags that most people need."""
+        from captioner.cli.help import help_of
 
-    def _refuse(self, word: str) -> tuple[Taken, str | None]:
-        flag = word.partition("=")[0].replace("_", "-")
-        if flag in self._offs or flag in (*HELP, "--version"):
-            raise SettingsError(f"{flag} takes no value")
-        on = self._flags.get(f"--{flag[5:]}") if flag.startswith("--no-") else None
-        if on is not None and on.hint is bool:
-            raise SettingsError(f"there is no {flag}; write {on.flag}=false")
-        for one in self._words:
-            if flag == f"--{flag_name(one.name)}":
-                raise SettingsError(f"{one.flag} goes without a flag; see {self._program} --help")
-        near = did_you_mean(flag, [*self._flags, *self._offs, "--help", "--version"])
-        raise SettingsError(f"there is no {flag}.{near}")
+        return help_of(self, ctx, everything=False)
 
-    def _too_many(self, plain: Sequence[str], words: Sequence[str]) -> str:
-        if plain[0] in self._commands:
-            return f"{plain[0]} is a command: it comes first"
-        if PRIVATE & {word.partition("=")[0].replace("_", "-")[2:] for word in words}:
-            return "there is a word too many; a value with spaces in it needs quotes"
-        for before, word in pairwise(words):
-            one = self._flags.get(before)
-            if one is None or word not in plain:
-                continue
-            if one.name in ALONE or (one.hint is bool and word.lower() in _WORDS):
-                return f"{word!r} is one word too many; is {before}={word} meant?"
-        word = plain[len(self._words)]
-        return f"{word!r} is one word too many; see {self._program} --help"
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line.
 
-    # -- the environment and the file ----------------------------------------------------------
+        Raises:
+            SettingsError: It cannot be understood; the message says why.
+        """
+        if ctx.resilient_parsing:  # for the shell's completion
+            return super().parse_args(ctx, args)
+        end = args.index("--") if "--" in args else len(args)
+        if asked := [word for word in args[:end] if word in HELP]:
+            from captioner.cli.help import help_of
 
-    def _from_environment(self, found: dict[str, Any]) -> None:
-        """Take what variables say. An empty one counts as unset."""
-        known = NOT_OPTIONS | {variable_of(key) for key in (*file_keys(), "config", "host", "port")}
-        for name in os.environ:
-            if name.startswith(PREFIX) and name not in known:
-                raise SettingsError(
-                    f"unknown environment variable {name}.{did_you_mean(name, known)}"
-                )
-        for one in self._taken:
-            if one.name not in found and (text := os.environ.get(one.variable)):
-                texts = list(filter(None, text.splitlines())) if one.several else [text]
-                found[one.name] = _value(one, one.variable, texts)
+            click.echo(help_of(self, ctx, everything="--help-all" in asked))
+            ctx.exit()
+        _check_variables()
+        given = [*self._normalised(ctx, args[:end]), *args[end:]]
+        try:
+            rest = super().parse_args(ctx, given)
+        except click.MissingParameter as error:
+            param = error.param
+            name = param.usage if isinstance(param, Flag) else getattr(param, "metavar", None)
+            raise SettingsError(f"{name} is missing. See {ctx.command_path} --help") from None
+        if rest:
+            raise SettingsError(self._too_many(ctx, args, rest))
+        return rest
 
-    def _from_file(self, found: dict[str, Any], path: Path | None) -> None:
-        """Take what a TOML file says; its tables of endpoints are taken as they are."""
-        if path is None:
-            return
-        given = set(found)
-        data = _load(path)
-        tables = data.pop("endpoint", [])
-        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            raise SettingsError(f"{path}: write each endpoint as a table [[endpoint]]")
-        known = file_keys()
+    def _normalised(self, ctx: click.Context, words: Sequence[str]) -> Iterator[str]:
+        """Yield the words for click: ``--no-x`` and flags without a value get ``=value``."""
         seen: set[str] = set()
-        for key, value in data.items():
-            name = key.replace("_", "-")
-            if name not in known:
-                raise SettingsError(f"{path}: unknown option {key!r}.{did_you_mean(name, known)}")
-            if name in seen:
-                raise SettingsError(f"{path}: the option {name!r} is given twice")
-            seen.add(name)
-            one = self._flags.get(f"--{name}")
-            if one is None:
+        needing: Flag | None = None
+        for word in words:
+            if needing is not None:
+                if word.startswith("--") or word in self._flags:
+                    break
+                needing = None
+                yield word
+            elif word == "-" or not word.startswith("-"):
+                yield word
+            else:
+                name, flag, value = self._flag_of(ctx, word)
+                if flag.opts[-1] in seen and not flag.multiple:
+                    raise SettingsError(f"{flag.opts[-1]} is given twice")
+                seen.add(flag.opts[-1])
+                value = flag.alone if value is None else value
+                needing = flag if value is None else None
+                equals = "=" if value is not None and name.startswith("--") else ""
+                yield f"{name}{equals}{value or ''}"
+        if needing is not None:
+            flag_text = needing.opts[-1]
+            raise SettingsError(
+                f"{flag_text} needs a value; if it begins with -- write {flag_text}=VALUE"
+            )
+
+    def _flag_of(self, ctx: click.Context, word: str) -> tuple[str, Flag, str | None]:
+        """Return the name of a flag as it is typed, the flag, and its value in the same word."""
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in self._flags:
+            return name, self._flags[name], value if equals else None
+        switch = self._flags.get(f"--{name[5:]}") if name.startswith("--no-") else None
+        if switch is not None and switch.alone == "true":
+            if equals:
+                raise SettingsError(f"{name} takes no value")
+            return switch.opts[-1], switch, "false"
+        if f"-{name}" in self._flags:
+            raise SettingsError(f"there is no {name}. Did you mean -{name}?")
+        if word[:2] in self._flags:  # -oFILE
+            return word[:2], self._flags[word[:2]], word[2:]
+        raise SettingsError(self._unknown(ctx, name))
+
+    def _unknown(self, ctx: click.Context, name: str) -> str:
+        """Return the message for a flag that does not exist."""
+        if name in (*HELP, "--version"):
+            return f"{name} takes no value"
+        for one in self.params:
+            if isinstance(one, Word) and name == f"--{flag_name(str(one.name))}":
+                return f"{one.metavar} goes without a flag. See {ctx.command_path} --help"
+        meant = _SYNONYMS.get(name.lstrip("-"))
+        if meant is not None and (meant[0] != "-" or meant.split(",")[0] in self._flags):
+            return f"there is no {name}{'. Use ' if meant[0] == '-' else ': '}{meant}"
+        offs = [f"--no-{one[2:]}" for one, flag in self._flags.items() if flag.alone == "true"]
+        return f"there is no {name}.{did_you_mean(name, [*self._flags, *offs, *HELP, '--version'])}"
+
+    def _too_many(self, ctx: click.Context, words: Sequence[str], rest: Sequence[str]) -> str:
+        """Return the message for words that no argument takes."""
+        arguments = [str(ctx.params[one.name]) for one in self.params if isinstance(one, Word)]
+        if arguments and arguments[0] in self.other_commands:
+            return f"{arguments[0]} is a command: it comes first"
+        if PRIVATE & {word.partition("=")[0].replace("_", "-")[2:] for word in words}:
+            return "there is a word too many; a value with spaces needs quotes"
+        for before, word in pairwise(words):
+            flag = self._flags.get(before)
+            if flag is None or flag.alone is None or word not in (*arguments, *rest):
                 continue
-            if one.name in ALONE and isinstance(value, bool):
-                value = one.alone if value else one.default  # noqa: PLW2901 - as when it is typed
+            if (
+                flag.alone != "true"
+                or (flag.option and flag.option.alone and flag.option.alone[1])
+                or is_bool(word)
+            ):
+                return f"{word!r} is one word too many. Did you mean {before}={word}?"
+        return f"{rest[0]!r} is one word too many. See {ctx.command_path} --help"
+
+
+class Group(click.Group):
+    """Commands under one word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show the help if no command is named."""
+        return super().parse_args(ctx, ["--help"] if args in ([], ["-h"]) else args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is named."""
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            hint = did_you_mean(args[0], self.commands) or f" It has {', '.join(self.commands)}."
+            raise SettingsError(f"{ctx.command_path} has no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+# -- the environment and the TOML file ---------------------------------------------------------
+
+
+def _check_variables() -> None:
+    """Refuse variables that look like ours and are not."""
+    keys = (*(option.key for option in all_options().values()), *_OTHER_KEYS)
+    known = _NOT_OPTIONS | {variable_of(key) for key in (*keys, "config", "host", "port")}
+    for name in os.environ:
+        if name.startswith("CAPTIONER_") and name not in known:
+            raise SettingsError(f"unknown environment variable {name}.{did_you_mean(name, known)}")
+
+
+def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take the values of a TOML file as defaults; click calls this for ``--config``."""
+    if path is None or ctx.resilient_parsing:
+        return
+    data = _load(path)
+    tables = data.pop("endpoint", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise SettingsError(f"{path}: write each endpoint as a table [[endpoint]]")
+    tuning = data.pop("tuning", {})
+    if not isinstance(tuning, dict):
+        raise SettingsError(f"{path}: write tuning as a table [tuning]")
+    options = {option.key: option for option in all_options().values()}
+    names = {flag[2:]: str(param.name) for param in ctx.command.params for flag in param.opts}
+    found: dict[str, Any] = {}
+    seen: set[str] = set()
+    for table, known in (
+        (data, [*options, *_OTHER_KEYS]),
+        (tuning, [key for key, option in options.items() if option.tuning]),
+    ):
+        where = f"{path}: [tuning]" if table is tuning else f"{path}"
+        for name, value in table.items():
+            key = name.replace("_", "-")
+            if key not in known:
+                hint = did_you_mean(key, known)
+                raise SettingsError(f"{where}: unknown option {name!r}.{hint}")
+            if key in seen:
+                raise SettingsError(f"{where}: the option {key!r} is given twice")
+            seen.add(key)
             try:
-                value = typed(name, value, one.hint)  # noqa: PLW2901 - in its own type
+                found[names.get(key, "")] = (
+                    options[key].typed(value) if key in options
+                    else typed(key, value, _OTHER_KEYS[key])
+                )  # fmt: skip
             except SettingsError as error:
-                raise SettingsError(f"{path}: {error}") from None
-            found.setdefault(one.name, value)
-        if tables:
-            said = {key.replace("-", "_") for table in tables for key in table}
-            for key in map(flag_name, sorted(said & given)):
-                raise SettingsError(
-                    f"--{key} (or {variable_of(key)}) is given, and so it is by an [[endpoint]] "
-                    f"table of {path}: leave one out"
-                )
-            found["endpoints"] = tables
-
-
-def _value(one: Taken, source: str, texts: Sequence[str]) -> Any:
-    """Return what texts mean; ``source`` is where they are from."""
-    if len(texts) > 1 and not one.several:
-        shown = "" if one.flag[2:] in PRIVATE else f": {texts[0]!r} and {texts[1]!r}"
-        raise SettingsError(f"{source} is given twice{shown}")
-    if one.name in ALONE and texts[0].lower() in _WORDS:
-        return one.alone if _WORDS[texts[0].lower()] else one.default
-    try:
-        values = [_read(text, one.hint) for text in texts]
-    except ValueError as error:
-        raise SettingsError(f"{source}: {error}") from None
-    return tuple(values) if one.several else values[0]
-
-
-def _read(text: str, hint: Any) -> Any:
-    """Return what a text means.
-
-    Raises:
-        ValueError: It means nothing that can be given there.
-    """
-    kinds = get_args(hint) or (hint,)
-    if choices := choices_of(hint):
-        if text not in choices:
-            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
-        return text
-    if bool in kinds:
-        if text.lower() not in _WORDS:
-            raise ValueError(f"{text!r} is neither true nor false")
-        return _WORDS[text.lower()]
-    for kind, called in ((int, "whole number"), (float, "number")):
-        if kind in kinds:
-            try:
-                return kind(text)
-            except ValueError:
-                raise ValueError(f"{text!r} is no {called}") from None
-    if Path in kinds:
-        if not text:
-            raise ValueError("it is empty")
-        return Path(text)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{text!r} is no UTF-8 text") from None
-    return text
+                raise SettingsError(f"{where}: {error}") from None
+    ctx.default_map = found
+    ctx.meta["config"] = path, tables
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -261,4 +251,33 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"--config: cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"--config: {path} is no TOML: {error}") from None
+        raise SettingsError(f"--config: {path} is not valid TOML: {error}") from None
+
+
+def given_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are given in any way, as keywords of `Settings.create`.
+
+    Raises:
+        SettingsError: Two options contradict each other.
+    """
+    path, tables = ctx.meta.get("config", (None, []))
+    typed_in: set[str] = set()
+    found: dict[str, Any] = {}
+    for source in (
+        ParameterSource.DEFAULT_MAP,
+        ParameterSource.ENVIRONMENT,
+        ParameterSource.COMMANDLINE,
+    ):
+        given = {n: value for n, value in options.items() if ctx.get_parameter_source(n) is source}
+        try:
+            found |= stored_options(given)
+        except SettingsError as error:
+            in_file = source is ParameterSource.DEFAULT_MAP
+            raise SettingsError(f"{path}: {error}" if in_file else str(error)) from None
+        typed_in |= given.keys() if source is not ParameterSource.DEFAULT_MAP else set()
+    for name in sorted(typed_in & {key.replace("-", "_") for table in tables for key in table}):
+        raise SettingsError(
+            f"--{flag_name(name)} (or {variable_of(flag_name(name))}) is given, and so it is by an "
+            f"[[endpoint]] table of {path}: leave one out"
+        )
+    return found | ({"endpoints": tables} if tables else {})

@@ -16,7 +16,7 @@ ADDRESS = "127.0.0.1"
 
 
 class Metrics:
-    """Serves what a run has counted until it is closed; it is read when somebody asks.
+    """Serves the counters of a run until it is closed.
 
     Args:
         progress: Of the run.
@@ -44,14 +44,14 @@ class Metrics:
         self.port = int(self._server.server_port)
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Collector:
-    """Makes metrics of the numbers as they are."""
+    """Makes metrics of the current counters."""
 
     def __init__(self, progress: Progress, core: Any) -> None:
         self._progress = progress
@@ -61,7 +61,7 @@ class _Collector:
         """Yield the metrics."""
         now = self._progress
         counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
-        records = counter("captioner_records", "Records by what became of them.", labels=["state"])
+        records = counter("captioner_records", "Records by state.", labels=["state"])
         for state in ("captioned", "failed", "resumed", "failed_before", "skipped"):
             records.add_metric([state], getattr(now, state))
         yield records
@@ -79,11 +79,13 @@ class _Collector:
             ("cached", now.cached, "Records settled from the cache."),
             ("read", now.read, "Records read from the input."),
             ("answers", now.answers, "Replies to requests for captions."),
-            ("answer_seconds", now.answered_s, "Seconds that those took together."),
+            ("answer_seconds", now.answered_s, "Total seconds of those requests."),
         ):
             yield counter(f"captioner_{name}", text, value=value)
-        yield gauge("captioner_in_flight", "Requests on the wire.", value=now.in_flight)
-        yield gauge("captioner_oldest_seconds", "Age of the oldest one.", value=now.oldest_s)
+        yield gauge("captioner_in_flight", "Requests in flight.", value=now.in_flight)
+        yield gauge(
+            "captioner_oldest_seconds", "Age of the oldest request in flight.", value=now.oldest_s
+        )
         limits = gauge("captioner_endpoint_limit", "Requests allowed at once.", labels=["endpoint"])
         flying = gauge("captioner_endpoint_in_flight", "Requests there.", labels=["endpoint"])
         for endpoint in now.states():

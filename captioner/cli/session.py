@@ -1,6 +1,6 @@
 """A run at a terminal: signals, event loop, display, summary, exit code.
 
-What only one command needs is imported by it, so that a run starts without it.
+Each command imports what only it needs, so that runs start fast.
 """
 
 from __future__ import annotations
@@ -50,67 +50,59 @@ SOME_FAILED = 3
 
 
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
-    """Run to the end or to a signal, show what happens, and return the exit status."""
+    """Run to the end or to a signal, show the progress, and return the exit status."""
     ease_garbage_collection()
     keep_freed_memory()
     try:
         report, signalled = run_watched(settings, as_json=as_json)
-    except (SettingsError, RunError) as error:
-        _tell_end(settings, str(error), error.exit_code)
-        return error.exit_code
-    except CaptionerError as error:
-        _tell_end(settings, str(error), 1)
-        return 1
     except Exception as error:
-        if debug:
+        if isinstance(error, CaptionerError):
+            text, status = str(error), getattr(error, "exit_code", 1)
+        elif debug:
             raise
-        text = (
-            f"internal error ({type(error).__name__}: {error}). Finished captions are saved. "
-            "Please report it; --debug shows where it happened."
-        )
-        _tell_end(settings, text, 1)
-        return 1
+        else:
+            status = 1
+            text = (
+                f"internal error ({type(error).__name__}: {error}). Finished captions are saved. "
+                "Please report it; --debug shows where it happened."
+            )
+        if settings.run.log_json:
+            JsonLog(Progress(), sys.stderr).event("error", message=text, exit_code=status)
+        else:
+            _say(f"captioner: {text}")
+        return status
     if signalled:
         return 128 + signalled
-    left = settings.batch.any and not report.complete and settings.batch.to_batch_file is None
-    return SOME_FAILED if report.failed or left else 0
-
-
-def _tell_end(settings: Settings, text: str, status: int) -> None:
-    """Say what ended a run."""
-    if settings.run.log_json:
-        JsonLog(Progress(), sys.stderr).event("error", message=text, exit_code=status)
-    else:
-        _say(f"captioner: {text}")
+    pending = settings.batch.any and not report.complete and settings.batch.to_batch_file is None
+    return SOME_FAILED if report.failed or pending else 0
 
 
 def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport, int]:
-    """Run to the end or to a signal and show what happens; with ``as_json`` print the report.
+    """Run to the end or to a signal and show the progress; with ``as_json`` print the report.
 
     Returns:
-        What was done, and the signal that stopped it; 0 if none did.
+        The report, and the signal that stopped the run or 0.
 
     Raises:
-        SettingsError: The settings cannot work.
-        RunError: The run stopped early; what was done has been shown.
+        SettingsError: The settings are invalid.
+        RunError: The run stopped early, after its report was shown.
     """
     import uvloop
 
-    # What Pillow remarks about an image's metadata is no news to whoever watches a million.
+    # Pillow's remarks about the metadata of single images would flood the terminal.
     warnings.filterwarnings("ignore", module="PIL")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Session(settings, as_json=as_json).run())
 
 
 def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
-    """Print how an output stands and return the exit status."""
+    """Print the state of an output and return the exit status."""
     from captioner.outputs.check import check_output
 
     try:
         report = asyncio.run(check_output(output_of(output), source))
-    except (SettingsError, OSError) as error:
-        _say(f"captioner: {error}")
-        return SettingsError.exit_code
+    except OSError as error:
+        raise SettingsError(str(error)) from None
     print(_json(report) if as_json else describe_check(report))
     return OutputDamagedError.exit_code if report.violations else 0
 
@@ -119,11 +111,7 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
     """Print what a run will take and return the exit status."""
     from captioner.engine.estimate import estimate
 
-    try:
-        found = asyncio.run(estimate(settings, probe=probe))
-    except (SettingsError, RunError) as error:
-        _say(f"captioner: {error}")
-        return error.exit_code
+    found = asyncio.run(estimate(settings, probe=probe))
     print(_json(found) if as_json else describe_estimate(found, settings))
     return 0
 
@@ -131,17 +119,13 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
 def report_in_console(
     output: Path, target: Path | None, *, sample: int, image_root: Path | None, as_json: bool
 ) -> int:
-    """Print what captions are like, or write a page of it, and return the exit status."""
+    """Print a report on captions, or write it as a page, and return the exit status."""
     from captioner.outputs.report import make_report, write_page
 
-    try:
-        images = sample if target is not None else 0
-        report = make_report(output, sample=images, image_root=image_root, warn=_say)
-        if target is not None:
-            write_page(report, target)
-    except (SettingsError, RunError) as error:
-        _say(f"captioner: {error}")
-        return error.exit_code
+    images = sample if target is not None else 0
+    report = make_report(output, sample=images, image_root=image_root, warn=_say)
+    if target is not None:
+        write_page(report, target)
     if as_json:
         print(_json(report))
     elif target is None:
@@ -152,14 +136,10 @@ def report_in_console(
 
 
 def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
-    """Print how near captions are to references and return the exit status."""
+    """Print the scores of captions against references and return the exit status."""
     from captioner.outputs.scores import score
 
-    try:
-        found = score(output, references, warn=_say)
-    except (SettingsError, RunError) as error:
-        _say(f"captioner: {error}")
-        return error.exit_code
+    found = score(output, references, warn=_say)
     print(_json(found) if as_json else describe_scores(found))
     return 0
 
@@ -177,79 +157,59 @@ def export_in_console(
     """Write the captions of a run in another format and return the exit status."""
     from captioner.outputs.export.registry import check_format, export
 
-    try:
-        output = output_of(output)
-        journal = find_journal(output, Files())
-        kind = check_format(target, kind)
-        export(
-            journal,
-            target,
-            kind,
-            image_root=image_root,
-            source=source,
-            overwrite=overwrite,
-            reviewed=reviewed,
-            output=output,
-            warn=_say,
-        )
-    except (SettingsError, RunError) as error:
-        _say(f"captioner: {error}")
-        return error.exit_code
+    output = output_of(output)
+    export(
+        find_journal(output, Files()),
+        target,
+        check_format(target, kind),
+        image_root=image_root,
+        source=source,
+        overwrite=overwrite,
+        reviewed=reviewed,
+        output=output,
+        warn=_say,
+    )
     _say(f"written: {target}")
     return 0
 
 
 def batches_in_console(output: Path, *, cancel: bool) -> int:
-    """Print how the batches of a run are, cancelled or not, and return the exit status."""
+    """Print the state of a run's batches, cancelled or not, and return the exit status."""
     from captioner.executors.batch_api.ledger import Ledger
     from captioner.executors.batch_api.status import look_at_batches
 
-    try:
-        ledger = Ledger.of(find_journal(output, Files()))
-        for line in asyncio.run(look_at_batches(ledger, cancel=cancel)):
-            print(printable(line))
-    except (SettingsError, RunError) as error:
-        _say(f"captioner: {error}")
-        return error.exit_code
+    ledger = Ledger.of(find_journal(output, Files()))
+    for line in asyncio.run(look_at_batches(ledger, cancel=cancel)):
+        print(printable(line))
     return 0
 
 
 def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
-    """Serve the page of an output until a signal ends it and return the exit status."""
+    """Serve the page of an output until a signal arrives and return the exit status."""
     from captioner.outputs.viewer.server import Viewer
 
-    try:
-        output = output_of(output)
-        journal = find_journal(output, Files())
-        _refuse_no_captions(journal)
-        viewer = Viewer(
-            output, journal=journal, host=host, port=port, image_root=image_root, warn=_say
-        )
-        asyncio.run(_view(viewer))
-    except (SettingsError, RunError) as error:
-        _say(f"captioner: {error}")
-        return error.exit_code
+    output = output_of(output)
+    journal = find_journal(output, Files())
+    with journal.open("rb") as file:
+        if file.read(1) not in (b"", b"{"):
+            raise SettingsError(f"{journal} does not hold captions; name a run's output")
+    viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root, warn=_say)
+    asyncio.run(_view(viewer))
     return 0
 
 
-def _refuse_no_captions(journal: Path) -> None:
-    with journal.open("rb") as file:
-        if file.read(1) not in (b"", b"{"):
-            raise SettingsError(f"{journal} holds no captions of a run; name a run's output")
-
-
 async def _view(viewer: Viewer) -> None:
-    over = asyncio.Event()
+    stop = asyncio.Event()
     for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, over.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with viewer:
         print(viewer.url, flush=True)
         _say("open it in a browser on this machine; Ctrl-C ends it")
-        await over.wait()
+        await stop.wait()
 
 
 class _Session:
-    """One run with somebody watching."""
+    """One run with its display, metrics server and page."""
 
     def __init__(self, settings: Settings, *, as_json: bool) -> None:
         self._settings = settings
@@ -276,6 +236,11 @@ class _Session:
             if (port := self._settings.run.metrics_port) is not None:
                 metrics = Metrics(self._progress, port)
             async with self._display:
+                if self._settings.cluster.workers and self._settings.cluster.engine == "local":
+                    self._display.say(
+                        "--workers has no effect without --ray; --concurrency sets the requests in "
+                        "flight, --processes the processes"
+                    )
                 if page is not None:
                     self._display.say(f"captions: {page.url}")
                 if metrics is not None:
@@ -290,33 +255,29 @@ class _Session:
             if page is not None:
                 await asyncio.to_thread(page.close)
             if report is not None:
-                self._tell(report)
+                self._show(report)
         return report, self._signal
 
     def _open_page(self) -> ViewerThread:
         from captioner.outputs.viewer.server import Viewer, ViewerThread
 
-        settings = self._settings
-        root, kind = settings.records.image_root, settings.run.output_format
-        output = settings.output_path
-        return ViewerThread(
-            Viewer(
-                output,
-                journal=journal_path(output, kind),
-                image_root=root,
-                progress=self._progress,
-                warn=self._display.say,
-            )
+        output = self._settings.output_path
+        viewer = Viewer(
+            output,
+            journal=journal_path(output, self._settings.run.output_format),
+            image_root=self._settings.records.image_root,
+            progress=self._progress,
+            warn=self._display.say,
         )
+        return ViewerThread(viewer)
 
-    def _tell(self, report: RunReport) -> None:
-        """Show what was done."""
+    def _show(self, report: RunReport) -> None:
         if isinstance(self._display, JsonLog):
             self._display.event("finished", **report.as_dict())
         else:
             _say(summarise(report, self._settings))
             if self._settings.run.view and report.output:
-                _say(f"look at them again: captioner view {shlex.quote(report.output)}")
+                _say(f"view them again: captioner view {shlex.quote(report.output)}")
         if self._as_json:
             print(_json(report))
 
@@ -329,7 +290,7 @@ class _Session:
         return await run_batch(self._settings, progress=progress, cancel=cancel, warn=say)
 
     def _on_signal(self, number: int) -> None:
-        # Asked twice, what is on the wire is given up; a third time, Python's own way applies.
+        # The second signal abandons the requests in flight; a third one has its default effect.
         if self._cancel:
             self._cancel.force()
             loop = asyncio.get_running_loop()
@@ -341,21 +302,20 @@ class _Session:
         self._cancel.request()
         self._display.say(
             f"stopping: {self._progress.in_flight} requests may finish within "
-            f"{self._settings.run.drain:g} s; once more to give them up"
+            f"{self._settings.run.drain:g} s; repeat the signal to abandon them"
         )
 
 
-class _Found(Protocol):
+class _Report(Protocol):
     def as_dict(self) -> dict[str, Any]: ...
 
 
-def _json(found: _Found) -> str:
-    """Return what was found as JSON for scripts."""
-    return orjson.dumps(found.as_dict(), option=orjson.OPT_INDENT_2).decode()
+def _json(report: _Report) -> str:
+    return orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode()
 
 
 def _say(text: str) -> None:
-    """Print for a person; nobody reading any more is no error."""
+    """Print to standard error, also if its reader is gone."""
     try:
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except (OSError, ValueError):

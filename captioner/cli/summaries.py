@@ -1,4 +1,4 @@
-"""What was found or done, in a few lines: of a run, an estimate, a report, scores, a check."""
+"""Summaries in a few lines: of a run, an estimate, a report, scores, a check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def summarise(report: RunReport, settings: Settings) -> str:
-    """Return what a run did, in a few lines, and what to do next."""
+    """Return what a run did and what to do next."""
     if report.complete and not (report.calls or report.captioned or report.failed):
         what = f"all {report.resumed:,} were captioned before"
         return f"nothing to do: {what if report.resumed else 'the input has no records'}"
@@ -55,12 +55,12 @@ def summarise(report: RunReport, settings: Settings) -> str:
             lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
         lines.append(f"retry them, with the same options: {_again(settings, '--retry-failed')}")
     if not report.complete:
-        lines.append(_how_to_go_on(settings))
+        lines.append(_how_to_continue(settings))
     return "\n".join(printable(line) for line in lines)
 
 
 def describe_estimate(found: Estimate, settings: Settings) -> str:
-    """Return what a run will take, in a few lines."""
+    """Return what a run will take."""
     bad = sum(found.bad.values())
     counts = f"{found.records:,} records, {found.requests:,} requests, {found.images:,} images"
     lines = [f"{counts}, {short(found.upload_bytes)}B to upload"]
@@ -68,7 +68,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
         codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
         lines.append(f"{bad:,} records cannot be sent: {codes}")
     if found.unfetched:
-        lines.append(f"{found.unfetched:,} images are elsewhere; their size was guessed")
+        lines.append(f"{found.unfetched:,} images were not fetched; their size is a guess")
     by = (
         f"corrected by {found.probed:,} requests that were sent"
         if found.probed
@@ -90,7 +90,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
 
 
 def describe_report(report: Report) -> str:
-    """Return what captions are like, in a few lines."""
+    """Return the statistics of captions."""
     quality = report.quality
     failed = sum(one.total for one in report.failures.values())
     chars = quality.chars
@@ -112,7 +112,7 @@ def describe_report(report: Report) -> str:
 
 
 def describe_scores(found: Scores) -> str:
-    """Return how near captions are to references, in a few lines."""
+    """Return the scores of captions against references."""
     lines = [f"{found.captions:,} captions compared with their references"]
     if found.unmatched:
         lines.append(f"{found.unmatched:,} have none")
@@ -122,7 +122,7 @@ def describe_scores(found: Scores) -> str:
 
 
 def describe_check(report: CheckReport) -> str:
-    """Return how an output stands, in a few lines."""
+    """Return the state of an output."""
     lines = [f"{report.output}: {report.captioned:,} captioned, {report.failed:,} failed"]
     if report.pending is None:
         lines[0] += "; pending unknown, for the input is not at hand (--input)"
@@ -139,15 +139,15 @@ def describe_check(report: CheckReport) -> str:
     if report.unsynced_bytes:
         lines.append(f"{report.unsynced_bytes:,} bytes are not yet known to be on disk")
     if report.checkpoint != "ok":
-        lines.append("there is no checkpoint; the next run reads the output with more care")
+        lines.append("there is no checkpoint; the next run reads the whole output")
     if report.in_use_by:
         lines.append(f"being written by {report.in_use_by}")
     lines += [f"damaged: {violation}" for violation in report.violations]
     return "\n".join(printable(line) for line in lines)
 
 
-def _how_to_go_on(settings: Settings) -> str:
-    """Return what to type where a run has left something to do."""
+def _how_to_continue(settings: Settings) -> str:
+    """Return the command that continues an incomplete run."""
     if settings.batch.to_batch_file is None:
         return f"not finished; with the same options continue: {_again(settings)}"
     answered = _again(settings, "--from-batch-file", "ANSWERS")

@@ -288,7 +288,8 @@ class _Run:
             await asyncio.to_thread(self._quarantine_rejected, journal)
         if run.retry_failed:
             before = len(self._retrying)
-            await asyncio.to_thread(failures.take_for_retry, run.retry_failed, self._retrying)
+            for code in run.retry_failed.split(","):
+                await asyncio.to_thread(failures.take_for_retry, code, self._retrying)
             if len(self._retrying) == before and len(failures.unclaimed):
                 codes = await asyncio.to_thread(failures.by_code)
                 logger.warning(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from captioner.core.cancellation import CancelToken
 from captioner.core.progress import Progress
@@ -27,6 +27,4 @@ class RunContext:
 
     def __post_init__(self) -> None:
         """Read prompts from their files."""
-        settings = self.settings
-        resolved = replace(settings, prompt=settings.prompt.resolved())
-        object.__setattr__(self, "settings", resolved)
+        object.__setattr__(self, "settings", self.settings.resolved())

@@ -1,4 +1,4 @@
-"""What kind of place an input is in, by its name alone."""
+"""The kind of location of an input, by its name alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 
 
 STORAGE = re.compile(r"(s3a?|gs|gcs|hf|az|abfs|memory|file):/+(.+)")
-"""Addresses of object stores, as a path writes them: with one slash where there were two."""
+"""URLs of object stores as paths, which have one slash in place of two."""
 
 
 def storage_url(path: Path) -> str | None:
-    """Return the address of an object in a store, None if a path is none."""
+    """Return the URL of an object in a store; None if the path is local."""
     found = STORAGE.fullmatch(str(path))
     if found is None:
         return None
@@ -27,11 +27,11 @@ def storage_url(path: Path) -> str | None:
 
 
 def is_pattern(path: Path) -> bool:
-    """Tell whether a path stands for several: ``*.jpg``, ``shard-{000..099}.tar``."""
+    """Tell whether a path is a pattern: ``*.jpg``, ``shard-{000..099}.tar``."""
     return _PATTERN.search(str(path)) is not None and not path.exists()
 
 
 def is_elsewhere(path: Path) -> bool:
-    """Tell whether an input is no file or folder: a hub's, standard input, several paths."""
+    """Tell whether an input is not a local file or folder: a hub, standard input, a pattern."""
     text = str(path)
     return text == "-" or text.startswith(HUBS) or is_pattern(path) or storage_url(path) is not None

@@ -1,34 +1,40 @@
-"""The options, each defined once: flags, environment, TOML, keywords and checks derive from here.
+"""The options. Each is defined once: flags, variables, TOML keys and keywords derive from here.
 
-Groups exist for the reader and for the parts that need only one of them: every option's name is
-unique, so that whoever types one never types a group.
+Option names are unique across the groups, so users never name a group.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path  # noqa: TC003 - read when the options are made into flags
+from pathlib import Path  # noqa: TC003 - evaluated by get_type_hints
 from typing import Any, Literal, Self
 
 from captioner.core.errors import SettingsError
 from captioner.core.row import EXTRAS
-from captioner.settings.model_sizes import FAMILIES, rule_of
 from captioner.settings.presets import PRESETS, PresetName
 from captioner.settings.validation import (
+    check_choices,
     check_colour,
-    check_positive,
+    check_model,
+    check_numbers,
     check_url,
-    flag_name,
     text_of,
     words,
 )
 
 
-def _option(default: Any, text: str) -> Any:
-    """Define an option with what `--help`, the README and a written-out TOML file say of it."""
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    """Define an option.
+
+    Args:
+        default: The default value.
+        text: The description in `--help`, in the documentation and in a written TOML file.
+        **metadata: ``common``: `--help` shows the option. ``tuning``: it also belongs to the
+            TOML table ``[tuning]``. ``unit``: bytes, seconds or hours. ``zero``: 0 is allowed.
+            ``alone``: the value that the flag has without one.
+    """
+    return field(default=default, metadata={"help": text, **metadata})
 
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -49,10 +55,10 @@ OutputFormat = Literal[
 ]  # fmt: skip
 
 CODES = ("truncated", "refused", "looping", "too_short", "too_long")
-"""Faults of captions that may be accepted."""
+"""Faults of captions that ``--accept`` takes."""
 
 MAX_SIDE = 2_048
-"""Longer side of an image where neither an option nor the model's rule says anything."""
+"""Longer side of an image if neither an option nor the model's rule sets one."""
 
 IMAGE_FIELDS = ("image", "images")
 CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
@@ -64,69 +70,70 @@ class EndpointSettings:
 
     base_url: tuple[str, ...] = _option(
         (),
-        "Base URL of an OpenAI-compatible endpoint, for example http://localhost:8000/v1. "
-        "Repeat it for several, among which the work is spread. Also read from OPENAI_BASE_URL.",
+        "Base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1. Repeat the "
+        "flag to spread the work over several endpoints. Also read from OPENAI_BASE_URL.",
+        common=True,
     )
     model: str | None = _option(
-        None,
-        "Model to ask for. Default: the one the endpoint serves, if it serves just one.",
+        None, "Model name. Default: the model that the endpoint serves, if it is one.", common=True
     )
     api_key_env: tuple[str, ...] = _option(
         (),
-        "Name of the environment variable that holds the key; repeat it for several keys, one "
-        "for each base URL or all for the only one. Default: the first of CAPTIONER_API_KEY, "
-        "OPENAI_API_KEY, DF_API_KEY that is set; local servers need none.",
+        "Environment variable that holds the API key. Repeat the flag for several "
+        "keys: one for each base URL, or all for a single one. Default: the first of "
+        "CAPTIONER_API_KEY, OPENAI_API_KEY and DF_API_KEY that is set. Local servers need no key.",
+        common=True,
     )
     header: tuple[str, ...] = _option(
-        (),
-        "Header of every request, as 'Name: value'; may be repeated.",
+        (), "Header of every request, as 'Name: value'. Repeat the flag for several."
     )
     extra_body: str | None = _option(
-        None,
-        "JSON object of further members of every request, for example '{\"seed\": 7}'.",
+        None, "JSON object of further fields of every request, such as '{\"seed\": 7}'."
     )
     stream: bool = _option(
         default=False,
-        text="Have captions streamed, for gateways that cut silent connections. A stream counts "
-        "only if it ends as it should.",
+        text="Stream the responses, for gateways that close idle connections. A stream that ends "
+        "early is an error.",
     )
     offline: bool = _option(
         default=False,
-        text="Use the built-in describer instead of an endpoint: no key, no network. It names "
-        "sizes, colours and legible text; it is no vision-language model.",
+        text="Use the built-in describer: no endpoint, no key. It names "
+        "sizes, colours and legible text. It is not a vision-language model.",
+        common=True,
     )
-    timeout: float = _option(
-        300.0,
-        "Seconds one request may take from start to end.",
-    )
+    timeout: float = _option(300.0, "Seconds that one request may take.", unit="seconds")
     max_outage: float | None = _option(
         None,
-        "Seconds to wait for an endpoint that is away before giving up with exit code 7. "
-        "Default: for ever, once it has answered.",
+        "Seconds to wait for an endpoint that does not respond before the run ends with exit "
+        "code 7. Default: no limit, once the endpoint has responded.",
+        unit="seconds",
     )
-
     rpm: float | None = _option(
         None,
-        "Requests a minute. Default: what the endpoint says of itself, if it does.",
+        "Requests per minute. Default: the limit that the endpoint reports, if any.",
+        common=True,
     )
     tpm: float | None = _option(
         None,
-        "Tokens a minute, input and output. Default: what the endpoint says of itself, if it does.",
+        "Tokens per minute, input and output. Default: the limit that the endpoint reports, if "
+        "any.",
+        common=True,
     )
     weight: float = _option(
         1.0,
-        "Share of the work beside other endpoints, in a TOML file's [[endpoint]] table.",
+        "Share of the work relative to other endpoints, in an [[endpoint]] table of a TOML file.",
+        tuning=True,
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
         object.__setattr__(self, "base_url", words(self.base_url))
         object.__setattr__(self, "api_key_env", words(self.api_key_env))
-        check_positive("weight", self.weight)
+        check_numbers(self)
         for line in self.header:
             name, _, value = line.partition(":")
             if not (re.fullmatch(_FIELD_NAME, name.strip(), re.ASCII) and value.strip()):
-                raise SettingsError("header: one is not 'Name: value'")
+                raise SettingsError("header: every header must be 'Name: value'")
             if not (value.isascii() and value.strip().isprintable()):
                 raise SettingsError(f"header: the value of {name.strip()} cannot be sent")
         self.extra_fields()
@@ -137,99 +144,90 @@ class EndpointSettings:
             )
         if len(self.api_key_env) > 1 and len(self.base_url) not in (1, len(self.api_key_env)):
             raise SettingsError("api-key-env: give one key, or one for each base URL")
-        check_positive("rpm", self.rpm)
-        check_positive("tpm", self.tpm)
-        check_positive("timeout", self.timeout)
-        check_positive("max_outage", self.max_outage)
         for url in self.base_url:
             check_url("base_url", url)
 
     def extra_fields(self) -> dict[str, Any]:
-        """Return the members of ``extra_body``.
+        """Return the fields of ``extra_body``.
 
         Raises:
-            SettingsError: It is no JSON object, or holds what other options say.
+            SettingsError: It is not a JSON object, or sets a field that has its own option.
         """
         if self.extra_body is None:
             return {}
+        import json
+
         try:
-            members = json.loads(text_of("extra_body", self.extra_body))
+            extra = json.loads(text_of("extra_body", self.extra_body))
         except ValueError as error:
-            raise SettingsError(f"extra-body: it is not valid JSON: {error}") from None
-        if not isinstance(members, dict):
-            raise SettingsError("extra-body: it is no JSON object")
+            raise SettingsError(f"extra-body: not valid JSON: {error}") from None
+        if not isinstance(extra, dict):
+            raise SettingsError("extra-body: must be a JSON object")
         for name, flag in _NOT_EXTRA.items():
-            if name in members:
-                raise SettingsError(f"extra-body: say {name!r} with {flag}")
-        return members
+            if name in extra:
+                raise SettingsError(f"extra-body: set {name!r} with {flag}")
+        return extra
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSettings:
-    """What is asked."""
+    """Prompt."""
 
     system_prompt: str = _option(
         DEFAULT_SYSTEM_PROMPT,
-        "System prompt, or @FILE to read it from a file. A system turn of the record's own "
-        "takes its place.",
+        "System prompt, or @FILE. A system turn in the record replaces it.",
+        common=True,
     )
     prompt: str = _option(
         DEFAULT_PROMPT,
-        "Question for records that bring none, or @FILE to read it from a file. {{ member }} is "
-        "what the record holds there, as in Jinja templates.",
+        "Question for records without one, or @FILE. {{ field }} inserts "
+        "a field of the record, as in Jinja templates.",
+        common=True,
     )
     max_tokens: int | None = _option(
-        None,
-        "Most tokens of a caption. Default: the endpoint's own.",
+        None, "Maximum tokens of a caption. Default: the endpoint's.", common=True
     )
     temperature: float | None = _option(
-        None,
-        "Sampling temperature. Default: the endpoint's own.",
+        None, "Sampling temperature. Default: the endpoint's.", zero=True, common=True
     )
     detail: Literal["auto", "low", "high"] | None = _option(
-        None,
-        "How closely the model looks at images, where the endpoint has that choice: auto, low or "
-        "high.",
+        None, "Image detail that endpoints such as OpenAI's offer: auto, low or high."
     )
     preset: PresetName | None = _option(  # noqa: RUF009 - a Literal by another name
         None,
-        "Prompts made for a use, in place of the record's question: caption (short and dense), "
-        "dense, alt-text, understanding (scene, objects, text) or search (keywords).",
+        "Ready-made prompt: caption, dense, alt-text, understanding or search. It replaces the "
+        "record's question. caption is a short and a dense one, understanding is scene, objects "
+        "and text, search is keywords.",
+        common=True,
     )
     schema: str | None = _option(
-        None,
-        "File with the JSON Schema of an object that each answer has to follow; the caption is "
-        "then that object.",
+        None, "File with a JSON Schema that every response must follow. The caption is an object."
     )
     ask: tuple[str, ...] = _option(
         (),
-        "NAME=QUESTION: ask this in place of the record's own question and write the answer to "
-        "member NAME; may be repeated, each a request of its own.",
+        "NAME=QUESTION: replace the record's question and write the response to field NAME. "
+        "Repeat the flag for several questions; each is a request of its own.",
     )
     samples: int = _option(
-        1,
-        "Answers to each question; with more than one the caption is a list.",
+        1, "Responses to each question. With more than one, the caption is a list."
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_positive("samples", self.samples)
+        check_numbers(self)
         if self.preset is not None and (self.schema is not None or self.ask):
-            raise SettingsError("preset: it brings its own question and schema; leave out others")
+            raise SettingsError("preset: it cannot be combined with --schema or --ask")
         names = [name for name, _ in self.questions()]
         if len(set(names)) < len(names):
             raise SettingsError("ask: two questions have the same name")
-        check_positive("max_tokens", self.max_tokens)
-        if self.temperature is not None and not self.temperature >= 0:
-            raise SettingsError("temperature: must not be negative")
         if not self.prompt.strip():
             raise SettingsError("prompt: must not be empty")
 
     def questions(self) -> list[tuple[str, str]]:
-        """Return names and texts of the questions that take the place of a record's own.
+        """Return names and texts of the questions that replace the record's.
 
         Raises:
-            SettingsError: One has no name or no text.
+            SettingsError: A question has no name or no text.
         """
         found = []
         for given in self.ask:
@@ -240,7 +238,10 @@ class PromptSettings:
         return found
 
     def resolved(self) -> Self:
-        """Return the same with ``@FILE`` replaced by the file's text, and a preset by its own.
+        """Return the same settings with the texts of ``@FILE`` and of the preset in place.
+
+        Resolved settings have no preset's prompt or file left to read: resolving them again
+        changes nothing.
 
         Raises:
             SettingsError: A file cannot be read.
@@ -267,54 +268,42 @@ class RecordSettings:
 
     input_format: InputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
         None,
-        "What INPUT is: jsonl, json, csv, tsv, parquet, arrow, images, webdataset, img2dataset, "
-        "imagefolder, llava, coco, hf or ms. Default: what its name says.",
+        "Format of INPUT. Default: by its name. One of jsonl, json, csv, tsv, parquet, arrow, "
+        "images, webdataset, img2dataset, imagefolder, llava, coco, hf or ms.",
+        common=True,
     )
     image_field: str | None = _option(
-        None,
-        "Member that holds the image or images. Default: image, else images.",
+        None, "Field that holds the image or images. Default: image, else images.", common=True
     )
     conversation_field: str | None = _option(
         None,
-        "Member that holds the conversation. Default: conversation, else conversations, else "
+        "Field that holds the conversation. Default: conversation, else conversations, else "
         "messages.",
     )
     prompt_field: str | None = _option(
         None,
-        "Member that holds a plain question, which goes before a conversation. Default: prompt, "
-        "where there is no conversation.",
+        "Field that holds a plain question, which takes precedence over a conversation. Default: "
+        "prompt, in records without a conversation.",
     )
-    output_field: str = _option(
-        "caption",
-        "Member that receives the caption.",
-    )
+    output_field: str = _option("caption", "Field that receives the caption.", common=True)
     id_field: str | None = _option(
-        None,
-        "Member that identifies a record. Default: the whole record does.",
+        None, "Field that identifies a record. Default: its whole content.", common=True
     )
-    duplicates: Literal["keep", "skip", "error"] = _option(
-        "keep",
-        "Equal records: keep captions each and gives each its row, skip captions the first "
-        "only, error refuses to start.",
-    )
+    duplicates: Literal["keep", "skip", "error"] = _option("keep", "See --equal-records.")
     image_root: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
         None,
-        "Folder that relative paths start from, and that no image may lie outside of. "
-        "Default: the input's folder, then the working directory, without that bound.",
+        "Folder of relative image paths. Images outside of it are refused. Default: the input's "
+        "folder, then the working directory, without that restriction.",
+        common=True,
     )
-    limit: int | None = _option(
-        None,
-        "Only the first so many records.",
-    )
+    limit: int | None = _option(None, "Number of records to read.", common=True)
     max_line: int = _option(
-        16 << 20,
-        "Longest record in bytes; a longer one is skipped unread and fails.",
+        16 << 20, "Maximum size of a record. A longer one fails.", unit="bytes", tuning=True
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_positive("limit", self.limit)
-        check_positive("max_line", self.max_line)
+        check_numbers(self)
         if not self.output_field:
             raise SettingsError("output-field: must not be empty")
         if self.id_field == self.output_field:
@@ -329,20 +318,14 @@ class CaptionSettings:
 
     accept: tuple[str, ...] = _option(
         (),
-        "Faults of captions that are let pass, flagged in a member caption_flag: truncated, "
-        "refused, looping, too_short or too_long. Separate several by commas.",
+        "Faults of captions to accept and flag in a field caption_flag: truncated, refused, "
+        "looping, too_short or too_long. Separate several by commas.",
     )
-    min_length: int = _option(
-        1,
-        "Fewest characters of a caption.",
-    )
-    max_length: int | None = _option(
-        None,
-        "Most characters of a caption.",
-    )
+    min_length: int = _option(1, "Minimum characters of a caption.")
+    max_length: int | None = _option(None, "Maximum characters of a caption.")
     with_: tuple[str, ...] = _option(
         (),
-        "Members to add to each row beside the caption: usage, finish_reason, model, attempts or "
+        "Fields to add to each row beside the caption: usage, finish_reason, model, attempts or "
         "latency (seconds), as caption_usage and so on. Separate several by commas.",
     )
 
@@ -350,12 +333,9 @@ class CaptionSettings:
         """Check the values."""
         object.__setattr__(self, "accept", words(self.accept))
         object.__setattr__(self, "with_", tuple(dict.fromkeys(words(self.with_))))
-        check_positive("min_length", self.min_length)
-        check_positive("max_length", self.max_length)
-        for name, given, known in (("accept", self.accept, CODES), ("with", self.with_, EXTRAS)):
-            for one in given:
-                if one not in known:
-                    raise SettingsError(f"{name}: {one!r} is not one of {', '.join(known)}")
+        check_numbers(self)
+        check_choices("accept", self.accept, CODES)
+        check_choices("with", self.with_, EXTRAS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,85 +343,63 @@ class ImageSettings:
     """Images."""
 
     max_side: int | None = _option(
-        None,
-        "Longer side in pixels above which an image is made smaller. Default: 2048, or with "
-        "--size-for what the model sees.",
+        None, "Longer side in pixels above which an image is made smaller. Default: 2048."
     )
-    max_pixels: int | None = _option(
-        None,
-        "Pixels above which an image is made smaller.",
-    )
+    max_pixels: int | None = _option(None, "Pixels above which an image is made smaller.")
     min_side: int = _option(
         28,
-        "Shorter side in pixels below which an image is made larger, or padded where that would "
-        "make it too long.",
+        "Shorter side in pixels below which an image is made larger, or padded if that would make "
+        "it too long.",
+        tuning=True,
     )
     size_for: str | None = _option(
-        None,
-        "Model whose provider makes large images smaller by a published rule: they are sent as "
-        "it would make them, which costs less and loses nothing.",
+        None, "Model for whose published image rules to make large images smaller."
     )
     max_bytes: int = _option(
         10_000_000,
-        "Most characters an image may have in base64; what has more is compressed further.",
+        "Maximum base64 characters of an image. A larger one is compressed further.",
+        unit="bytes",
     )
     background: str = _option(
         "white",
-        "Colour under transparent parts, by name or as #rrggbb; none sends transparency as it is.",
+        "Colour under transparent parts, by name or as #rrggbb. With none, transparency is kept.",
     )
-    frames: int = _option(
-        1,
-        "Frames of an animated image to send, spread evenly over it.",
-    )
+    frames: int = _option(1, "Frames of an animated image to send, evenly spaced.")
     verify: Literal["structure", "full", "off"] = _option(
         "structure",
-        "Check of images that pass as they are: their structure, full decodes each, off sends "
-        "files unread and unchanged, whatever they hold.",
+        "Check of images that are sent unchanged: structure, full (decode each) or off.",
     )
     pass_urls: bool = _option(
-        default=False,
-        text="Name http(s) images to the endpoint by their URL, in place of fetching them.",
+        default=False, text="Send http(s) image URLs to the endpoint in place of fetching them."
     )
     allow_private_urls: bool = _option(
-        default=False,
-        text="Fetch images also from private, loopback and link-local addresses.",
+        default=False, text="Fetch images also from private, loopback and link-local addresses."
     )
-    fetch_concurrency: int = _option(
-        32,
-        "Most images fetched at once.",
-    )
+    fetch_concurrency: int = _option(32, "Maximum images fetched at once.", tuning=True)
     fetch_timeout: float = _option(
-        60.0,
-        "Seconds to fetch one image, retries included.",
+        60.0, "Seconds to fetch one image, retries included.", unit="seconds", tuning=True
     )
     image_timeout: float = _option(
-        30.0,
-        "Seconds to decode one image.",
+        30.0, "Seconds to decode one image.", unit="seconds", tuning=True
     )
     max_image_bytes: int = _option(
-        256 << 20,
-        "Largest image file in bytes that is read.",
+        256 << 20, "Maximum size of an image file.", unit="bytes", tuning=True
     )
     max_image_pixels: int = _option(
-        178_956_970,
-        "Most pixels of an image that is decoded.",
+        178_956_970, "Maximum pixels of an image that is decoded.", tuning=True
     )
     memory: int = _option(
         256 << 20,
-        "Bytes of prepared images held at once, whatever the concurrency.",
+        "Memory for prepared images, independent of the concurrency.",
+        unit="bytes",
+        tuning=True,
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in (
-            "max_side", "max_pixels", "min_side", "max_bytes", "frames", "fetch_concurrency",
-            "fetch_timeout", "image_timeout", "max_image_bytes", "max_image_pixels", "memory",
-        ):  # fmt: skip
-            check_positive(name, getattr(self, name))
-        if self.size_for is not None and rule_of(self.size_for) is None:
-            raise SettingsError(
-                f"size-for: no rule is known for {self.size_for!r}; there are some for {FAMILIES}"
-            )
+        check_numbers(self)
+        if self.size_for is not None:
+            check_model("size_for", self.size_for)
         if self.background not in ("white", "none"):
             check_colour("background", self.background)
 
@@ -453,199 +411,170 @@ class ImageSettings:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """The run."""
+    """Run."""
 
     concurrency: int = _option(
         32,
-        "Most requests in flight. A run begins with a sixteenth of it, 8 at least, and goes up as "
-        "long as the endpoint keeps up.",
+        "Maximum requests in flight. A run starts with a sixteenth of it, at least 8, and "
+        "increases while the endpoint keeps up.",
+        common=True,
     )
     processes: int = _option(
         1,
-        "Processes that share the work, for more than one core. Each has its part of the "
-        "concurrency, the memory and the endpoint's limits, and knows the equal requests of its "
-        "own records only.",
+        "Processes that share the work on several cores. They divide the concurrency, the "
+        "memory and the rate limits; each deduplicates its own records only.",
+        common=True,
     )
-    budget: float | None = _option(
-        None,
-        "Most US dollars that this run may spend: it ends with exit code 8 before more is spent, "
-        "and what is in flight is finished.",
-    )
-    budget_tokens: int | None = _option(
-        None,
-        "Most tokens, input and output, that this run may spend; likewise.",
-    )
+    budget: float | None = _option(None, "Maximum US dollars that this run may spend.")
+    budget_tokens: int | None = _option(None, "Maximum tokens that this run may spend.")
     prices: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
         None,
-        "TOML file of prices that go before those of the library: a table for each model, with "
-        "input and output in US dollars a million tokens.",
+        "TOML file of prices that override those of the library: a table for each model, with "
+        "input and output in US dollars per million tokens.",
     )
-    max_attempts: int = _option(
-        5,
-        "Attempts after which a record whose replies are no captions fails.",
-    )
+    max_attempts: int = _option(5, "Attempts to get a valid caption for a record.", common=True)
     dedup: bool = _option(
         default=True,
-        text="Ask once for equal requests, the same images and the same question, and give each "
-        "record the caption.",
+        text="Send equal requests (same images, same question) once, and give each record the "
+        "caption.",
     )
     cache: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
         None,
-        "Folder of captions kept from run to run: what was asked before, with the same settings, "
-        "is not asked again.",
+        "Folder of captions kept across runs. A request that was sent before with the same "
+        "settings is not sent again.",
+        common=True,
     )
     retry_failed: str | None = _option(
         None,
-        "Try records again that failed in an earlier run: all of them, or with "
-        "--retry-failed=CODE those of one code.",
+        "Retry records that failed in an earlier run: all, or those with one code.",
+        alone=("all", "CODE"),
     )
     retry_rejected: bool = _option(
         default=False,
-        text="Caption records again whose captions a reviewer rejected (captioner view). Theirs go "
-        "into a file beside the output whose name ends in .rejected-1, and so on.",
+        text="Caption again the records whose captions a reviewer rejected (captioner view).",
     )
     output_format: OutputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
         None,
-        "What the finished output is: jsonl, json, csv, tsv, parquet, webdataset, imagefolder, "
-        "coco, llava, sqlite, or txt or caption for a file beside each image. Default: what "
-        "the output's name says.",
+        "Format of the finished output. Default: by its name. One of jsonl, json, csv, tsv, "
+        "parquet, webdataset, imagefolder, coco, llava, sqlite, or txt or caption for a file per "
+        "image.",
+        common=True,
     )
     overwrite: bool = _option(
         default=False,
-        text="Replace an output, or txt and caption files, that no run has made.",
+        text="Replace files that captioner did not write.",
+        common=True,
     )
     order: Literal["input", "completion"] = _option(
-        "input",
-        "Order of the finished output; completion leaves it as captions came in.",
+        "input", "Order of the finished output: as in the input, or as captions were completed."
     )
     accept_changes: bool = _option(
-        default=False,
-        text="Go on although model or prompt changed since the output was begun.",
+        default=False, text="Continue although model or prompt changed since the run began."
     )
     accept_edits: bool = _option(
-        default=False,
-        text="Believe an output that was changed by hand, and caption what it lacks.",
+        default=False, text="Accept an output that was edited by hand, and caption what it lacks."
     )
     metrics_port: int | None = _option(
         None,
-        "Serve the run's numbers to Prometheus on this port of 127.0.0.1; 0 takes a free one.",
+        "Serve Prometheus metrics on this port of 127.0.0.1. With 0, a free port is chosen.",
+        zero=True,
     )
     otel: bool = _option(
         default=False,
-        text="Export a span for each request with OpenTelemetry, to where its environment "
-        "variables say (OTEL_EXPORTER_OTLP_ENDPOINT).",
+        text="Export an OpenTelemetry span for each request, as OTEL_EXPORTER_OTLP_ENDPOINT says.",
     )
     view: bool = _option(
         default=False,
-        text="Serve a page that shows the captions as they come, to this machine only.",
+        text="Show the captions in a browser during the run, on this machine only.",
+        common=True,
     )
     log_json: bool = _option(
         default=False,
-        text="Write events as lines of JSON to standard error, in place of the display.",
+        text="Write events to standard error as lines of JSON, in place of the display.",
     )
     drain: float = _option(
         30.0,
-        "Seconds to let requests in flight finish after an interruption.",
+        "Seconds for requests in flight to finish after an interruption.",
+        unit="seconds",
+        zero=True,
+        tuning=True,
     )
     disk_wait: float = _option(
-        600.0,
-        "Seconds to wait for space when the disk is full.",
+        600.0, "Seconds to wait for space on a full disk.", unit="seconds", zero=True, tuning=True
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_positive("concurrency", self.concurrency)
-        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:
+        check_numbers(self)
+        if self.metrics_port is not None and self.metrics_port > 65_535:
             raise SettingsError(f"metrics-port: {self.metrics_port} is not between 0 and 65535")
         if self.retry_failed == "":
             raise SettingsError("retry-failed: name a code, or all")
-        check_positive("budget", self.budget)
-        check_positive("budget_tokens", self.budget_tokens)
-        check_positive("processes", self.processes)
         if self.processes > self.concurrency:
-            raise SettingsError("processes: each needs a request in flight of --concurrency")
-        check_positive("max_attempts", self.max_attempts)
-        for name in ("drain", "disk_wait"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{flag_name(name)}: must not be negative")
+            raise SettingsError("processes: must not be more than --concurrency")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """The provider's batch API."""
+    """Batch API."""
 
     batch_api: bool = _option(
         default=False,
-        text="Send the records through the OpenAI Batch API, which costs half and may take a day. "
-        "Stop and run again as you like: nothing is submitted twice.",
+        text="Use the OpenAI Batch API, which costs half and may take a day. You can stop and run "
+        "again: nothing is submitted twice.",
     )
-    batch_requests: int = _option(
-        50_000,
-        "Most requests of one batch.",
-    )
+    batch_requests: int = _option(50_000, "Maximum requests of one batch.", tuning=True)
     batch_bytes: int = _option(
-        190_000_000,
-        "Most bytes of one batch's requests.",
+        190_000_000, "Maximum size of one batch's requests.", unit="bytes", tuning=True
     )
     batch_poll: float = _option(
-        30.0,
-        "Seconds between two looks at the batches.",
+        30.0, "Seconds between two checks of the batches.", unit="seconds", tuning=True
     )
     batch_max_wait: float | None = _option(
         None,
-        "Hours to wait for batches before the run ends with exit code 8. Default: as long as they "
-        "take.",
+        "Hours to wait for batches before the run ends with exit code 8. Default: no limit.",
+        unit="hours",
     )
     to_batch_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it
-        None,
-        "Write the requests to this file for vLLM's run-batch, and end.",
+        None, "Write the requests to this file for vLLM's run-batch, and exit."
     )
     from_batch_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it
-        None,
-        "Take the answers from this file, which run-batch made of one of --to-batch-file.",
+        None, "Read the responses from this file, the output of run-batch."
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("batch_requests", "batch_bytes", "batch_poll", "batch_max_wait"):
-            check_positive(name, getattr(self, name))
+        check_numbers(self)
         given = [self.batch_api, self.to_batch_file is not None, self.from_batch_file is not None]
         if sum(given) > 1:
-            raise SettingsError("batch-api: give one of it, --to-batch-file and --from-batch-file")
+            raise SettingsError(
+                "batch-api: it cannot be combined with --to-batch-file or --from-batch-file"
+            )
 
     @property
     def any(self) -> bool:
-        """Records go through batches."""
+        """Whether records go through batches."""
         return self.batch_api or (self.to_batch_file or self.from_batch_file) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """More than one machine."""
+    """Cluster."""
 
-    engine: Literal["local", "ray"] = _option(
-        "local",
-        "Where records are captioned: local, or ray, which spreads them over a Ray cluster. Input "
-        "and output have to be where all its machines see them.",
-    )
-    ray_address: str | None = _option(
-        None,
-        "The cluster, as ray.init takes it, for example auto or ray://head:10001. Default: that of "
-        "RAY_ADDRESS, else a small one on this machine.",
-    )
+    engine: Literal["local", "ray"] = _option("local", "Where to run: local or ray. See --ray.")
+    ray_address: str | None = _option(None, "Address of the Ray cluster. See --ray.")
     shards: int | None = _option(
         None,
-        "Pieces to cut the input into, fixed by the first run. Default: four for each worker.",
+        "Parts to split the input into, fixed by the first run. Default: four for each worker.",
+        tuning=True,
     )
     workers: int | None = _option(
-        None,
-        "Workers, each with a core. Default: as many as the cluster has cores.",
+        None, "Ray workers, each with a core. Default: one for each core of the cluster."
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_positive("shards", self.shards)
-        check_positive("workers", self.workers)
+        check_numbers(self)
 
 
 GROUPS: dict[str, Any] = {

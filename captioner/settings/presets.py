@@ -1,4 +1,4 @@
-"""Prompts and schemas that ship with captioner, one for each common use of captions."""
+"""Ready-made prompts and schemas for common uses of captions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ PRESET_NAMES = get_args(PresetName)
 
 
 class Preset(NamedTuple):
-    """What is asked, and what the answer has to be like.
+    """A prompt and the form of its response.
 
     Attributes:
         system_prompt: System prompt.
-        prompt: Question; it takes the place of the record's own.
-        schema: JSON Schema of the answer; None where it is text.
-        max_chars: Most characters of the answer; None is no limit.
+        prompt: Question; it replaces the record's own.
+        schema: JSON Schema of the response; None for text.
+        max_chars: Maximum characters of the response; None for no limit.
     """
 
     system_prompt: str

@@ -1,4 +1,4 @@
-"""The settings of a run: a frozen, comparable tree made of options. It reads no globals."""
+"""The settings of a run: frozen, comparable values made of options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from captioner.core.errors import SettingsError
 from captioner.core.row import FLAG, field_names
+from captioner.settings.flags import all_options, stored_options
 from captioner.settings.locations import COMPRESSED, is_elsewhere
 from captioner.settings.options import (
     CONVERSATION_FIELDS,
@@ -23,28 +24,30 @@ from captioner.settings.options import (
     RunSettings,
     option_groups,
 )
-from captioner.settings.validation import did_you_mean, flag_name, hints_of, typed, words
+from captioner.settings.presets import PRESETS
+from captioner.settings.validation import did_you_mean, flag_name, words
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything a run needs to know.
+    """All settings of a run.
 
     Args:
         input: The records: a file, a folder, a pattern of paths, ``-`` for standard input, or
             the address of a hub's data set.
-        output: The captions. Default: ``<input stem>.captions.jsonl`` beside the input. With
-            ``.json`` it becomes a JSON array when all is done.
-        endpoint: Which model, where.
-        prompt: What is asked.
+        output: The captions. Default: ``<input stem>.captions.jsonl`` beside the input. The
+            ending selects the format: ``.json`` becomes a JSON array when the run is complete.
+        endpoint: The model and its endpoint.
+        prompt: The prompts and sampling.
         records: How records are read.
-        captions: What captions have to be like.
-        images: What is done to images.
-        run: How the run goes.
-        cluster: Whether it goes on upon several machines.
-        batch: Whether it goes through the provider's batch API.
-        endpoints: Several endpoints, each with what it has of its own; what it leaves out is
-            that of ``endpoint``.
+        images: How images are prepared.
+        captions: Which captions are valid.
+        run: Speed, budget, retries and display.
+        batch: The provider's batch API.
+        cluster: Several machines.
+        endpoints: Several endpoints. Each has its own options, and those of ``endpoint`` for
+            the rest.
+        is_resolved: The prompt's files and preset have been read; see `resolved`.
     """
 
     input: Path | None = None
@@ -58,33 +61,37 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
+    is_resolved: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check what only several options together can tell."""
+        """Check options that depend on each other."""
         if self.output == Path("-"):
-            raise SettingsError("output: captions go to a file, which a run continues; name one")
-        if self.batch.any and (self.run.processes > 1 or len(self.each_endpoint) > 1):
+            raise SettingsError("output: name a file; captions cannot go to standard output")
+        run, batch, ray = self.run, self.batch, self.cluster.engine == "ray"
+        if batch.any and (run.processes > 1 or len(self.each_endpoint) > 1):
             raise SettingsError("batch-api: it takes one endpoint and one process")
-        if self.cluster.engine == "ray" and (self.batch.any or self.run.processes > 1):
-            raise SettingsError("engine: ray goes without --batch-api and --processes")
-        capped = self.run.budget is not None or self.run.budget_tokens is not None
-        if capped and (self.batch.any or self.cluster.engine == "ray"):
-            raise SettingsError("budget: it goes without --batch-api and --engine ray")
-        if self.cluster.engine == "ray" and (self.run.retry_rejected or self.run.view):
-            raise SettingsError("engine: ray goes without --retry-rejected and --view")
-        if self.run.retry_rejected and self.run.cache is not None:
-            raise SettingsError("retry-rejected: --cache would give the same captions again")
-        if self.batch.any and self.endpoint.stream:
-            raise SettingsError("batch-api: leave out --stream")
+        if ray and (batch.any or run.processes > 1):
+            raise SettingsError("ray: it cannot be combined with --batch-api or --processes")
+        if (run.budget is not None or run.budget_tokens is not None) and (batch.any or ray):
+            raise SettingsError("budget: it cannot be combined with --batch-api or --ray")
+        if ray and (run.retry_rejected or run.view):
+            raise SettingsError("ray: it cannot be combined with --retry rejected or --view")
+        if run.retry_rejected and run.cache is not None:
+            raise SettingsError("retry: with --cache, rejected captions would come back unchanged")
+        if batch.any and self.endpoint.stream:
+            raise SettingsError("batch-api: it cannot be combined with --stream")
+        self._check_field_names()
+
+    def _check_field_names(self) -> None:
         records = self.records
         images = (records.image_field,) if records.image_field else IMAGE_FIELDS
         asked = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
         taken = {*images, *asked, "prompt", records.id_field}
         for name, _ in self.prompt.questions():
             if name in taken:
-                raise SettingsError(f"ask: {name!r} is a member that the record needs itself")
+                raise SettingsError(f"ask: the record's own field {name!r} cannot take a response")
         if len(set(self.added_fields)) < len(self.added_fields):
-            raise SettingsError("ask: a name is that of a member that --with or --accept adds")
+            raise SettingsError("ask: a name is also that of a field that --with or --accept adds")
 
     @classmethod
     def create(
@@ -96,17 +103,13 @@ class Settings:
         """Return settings from flat option names, as in ``create("in.jsonl", max_side=1024)``.
 
         Raises:
-            SettingsError: An option does not exist or its value cannot work.
+            SettingsError: An option does not exist or its value is invalid.
         """
-        groups: dict[str, dict[str, Any]] = {}
         homes = option_groups()
         tables = options.pop("endpoints", ())
-        for name, value in options.items():
-            if name not in homes:
-                raise SettingsError(f"there is no option {name!r}.{did_you_mean(name, homes)}")
-            groups.setdefault(homes[name], {})[name] = typed(
-                name, value, hints_of(GROUPS[homes[name]])[name]
-            )
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in stored_options(options).items():
+            groups.setdefault(homes[name], {})[name] = value
         made = {group: GROUPS[group](**given) for group, given in groups.items()}
         endpoint = made.get("endpoint", EndpointSettings())
         return cls(
@@ -115,6 +118,18 @@ class Settings:
             **made,
             endpoints=tuple(_endpoint(table, endpoint) for table in tables),
         )
+
+    def resolved(self) -> Self:
+        """Return the settings with the texts of ``@FILE`` and of the preset in the prompt.
+
+        Files are read once: resolving resolved settings returns them as they are.
+
+        Raises:
+            SettingsError: A file cannot be read.
+        """
+        if self.is_resolved:
+            return self
+        return replace(self, prompt=self.prompt.resolved(), is_resolved=True)
 
     @property
     def each_endpoint(self) -> list[EndpointSettings]:
@@ -134,49 +149,47 @@ class Settings:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the members that take answers, one for each question."""
+        """Names of the fields that receive responses, one for each question."""
         asked = tuple(name for name, _ in self.prompt.questions())
         return asked or (self.records.output_field,)
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """Questions that take the place of each record's own; none where it keeps it."""
+        """Questions that replace each record's own; empty if it keeps its own."""
         if self.prompt.preset is not None:
-            return (self.prompt.resolved().prompt,)
+            return (PRESETS[self.prompt.preset].prompt,)
         return tuple(question for _, question in self.prompt.questions())
 
     @property
     def added_fields(self) -> tuple[str, ...]:
-        """Names of the members that a row may get by these settings, the caption's first."""
+        """Names of the fields that these settings may add to a row, the caption's first."""
         flags = [f"{name}_{FLAG}" for name in self.fields] if self.captions.accept else []
         extras = (f"{self.fields[0]}_{extra}" for extra in self.captions.with_)
         return (*self.fields, *flags, *extras)
 
     @property
     def field_family(self) -> tuple[str, ...]:
-        """Names of the members that a row may have got by other settings."""
+        """Names of the fields that other settings may have added to a row."""
         return field_names(self.fields)
 
     @property
     def output_path(self) -> Path:
-        """The output the user asked for, or its default beside the input."""
+        """The output that the user named, or the default one beside the input."""
         if self.output is not None:
             return self.output
         if self.input is None:
-            raise SettingsError("an output is needed: there is no input to name it after")
-        if is_elsewhere(self.input):
-            raise SettingsError(f"name the output with -o: {self.input} has no place of its own")
+            raise SettingsError("name an output: without an input there is no default")
         named = self.input if self.input.name not in ("", "..") else self.input.resolve()
-        if not named.name:
-            raise SettingsError(f"name the output with -o: {self.input} has no name of its own")
+        if is_elsewhere(self.input) or not named.name:
+            raise SettingsError(f"name the output with -o: {self.input} has no default output")
         if named.suffix.lower() in COMPRESSED:
             named = named.with_suffix("")
         return named.with_name(f"{named.stem}.captions.jsonl")
 
     def shaping(self, model: str) -> dict[str, Any]:
-        """Return what shapes a caption, by option name; a change of it is a different job.
+        """Return the options that affect captions, by name: with others, it is another job.
 
-        Speed, addresses and keys are no part of it: a job may go on elsewhere and faster.
+        Speed, addresses and keys do not affect captions: a job may continue elsewhere.
         """
         return {
             "model": model,
@@ -192,7 +205,7 @@ class Settings:
             "with": list(self.captions.with_) or None,
             "extra_body": self.endpoint.extra_body,
             "max_side": self.images.longest_side,
-            **_unusual(self.images, _SHAPING),
+            **_changed(self.images, _SHAPING),
             "image_field": self.records.image_field,
             "input_format": self.records.input_format,
             "prompt_field": self.records.prompt_field,
@@ -205,18 +218,18 @@ class Settings:
 _SHAPING = (
     "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames",
 )  # fmt: skip
-"""Options of images that change what a model sees; others change how it gets there."""
+"""Options that change the image that a model sees."""
 
 
-def _unusual(group: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _changed(group: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Return options by name, None for each that has its default."""
-    usual = {option.name: option.default for option in fields(group)}
+    defaults = {option.name: option.default for option in fields(group)}
     given = {name: getattr(group, name) for name in names}
-    return {name: None if value == usual[name] else value for name, value in given.items()}
+    return {name: None if value == defaults[name] else value for name, value in given.items()}
 
 
-def _endpoint(table: dict[str, Any], usual: EndpointSettings) -> EndpointSettings:
-    """Return one endpoint from its table, the rest as usual."""
+def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettings:
+    """Return an endpoint from its table, with the common options for the rest."""
     known = {option.name for option in fields(EndpointSettings)} - _NOT_IN_TABLES
     given: dict[str, Any] = {}
     for key, value in table.items():
@@ -224,10 +237,10 @@ def _endpoint(table: dict[str, Any], usual: EndpointSettings) -> EndpointSetting
         if name not in known:
             hint = did_you_mean(flag_name(name), map(flag_name, known))
             raise SettingsError(f"endpoint: a table has no option {key!r}.{hint}")
-        given[name] = typed(name, value, hints_of(EndpointSettings)[name])
-    if not given.get("base_url") and not usual.base_url:
+        given[name] = all_options()[name].typed(value)
+    if not given.get("base_url") and not common.base_url:
         raise SettingsError("endpoint: a table needs a base-url")
-    return replace(usual, **given)
+    return replace(common, **given)
 
 
 _NOT_IN_TABLES = frozenset({"offline", "timeout", "max_outage"})

@@ -1,94 +1,21 @@
-"""Checks of single values, whichever option they belong to: what is wrong is said in its name."""
+"""Conversion and checks of single values. Errors name the option."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
-from urllib.parse import urlsplit
 
 from captioner.core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-
-def flag_name(name: str) -> str:
-    """Return an option's name as it is typed; ``with_`` is ``with``, a word that Python keeps."""
-    return name.rstrip("_").replace("_", "-")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a question that names what is nearly called so; empty if nothing is."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, sorted(known), 1)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
-def words(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the words of an option that may be given several times, or once with several."""
-    several = (value,) if isinstance(value, str) else value or ()
-    return tuple(word for one in several for word in re.split(r"[\s,]+", one) if word)
-
-
-@cache
-def hints_of(group: Any) -> dict[str, Any]:
-    """Return the types of a group's options by name."""
-    return get_type_hints(group)
-
-
-def typed(name: str, value: Any, hint: Any) -> Any:
-    """Return an option's value in its own type, where a near one was given."""
-    kinds = get_args(hint) or (hint,)
-    if Path in kinds and isinstance(value, str):
-        if not value:
-            raise SettingsError(f"{flag_name(name)}: must not be empty")
-        if "\0" in value:
-            raise SettingsError(f"{flag_name(name)}: a path has no NUL character in it")
-        value = Path(value)
-    if flag_name(name) == "extra-body" and isinstance(value, dict):
-        try:
-            value = json.dumps(value)
-        except TypeError as error:
-            raise SettingsError(f"{flag_name(name)}: {error}") from None
-    if get_origin(hint) is tuple:
-        several = (value,) if isinstance(value, str) else value
-        if several is None:
-            return ()
-        if not isinstance(several, list | tuple) or not all(isinstance(v, str) for v in several):
-            raise SettingsError(f"{flag_name(name)}: must be text or a list of texts")
-        return tuple(several)
-    _check_type(name, value, hint)
-    return float(value) if type(value) is int and float in kinds else value
-
-
-def choices_of(hint: Any) -> tuple[str, ...]:
-    """Return the words that a value may be; none where it may be any."""
-    several = (hint, *get_args(hint))
-    return next((get_args(kind) for kind in several if get_origin(kind) is Literal), ())
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of a wrong type; what an option may be, its annotation says."""
-    if choices := choices_of(hint):
-        if value not in choices and not (value is None and type(None) in get_args(hint)):
-            raise SettingsError(f"{flag_name(name)}: {value!r} is none of {', '.join(choices)}")
-        return
-    if type(value) is int and abs(value) >= _MOST:
-        raise SettingsError(f"{flag_name(name)}: {value} is too large")
-    kinds = [kind for kind in get_args(hint) or (hint,) if isinstance(kind, type)]
-    fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
-    if not fits or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
-        shown = "" if flag_name(name) in PRIVATE else f", not {value!r}"
-        raise SettingsError(f"{flag_name(name)}: must be {wanted}{shown}")
-
-
-PRIVATE = frozenset({"header", "extra-body", "api-key-env", "base-url", "ray-address"})
-"""Options whose values may hold a secret, in the wrong place perhaps: they are not shown."""
+PRIVATE = frozenset({"header", "extra-body", "api-key-env", "base-url", "ray", "ray-address"})
+"""Options whose values may hold a secret. Error messages do not show them."""
 
 _MOST = 1 << 63
 
@@ -100,42 +27,199 @@ _KINDS = {
     Path: "a path",
 }
 
+_SIZES: dict[str, float] = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_TIMES: dict[str, float] = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3_600, "d": 86_400}
+_UNITS: dict[str, tuple[dict[str, float], str]] = {
+    "bytes": (_SIZES, "256MB, 1.5GiB or a number of bytes"),
+    "seconds": (_TIMES, "30s, 5m, 2h or a number of seconds"),
+    "hours": (
+        {name: factor / 3_600 for name, factor in _TIMES.items()},
+        "30m, 2h, 1d or a number of hours",
+    ),
+}
 
-def check_positive(name: str, value: float | None) -> None:
-    """Refuse what is not more than 0; None is unset."""
-    if value is not None and not value > 0:  # NaN, too
-        raise SettingsError(f"{flag_name(name)}: must be more than 0")
+
+def flag_name(name: str) -> str:
+    """Return an option's name as users type it. ``with_`` is ``with``, a Python keyword."""
+    return name.rstrip("_").replace("_", "-")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question "Did you mean …?"; empty if no known name differs little from this."""
+    from difflib import SequenceMatcher
+
+    def edits(other: str) -> int:
+        blocks = SequenceMatcher(None, name, other, autojunk=False).get_opcodes()
+        return sum(max(b - a, d - c) for tag, a, b, c, d in blocks if tag != "equal")
+
+    most = 1 if len(name.strip("-")) <= 4 else 2
+    near = sorted((edits(other), other) for other in known)
+    return f" Did you mean {near[0][1]}?" if near and near[0][0] <= most else ""
+
+
+def words(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the words of an option that is repeated or holds several words."""
+    several = (value,) if isinstance(value, str) else value or ()
+    return tuple(word for one in several for word in re.split(r"[\s,]+", one) if word)
+
+
+@cache
+def hints_of(group: Any) -> dict[str, Any]:
+    """Return the types of a group's options by name."""
+    return get_type_hints(group)
+
+
+def kinds_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types that a hint allows."""
+    return get_args(hint) or (hint,)
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the values that a hint lists; empty if it lists none."""
+    several = (hint, *get_args(hint))
+    return next((get_args(kind) for kind in several if get_origin(kind) is Literal), ())
+
+
+def quantity(text: str, unit: str) -> float:
+    """Return a size in bytes or a duration in seconds or hours: ``256MB``, ``1.5GiB``, ``5m``.
+
+    Args:
+        text: A number, with or without a unit.
+        unit: ``bytes``, ``seconds`` or ``hours``: what a number without a unit is.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    with contextlib.suppress(ValueError):
+        return int(text) if unit == "bytes" else float(text)
+    found = re.fullmatch(r"\s*([-+]?\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
+    factors, examples = _UNITS[unit]
+    if found is None or found[2] not in factors:
+        raise ValueError(f"{text!r} is not a quantity; write {examples}")
+    number = float(found[1]) * factors[found[2]]
+    return round(number) if unit == "bytes" else number
+
+
+def typed(name: str, value: Any, hint: Any, unit: str = "") -> Any:
+    """Return an option's value, converted to the option's type.
+
+    Args:
+        name: Of the option.
+        value: From Python or TOML.
+        hint: The option's type.
+        unit: That a text may have: ``bytes``, ``seconds`` or ``hours``.
+
+    Raises:
+        SettingsError: The value has another type.
+    """
+    shown, kinds = flag_name(name), kinds_of(hint)
+    if unit and isinstance(value, str):
+        try:
+            return quantity(value, unit)
+        except ValueError as error:
+            raise SettingsError(f"{shown}: {error}") from None
+    if Path in kinds and isinstance(value, str):
+        if not value:
+            raise SettingsError(f"{shown}: must not be empty")
+        if "\0" in value:
+            raise SettingsError(f"{shown}: a path cannot contain a NUL character")
+        value = Path(value)
+    if shown == "extra-body" and isinstance(value, dict):
+        import json
+
+        try:
+            value = json.dumps(value)
+        except TypeError as error:
+            raise SettingsError(f"{shown}: {error}") from None
+    if get_origin(hint) is tuple:
+        several = (value,) if isinstance(value, str) else value
+        if several is None:
+            return ()
+        if not isinstance(several, list | tuple) or not all(isinstance(v, str) for v in several):
+            raise SettingsError(f"{shown}: must be text or a list of texts")
+        return tuple(several)
+    _check_type(shown, value, hint)
+    return float(value) if type(value) is int and float in kinds else value
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    if choices := choices_of(hint):
+        if value not in choices and not (value is None and type(None) in get_args(hint)):
+            raise SettingsError(f"{name}: {value!r} is not one of {', '.join(choices)}")
+        return
+    if type(value) is int and abs(value) >= _MOST:
+        raise SettingsError(f"{name}: {value} is too large")
+    kinds = [kind for kind in kinds_of(hint) if isinstance(kind, type)]
+    fits = isinstance(value, (*kinds, int) if float in kinds else tuple(kinds))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+        shown = "" if name in PRIVATE else f", not {value!r}"
+        raise SettingsError(f"{name}: must be {wanted}{shown}")
+
+
+def check_numbers(group: Any) -> None:
+    """Refuse numbers of a group of options that are not positive; some options allow 0."""
+    for option in fields(group):
+        value = getattr(group, option.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        zero = option.metadata.get("zero", False)
+        if not (value >= 0 if zero else value > 0):  # NaN, too
+            wanted = "must not be negative" if zero else "must be more than 0"
+            raise SettingsError(f"{flag_name(option.name)}: {wanted}")
+
+
+def check_choices(name: str, values: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a value that is not known."""
+    for value in values:
+        if value not in known:
+            raise SettingsError(f"{name}: {value!r} is not one of {', '.join(known)}")
+
+
+def check_model(name: str, value: str) -> None:
+    """Refuse a model without a known rule for the size of images."""
+    from captioner.settings.model_sizes import FAMILIES, rule_of
+
+    if rule_of(value) is None:
+        raise SettingsError(
+            f"{flag_name(name)}: no rule is known for {value!r}; rules exist for {FAMILIES}"
+        )
 
 
 def check_colour(name: str, value: str) -> None:
-    """Refuse what is no colour."""
+    """Refuse a text that is not a colour."""
     from PIL import ImageColor
 
     try:
         ImageColor.getrgb(value)
     except ValueError:
-        raise SettingsError(f"{flag_name(name)}: {value!r} is no colour") from None
+        raise SettingsError(f"{flag_name(name)}: {value!r} is not a colour") from None
 
 
 def check_url(name: str, url: str) -> None:
-    """Refuse what is no http(s) URL. It may hold a password wherever, and is not shown."""
+    """Refuse a text that is not an http(s) URL, without showing it: it may hold a password."""
     if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"{flag_name(name)}: it does not begin with http:// or https://")
+        raise SettingsError(f"{flag_name(name)}: must begin with http:// or https://")
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
         fine = bool(parts.hostname) and parts.port != 0
     except ValueError:
         fine = False
     if not fine:
-        raise SettingsError(f"{flag_name(name)}: it has no host, or a port that cannot be")
+        raise SettingsError(f"{flag_name(name)}: the URL has no host, or an invalid port")
 
 
 def text_of(name: str, value: str) -> str:
-    """Return a text, read from its file where it is written ``@FILE``."""
+    """Return a text, read from its file if it is ``@FILE``."""
     if not value.startswith("@"):
         return value
     try:
         return Path(value[1:]).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SettingsError(f"{flag_name(name)}: cannot read {value[1:]}: {reason}") from None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from captioner.cli.main import run_command as run_in_process
+from captioner.settings.flags import all_options
 from captioner.settings.options import GROUPS
 from captioner.settings.settings import Settings
 from captioner.settings.validation import flag_name
@@ -155,9 +156,9 @@ def test_every_option_can_be_given_in_every_way(parsed, monkeypatch, tmp_path, n
     assert parsed("in.jsonl") == expected
 
 
-@pytest.mark.parametrize("name", ON)
-def test_what_is_on_can_be_switched_off(parsed, name):
-    """--no-dedup and its like are flags of their own; what is off by default has none."""
+@pytest.mark.parametrize("name", [*ON, "stream", "accept_changes"])
+def test_switches_can_be_negated(parsed, name):
+    """--no-dedup is --dedup=false, for every switch."""
     assert parsed("in.jsonl", f"--no-{flag_name(name)}") == Settings.create(
         "in.jsonl", **{name: False}
     )
@@ -266,7 +267,7 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["--", "in.jsonl", "--limit", "3"], "'--limit' is one word too many"),
         (["check", "--output", "x"], "OUTPUT goes without a flag"),
         (["--retry-failed", "refused", "in.jsonl"], "--retry-failed=refused"),
-        (["in.jsonl", "other.jsonl", "--retry-failed"], "'other.jsonl' is one word too many; see"),
+        (["in.jsonl", "other.jsonl", "--retry-failed"], "'other.jsonl' is one word too many. See"),
         (["in.jsonl", "--model", "--offline"], "--model needs a value"),
         (["--model", "--offlin", "in.jsonl"], "--model needs a value"),
         (["in.jsonl", "--temperature", "-1e3"], "temperature: must"),
@@ -293,8 +294,7 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["in.jsonl", "--cache", ""], "--cache: it is empty"),
         (["in.jsonl", "--image-root="], "--image-root: it is empty"),
         (["in.jsonl", "--retry-failed="], "retry-failed"),
-        (["in.jsonl", "--no-stream"], "--stream=false"),
-        (["in.jsonl", "--no_stream"], "--stream=false"),
+        (["in.jsonl", "--no-model"], "there is no --no-model"),
         (["in.jsonl", "--hel"], "--help"),
         (["in.jsonl", "--help=3"], "--help takes no value"),
         (["in.jsonl", "--dedup", "false"], "--dedup=false"),
@@ -336,11 +336,11 @@ def test_without_input_the_usage_is_told(refused):
         ("input = 'in.jsonl'", "input"),
         ("config = 'd.toml'", "unknown option 'config'"),
         ("port = 3", "unknown option 'port'"),
-        ("preset = ['a']", "c.toml: preset: ['a'] is none of"),
+        ("preset = ['a']", "c.toml: preset: ['a'] is not one of"),
         ("extra-body = {d = 1979-05-27}", "c.toml: extra-body"),
         ("json = 1", "c.toml: json: must be true or false"),
         ('output = "a\\u0000b"', "NUL"),
-        ("a = " + "[" * 9_000, "no TOML"),
+        ("a = " + "[" * 9_000, "not valid TOML"),
         ('cache = ""', "c.toml: cache: must not be empty"),
         ('header = {Authorization = "Bearer sk-secret"}', "c.toml: header: must be text or a list"),
         ('extra-body = ["sk-secret"]', "c.toml: extra-body: must be text"),
@@ -393,13 +393,34 @@ def test_options_of_the_run_do_not_disturb_serve(monkeypatch):
 
 
 def test_help_names_every_option(capsys):
-    """--help shows each option with its flag, whatever else the line holds."""
-    assert run_in_process(["--help"]) == 0
+    """--help-all shows each option that no other one replaces, and how to switch off defaults."""
+    assert run_in_process(["--help-all"]) == 0
     shown = capsys.readouterr().out
-    for name in OPTIONS:
-        assert f"--{flag_name(name)}" in shown
+    for option in all_options().values():
+        assert bool(re.search(rf"^  --{option.key}\b(?!-)", shown, re.MULTILINE)) != option.hidden
     assert "INPUT" in shown
     assert set(re.findall(r"--no-[\w-]+", shown)) == {f"--no-{flag_name(name)}" for name in ON}
+
+
+def test_help_fits_two_screens(capsys, monkeypatch):
+    """--help shows examples, commands and the common flags, and no flag that only tunes."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_in_process(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 96
+    for text in ("--output-format txt", "resumes", "--budget 25usd", "--help-all", "docs", "view"):
+        assert text in shown
+    for option in all_options().values():
+        if option.tuning or option.hidden:
+            assert f"  --{option.key} " not in shown
+
+
+def test_tuning_flags_have_a_section_of_their_own(capsys):
+    assert run_in_process(["--help-all"]) == 0
+    tuning = capsys.readouterr().out.partition("\nTuning:\n")[2]
+    listed = set(re.findall(r"^  --([\w-]+)", tuning, re.MULTILINE))
+    assert listed == {option.key for option in all_options().values() if option.tuning}
+    assert len(listed) == 15
 
 
 @pytest.mark.parametrize(
@@ -408,16 +429,16 @@ def test_help_names_every_option(capsys):
 def test_help_is_given_wherever_it_is_asked_for(capsys, arguments):
     """Whoever is lost in the middle of a line gets help, not an error."""
     assert run_in_process(arguments) == 0
-    assert capsys.readouterr().out.startswith("usage: captioner ")
+    assert capsys.readouterr().out.startswith("Usage: captioner ")
 
 
 def test_help_tells_defaults(capsys):
     """Each default that is not told in words is shown, and how switches are turned off."""
-    assert run_in_process(["--help"]) == 0
+    assert run_in_process(["--help-all"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(r"--samples N [^-]*Default: 1\.", shown)
     assert "--dedup, --no-dedup " in shown
-    assert "--retry-failed[=CODE] " in shown
+    assert "--accept-changes[=edits] " in shown
     assert run_in_process(["serve", "--help"]) == 0
     assert "Variable: CAPTIONER_PORT." in " ".join(capsys.readouterr().out.split())
 
@@ -438,7 +459,7 @@ def test_commands_are_named_and_explained(capsys, command):
     shown = " ".join(capsys.readouterr().out.split())
     assert run_in_process([command, "--help"]) == 0
     usage, _, explained = capsys.readouterr().out.partition("\n\n")
-    assert usage.startswith(f"usage: captioner {command} ")
+    assert usage.startswith(f"Usage: captioner {command} ")
     assert f" {command} {explained.splitlines()[0]}" in shown
 
 

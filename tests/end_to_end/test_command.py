@@ -149,7 +149,7 @@ def test_retrying_failures(run_command, make_input, endpoint, options):
     endpoint.behave = lambda _: None
     assert run_command(path, *options, "--retry-failed=http_400").returncode == 3
     assert sorted(call.texts[0] for call in endpoint.calls[6:]) == ["q1", "q2"]
-    assert run_command(path, *options, "--retry-failed").returncode == 0
+    assert run_command(path, *options, "--retry=http_401,http_422").returncode == 0
     assert [call.texts[0] for call in endpoint.calls[8:]] == ["q3"]
     assert [row["id"] for row in rows(path.with_name("input.captions.jsonl"))] == list(range(6))
     failures = path.with_name("input.captions.failed.jsonl")

@@ -8,13 +8,11 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from captioner.settings.options import GROUPS
-from captioner.settings.validation import flag_name
+from captioner.settings.flags import all_options
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -31,18 +29,25 @@ def test_the_table_of_options_is_the_definition_of_the_options() -> None:
 
 def on_by_default(flag: str) -> bool:
     return any(
-        option.default is True and f"--{flag_name(option.name)}" == flag
-        for kind in GROUPS.values()
-        for option in fields(kind)
+        option.default is True and f"--{option.key}" == flag for option in all_options().values()
     )
 
 
 def test_every_flag_that_is_named_exists() -> None:
     """No sentence of the README sends a user to a flag that is not there."""
-    known = {f"--{flag_name(option.name)}" for kind in GROUPS.values() for option in fields(kind)}
+    known = {f"--{option.key}" for option in all_options().values()}
     known |= {f"--no-{flag[2:]}" for flag in known if on_by_default(flag)}
     known |= {"--config", "--long", "--json", "--input", "--output", "--to", "--download"}
-    known |= {"--probe", "--dry-run", "--html", "--references", "--reviewed", "--to-format"}
+    known |= {
+        "--probe",
+        "--dry-run",
+        "--help",
+        "--help-all",
+        "--html",
+        "--references",
+        "--reviewed",
+        "--to-format",
+    }
     known |= {"--host", "--port"}
     known |= {"--model-path", "--mmproj", "--parallel", "--no-deps"}  # of servers, and of pip
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known

@@ -92,7 +92,7 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_importing_costs_next_to_nothing():
     """Neither the network nor the imaging nor the command-line library is loaded at once."""
     loaded = python("import captioner, sys; print(*sys.modules)").split()
-    heavy = {"aiohttp", "PIL", "captioner.cli.params", "rich", "uvloop", "orjson", "asyncio"}
+    heavy = {"aiohttp", "PIL", "click", "rich", "uvloop", "orjson", "asyncio"}
     assert not heavy.intersection(loaded)
 
 
@@ -103,7 +103,7 @@ def test_the_library_needs_nothing_of_the_command():
     ).split()
     assert not {
         "captioner.cli.main",
-        "captioner.cli.params",
+        "click",
         "rich",
         "uvloop",
         "numpy",

@@ -73,7 +73,7 @@ def test_a_value_that_cannot_work_is_refused_by_name(option, value):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("concurrency", "8"), ("concurrency", 1.5), ("timeout", "1m"), ("model", 3)],
+    [("concurrency", "8"), ("concurrency", 1.5), ("timeout", "soon"), ("model", 3)],
 )
 def test_a_value_of_a_wrong_type_is_a_settings_error(option, value):
     """From Python, too, a value of the wrong type is told as such, not as a TypeError later on."""
@@ -248,3 +248,27 @@ def test_what_is_secret_in_a_base_url_is_not_repeated(url):
         Settings.create("in.jsonl", base_url=url)
     assert "hush" not in str(caught.value)
     assert "base-url" in str(caught.value)
+
+
+def test_resolved_settings_are_read_once(tmp_path):
+    """Files and presets are in place, and resolving again does not read a text that looks so."""
+    (tmp_path / "p.txt").write_text("@home, what is this?")
+    settings = Settings.create("in.jsonl", prompt=f"@{tmp_path}/p.txt").resolved()
+    assert settings.prompt.prompt == "@home, what is this?"
+    assert settings.resolved() is settings
+    preset = Settings.create("in.jsonl", preset="dense").resolved()
+    assert preset.questions == (preset.prompt.prompt,)
+    assert preset.resolved() == preset
+
+
+def test_the_old_path_has_its_names():
+    """What could be imported from captioner.settings when it was a module still can."""
+    from captioner import settings
+
+    for name in ("Settings", *settings.__all__):
+        assert getattr(settings, name).__class__
+    from captioner.settings import EndpointSettings as Again
+
+    assert Again is EndpointSettings
+    with pytest.raises(AttributeError):
+        _ = settings.nothing
