@@ -282,7 +282,7 @@ class _Place:
         if self._how == "none":
             return
         if self._how == "at once":
-            if not self._budget.reserve_at_once(size):
+            if not self._budget.try_reserve(size):
                 raise WouldBlockError
         else:
             # A record that holds some already must not wait for others that do the same.
