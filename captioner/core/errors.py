@@ -1,30 +1,30 @@
-"""Every exception, named for who suffers.
+"""All exceptions, grouped by what they end.
 
 ::
 
     CaptionerError
-    ├─ SettingsError          before the run: nothing was sent or written   exit 2
-    ├─ DamagedInputError      the rest of the input: becomes one Failure
-    ├─ RecordError            this record: becomes a Failure, the run goes on
+    ├─ SettingsError          invalid settings: nothing was sent or written     exit 2
+    ├─ DamagedInputError      the rest of the input is unreadable: one Failure
+    ├─ RecordError            the record becomes a Failure; the run continues
     │  ├─ BadRecordError      unreadable line, missing field, unknown role
     │  ├─ BadImageError       missing, corrupt or oversized image
     │  └─ RefusedError        the endpoint will never caption this record
-    ├─ AttemptError           this attempt: the record is tried again
-    │  ├─ EndpointFaultError  the endpoint's trouble: spends time, no attempts
-    │  ├─ BadReplyError       a reply that is no caption: spends an attempt
-    │  ├─ ParameterError      a parameter the model does not take: asked again without it
-    │  ├─ ImageError        images the endpoint does not take: made again, otherwise
-    │  └─ NotFoundError       no such model, or an oversized body: a second one tells
-    └─ RunError               the whole run stops, and can be run again
-       ├─ EndpointRefusedError   key, model or address is wrong             exit 2
-       ├─ EndpointGaveOutError   out of quota, or away for too long         exit 7
-       ├─ LimitReachedError      a limit that the user set                  exit 8
-       ├─ DecoderError           no process to decode images              exit 1
-       ├─ WorkersDiedError       no process of several is left              exit 1
-       ├─ OutputBusyError        another run holds the output               exit 4
-       ├─ OutputDamagedError     the output is not what we wrote            exit 5
-       └─ DiskError              the disk refused a write or a sync         exit 9
-          └─ DiskFullError       it has no room; waiting may help
+    ├─ AttemptError           the attempt failed; the record is retried
+    │  ├─ EndpointFaultError  the endpoint is at fault: does not count as an attempt
+    │  ├─ BadReplyError       the reply is not a caption: counts as an attempt
+    │  ├─ ParameterError      an unsupported parameter: retried without it
+    │  ├─ ImageRejectedError  unsupported images: re-encoded and retried
+    │  └─ NotFoundError       unknown model or oversized body: a second request decides
+    └─ RunError               the run stops and can be resumed
+       ├─ EndpointRefusedError   wrong key, model or address                    exit 2
+       ├─ EndpointGaveOutError   out of quota, or unavailable for too long      exit 7
+       ├─ LimitReachedError      a limit set by the user                        exit 8
+       ├─ DecoderError           image decoders cannot be started               exit 1
+       ├─ WorkersDiedError       all worker processes died                      exit 1
+       ├─ OutputBusyError        another run is writing the output              exit 4
+       ├─ OutputDamagedError     the output was damaged or changed              exit 5
+       └─ DiskError              a write or a sync failed                       exit 9
+          └─ DiskFullError       the disk is full; waiting may help
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 class CaptionerError(Exception):
-    """Base of everything captioner raises on purpose."""
+    """Base class of captioner's exceptions."""
 
 
 class SettingsError(CaptionerError):
-    """The settings cannot work; nothing was sent or written."""
+    """The settings are invalid; nothing was sent or written."""
 
     exit_code: ClassVar[int] = 2
 
@@ -49,8 +49,8 @@ class RecordError(CaptionerError):
     """One record cannot be captioned.
 
     Args:
-        code: Short machine-readable kind, for example ``image_missing``.
-        message: One plain sentence for a person.
+        code: Machine-readable code, for example ``image_missing``.
+        message: One sentence for a person.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -60,7 +60,7 @@ class RecordError(CaptionerError):
 
 
 class BadRecordError(RecordError):
-    """The input line is unreadable or lacks something it needs."""
+    """The input line is unreadable or lacks a required field."""
 
 
 class BadImageError(RecordError):
@@ -68,24 +68,24 @@ class BadImageError(RecordError):
 
 
 class DamagedInputError(CaptionerError):
-    """The input ends where it should not; what came before is read."""
+    """The input ends unexpectedly; the records before were read."""
 
 
 class WouldBlockError(Exception):
-    """It cannot be done without waiting; not an error, but a reason to do it elsewhere."""
+    """The work would block; the caller does it in a thread."""
 
 
 class RefusedError(RecordError):
-    """The endpoint said no to this record, and would say so again."""
+    """The endpoint refused this record, and would refuse it again."""
 
 
 class AttemptError(CaptionerError):
-    """One attempt failed; the record may be tried again.
+    """One attempt failed; the record can be retried.
 
     Args:
-        code: Short machine-readable kind, for example ``http_503``.
-        message: One plain sentence for a person.
-        retry_after_s: Seconds the endpoint asked to be left alone, if it said so.
+        code: Machine-readable code, for example ``http_503``.
+        message: One sentence for a person.
+        retry_after_s: Seconds to wait before a retry, if the endpoint gave them.
     """
 
     def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
@@ -96,20 +96,20 @@ class AttemptError(CaptionerError):
 
 
 class EndpointFaultError(AttemptError):
-    """The endpoint is overloaded, limiting, unreachable or broken."""
+    """The endpoint is overloaded, rate limiting, unreachable or broken."""
 
 
 class BadReplyError(AttemptError):
-    """The endpoint answered, but not with a caption."""
+    """The endpoint's reply is not a caption."""
 
 
 class ParameterError(AttemptError):
-    """The endpoint does not take a parameter of the request.
+    """The endpoint does not support a parameter of the request.
 
     Args:
         code: As in `AttemptError`.
         message: As in `AttemptError`.
-        parameter: The parameter's name as the endpoint gives it.
+        parameter: The parameter's name in the endpoint's message.
     """
 
     def __init__(self, code: str, message: str, parameter: str) -> None:
@@ -118,12 +118,12 @@ class ParameterError(AttemptError):
 
 
 class ImageRejectedError(AttemptError):
-    """The endpoint does not take the images as they were sent.
+    """The endpoint does not accept the images as they were sent.
 
     Args:
         code: As in `AttemptError`.
         message: As in `AttemptError`.
-        smaller: They are too large; else it is their encoding.
+        smaller: The images are too large; otherwise their format is not supported.
     """
 
     def __init__(self, code: str, message: str, *, smaller: bool) -> None:
@@ -132,12 +132,12 @@ class ImageRejectedError(AttemptError):
 
 
 class NotFoundError(AttemptError):
-    """The endpoint answered 404 or 410: no such model, or a gateway met an oversized body.
+    """The endpoint answered 404 or 410: an unknown model, or a body too large for a gateway.
 
     Args:
         code: As in `AttemptError`.
         message: As in `AttemptError`.
-        certain: It says that it is the model.
+        certain: The reply says that the model is unknown.
     """
 
     def __init__(self, code: str, message: str, *, certain: bool) -> None:
@@ -146,11 +146,11 @@ class NotFoundError(AttemptError):
 
 
 class RunError(CaptionerError):
-    """The run stops; what is finished is saved, and running again continues it.
+    """The run stops; finished records are saved, and the same command continues it.
 
     Attributes:
-        exit_code: Status the command ends with.
-        report: What was done until then, where the run had begun.
+        exit_code: Exit status of the command.
+        report: The report up to then, if the run had started.
     """
 
     exit_code: ClassVar[int] = 1
@@ -158,7 +158,7 @@ class RunError(CaptionerError):
 
 
 PROXY_REFUSES = (
-    "The proxy wants another user and password (407). Put them into the environment's proxy, as in "
+    "The proxy rejected the user and password (407). Set them in the environment, as in "
     "https_proxy=http://USER:PASSWORD@HOST:PORT."
 )
 
@@ -170,13 +170,13 @@ class EndpointRefusedError(RunError):
 
 
 class EndpointGaveOutError(RunError):
-    """The endpoint is out of quota, or has been away longer than allowed."""
+    """The endpoint is out of quota, or was unavailable longer than allowed."""
 
     exit_code = 7
 
 
 class LimitReachedError(RunError):
-    """The run has come to a limit that the user set; running again goes on."""
+    """The run reached a limit set by the user; the same command continues it."""
 
     exit_code = 8
 
@@ -188,24 +188,24 @@ class OutputBusyError(RunError):
 
 
 class OutputDamagedError(RunError):
-    """The output is not what captioner wrote; it is left alone."""
+    """The output was damaged or changed; it is not touched."""
 
     exit_code = 5
 
 
 class DecoderError(RunError):
-    """No process can be started that decodes images."""
+    """The processes that decode images cannot be started."""
 
 
 class WorkersDiedError(RunError):
-    """A run in several processes has none of them left, or cannot start them."""
+    """All worker processes died, or cannot be started."""
 
 
 class DiskError(RunError):
-    """The disk refused a write or a sync; what was synced before is safe."""
+    """A write or a sync failed; everything synced before is safe."""
 
     exit_code = 9
 
 
 class DiskFullError(DiskError):
-    """There is no room on the disk; the same may work later."""
+    """The disk is full; the call can be repeated when there is space."""

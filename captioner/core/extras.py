@@ -1,4 +1,4 @@
-"""Libraries that only some users need: imported when used, with a hint when they are missing."""
+"""Import of optional dependencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def needed(module: str, extra: str) -> Any:
     """Import a module of an extra.
 
     Raises:
-        SettingsError: It is not installed; says how to.
+        SettingsError: It is not installed; the message says how to install it.
     """
     try:
         return import_module(module)

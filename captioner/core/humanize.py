@@ -1,15 +1,15 @@
-"""Numbers and texts as people read them on a terminal."""
+"""Formatting of numbers and text for people."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Return text that cannot command a terminal: control characters are shown as escapes."""
+    """Return text with control characters escaped, so that it is safe on a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as people say them: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    """Return seconds in words: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -21,13 +21,13 @@ def duration(seconds: float) -> str:
 def short(number: int) -> str:
     """Return a count in few characters: ``950``, ``12.3k``, ``4.5M``."""
     for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
-        if number >= size - size // 20_000:  # what rounds up to the next unit is written in it
+        if number >= size - size // 20_000:  # 999,950 is 1.0M, not 1000.0k
             return f"{number / size:.1f}{unit}"
     return str(number)
 
 
 def money(dollars: float) -> str:
-    """Return US dollars: ``$25.00``, and less than one with what there is of it: ``$0.0012``."""
+    """Return US dollars: ``$25.00``; amounts below one with more digits: ``$0.0012``."""
     if dollars >= 1 or dollars == 0:
         return f"${dollars:,.2f}"
     return f"${dollars:.4f}" if dollars >= 0.0001 else f"${dollars:.2g}"

@@ -1,7 +1,7 @@
-"""Surgery on JSON as bytes: find, add and remove members of an object without re-writing the rest.
+"""Finding, adding and removing fields of a JSON object as bytes.
 
-A record leaves as it came (key order, big integers, float spelling, escapes), so it is never
-re-serialised. Nothing here validates: give it JSON that a parser has accepted, or take what comes.
+The rest of the object keeps its bytes: order of keys, big integers, spelling of floats, escapes.
+These functions do not validate: call them with JSON that a parser has accepted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _SPACE = b" \t\r\n"
 
 
 class Field(NamedTuple):
-    """One top-level member of an object: the raw name and the byte ranges around it.
+    """One top-level field of an object.
 
     Attributes:
-        name: The quoted name as it is spelled.
-        start: Offset of the comma before the name, or of the name if it is the first.
+        name: The name with its quotes, as written.
+        start: Offset of the comma before the name, or of the first name itself.
         value_start: Offset of the value.
         value_end: Offset just after the value.
     """
@@ -36,7 +36,7 @@ class Field(NamedTuple):
 
 
 def fields_in(raw: bytes) -> list[Field]:
-    """Return the top-level members of an object, in order; none if it is torn."""
+    """Return the top-level fields of an object, in order; none if it is incomplete."""
     found: list[Field] = []
     depth = 0
     start = 0
@@ -56,7 +56,7 @@ def fields_in(raw: bytes) -> list[Field]:
         char = raw[at : at + 1]
         if char == b'"':
             if len(token.group()) == 1:
-                break  # a string without an end: the object is torn
+                break  # an unterminated string: the object is incomplete
             if depth == 1 and name is None:
                 name = token.group()
                 start = start if found else at
@@ -84,23 +84,23 @@ def add_fields(raw: bytes, fields: bytes) -> bytes:
 
 
 def replace_values(raw: bytes, name: bytes, value: bytes) -> bytes:
-    """Return the object with the value of every member of that quoted name replaced."""
+    """Return the object with the value of every field with that quoted name replaced."""
     pieces: list[bytes] = []
     at = 0
-    for member in fields_in(raw):
-        if member.name == name:
-            pieces += (raw[at : member.value_start], value)
-            at = member.value_end
+    for field in fields_in(raw):
+        if field.name == name:
+            pieces += (raw[at : field.value_start], value)
+            at = field.value_end
     pieces.append(raw[at:])
     return b"".join(pieces)
 
 
 def without_fields(raw: bytes, names: Iterable[bytes]) -> bytes:
-    """Return the object as it would be had those members never been added.
+    """Return the object without fields that were added to it.
 
-    Members at the end vanish, with the comma before them and the space before the closing brace.
-    Members that others follow keep their place and get ``null``, so that where they stood still
-    tells two records apart.
+    Fields at the end are removed, with the comma before them and the space before the closing
+    brace. Fields that are followed by others become ``null``, so that records in which they have
+    different positions stay different.
     """
     wanted = frozenset(names)
     found = fields_in(raw)
@@ -109,10 +109,10 @@ def without_fields(raw: bytes, names: Iterable[bytes]) -> bytes:
         tail -= 1
     pieces: list[bytes] = []
     at = 0
-    for member in found[:tail]:
-        if member.name in wanted:
-            pieces += (raw[at : member.value_start], b"null")
-            at = member.value_end
+    for field in found[:tail]:
+        if field.name in wanted:
+            pieces += (raw[at : field.value_start], b"null")
+            at = field.value_end
     if tail < len(found):
         pieces += (raw[at : found[tail].start], b"}")
     else:

@@ -1,9 +1,9 @@
-"""Which record is which: 128-bit keys from raw bytes, and a compact table of many of them.
+"""128-bit keys of records, and a compact table of many keys.
 
-A record's key is computed from its input line and, without anything stored in it, again from its
-output line. Two spellings of one value are two records on purpose: parsing would make integers
-above 64 bits equal that are not. Equal lines are interchangeable, so a table of what is done is a
-multiset: every input record takes one entry away, and what is left over has lost its input.
+A record's key is computed from its input line, and again from its output line, which stores no key.
+Lines that spell the same value differently are different records: parsing would make some different
+integers above 64 bits equal. Equal lines are interchangeable, so a table of finished records is a
+multiset: every input record removes one entry, and remaining entries have lost their input record.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ class RecordKeys:
     """Computes keys of records.
 
     Args:
-        fields: Names of the members that take answers, the first one first. Neither they nor
-            what may stand beside them (`answers.member_names`) are part of a record's identity,
-            whatever was asked for when a line was written.
-        id_field: Name of the member that identifies a record; by default the whole record does.
+        fields: Names of the fields that hold captions. They and the fields that may be added
+            with them (`captioner.core.row.field_names`) are not part of a record's identity.
+        id_field: Name of the field that identifies a record; by default the whole record does.
     """
 
     def __init__(self, fields: Sequence[str], id_field: str | None = None) -> None:
@@ -46,23 +45,23 @@ class RecordKeys:
         self._names = frozenset(names)
         self._quoted = tuple(quoted(name) for name in names)
         self._first = self._quoted[0]
-        # Every name begins with that of a field: one search for each finds them all.
+        # Every name begins with a caption field's name, so one search finds them all.
         self._mark = quoted(fields[0])[:-1]
         self._other_marks = tuple(quoted(name)[:-1] for name in fields[1:])
         self._added = b"," + self._first + b":"
-        self._text = len(self._added) + 1  # from there to the text of a caption
+        self._text = len(self._added) + 1  # from the comma to the text of a caption
         self._id = quoted(id_field) if id_field else None
 
     def of_input(self, raw: bytes) -> bytes:
-        """Return the key of a record from its input bytes, readable JSON or not."""
+        """Return the key of a record from its input line, which need not be valid JSON."""
         return self.of_inputs([raw])[0]
 
     def of_inputs(self, raws: Sequence[bytes]) -> list[bytes]:
-        """Return the keys of many records; a run that is resumed computes them all."""
+        """Return the keys of many records from their input lines."""
         mark, others, quoted_names, by_id = self._mark, self._other_marks, self._quoted, self._id
-        fresh = _HASHER.copy  # cheaper than making one
+        fresh = _HASHER.copy  # cheaper than creating one
         keys = []
-        together = b"".join(raws)  # to look for what is rare in all of them at once
+        together = b"".join(raws)  # one search for what most records do not contain
         if by_id is None and not (
             b"\n" in together
             or b"\r" in together
@@ -77,7 +76,7 @@ class RecordKeys:
         for raw in raws:
             # `find` costs half of what `in` does.
             if raw.find(b"\n") >= 0 or raw.find(b"\r") >= 0:
-                raw = one_line(raw)  # noqa: PLW2901 - as it stands in the output
+                raw = one_line(raw)  # noqa: PLW2901 - as in the output
             if by_id is not None:
                 keys.append(self._by_id(raw))
                 continue
@@ -89,7 +88,7 @@ class RecordKeys:
         return keys
 
     def of_output(self, raw: bytes) -> bytes | None:
-        """Return the key of a record from its output line, None if it has no caption."""
+        """Return the key of a record from its output line; None without a caption."""
         return self.of_outputs([raw])[0]
 
     def of_outputs(self, raws: Iterable[bytes]) -> list[bytes | None]:
@@ -105,8 +104,8 @@ class RecordKeys:
                 and raw.find(mark, 0, at) < 0
                 and not (others and any(raw.find(other, 0, at) >= 0 for other in others))
             ):
-                # What follows the record may be our members, last of all, as we write them. A
-                # text without a quote in it, as nearly all are, ends at the first one.
+                # The line may end with our fields, as we write them. Most captions contain no
+                # quote, so that the next quote ends the caption.
                 text = at + skip
                 end = len(raw) - 2
                 plain = raw.find(b'"', text) == end and raw[end - 1] != 92
@@ -120,12 +119,12 @@ class RecordKeys:
                         hasher.update(raw[:at] + b"}")
                         keys.append(hasher.digest())
                     continue
-            has_caption = any(member.name == first for member in fields_in(raw))
+            has_caption = any(field.name == first for field in fields_in(raw))
             keys.append(self.of_input(raw) if has_caption else None)
         return keys
 
     def _is_tail(self, fields: bytes) -> bool:
-        """Tell whether the end of a line is our members and the brace that closes the record."""
+        """Return whether the end of a line consists of our fields and the closing brace."""
         try:
             tail = orjson.loads(b"{" + fields)
         except orjson.JSONDecodeError:
@@ -134,29 +133,29 @@ class RecordKeys:
 
     @property
     def by_field(self) -> bool:
-        """A field identifies records, so that their content may change."""
+        """Whether a field identifies records, so that their content may change."""
         return self._id is not None
 
     def content(self, raw: bytes) -> int:
-        """Return 48 bits of a record's content, the same for its input and its output line."""
+        """Return a 48-bit hash of a record's content, equal for its input and output line."""
         return int.from_bytes(digest(without_fields(one_line(raw), self._quoted))[:_OFFSET], "big")
 
     def _by_id(self, raw: bytes) -> bytes:
-        for member in reversed(fields_in(raw)):
-            if member.name == self._id:
-                return digest(b"id\0" + raw[member.value_start : member.value_end])
+        for field in reversed(fields_in(raw)):
+            if field.name == self._id:
+                return digest(b"id\0" + raw[field.value_start : field.value_end])
         return digest(without_fields(raw, self._quoted))
 
 
 class KeyTable:
-    """A multiset of keys, each with an offset: about 30 bytes an entry, whatever their number.
+    """A multiset of keys, each with an offset, in about 30 bytes an entry.
 
-    Keys are spread over many small byte strings by their first bytes, so that adding and taking
-    cost well under a microsecond without a Python object for every key.
+    Keys are distributed by their first bytes over many small byte strings, so that there is no
+    Python object for each key, and adding and taking cost well under a microsecond.
 
     Args:
-        expected: About how many entries will come; spares the work of growing.
-        offsets: Keep an offset with each key; without, all are 0.
+        expected: Approximate number of entries, to avoid growing.
+        offsets: Store an offset with each key; otherwise all offsets are 0.
     """
 
     def __init__(self, expected: int = 0, *, offsets: bool = True) -> None:
@@ -180,11 +179,11 @@ class KeyTable:
                 buckets[int.from_bytes(entry[:4], byteorder) >> shift] += entry
 
     def __len__(self) -> int:
-        """Return how many entries are left."""
+        """Return the number of entries."""
         return self._count
 
     def add(self, key: bytes, offset: int = 0) -> None:
-        """Add one entry. Offsets are at most 2**48 - 1."""
+        """Add an entry. The offset is below 2**48."""
         if self._count >= self._full:
             self._grow()
         entry = (key + offset.to_bytes(_OFFSET, "big"))[: self._entry]
@@ -201,21 +200,17 @@ class KeyTable:
         self._count += len(keys)
 
     def __contains__(self, key: bytes) -> bool:
-        """Tell whether an entry of that key is left."""
+        """Return whether there is an entry of a key."""
         return self.find(key) is not None
 
     def find(self, key: bytes, offset: int | None = None) -> int | None:
-        """Return the offset of an entry, the oldest or the given one; None if there is none."""
+        """Return the offset of a key's oldest entry, or of the given one; None if it is missing."""
         bucket = self._buckets[int.from_bytes(key[:4], byteorder) >> self._shift]
         at = self._find(bucket, key, offset)
         return None if at < 0 else self._offset(bucket, at)
 
     def take(self, key: bytes, offset: int | None = None) -> int | None:
-        """Remove an entry of a key, the oldest or the one of an offset.
-
-        Returns:
-            Its offset, None if there is no such entry.
-        """
+        """Remove a key's oldest entry, or the given one; return its offset, None if missing."""
         number = int.from_bytes(key[:4], byteorder) >> self._shift
         bucket = self._buckets[number]
         at = bucket.find(key)
@@ -230,7 +225,7 @@ class KeyTable:
         return self._offset(bucket, at)
 
     def take_each(self, keys: Sequence[bytes]) -> list[bool]:
-        """Remove the oldest entry of each key; tell for each whether there was one."""
+        """Remove the oldest entry of each key; return for each whether there was one."""
         buckets, shift, entry = self._buckets, self._shift, self._entry
         taken = []
         count = 0
@@ -250,7 +245,7 @@ class KeyTable:
         return taken
 
     def offsets(self) -> Iterator[int]:
-        """Yield the offsets of all entries left, in no order."""
+        """Yield the offsets of all entries, in no particular order."""
         for bucket in self._buckets:
             for at in range(0, len(bucket), self._entry):
                 yield self._offset(bucket, at)
@@ -259,7 +254,7 @@ class KeyTable:
         return int.from_bytes(bucket[at + KEY_BYTES : at + self._entry], "big")
 
     def _find(self, bucket: bytes, key: bytes, offset: int | None = None) -> int:
-        """Return where a key's oldest entry, or that of an offset, begins; -1 if there is none."""
+        """Return the position of a key's oldest or given entry in a bucket; -1 if missing."""
         wanted = key if offset is None else key + offset.to_bytes(_OFFSET, "big")
         at = bucket.find(wanted)
         while at >= 0 and at % self._entry:
@@ -268,5 +263,5 @@ class KeyTable:
 
 
 def _heads(keys: Sequence[bytes]) -> list[int]:
-    """Return the first four bytes of each key as a number: all at once costs a fifth."""
+    """Return the first four bytes of each key as a number; one cast is five times as fast."""
     return memoryview(b"".join(keys)).cast("I")[:: KEY_BYTES // 4].tolist()

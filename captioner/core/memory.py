@@ -1,4 +1,4 @@
-"""A budget of bytes that threads draw on and the event loop gives back to."""
+"""A budget of bytes, shared by threads and the event loop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class MemoryBudget:
-    """Bounds the bytes held by prepared records, whatever the concurrency.
+    """Limits the bytes held by prepared records.
 
-    One reservation is always granted when nothing is held, so that a record larger than the whole
-    budget passes alone.
+    When nothing is held a reservation is always granted, so that a record larger than the budget
+    can pass alone.
 
     Args:
         total: Bytes.
@@ -26,16 +26,16 @@ class MemoryBudget:
         self._closed = False
         self._lock = threading.Lock()
         self._condition = threading.Condition(self._lock)
-        self._blocked = 0  # threads that wait
+        self._blocked = 0  # threads that are waiting
         self._thread = threading.local()
         self._waiters: list[asyncio.Future[None]] = []
 
     def before_waiting(self, hand_over: Callable[[], None]) -> None:
-        """Set what this thread does before it waits: it must not sit on what others wait for."""
+        """Set what this thread calls before it waits: it must release what others wait for."""
         self._thread.hand_over = hand_over
 
     def reserve(self, size: int, *, wait: bool = True) -> None:
-        """Take bytes; blocks until they are free unless ``wait`` is false or it is closed."""
+        """Take bytes; block until they are free unless ``wait`` is false or the budget closed."""
         with self._condition:
             if wait and self._held and self._held + size > self._total and not self._closed:
                 getattr(self._thread, "hand_over", _nothing)()
@@ -45,20 +45,19 @@ class MemoryBudget:
             self._blocked -= 1
             self._held += size
 
-    def reserve_at_once(self, size: int) -> bool:
-        """Take bytes if they are free, and tell whether they were."""
+    def try_reserve(self, size: int) -> bool:
+        """Take bytes if they are free, and return whether they were."""
         with self._lock:
             if self._held and self._held + size > self._total and not self._closed:
                 return False
             self._held += size
             return True
 
-    async def reserve_soon(self, size: int, *, wait: bool = True) -> None:
-        """Take bytes from the event loop; as `reserve`, but only the caller waits."""
+    async def reserve_async(self, size: int) -> None:
+        """Take bytes as `reserve` does, without blocking the event loop."""
         while True:
-            with self._condition:
-                full = self._held and self._held + size > self._total
-                if not (wait and full) or self._closed:
+            with self._lock:
+                if not self._held or self._held + size <= self._total or self._closed:
                     self._held += size
                     return
                 room = asyncio.get_running_loop().create_future()
@@ -66,24 +65,23 @@ class MemoryBudget:
             await room
 
     def change(self, size: int) -> None:
-        """Take or, below 0, give back bytes, without waiting."""
+        """Take bytes (a negative number returns them), without waiting."""
         with self._lock:
             self._held += size
             if size < 0 and (self._blocked or self._waiters):
                 self._wake()
 
     def release(self, size: int) -> None:
-        """Give bytes back."""
+        """Return bytes."""
         self.change(-size)
 
     def close(self) -> None:
-        """Let everybody through: the run is ending."""
+        """Grant all reservations from now on: the run is ending."""
         with self._condition:
             self._closed = True
             self._wake()
 
     def _wake(self) -> None:
-        """Have everybody who waits look again."""
         self._condition.notify_all()
         waiters, self._waiters = self._waiters, []
         for room in waiters:
@@ -96,4 +94,4 @@ def _settle(room: asyncio.Future[None]) -> None:
 
 
 def _nothing() -> None:
-    """Hand over nothing: this thread holds no more than it is about to return."""
+    """Do nothing: the thread set no callback."""

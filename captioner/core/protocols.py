@@ -1,4 +1,4 @@
-"""The seams: what source, sink, dialect and transport promise. Any of them can be passed in."""
+"""Protocols of the parts that callers can supply: source, sink, dialect and transport."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where records come from. Iterating again starts again: finishing reads the input twice."""
+    """Supplies records. `batches` can be called again: finishing reads the input twice."""
 
     @property
     def size(self) -> int:
-        """Bytes of the whole input, 0 if unknown; `Line.end` counts towards it."""
+        """Bytes of the whole input, 0 if unknown; `InputRecord.end` counts up to it."""
         ...
 
     def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the records in order, some at a time.
+        """Yield the records in order, several at a time.
 
-        A record that cannot be read is a `InputRecord` with a ``fault``, never an exception.
+        An unreadable record is an `InputRecord` with a ``fault``, not an exception.
         """
         ...
 
 
 class Sink(Protocol):
-    """Where outcomes go."""
+    """Receives outcomes."""
 
     async def put(self, outcomes: Sequence[Outcome]) -> None:
-        """Return once the outcomes are out of our hands: a kill after that loses nothing.
+        """Return once the outcomes are stored, so that a kill loses none of them.
 
         Raises:
-            DiskError: It cannot be written; the run has to stop.
+            DiskError: They cannot be written; the run stops.
         """
         ...
 
 
 class Dialect(Protocol):
-    """An endpoint's language: builds requests and judges replies. Pure, no I/O."""
+    """An API format: builds requests and interprets replies. Does no I/O."""
 
     @property
     def version(self) -> int:
@@ -56,7 +56,7 @@ class Dialect(Protocol):
         ...
 
     def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
-        """Return the messages as JSON, in pieces; ``images`` are those of the turns, in order."""
+        """Return the messages as pieces of JSON; ``images`` are those of the turns, in order."""
         ...
 
     def request(self, messages: tuple[bytes, ...], overrides: RequestOverrides) -> Request:
@@ -64,30 +64,30 @@ class Dialect(Protocol):
         ...
 
     def judge(self, response: Response) -> Completion:
-        """Return the answer in a reply, or raise what the reply means.
+        """Return the completion in a reply, or raise the error that it means.
 
         Raises:
             RefusedError: This record will never be captioned.
-            BadReplyError: This reply is no answer; another may be.
-            ParameterError: It may be, if a parameter is left out or named otherwise.
-            ImageError: It may be, if the images are made otherwise.
+            BadReplyError: The reply is not a caption; a retry may help.
+            ParameterError: The endpoint does not support a parameter.
+            ImageRejectedError: The endpoint does not accept the images as they were sent.
             NotFoundError: There is no such model, or the body is too large for a gateway.
-            EndpointFaultError: The endpoint is in trouble.
-            RunError: No record will be captioned.
+            EndpointFaultError: The endpoint is overloaded or broken.
+            RunError: No record can be captioned.
         """
         ...
 
     def adapt(self, parameter: str) -> str:
-        """Build requests otherwise from now on, for an endpoint that refuses a parameter.
+        """Change later requests for an endpoint that refuses a parameter.
 
         Returns:
-            What was changed, in words; empty if nothing can be.
+            A description of the change; empty if no change is possible.
         """
         ...
 
 
 class Transport(Protocol):
-    """Carries one request to one endpoint."""
+    """Sends requests to one endpoint."""
 
     async def send(self, request: Request) -> Response:
         """Return the reply, whatever its status.
@@ -98,5 +98,5 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None:
-        """Release connections."""
+        """Close all connections."""
         ...

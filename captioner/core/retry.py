@@ -1,4 +1,4 @@
-"""When to try again: backoff's wait generators with full jitter, and what servers ask for."""
+"""Waits between retries: exponential backoff with full jitter, and Retry-After."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def waits(longest_s: float = LONGEST_WAIT_S) -> Iterator[float]:
-    """Yield the seconds to wait before each next try: 0.5, 1, 2, 4 …, each with full jitter.
+    """Yield the seconds to wait before each retry: 0.5, 1, 2, 4 …, each with full jitter.
 
-    Full jitter (anything from 0 to the value) spreads the tries of many workers best.
+    Full jitter (a random value from 0 to the wait) spreads the retries of many workers best.
     """
     generator = backoff.expo(base=2, factor=0.5, max_value=longest_s)
-    next(generator)  # backoff's generators begin with an empty send
+    next(generator)  # backoff's generators start with an empty send
     for value in generator:
         yield backoff.full_jitter(value)
 
@@ -33,15 +33,15 @@ def waits(longest_s: float = LONGEST_WAIT_S) -> Iterator[float]:
 def retry_after_s(
     headers: Mapping[str, str], *, now: Callable[[], float] = time.time
 ) -> float | None:
-    """Return how long a server asks to be left alone, None if it does not say.
+    """Return how long a server asks clients to wait; None if it does not say.
 
-    ``retry-after-ms`` goes before ``Retry-After``, which is in seconds or an HTTP date (RFC 9110,
-    10.2.3). Senseless values count as unsaid; long ones are cut to an hour. A date is compared with
-    the reply's own ``Date`` where there is one: the two clocks need not agree.
+    ``retry-after-ms`` takes precedence over ``Retry-After``, which is in seconds or an HTTP date
+    (RFC 9110, 10.2.3). Invalid values are ignored, long ones limited to an hour. A date is compared
+    with the reply's ``Date`` if there is one, because the two clocks may differ.
 
     Args:
-        headers: Header names in lower case.
-        now: The wall clock, seconds since 1970, for dates of replies without a ``Date``.
+        headers: The reply's headers, names in lower case.
+        now: The wall clock, seconds since 1970, for replies without a ``Date``.
     """
     millis = headers.get("retry-after-ms", "").strip()
     if _NUMBER.fullmatch(millis):

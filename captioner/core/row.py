@@ -1,4 +1,4 @@
-"""From the answers of a record to the members of its row. Pure, no I/O."""
+"""Which fields of an output row hold what. Does no I/O."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     from captioner.core.types import ValidatedCompletion
 
 EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency")
-"""What ``--with`` may add to a row."""
+"""Fields that ``--with`` can add to a row."""
 
 FLAG = "flag"
 
 
 def field_names(fields: Sequence[str], extras: Sequence[str] = EXTRAS) -> tuple[str, ...]:
-    """Return the names of the members that a row may get, that of the caption first."""
+    """Return the names of the fields that a row may get, the captions first."""
     flags = (f"{name}_{FLAG}" for name in fields)
     return (*fields, *flags, *(f"{fields[0]}_{extra}" for extra in extras))
 
 
 class RowLayout:
-    """Which member of the row takes what.
+    """Composes the fields that a row gets.
 
     Args:
-        fields: The members that take answers, one for each question.
+        fields: The caption fields, one for each question.
         extras: Which of `EXTRAS` to add.
     """
 
@@ -36,14 +36,14 @@ class RowLayout:
     def compose(
         self, answers: Sequence[Sequence[ValidatedCompletion]], attempts: int
     ) -> tuple[Any, tuple[tuple[str, Any], ...]]:
-        """Return the value of the first field and the further members of the row.
+        """Return the value of the first field, and names and values of the other fields.
 
         Args:
-            answers: For each question its answers: a list becomes a list where there are several.
+            answers: The answers to each question; several become a list in the row.
             attempts: Requests sent for the record.
         """
         if len(answers) == len(answers[0]) == 1 and not self._extras and not answers[0][0].flag:
-            return answers[0][0].value, ()  # as nearly all are
+            return answers[0][0].value, ()  # the usual case
         values = [_one_or_all([answer.value for answer in several]) for several in answers]
         more = list(zip(self._fields[1:], values[1:], strict=True))
         for name, several in zip(self._fields, answers, strict=True):

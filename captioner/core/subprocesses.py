@@ -1,4 +1,4 @@
-"""How our own modules are started as processes."""
+"""Starting modules of this package as processes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pathlib import Path
 def python(module: str, *arguments: str) -> list[str]:
     """Return the command that runs a module.
 
-    The working directory is not searched (-P): it is the user's data, where a file such as
-    queue.py would break the child.
+    The working directory is not searched for modules (-P): a file such as queue.py among the
+    user's data would break the child.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def ease_garbage_collection() -> None:
-    """Let Python look for reference cycles less often: records make none, and there are many.
+    """Make Python look for reference cycles less often: records create none.
 
-    Worth a tenth of a resume and a few per cent of a run; a process's business, no library's.
+    Saves a tenth of a resume and a few per cent of a run. For our own processes, not for libraries.
     """
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what images leave, up to 64 MB, for the next ones.
+    """Make glibc keep up to 64 MB of freed memory for the next images.
 
-    It gives large pieces back at once, and asking for their pages again costs a fifth of what a
-    image of 3 MB does. A process's business, no library's.
+    By default it returns large blocks to the system at once; getting them back takes a fifth of the
+    time for an image of 3 MB. For our own processes, not for libraries.
     """
     import ctypes
 
@@ -50,16 +50,16 @@ _SECRET = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 
 
 def environment(*, secrets: bool = True) -> dict[str, str]:
-    """Return an environment in which a child finds this same package.
+    """Return an environment in which a child process imports this same package.
 
     Args:
-        secrets: With the variables that may hold keys.
+        secrets: Include variables that may hold keys.
     """
     found = {
         name: value for name, value in os.environ.items() if secrets or not _SECRET.search(name)
     }
     root = str(Path(__file__).resolve().parents[2])
-    # An installed package is found anyway.
+    # An installed package is found without it.
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         paths = (found.get("PYTHONPATH"), root)
         found["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)

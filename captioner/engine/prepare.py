@@ -295,7 +295,7 @@ class _Reservation:
         if self._mode is _Mode.NOTHING:
             return
         if self._mode is _Mode.TRY:
-            if not self._memory.reserve_at_once(size):
+            if not self._memory.try_reserve(size):
                 raise WouldBlockError
         else:
             # A record that holds memory must not wait for others that do the same.

@@ -107,7 +107,7 @@ class _Preparer:
         return PreparedRecord(line, ((b"[]",),), replaces=False, reserved=1)
 
     def prepare_at_once(self, line: InputRecord) -> PreparedRecord | Failure | None:
-        if self._rig.in_threads or not self._rig.budget.reserve_at_once(1):
+        if self._rig.in_threads or not self._rig.budget.try_reserve(1):
             return None
         self._rig.budget.release(1)
         return self.prepare(line)

@@ -86,7 +86,7 @@ class Fetcher:
             if reserve:
                 size = sum(file.tell() for file in files.values())
                 reserved = size + size // 3
-                await self._budget.reserve_soon(reserved)
+                await self._budget.reserve_async(reserved)
             for url, file in files.items():
                 file.seek(0)
                 fetched_images[url] = file.read()
