@@ -119,6 +119,23 @@ def pytest_testnodedown(node: Any) -> None:
     told.extend(getattr(node, "workeroutput", {}).get("told", ()))
 
 
+HEAVY = ("/test_ray.py::", "/test_page.py::", "::test_in_tmux", "::test_64_", "::test_a_million_")
+"""Parts of the ids of tests marked `xdist_group("heavy")`."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Keep heavy tests in one worker: pytest 9.2 hides the mark from pytest-xdist 3.8."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class Scheduler(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            heavy = any(part in nodeid for part in HEAVY)
+            return "heavy" if heavy else super()._split_scope(nodeid)
+
+    return Scheduler(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what the fault campaign did, with its seeds, and what did not run."""
     for line in not_run():
