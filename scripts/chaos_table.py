@@ -14,6 +14,7 @@ COLUMNS = ("seed", "runs", "records", "kills", "faults", "lost", "doubled", "rep
 
 def main() -> None:
     rows = [json.loads(line) for line in Path(sys.argv[1]).read_text("utf-8").splitlines()]
+    rows.sort(key=lambda row: row["case"])  # the tests ran side by side, in any order
     print("| case |", " | ".join(COLUMNS), "|")
     print("| --- |", " | ".join("---:" for _ in COLUMNS), "|")
     for row in rows:

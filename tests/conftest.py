@@ -15,6 +15,9 @@ import aiohttp
 import pytest
 from endpoint import FakeEndpoint
 from PIL import Image
+from tally import told
+from viewer_browser import CHROMIUM
+from waiting import LIMIT_S
 
 # A shell starts what it puts into the background with SIGINT ignored, and so would be all that the
 # tests start and interrupt.
@@ -87,23 +90,57 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command to its end."""
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        options = {"timeout": 50, "capture_output": True, "text": True, **options}
+        options = {"timeout": LIMIT_S, "capture_output": True, "text": True, **options}
         return subprocess.run(command(*arguments), check=False, **options)
 
     return run
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the fault campaign did, with its seeds, and what did not run."""
-    from tally import told
-    from viewer_browser import CHROMIUM
-
+def not_run() -> list[str]:
+    """Return a line for each group of tests that cannot run on this machine."""
+    missing = []
     if CHROMIUM is None:
-        terminalreporter.write_line("browser tests did not run: there is no chromium here")
+        missing.append("browser tests did not run: Chromium is not installed")
     if shutil.which("tmux") is None:
-        terminalreporter.write_line("tests in a terminal did not run: there is no tmux here")
+        missing.append("tests in a terminal did not run: tmux is not installed")
+    return missing
 
-    for line in told:
+
+def pytest_sessionfinish(session: Any) -> None:
+    """In a worker of pytest-xdist: send the lines of the campaign to the controller."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["told"] = told
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the controller of pytest-xdist: take the lines of a worker that has finished."""
+    # A worker that crashed has no output.
+    told.extend(getattr(node, "workeroutput", {}).get("told", ()))
+
+
+HEAVY = ("/test_ray.py::", "/test_page.py::", "::test_in_tmux", "::test_64_", "::test_a_million_")
+"""Parts of the ids of tests marked `xdist_group("heavy")`."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """Keep heavy tests in one worker: pytest 9.2 hides the mark from pytest-xdist 3.8."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class Scheduler(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            heavy = any(part in nodeid for part in HEAVY)
+            return "heavy" if heavy else super()._split_scope(nodeid)
+
+    return Scheduler(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what the fault campaign did, with its seeds, and what did not run."""
+    for line in not_run():
+        terminalreporter.write_line(line)
+    for line in sorted(told):
         terminalreporter.write_line(f"campaign: {line}")
 
 

@@ -9,14 +9,13 @@ import pty
 import signal
 import socket
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import command, rows
-from endpoint import Call, Reply
+from endpoint import Call, Reply, start_and
+from waiting import LIMIT_S, wait_until
 
 import captioner.cli.session
 from captioner.core.errors import (
@@ -31,15 +30,6 @@ from captioner.core.errors import (
 from captioner.settings.settings import Settings
 
 KEY = "sk-very-secret-0123456789"
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    """Wait for something that has to come; fail if the process ends before."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        assert process is None or process.poll() is None, "the process ended early"
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -226,7 +216,6 @@ def test_an_endpoint_that_is_away_too_long(run_command, make_input, count):
         f"--base-url=http://user:{KEY}@127.0.0.1:{port}/v1",
         "--model=m",
         "--max-outage=0.1",
-        timeout=15,
     )
     assert done.returncode == 7, done.stderr
     assert is_clean(done.stderr)
@@ -239,7 +228,7 @@ def test_an_output_in_use_is_left_alone(run_command, start, make_input, endpoint
     path = make_input(1)
     endpoint.behave = lambda _: Reply(fault="hang")
     first = start(path, *options)
-    until(lambda: endpoint.count == 1, first)
+    wait_until(lambda: endpoint.count == 1, first)
     second = run_command(path, *options)
     assert second.returncode == 4
     assert is_clean(second.stderr)
@@ -333,10 +322,9 @@ def test_a_signal_drains_and_the_next_run_continues(
     """Stopped midway, nothing is lost and nothing is called twice."""
     path = make_input(150)
     endpoint.latency_s = 0.05
+    endpoint.on_request[20] = lambda: process.send_signal(number)
     process = start(path, *options, "--concurrency=8")
-    until(lambda: endpoint.count >= 20, process)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code, error
     assert is_clean(error)
     assert "stopping: " in error
@@ -360,11 +348,11 @@ def test_a_second_signal_gives_up_what_is_in_flight(start, make_input, endpoint,
     path = make_input(20)
     endpoint.behave = lambda call: Reply(fault="hang") if call.number > 5 else None
     process = start(path, *options, "--concurrency=4", "--drain=600")
-    until(lambda: endpoint.count == 9, process)
+    wait_until(lambda: endpoint.count == 9, process)
     process.send_signal(signal.SIGTERM)
     assert "stopping: 4 requests" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    assert process.wait(LIMIT_S) == 143
     assert len(rows(path.with_name("input.captions.jsonl"))) == 5
 
 
@@ -373,37 +361,34 @@ def test_a_drain_has_an_end(start, make_input, endpoint, options):
     path = make_input(4)
     endpoint.behave = lambda call: Reply(fault="hang") if call.number > 1 else None
     process = start(path, *options, "--concurrency=1", "--drain=0.1")
-    until(lambda: endpoint.count == 2, process)
+    wait_until(lambda: endpoint.count == 2, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(LIMIT_S) == 130
     assert len(rows(path.with_name("input.captions.jsonl"))) == 1
 
 
 def test_a_signal_while_the_endpoint_is_asked_for_its_model(start, make_input):
     """Ctrl-C works before the first record, too: at a server that accepts and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(20)
+        server.settimeout(LIMIT_S)
         process = start(make_input(1), f"--base-url=http://127.0.0.1:{server.getsockname()[1]}/v1")
         connection, _ = server.accept()
         with connection:
             assert connection.recv(4).startswith(b"GET ")
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 130
+            assert process.wait(LIMIT_S) == 130
 
 
 def test_a_run_under_nohup_outlives_its_terminal(make_input, endpoint, options):
     """SIGHUP that was ignored when the run began stays ignored."""
     path = make_input(100)
     endpoint.latency_s = 0.02
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *command(path, *options)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_and(
+        lambda process: process.send_signal(signal.SIGHUP), endpoint, 5,
+        ["/bin/sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *command(path, *options)], text=True,
+    )  # fmt: skip
     try:
-        until(lambda: endpoint.count >= 5, process)
-        process.send_signal(signal.SIGHUP)
-        _, error = process.communicate(timeout=20)
+        _, error = process.communicate(timeout=LIMIT_S)
     finally:
         process.kill()
         process.wait()
@@ -415,10 +400,13 @@ def test_nobody_has_to_read_what_is_said(start, make_input, endpoint, options):
     """A reader of stderr that goes away (`2>&1 | head`) does not end the run or change its code."""
     path = make_input(50)
     endpoint.latency_s = 0.02
+
+    def close() -> None:
+        process.stderr.close()
+
+    endpoint.on_request[5] = close
     process = start(path, *options, "--concurrency=4")
-    until(lambda: endpoint.count >= 5, process)
-    process.stderr.close()
-    code = process.wait(20)
+    code = process.wait(LIMIT_S)
     process.stderr = None
     assert len(rows(path.with_name("input.captions.jsonl"))) == 50
     assert code == 0
@@ -430,8 +418,7 @@ def test_nobody_has_to_read_what_is_said(start, make_input, endpoint, options):
 def test_on_a_terminal_progress_is_live(start, make_input, endpoint, options):
     """At a terminal numbers move while the run goes on, and the summary is what stays."""
     path = make_input(30)
-    go_on = threading.Event()
-    endpoint.behave = lambda _: None if go_on.is_set() else Reply(delay_s=0.02)
+    endpoint.hold = True
     ours, theirs = pty.openpty()
     try:
         env = {**os.environ, "TERM": "xterm", "COLUMNS": "60"}
@@ -440,7 +427,7 @@ def test_on_a_terminal_progress_is_live(start, make_input, endpoint, options):
         shown = b""
         while b"in flight" not in shown:
             shown += os.read(ours, 65536)
-        go_on.set()
+        endpoint.hold = False
         while True:
             try:
                 more = os.read(ours, 65536)
@@ -451,7 +438,7 @@ def test_on_a_terminal_progress_is_live(start, make_input, endpoint, options):
             shown += more
     finally:
         os.close(ours)
-    assert process.wait(20) == 0
+    assert process.wait(LIMIT_S) == 0
     assert b"ETA" in shown
     assert b"30 captioned" in shown.rpartition(b"\x1b[")[2]
 

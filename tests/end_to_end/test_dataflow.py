@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from conftest import jpeg, rows
 from endpoint import FakeEndpoint, Reply, completion
+from waiting import LIMIT_S
 
 from captioner.dataflow import APIVLMServing_openai, FileStorage, PromptedVQAGenerator
 
@@ -134,7 +135,7 @@ def test_the_incumbents_script(folder, endpoint, kind):
     found = records(folder)
     write(folder, kind, found)
     process = run_script(folder, endpoint, kind)
-    _, errors = process.communicate(timeout=50)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     output = folder / "cache_local" / f"caption_step1.{kind}"
     captioned = json.loads(output.read_bytes()) if kind == "json" else rows(output)
@@ -154,17 +155,15 @@ def test_a_second_run_continues_the_first(folder, endpoint):
     endpoint.latency_s = 0.05
     found = records(folder, 60)
     write(folder, "json", found)
+    endpoint.on_request[25] = lambda: process.send_signal(signal.SIGINT)
     process = run_script(folder, endpoint)
-    while endpoint.given < 15:
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=50)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode not in (0, None)
     assert "KeyboardInterrupt" in errors
     assert not (folder / "cache_local" / "caption_step1.json").exists()
     (folder / "missing.png").write_bytes(jpeg(99))
     process = run_script(folder, endpoint)
-    _, errors = process.communicate(timeout=50)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     assert endpoint.given == 60
     captioned = json.loads((folder / "cache_local" / "caption_step1.json").read_bytes())

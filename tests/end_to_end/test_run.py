@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import os
 import signal
 import subprocess
 import tarfile
@@ -15,8 +14,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from conftest import command, jpeg, rows
-from endpoint import Call, FakeEndpoint, Reply, completion
+from endpoint import Call, FakeEndpoint, Reply, completion, start_and
 from PIL import Image
+from waiting import LIMIT_S
 
 from captioner import (
     EndpointGaveOutError,
@@ -26,7 +26,6 @@ from captioner import (
     run_batch,
 )
 from captioner.core.cancellation import CancelToken
-from captioner.core.progress import Progress
 
 ASK = "Generate detailed captions based on image content."
 
@@ -168,18 +167,15 @@ async def test_output_is_in_input_order_unless_told_otherwise(make_input, endpoi
 async def test_the_output_can_be_read_while_it_grows(make_input, endpoint) -> None:
     """`tail -f` sees captions long before the run ends."""
     source = make_input(3)
-    gate = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    endpoint.behave = lambda call: Reply(delay_s=0.0 if call.number < 3 else 1.0)
+    endpoint.on_request[3] = lambda: setattr(endpoint, "hold", True)
     task = asyncio.create_task(
         run_batch(source, base_url=endpoint.base_url, model="m", concurrency=1)
     )
     output = source.with_name("input.captions.jsonl")
     while not (output.exists() and len(rows(output)) == 2):
         assert not task.done()
-        loop.call_later(0.01, gate.set)
-        await gate.wait()
-        gate.clear()
+        await asyncio.sleep(0.005)
+    endpoint.hold = False
     await task
 
 
@@ -446,25 +442,15 @@ async def test_stopping_finishes_what_is_on_the_wire(make_input, endpoint) -> No
     """A stopped run keeps every caption it received, and the next one asks for the others only."""
     endpoint.latency_s = 0.05
     source = make_input(300)
-    cancel, progress = CancelToken(), Progress()
-    task = asyncio.create_task(
-        run_batch(
-            source,
-            base_url=endpoint.base_url,
-            model="m",
-            concurrency=8,
-            cancel=cancel,
-            progress=progress,
-        )
-    )
-    while progress.captioned < 40:
-        await asyncio.sleep(0.005)
-    cancel.request()
-    report = await task
+    cancel = CancelToken()
+    loop = asyncio.get_running_loop()
+    endpoint.on_request[40] = lambda: loop.call_soon_threadsafe(cancel.request)
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    report = await run_batch(source, **options, concurrency=8, cancel=cancel)
     assert report.stopped == "interrupted"
     assert not report.complete
     assert len(rows(Path(report.output))) == report.captioned == endpoint.given < 300
-    await run_batch(source, base_url=endpoint.base_url, model="m", concurrency=64)
+    await run_batch(source, **options, concurrency=64)
     assert endpoint.given == 300
 
 
@@ -477,14 +463,12 @@ def test_kill_nine_in_the_middle_loses_only_what_was_in_flight(
     endpoint.keep_bodies = False
     source = make_input(2_000)
     arguments = ("--base-url", endpoint.base_url, "--model", "m", "--concurrency", 128)
-    first = subprocess.Popen(command(source, *arguments), stderr=subprocess.DEVNULL)
-    while endpoint.count < 700 + 400 * attempt:
-        assert first.poll() is None
-        os.sched_yield()
-    first.send_signal(signal.SIGKILL)
-    assert first.wait(10) == -signal.SIGKILL
+    moment = 700 + 400 * attempt
+    first = start_and(subprocess.Popen.kill, endpoint, moment, command(source, *arguments))
+    first.communicate(timeout=LIMIT_S)
+    assert first.returncode == -signal.SIGKILL
     done = subprocess.run(
-        command(source, *arguments), capture_output=True, text=True, timeout=50, check=False
+        command(source, *arguments), capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     got = rows(source.with_name("input.captions.jsonl"))

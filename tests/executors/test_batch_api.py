@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from batchstub import BatchStub
 from conftest import command, jpeg, rows
 from endpoint import completion
+from waiting import LIMIT_S, wait_until
 
 from captioner import SettingsError, run_batch
 from captioner.core.errors import EndpointRefusedError, LimitReachedError
@@ -210,7 +212,6 @@ STEPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("which", [1, 2])
 def test_kill_nine_at_each_step(make_input, stub, step, which):
@@ -233,16 +234,15 @@ def test_kill_nine_at_each_step(make_input, stub, step, which):
     stub.after = kill
     with stub.lock:  # no call is answered before there is a process to be killed
         process = subprocess.Popen(words, stderr=subprocess.PIPE)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == -signal.SIGKILL, errors
     stub.after = lambda _: None
-    ended = subprocess.run(words, capture_output=True, check=False, timeout=60)
+    ended = subprocess.run(words, capture_output=True, check=False, timeout=LIMIT_S)
     assert ended.returncode == 0, ended.stderr
     assert max(stub.paid.values()) == 1, "a row was submitted twice"
     assert_each_once(source, 7)
 
 
-@pytest.mark.timeout(240)
 def test_kill_nine_at_any_moment(make_input, stub):
     """Again and again, at moments that nobody chose."""
     source = make_input(40)
@@ -253,10 +253,10 @@ def test_kill_nine_at_any_moment(make_input, stub):
     for moment in range(9, 60, 5):
         process = subprocess.Popen(words, stderr=subprocess.PIPE)
         while process.poll() is None and len(stub.requests) < moment:
-            pass
+            time.sleep(0.001)
         process.kill()
         process.communicate()
-    ended = subprocess.run(words, capture_output=True, check=False, timeout=60)
+    ended = subprocess.run(words, capture_output=True, check=False, timeout=LIMIT_S)
     assert ended.returncode == 0, ended.stderr
     assert max(stub.paid.values()) == 1
     assert_each_once(source, 40)
@@ -267,10 +267,11 @@ def test_a_signal_leaves_everything_noted(make_input, stub, run_command):
     stub.hold = True
     words = ["--base-url", stub.base_url, "--model", "m", "--batch-api", "--batch-poll", 0.01]
     process = subprocess.Popen(command(source, *words), stderr=subprocess.PIPE)
-    while sum(call.startswith("GET /batches/") for call in stub.requests) < 3:
-        assert process.poll() is None
+    wait_until(
+        lambda: sum(call.startswith("GET /batches/") for call in stub.requests) >= 3, process
+    )
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130, errors
     stub.hold = False
     assert run_command(source, *words).returncode == 0
@@ -507,9 +508,8 @@ def test_a_signal_does_not_wait_for_a_reply(make_input, stub):
     stub.hang = True
     words = ["--base-url", stub.base_url, "--model", "m", "--batch-api"]
     process = subprocess.Popen(command(source, *words), stderr=subprocess.PIPE)
-    while not stub.requests:
-        assert process.poll() is None
+    wait_until(lambda: bool(stub.requests), process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=LIMIT_S)
     stub.hang = False
     assert process.returncode == 130, errors

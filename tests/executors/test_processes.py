@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import command, rows
-from endpoint import Call, FakeEndpoint, Reply, completion
+from endpoint import Call, FakeEndpoint, Reply, completion, start_and
 from fakes import EchoTransport
 from tally import tally
+from waiting import LIMIT_S, wait_until
 
 from captioner import Captioner, SettingsError, run_batch
 from captioner.executors.processes.pool import part
@@ -39,17 +41,24 @@ def workers_of(process: int) -> list[int]:
     return sorted(found)
 
 
-def start(source: Path, endpoint: FakeEndpoint, processes: int = 2) -> subprocess.Popen[str]:
+def start(
+    source: Path,
+    endpoint: FakeEndpoint,
+    processes: int = 2,
+    act: Callable[[subprocess.Popen[str]], object] | None = None,
+    number: int = 0,
+) -> subprocess.Popen[str]:
+    """Start a run; act on it when the request of a number comes in."""
     options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", IN_FLIGHT]
-    return subprocess.Popen(
-        command(source, *options, "--processes", processes), stderr=subprocess.PIPE, text=True
-    )
+    words = command(source, *options, "--processes", processes)
+    if act is not None:
+        return start_and(act, endpoint, number, words, text=True)
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, process: subprocess.Popen[str]) -> None:
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        os.sched_yield()
+def kill(processes: list[int]) -> None:
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
 
 
 async def test_several_processes_write_what_one_does(tmp_path, make_input, endpoint):
@@ -80,15 +89,12 @@ async def test_what_is_done_is_resumed_by_any_number_of_processes(tmp_path, make
     assert [row["id"] for row in rows(tmp_path / "out.jsonl")] == list(range(60))
 
 
-@pytest.mark.timeout(120)
 def test_a_worker_that_is_killed_costs_what_it_had_on_the_wire(make_input, endpoint):
     """Its records go to the other; the run ends as if nothing had been, and says so."""
     endpoint.latency_s = 0.05
     source = make_input(600)
-    process = start(source, endpoint)
-    wait_for(lambda: endpoint.count >= 100, process)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    process = start(source, endpoint, 2, lambda run: kill(workers_of(run.pid)[:1]), 100)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     assert "was killed by signal 9" in errors
     assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(600)]
@@ -98,21 +104,17 @@ def test_a_worker_that_is_killed_costs_what_it_had_on_the_wire(make_input, endpo
 def test_a_run_without_workers_ends_and_can_be_run_again(make_input, endpoint):
     endpoint.latency_s = 0.05
     source = make_input(300)
-    process = start(source, endpoint)
-    wait_for(lambda: endpoint.count >= 50, process)
-    for worker in workers_of(process.pid):
-        os.kill(worker, signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    process = start(source, endpoint, 2, lambda run: kill(workers_of(run.pid)), 50)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
     assert "run the same command again" in errors
     assert "Traceback" not in errors
     process = start(source, endpoint)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(300)]
 
 
-@pytest.mark.timeout(240)
 def test_kill_nine_of_the_parent_again_and_again(make_input, endpoint):
     """The workers go with it; every record once, and at most what was in flight paid twice."""
     endpoint.latency_s = 0.02
@@ -121,21 +123,23 @@ def test_kill_nine_of_the_parent_again_and_again(make_input, endpoint):
     source = make_input(records)
     rng = random.Random(5)
     kills = 0
+    workers: list[int] = []
+
+    def kill_parent(run: subprocess.Popen[str]) -> None:
+        workers[:] = workers_of(run.pid)
+        run.kill()
+
     while True:
-        process = start(source, endpoint, rng.choice((2, 3)))
         moment = endpoint.count + rng.randrange(60, 300)
-        if kills < most:
-            while endpoint.count < moment and process.poll() is None:
-                os.sched_yield()
-            workers = workers_of(process.pid)
-            process.kill()
-            kills += 1
-            for worker in workers:
-                while Path(f"/proc/{worker}/cmdline").exists() and is_worker(worker):
-                    os.sched_yield()
-        _, errors = process.communicate(timeout=120)
+        act = kill_parent if kills < most else None
+        process = start(source, endpoint, rng.choice((2, 3)), act, moment)
+        _, errors = process.communicate(timeout=LIMIT_S)
+        endpoint.on_request.clear()
         if process.returncode == 0:
             break
+        assert process.returncode == -signal.SIGKILL, errors
+        kills += 1
+        wait_until(lambda: not any(map(is_worker, workers)))
     got = [row["id"] for row in rows(source.with_name("input.captions.jsonl"))]
     repaid = endpoint.given - records
     tally(
@@ -166,14 +170,12 @@ def test_a_signal_drains_all_processes(make_input, endpoint, number):
     """What is on the wire is finished and kept: nothing is paid twice."""
     endpoint.latency_s = 0.05
     source = make_input(600)
-    process = start(source, endpoint)
-    wait_for(lambda: endpoint.count >= 100, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    process = start(source, endpoint, 2, lambda run: run.send_signal(number), 100)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 128 + number, errors
     assert endpoint.given == len(rows(source.with_name("input.captions.jsonl"))) < 600
     process = start(source, endpoint)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
     assert endpoint.given == 600
 
@@ -181,11 +183,11 @@ def test_a_signal_drains_all_processes(make_input, endpoint, number):
 def test_twice_a_signal_gives_up_what_is_on_the_wire(make_input, endpoint):
     endpoint.behave = lambda call: Reply(delay_s=30) if call.number > 5 else None
     process = start(make_input(40), endpoint)
-    wait_for(lambda: endpoint.count > 5, process)
+    wait_until(lambda: endpoint.count > 5, process)
     process.send_signal(signal.SIGINT)
     assert "stopping" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
 
 
@@ -283,7 +285,7 @@ def test_importing_the_package_starts_nothing(tmp_path, make_input, endpoint):
         "print(report.captioned)\n"
     )
     ended = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=False, timeout=50
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
     assert ended.stdout == "20\n", ended.stderr
 
@@ -299,12 +301,8 @@ def test_records_of_a_dead_worker_do_not_wait_for_more_input(tmp_path, make_inpu
     )  # fmt: skip
     process.stdin.write(lines)
     process.stdin.flush()
-    while endpoint.count < 4:
-        assert process.poll() is None
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while len(endpoint.answered) < 20 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(endpoint.answered) == 20
+    wait_until(lambda: endpoint.count >= 4, process)
+    kill(workers_of(process.pid)[:1])
+    wait_until(lambda: len(endpoint.answered) == 20, process)
     process.kill()
     process.communicate()

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import ssl
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from waiting import LIMIT_S
 
 
 @dataclass
@@ -94,15 +96,30 @@ def caption_of(call: Call) -> str:
     return f"{' '.join(call.texts)} [{image_files}]"
 
 
+def start_and(
+    act: Callable[[subprocess.Popen[Any]], object],
+    endpoint: FakeEndpoint,
+    number: int,
+    words: list[str],
+    **options: Any,
+) -> subprocess.Popen[Any]:
+    """Start a process; act on it, in the endpoint's thread, when a request of a number comes in."""
+    endpoint.on_request[number] = lambda: act(process)
+    process = subprocess.Popen(words, **{"stderr": subprocess.PIPE, **options})
+    return process
+
+
 class FakeEndpoint:
     """Serves in a thread of its own, so that both this process and others can use it."""
 
     def __init__(self) -> None:
         self.behave: Callable[[Call], Reply | None] = lambda _: None
+        self.on_request: dict[int, Callable[[], None]] = {}  # by its number
         self.calls: list[Call] = []
         self.answered: Counter[str] = Counter()  # captions given, by the identity of the request
         self.models = ["m"]
         self.latency_s = 0.0
+        self.hold = False  # while true, no reply is sent
         self.in_flight = 0
         self.max_in_flight = 0
         self.keep_bodies = True
@@ -133,12 +150,12 @@ class FakeEndpoint:
         self._started.clear()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(LIMIT_S)
 
     def stop(self) -> None:
         if self._loop is not None and self._stop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(10)
+            self._thread.join(LIMIT_S)
             self._loop = None
 
     async def _serve(self) -> None:
@@ -171,7 +188,7 @@ class FakeEndpoint:
         await response.prepare(request)
         if fault == "stall":
             await response.write(data[: len(data) // 2])
-            await asyncio.sleep(60)
+            await asyncio.sleep(3_600)
         for number in range(100_000):
             if request.transport is None or request.transport.is_closing():
                 break
@@ -191,6 +208,8 @@ class FakeEndpoint:
         call = Call(self._number, body, {k.lower(): v for k, v in request.headers.items()})
         if self.keep_bodies:
             self.calls.append(call)
+        if action := self.on_request.pop(call.number, None):
+            action()
         task = asyncio.current_task()
         assert task is not None
         self._replying.add(task)
@@ -206,10 +225,12 @@ class FakeEndpoint:
         reply = self.behave(call) or Reply()
         if delay := reply.delay_s or self.latency_s:
             await asyncio.sleep(delay)
+        while self.hold and request.transport is not None:
+            await asyncio.sleep(0.005)
         if request.transport is None:  # the client went away meanwhile
             return web.Response()
         if reply.fault == "hang":
-            await asyncio.sleep(60)
+            await asyncio.sleep(3_600)
         if reply.fault == "reset":
             request.transport.abort()
             return web.Response()

@@ -11,12 +11,14 @@ LONG = os.environ.get("CHAOS") == "long"
 
 
 told: list[str] = []
-"""What the test run says at its end, seeds among it."""
+"""Lines for the end of the test run. With pytest-xdist each worker sends its own to the controller
+(see `conftest.py`)."""
 
 
 def tally(case: str, **counts: int) -> None:
-    """Note counts for the end of the test run, and for a report if somebody asked for one."""
+    """Note counts for the end of the test run, and append them to the file CHAOS_REPORT names."""
     told.append(f"{case}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
     if report := os.environ.get("CHAOS_REPORT"):
-        with Path(report).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"case": case, **counts}) + "\n")
+        line = json.dumps({"case": case, **counts}) + "\n"
+        with Path(report).open("ab", buffering=0) as file:  # one write, so workers do not mix lines
+            file.write(line.encode())

@@ -191,7 +191,8 @@ print(report.captioned, transport.n, peak)
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("heavy")
 def test_a_million_records_need_no_more_memory_than_a_few(tmp_path) -> None:
     """1,000,000 records through a transport without HTTP: each once, under 200 MB."""
     source = tmp_path / "in.jsonl"

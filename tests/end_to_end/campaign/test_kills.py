@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import pytest
 from conftest import command, rows
-from endpoint import Call, FakeEndpoint, Reply
+from endpoint import Call, FakeEndpoint, Reply, start_and
 from tally import LONG, tally
+from waiting import LIMIT_S, wait_until
 
 SEED = random.SystemRandom().randrange(1 << 30) if LONG else 11
-KILLS = 1_000 if LONG else 25
-RECORDS = 60_000 if LONG else 4_000
+KILLS = 1_000 if LONG else 12
+RECORDS = 60_000 if LONG else 2_000
+STEP = 2 * RECORDS // KILLS
+"""Requests from one kill to the next: at most so many, half of it on average."""
 IN_FLIGHT = 32
 
 FAULTS = (
@@ -74,16 +77,7 @@ class Prefix:
         self.data = data
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
-    """Wait for a moment of a run; False if the run ended first."""
-    while not condition():
-        if process.poll() is not None:
-            return False
-        os.sched_yield()
-    return True
-
-
-@pytest.mark.timeout(3_600 if LONG else 240)
+@pytest.mark.timeout(7_200 if LONG else 900)
 @pytest.mark.parametrize("share", [0.0, 0.25])
 def test_kill_nine_again_and_again_loses_and_doubles_nothing(
     make_input, endpoint: FakeEndpoint, share
@@ -98,17 +92,25 @@ def test_kill_nine_again_and_again_loses_and_doubles_nothing(
     options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", IN_FLIGHT]
     arguments = command(source, *options, "--max-attempts", 20)
     rng = random.Random(SEED)
+
+    def kill_soon(process: subprocess.Popen[bytes]) -> None:
+        """Kill between the arrivals of two requests, whatever the run does then."""
+        asyncio.get_running_loop().call_later(rng.random() * 0.02, process.kill)
+
     prefix = Prefix(output, RECORDS)
-    kills = 0
+    kills = runs = 0
     while True:
-        process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
-        moment = endpoint.count + rng.randrange(1, 2 * RECORDS // KILLS)
-        if kills < KILLS and wait_for(lambda m=moment: endpoint.count >= m, process):
-            process.kill()
-            kills += 1
-        _, errors = process.communicate(timeout=120)
+        runs += 1
+        if runs <= KILLS:
+            moment = endpoint.count + rng.randrange(1, STEP)
+            process = start_and(kill_soon, endpoint, moment, arguments)
+        else:
+            process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=LIMIT_S)
+        endpoint.on_request.clear()
         if process.returncode == 0:
             break
+        kills += 1
         prefix.check()
         assert process.returncode == -signal.SIGKILL, errors
     got = [row["id"] for row in rows(output)]
@@ -117,7 +119,7 @@ def test_kill_nine_again_and_again_loses_and_doubles_nothing(
     tally(
         f"kill -9, {share:.0%} of replies faulty",
         seed=SEED,
-        runs=kills + 1,
+        runs=runs,
         records=RECORDS,
         kills=kills,
         faults=faults.happened,
@@ -133,7 +135,7 @@ def test_kill_nine_again_and_again_loses_and_doubles_nothing(
     assert not source.with_name("input.captions.failed.jsonl").exists()
 
 
-@pytest.mark.timeout(1_200 if LONG else 120)
+@pytest.mark.timeout(3_600 if LONG else 600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_and_nothing_is_paid_twice(
     make_input, endpoint: FakeEndpoint, number
@@ -146,19 +148,25 @@ def test_a_signal_drains_and_nothing_is_paid_twice(
     source = make_input(records)
     output = source.with_name("input.captions.jsonl")
     options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", IN_FLIGHT]
+    arguments = command(source, *options)
     rng = random.Random(SEED + number)
+
+    def interrupt(process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(number)
+
     prefix = Prefix(output, records)
     signals = 0
     expected = 128 + (signal.SIGTERM if number == signal.SIGHUP else number)
     while True:
-        process = subprocess.Popen(command(source, *options), stderr=subprocess.PIPE)
-        moment = endpoint.count + rng.randrange(50, 350)
-        if signals < times and wait_for(lambda m=moment: endpoint.count >= m, process):
-            process.send_signal(number)
-            signals += 1
-        _, errors = process.communicate(timeout=60)
+        if signals < times:
+            moment = endpoint.count + rng.randrange(50, 350)
+            process = start_and(interrupt, endpoint, moment, arguments)
+        else:
+            process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=LIMIT_S)
         if process.returncode == 0:
             break
+        signals += 1
         prefix.check()
         assert process.returncode == expected, errors
         assert b"continue: " in errors
@@ -188,12 +196,12 @@ def test_a_second_signal_gives_up_what_is_on_the_wire(make_input, endpoint) -> N
         command(source, *options), stderr=subprocess.PIPE, text=True, bufsize=1
     )
     output = source.with_name("input.captions.jsonl")
-    assert wait_for(lambda: endpoint.in_flight == 4 and len(rows(output)) == 5, process)
+    wait_until(lambda: endpoint.in_flight == 4 and len(rows(output)) == 5, process)
     process.send_signal(signal.SIGINT)
     assert "once more" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
     assert len(rows(output)) == 5
 
@@ -204,9 +212,9 @@ def test_a_signal_ends_a_run_that_waits_for_its_endpoint(make_input, endpoint) -
     source = make_input(40)
     options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", 4]
     process = subprocess.Popen(command(source, *options), stderr=subprocess.PIPE)
-    assert wait_for(lambda: endpoint.count >= 4 and not endpoint.in_flight, process)
+    wait_until(lambda: endpoint.count >= 4 and not endpoint.in_flight, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143
     assert not source.with_name("input.captions.failed.jsonl").exists()
 
@@ -237,7 +245,7 @@ def test_a_signal_before_anything_has_begun_is_a_clean_end(make_input, endpoint)
         ],
         stderr=subprocess.PIPE,
     )
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, errors) == (143, b"")
     assert endpoint.count == 0
 
@@ -248,7 +256,7 @@ def test_two_runs_on_one_output_do_not_mix(make_input, endpoint, run_command) ->
     source = make_input(4)
     options = ["--base-url", endpoint.base_url, "--model", "m"]
     first = subprocess.Popen(command(source, *options), stderr=subprocess.DEVNULL)
-    assert wait_for(lambda: endpoint.count > 0, first)
+    wait_until(lambda: endpoint.count > 0, first)
     second = run_command(source, *options)
     assert second.returncode == 4
     assert f"process {first.pid} on {os.uname().nodename}" in second.stderr

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import command, jpeg, rows
-from endpoint import Call, FakeEndpoint, Reply, completion
+from endpoint import Call, FakeEndpoint, Reply, completion, start_and
+from waiting import LIMIT_S
 
 import captioner
 from captioner import CancelToken, CaptionBatch, SettingsError, run_batch, run_on_ray
 from captioner.settings.settings import Settings
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.xdist_group("heavy"),  # Ray starts processes for every core
     # What Ray leaves open is Ray's to close.
     pytest.mark.filterwarnings("ignore"),
 ]
@@ -77,24 +77,26 @@ async def test_five_thousand_records_come_out_as_from_one_process(ray, tmp_path,
     assert not (tmp_path / "two.jsonl.shards").exists()
 
 
+def children_of(process: int, name: str) -> list[int]:
+    """Return the children of a process whose command line contains a name, by their ids."""
+    words = ["pgrep", "-f", "-P", str(process), name]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    return [int(one) for one in found.stdout.split()]
+
+
 async def test_an_actor_that_is_killed_costs_what_was_in_flight(ray, make_input, endpoint):
     endpoint.latency_s = 0.05
     source = make_input(300)
     output = source.with_name("out.jsonl")
 
     def kill() -> None:
-        while endpoint.count < 100:
-            time.sleep(0.01)
-        found = subprocess.run(
-            ["pgrep", "-f", "ray::ShardRunner"], capture_output=True, text=True, check=False
-        )
-        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        raylets = children_of(os.getpid(), "raylet")
+        actors = [found for one in raylets for found in children_of(one, "ray::ShardRunner")]
+        os.kill(actors[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    endpoint.on_request[100] = kill
     warnings: list[str] = []
     report = await run_on_ray(settings(source, output, endpoint), warn=warnings.append)
-    killer.join()
     assert report.complete
     assert [row["id"] for row in rows(output)] == list(range(300))
     assert any("died" in text for text in warnings)
@@ -108,17 +110,9 @@ async def test_a_run_that_was_stopped_goes_on_with_other_workers(ray, make_input
     output = source.with_name("out.jsonl")
     local = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(source, output, **local, limit=30)
-    cancel = CancelToken()
-
-    def stop() -> None:
-        while endpoint.count < 90:
-            time.sleep(0.01)
-        cancel.request()
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
+    cancel, loop = CancelToken(), asyncio.get_running_loop()
+    endpoint.on_request[90] = lambda: loop.call_soon_threadsafe(cancel.request)
     report = await run_on_ray(settings(source, output, endpoint), cancel=cancel)
-    stopper.join()
     assert not report.complete
     assert report.resumed <= 30
     with pytest.raises(SettingsError, match="--engine ray"):
@@ -224,13 +218,10 @@ def test_kill_nine_of_the_driver(make_input, endpoint):
     source = make_input(300)
     options = ["--base-url", endpoint.base_url, "--model", "m", "--concurrency", IN_FLIGHT]
     words = command(source, *options, "--engine", "ray", "--shards", 6, "--workers")
-    process = subprocess.Popen([*words, "2"], stderr=subprocess.PIPE)
-    while endpoint.count < 80:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    ended = subprocess.run([*words, "1"], capture_output=True, check=False, timeout=120)
+    process = start_and(subprocess.Popen.kill, endpoint, 80, [*words, "2"])
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == -signal.SIGKILL, errors
+    ended = subprocess.run([*words, "1"], capture_output=True, check=False, timeout=LIMIT_S)
     assert ended.returncode == 0, ended.stderr
     got = [row["id"] for row in rows(source.with_name("input.captions.jsonl"))]
     assert got == list(range(300))
@@ -284,10 +275,8 @@ async def test_two_runs_at_once_are_one_too_many(ray, make_input, endpoint):
     assert endpoint.count == 40
 
 
-async def test_an_upload_that_fails_loses_nothing(ray, tmp_path, make_input, endpoint, monkeypatch):
+async def test_an_upload_that_fails_loses_nothing(ray, tmp_path, make_input, endpoint):
     """The shards stay until the output is where it belongs."""
-    from captioner.executors.ray import driver as cluster
-
     source = make_input(10)
     place = tmp_path / "store"
     place.mkdir()
@@ -296,15 +285,10 @@ async def test_an_upload_that_fails_loses_nothing(ray, tmp_path, make_input, end
         Path(f"file:/{place}/in.jsonl"), Path(f"file:/{place}/out.jsonl"), endpoint,
         image_root=tmp_path,
     )  # fmt: skip
-
-    def refuse(*_: object) -> None:
-        raise OSError("no network")
-
-    push = cluster._push_output
-    monkeypatch.setattr(cluster, "_push_output", refuse)
-    with pytest.raises(OSError, match="no network"):
+    endpoint.on_request[5] = (place / "out.jsonl").mkdir  # no file can get that name
+    with pytest.raises(IsADirectoryError):
         await run_on_ray(stored)
-    monkeypatch.setattr(cluster, "_push_output", push)
+    (place / "out.jsonl").rmdir()
     report = await run_on_ray(stored)
     assert report.complete
     assert endpoint.count == 10

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import threading
 
 import pytest
 from conftest import command, jpeg, rows
 from endpoint import Reply
 from playwright.sync_api import expect
 from viewer_browser import CHROMIUM, HOSTILE, axe, launched
+from waiting import LIMIT_S
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    pytest.mark.xdist_group("heavy"),
+]
+expect.set_options(timeout=1_000 * LIMIT_S)
 DESK = {"viewport": {"width": 1_200, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
 
@@ -33,7 +37,7 @@ def tab(browser):
         context = browser.new_context(**{**DESK, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(1_000 * LIMIT_S)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "console",
@@ -267,12 +271,6 @@ def test_charts(captioned, view, tab):
 def test_a_run_is_seen_live(endpoint, make_input, tmp_path, tab):
     """With --view captions appear while the run goes on, without a reload; then it ends."""
     source, output = make_input(30), tmp_path / "out.jsonl"
-    gate = threading.Semaphore(3)
-
-    def behave(_):
-        assert gate.acquire(timeout=50)
-        return Reply()
-
     endpoint.behave = lambda call: None if call.number <= 3 else Reply(fault="hang")
     run = subprocess.Popen(
         command(source, "-o", output, "--base-url", endpoint.base_url, "--model", "m", "--view",
@@ -296,7 +294,7 @@ def test_a_run_is_seen_live(endpoint, make_input, tmp_path, tab):
         expect(page.locator("svg[aria-label^='Records a second']")).to_be_visible()
     finally:
         run.terminate()
-        run.communicate(timeout=20)
+        run.communicate(timeout=LIMIT_S)
 
 
 def test_a_hundred_thousand_rows_are_scrolled(tmp_path, view, tab):
