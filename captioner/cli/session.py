@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from captioner.core.types import RunReport
     from captioner.outputs.reader import Reviewed
-    from captioner.outputs.viewer.server import Viewer, ViewerThread
+    from captioner.outputs.viewer import Viewer, ViewerThread
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
 
@@ -136,7 +136,7 @@ def report_in_console(
 
     try:
         images = sample if target is not None else 0
-        report = make_report(output, sample=images, image_root=image_root, warn=_say)
+        report = make_report(output, sample=images, image_root=image_root)
         if target is not None:
             write_page(report, target)
     except (SettingsError, RunError) as error:
@@ -156,7 +156,7 @@ def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     from captioner.outputs.scores import score
 
     try:
-        found = score(output, references, warn=_say)
+        found = score(output, references)
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
         return error.exit_code
@@ -175,7 +175,7 @@ def export_in_console(
     reviewed: Reviewed,
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
-    from captioner.outputs.export.registry import check_format, export
+    from captioner.outputs.export import check_format, export
 
     try:
         output = output_of(output)
@@ -190,7 +190,6 @@ def export_in_console(
             overwrite=overwrite,
             reviewed=reviewed,
             output=output,
-            warn=_say,
         )
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
@@ -216,15 +215,13 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
 
 def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
     """Serve the page of an output until a signal ends it and return the exit status."""
-    from captioner.outputs.viewer.server import Viewer
+    from captioner.outputs.viewer import Viewer
 
     try:
         output = output_of(output)
         journal = find_journal(output, Files())
         _refuse_no_captions(journal)
-        viewer = Viewer(
-            output, journal=journal, host=host, port=port, image_root=image_root, warn=_say
-        )
+        viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root)
         asyncio.run(_view(viewer))
     except (SettingsError, RunError) as error:
         _say(f"captioner: {error}")
@@ -294,7 +291,7 @@ class _Session:
         return report, self._signal
 
     def _open_page(self) -> ViewerThread:
-        from captioner.outputs.viewer.server import Viewer, ViewerThread
+        from captioner.outputs.viewer import Viewer, ViewerThread
 
         settings = self._settings
         root, kind = settings.records.image_root, settings.run.output_format
@@ -305,7 +302,6 @@ class _Session:
                 journal=journal_path(output, kind),
                 image_root=root,
                 progress=self._progress,
-                warn=self._display.say,
             )
         )
 

@@ -24,8 +24,8 @@ from captioner.journal.journal import Journal, companion, journal_path, read_che
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.journal.reviews import Reviews, fingerprint, reviews_path
 from captioner.journal.writer import JournalSink, RowEncoder
-from captioner.outputs.export.registry import check_format, export, targets_of
-from captioner.outputs.reader import parsed
+from captioner.outputs.export import check_format, export, targets_of
+from captioner.outputs.rows import parsed
 from captioner.readers.registry import open_input
 from captioner.settings.locations import is_elsewhere
 from captioner.settings.settings import Settings
@@ -368,7 +368,6 @@ class _Run:
                 overwrite=settings.run.overwrite,
                 own=True,
                 reviewed="ignore",
-                warn=self.warn,
             )
 
     async def _lines(

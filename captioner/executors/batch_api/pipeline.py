@@ -36,7 +36,7 @@ from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, BatchApi, UnclearError
 from captioner.executors.batch_api.ledger import BatchWriter, Entry, Ledger, entry_of, read_entries
 from captioner.executors.batch_api.merge import LOST, BatchMerger, Results
-from captioner.outputs.export.atomic import replacing
+from captioner.outputs.export import replacing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

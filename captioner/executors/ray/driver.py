@@ -31,7 +31,7 @@ from captioner.executors.ray.worker import COUNTS, RateBrokerActor, ShardRunner,
 from captioner.journal.disk import Files
 from captioner.journal.failures import failures_path
 from captioner.journal.journal import Journal, companion, journal_path, read_checkpoint
-from captioner.outputs.export.registry import check_format
+from captioner.outputs.export import check_format
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:

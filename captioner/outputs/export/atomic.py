@@ -1,4 +1,4 @@
-"""Files that are put in place whole: written beside, synced, renamed."""
+"""Files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yield a path to write to; what is there in the end takes the place of the target.
+    """Yield a temporary path; afterwards its file is synced and replaces the target.
 
     Raises:
-        DiskError: The disk refused; the target is as it was.
+        DiskError: The disk refused; the target is unchanged.
     """
-    # Names have an end: 255 bytes, in most file systems.
+    # Most file systems limit names to 255 bytes.
     partial = companion(target.with_name(target.name[:60]), ".partial")
-    files = Files()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -34,7 +33,7 @@ def replacing(target: Path) -> Iterator[Path]:
         finally:
             os.close(fd)
         partial.replace(target)
-        files.sync_folder(target.parent)
+        Files().sync_folder(target.parent)
     except OSError as error:
         raise DiskError(
             f"the disk refused to write {target.name}: {error.strerror or error}. The captions "
