@@ -44,12 +44,12 @@ def write(path: Path, count: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def find(shelf: ViewerStore, query: Query) -> tuple[int, float]:
+def find(store: ViewerStore, query: Query) -> tuple[int, float]:
     """Return how many rows fit, and the seconds of the longest of the requests it took."""
     found, at, longest = 0, 0, 0.0
     while at is not None:
         began = time.perf_counter()
-        some = shelf.find("rows", query, at, 1)
+        some = store.find("rows", query, at, 1)
         longest = max(longest, time.perf_counter() - began)
         found, at = found + len(some.numbers), some.next
     return found, longest
@@ -60,18 +60,17 @@ def main(count: int) -> None:
         output = Path(folder) / "out.jsonl"
         write(output, count)
         print(f"| {count:,} rows, {output.stat().st_size >> 20} MB | s |\n| --- | ---: |")
-        shelf = ViewerStore(output, image_root=None, warn=print)
+        store = ViewerStore(output, image_root=None)
         with output.open("rb") as file:
             first = file.readline().rstrip(b"\n")
-        key = shelf.book.identity.of_output(first)
-        of = fingerprint(json.loads(first), shelf.book.fields)
-        shelf.reviews.add(Review(key, of, "accepted", {}))
+        key = store.reader.keys.of_output(first)
+        of = fingerprint(json.loads(first), store.reader.fields)
+        store.reviews.add(Review(key, of, "accepted", {}))
         began = time.perf_counter()
-        shelf.refresh()
+        store.refresh()
         print(f"| first look | {time.perf_counter() - began:.2f} |")
         began = time.perf_counter()
-        for number, line in enumerate(shelf.rows.read(count // 2, 100), count // 2):
-            shelf.shown("rows", number, line)
+        store.display("rows", list(range(count // 2, count // 2 + 100)))
         print(f"| 100 rows to show | {time.perf_counter() - began:.3f} |")
         for name, query in (
             ("a rare word", Query(text="Zebra")),
@@ -80,15 +79,15 @@ def main(count: int) -> None:
             ("what is not reviewed", Query(verdict="none")),
         ):
             began = time.perf_counter()
-            found, longest = find(shelf, query)
+            found, longest = find(store, query)
             took = time.perf_counter() - began
             print(f"| find {name}: {found:,}, a request at most {longest:.2f} s | {took:.1f} |")
         began = time.perf_counter()
-        shelf.charts()
+        store.charts()
         print(f"| charts, first time | {time.perf_counter() - began:.1f} |")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"| peak RSS, MB | {peak:.0f} |")
-        shelf.close()
+        store.close()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ file beside the result; no record is sent without its image.
 from __future__ import annotations
 
 import asyncio
-import csv
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -29,11 +28,12 @@ import orjson
 from captioner.cli.session import run_watched
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
+from captioner.core.jsonbytes import json_array
 from captioner.core.types import Caption
 from captioner.engine.stream import caption_stream
-from captioner.journal.disk import replacing
-from captioner.outputs.export.tables import cell
-from captioner.outputs.reader import OutputReader, parsed
+from captioner.outputs.export import column_names, replacing, write_csv_rows
+from captioner.outputs.reader import OutputReader
+from captioner.outputs.rows import parsed
 from captioner.readers.registry import open_input
 from captioner.readers.rows import dumped, plain
 from captioner.settings.settings import Settings
@@ -391,11 +391,8 @@ def _from_cell(value: Any) -> Any:
 
 def _write_json(rows: Iterator[dict[str, Any]], path: Path) -> None:
     with replacing(path) as partial, partial.open("wb") as file:
-        between = b"[\n"
-        for row in map(plain, rows):
-            file.write(between + _indented(row))
-            between = b",\n"
-        file.write(b"[]\n" if between == b"[\n" else b"\n]\n")
+        file.writelines(json_array(_indented(plain(row)) for row in rows))
+        file.write(b"\n")
 
 
 def _indented(row: dict[str, Any]) -> bytes:
@@ -422,11 +419,7 @@ def _write_frame(method: str, **options: Any) -> Callable[[Iterator[dict[str, An
 
 def _write_csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
     found = list(map(plain, rows))
-    columns = list(dict.fromkeys(name for row in found for name in row))
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(columns)
-        table.writerows([cell(row.get(name)) for name in columns] for row in found)
+    write_csv_rows(found, column_names(found), path)
 
 
 _WRITERS: dict[str, Callable[[Iterator[dict[str, Any]], Path], None]] = {
@@ -539,7 +532,7 @@ def _write_answers(
     storage: FileStorage, source: Path, journal: Path, target: Path, name: str
 ) -> None:
     """Write all rows of the input in their order, each with its answer or without one."""
-    with closing(OutputReader.open(journal, source=source, warn=_LOG.warning)) as book:
+    with closing(OutputReader(journal, source=source)) as book:
         answers = _answers_in_order(book, name)
         if source.suffix != ".parquet" or storage.cache_type not in ("parquet", "pickle"):
             _WRITERS[storage.cache_type](answers, target)

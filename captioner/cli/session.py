@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from captioner.core.progress import RunReport
     from captioner.outputs.reader import Reviewed
-    from captioner.outputs.viewer.server import Viewer, ViewerThread
+    from captioner.outputs.viewer import Viewer, ViewerThread
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
 
@@ -123,7 +123,7 @@ def report_in_console(
     from captioner.outputs.report import make_report, write_page
 
     images = sample if target is not None else 0
-    report = make_report(output, sample=images, image_root=image_root, warn=_say)
+    report = make_report(output, sample=images, image_root=image_root)
     if target is not None:
         write_page(report, target)
     if as_json:
@@ -139,7 +139,7 @@ def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     """Print the scores of captions against references and return the exit status."""
     from captioner.outputs.scores import score
 
-    found = score(output, references, warn=_say)
+    found = score(output, references)
     print(_json(found) if as_json else describe_scores(found))
     return 0
 
@@ -155,7 +155,7 @@ def export_in_console(
     reviewed: Reviewed,
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
-    from captioner.outputs.export.registry import check_format, export
+    from captioner.outputs.export import check_format, export
 
     output = output_of(output)
     export(
@@ -167,7 +167,6 @@ def export_in_console(
         overwrite=overwrite,
         reviewed=reviewed,
         output=output,
-        warn=_say,
     )
     _say(f"written: {target}")
     return 0
@@ -186,14 +185,14 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
 
 def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
     """Serve the page of an output until a signal arrives and return the exit status."""
-    from captioner.outputs.viewer.server import Viewer
+    from captioner.outputs.viewer import Viewer
 
     output = output_of(output)
     journal = find_journal(output, Files())
     with journal.open("rb") as file:
         if file.read(1) not in (b"", b"{"):
             raise SettingsError(f"{journal} does not hold captions; name a run's output")
-    viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root, warn=_say)
+    viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root)
     asyncio.run(_view(viewer))
     return 0
 
@@ -259,7 +258,7 @@ class _Session:
         return report, self._signal
 
     def _open_page(self) -> ViewerThread:
-        from captioner.outputs.viewer.server import Viewer, ViewerThread
+        from captioner.outputs.viewer import Viewer, ViewerThread
 
         output = self._settings.output_path
         viewer = Viewer(
@@ -267,7 +266,6 @@ class _Session:
             journal=journal_path(output, self._settings.run.output_format),
             image_root=self._settings.records.image_root,
             progress=self._progress,
-            warn=self._display.say,
         )
         return ViewerThread(viewer)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _TOKEN = re.compile(STRING + rb'|[{}\[\],:"]', re.DOTALL)
@@ -130,3 +130,12 @@ def one_line(raw: bytes) -> bytes:
 def quoted(name: str) -> bytes:
     """Return a name or text as a JSON string."""
     return orjson.dumps(name)
+
+
+def json_array(values: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the parts of a JSON array of encoded values, one value a line."""
+    separator = b"[\n"
+    for value in values:
+        yield separator + value
+        separator = b",\n"
+    yield b"\n]" if separator == b",\n" else b"[]"

@@ -32,8 +32,8 @@ from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.journal.reviews import Reviews, fingerprint
 from captioner.journal.writer import JournalSink, RowEncoder
-from captioner.outputs.export.registry import check_format, export, targets_of
-from captioner.outputs.reader import parsed
+from captioner.outputs.export import check_format, export, targets_of
+from captioner.outputs.rows import parsed
 from captioner.readers.registry import open_input
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
@@ -382,7 +382,6 @@ class _Run:
                 overwrite=settings.run.overwrite,
                 own=True,
                 reviewed="ignore",
-                warn=logger.warning,
             )
 
     async def _records(

@@ -1,4 +1,4 @@
-"""How an output stands, read without changing a byte of it."""
+"""Checks the state of an output without changing it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from captioner.journal.companions import failures_path, find_journal, lock_path
 from captioner.journal.disk import Files
 from captioner.journal.failures import read_failures
 from captioner.journal.resume_filter import ResumeFilter
-from captioner.journal.scan import Scan, scan_output
+from captioner.outputs.reader import record_keys, scan_journal
 from captioner.readers.registry import open_input
 
 if TYPE_CHECKING:
     from captioner.core.protocols import Source
-    from captioner.journal.checkpoint import Checkpoint
+    from captioner.journal.scan import Scan
 
 
 @dataclass(slots=True)
 class CheckReport:
-    """What `check_output` found. Counts are of records.
+    """The result of `check_output`. Counts are of records.
 
     Attributes:
         output: The journal that was read.
-        input: The input it was compared with, empty if there is none to be found.
+        input: The input it was compared with; empty if there was none.
         captioned: Lines of the output.
-        failed: Records of the input that only the failures hold.
-        pending: Records of the input that neither file holds; None without the input.
-        orphans: Lines of the output that no input record stands for; None without the input.
-        tail_bytes: Bytes after the last whole line, which the next run would cut.
-        torn_failures: Bytes of the failures that cannot be read; their records count as pending.
-        unsynced_bytes: Bytes that a power loss may still take.
-        checkpoint: ``ok``, or ``missing`` if there is none that can be read.
-        in_use_by: Process that is writing to it, empty if none is.
-        violations: What should never be, in words; empty if all is well.
+        failed: Input records that only the failures file holds.
+        pending: Input records that neither file holds; None without the input.
+        orphans: Lines of the output without an input record; None without the input.
+        tail_bytes: Bytes after the last whole line; the next run truncates them.
+        torn_failures: Unreadable bytes of the failures file; their records count as pending.
+        unsynced_bytes: Bytes that a power loss may still destroy.
+        checkpoint: ``ok``, or ``missing`` if there is no readable checkpoint.
+        in_use_by: The process that writes to the output; empty if there is none.
+        violations: Broken invariants, in words; empty if the output is sound.
     """
 
     output: str
@@ -63,16 +63,15 @@ class CheckReport:
 async def check_output(
     output: str | Path, source: str | Path | None = None, *, files: Files | None = None
 ) -> CheckReport:
-    """Check an output, changing nothing, whether a run is writing to it or not.
+    """Check an output without changing it, even while a run writes to it.
 
     Args:
-        output: The captions, as given to the run.
-        source: The input; by default the one that the checkpoint names.
+        output: The output, as given to the run.
+        source: The input; by default the one in the checkpoint.
         files: The disk.
 
     Returns:
-        Counts, and every broken invariant: unreadable or repeated lines where there must be
-        none, records that are captioned and failed at once, files that have no business there.
+        Counts and every broken invariant, such as unreadable or repeated lines.
 
     Raises:
         SettingsError: There is no such output.
@@ -83,8 +82,8 @@ async def check_output(
     report.in_use_by = files.holder(lock_path(path))
     try:
         checkpoint = read_checkpoint(files, path)
-        identity = _identity(checkpoint)
-        scan = await asyncio.to_thread(_scan, files, path, identity, checkpoint)
+        keys = record_keys(checkpoint.settings if checkpoint else {})
+        scan = await asyncio.to_thread(scan_journal, path, keys, checkpoint, files=files)
     except OutputDamagedError as error:
         report.violations.append(str(error))
         return report
@@ -93,35 +92,19 @@ async def check_output(
         report.unsynced_bytes = max(0, scan.whole.length - checkpoint.durable.length)
     report.captioned = len(scan.keys)
     report.tail_bytes = scan.size - scan.whole.length
-    failed, report.torn_failures = _failures(files, failures_path(Path(output)))
+    failed, report.torn_failures = _read_failure_keys(files, failures_path(Path(output)))
     found = Path(source or (checkpoint.source if checkpoint else "") or "-")
     if await asyncio.to_thread(found.exists):
         given = checkpoint.settings.get("input_format") if checkpoint else None
         report.input = str(found)
-        await _compare(report, open_input(found, given).source, identity, scan, failed)
+        await _compare(report, open_input(found, given).source, keys, scan, failed)
     else:
         report.failed = len(failed)
     return report
 
 
-def _identity(checkpoint: Checkpoint | None) -> RecordKeys:
-    """Return how this output's records are known again, as its checkpoint tells."""
-    settings = checkpoint.settings if checkpoint else {}
-    asked = settings.get("ask") or [str(settings.get("output_field") or "caption")]
-    fields = [str(one).partition("=")[0] for one in asked]
-    return RecordKeys(fields, settings.get("id_field"))
-
-
-def _scan(files: Files, path: Path, identity: RecordKeys, checkpoint: Checkpoint | None) -> Scan:
-    fd = files.open_to_read(path)
-    try:
-        return scan_output(files, path, fd, identity, checkpoint)
-    finally:
-        files.close(fd)
-
-
-def _failures(files: Files, path: Path) -> tuple[KeyTable, int]:
-    """Return the failures by key, and how many bytes there cannot be read."""
+def _read_failure_keys(files: Files, path: Path) -> tuple[KeyTable, int]:
+    """Return the keys of the failures and the number of unreadable bytes."""
     keys = KeyTable()
     if files.kind(path) != "file":
         return keys, 0
@@ -137,27 +120,19 @@ def _failures(files: Files, path: Path) -> tuple[KeyTable, int]:
 
 
 async def _compare(
-    report: CheckReport, source: Source, identity: RecordKeys, scan: Scan, failed: KeyTable
+    report: CheckReport, source: Source, keys: RecordKeys, scan: Scan, failed: KeyTable
 ) -> None:
     """Match the output with its input, as the next run would."""
     progress = Progress()
     resume_filter = ResumeFilter(
-        identity,
-        scan.keys,
-        failed,
-        scan.contents,
-        KeyTable(),
-        duplicates="keep",
-        progress=progress,
+        keys, scan.keys, failed, scan.contents, KeyTable(), duplicates="keep", progress=progress
     )
-    pending = 0
+    report.pending = 0
     async for batch in source.batches():
-        matched = resume_filter.pending(batch)
-        pending += len(matched)
+        report.pending += len(resume_filter.pending(batch))
     report.failed = progress.failed_before
-    report.pending = pending
     report.orphans = len(scan.keys)
-    # A repeated key is right only where the input repeats it, too: then both are claimed.
-    doubled = sum(1 for _, key in scan.repeated if scan.keys.take(key) is not None)
-    if doubled:
-        report.violations.append(f"{doubled} lines repeat a record that is captioned above them")
+    # A repeated key is fine if the input repeats it too: then both lines were matched.
+    repeated = sum(1 for _, key in scan.repeated if scan.keys.take(key) is not None)
+    if repeated:
+        report.violations.append(f"{repeated} lines repeat a record that is captioned above them")

@@ -1,25 +1,17 @@
-"""The captions of a journal, as those see them who write them elsewhere."""
+"""Read access to an output, finished or running: rows, reviews and input records."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from collections import Counter
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-import orjson
-
-from captioner.core.errors import BadImageError, CaptionerError, RecordError, SettingsError
+from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.jsonbytes import quoted, replace_values
 from captioner.core.keys import RecordKeys
-from captioner.core.lines import iter_lines
-from captioner.engine.conversation import image_field_of, images_of, read_turns
-from captioner.engine.templates import Templates
 from captioner.images.archives import Archives
 from captioner.images.files import ImageFolders
 from captioner.journal.checkpoint import read_checkpoint
@@ -27,16 +19,16 @@ from captioner.journal.companions import reviews_path
 from captioner.journal.disk import Files
 from captioner.journal.reviews import Reviews
 from captioner.journal.scan import scan_output
+from captioner.outputs.rows import RowContents, caption_texts, parsed
 from captioner.readers.registry import folder_of, open_input
 from captioner.readers.rows import dumped
-from captioner.settings.options import DEFAULT_PROMPT, RecordSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Mapping
 
     from captioner.core.keys import KeyTable
-    from captioner.core.protocols import Source
-    from captioner.core.types import ImageRef, InputRecord, Turn
+    from captioner.core.types import InputRecord
+    from captioner.journal.checkpoint import Checkpoint
     from captioner.journal.reviews import Review
     from captioner.journal.scan import Scan
     from captioner.readers.registry import Input
@@ -44,131 +36,249 @@ if TYPE_CHECKING:
 Reviewed = Literal["apply", "only", "ignore"]
 
 LARGEST_IMAGE = 1 << 31
-"""Bytes: what was captioned is copied, however large."""
+"""Bytes of the largest image that an export copies."""
 
-_PLAIN = Templates("", DEFAULT_PROMPT, [])
-_LONG_NUMBER = re.compile(rb"\d{19}")
 _WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
-"""Inputs whose rows may hold images."""
+"""Input formats whose rows may contain images."""
 
 
-@dataclass(frozen=True)
+def record_keys(settings: Mapping[str, Any]) -> RecordKeys:
+    """Return what computes the keys of an output's records, from its checkpoint's settings."""
+    return RecordKeys(caption_fields(settings), settings.get("id_field"))
+
+
+def caption_fields(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the fields that hold captions."""
+    questions = settings.get("ask") or [str(settings.get("output_field") or "caption")]
+    return tuple(str(one).partition("=")[0] for one in questions)
+
+
+def scan_journal(
+    journal: Path,
+    keys: RecordKeys,
+    checkpoint: Checkpoint | None,
+    *,
+    offsets: bool = False,
+    files: Files | None = None,
+) -> Scan:
+    """Open a journal and scan it; see `scan_output`."""
+    files = files or Files()
+    fd = files.open_to_read(journal)
+    try:
+        return scan_output(files, journal, fd, keys, checkpoint, offsets=offsets)
+    finally:
+        files.close(fd)
+
+
 class OutputReader:
-    """A journal and what its checkpoint says of it.
+    """Reads the rows of a journal. Close it after use.
+
+    Args:
+        journal: The file with the rows.
+        image_root: Where relative image paths start; by default the input's folder.
+        source: The input, in place of the one in the checkpoint.
+        reviewed: ``ignore`` yields all rows as they are. ``apply`` skips rejected captions and
+            yields edited ones in their edited form. ``only`` also skips unreviewed ones.
+        output: The output that was reviewed; by default the journal itself.
+        max_image_bytes: The largest image that is read.
 
     Attributes:
-        journal: The file.
-        settings: What shaped the captions, by option name.
-        input: What they were made from; None if that is not to be found any more.
-        image_root: Where relative paths start from, in place of the input's folder.
-        warn: Called with a sentence when something is worth knowing but no error.
+        settings: The options of the run that wrote the output, by name.
+        fields: The fields that hold captions.
+        keys: Computes the keys of records.
         source: Where the input is or was.
-        reviews: What was said of the captions: edited ones are given as they are to be, rejected
-            ones are left out. None gives all as they are.
-        reviewed_only: Those nobody has reviewed are left out, too.
-        largest: Bytes of an image that is read.
+        input: The input; None if it cannot be opened any more.
+        reviews: The reviews to apply; None if there are none.
+        contents: Reads the prompt and images of a row.
+
+    Raises:
+        SettingsError: There are no reviews, and ``only`` needs some.
     """
 
-    journal: Path
-    settings: dict[str, Any]
-    input: Input | None
-    folder: Path | None
-    image_root: Path | None
-    warn: Callable[[str], None]
-    source: Path | None = None
-    reviews: Reviews | None = None
-    reviewed_only: bool = False
-    largest: int = LARGEST_IMAGE
-    _open: list[tuple[Any, asyncio.Runner]] = field(default_factory=list)
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         journal: Path,
         *,
         image_root: Path | None = None,
         source: Path | None = None,
         reviewed: Reviewed = "ignore",
         output: Path | None = None,
-        largest: int = LARGEST_IMAGE,
-        warn: Callable[[str], None],
-    ) -> Self:
-        """Return the book of a journal.
-
-        Args:
-            journal: The file.
-            image_root: Where relative paths start from.
-            source: The input, in place of the one that the checkpoint names.
-            reviewed: What reviews do: ``apply`` gives edited captions as they are to be and leaves
-                out rejected ones, ``only`` leaves out those that nobody has reviewed, too.
-            output: The output that was reviewed, by default the journal itself.
-            largest: Bytes of an image that is read.
-            warn: See `OutputReader`.
-        """
+        max_image_bytes: int = LARGEST_IMAGE,
+    ) -> None:
         checkpoint = read_checkpoint(Files(), journal)
-        settings = checkpoint.settings if checkpoint else {}
-        path = source or (Path(checkpoint.source) if checkpoint and checkpoint.source else None)
-        found = None
-        if path is not None and str(path) != "-":
-            try:
-                found = open_input(
-                    path,
-                    settings.get("input_format") or settings.get("folder_of"),
-                    image_field=settings.get("image_field"),
-                )
-            except CaptionerError:
-                found = None  # it may have gone; those who need it say so
+        self.journal = journal
+        self.settings: dict[str, Any] = checkpoint.settings if checkpoint else {}
+        self.fields = caption_fields(self.settings)
+        self.keys = record_keys(self.settings)
+        self.source = source
+        if source is None and checkpoint is not None and checkpoint.source:
+            self.source = Path(checkpoint.source)
+        self.input = self._open_input()
         sidecar = reviews_path(output or journal)
-        reviews = Reviews(sidecar) if reviewed != "ignore" and sidecar.exists() else None
-        only = reviewed == "only"
-        if only and reviews is None:
-            raise SettingsError(f"there are no reviews of it: {sidecar} does not exist")
-        return cls(
-            journal,
-            settings,
-            found,
-            folder_of(path),
-            image_root,
-            warn,
-            path,
-            reviews,
-            only,
-            largest,
+        self.reviews = Reviews(sidecar) if reviewed != "ignore" and sidecar.exists() else None
+        self.reviewed_only = reviewed == "only"
+        if self.reviewed_only and self.reviews is None:
+            raise SettingsError(f"there are no reviews: {sidecar} does not exist")
+        folder = folder_of(self.source)
+        roots = [image_root] if image_root else [folder, Path()] if folder else [Path()]
+        self._archives = Archives(max_image_bytes)
+        folders = ImageFolders(
+            roots,
+            bound=image_root is not None,
+            max_bytes=max_image_bytes,
+            archives=self._archives,
         )
+        found = self.input.image_field if self.input else None
+        self.contents = RowContents(
+            self.settings, self.settings.get("image_field") or found, folders
+        )
+        self._batches: list[tuple[Any, asyncio.Runner]] = []
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Names of the members that hold captions, the first one first."""
-        asked = self.settings.get("ask") or [str(self.settings.get("output_field") or "caption")]
-        return tuple(str(one).partition("=")[0] for one in asked)
+    def _open_input(self) -> Input | None:
+        if self.source is None or str(self.source) == "-":
+            return None
+        given = self.settings.get("input_format") or self.settings.get("folder_of")
+        try:
+            return open_input(self.source, given, image_field=self.settings.get("image_field"))
+        except CaptionerError:
+            return None  # the input was moved or deleted; many exports do not need it
 
-    @cached_property
-    def identity(self) -> RecordKeys:
-        """Computes keys."""
-        return RecordKeys(self.fields, self.settings.get("id_field"))
-
-    # -- rows ------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Close the archives and the inputs."""
+        self._archives.close()
+        while self._batches:
+            batches, runner = self._batches.pop()
+            if isinstance(batches, AsyncGenerator):
+                runner.run(batches.aclose())
+            runner.close()
 
     @cached_property
     def length(self) -> int:
-        """Bytes of the journal that are whole lines, each a captioned record.
+        """Bytes of the journal that are whole lines.
 
         Raises:
-            OutputDamagedError: It is not what its checkpoint vouches for.
+            OutputDamagedError: The journal does not match its checkpoint.
         """
         return self._scan(offsets=False).whole.length
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield the whole lines of the journal, as they are to be."""
-        if self.reviews is None:
-            yield from self._lines()
-            return
-        for line in self._lines():
-            if (judged := self._judged(line)) is not None:
-                yield judged
+    def offsets(self) -> KeyTable:
+        """Return the offset of each record's row in the journal, by key."""
+        return self._scan(offsets=True).keys
 
-    def _judged(self, line: bytes) -> bytes | None:
-        """Return a line as it is to be; None if it is left out."""
+    def _scan(self, *, offsets: bool) -> Scan:
+        checkpoint = read_checkpoint(Files(), self.journal)  # a run may have written a new one
+        return scan_journal(self.journal, self.keys, checkpoint, offsets=offsets)
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the rows as lines without their ends, with the reviews applied."""
+        for line in self._journal_lines():
+            if (reviewed := self._apply_review(line)) is not None:
+                yield reviewed
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows, with the reviews applied."""
+        return map(parsed, self.lines())
+
+    def row_at(self, journal: IO[bytes], offset: int) -> dict[str, Any] | None:
+        """Return the row at an offset of the open journal; None if the reviews skip it."""
+        journal.seek(offset)
+        line = self._apply_review(journal.readline().rstrip(b"\n"))
+        return None if line is None else parsed(line)
+
+    def rows_with_images(self) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+        """Yield each row with the images inside its input row, by digest.
+
+        Rows whose input row is gone come last, without images.
+        """
+        if self.input is None or self.input.format not in _WITH_IMAGES:
+            for row in self.rows():
+                yield row, {}
+            return
+        offsets = self.offsets()
+        for record, found in self._match_input(offsets):
+            if found is not None:
+                yield found, dict(record.images)
+        with self.journal.open("rb") as file:
+            for offset in sorted(offsets.offsets()):
+                if (found := self.row_at(file, offset)) is not None:
+                    yield found, {}
+
+    def input_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+        """Yield the records of the input in order, each with its row or None.
+
+        Raises:
+            SettingsError: The input cannot be opened.
+        """
+        for record, row in self._match_input(self.offsets()):
+            if record.fault is None:
+                try:
+                    value = parsed(record.raw)
+                except ValueError:
+                    continue  # invalid JSON: the failures file reports it
+                if isinstance(value, dict):
+                    yield value, row
+
+    def _match_input(
+        self, offsets: KeyTable
+    ) -> Iterator[tuple[InputRecord, dict[str, Any] | None]]:
+        """Yield the input's records, each with its row, and remove those from ``offsets``."""
+        if self.input is None:
+            raise SettingsError("the input cannot be opened any more")
+        batches = self.input.source.batches()
+        runner = asyncio.Runner()
+        # `close` ends both: an abandoned generator may be collected in any thread.
+        self._batches.append((batches, runner))
+        with self.journal.open("rb") as file:
+            while (batch := runner.run(anext(batches, None))) is not None:
+                for record in batch:
+                    yield record, self.take_row(file, offsets, record)
+
+    def take_row(
+        self, journal: IO[bytes], offsets: KeyTable, record: InputRecord
+    ) -> dict[str, Any] | None:
+        """Return the row of an input record, and remove it from ``offsets``."""
+        offset = offsets.take(record.key or self.keys.of_input(record.raw))
+        return None if offset is None else self.row_at(journal, offset)
+
+    def captions(self) -> Iterator[str]:
+        """Yield every caption as text."""
+        for row in self.rows():
+            for field in self.fields:
+                yield from caption_texts(row, field)
+
+    def first_caption(self, row: Mapping[str, Any]) -> str:
+        """Return a row's first caption as text."""
+        return caption_texts(row, self.fields[0])[0]
+
+    def verdicts(self) -> Counter[str]:
+        """Return the number of rows by verdict; ``none`` counts those without a review."""
+        reviews = map(self._review, self._journal_lines())
+        return Counter(review.verdict if review else "none" for review in reviews)
+
+    def rejected(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows that the reviews reject."""
+        for line in self._journal_lines() if self.reviews is not None else ():
+            review = self._review(line)
+            if review is not None and review.verdict == "rejected":
+                yield parsed(line)
+
+    def _journal_lines(self) -> Iterator[bytes]:
+        remaining = self.length
+        with self.journal.open("rb") as file:
+            for line in file:
+                remaining -= len(line)
+                if remaining < 0:
+                    return
+                yield line[:-1]
+
+    def _review(self, line: bytes) -> Review | None:
+        key = self.keys.of_output(line)
+        if key is None or self.reviews is None:
+            return None
+        return self.reviews.of(key, parsed(line), self.fields)
+
+    def _apply_review(self, line: bytes) -> bytes | None:
+        """Return a row's line in its reviewed form; None if it is skipped."""
         if self.reviews is None:
             return line
         review = self._review(line)
@@ -179,196 +289,3 @@ class OutputReader:
         for name, value in review.captions.items():
             line = replace_values(line, quoted(name), dumped(value))
         return line
-
-    def _review(self, line: bytes) -> Review | None:
-        key = self.identity.of_output(line)
-        if key is None or self.reviews is None:
-            return None
-        return self.reviews.of(key, parsed(line), self.fields)
-
-    def verdicts(self) -> Counter[str]:
-        """Return how many rows have which verdict, ``none`` those without one."""
-        found = map(self._review, self._lines())
-        return Counter(review.verdict if review else "none" for review in found)
-
-    def rejected(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows that are left out because they were rejected."""
-        for line in self._lines() if self.reviews is not None else ():
-            review = self._review(line)
-            if review is not None and review.verdict == "rejected":
-                yield parsed(line)
-
-    def _lines(self) -> Iterator[bytes]:
-        length = self.length
-        with self.journal.open("rb") as file:
-            for lines in iter_lines(lambda size, at: file.read(min(size, length - at))):
-                yield from lines
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the journal."""
-        return map(parsed, self.lines())
-
-    def rows_with_images(self) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-        """Yield the rows, each with the images that its input row holds, by their digest.
-
-        Those whose input row is gone come last, without.
-        """
-        if self.input is None or self.input.format not in _WITH_IMAGES:
-            for row in self.rows():
-                yield row, {}
-            return
-        keys = self.places()
-        for line, found in self._matched(self.input.source, keys):
-            if found is not None:
-                yield found, dict(line.images)
-        with self.journal.open("rb") as file:
-            for place in sorted(keys.offsets()):
-                file.seek(place)
-                if (judged := self._judged(file.readline().rstrip(b"\n"))) is not None:
-                    yield parsed(judged), {}
-
-    def input_rows(self) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-        """Yield the records of the input in order, each with its row; None if it has none.
-
-        Raises:
-            SettingsError: The input is not to be found any more.
-        """
-        if self.input is None:
-            raise SettingsError("the input is not to be found any more")
-        for line, row in self._matched(self.input.source, self.places()):
-            if line.fault is None:
-                try:
-                    record = parsed(line.raw)
-                except ValueError:
-                    continue  # no JSON: it is told in the failures
-                if isinstance(record, dict):
-                    yield record, row
-
-    def _matched(
-        self, source: Source, keys: KeyTable
-    ) -> Iterator[tuple[InputRecord, dict[str, Any] | None]]:
-        """Yield the records of a source, each with its row, which is taken out of the keys."""
-        batches = source.batches()
-        runner = asyncio.Runner()
-        # Closed by `close`, and not by whoever collects an abandoned generator, in any thread.
-        self._open.append((batches, runner))
-        with self.journal.open("rb") as file:
-            while (batch := runner.run(anext(batches, None))) is not None:
-                for line in batch:
-                    place = keys.take(line.key or self.identity.of_input(line.raw))
-                    if place is None:
-                        yield line, None
-                    else:
-                        file.seek(place)
-                        judged = self._judged(file.readline().rstrip(b"\n"))
-                        yield line, None if judged is None else parsed(judged)
-
-    def places(self) -> KeyTable:
-        """Return where in the journal each record is."""
-        return self._scan(offsets=True).keys
-
-    def _scan(self, *, offsets: bool) -> Scan:
-        files = Files()
-        fd = files.open_to_read(self.journal)
-        try:
-            checkpoint = read_checkpoint(files, self.journal)
-            return scan_output(files, self.journal, fd, self.identity, checkpoint, offsets=offsets)
-        finally:
-            files.close(fd)
-
-    # -- what is in a row ------------------------------------------------------------------
-
-    @cached_property
-    def _fields(self) -> RecordSettings:
-        field = self.settings.get("image_field") or (self.input.image_field if self.input else None)
-        return RecordSettings(
-            image_field=field,
-            conversation_field=self.settings.get("conversation_field"),
-            prompt_field=self.settings.get("prompt_field"),
-        )
-
-    @cached_property
-    def _templates(self) -> Templates:
-        prompt = str(self.settings.get("prompt") or DEFAULT_PROMPT)
-        questions = [str(one).partition("=")[2] for one in self.settings.get("ask") or []]
-        if self.settings.get("preset"):
-            questions = [prompt]
-        return Templates("", prompt, questions)
-
-    def questions(self, row: dict[str, Any]) -> tuple[str, ...]:
-        """Return the questions that took the place of a row's own."""
-        return self._templates.fill(row).questions
-
-    def turns(self, row: dict[str, Any]) -> list[Turn]:
-        """Return the turns that were sent for a row; none if they cannot be told any more."""
-        try:
-            return read_turns(row, self._fields, self._templates.fill(row))
-        except RecordError:
-            return []
-
-    def image_field_of(self, row: dict[str, Any]) -> str:
-        """Return the name of the member that holds the images of a row."""
-        return image_field_of(row, self._fields.image_field)
-
-    def images(self, row: dict[str, Any]) -> list[ImageRef]:
-        """Return the images of a row, also of one whose prompt cannot be filled in."""
-        try:
-            turns = self.turns(row) or read_turns(row, self._fields, _PLAIN.fill(row))
-        except RecordError:
-            return []
-        return images_of(turns)
-
-    def texts(self, row: dict[str, Any], field: str | None = None) -> list[str]:
-        """Return the captions of a row, each as text: several where several were asked for."""
-        value = row.get(field or self.fields[0])
-        return [
-            one if isinstance(one, str) else dumped(one).decode()
-            for one in (value if isinstance(value, list) else [value])
-        ]
-
-    @cached_property
-    def _archives(self) -> Archives:
-        return Archives(self.largest)
-
-    @cached_property
-    def _folders(self) -> ImageFolders:
-        here = [self.folder] if self.folder is not None else []
-        return ImageFolders(
-            [self.image_root] if self.image_root else [*here, Path()],
-            bound=self.image_root is not None,
-            max_bytes=self.largest,
-            archives=self._archives,
-        )
-
-    def find(self, path: str) -> str | None:
-        """Return where an image's file really is; None where there is none."""
-        return self._folders.find(path)
-
-    def close(self) -> None:
-        """Close the archives and the inputs that were read from."""
-        self._archives.close()
-        while self._open:
-            batches, runner = self._open.pop()
-            if isinstance(batches, AsyncGenerator):
-                runner.run(batches.aclose())
-            runner.close()
-
-    def image_bytes(self, image: ImageRef, held: dict[str, bytes]) -> bytes | None:
-        """Return an image's bytes; None where it is not on this machine, or not any more."""
-        if image.data is not None:
-            return image.data
-        if image.digest is not None:
-            return held.get(image.digest)
-        if image.path is None:
-            return None
-        try:
-            return self._folders.read(image.path, lambda _: None)
-        except BadImageError:
-            return None
-
-
-def parsed(line: bytes) -> dict[str, Any]:
-    """Return a row as it is, integers beyond 64 bits as well, which orjson makes floats."""
-    read = json.loads if _LONG_NUMBER.search(line) else orjson.loads
-    row: dict[str, Any] = read(line)
-    return row

@@ -1,4 +1,4 @@
-"""What captions are like as a whole: lengths, repetition, refusals, languages, words."""
+"""Statistics of captions: lengths, repetition, refusals, languages, words."""
 
 from __future__ import annotations
 
@@ -15,40 +15,44 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SAMPLE = 20_000
-"""Captions that are compared with one another and whose languages are told; chosen at random."""
+"""Random captions that are compared for near-duplicates."""
 
+LANGUAGE_SAMPLE = 2_000
 OPENING_WORDS = 4
 NEAR_BITS = 3
-"""Bits of 64 in which two captions' fingerprints may differ, and still be near-duplicates."""
+"""Near-duplicates have 64-bit fingerprints that differ in at most this many bits."""
 
 MOST_COUNTED = 200_000
-"""Openings and words that are counted at once; the rarest are forgotten beyond."""
+"""Openings and words that are counted at once; beyond twice as many the rarest are dropped."""
+
+CLASSES = 24
+"""Bars of a histogram."""
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 
 
 class Quality(NamedTuple):
-    """What was found. Counts are of captions unless named otherwise.
+    """Statistics of captions. Counts are of captions unless named otherwise.
 
     Attributes:
-        captions: Looked at.
-        chars: Characters: least, median, mean, 95th percentile, most.
+        captions: The captions.
+        chars: Characters of a caption: minimum, median, mean, 95th percentile, maximum.
         words: Words of a caption, likewise.
-        histogram: Upper bound of each class of characters, and how many are in it.
-        duplicates: Those that stand somewhere above word for word.
-        near_duplicates: Of the sample, those that nearly do.
-        sample: How many were in it.
-        openings: First words, and how many begin with them; the most frequent ones.
-        refusals: Those that read like a refusal.
-        languages: Of the sample, by ISO 639-1 code; empty where the library is not installed.
-        vocabulary: Different words, in lower case.
-        top_words: Words of five letters and more, and how often they stand; the most frequent.
+        histogram: Upper bound of each class of characters, and its count.
+        duplicates: Captions that repeat an earlier one word for word.
+        near_duplicates: Captions of the sample that nearly repeat another one.
+        sample: The size of the sample.
+        openings: The most frequent first words and their counts.
+        refusals: Captions that read like a refusal.
+        languages: Captions of a sample by ISO 639-1 code; empty without the library.
+        vocabulary: Distinct words, in lower case.
+        top_words: The most frequent words of five or more letters and their counts.
     """
 
     captions: int
     chars: dict[str, float]
     words: dict[str, float]
-    histogram: list[tuple[int, int]]
+    histogram: list[tuple[float, int]]
     duplicates: int
     near_duplicates: int
     sample: int
@@ -59,13 +63,13 @@ class Quality(NamedTuple):
     top_words: list[tuple[str, int]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as a JSON-ready dictionary."""
+        """Return the statistics as a JSON-ready dictionary."""
         return self._asdict()
 
 
-def look_at(captions: Iterable[str], *, seed: int = 0) -> Quality:
-    """Return what captions are like; memory is bounded, whatever their number."""
-    chance = random.Random(seed)  # noqa: S311 - of a sample
+def caption_statistics(captions: Iterable[str], *, seed: int = 0) -> Quality:
+    """Return statistics of captions. Memory is bounded for any number of them."""
+    chance = random.Random(seed)  # noqa: S311 - chooses a sample
     lengths: Counter[int] = Counter()
     word_counts: Counter[int] = Counter()
     openings: Counter[str] = Counter()
@@ -96,77 +100,76 @@ def look_at(captions: Iterable[str], *, seed: int = 0) -> Quality:
                     del counter[rare]
     return Quality(
         total,
-        _spread(lengths),
-        _spread(word_counts),
-        _histogram(lengths),
+        _summary(lengths),
+        _summary(word_counts),
+        histogram(lengths),
         duplicates,
         _near_duplicates(sample),
         len(sample),
         [(text, count) for text, count in openings.most_common(10) if count > 1],
         refusals,
-        _languages(sample[:2_000]),
+        _languages(sample[:LANGUAGE_SAMPLE]),
         len(words),
         [one for one in words.most_common(200) if len(one[0]) >= 5][:20],
     )
 
 
-def _spread(counts: Counter[int]) -> dict[str, float]:
+def histogram(counts: Counter[int] | Counter[float]) -> list[tuple[float, int]]:
+    """Return classes of equal width for counted values: each class's upper bound and count.
+
+    Integer values get integer bounds.
+    """
+    if not counts:
+        return []
+    highest = max(counts)
+    width = highest // CLASSES + 1 if isinstance(highest, int) else (highest or 1) / CLASSES
+    found: Counter[int] = Counter()
+    for value, count in counts.items():
+        found[min(CLASSES - 1, int(value / width))] += count
+    return [(round((number + 1) * width, 3), found[number]) for number in range(max(found) + 1)]
+
+
+def _summary(counts: Counter[int]) -> dict[str, float]:
     total = counts.total()
     if not total:
         return {"min": 0, "median": 0, "mean": 0.0, "p95": 0, "max": 0}
     ordered = sorted(counts)
 
-    def at(share: float) -> int:
-        behind = 0
+    def percentile(share: float) -> int:
+        below = 0
         for value in ordered:
-            behind += counts[value]
-            if behind >= share * total:
+            below += counts[value]
+            if below >= share * total:
                 return value
         return ordered[-1]
 
-    mean = sum(value * count for value, count in counts.items()) / total
     return {
         "min": ordered[0],
-        "median": at(0.5),
-        "mean": round(mean, 1),
-        "p95": at(0.95),
+        "median": percentile(0.5),
+        "mean": round(sum(value * count for value, count in counts.items()) / total, 1),
+        "p95": percentile(0.95),
         "max": ordered[-1],
     }
 
 
-def _histogram(counts: Counter[int], classes: int = 24) -> list[tuple[int, int]]:
-    """Return how many values are in each of some classes, each with its upper bound."""
-    if not counts:
-        return []
-    width = max(1, -(-(max(counts) + 1) // classes))
-    found = [0] * -(-(max(counts) + 1) // width)
-    for value, count in counts.items():
-        found[value // width] += count
-    return [((number + 1) * width, count) for number, count in enumerate(found)]
-
-
 def _near_duplicates(sample: list[str]) -> int:
-    """Return how many of some texts have another one before them that is nearly the same.
+    """Return how many texts nearly repeat an earlier one.
 
-    By SimHash (Charikar 2002) over runs of two words: texts that share nearly all of them have
-    fingerprints that differ in few bits.
+    This is SimHash (Charikar 2002) over pairs of words: texts that share nearly all pairs have
+    fingerprints that differ in few bits. Only fingerprints that share 16 bits are compared.
     """
     bands: list[dict[int, list[int]]] = [{} for _ in range(4)]
     near = 0
-    exact: set[str] = set()
-    for text in sample:
-        if text in exact:
-            continue  # those are counted as duplicates
-        exact.add(text)
-        print_ = _fingerprint(text)
-        candidates = {
-            other
+    for text in dict.fromkeys(sample):  # exact duplicates are counted elsewhere
+        fingerprint = _fingerprint(text)
+        parts = [
+            band.setdefault(fingerprint >> 16 * number & 0xFFFF, [])
             for number, band in enumerate(bands)
-            for other in band.get(print_ >> 16 * number & 0xFFFF, ())[-50:]
-        }
-        near += any((print_ ^ other).bit_count() <= NEAR_BITS for other in candidates)
-        for number, band in enumerate(bands):
-            band.setdefault(print_ >> 16 * number & 0xFFFF, []).append(print_)
+        ]
+        candidates = {other for part in parts for other in part[-50:]}
+        near += any((fingerprint ^ other).bit_count() <= NEAR_BITS for other in candidates)
+        for part in parts:
+            part.append(fingerprint)
     return near
 
 

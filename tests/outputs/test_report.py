@@ -11,30 +11,32 @@ from conftest import rows
 from endpoint import Reply, completion
 
 from captioner import run_batch
-from captioner.outputs.statistics import look_at
+from captioner.outputs.statistics import caption_statistics
 
 HOSTILE = '</figcaption><script>alert(1)</script><img src=x onerror="alert(2)">&amp; "quoted"'
 
 
 def test_lengths_and_repetition():
     texts = ["a cat on a mat"] * 3 + ["a dog in the rain", "I'm sorry, I can't help with that."]
-    found = look_at(texts)
+    found = caption_statistics(texts)
     assert (found.captions, found.duplicates, found.refusals) == (5, 2, 1)
     assert found.chars["min"] == 14
     assert found.openings[0] == ("a cat on a", 3)
     assert sum(count for _, count in found.histogram) == 5
-    assert look_at([]).captions == 0
+    assert caption_statistics([]).captions == 0
 
 
 def test_near_duplicates_are_found_and_others_are_not():
     long = "a wide photograph of a harbour at dusk with many small boats and a lighthouse " * 3
     other = "two children play chess on a wooden table in front of a large bookshelf " * 3
-    assert look_at([long, long + "seen", other]).near_duplicates == 1
-    assert look_at([long, other]).near_duplicates == 0
+    assert caption_statistics([long, long + "seen", other]).near_duplicates == 1
+    assert caption_statistics([long, other]).near_duplicates == 0
 
 
 def test_languages_of_a_sample():
-    found = look_at(["Une photo d'un chat sur la table", "A photograph of a cat on the table"])
+    found = caption_statistics(
+        ["Une photo d'un chat sur la table", "A photograph of a cat on the table"]
+    )
     assert set(found.languages) == {"fr", "en"}
 
 

@@ -40,7 +40,7 @@ from captioner.journal.companions import (
 )
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
-from captioner.outputs.export.registry import check_format
+from captioner.outputs.export import check_format
 from captioner.settings.context import RunContext
 from captioner.settings.locations import storage_url
 

@@ -1,10 +1,11 @@
-"""Captions as tables: CSV and TSV, Parquet, SQLite."""
+"""Captions as tables: CSV and TSV, SQLite, Parquet."""
 
 from __future__ import annotations
 
 import csv
 import itertools
 import json
+import logging
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -13,307 +14,307 @@ from captioner.core.errors import DiskError
 from captioner.core.extras import needed
 from captioner.core.row import field_names
 from captioner.journal.disk import replacing
-from captioner.outputs.reader import parsed
 from captioner.readers.rows import dumped, line_of
 from captioner.readers.tables import ArrowSource, python_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from captioner.outputs.reader import OutputReader
 
+logger = logging.getLogger(__name__)
+
 BATCH = 5_000
 """Rows of a table that are in memory at once."""
 
-
-def columns_of(book: OutputReader) -> list[str]:
-    """Return the members of all rows, in the order they are met."""
-    return list(dict.fromkeys(name for row in book.rows() for name in row))
+MOST_COLUMNS = 1_000
+"""SQLite allows 2,000 columns; further fields go into one column as JSON."""
 
 
-def write_csv(book: OutputReader, target: Path, *, delimiter: str = ",") -> None:
-    """Write a CSV file (RFC 4180); what is no text or number is JSON in its cell."""
-    columns = columns_of(book)
+def column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the fields of all rows in the order of their first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def write_csv(reader: OutputReader, target: Path, *, delimiter: str = ",") -> None:
+    """Write a CSV file with the captions."""
+    write_csv_rows(reader.rows(), column_names(reader.rows()), target, delimiter=delimiter)
+
+
+def write_csv_rows(
+    rows: Iterable[dict[str, Any]], columns: list[str], target: Path, *, delimiter: str = ","
+) -> None:
+    """Write rows as a CSV file (RFC 4180). Values other than text and numbers become JSON."""
     with replacing(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, delimiter=delimiter)
         table.writerow(columns)
-        for row in book.rows():
-            table.writerow([cell(row.get(name)) for name in columns])
+        table.writerows([_cell(row.get(name)) for name in columns] for row in rows)
 
 
-def write_tsv(book: OutputReader, target: Path) -> None:
-    """Write a TSV file, quoted as CSV is."""
-    write_csv(book, target, delimiter="\t")
-
-
-def cell(value: Any) -> Any:
-    """Return a value as it stands in a CSV file."""
-    if value is None:
-        return ""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return value
-    return dumped(value).decode()
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | float) else dumped(value).decode()
 
 
 # -- SQLite ------------------------------------------------------------------------------------
 
 
-def write_sqlite(book: OutputReader, target: Path) -> None:
-    """Write a table ``captions`` with a column for each member.
+def write_sqlite(reader: OutputReader, target: Path) -> None:
+    """Write a table ``captions`` with a column for each field.
 
     Raises:
         DiskError: The database cannot be written.
     """
-    members = columns_of(book) or [book.fields[0]]
-    columns, rest = members[:MOST_COLUMNS], members[MOST_COLUMNS:]
+    fields = column_names(reader.rows()) or [reader.fields[0]]
+    columns, rest = fields[:MOST_COLUMNS], fields[MOST_COLUMNS:]
     names = [*columns, *(["more"] if rest else [])]
     try:
-        with (
-            replacing(target) as partial,
-            closing(sqlite3.connect(partial)) as database,
-            database,
-        ):
-            quoted = ", ".join(_quoted(name) for name in _distinct(names))
-            database.execute(f"CREATE TABLE captions ({quoted})")
-            places = ", ".join("?" * len(names))
-            database.executemany(
-                f"INSERT INTO captions VALUES ({places})",  # noqa: S608 - nothing but marks
-                (_values(row, columns, rest) for row in book.rows()),
-            )
+        with replacing(target) as partial:
+            partial.unlink(missing_ok=True)
+            with closing(sqlite3.connect(partial)) as database, database:
+                quoted = ('"' + name.replace('"', '""') + '"' for name in _distinct(names))
+                database.execute(f"CREATE TABLE captions ({', '.join(quoted)})")
+                marks = ", ".join("?" * len(names))
+                database.executemany(
+                    f"INSERT INTO captions VALUES ({marks})",  # noqa: S608 - only question marks
+                    (_sqlite_values(row, columns, rest) for row in reader.rows()),
+                )
     except sqlite3.Error as error:
         raise DiskError(f"{target.name} cannot be written: {error}") from None
 
 
-MOST_COLUMNS = 1_000
-"""SQLite has 2,000; what is more goes into one, as JSON."""
-
-
-def _values(row: dict[str, Any], columns: list[str], rest: list[str]) -> list[Any]:
-    values = [_value(row.get(name)) for name in columns]
+def _sqlite_values(row: dict[str, Any], columns: list[str], rest: list[str]) -> list[Any]:
+    values = [_sqlite_value(row.get(name)) for name in columns]
     if rest:
         values.append(dumped({name: row[name] for name in rest if name in row}).decode())
     return values
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+def _sqlite_value(value: Any) -> Any:
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return value
+    return _cell(value)
 
 
 def _distinct(columns: list[str]) -> list[str]:
-    """Return names that SQLite can tell apart: it knows no case, and no NUL."""
+    """Return column names that differ for SQLite, which ignores case and allows no NUL."""
     seen: set[str] = set()
     found = []
     for column in columns:
-        name = other = column.replace("\0", "")
-        number = 1
-        while other.lower() in seen:
-            number += 1
-            other = f"{name}_{number}"
-        seen.add(other.lower())
-        found.append(other)
+        name = unique = column.replace("\0", "")
+        for number in itertools.count(2):
+            if unique.lower() not in seen:
+                break
+            unique = f"{name}_{number}"
+        seen.add(unique.lower())
+        found.append(unique)
     return found
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        return str(value)  # SQLite has 64 bits
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return dumped(value).decode()
 
 
 # -- Parquet -----------------------------------------------------------------------------------
 
 
-def write_parquet(book: OutputReader, target: Path) -> None:
+def write_parquet(reader: OutputReader, target: Path) -> None:
     """Write a Parquet file.
 
-    Where the input is a table its columns keep their types, and the captions come beside them.
-    Else types are found in all rows; a column whose rows differ too much becomes JSON.
+    If the input is a table, its columns keep their types and the captions are added to them.
+    Else the types are inferred from all rows.
     """
-    arrow = needed("pyarrow", "parquet")
-    needed("pyarrow.parquet", "parquet")
-    source = book.input.source if book.input else None
-    if isinstance(source, ArrowSource) and (schema := _common_schema(arrow, source)) is not None:
-        _write_beside(book, source, schema, target)
+    source = reader.input.source if reader.input else None
+    schema = _common_schema(source) if isinstance(source, ArrowSource) else None
+    if isinstance(source, ArrowSource) and schema is not None:
+        _add_to_table(reader, source, schema, target)
     else:
-        write_rows(book.rows, columns_of(book), target)
-
-
-class _MisfitError(Exception):
-    """A value does not fit the type of its column."""
+        write_rows(reader.rows, column_names(reader.rows()), target)
 
 
 def write_rows(
     make_rows: Callable[[], Iterator[dict[str, Any]]], columns: list[str], target: Path
 ) -> None:
-    """Write rows as a Parquet file; they are made twice, first to find the types."""
-    arrow = needed("pyarrow", "parquet")
-    types = _types(arrow, make_rows, columns)
+    """Write rows as a Parquet file. ``make_rows`` is called twice, first to infer the types."""
+    _write_batches(
+        target,
+        needed("pyarrow", "parquet").schema([]),
+        _InferredColumns(columns, make_rows()),
+        lambda: (([], rows) for rows in _batches(make_rows())),
+    )
+
+
+def _write_batches(
+    target: Path,
+    schema: Any,
+    columns: _InferredColumns,
+    make_batches: Callable[[], Iterator[tuple[list[Any], list[dict[str, Any]]]]],
+) -> None:
+    """Write batches: each has the arrays of the schema, and the rows of the further columns."""
+    arrow, parquet = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")
     while True:
+        whole = _with_fields(schema, columns.fields())
         try:
-            _write_typed(arrow, make_rows, types, target)
-        except _MisfitError as misfit:  # 2**53 + 1 and 1.5, say, far from each other
-            types[str(misfit)] = _JSON
+            with replacing(target) as partial, parquet.ParquetWriter(partial, whole) as writer:
+                for arrays, rows in make_batches():
+                    all_arrays = [*arrays, *columns.arrays(rows)]
+                    writer.write_batch(arrow.record_batch(all_arrays, schema=whole))
+        except _TypeMismatchError as mismatch:  # for example 2**53 + 1 and, far below it, 1.5
+            columns.use_json(str(mismatch))
         else:
             return
 
 
-def _types(
-    arrow: Any, make_rows: Callable[[], Iterator[dict[str, Any]]], columns: list[str]
-) -> dict[str, Any]:
-    types: dict[str, Any] = dict.fromkeys(columns)
-    for rows in _batches(make_rows()):
-        for name in columns:
-            types[name] = _type(arrow, [row.get(name) for row in rows], types[name])
-    return types
-
-
-def _write_typed(
-    arrow: Any,
-    make_rows: Callable[[], Iterator[dict[str, Any]]],
-    types: dict[str, Any],
-    target: Path,
-) -> None:
-    parquet = needed("pyarrow.parquet", "parquet")
-    schema = arrow.schema([(name, _settled(arrow, kind)) for name, kind in types.items()])
-    with replacing(target) as partial, parquet.ParquetWriter(partial, schema) as writer:
-        for rows in _batches(make_rows()):
-            columns = [_column(arrow, rows, f.name, f.type, types[f.name]) for f in schema]
-            writer.write_batch(arrow.record_batch(columns, schema=schema))
-
-
-def _common_schema(arrow: Any, source: ArrowSource) -> Any:
-    """Return the schema of all files of a source; None if they have none in common."""
+def _common_schema(source: ArrowSource) -> Any:
+    """Return the schema that all files of a source share; None if there is none."""
+    arrow = needed("pyarrow", "parquet")
     schemas = []
     for path in source.paths:
-        for _, batch in source.tables(path):
-            if not isinstance(batch, str):
-                schemas.append(batch.schema)
-                break
+        batches = (batch for _, batch in source.tables(path) if not isinstance(batch, str))
+        if (first := next(batches, None)) is not None:
+            schemas.append(first.schema)
     try:
         return arrow.unify_schemas(schemas, promote_options="permissive") if schemas else None
     except arrow.ArrowException:
         return None
 
 
-def _write_beside(book: OutputReader, source: ArrowSource, schema: Any, target: Path) -> None:
-    arrow, parquet = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")
-    ours = field_names(book.fields)
-    added = [name for name in columns_of(book) if name in ours]
-    types = _types(arrow, book.rows, added)
+def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target: Path) -> None:
+    arrow = needed("pyarrow", "parquet")
+    ours = field_names(reader.fields)
+    added = [name for name in column_names(reader.rows()) if name in ours]
     kept = [field for field in schema if field.name not in added]
-    kinds = [_settled(arrow, types[name]) for name in added]
-    whole = _with_columns(arrow, arrow.schema(kept, schema.metadata), added, kinds)
-    places = book.places()
-    with (
-        replacing(target) as partial,
-        book.journal.open("rb") as journal,
-        parquet.ParquetWriter(partial, whole) as writer,
-    ):
-        for path in source.paths:
-            for _, batch in source.tables(path):
-                if isinstance(batch, str):
-                    continue  # it failed, and is told there
-                mask, found = [], []
-                for row in python_rows(batch):
-                    place = None
-                    if not isinstance(row, str):
-                        line = line_of(0, row, 0, source.image_columns)
-                        place = places.take(book.identity.of_input(line.raw))
-                    mask.append(place is not None)
-                    if place is not None:
-                        journal.seek(place)
-                        found.append(parsed(journal.readline()))
-                rows = batch.filter(arrow.array(mask, arrow.bool_()))
-                columns = [
-                    rows.column(field.name).cast(field.type)
-                    if field.name in rows.schema.names
-                    else arrow.nulls(rows.num_rows, field.type)
-                    for field in kept
-                ]
-                columns += [
-                    _column(arrow, found, name, kind, types[name])
-                    for name, kind in zip(added, kinds, strict=True)
-                ]
-                writer.write_batch(arrow.record_batch(columns, schema=whole))
-    if len(places):
-        book.warn(f"{len(places):,} captions are not in it: the input no longer has their rows")
+    offsets = reader.offsets()
+
+    def batches() -> Iterator[tuple[list[Any], list[dict[str, Any]]]]:
+        nonlocal offsets
+        offsets = reader.offsets()
+        with reader.journal.open("rb") as journal:
+            for path in source.paths:
+                for _, batch in source.tables(path):
+                    if isinstance(batch, str):
+                        continue  # unreadable: the failures file reports it
+                    found = []
+                    for row in python_rows(batch):
+                        record = None
+                        if not isinstance(row, str):
+                            record = line_of(0, row, 0, source.image_columns)
+                        found.append(record and reader.take_row(journal, offsets, record))
+                    mask = arrow.array([row is not None for row in found], arrow.bool_())
+                    table = batch.filter(mask)
+                    arrays = [
+                        table.column(field.name).cast(field.type)
+                        if field.name in table.schema.names
+                        else arrow.nulls(table.num_rows, field.type)
+                        for field in kept
+                    ]
+                    yield arrays, [row for row in found if row is not None]
+
+    columns = _InferredColumns(added, reader.rows())
+    _write_batches(target, arrow.schema(kept, schema.metadata), columns, batches)
+    if len(offsets):
+        logger.warning(
+            "%s captions are left out: the input no longer has their rows", f"{len(offsets):,}"
+        )
 
 
-def _with_columns(arrow: Any, schema: Any, names: list[str], kinds: list[Any]) -> Any:
-    """Return a schema with further columns, in what `datasets` notes about it, too."""
-    for name, kind in zip(names, kinds, strict=True):
-        schema = schema.append(arrow.field(name, kind))
+def _with_fields(schema: Any, fields: list[Any]) -> Any:
+    """Return a schema with further fields, also in the metadata of `datasets`."""
+    for field in fields:
+        schema = schema.append(field)
     metadata = schema.metadata or {}
     if b"huggingface" in metadata:
-        noted = json.loads(metadata[b"huggingface"])
-        features = noted.get("info", {}).get("features")
+        description = json.loads(metadata[b"huggingface"])
+        features = description.get("info", {}).get("features")
         if isinstance(features, dict):
-            for name, kind in zip(names, kinds, strict=True):
-                features[name] = _feature(arrow, kind)
-        schema = schema.with_metadata({**metadata, b"huggingface": json.dumps(noted).encode()})
+            features.update({field.name: _feature(field.type) for field in fields})
+        encoded = json.dumps(description).encode()
+        schema = schema.with_metadata({**metadata, b"huggingface": encoded})
     return schema
 
 
-def _feature(arrow: Any, kind: Any) -> dict[str, Any]:
-    if arrow.types.is_list(kind):
-        return {"feature": _feature(arrow, kind.value_type), "_type": "List"}
+def _feature(kind: Any) -> dict[str, Any]:
+    if needed("pyarrow", "parquet").types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
     return {"dtype": str(kind), "_type": "Value"}
 
 
-_JSON = "json"
-"""Stands for the type of a column whose values have no type in common."""
+class _TypeMismatchError(Exception):
+    """A value does not fit the type of the column with this name."""
 
 
-def _type(arrow: Any, values: list[Any], before: Any) -> Any:
-    """Return a type for these values and those before."""
-    if before == _JSON:
-        return _JSON
-    try:
-        kind = arrow.array(values).type
-        if before is None or before == kind:
-            return kind
-        schemas = [arrow.schema([("x", one)]) for one in (before, kind)]
-        return arrow.unify_schemas(schemas, promote_options="permissive").field("x").type
-    except (arrow.ArrowException, OverflowError, TypeError, ValueError):
-        return _JSON
+class _InferredColumns:
+    """Columns whose types are inferred from all rows.
 
-
-def _settled(arrow: Any, kind: Any) -> Any:
-    return arrow.string() if kind is None or kind == _JSON or _is_empty(arrow, kind) else kind
-
-
-def _is_empty(arrow: Any, kind: Any) -> bool:
-    """Tell whether a type, or one inside it, is of values that were never seen."""
-    if arrow.types.is_struct(kind):
-        inside = [kind.field(number).type for number in range(kind.num_fields)]
-        return not inside or any(_is_empty(arrow, one) for one in inside)
-    if arrow.types.is_list(kind):
-        return _is_empty(arrow, kind.value_type)
-    return bool(arrow.types.is_null(kind))
-
-
-def _column(arrow: Any, rows: list[dict[str, Any]], name: str, kind: Any, noted: Any) -> Any:
-    """Return a column of rows.
-
-    Raises:
-        _MisfitError: A value does not fit.
+    A column becomes JSON text if its values have no type in common.
     """
-    values = [row.get(name) for row in rows]
-    if noted == _JSON:
-        values = [None if value is None else dumped(value).decode() for value in values]
-    elif kind == arrow.string():
-        values = [
-            one if one is None or isinstance(one, str) else dumped(one).decode() for one in values
+
+    def __init__(self, names: list[str], rows: Iterator[dict[str, Any]]) -> None:
+        self._arrow = needed("pyarrow", "parquet")
+        self._types: dict[str, Any] = dict.fromkeys(names, self._arrow.null())
+        self._json: set[str] = set()
+        for some in _batches(rows):
+            for name in names:
+                self._infer(name, [row.get(name) for row in some])
+
+    def _infer(self, name: str, values: list[Any]) -> None:
+        arrow, known = self._arrow, self._types[name]
+        if name in self._json:
+            return
+        try:
+            kind = arrow.array(values).type
+            if known not in (arrow.null(), kind):
+                schemas = [arrow.schema([("x", one)]) for one in (known, kind)]
+                both = arrow.unify_schemas(schemas, promote_options="permissive")
+                kind = both.field("x").type
+            self._types[name] = kind
+        except (arrow.ArrowException, OverflowError, TypeError, ValueError):
+            self._json.add(name)
+
+    def use_json(self, name: str) -> None:
+        """Make a column JSON."""
+        self._json.add(name)
+
+    def fields(self) -> list[Any]:
+        """Return the columns as Arrow fields."""
+        string = self._arrow.string()
+        return [
+            self._arrow.field(
+                name, string if name in self._json or self._is_untyped(kind) else kind
+            )
+            for name, kind in self._types.items()
         ]
-    try:
-        return arrow.array(values, kind)
-    except (arrow.ArrowException, OverflowError, TypeError, ValueError):
-        if noted == _JSON:
-            raise
-        raise _MisfitError(name) from None
+
+    def _is_untyped(self, kind: Any) -> bool:
+        """Return whether a type contains one without a single value, which Parquet lacks."""
+        types = self._arrow.types
+        if types.is_struct(kind):
+            inside = [kind.field(number).type for number in range(kind.num_fields)]
+            return not inside or any(map(self._is_untyped, inside))
+        if types.is_list(kind):
+            return self._is_untyped(kind.value_type)
+        return bool(types.is_null(kind))
+
+    def arrays(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """Return the columns of some rows.
+
+        Raises:
+            _TypeMismatchError: A value does not fit its column.
+        """
+        return [self._array(rows, field.name, field.type) for field in self.fields()]
+
+    def _array(self, rows: list[dict[str, Any]], name: str, kind: Any) -> Any:
+        values = [row.get(name) for row in rows]
+        if kind == self._arrow.string():
+            is_json = name in self._json
+            values = [
+                value
+                if value is None or (isinstance(value, str) and not is_json)
+                else dumped(value).decode()
+                for value in values
+            ]
+        try:
+            return self._arrow.array(values, kind)
+        except (self._arrow.ArrowException, OverflowError, TypeError, ValueError):
+            if name in self._json:
+                raise
+            raise _TypeMismatchError(name) from None
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -1,1 +1,5 @@
-"""A page on this machine that shows captions, while a run goes on and after it."""
+"""Serves a page on this machine that shows and reviews captions, during a run and after it."""
+
+from captioner.outputs.viewer.server import Viewer, ViewerThread
+
+__all__ = ["Viewer", "ViewerThread"]

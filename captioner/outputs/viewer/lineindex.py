@@ -1,10 +1,11 @@
-"""The lines of a file that may be growing, by number: eight bytes of memory for each."""
+"""Random access to the lines of a file that may be growing; eight bytes of memory per line."""
 
 from __future__ import annotations
 
 import os
 import threading
 from array import array
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,16 +14,17 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 22
 _WINDOW = 1 << 20
+_MOST_LINES = 4_096
 
 
-class Lines:
-    """Where the whole lines of a file begin. May be used from several threads.
+class LineIndex:
+    """The offsets of a file's whole lines. Thread-safe.
 
     Args:
-        path: The file; it need not exist yet.
+        path: The file; it may not exist yet.
 
     Attributes:
-        generation: Changes when the file has become another one: numbers mean other lines then.
+        generation: Changes when another file replaces this one: line numbers are invalid then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,14 +35,14 @@ class Lines:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Return how many whole lines were there at the last look."""
+        """Return the number of whole lines at the last refresh."""
         return len(self._starts) - 1
 
     def refresh(self) -> None:
-        """Look at what was appended; begin anew where the file has become another one."""
+        """Index appended lines; start again if another file replaced this one."""
         with self._lock:
-            if self._is_another_one():
-                self._begin_anew()
+            if self._was_replaced():
+                self._reopen()
             if self._fd < 0:
                 return
             at = self._starts[-1]
@@ -50,25 +52,21 @@ class Lines:
                     end = found + 1
                     self._starts.append(at + end)
                 if not end and len(block) < _BLOCK:
-                    return  # a line that is being written
+                    return  # the last line is incomplete
                 at += end or len(block)
 
-    def _is_another_one(self) -> bool:
+    def _was_replaced(self) -> bool:
         try:
-            there = self._path.stat()
+            found = self._path.stat()
         except OSError:
             return self._fd >= 0
         if self._fd < 0:
             return True
-        known = os.fstat(self._fd)
-        return (there.st_dev, there.st_ino) != (known.st_dev, known.st_ino) or (
-            there.st_size < self._starts[-1]
-        )
+        truncated = found.st_size < self._starts[-1]
+        return truncated or not os.path.samestat(found, os.fstat(self._fd))
 
-    def _begin_anew(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def _reopen(self) -> None:
+        self._close()
         self._starts = array("Q", [0])
         self.generation += 1
         try:
@@ -77,7 +75,7 @@ class Lines:
             self._fd = -1
 
     def read(self, first: int, count: int) -> list[bytes]:
-        """Return lines by number, without their ends; fewer where there are no more."""
+        """Return lines by number, without their ends; fewer at the end of the file."""
         with self._lock:
             last = min(first + count, len(self))
             if self._fd < 0 or not 0 <= first < last:
@@ -87,41 +85,41 @@ class Lines:
         return data.split(b"\n")[:-1]
 
     def blocks(self, first: int, step: int) -> Iterator[tuple[int, list[bytes]]]:
-        """Yield lines with the number of the first of them, many at a time, on from one of them.
+        """Yield blocks of lines, each with the number of its first line.
 
-        They end early where the file has become another one meanwhile.
+        The blocks end early if another file replaces this one.
 
         Args:
-            first: Where to begin.
-            step: 1 for those after it, -1 for those before, whose blocks are in order, too.
+            first: The line to start from.
+            step: 1 goes forward, -1 backward. Lines within a block are always in file order.
         """
         at, generation = first, self.generation
-        while (count := self._in_a_window(at, step, generation)) > 0:
-            begin = at if step > 0 else at - count + 1
+        while 0 <= at < len(self) and generation == self.generation:
+            begin, count = self._window(at, step)
             lines = self.read(begin, count)
             if len(lines) < count:
                 return
             yield begin, lines
             at += step * count
 
-    def _in_a_window(self, at: int, step: int, generation: int) -> int:
-        """Return how many lines from there on are about a window's bytes; 0 where none is left."""
+    def _window(self, at: int, step: int) -> tuple[int, int]:
+        """Return first line and count of about a megabyte of lines that begin or end at a line."""
         with self._lock:
-            there = len(self._starts) - 1
-            if generation != self.generation or not 0 <= at < there:
-                return 0
-            most = min(4_096, there - at if step > 0 else at + 1)
-            count = 1
-            while count < most:
-                begin = at if step > 0 else at - count
-                if self._starts[begin + count + (step > 0)] - self._starts[begin] > _WINDOW:
-                    break
-                count += 1
-            return count
+            starts = self._starts
+            if step > 0:
+                most = min(at + _MOST_LINES, len(starts) - 1)
+                end = bisect_right(starts, starts[at] + _WINDOW, at + 1, most + 1) - 1
+                return at, max(1, end - at)
+            least = max(0, at + 1 - _MOST_LINES)
+            begin = bisect_left(starts, starts[at + 1] - _WINDOW, least, at)
+            return begin, at + 1 - begin
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

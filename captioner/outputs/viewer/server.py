@@ -1,4 +1,4 @@
-"""The page over HTTP: to this machine only unless told, and only to who knows the token."""
+"""The viewer's HTTP server. It requires a token and listens on this machine by default."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import hmac
 import logging
 import secrets
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 from aiohttp import web
 
+from captioner.core.cancellation import StoppedError
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.outputs.viewer.search import Query
 from captioner.outputs.viewer.store import ViewerStore
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 MOST_ROWS = 200
-"""Rows that are handed out at once."""
+"""Rows in one response."""
 
 _PAGE = {
-    "": ("index.html", "text/html"),
-    "app.js": ("app.js", "text/javascript"),
-    "charts.js": ("charts.js", "text/javascript"),
-    "style.css": ("style.css", "text/css"),
-    "icon.svg": ("icon.svg", "image/svg+xml"),
+    "index.html": "text/html",
+    "app.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
 }
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -51,22 +52,21 @@ _HEADERS = {
 
 
 class Viewer:
-    """The page of one output. An async context manager.
+    """Serves the page of one output. An async context manager.
 
     Args:
-        output: The output; it need not exist yet.
-        journal: Where its captions are appended; by default as its name says.
+        output: The output; it may not exist yet.
+        journal: The file with its rows; by default derived from the output's name.
         host: Address to listen on.
         port: Port; 0 takes a free one.
-        image_root: Where relative paths of images start from.
-        progress: Of a run that goes on in this process.
-        warn: Called with a sentence when something is worth knowing but no error.
+        image_root: Where relative image paths start.
+        progress: The progress of a run in this process.
 
     Attributes:
-        url: Of the page, with its token.
+        url: The page's address, with the token.
 
     Raises:
-        SettingsError: It cannot be listened there.
+        SettingsError: The server cannot listen on the address.
     """
 
     def __init__(
@@ -78,20 +78,17 @@ class Viewer:
         port: int = 0,
         image_root: Path | None = None,
         progress: Progress | None = None,
-        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.url = ""
         self._token = secrets.token_urlsafe(16)
-        self._place = host, port
-        self._shelf = ViewerStore(output, journal, image_root=image_root, warn=warn)
+        self._host, self._port = host, port
+        self._store = ViewerStore(output, journal, image_root=image_root)
         self._timeline = Timeline(progress) if progress is not None else None
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-view")
-        self._charting = ThreadPoolExecutor(1, thread_name_prefix="captioner-charts")
-        self._thumbnails = Thumbnails(self._shelf)
+        self._thumbnails = Thumbnails(self._store)
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Begin to serve."""
+        """Start the server."""
         app = web.Application(middlewares=[self._guard], client_max_size=1 << 20)
         base = "/{token}/"
         app.router.add_get(base + "{name:[a-z.]*}", self._page)
@@ -104,20 +101,22 @@ class Viewer:
             base + r"image/{kind:rows|failures}/{generation:\d+}/{number:\d+}/{which:\d+}/{size}",
             self._image,
         )
+        self._stack.callback(self._store.close)
         await self._stack.enter_async_context(self._thumbnails)
-        silent = logging.getLogger("captioner.outputs.viewer")
-        silent.addHandler(logging.NullHandler())  # who sends nonsense gets an answer, no trace
+        silent = logging.getLogger(f"{__name__}.requests")  # invalid requests are not logged
+        silent.addHandler(logging.NullHandler())
         silent.propagate = False
         runner = web.AppRunner(app, access_log=None, logger=silent, shutdown_timeout=1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        host, port = self._place
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
             await self._stack.aclose()
-            raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-        shown = f"[{host}]" if ":" in host else host
+            raise SettingsError(
+                f"cannot listen on {self._host}:{self._port}: {error.strerror}"
+            ) from None
+        shown = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{shown}:{runner.addresses[0][1]}/{self._token}/"
         if self._timeline is not None:
             sampling = asyncio.create_task(self._sample(self._timeline))
@@ -125,12 +124,9 @@ class Viewer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Serve no more."""
-        self._shelf.end()
+        """Stop the server."""
+        self._store.stop()
         await self._stack.aclose()
-        for threads in (self._threads, self._charting):
-            threads.shutdown(cancel_futures=True)
-        self._shelf.close()
 
     async def _sample(self, timeline: Timeline) -> None:
         while True:
@@ -145,164 +141,120 @@ class Viewer:
         request: web.Request,
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
-        """Let in who knows the token; whatever goes wrong is said in a sentence."""
+        """Check the token, and turn every error into a JSON response."""
         given = request.match_info.get("token", "")
         if not hmac.compare_digest(given.encode(errors="replace"), self._token.encode()):
             return web.Response(status=404, text="not found", headers=_HEADERS)
         try:
-            reply = await handler(request)
+            response = await handler(request)
         except web.HTTPException as error:
-            reply = _said(error.reason or "refused", error.status)
+            response = _error(error.reason or "refused", error.status)
         except (ValueError, KeyError, TypeError) as error:
-            reply = _said(str(error) or "that cannot be understood", 400)
+            response = _error(str(error) or "invalid request", 400)
         except (CaptionerError, OSError) as error:
-            reply = _said(str(error), 503)
-        except Exception as error:  # noqa: BLE001 - no stack trace before a user
-            reply = _said(f"internal error ({type(error).__name__}: {error})", 500)
-        reply.headers.update({**_HEADERS, "Cache-Control": "no-store", **reply.headers})
-        return reply
+            response = _error(str(error), 503)
+        except Exception as error:  # noqa: BLE001 - users get a message, not a stack trace
+            response = _error(f"internal error ({type(error).__name__}: {error})", 500)
+        response.headers.update({**_HEADERS, "Cache-Control": "no-store", **response.headers})
+        return response
 
     async def _page(self, request: web.Request) -> web.Response:
-        found = _PAGE.get(request.match_info["name"])
-        if found is None:
+        name = request.match_info["name"] or "index.html"
+        if name not in _PAGE:
             raise web.HTTPNotFound
-        name, kind = found
         text = files("captioner.outputs.viewer").joinpath("page", name).read_text("utf-8")
-        return web.Response(text=text, content_type=kind, charset="utf-8")
+        return web.Response(text=text, content_type=_PAGE[name], charset="utf-8")
 
     async def _status(self, _: web.Request) -> web.Response:
-        def look() -> dict[str, Any]:
-            self._shelf.refresh()
-            return self._shelf.counts()
-
-        counts = await self._aside(look)
-        counts["run"] = self._timeline.as_dict() if self._timeline is not None else None
-        return _json(counts)
+        status = await asyncio.to_thread(self._store.status)
+        status["run"] = self._timeline.as_dict() if self._timeline is not None else None
+        return _json(status)
 
     async def _find(self, request: web.Request) -> web.Response:
-        asked = request.query
+        given = request.query
         query = Query(
-            asked.get("text", ""),
-            asked.get("verdict", ""),
-            asked.get("flag", ""),
-            _whole(asked.get("shortest")),
-            _whole(asked.get("longest")),
-            asked.get("code", ""),
+            **{name: given.get(name, "") for name in ("text", "verdict", "flag", "code")},
+            shortest=int(given.get("shortest") or 0),
+            longest=int(given.get("longest") or 0),
         )
-        kind, step = request.match_info["kind"], -1 if asked.get("newest") else 1
-        first = int(asked["first"])
-        return _json((await self._aside(self._shelf.find, kind, query, first, step))._asdict())
+        kind, step = request.match_info["kind"], -1 if given.get("newest") else 1
+        find = self._store.find
+        return _json(
+            (await asyncio.to_thread(find, kind, query, int(given["first"]), step))._asdict()
+        )
 
     async def _rows(self, request: web.Request) -> web.Response:
         numbers = [int(one) for one in request.query["numbers"].split(",")][:MOST_ROWS]
-        kind = request.match_info["kind"]
-        return _json(await self._aside(self._shown, kind, numbers))
-
-    def _shown(self, kind: str, numbers: list[int]) -> list[dict[str, Any]]:
-        shelf = self._shelf
-        lines = shelf.failures if kind == "failures" else shelf.rows
-        return [
-            shelf.shown(kind, number, line) for number in numbers for line in lines.read(number, 1)
-        ]
+        return _json(
+            await asyncio.to_thread(self._store.display, request.match_info["kind"], numbers)
+        )
 
     async def _charts(self, _: web.Request) -> web.Response:
-        loop = asyncio.get_running_loop()
-        return _json(await loop.run_in_executor(self._charting, self._shelf.charts))
+        return _json(await asyncio.to_thread(self._store.charts))
 
     async def _review(self, request: web.Request) -> web.Response:
-        said: Any = orjson.loads(await request.read())
-        if not isinstance(said, dict):
+        given: Any = orjson.loads(await request.read())
+        if not isinstance(given, dict):
             raise TypeError("a review is an object")
-        review = await self._aside(self._shelf.review, said)
+        review = await asyncio.to_thread(self._store.review, given)
         return _json({"verdict": review.verdict, "captions": review.captions})
 
     async def _image(self, request: web.Request) -> web.Response:
-        asked = request.match_info
-        if asked["size"] not in SIDES:
+        given = request.match_info
+        kind, size = given["kind"], given["size"]
+        generation, number, which = (int(given[x]) for x in ("generation", "number", "which"))
+        if size not in SIDES:
             raise web.HTTPNotFound
-        shelf = self._shelf
-        lines = shelf.failures if asked["kind"] == "failures" else shelf.rows
-        if int(asked["generation"]) != lines.generation:
-            return _said("the lines have been put in another order; load the page again", 404)
-        made = await self._thumbnails.get(
-            asked["kind"],
-            int(asked["generation"]),
-            int(asked["number"]),
-            int(asked["which"]),
-            asked["size"],
-        )
-        if not made.data:
-            return _said(made.why, 404)
-        return web.Response(
-            body=made.data,
-            content_type=made.media_type,
-            headers={"Cache-Control": "private, max-age=86400, immutable"},
-        )
-
-    async def _aside(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what blocking work gives, done in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        if generation != self._store.lines(kind).generation:
+            return _error("the rows are in another order now; load the page again", 404)
+        try:
+            image = await self._thumbnails.get(kind, generation, number, which, size)
+        except (LookupError, CaptionerError, StoppedError) as error:
+            return _error(str(error), 404)
+        headers = {"Cache-Control": "private, max-age=86400, immutable"}
+        return web.Response(body=image.data, content_type=image.media_type, headers=headers)
 
 
 class ViewerThread:
-    """A page in a thread of its own, for a run that must not wait for who looks at it.
-
-    Args:
-        viewer: The page.
+    """Runs a viewer in a thread of its own, so that it cannot delay a run.
 
     Attributes:
-        url: Of the page, with its token.
+        url: The page's address, with the token.
 
     Raises:
-        SettingsError: It cannot be listened there.
+        SettingsError: The server cannot listen on the address.
     """
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer = viewer
-        self._started = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._over = asyncio.Event()
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._serve, name="captioner-view", daemon=True)
+        self._stop = asyncio.Event()
+        self._started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve()), name="captioner-view", daemon=True
+        )
         self._thread.start()
-        self._started.wait()
-        self._raise_error()
+        self._loop = self._started.result()
         self.url = viewer.url
 
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-
-    def _serve(self) -> None:
-        with contextlib.closing(self._loop):
-            self._loop.run_until_complete(self._until_over())
-
-    async def _until_over(self) -> None:
+    async def _serve(self) -> None:
         try:
             async with self._viewer:
-                self._started.set()
-                await self._over.wait()
-        except Exception as error:  # noqa: BLE001 - raised where it was started
-            self._error = error
-        finally:
-            self._started.set()
+                self._started.set_result(asyncio.get_running_loop())
+                await self._stop.wait()
+        except Exception as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
 
     def close(self) -> None:
-        """Serve no more."""
-        self._loop.call_soon_threadsafe(self._over.set)
+        """Stop the server."""
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
 
-def _json(value: Any) -> web.Response:
-    return web.Response(body=dumped(value), content_type="application/json")
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=dumped(value), status=status, content_type="application/json")
 
 
-def _said(text: str, status: int) -> web.Response:
-    return web.Response(
-        body=dumped({"error": text}), status=status, content_type="application/json"
-    )
-
-
-def _whole(text: str | None) -> int:
-    return int(text) if text else 0
+def _error(text: str, status: int) -> web.Response:
+    return _json({"error": text}, status)

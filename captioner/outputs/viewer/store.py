@@ -1,4 +1,4 @@
-"""What the page shows: rows and failures by number, what they hold, and finding some of them."""
+"""The data behind the viewer's page: rows, failures, reviews, search results and charts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,53 +14,66 @@ from captioner.core.errors import CaptionerError, RecordError
 from captioner.core.row import EXTRAS, FLAG
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
-    checkpoint_path,
+    companion,
     failures_path,
     journal_path,
-    lock_path,
     reviews_path,
 )
 from captioner.journal.disk import Files
 from captioner.journal.reviews import Review, Reviews, fingerprint, verdict_of
-from captioner.outputs.reader import OutputReader, parsed
-from captioner.outputs.statistics import look_at
-from captioner.outputs.viewer.lineindex import Lines
+from captioner.outputs.reader import OutputReader
+from captioner.outputs.rows import caption_text, caption_texts, parsed
+from captioner.outputs.statistics import caption_statistics, histogram
+from captioner.outputs.viewer.lineindex import LineIndex
 from captioner.outputs.viewer.search import (
     LONGEST_TEXT,
     Query,
-    editable,
-    failure_fits,
+    failure_matcher,
     failure_of,
     flags_of,
-    row_fits,
+    row_matcher,
 )
-from captioner.readers.rows import dumped
 from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from captioner.core.types import ImageRef
 
 AT_ONCE = 500
-"""Numbers of rows that are found at once."""
+"""Rows found by one search request."""
 
 LONGEST_S = 0.3
-"""Seconds of looking before what was found is handed out."""
+"""Seconds of one search request."""
 
 CHARTED = 100_000
-"""Rows that the charts are made of, about; twice as many at the most."""
+"""Rows that the charts are made from, approximately; at most twice as many."""
+
+_UNREADABLE: dict[str, Any] = {
+    "key": "",
+    "of": "",
+    "prompt": "",
+    "flags": [],
+    "extras": {},
+    "fields": {},
+    "images": [],
+    "verdict": "none",
+    "note": "",
+    "line": None,
+    "code": "",
+    "attempts": None,
+}
 
 
 class Found(NamedTuple):
-    """What was found.
+    """The result of one search request.
 
     Attributes:
-        numbers: Of the rows that fit.
-        next: Where to go on looking; None at the end.
-        end: The row after the last one that was looked at, which may come later.
-        looked_at: How many were looked at.
+        numbers: The rows that match.
+        next: Where to continue; None at the end.
+        end: The row after the last searched one; it may not exist yet.
+        looked_at: The number of searched rows.
     """
 
     numbers: list[int]
@@ -71,65 +83,76 @@ class Found(NamedTuple):
 
 
 class ViewerStore:
-    """The output of a run and what lies beside it. May be used from several threads.
+    """An output and its companion files. Thread-safe.
 
     Args:
-        output: The output; it need not exist yet.
-        journal: Where its captions are appended; None finds it by the output's name.
-        image_root: Where relative paths of images start from.
-        warn: Called with a sentence when something is worth knowing but no error.
+        output: The output; it may not exist yet.
+        journal: The file with its rows; by default derived from the output's name.
+        image_root: Where relative image paths start.
     """
 
     def __init__(
-        self,
-        output: Path,
-        journal: Path | None = None,
-        *,
-        image_root: Path | None,
-        warn: Callable[[str], None],
+        self, output: Path, journal: Path | None = None, *, image_root: Path | None
     ) -> None:
         self.output = output
         self.journal = journal or journal_path(output)
-        self.rows = Lines(self.journal)
-        self.failures = Lines(failures_path(output))
+        self.rows = LineIndex(self.journal)
+        self.failures = LineIndex(failures_path(output))
         self.reviews = Reviews(reviews_path(output))
         self._image_root = image_root
-        self._warn = warn
-        self._book: OutputReader | None = None
-        self._book_of: object = None
+        self._reader: OutputReader | None = None
+        self._reader_version: object = None
         self._lock = threading.Lock()
-        self._closed = False
+        self._charts_lock = threading.Lock()
+        self._stopped = False
         self._codes: Counter[str] = Counter()
         self._counted = (0, 0)
         self._charts: tuple[tuple[int, int], dict[str, Any]] | None = None
 
+    def lines(self, kind: str) -> LineIndex:
+        """Return the lines of ``rows`` or ``failures``."""
+        return self.failures if kind == "failures" else self.rows
+
     def refresh(self) -> None:
-        """Look at what has come meanwhile."""
+        """Read what was appended to the files."""
         self.rows.refresh()
         self.failures.refresh()
         self.reviews.refresh()
 
     @property
-    def book(self) -> OutputReader:
-        """What the checkpoint says; read again when it says something else."""
+    def reader(self) -> OutputReader:
+        """Reads the journal; opened again when the checkpoint's settings change."""
         with self._lock:
-            of = self.rows.generation, _stamp(checkpoint_path(self.journal))
-            if self._book is None or of != self._book_of:
-                found = read_checkpoint(Files(), self.journal)
-                settings = found.settings if found else {}
-                if self._book is None or settings != self._book.settings:
-                    self._book = OutputReader.open(
+            version = self.rows.generation, _version(companion(self.journal, ".ckpt"))
+            if self._reader is None or version != self._reader_version:
+                checkpoint = read_checkpoint(Files(), self.journal)
+                settings = checkpoint.settings if checkpoint else {}
+                if self._reader is None or settings != self._reader.settings:
+                    self._reader = OutputReader(
                         self.journal,
                         image_root=self._image_root,
-                        largest=ImageSettings().max_image_bytes,
-                        warn=self._warn,
+                        max_image_bytes=ImageSettings().max_image_bytes,
                     )
-                self._book_of = of
-            return self._book
+                self._reader_version = version
+            return self._reader
 
-    @property
-    def codes(self) -> dict[str, int]:
-        """Failures by code."""
+    def status(self) -> dict[str, Any]:
+        """Read what is new and return the counts."""
+        self.refresh()
+        return {
+            "output": self.output.name,
+            "model": str(self.reader.settings.get("model") or ""),
+            "rows": len(self.rows),
+            "generation": self.rows.generation,
+            "failures": len(self.failures),
+            "failures_generation": self.failures.generation,
+            "codes": self._count_codes(),
+            "verdicts": dict(Counter(review.verdict for review in self.reviews)),
+            "running": _is_running(self.journal),
+        }
+
+    def _count_codes(self) -> dict[str, int]:
+        """Return the failures by code, counting only new lines."""
         with self._lock:
             generation, counted = self._counted
             if generation != self.failures.generation:
@@ -141,238 +164,203 @@ class ViewerStore:
             self._counted = generation, counted
             return dict(self._codes.most_common())
 
-    # -- what is shown -------------------------------------------------------------------------
+    # -- display -------------------------------------------------------------------------------
 
-    def shown(self, kind: str, number: int, line: bytes) -> dict[str, Any]:
-        """Return what is shown of a row or of a failure, whatever is in its line."""
-        try:
-            return self.failure(number, line) if kind == "failures" else self.row(number, line)
-        except (CaptionerError, ValueError, TypeError, AttributeError) as error:
-            why = f"this line cannot be read: {error}"
-            return {
-                "number": number, "key": "", "of": "", "captions": {"": why}, "prompt": "",
-                "flags": [], "extras": {}, "members": {}, "images": [], "verdict": "none",
-                "note": "", "line": None, "code": "", "message": why, "attempts": None,
-            }  # fmt: skip
+    def display(self, kind: str, numbers: list[int]) -> list[dict[str, Any]]:
+        """Return what the page shows of rows or failures, even of unreadable ones."""
+        display = self._display_failure if kind == "failures" else self._display_row
+        found = []
+        for number in numbers:
+            for line in self.lines(kind).read(number, 1):
+                try:
+                    found.append({"number": number, **display(line)})
+                except (CaptionerError, ValueError, TypeError, AttributeError) as error:
+                    message = f"this line cannot be read: {error}"
+                    texts = {"captions": {"": message}, "message": message}
+                    found.append({"number": number, **_UNREADABLE, **texts})
+        return found
 
-    def row(self, number: int, line: bytes) -> dict[str, Any]:
-        """Return what is shown of a row."""
-        book = self.book
+    def _display_row(self, line: bytes) -> dict[str, Any]:
+        reader = self.reader
         row = parsed(line)
-        key = book.identity.of_output(line) or b""
-        fields = book.fields
+        key = reader.keys.of_output(line) or b""
+        fields = reader.fields
         review = self.reviews.of(key, row, fields)
-        shown = review.edited(row) if review is not None else row
-        ours = {*fields, *(f"{name}_{FLAG}" for name in fields)}
+        edited = review.edited(row) if review is not None else row
         extras = {f"{fields[0]}_{extra}" for extra in EXTRAS}
+        hidden = {*fields, *(f"{name}_{FLAG}" for name in fields), *extras}
         return {
-            "number": number,
             "key": key.hex(),
             "of": fingerprint(row, fields),
-            "captions": {name: editable(shown.get(name)) for name in fields},
+            "captions": {name: caption_text(edited.get(name)) for name in fields},
             "prompt": self._prompt(row),
             "flags": flags_of(row, fields),
             "extras": {name: row[name] for name in sorted(extras & row.keys())},
-            "members": {
-                name: _brief(value) for name, value in row.items() if name not in ours | extras
-            },
-            "images": [self._place(image) for image in book.images(row)],
+            "fields": {name: _shorten(row[name]) for name in row if name not in hidden},
+            "images": [_describe_image(image) for image in reader.contents.images(row)],
             "verdict": review.verdict if review is not None else "none",
             "note": review.note if review is not None else "",
         }
 
-    def failure(self, number: int, line: bytes) -> dict[str, Any]:
-        """Return what is shown of a failure."""
+    def _display_failure(self, line: bytes) -> dict[str, Any]:
         failure = failure_of(line)
         record = failure.get("record")
         row = record if isinstance(record, dict) else {}
         return {
-            "number": number,
             "line": failure.get("line"),
             "code": str(failure.get("code", "")),
             "message": str(failure.get("message", "")),
             "attempts": failure.get("attempts"),
             "prompt": self._prompt(row),
-            "members": {name: _brief(value) for name, value in row.items()}
-            if row
-            else {"record": _brief(record)},
-            "images": [self._place(image) for image in self.book.images(row)],
+            "fields": {
+                name: _shorten(value) for name, value in (row or {"record": record}).items()
+            },
+            "images": [_describe_image(image) for image in self.reader.contents.images(row)],
         }
 
     def images(self, kind: str, number: int) -> list[ImageRef]:
-        """Return the images of a row or of a failure."""
-        lines = (self.failures if kind == "failures" else self.rows).read(number, 1)
-        if not lines:
-            return []
-        row = parsed(lines[0]) if kind != "failures" else failure_of(lines[0]).get("record")
-        return self.book.images(row) if isinstance(row, dict) else []
+        """Return the images of a row or failure."""
+        for line in self.lines(kind).read(number, 1):
+            row = failure_of(line).get("record") if kind == "failures" else parsed(line)
+            if isinstance(row, dict):
+                return self.reader.contents.images(row)
+        return []
 
-    def data(self, image: ImageRef) -> bytes | None:
-        """Return an image's bytes; None where it is not at hand."""
-        return self.book.image_bytes(image, {})
+    def image_bytes(self, image: ImageRef) -> bytes | None:
+        """Return the bytes of an image; None if they are not at hand."""
+        return self.reader.contents.image_bytes(image, {})
 
     def _prompt(self, row: dict[str, Any]) -> str:
+        contents = self.reader.contents
         try:
-            asked = self.book.questions(row) if row else ()
+            questions = contents.questions(row) if row else ()
         except RecordError:
-            asked = ()
-        if asked:
-            return "\n".join(asked)
-        turns = self.book.turns(row)
-        return "\n".join(part for part in turns[-1].parts if isinstance(part, str)) if turns else ""
+            questions = ()
+        return "\n".join(questions or contents.prompt(row))
 
-    def _place(self, image: ImageRef) -> str:
-        """Return where an image is, in words for a person."""
-        if image.path is not None:
-            return image.path[-200:]
-        if image.url is not None:
-            return image.url[:200]
-        return "an image inside the record" if image.data is not None else "inside the input"
-
-    # -- what is found -------------------------------------------------------------------------
+    # -- search --------------------------------------------------------------------------------
 
     def find(self, kind: str, query: Query, first: int, step: int) -> Found:
-        """Return the numbers of rows, or of failures, that fit, on from one of them."""
-        lines = self.failures if kind == "failures" else self.rows
-        fits = (
-            failure_fits(query) if kind == "failures" else row_fits(query, self.book, self.reviews)
-        )
+        """Search rows or failures, forward (step 1) or backward (-1) from one of them."""
+        if kind == "failures":
+            matches = failure_matcher(query)
+        else:
+            matches = row_matcher(query, self.reader, self.reviews)
         until = time.monotonic() + LONGEST_S
         found: list[int] = []
-        looked_at = 0
+        searched = 0
         at = first
-        for begin, some in lines.blocks(first, step):
-            numbered = list(enumerate(some, begin))
-            found += [number for number, line in numbered[::step] if fits(line)]
-            looked_at += len(some)
-            at = begin + len(some) if step > 0 else begin - 1
-            if len(found) >= AT_ONCE or time.monotonic() > until or self._closed:
+        for begin, lines in self.lines(kind).blocks(first, step):
+            numbered = list(enumerate(lines, begin))
+            found += [number for number, line in numbered[::step] if matches(line)]
+            searched += len(lines)
+            at = begin + len(lines) if step > 0 else begin - 1
+            if len(found) >= AT_ONCE or time.monotonic() > until or self._stopped:
                 break
-        return Found(found, at if 0 <= at < len(lines) else None, at, looked_at)
+        return Found(found, at if 0 <= at < len(self.lines(kind)) else None, at, searched)
 
-    # -- what is said of them ------------------------------------------------------------------
+    # -- reviews -------------------------------------------------------------------------------
 
-    def review(self, said: dict[str, Any]) -> Review:
-        """Keep what a reviewer said of a row.
+    def review(self, given: dict[str, Any]) -> Review:
+        """Save a review of a row.
 
-        Accepting means what was shown: captions that differ from the model's are edited ones.
+        Accepting accepts what was shown: a caption that differs from the model's is an edit.
 
         Raises:
-            ValueError: It is no review of a row as it is now; says why.
+            ValueError: The review is invalid, or the row has changed.
             OSError: The disk refused.
         """
-        fields = self.book.fields
-        row = self._reviewed_row(int(said["number"]), str(said.get("key")), str(said.get("of")))
+        fields = self.reader.fields
+        row = self._find_row(int(given["number"]), str(given.get("key")), str(given.get("of")))
         captions: dict[str, Any] = {}
-        for name, text in dict(said.get("captions") or {}).items():
+        for name, text in dict(given.get("captions") or {}).items():
             if name not in fields or not isinstance(text, str):
-                raise ValueError(f"{name!r} is no caption")
+                raise ValueError(f"{name!r} is not a caption field")
             value = _edited(name, row.get(name), text)
             if value != row.get(name):
                 captions[name] = value
-        verdict = verdict_of(said.get("verdict"))
+        verdict = verdict_of(given.get("verdict"))
         if verdict in ("accepted", "edited"):
             verdict = "edited" if captions else "accepted"
         else:
             captions = {}
-        note = str(said.get("note") or "")[:LONGEST_TEXT]
-        key, of = bytes.fromhex(said["key"]), str(said["of"])
-        review = Review(key, of, verdict, captions, note)
+        note = str(given.get("note") or "")[:LONGEST_TEXT]
+        review = Review(bytes.fromhex(given["key"]), str(given["of"]), verdict, captions, note)
         self.reviews.add(review)
         return review
 
-    def _reviewed_row(self, number: int, key: str, of: str) -> dict[str, Any]:
-        """Return the row that is meant; where it is elsewhere by now it is looked for.
-
-        Raises:
-            ValueError: There is none any more.
-        """
-        identity, fields = self.book.identity, self.book.fields
-        all_of_them = (line for _, lines in self.rows.blocks(0, 1) for line in lines)
-        for line in chain(self.rows.read(number, 1), all_of_them):
-            if (identity.of_output(line) or b"").hex() == key:
+    def _find_row(self, number: int, key: str, of: str) -> dict[str, Any]:
+        """Return the row with a key and a fingerprint, even if it has moved."""
+        reader = self.reader
+        all_lines = (line for _, lines in self.rows.blocks(0, 1) for line in lines)
+        for line in chain(self.rows.read(number, 1), all_lines):
+            if (reader.keys.of_output(line) or b"").hex() == key:
                 row = parsed(line)
-                if fingerprint(row, fields) == of:
+                if fingerprint(row, reader.fields) == of:
                     return row
-        raise ValueError("there is no such row any more; load the page again")
+        raise ValueError("this row no longer exists; load the page again")
+
+    # -- charts --------------------------------------------------------------------------------
 
     def charts(self) -> dict[str, Any]:
-        """Return what captions are like; counted anew where they have become more by a tenth.
+        """Return statistics of the captions, from an even part of the rows if there are many.
 
-        Of many rows a part is looked at, spread over all of them.
+        They are computed again when the rows have grown by a tenth.
         """
-        now = self.rows.generation, len(self.rows)
-        if self._charts is not None:
-            (generation, counted), charts = self._charts
-            if generation == now[0] and counted * 1.1 + 50 > now[1]:
-                return charts
-        extras: dict[str, list[float]] = {
-            "latency": [],
-            "prompt_tokens": [],
-            "completion_tokens": [],
-        }
-        quality = look_at(self._captions(extras))
-        charts = {
-            "rows": len(self.rows),
-            "quality": quality.as_dict(),
-            "histograms": {name: _histogram(values) for name, values in extras.items() if values},
-        }
-        self._charts = now, charts
-        return charts
+        with self._charts_lock:
+            now = self.rows.generation, len(self.rows)
+            if self._charts is not None:
+                (generation, counted), charts = self._charts
+                if generation == now[0] and counted * 1.1 + 50 > now[1]:
+                    return charts
+            extras: dict[str, Counter[float]] = {
+                name: Counter() for name in ("latency", "prompt_tokens", "completion_tokens")
+            }
+            quality = caption_statistics(self._captions(extras))
+            charts = {
+                "rows": len(self.rows),
+                "quality": quality.as_dict(),
+                "histograms": {name: histogram(one) for name, one in extras.items() if one},
+            }
+            self._charts = now, charts
+            return charts
 
-    def _captions(self, extras: dict[str, list[float]]) -> Iterator[str]:
-        """Yield captions, and gather what stands beside them."""
-        book = self.book
-        first = book.fields[0]
+    def _captions(self, extras: dict[str, Counter[float]]) -> Iterator[str]:
+        """Yield captions, and count the latencies and tokens of their rows."""
+        fields = self.reader.fields
         every = max(1, len(self.rows) // CHARTED)
         for begin, lines in self.rows.blocks(0, 1):
-            if self._closed:
+            if self._stopped:
                 return
             for line in lines[-begin % every :: every]:
                 try:
                     row = parsed(line)
                 except ValueError:
                     continue
-                for field in book.fields:
-                    yield from book.texts(row, field)
-                latency = row.get(f"{first}_latency")
-                if isinstance(latency, int | float):
-                    extras["latency"].append(float(latency))
-                usage = row.get(f"{first}_usage")
-                for name in ("prompt_tokens", "completion_tokens"):
-                    if isinstance(usage, dict) and isinstance(usage.get(name), int):
-                        extras[name].append(usage[name])
+                for field in fields:
+                    yield from caption_texts(row, field)
+                usage = row.get(f"{fields[0]}_usage")
+                found = dict(usage) if isinstance(usage, dict) else {}
+                found["latency"] = row.get(f"{fields[0]}_latency")
+                for name, counts in extras.items():
+                    if isinstance(value := found.get(name), int | float):
+                        counts[float(value) if name == "latency" else value] += 1
 
-    def counts(self) -> dict[str, Any]:
-        """Return how many there are of what."""
-        verdicts = Counter(review.verdict for review in self.reviews)
-        return {
-            "output": self.output.name,
-            "model": str(self.book.settings.get("model") or ""),
-            "rows": len(self.rows),
-            "generation": self.rows.generation,
-            "failures": len(self.failures),
-            "failures_generation": self.failures.generation,
-            "codes": self.codes,
-            "verdicts": dict(verdicts),
-            "running": _running(self.journal),
-        }
-
-    def end(self) -> None:
-        """Have what takes long end soon."""
-        self._closed = True
+    def stop(self) -> None:
+        """End running searches and statistics soon."""
+        self._stopped = True
 
     def close(self) -> None:
-        """Release the files."""
+        """Close the files."""
         self.rows.close()
         self.failures.close()
-        if self._book is not None:
-            with closing(self._book):
-                self._book = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file does."""
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return a value that changes when a file does."""
     try:
         found = path.stat()
     except OSError:
@@ -380,53 +368,54 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _running(journal: Path) -> bool:
-    """Tell whether somebody writes to an output, without touching the lock that says so."""
+def _is_running(journal: Path) -> bool:
+    """Return whether a process on this machine writes to a journal, without taking its lock."""
     try:
-        host, _, pid = lock_path(journal).read_text("utf-8", "replace").strip().partition(" ")
+        lock = companion(journal, ".lock").read_text("utf-8", "replace")
+        host, _, pid = lock.strip().partition(" ")
         if host == socket.gethostname():
             os.kill(int(pid), 0)
     except PermissionError:
-        return True  # there is such a process, another user's
+        return True  # the process exists and belongs to another user
     except (OSError, ValueError):
         return False
     return True
 
 
-def _brief(value: Any) -> Any:
-    """Return a member for a person to read: what is long is cut."""
-    if isinstance(value, int | float | bool) or value is None:
+def _shorten(value: Any) -> Any:
+    """Return a value for display; long text is truncated."""
+    if isinstance(value, int | float) or value is None:
         return value
-    text = value if isinstance(value, str) else dumped(value).decode()
+    text = caption_text(value)
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
+def _describe_image(image: ImageRef) -> str:
+    if image.path is not None:
+        return image.path[-200:]
+    if image.url is not None:
+        return image.url[:200]
+    return "an image inside the record" if image.data is not None else "inside the input"
+
+
 def _edited(name: str, before: Any, text: str) -> Any:
-    """Return what a caption becomes; what was not touched is as it was, to the byte.
+    """Return the edited value of a caption; an untouched one keeps its exact value.
 
     Raises:
-        ValueError: It cannot become that.
+        ValueError: The text is not a valid caption.
     """
-    text = text.replace("\r\n", "\n")
-    shown = editable(before).replace("\r\n", "\n")
-    if text.strip() == shown.strip():
+    text = text.replace("\r\n", "\n").strip()
+    if text == caption_text(before).replace("\r\n", "\n").strip():
         return before
     if isinstance(before, str):
-        if not text.strip():
-            raise ValueError("an empty caption is none; reject it instead")
-        return text.strip()
+        if not text:
+            raise ValueError("a caption must not be empty; reject it instead")
+        return text
     try:
         value = parsed(text.encode())
     except ValueError:
         raise ValueError(f"{name} is not valid JSON") from None
     if type(value) is not type(before) or not value:
-        kind = "a list" if isinstance(before, list) else "an object"
-        raise ValueError(f"{name} has to be {kind} that is not empty, as it was")
+        kind = "list" if isinstance(before, list) else "object"
+        raise ValueError(f"{name} must be a non-empty {kind}, as before")
     return value
-
-
-def _histogram(values: list[float], classes: int = 24) -> list[tuple[float, int]]:
-    """Return how many values are in each of some classes, each with its upper bound."""
-    width = (max(values) or 1) / classes
-    counts = Counter(min(classes - 1, int(value / width)) for value in values)
-    return [(round((number + 1) * width, 3), counts[number]) for number in range(classes)]

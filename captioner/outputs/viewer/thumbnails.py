@@ -1,15 +1,12 @@
-"""Small images, made when somebody looks: fetched, drawn and bounded as for a caption request."""
+"""Small versions of images, for the viewer and the report."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
-from captioner.core.cancellation import StoppedError
-from captioner.core.errors import DecoderError, RecordError
 from captioner.core.memory import MemoryBudget
 from captioner.core.types import ImageOverrides
 from captioner.images.archives import Archives
@@ -20,121 +17,98 @@ from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
     from captioner.core.types import ImageRef
+    from captioner.images.fit import Fitted
     from captioner.outputs.viewer.store import ViewerStore
 
 SIDES = {"small": 320, "large": 1_280}
 """Longer side in pixels."""
 
-KEPT = 64 << 20
-"""Bytes of images that are kept, those used last."""
-
+CACHE_BYTES = 64 << 20
 AT_ONCE = 2
-_REDRAW = ImageOverrides(1.0, redraw=True)
 
 
-class Image(NamedTuple):
-    """An image as it is sent to the page; ``data`` is empty where there is none, and why."""
-
-    media_type: str
-    data: bytes
-    why: str = ""
+def thumbnail_decoders(side: int, count: int) -> DecoderPool:
+    """Return decoders for images of at most ``side`` pixels."""
+    return DecoderPool(FitOptions(ImageSettings(max_side=side, min_side=1)), count)
 
 
-def _why_not(image: ImageRef) -> str:
-    if image.path is None:
-        return "the image is inside the input, and not looked for there"
-    return f"there is no {image.path[-200:]} here, or not any more (--image-root)"
+def thumbnail(decoders: DecoderPool, data: bytes) -> Fitted:
+    """Return a small version of an image.
+
+    Raises:
+        RecordError: The image is invalid.
+        DecoderError: The decoder failed.
+    """
+    return decoders.draw(data, ImageOverrides(1.0, redraw=True))[0]
 
 
 class Thumbnails:
-    """Makes and keeps small images. An async context manager.
+    """Makes and caches small images. An async context manager.
 
     Args:
-        shelf: Whose images they are.
+        store: Finds the images of rows and failures.
     """
 
-    def __init__(self, shelf: ViewerStore) -> None:
-        self._shelf = shelf
-        self._kept: OrderedDict[tuple[str, int, int, int, str], Image] = OrderedDict()
-        self._size = 0
-        self._making: dict[tuple[str, int, int, int, str], asyncio.Task[Image]] = {}
+    def __init__(self, store: ViewerStore) -> None:
+        self._store = store
+        self._cache: OrderedDict[tuple[str, int, int, int, str], Fitted] = OrderedDict()
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="captioner-thumbnail")
         self._stack = AsyncExitStack()
-        self._archives = Archives(ImageSettings().max_image_bytes)
 
     async def __aenter__(self) -> Self:
-        """Get ready; decoders start when they are first needed."""
+        """Prepare decoders and connections; both start on first use."""
         self._decoders = {
-            name: self._stack.enter_context(
-                DecoderPool(FitOptions(ImageSettings(max_side=side, min_side=1)), AT_ONCE)
-            )
+            name: self._stack.enter_context(thumbnail_decoders(side, AT_ONCE))
             for name, side in SIDES.items()
         }
-        budget = MemoryBudget(KEPT)
-        fetcher = Fetcher(ImageSettings(), budget, self._archives)
+        images = ImageSettings()
+        archives = Archives(images.max_image_bytes)
+        self._stack.callback(archives.close)
+        fetcher = Fetcher(images, MemoryBudget(CACHE_BYTES), archives)
         self._fetcher = await self._stack.enter_async_context(fetcher)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """End the decoders and close all connections."""
         await self._stack.aclose()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._archives.close()
 
-    async def get(self, kind: str, generation: int, number: int, which: int, size: str) -> Image:
-        """Return an image of a row or of a failure.
+    async def get(self, kind: str, generation: int, number: int, which: int, size: str) -> Fitted:
+        """Return a small image of a row or a failure.
 
         Args:
             kind: ``rows`` or ``failures``.
-            generation: Of its lines.
-            number: Of the row.
-            which: Of its images.
-            size: One of `SIDES`.
+            generation: The generation of their lines.
+            number: The number of the row or failure.
+            which: The number of the image in it.
+            size: A key of `SIDES`.
+
+        Raises:
+            LookupError: There is no such image.
+            CaptionerError: The image cannot be fetched or decoded.
         """
         place = kind, generation, number, which, size
-        if place in self._kept:
-            self._kept.move_to_end(place)
-            return self._kept[place]
-        if place not in self._making:
-            self._making[place] = asyncio.create_task(self._find(place))
-            self._making[place].add_done_callback(lambda _: self._making.pop(place))
-        return await asyncio.shield(self._making[place])
+        if place not in self._cache:
+            async with self._slots:  # bounds the memory for full-size images
+                images = await asyncio.to_thread(self._store.images, kind, number)
+                if which >= len(images):
+                    raise LookupError("the record has no such image")
+                data = await self._read(images[which])
+                self._cache[place] = await asyncio.to_thread(thumbnail, self._decoders[size], data)
+        found = self._cache[place]
+        self._cache.move_to_end(place)
+        while sum(len(one.data) for one in self._cache.values()) > CACHE_BYTES:
+            self._cache.popitem(last=False)
+        return found
 
-    async def _find(self, place: tuple[str, int, int, int, str]) -> Image:
-        kind, _, number, which, size = place
-        loop = asyncio.get_running_loop()
-        async with self._slots:  # so many images are in memory, as they are and drawn
-            images = await loop.run_in_executor(self._threads, self._shelf.images, kind, number)
-            if which >= len(images):
-                return Image("", b"", "the record has no such image")
-            made = await self._make(images[which], size)
-        if made.data:  # what is not there may come
-            self._kept[place] = made
-            self._size += len(made.data)
-        while self._size > KEPT:
-            _, oldest = self._kept.popitem(last=False)
-            self._size -= len(oldest.data)
-        return made
-
-    async def _make(self, image: ImageRef, size: str) -> Image:
-        try:
-            data = await self._data(image)
-            if data is None:
-                return Image("", b"", _why_not(image))
-            loop = asyncio.get_running_loop()
-            drawn = await loop.run_in_executor(
-                self._threads, self._decoders[size].draw, data, _REDRAW
-            )
-        except (RecordError, DecoderError, StoppedError) as error:
-            return Image("", b"", str(error))
-        return Image(drawn[0].media_type, drawn[0].data)
-
-    async def _data(self, image: ImageRef) -> bytes | None:
+    async def _read(self, image: ImageRef) -> bytes:
         if image.url is not None:
             found = (await self._fetcher.fetch((image.url,), reserve=False)).images[image.url]
             if isinstance(found, Exception):
                 raise found
             return found
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._shelf.data, image)
+        data = await asyncio.to_thread(self._store.image_bytes, image)
+        if data is not None:
+            return data
+        if image.path is None:
+            raise LookupError("the image is inside the input, where the viewer does not read it")
+        raise LookupError(f"there is no file {image.path[-200:]} (--image-root)")

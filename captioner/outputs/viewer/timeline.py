@@ -1,9 +1,8 @@
-"""How a run went: a sample of its numbers each few seconds, for the page's charts."""
+"""Periodic samples of a run's progress, for the viewer's charts."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,57 +11,44 @@ if TYPE_CHECKING:
 
 EVERY_S = 2.0
 KEPT = 900
-"""Samples: half an hour; older ones are thinned out by half, so that a long run is seen whole."""
+"""Samples, half an hour of them; then every second one is dropped, to cover a whole long run."""
 
 
 class Timeline:
-    """Samples of a run's progress.
-
-    Args:
-        progress: Of the run.
-    """
+    """Samples of a run's progress."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._began = time.monotonic()
-        self._samples: deque[tuple[float, int, int, int, float]] = deque()
+        self._samples: list[tuple[float, int, int, int, float]] = []
 
     def take(self) -> None:
         """Take a sample."""
         now = self._progress
         tokens = now.prompt_tokens + now.completion_tokens
-        settled = now.captioned + now.failed
-        self._samples.append(
-            (time.monotonic() - self._began, settled, tokens, now.answers, now.answered_s)
-        )
+        done = now.captioned + now.failed
+        at = time.monotonic() - self._began
+        self._samples.append((at, done, tokens, now.answers, now.answered_s))
         if len(self._samples) > KEPT:
-            self._samples = deque(list(self._samples)[::2])
+            self._samples = self._samples[::2]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers of now, and for each time between two samples what happened in it."""
+        """Return the current counts, and rates for each span between two samples."""
         now = self._progress
         spans = []
-        samples = list(self._samples)
-        for before, after in pairwise(samples):
-            seconds = max(0.001, after[0] - before[0])
-            answers = after[3] - before[3]
+        for before, after in pairwise(self._samples):
+            seconds, done, tokens, answers, answered_s = (
+                b - a for a, b in zip(before, after, strict=True)
+            )
+            seconds = max(0.001, seconds)
             spans.append(
                 {
                     "at": round(after[0], 1),
-                    "rate": round((after[1] - before[1]) / seconds, 2),
-                    "tokens": round((after[2] - before[2]) / seconds, 1),
-                    "latency": round((after[4] - before[4]) / answers, 3) if answers else 0,
+                    "rate": round(done / seconds, 2),
+                    "tokens": round(tokens / seconds, 1),
+                    "latency": round(answered_s / answers, 3) if answers else 0,
                 }
             )
-        return {
-            "captioned": now.captioned,
-            "failed": now.failed,
-            "resumed": now.resumed,
-            "in_flight": now.in_flight,
-            "requests": now.calls,
-            "retries": now.retries,
-            "cost": round(now.cost, 4),
-            "waiting": now.waiting,
-            "stage": now.stage,
-            "spans": spans,
-        }
+        names = ("captioned", "failed", "resumed", "in_flight", "retries", "waiting", "stage")
+        counts = {name: getattr(now, name) for name in names}
+        return {**counts, "requests": now.calls, "cost": round(now.cost, 4), "spans": spans}

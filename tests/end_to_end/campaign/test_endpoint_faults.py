@@ -23,8 +23,8 @@ from tally import told
 from waiting import LIMIT_S
 
 from captioner import run_batch
+from captioner.core.progress import Progress
 from captioner.core.retry import retry_after_s
-from captioner.core.types import Progress
 from captioner.endpoints.ratelimit_headers import read_limits
 
 SEED = 22

@@ -7,7 +7,7 @@ from conftest import jpeg, rows
 from endpoint import Reply, completion
 from viewer_browser import HOSTILE
 
-from captioner.outputs.viewer.server import Viewer, ViewerThread
+from captioner.outputs.viewer import Viewer, ViewerThread
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_nothing_may_be_loaded_from_elsewhere(captioned, view):
 
 
 def test_rows_as_they_are_shown(captioned, view):
-    """A row is shown with caption, prompt, usage and its other members."""
+    """A row is shown with caption, prompt, usage and its other fields."""
     page = view(captioned)
     status = found(page.url + "api/status")
     assert (status["rows"], status["failures"], status["running"]) == (38, 2, False)
@@ -84,7 +84,7 @@ def test_rows_as_they_are_shown(captioned, view):
     assert first["captions"] == {"caption": written[0]["caption"]}
     assert first["prompt"] == "Describe number 0."
     assert first["extras"]["caption_usage"] == written[0]["caption_usage"]
-    assert first["members"]["image"] == "images/0.jpg"
+    assert first["fields"]["image"] == "images/0.jpg"
     assert last["number"] == 37
     missing, filtered = found(page.url + "api/failures?numbers=0,1")
     assert {missing["code"], filtered["code"]} == {"image_missing", "filtered"}
@@ -124,7 +124,7 @@ def test_images_that_cannot_be_shown_are_told(captioned, view):
     ("asked", "numbers"),
     [
         ("text=ZEBRA", 1),
-        ("text=Image", 37),
+        ("text=A CAT", 36),
         ("text=number 12.", 1),
         ("text=nothing like that", 0),
         ("text=onerror=%22document", 1),
@@ -184,10 +184,10 @@ def test_reviews(captioned, view):
     ("change", "why"),
     [
         ({"verdict": "perhaps"}, "no verdict"),
-        ({"of": "00"}, "no such row any more"),
-        ({"key": "00"}, "no such row any more"),
+        ({"of": "00"}, "no longer exists"),
+        ({"key": "00"}, "no longer exists"),
         ({"verdict": "edited", "captions": {"caption": "  "}}, "reject it instead"),
-        ({"verdict": "edited", "captions": {"id": "7"}}, "no caption"),
+        ({"verdict": "edited", "captions": {"id": "7"}}, "not a caption field"),
         ({"verdict": "edited", "captions": 7}, ""),
     ],
 )

@@ -18,7 +18,7 @@ function element(name, text, className) {
 async function ask(path, options) {
   const reply = await fetch(path, options);
   const found = await reply.json();
-  if (!reply.ok) throw new Error(found.error || `the server said ${reply.status}`);
+  if (!reply.ok) throw new Error(found.error || `the server returned ${reply.status}`);
   return found;
 }
 
@@ -261,7 +261,7 @@ function tell() {
   }
   const share = state.total ? Math.round(100 * Math.min(1, state.looked / state.total)) : 100;
   const found = `${state.found.length.toLocaleString("en")} found`;
-  say(state.next === null ? found : `${found} so far, ${share} % looked through`);
+  say(state.next === null ? found : `${found} so far, ${share} % searched`);
 }
 
 // -- live -------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ async function poll() {
     if (state.status.running || state.status.run) wait = 1_000;
   } catch (error) {
     $("counts").textContent = "The run has ended, or the page's server was stopped: " +
-      `captioner view ${state.status?.output ?? "OUT"} shows it again.`;
+      `captioner view ${state.status?.output ?? "OUT"} opens this page again.`;
   }
   setTimeout(poll, document.hidden ? 5_000 : wait);
 }
@@ -373,8 +373,8 @@ async function open(place) {
   $("note").value = failed ? "" : row.note;
   $("said").textContent = failed || row.verdict === "none" ? "" : row.verdict;
   $("said").className = row.verdict ?? "";
-  const facts = [...Object.entries(row.extras ?? {}), ...Object.entries(row.members)];
-  if (!Object.values(row.members).includes(row.prompt)) facts.unshift(["prompt", row.prompt]);
+  const facts = [...Object.entries(row.extras ?? {}), ...Object.entries(row.fields)];
+  if (!Object.values(row.fields).includes(row.prompt)) facts.unshift(["prompt", row.prompt]);
   if (failed) facts.push(["attempts", row.attempts]);
   $("members").replaceChildren(...facts.filter(([, value]) => value !== "" && value !== null)
     .flatMap(([name, value]) => [element("dt", name),

@@ -85,7 +85,7 @@ function counted(pairs) {
 
 function spread(found) {
   return `${number(found.min)} to ${number(found.max)}, median ${number(found.median)}, ` +
-    `mean ${number(found.mean)}, 95 of 100 up to ${number(found.p95)}`;
+    `mean ${number(found.mean)}, 95th percentile ${number(found.p95)}`;
 }
 
 function drawCharts(into, found, run) {
@@ -106,23 +106,23 @@ function drawCharts(into, found, run) {
     parts.push(bars(named[name][0], pairs, named[name][1]));
   }
   if (!run && !Object.keys(found.histograms).length) {
-    parts.push(element("p", "Rate, latency and tokens are drawn while a run goes on (--view), or " +
-      "from rows that hold them (--with usage,latency)."));
+    parts.push(element("p", "Rate, latency and tokens appear during a run (--view), or " +
+      "if the rows contain them (--with usage,latency)."));
   }
   const facts = element("section");
-  facts.append(element("h3", "What they are like"), table([
+  facts.append(element("h3", "Statistics"), table([
     ["captions", found.rows > quality.captions * 1.5
-      ? `${number(quality.captions)} of ${number(found.rows)} looked at` : number(quality.captions)],
+      ? `${number(quality.captions)} of ${number(found.rows)} sampled` : number(quality.captions)],
     ["characters", spread(quality.chars)],
     ["words", spread(quality.words)],
     ["word-for-word duplicates", number(quality.duplicates)],
     ["near-duplicates", `${number(quality.near_duplicates)} of a sample of ${number(quality.sample)}`],
-    ["read like a refusal", number(quality.refusals)],
-    ["different words", number(quality.vocabulary)],
+    ["refusals", number(quality.refusals)],
+    ["distinct words", number(quality.vocabulary)],
     ["repeated openings", counted(quality.openings) || "none"],
     ["frequent words", counted(quality.top_words) || "none"],
     ["languages of a sample", counted(Object.entries(quality.languages)) ||
-      "not told (pip install 'captioner[report]')"],
+      "unknown (pip install 'captioner[report]')"],
   ]));
   parts.push(facts);
   into.replaceChildren(...parts);

@@ -1,0 +1,117 @@
+"""The prompt, images and captions of one row of an output."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from captioner.core.errors import BadImageError, RecordError
+from captioner.engine.conversation import image_field_of, images_of, read_turns
+from captioner.engine.templates import Templates
+from captioner.readers.rows import dumped
+from captioner.settings.options import DEFAULT_PROMPT, RecordSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from captioner.core.types import ImageRef, Turn
+    from captioner.images.files import ImageFolders
+
+_DEFAULT_TEMPLATES = Templates("", DEFAULT_PROMPT, [])
+_LONG_NUMBER = re.compile(rb"\d{19}")
+
+
+class RowContents:
+    """Reads the prompt, images and captions of rows.
+
+    Args:
+        settings: The options of the run that wrote the rows, by name.
+        image_field: The field that holds the images; None tries the usual names.
+        folders: The folders with the image files.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], image_field: str | None, folders: ImageFolders
+    ) -> None:
+        self.folders = folders
+        self._settings = settings
+        self._options = RecordSettings(
+            image_field=image_field,
+            conversation_field=settings.get("conversation_field"),
+            prompt_field=settings.get("prompt_field"),
+        )
+
+    @cached_property
+    def _templates(self) -> Templates:
+        prompt = str(self._settings.get("prompt") or DEFAULT_PROMPT)
+        questions = [str(one).partition("=")[2] for one in self._settings.get("ask") or []]
+        return Templates("", prompt, [prompt] if self._settings.get("preset") else questions)
+
+    def questions(self, row: dict[str, Any]) -> tuple[str, ...]:
+        """Return the questions of the settings, which replaced the row's own prompt."""
+        return self._templates.fill(row).questions
+
+    def turns(self, row: dict[str, Any]) -> list[Turn]:
+        """Return the turns that were sent for a row; empty if they cannot be rebuilt."""
+        try:
+            return read_turns(row, self._options, self._templates.fill(row))
+        except RecordError:
+            return []
+
+    def prompt(self, row: dict[str, Any]) -> list[str]:
+        """Return the text parts of the last turn that was sent for a row."""
+        turns = self.turns(row)
+        return [part for part in turns[-1].parts if isinstance(part, str)] if turns else []
+
+    def image_field_of(self, row: dict[str, Any]) -> str:
+        """Return the name of the field that holds the images of a row."""
+        return image_field_of(row, self._options.image_field)
+
+    def images(self, row: dict[str, Any]) -> list[ImageRef]:
+        """Return the images of a row, even if its prompt cannot be filled in."""
+        try:
+            turns = self.turns(row)
+            turns = turns or read_turns(row, self._options, _DEFAULT_TEMPLATES.fill(row))
+        except RecordError:
+            return []
+        return images_of(turns)
+
+    def image_bytes(self, image: ImageRef, embedded: Mapping[str, bytes]) -> bytes | None:
+        """Return the bytes of an image; None if it is not on this machine.
+
+        Args:
+            image: The image.
+            embedded: The images inside the input row, by digest.
+        """
+        if image.data is not None:
+            return image.data
+        if image.digest is not None:
+            return embedded.get(image.digest)
+        if image.path is None:
+            return None
+        try:
+            return self.folders.read(image.path, lambda _: None)
+        except BadImageError:
+            return None
+
+
+def caption_texts(row: Mapping[str, Any], field: str) -> list[str]:
+    """Return the captions in a field as text; `samples` makes several."""
+    value = row.get(field)
+    return [caption_text(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def caption_text(value: Any) -> str:
+    """Return a caption as text; an object becomes JSON."""
+    return value if isinstance(value, str) else dumped(value).decode()
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """Return a line of JSON as a row. Integers beyond 64 bits stay exact."""
+    read = json.loads if _LONG_NUMBER.search(line) else orjson.loads  # orjson makes them floats
+    row: dict[str, Any] = read(line)
+    return row
