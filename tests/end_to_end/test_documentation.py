@@ -1,4 +1,4 @@
-"""The README says what the code does."""
+"""The README and the documentation say what the code does."""
 
 from __future__ import annotations
 
@@ -8,76 +8,195 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from captioner.settings.flags import all_options
+import captioner
+from captioner.core import errors
+from captioner.settings.options import GROUPS
+from captioner.settings.validation import flag_name
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+DOCS = sorted((ROOT / "captioner" / "docs").glob("*.md"))
+README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "captioner" / "ARCHITECTURE.md"
+ALL = [README, ARCHITECTURE, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *DOCS]
+CODES_PAGE = (ROOT / "captioner" / "docs" / "codes.md").read_text("utf-8")
+
+COMMAND_FLAGS = {
+    "--config", "--help", "--help-all", "--json", "--to", "--to-format", "--download", "--probe",
+    "--dry-run", "--html", "--references", "--reviewed", "--host",
+}  # fmt: skip
+"""Flags of commands, which are not options of a run."""
+
+OTHER_PROGRAMS = {
+    "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check",
+}  # fmt: skip
+"""Flags of servers, of pip and of our scripts."""
 
 
-def test_the_table_of_options_is_the_definition_of_the_options() -> None:
-    """Whoever reads the README sees every option with its present default."""
-    script = ROOT / "scripts" / "readme_options.py"
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+
+
+def every_block(language: str) -> list[object]:
+    return [
+        pytest.param(block, id=f"{path.stem} {number}")
+        for path in (README, *DOCS)
+        for number, block in enumerate(blocks(path, language), 1)
+    ]
+
+
+def prose(path: Path) -> str:
+    """Return a page without what looks like a flag but is not: table rules and comments."""
+    return re.sub(r"<!--.*?-->|\| ---.*", "", path.read_text("utf-8"))
+
+
+# -- pages -------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short() -> None:
+    """A reader with one minute gets through it; everything else is in the pages."""
+    assert len(README.read_text("utf-8").splitlines()) <= 250
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_each_page_begins_with_a_title_and_one_sentence(path) -> None:
+    """`captioner docs` lists the pages by this sentence."""
+    title, blank, sentence, after, *_ = path.read_text("utf-8").splitlines()
+    assert re.fullmatch(r"# \S.*", title)
+    assert (blank, after) == ("", "")
+    assert re.fullmatch(r"[A-Z].*\.", sentence)
+    assert not re.search(r"\. [A-Z]", sentence)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path) -> None:
+    """Every relative link is to a file that exists, and to a heading in it."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if re.match(r"https?:", link):
+            continue
+        name, _, heading = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        if heading:
+            found = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            assert heading in {
+                re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in found
+            }
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    """No page is hidden."""
+    linked = set(re.findall(r"captioner/docs/(\w+)\.md", README.read_text("utf-8")))
+    assert linked == {path.stem for path in DOCS}
+
+
+# -- options and flags -------------------------------------------------------------------------
+
+
+def test_the_tables_of_options_are_up_to_date() -> None:
+    """The page of options has every option with its present default."""
+    script = ROOT / "scripts" / "write_docs.py"
     done = subprocess.run(
         [sys.executable, script, "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def on_by_default(flag: str) -> bool:
-    return any(
-        option.default is True and f"--{option.key}" == flag for option in all_options().values()
-    )
+@pytest.mark.parametrize("path", [README, *DOCS], ids=lambda path: path.stem)
+def test_every_flag_that_is_named_exists(path) -> None:
+    """No page sends a user to a flag that does not exist."""
+    options = [option for kind in GROUPS.values() for option in fields(kind)]
+    known = {f"--{flag_name(option.name)}" for option in options}
+    known |= {f"--no-{flag_name(option.name)}" for option in options if option.default is True}
+    known |= COMMAND_FLAGS | OTHER_PROGRAMS
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose(path))) <= known
 
 
-def test_every_flag_that_is_named_exists() -> None:
-    """No sentence of the README sends a user to a flag that is not there."""
-    known = {f"--{option.key}" for option in all_options().values()}
-    known |= {f"--no-{flag[2:]}" for flag in known if on_by_default(flag)}
-    known |= {"--config", "--long", "--json", "--input", "--output", "--to", "--download"}
-    known |= {
-        "--probe",
-        "--dry-run",
-        "--help",
-        "--help-all",
-        "--html",
-        "--references",
-        "--reviewed",
-        "--to-format",
-    }
-    known |= {"--host", "--port"}
-    known |= {"--model-path", "--mmproj", "--parallel", "--no-deps"}  # of servers, and of pip
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
+# -- examples ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_the_python_in_it_compiles_and_imports_what_exists(code) -> None:
-    """Code that is copied from the README runs into no ImportError."""
-    import captioner
-
+@pytest.mark.parametrize("code", every_block("python"))
+def test_python_compiles_and_imports_names_that_exist(code) -> None:
+    """Code that is copied from a page raises no ImportError."""
     tree = ast.parse("async def example():\n" + textwrap.indent(code, "    "))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "captioner":
             assert all(hasattr(captioner, alias.name) for alias in node.names)
 
 
-def test_the_json_in_it_is_json() -> None:
-    """The records shown are records."""
-    blocks = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
-    given, got = map(json.loads, blocks)
-    caption = got.pop("caption")
-    assert caption
+@pytest.mark.parametrize("text", every_block("toml"))
+def test_toml_is_toml(text) -> None:
+    """Files that are copied from a page can be read."""
+    assert tomllib.loads(text)
+
+
+@pytest.mark.parametrize("path", [README, ROOT / "captioner" / "docs" / "inputs.md"])
+def test_json_is_a_record_before_and_after(path) -> None:
+    """The records shown are records, and a caption is all that is added."""
+    given, got = map(json.loads, blocks(path, "json"))
+    assert got.pop("caption")
     assert got == given
+
+
+# -- codes -------------------------------------------------------------------------------------
+
+WITH_CODE = {
+    "RecordError", "BadRecordError", "BadImageError", "RefusedError", "AttemptError",
+    "EndpointFaultError", "BadReplyError", "ParameterError", "ImageRejectedError",
+    "NotFoundError", "Failure", "fault_line",
+}  # fmt: skip
+CODE = re.compile(r"[a-z]+(?:_[a-z]+)*")
+
+
+def strings_in(node: ast.expr) -> set[str]:
+    """Return the strings that an expression may be: itself, or both branches of a choice."""
+    if isinstance(node, ast.IfExp):
+        return strings_in(node.body) | strings_in(node.orelse)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return {node.value}
+    return set()
+
+
+def codes_in(tree: ast.AST) -> set[str]:
+    """Return the failure codes in a module: of errors, of faults, and assigned to a `code`."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else ""
+            values = node.args if name in WITH_CODE else []
+            values = [*values, *(word.value for word in node.keywords if word.arg == "fault")]
+        elif isinstance(node, ast.Assign):
+            target = node.targets[0]
+            names = target.elts if isinstance(target, ast.Tuple) else [target]
+            named = {name.id for name in names if isinstance(name, ast.Name)}
+            values = [node.value] if named & {"code", "fault"} else []
+        else:
+            continue
+        for value in values:
+            first = value.elts[0] if isinstance(value, ast.Tuple) else value
+            found |= {text for text in strings_in(first) if CODE.fullmatch(text)}
+    return found
+
+
+def test_every_failure_code_is_documented() -> None:
+    """Whoever finds a code in a failures file finds it on the page of codes."""
+    package = ROOT / "captioner"
+    skipped = package / "endpoints" / "offline"  # it answers as a server does, with codes of those
+    found: set[str] = set()
+    for path in package.rglob("*.py"):
+        if not path.is_relative_to(skipped):
+            found |= codes_in(ast.parse(path.read_text("utf-8")))
+    assert {"image_missing", "bad_json", "looping", "duplicate_id", "bad_shard"} <= found
+    assert found <= set(re.findall(r"`(\w+)`", CODES_PAGE)), found
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
     """The table of exit codes has each one that an error ends with."""
-    from captioner.core import errors
-
     codes = {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
-    listed = {int(code) for code in re.findall(r"^\| ([\d]+)[ ,]", README, re.MULTILINE)}
+    listed = {int(code) for code in re.findall(r"^\| ([\d]+)[ ,]", CODES_PAGE, re.MULTILINE)}
     assert codes <= listed
