@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,12 +32,18 @@ if TYPE_CHECKING:
     from captioner.settings.options import EndpointSettings
     from captioner.settings.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
 ASK_S = 15.0
 """Seconds an endpoint may take to say which models it serves."""
 
 OFFLINE_MODEL = "captioner-offline"
+OCR_MISSING = (
+    "Text in images is not read: install rapidocr and onnxruntime "
+    "(pip install rapidocr onnxruntime numpy)"
+)
 
 
 class ConnectedEndpoints(NamedTuple):
@@ -85,11 +92,14 @@ async def connect(
     if transport is not None:
         found = found[:1]
     elif settings.endpoint.offline:
-        from captioner.endpoints.offline.process import OfflineEndpoint
+        from captioner.endpoints.offline import ocr_available
+        from captioner.endpoints.offline.process import offline_endpoint
 
-        offline = await stack.enter_async_context(OfflineEndpoint())
+        if not ocr_available():
+            logger.warning(OCR_MISSING)
+        address = await stack.enter_async_context(offline_endpoint())
         model = settings.endpoint.model or OFFLINE_MODEL
-        found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
+        found = [replace(settings.endpoint, base_url=(address,), model=model)]
     spending = _spending(settings, progress, warn)
     tracing = Tracing(stack, warn) if settings.run.otel else None
     made: list[Endpoint] = []
