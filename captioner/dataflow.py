@@ -1,4 +1,4 @@
-"""DataFlow-MM's image captioning, on this engine: change a script's imports and nothing else.
+"""DataFlow-MM's image captioning on captioner's engine: change only the imports of a script.
 
 ::
 
@@ -7,9 +7,9 @@
     )
 
 The names, arguments and file names are those of DataFlow-MM
-(https://github.com/OpenDCAI/DataFlow-MM). What differs: a second run continues the first; a record
-that cannot be captioned has no answer, never an error's text for one, and is told in a failures
-file beside the result; no record is sent without its image.
+(https://github.com/OpenDCAI/DataFlow-MM). The differences: a second run continues the first.
+A record that cannot be captioned has no answer, never the text of an error, and is listed in a
+failures file beside the result. No record is sent without its image.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ if TYPE_CHECKING:
 CacheType = Literal["json", "jsonl", "csv", "parquet", "pickle"]
 
 OFFLINE = "offline"
-"""Given as ``api_url`` it stands for the built-in describer: no key, no network."""
+"""An ``api_url`` that selects the built-in describer: no key, no network."""
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
 
 class LLMServingABC(ABC):
-    """What a pipeline is annotated with: something that answers questions about images."""
+    """Base class of the servings that answer questions about images."""
 
     @abstractmethod
     def generate_from_input(
         self, user_inputs: list[Any], system_prompt: str = "Describe the image in detail."
     ) -> list[str | None]:
-        """Return an answer for each input, None where there is none."""
+        """Return an answer for each input, or None if the input failed."""
 
     @abstractmethod
     def cleanup(self) -> None:
-        """Release what is held."""
+        """Release resources."""
 
 
 class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's scripts
@@ -70,14 +70,14 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
     Args:
         api_url: Its base URL, or ``offline``.
         key_name_of_api_key: Name of the environment variable that holds the key.
-        model_name: The model to ask for.
-        image_io: None; captions are texts.
-        send_request_stream: Have answers streamed.
-        max_workers: Most requests in flight. A run begins with 8 and goes up.
+        model_name: The name of the model.
+        image_io: Must be None: captions are text.
+        send_request_stream: Request streamed answers.
+        max_workers: Maximum number of requests in flight; a run starts with 8.
         timeout: Seconds one request may take.
 
     Raises:
-        EnvironmentError: The variable is not set.
+        OSError: The environment variable is not set.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
 
         Args:
             user_inputs: Paths, or pairs of a path and a question.
-            system_prompt: The question where an input brings none.
+            system_prompt: The question for inputs without one.
         """
-        return self._ask(
+        return self._generate(
             {"image": one[0], "prompt": one[1]}
             if isinstance(one, tuple) and len(one) == 2
             else {"image": one, "prompt": system_prompt}
@@ -136,11 +136,11 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         """Return an answer for each pair of an image and a question.
 
         Raises:
-            ValueError: There are not as many questions as images.
+            ValueError: The lists differ in length.
         """
         if len(image_paths) != len(text_prompts):
             raise ValueError("`image_paths` and `text_prompts` must have the same length")
-        return self._ask(
+        return self._generate(
             (
                 {"image": path, "prompt": prompt}
                 for path, prompt in zip(image_paths, text_prompts, strict=True)
@@ -167,7 +167,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
             raise ValueError(
                 "`list_of_image_paths` and `list_of_image_labels` must have the same length"
             )
-        return self._ask(
+        return self._generate(
             (
                 _labelled(paths, labels, system_prompt)
                 for paths, labels in zip(list_of_image_paths, list_of_image_labels, strict=True)
@@ -187,17 +187,17 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> list[str | None]:
-        """Return an answer for each conversation, its images where ``<image>`` stands.
+        """Return an answer for each conversation, with its images in place of ``<image>``.
 
         Raises:
-            ValueError: There are videos or sounds, or not as many lists as conversations.
+            ValueError: There are videos or sounds, or the lists differ in length.
         """
         if video_list or audio_list:
             raise ValueError("captioner answers questions about images, not videos or sounds")
         images = [[] for _ in conversations] if image_list is None else image_list
         if len(images) != len(conversations):
             raise ValueError("`conversations` and `image_list` must have the same length")
-        return self._ask(
+        return self._generate(
             (
                 {"image": several, "conversation": turns}
                 for several, turns in zip(images, conversations, strict=True)
@@ -215,7 +215,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         timeout: float | None = None,
     ) -> str | None:
         """Return the answer about one image, or about several together."""
-        return self._ask([{"image": image_path, "prompt": text_prompt}], "", model, timeout)[0]
+        return self._generate([{"image": image_path, "prompt": text_prompt}], "", model, timeout)[0]
 
     def analyze_images_with_gpt(
         self,
@@ -233,7 +233,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
     def cleanup(self) -> None:
         """Do nothing: no connection outlives a call."""
 
-    def _ask(
+    def _generate(
         self,
         records: Any,
         system_prompt: str = "",
@@ -243,7 +243,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         options = {**self.options, "system_prompt": system_prompt}
         options["model"] = model or self.model_name
         options["timeout"] = timeout or self.timeout
-        return _apart(lambda: asyncio.run(_answers(list(records), options)))
+        return _run_blocking(lambda: asyncio.run(_answers(list(records), options)))
 
 
 def _labelled(paths: list[str], labels: list[str], system_prompt: str) -> dict[str, Any]:
@@ -267,8 +267,8 @@ async def _answers(records: list[dict[str, Any]], options: dict[str, Any]) -> li
     return answers
 
 
-def _apart(call: Callable[[], _T]) -> _T:
-    """Call a function that runs an event loop, also where one is running, as in a notebook."""
+def _run_blocking(call: Callable[[], _T]) -> _T:
+    """Call a function that runs an event loop, in a thread if a loop is running (notebooks)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -309,29 +309,29 @@ class FileStorage:
         self.operator_step = -1
 
     def step(self) -> Self:
-        """Go on to the next file."""
+        """Move to the next step."""
         self.operator_step += 1
         return self
 
     def reset(self) -> Self:
-        """Go back to before the first file."""
+        """Return to the state before the first step."""
         self.operator_step = -1
         return self
 
     def path_of(self, step: int) -> Path:
-        """Return the file that a step reads; the next one's is what it writes."""
+        """Return the file that a step reads; it writes the file of the next step."""
         if step <= 0:
             return Path(self.first_entry_file_name)
         return Path(self.cache_path) / f"{self.file_name_prefix}_step{step}.{self.cache_type}"
 
     def read(self, output_type: Literal["dataframe", "dict"] = "dataframe") -> Any:
-        """Return the rows of the present step, values as they stand in the file.
+        """Return the rows of the current step, with the values of the file.
 
         Args:
             output_type: ``dataframe`` for a pandas DataFrame, ``dict`` for a list of dicts.
 
         Raises:
-            ValueError: Another type is asked for.
+            ValueError: `output_type` is neither.
         """
         if output_type not in ("dataframe", "dict"):
             raise ValueError(f"Unsupported output type: {output_type}")
@@ -339,7 +339,7 @@ class FileStorage:
         if path.suffix in (".parquet", ".pickle", ".pkl"):
             frame = _read_frame(path)
             return frame if output_type == "dataframe" else frame.to_dict(orient="records")
-        rows = _apart(lambda: asyncio.run(_rows(path)))
+        rows = _run_blocking(lambda: asyncio.run(_rows(path)))
         return needed("pandas", "dataflow").DataFrame(rows) if output_type == "dataframe" else rows
 
     def write(self, data: Any) -> str:
@@ -373,14 +373,14 @@ async def _rows(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 row = None
             if row is None:
-                _LOG.warning("row %d of %s cannot be read and is left out", line.number, path)
+                _LOG.warning("row %d of %s is not a JSON object and is left out", line.number, path)
             else:
                 found.append({name: _from_cell(value) for name, value in row.items()})
     return found
 
 
 def _from_cell(value: Any) -> Any:
-    """Return a list or an object that stands as JSON in a text, as in a cell of CSV."""
+    """Parse a list or an object in a text, as in a CSV cell."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
             return orjson.loads(value)
@@ -435,7 +435,7 @@ _WRITERS: dict[str, Callable[[Iterator[dict[str, Any]], Path], None]] = {
 
 
 class PromptedVQAGenerator:
-    """Asks a model about the images of each row and adds the answer.
+    """Sends the images and the question of each row to a model and adds the answer.
 
     Args:
         serving: The endpoint.
@@ -446,7 +446,7 @@ class PromptedVQAGenerator:
         self, serving: LLMServingABC, system_prompt: str = "You are a helpful assistant."
     ) -> None:
         if not isinstance(serving, APIVLMServing_openai):
-            raise TypeError("serving: only captioner.dataflow.APIVLMServing_openai is known here")
+            raise TypeError("serving: must be a captioner.dataflow.APIVLMServing_openai")
         self.serving = serving
         self.system_prompt = system_prompt
 
@@ -459,17 +459,17 @@ class PromptedVQAGenerator:
         input_video_key: str = "video",
         output_answer_key: str = "answer",
     ) -> str:
-        """Answer every row of the storage's present step and write the next one.
+        """Answer every row of the storage's current step and write the next step.
 
-        Run again to continue: answers are kept beside the result in ``….captions.jsonl``, rows
-        that have none are told in ``….captions.failed.jsonl``.
+        Run again to continue. Answers are kept beside the result in ``….captions.jsonl``, and rows
+        without an answer are listed in ``….captions.failed.jsonl``.
 
         Args:
             storage: Where rows come from and go to.
             input_prompt_key: Column of plain questions.
             input_conversation_key: Column of conversations, in either spelling.
             input_image_key: Column of images: paths, or lists of them.
-            input_video_key: Not used: rows without an image have no answer.
+            input_video_key: Ignored; rows without an image have no answer.
             output_answer_key: Column that receives the answers.
 
         Returns:
@@ -503,12 +503,12 @@ class PromptedVQAGenerator:
             output_field=output_answer_key,
             retry_failed="all",
         )
-        report, interrupted = _apart(lambda: run_watched(settings))
+        report, interrupted = _run_blocking(lambda: run_watched(settings))
         if interrupted:
             raise KeyboardInterrupt
         if report.failed:
             _LOG.warning("%d rows have no answer; see %s", report.failed, report.failures)
-        _apart(lambda: _write_answers(storage, source, journal, target, output_answer_key))
+        _run_blocking(lambda: _write_answers(storage, source, journal, target, output_answer_key))
         return output_answer_key
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,12 +30,18 @@ if TYPE_CHECKING:
     from captioner.settings.options import EndpointSettings
     from captioner.settings.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
 MODELS_TIMEOUT_S = 15.0
 """Seconds that an endpoint may take to list its models."""
 
 OFFLINE_MODEL = "captioner-offline"
+OCR_MISSING = (
+    "Text in images is not read: install rapidocr and onnxruntime "
+    "(pip install rapidocr onnxruntime numpy)"
+)
 
 
 class ConnectedEndpoints(NamedTuple):
@@ -78,11 +85,14 @@ async def connect(
     if transport is not None:
         found = found[:1]
     elif settings.endpoint.offline:
-        from captioner.endpoints.offline.process import OfflineEndpoint
+        from captioner.endpoints.offline import ocr_available
+        from captioner.endpoints.offline.process import offline_endpoint
 
-        offline = await stack.enter_async_context(OfflineEndpoint())
+        if not ocr_available():
+            logger.warning(OCR_MISSING)
+        address = await stack.enter_async_context(offline_endpoint())
         model = settings.endpoint.model or OFFLINE_MODEL
-        found = [replace(settings.endpoint, base_url=(offline.base_url,), model=model)]
+        found = [replace(settings.endpoint, base_url=(address,), model=model)]
     budget = _budget(context)
     tracing = Tracing(stack) if settings.run.otel else None
     endpoints: list[Endpoint] = []

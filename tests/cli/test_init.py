@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hub import serving
 
 from captioner.cli.init.folder import options_file
 from captioner.settings.options import GROUPS
+from captioner.settings.settings import Settings
 from captioner.settings.validation import flag_name
 
 BIN = Path(sys.executable).parent
@@ -54,21 +56,30 @@ def test_nothing_that_is_there_is_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["captioner.toml"]
 
 
-def test_every_option_is_in_the_file_as_a_comment(tmp_path):
-    """And with its mark taken away each is TOML under a name that exists."""
+def test_every_option_is_in_the_file_as_a_comment():
+    """Each line is TOML, and an option that captioner accepts, once its # is removed."""
     text = options_file()
     assert tomllib.loads(text) == {}
-    lines = [line[2:] for line in text.splitlines() if " = " in line and line[:3] != "# -"]
+    names = {
+        flag_name(option.name): option.name for kind in GROUPS.values() for option in fields(kind)
+    }
     found = {}
-    for line in lines:
-        try:
-            found |= tomllib.loads(line)
-        except tomllib.TOMLDecodeError:
-            continue  # a sentence with an equals sign in it
-    from dataclasses import fields
+    for line in text.splitlines():
+        name, equals, _ = line.removeprefix("# ").partition(" = ")
+        if equals and name in names:
+            found |= tomllib.loads(line.removeprefix("# "))
+    assert found.keys() == names.keys()
+    for name, value in found.items():
+        Settings.create("in.jsonl", "out.jsonl", **{names[name]: value})
 
+
+def test_with_every_comment_sign_of_an_option_removed_the_file_is_toml():
     names = {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
-    assert names <= found.keys()
+    lines = [
+        line.removeprefix("# ") if line.removeprefix("# ").partition(" = ")[0] in names else line
+        for line in options_file().splitlines()
+    ]
+    assert tomllib.loads("\n".join(lines)).keys() == names
 
 
 FILES = {"README.md": b"# images", "images/0.png": b"\x89PNG image"}

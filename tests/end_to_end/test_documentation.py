@@ -9,15 +9,13 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import captioner
 from captioner.core import errors
-from captioner.settings.options import GROUPS
-from captioner.settings.validation import flag_name
+from captioner.settings.flags import all_options
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "captioner" / "docs").glob("*.md"))
@@ -110,9 +108,9 @@ def test_the_tables_of_options_are_up_to_date() -> None:
 @pytest.mark.parametrize("path", [README, *DOCS], ids=lambda path: path.stem)
 def test_every_flag_that_is_named_exists(path) -> None:
     """No page sends a user to a flag that does not exist."""
-    options = [option for kind in GROUPS.values() for option in fields(kind)]
-    known = {f"--{flag_name(option.name)}" for option in options}
-    known |= {f"--no-{flag_name(option.name)}" for option in options if option.default is True}
+    options = all_options()
+    known = {f"--{option.key}" for option in options}
+    known |= {f"--no-{option.key}" for option in options if option.default is True}
     known |= COMMAND_FLAGS | OTHER_PROGRAMS
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose(path))) <= known
 

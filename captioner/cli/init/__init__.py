@@ -1,1 +1,1 @@
-"""What `captioner init` copies: a folder that works, to be made one's own."""
+"""Create the example project of `captioner init`; its files are in ``project``."""

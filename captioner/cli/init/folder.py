@@ -1,4 +1,4 @@
-"""Making the working folder of `captioner init`."""
+"""Create the working folder of `captioner init`."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEMO = "OpenDCAI/dataflow-demo-image"
-"""The images of DataFlow-MM's demonstration, on the Hugging Face hub."""
+"""DataFlow-MM's demo images on the Hugging Face hub."""
 
 _EXAMPLES = Path("example_data/image_caption")
 _SIZE = (320, 240)
 
 
 def make_folder(folder: Path, *, download: bool = False) -> list[str]:
-    """Make a working folder; nothing that is there already is touched.
+    """Create a working folder, without changing files that exist.
 
     Args:
-        folder: Where; it may exist.
-        download: Fetch `DEMO` into ``example_data`` as well.
+        folder: The folder, which may exist.
+        download: Also download `DEMO` into ``example_data``.
 
     Returns:
-        Two command lines that work in it.
+        Two command lines that work in the folder.
 
     Raises:
-        SettingsError: Something is there under one of the names, or the hub cannot be reached.
+        SettingsError: One of the files exists already, or the download fails.
     """
     project = files("captioner.cli.init") / "project"
     texts = {
@@ -77,31 +77,72 @@ def _download(target: Path) -> None:
     hub = needed("huggingface_hub", "hf")
     try:
         hub.snapshot_download(DEMO, repo_type="dataset", local_dir=target)
-    except Exception as error:  # noqa: BLE001 - networks break in many ways
+    except Exception as error:  # noqa: BLE001 - the library raises many kinds
         reason = " ".join(str(error).split())[:300]
-        raise SettingsError(f"the folder is made, but {DEMO} cannot be fetched: {reason}") from None
+        raise SettingsError(
+            f"the folder is created, but {DEMO} cannot be fetched: {reason}"
+        ) from None
 
 
 def options_file() -> str:
-    """Return a TOML file of all options, each with its meaning, its default and a ``#``."""
+    """Return a TOML file in which every option is a comment with its meaning and a value."""
     lines = [
-        "# Options of captioner. Take the # away from what you change; the command line goes",
-        "# before this file. Keys are never written here: they stay in the environment.",
+        "# Options of captioner. Remove the # from a line to set its option. The command line",
+        "# overrides this file. Keep API keys in environment variables, not here.",
     ]
     for kind in GROUPS.values():
         lines += ["", f"# ---- {kind.__doc__.rstrip('.')} ----"]
         for option in fields(kind):
-            lines += ["", *textwrap.wrap(option.metadata["help"], 96, initial_indent="# ",
-                                         subsequent_indent="# ")]  # fmt: skip
-            lines.append(f"# {flag_name(option.name)} = {_toml(option.default)}")
+            text = option.metadata["help"]
+            lines += ["", *(f"# {line}" for line in textwrap.wrap(text, 94))]
+            if option.default is None:
+                lines.append("# Not set by default; for example:")
+            value = _EXAMPLES_OF[option.name] if option.default is None else option.default
+            lines.append(f"# {flag_name(option.name)} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:
-    """Return a default as TOML has it; what has none is shown empty."""
-    if value is None:
-        return '""'
     return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+_EXAMPLES_OF: dict[str, Any] = {
+    "model": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "extra_body": '{"seed": 7}',
+    "max_outage": 3600.0,
+    "rpm": 500.0,
+    "tpm": 200_000.0,
+    "max_tokens": 512,
+    "temperature": 0.2,
+    "detail": "low",
+    "preset": "dense",
+    "schema": "schema.json",
+    "input_format": "jsonl",
+    "image_field": "image",
+    "conversation_field": "conversation",
+    "prompt_field": "prompt",
+    "id_field": "id",
+    "image_root": ".",
+    "limit": 100,
+    "max_length": 2000,
+    "max_side": 1024,
+    "max_pixels": 1_000_000,
+    "size_for": "gpt-4o",
+    "budget": 10.0,
+    "budget_tokens": 1_000_000,
+    "prices": "prices.json",
+    "cache": "cache",
+    "retry_failed": "all",
+    "output_format": "jsonl",
+    "metrics_port": 9090,
+    "batch_max_wait": 24.0,
+    "to_batch_file": "requests.jsonl",
+    "from_batch_file": "replies.jsonl",
+    "ray_address": "auto",
+    "shards": 8,
+    "workers": 4,
+}
+"""Example values of the options that are not set by default."""
 
 
 def _records() -> list[dict[str, Any]]:

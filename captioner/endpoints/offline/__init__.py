@@ -1,7 +1,12 @@
-"""The endpoint behind ``--offline`` and ``captioner serve``: a describer, not a model.
+"""The endpoint behind ``--offline`` and ``captioner serve``: a demo, not a vision-language model.
 
-It speaks the OpenAI chat completions protocol over real HTTP and says about each image only what
-it measures: shape and size, main colours, brightness, sharpness, and the text that OCR can read.
-It is for trying the engine without a GPU or a key, and for images that are mostly text. It does
-not recognise objects, people or scenes, and it does not read the prompt.
+It speaks the OpenAI chat completions protocol and describes an image by its size, colours, light,
+sharpness and legible text. It recognises no objects and does not read the prompt.
 """
+
+from importlib.util import find_spec
+
+
+def ocr_available() -> bool:
+    """Return whether the packages that read text in images are installed."""
+    return all(find_spec(name) for name in ("numpy", "onnxruntime", "rapidocr"))

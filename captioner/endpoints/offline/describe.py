@@ -1,205 +1,147 @@
-"""What the offline endpoint says about an image: measured facts in plain English sentences."""
+"""Describing an image in plain English from what Pillow can measure."""
 
 from __future__ import annotations
 
+import colorsys
+import functools
 import io
-import math
-import re
-from dataclasses import dataclass
+import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-from captioner.endpoints.offline import measure
-from captioner.endpoints.offline.ocr import TextReader
+from captioner.endpoints.offline.ocr import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-# What vision-language models commonly accept. Pillow opens more than these, some by running other
-# programs (EPS), and this is fed by the network.
+# The formats that vision-language models accept. Pillow opens more, some by running other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000")
 _MAX_PIXELS = 80_000_000
-
-_NEUTRAL = frozenset({"beige", "black", "brown", "grey", "white"})
 _MAX_TEXT = 600  # characters quoted in a caption
+
+# The upper end of each hue in degrees, and its name.
+_HUES = (
+    (11, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (195, "turquoise"),
+    (255, "blue"), (290, "purple"), (340, "pink"), (360, "red"),
+)  # fmt: skip
+_NEUTRAL = frozenset({"beige", "black", "brown", "grey", "white"})
 
 
 class UndecodableImageError(ValueError):
-    """The bytes are not an image that can be decoded, or a far too large one."""
+    """The bytes are not an image that can be decoded, or an image that is too large."""
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A caption together with the size of the image it is about.
+def describe_file(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Return the caption and the size of an encoded image. Thread-safe.
 
-    Attributes:
-        caption: Three or four English sentences.
-        width: Width in pixels, as displayed.
-        height: Height in pixels, as displayed.
+    Raises:
+        UndecodableImageError: The bytes are not an image or have more than 80 million pixels.
     """
-
-    caption: str
-    width: int
-    height: int
+    rgb = _as_rgb(_open_image(data))
+    return describe(rgb, texts=read_text(rgb)), rgb.size
 
 
 def describe(image: Image.Image, *, texts: Sequence[str] = ()) -> str:
-    """Describe an image by what can be measured in it.
-
-    Args:
-        image: The image, in any mode, already turned the way it is displayed.
-        texts: Lines of text read in the image, in reading order; none by default.
-
-    Returns:
-        Three or four English sentences: shape and size, main colours, light and sharpness, and the
-        text where there is any.
-    """
-    rgb = measure.as_rgb(image)
-    colours = measure.clusters(rgb)
-    grey = all(math.hypot(lab[1], lab[2]) < 3 for _, lab in colours)
-    width, height = image.size
-    noun = "greyscale image" if grey else "image"
+    """Return three sentences about an image, and a fourth if there is text in it."""
+    rgb = _as_rgb(image)
+    ratio = rgb.width / rgb.height
+    shape = "square" if 0.95 <= ratio <= 1.05 else "landscape" if ratio > 1 else "portrait"
     sentences = [
-        f"This is a {_orientation(width, height)} {noun}, {width} x {height} pixels in size.",
-        _colour_sentence(measure.named_shares(colours)),
-        f"It is {_light(colours)} and {_sharpness(rgb)}.",
+        f"This is a {shape} image, {rgb.width} x {rgb.height} pixels in size.",
+        _colour_sentence(rgb),
+        _light_sentence(rgb.convert("L")),
     ]
-    quoted = _quote(texts)
-    if quoted:
+    # The quotation must not end at a quotation mark inside it.
+    quotable = (text.strip().translate(str.maketrans('"“”', "'''")) for text in texts)
+    if text := " / ".join(filter(None, quotable)):
+        quoted = textwrap.shorten(text, _MAX_TEXT, placeholder=" …")
         sentences.append(f'The text in it reads: "{quoted}".')
     return " ".join(sentences)
 
 
-def _orientation(width: int, height: int) -> str:
-    ratio = width / height
-    if 0.95 <= ratio <= 1.05:
-        return "square"
-    return "landscape" if ratio > 1 else "portrait"
-
-
-def _colour_sentence(shares: Sequence[tuple[str, float]]) -> str:
-    name, share = shares[0]
-    if share >= 0.9:
-        return f"It is almost entirely {name}."
-    names = [name]
-    for other, part in shares[1:]:
-        family = other.rpartition(" ")[2]
-        neutral = family in _NEUTRAL
-        # A little red or yellow is noticed and a little grey is not, nor a second shade of it.
-        repeated = neutral and any(family in known for known in names)
-        if len(names) < 3 and not repeated and part >= (0.1 if neutral else 0.02):
-            names.append(other)
-    if len(names) == 1:
-        return f"Its main colour is {name}."
-    if share >= 0.6:
-        return f"It is mostly {name}, with some {' and '.join(names[1:])}."
-    return f"Its main colours are {', '.join(names[:-1])} and {names[-1]}."
-
-
-def _light(colours: Iterable[tuple[float, measure.Lab]]) -> str:
-    shares = [(share, lab[0]) for share, lab in colours]
-    mean = sum(share * lightness for share, lightness in shares)
-    spread = math.sqrt(sum(share * (lightness - mean) ** 2 for share, lightness in shares))
-    if mean < 30:
-        return "dark"
-    if mean > 72:
-        return "bright"
-    return "strong in contrast" if spread > 25 else "evenly lit"
-
-
-def _sharpness(rgb: Image.Image) -> str:
-    laplacian, spread = measure.detail(rgb)
-    if spread < 4:
-        return "plain"
-    if laplacian < 60:
-        return "soft"
-    return "sharp" if laplacian >= 200 else "moderately sharp"
-
-
-def _quote(texts: Sequence[str]) -> str:
-    """Join lines into one quotation that fits into a sentence."""
-    # Quotation marks of the image's own would end the sentence's quotation early.
-    cleaned = (re.sub(r"\s+", " ", re.sub(r'["“”]', "'", text)).strip() for text in texts)
-    joined = " / ".join(text for text in cleaned if text)
-    if len(joined) <= _MAX_TEXT:
-        return joined
-    head = joined[: _MAX_TEXT + 1]
-    whole_words = head.rpartition(" ")[0] or head[:_MAX_TEXT]
-    return whole_words.rstrip(" /") + " …"
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Decode an encoded image completely.
-
-    Args:
-        data: The file's bytes: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or similar.
-
-    Returns:
-        The image, or the first frame of an animation, turned the way its metadata asks.
-
-    Raises:
-        UndecodableImageError: If the bytes are no such image, are damaged, or hold more than
-            80 million pixels.
-    """
+def _open_image(data: bytes) -> Image.Image:
+    """Decode the first frame of an image and apply its EXIF rotation."""
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height <= _MAX_PIXELS:
-                image.load()
                 return ImageOps.exif_transpose(image)
-            pixels = f"{image.width} x {image.height} pixels"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        pixels = "far more pixels"
-    # Pillow's readers raise nearly anything on damaged files (OSError, SyntaxError, struct.error).
-    except Exception as error:
+        pass
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
         raise UndecodableImageError("The data is not an image that can be decoded.") from error
-    raise UndecodableImageError(
-        f"The image has {pixels}; at most {_MAX_PIXELS // 1_000_000} million are decoded."
-    )
+    raise UndecodableImageError("The image has more than 80 million pixels.")
 
 
-class Describer:
-    """Captions encoded images, reading their text where RapidOCR is installed.
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB, with white behind transparent parts."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # The brightest pixel counts as white where the mode has no fixed range.
+        high = 65535 if image.mode.startswith("I;16") else image.getextrema()[1]
+        scale = 255 / high if isinstance(high, int | float) and high > 0 else 1.0
+        return image.point(lambda value: value * scale + 0).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
 
-    Safe to use from several threads. The OCR models are loaded when the first image needs them.
-    """
 
-    def __init__(self) -> None:
-        self._reader = TextReader()
+@functools.cache
+def name_colour(rgb: tuple[int, int, int]) -> str:
+    """Return a plain English name of a colour."""
+    red, green, blue = rgb
+    hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
+    chroma = (max(red, green, blue) - min(red, green, blue)) / 255
+    name = next(name for end, name in _HUES if hue * 360 <= end)
+    if light < 0.08 or (light < 0.15 and chroma < 0.08):
+        return "black"
+    if name in ("orange", "yellow") and light > 0.6 and 0.07 < chroma < 0.35:
+        return "beige"
+    if chroma < 0.12:
+        grades = ((0.33, "dark grey"), (0.62, "grey"), (0.9, "light grey"), (1, "white"))
+        return next(grade for end, grade in grades if light <= end)
+    if name == "red" and light > 0.7:
+        return "pink"
+    if name == "orange" and (light < 0.4 or saturation < 0.5):
+        name = "brown"
+    return f"{'dark ' if light < 0.25 else 'light ' if light > 0.7 else ''}{name}"
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether text is read: the ``offline`` extra is installed and has not failed to load."""
-        return self._reader.available
 
-    def caption(self, data: bytes) -> str:
-        """Caption one encoded image.
+def _colour_sentence(rgb: Image.Image) -> str:
+    # Sampled, not averaged: a blend of yellow and black along an edge is neither.
+    small = rgb.resize((128, 128), Image.Resampling.NEAREST)
+    small = small.quantize(32, dither=Image.Dither.NONE).convert("RGB")
+    counts = Counter(map(name_colour, zip(*[iter(small.tobytes())] * 3, strict=True)))
+    (name, count), *others = counts.most_common()
+    if count >= 0.9 * counts.total():
+        return f"It is almost entirely {name}."
+    names = [name]
+    for other, part in others:
+        family = other.rpartition(" ")[2]
+        # A little red is noticed. A little grey, or another shade of a named colour, is not.
+        enough = (0.1 if family in _NEUTRAL else 0.02) * counts.total()
+        if part >= enough and not any(family in known for known in names):
+            names.append(other)
+    if len(names) == 1:
+        return f"Its main colour is {name}."
+    return f"Its main colours are {', '.join(names[:3][:-1])} and {names[:3][-1]}."
 
-        Args:
-            data: The bytes of an image file.
 
-        Returns:
-            Three or four English sentences.
-
-        Raises:
-            UndecodableImageError: If the bytes cannot be decoded as an image.
-        """
-        return self.examine(data).caption
-
-    def examine(self, data: bytes) -> Description:
-        """Caption one encoded image and report its size.
-
-        Args:
-            data: The bytes of an image file.
-
-        Returns:
-            The caption and the size of the image.
-
-        Raises:
-            UndecodableImageError: If the bytes cannot be decoded as an image.
-        """
-        image = open_image(data)
-        caption = describe(image, texts=self._reader.read(measure.as_rgb(image)))
-        return Description(caption, image.width, image.height)
+def _light_sentence(grey: Image.Image) -> str:
+    grey.thumbnail((512, 512), Image.Resampling.BOX)  # so that sharpness does not depend on size
+    mean, spread = ImageStat.Stat(grey).mean[0], ImageStat.Stat(grey).stddev[0]
+    light = "strong in contrast" if spread > 60 else "evenly lit"
+    if not 70 <= mean <= 176:
+        light = "dark" if mean < 70 else "bright"
+    if spread < 2 or min(grey.size) < 3:
+        return f"It is {light} and plain."
+    # The variance of the Laplacian, halved and centred on 128 to fit into 8 bits.
+    kernel = ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=2, offset=128)
+    edges = ImageOps.crop(grey.filter(kernel), 1)
+    detail = 4 * ImageStat.Stat(edges).var[0]
+    sharpness = "soft" if detail < 60 else "moderately sharp" if detail < 200 else "sharp"
+    return f"It is {light} and {sharpness}."

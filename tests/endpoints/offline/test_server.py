@@ -7,12 +7,13 @@ import json
 import signal
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.endpoints.offline.server import start
+from captioner.endpoints.offline.server import running
 
 
 def data_uri(image, kind="PNG"):
@@ -33,9 +34,8 @@ def overrides(*urls, text="Describe the image."):
 
 @pytest.fixture
 async def server():
-    running = await start()
-    yield running
-    await running.close()
+    async with running() as base_url:
+        yield base_url
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def session():
 
 async def post(session, server, body, path="/chat/completions"):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with session.post(server.base_url + path, data=io.BytesIO(data)) as response:
+    async with session.post(server + path, data=io.BytesIO(data)) as response:
         assert response.content_type == "application/json"
         return response.status, await response.json()
 
@@ -93,22 +93,35 @@ async def test_several_images_are_captioned_in_their_order(server, session):
     assert "entirely blue" in second
 
 
-async def test_an_image_url_may_be_a_plain_string_and_the_path_unversioned(server, session):
-    """Clients that write image_url as a string, or leave /v1 out, are served too."""
+async def test_an_image_url_may_be_a_plain_string(server, session):
+    """Clients that write image_url as a string are served too."""
     part = {"type": "image_url", "image_url": RED}
     system = {"role": "system", "content": "Be brief."}
     body = {"messages": [system, {"role": "user", "content": [part]}]}
-    root = server.base_url.removesuffix("/v1")
-    async with session.post(root + "/chat/completions", json=body) as response:
-        assert response.status == 200
+    assert (await post(session, server, body))[0] == 200
 
 
-async def test_the_model_and_the_health_can_be_asked_for(server, session):
-    """A client that checks first learns the model's name and that the server is up."""
-    async with session.get(server.base_url + "/models") as response:
+async def test_a_streamed_reply_says_the_same(server, session):
+    """A client that asks for a stream gets server-sent events with the caption and the usage."""
+    _, whole = await post(session, server, overrides(RED))
+    body = overrides(RED) | {"stream": True, "stream_options": {"include_usage": True}}
+    async with session.post(server + "/chat/completions", json=body) as response:
+        assert response.content_type == "text/event-stream"
+        events = (await response.text()).strip().split("\n\n")
+    assert events.pop() == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    text = "".join(choice["delta"].get("content", "") for choice in choices)
+    assert text == whole["choices"][0]["message"]["content"]
+    assert choices[-1]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"] == whole["usage"]
+
+
+async def test_the_model_is_listed(server, session):
+    """A client that checks first learns the model's name."""
+    async with session.get(server + "/models") as response:
         assert [model["id"] for model in (await response.json())["data"]] == ["captioner-offline"]
-    async with session.get(server.base_url.removesuffix("/v1") + "/healthz") as response:
-        assert response.status == 200
 
 
 NO_IMAGE = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -128,14 +141,13 @@ NOT_AN_IMAGE = "data:image/png;base64," + base64.b64encode(b"no image").decode()
         ({"messages": ["x", {}, {"content": 5}]}, "contain no image"),
         (BAD_PART, "Every part must be"),
         ({"messages": [{"content": [{"type": ["text"]}]}]}, "Every part must be"),
-        (overrides("http://127.0.0.1:9/a.png"), "takes data: images only"),
-        (overrides("https://example.com/a.png"), "takes data: images only"),
-        (overrides("file:///etc/hostname"), "takes data: images only"),
-        (overrides("data:image/png,abc"), "must be base64"),
+        (overrides("http://127.0.0.1:9/a.png"), "takes base64 data: images only"),
+        (overrides("https://example.com/a.png"), "takes base64 data: images only"),
+        (overrides("file:///etc/hostname"), "takes base64 data: images only"),
+        (overrides("data:image/png,abc"), "takes base64 data: images only"),
         (overrides("data:image/png;base64,@@@@"), "is damaged"),
         (overrides("data:image/png;base64,é"), "is damaged"),
         (overrides(NOT_AN_IMAGE), "not an image that can be decoded"),
-        (overrides(RED) | {"stream": True}, "does not stream"),
     ],
 )
 async def test_a_bad_request_is_told_what_is_wrong_in_openai_shape(server, session, body, said):
@@ -157,18 +169,15 @@ async def test_a_bomb_is_a_bad_request(server, session):
 
 async def test_a_body_over_the_cap_is_413_and_an_unknown_path_404(session):
     """The two refusals of the web framework also come in OpenAI's shape."""
-    running = await start(max_body=2000)
-    try:
-        status, answer = await post(session, running, b" " * 3_000_000)
+    async with running(max_body=2000) as server:
+        status, answer = await post(session, server, b" " * 3_000_000)
         assert (status, answer["error"]["code"]) == (413, "request_too_large")
-        status, answer = await post(session, running, b"{}", path="/embeddings")
+        status, answer = await post(session, server, b"{}", path="/embeddings")
         assert status == 404
         assert "/v1/embeddings" in answer["error"]["message"]
-        async with session.get(running.base_url + "/chat/completions") as response:
+        async with session.get(server + "/chat/completions") as response:
             assert response.status == 405
             assert (await response.json())["error"]["message"]
-    finally:
-        await running.close()
 
 
 async def test_a_body_of_many_megabytes_is_accepted(server, session):
@@ -182,15 +191,16 @@ async def test_a_body_of_many_megabytes_is_accepted(server, session):
 async def test_a_port_in_use_is_an_error(server):
     """Starting twice on one port fails at once instead of serving nothing."""
     with pytest.raises(OSError, match="address already in use"):
-        await start(port=int(server.base_url.rsplit(":", 1)[1].removesuffix("/v1")))
+        async with running(port=urlsplit(server).port):
+            pass
 
 
 async def test_a_closed_server_answers_no_more(session):
     """Close frees the port."""
-    running = await start()
-    await running.close()
+    async with running() as server:
+        pass
     with pytest.raises(aiohttp.ClientConnectionError):
-        await post(session, running, overrides(RED))
+        await post(session, server, overrides(RED))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,4 +1,4 @@
-"""Caption the images of a data set. Run me again to continue where I was interrupted."""
+"""Caption the images of a data set. Run the script again to continue after an interruption."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent.parent
 
 
 class ImageCaptionPipeline:
-    """Reads records, asks a model about their images, writes records with captions."""
+    """Reads records, sends their images to a model and writes the records with captions."""
 
     def __init__(self) -> None:
         self.storage = FileStorage(
@@ -24,7 +24,7 @@ class ImageCaptionPipeline:
             # "offline" is the built-in describer. Put the address of your endpoint here, such as
             # "http://localhost:8000/v1" or "https://api.openai.com/v1".
             api_url=os.environ.get("OPENAI_BASE_URL", "offline"),
-            # The name of the environment variable that holds the key; the key itself stays there.
+            # The name of the environment variable that holds the key, not the key itself.
             key_name_of_api_key="DF_API_KEY",
             model_name=os.environ.get("MODEL", "captioner-offline"),
             max_workers=10,
