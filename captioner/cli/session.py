@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 import orjson
 
@@ -30,6 +31,7 @@ from captioner.cli.summaries import (
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
 from captioner.core.humanize import printable
+from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
@@ -37,6 +39,7 @@ from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from captioner.core.progress import RunReport
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
 
+P = ParamSpec("P")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
 
@@ -95,6 +99,18 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
         return runner.run(_Session(settings, as_json=as_json).run())
 
 
+def shows_warnings(command: Callable[P, int]) -> Callable[P, int]:
+    """Print the warnings that are logged while a command runs."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+        with forward_warnings(_say):
+            return command(*args, **kwargs)
+
+    return wrapped
+
+
+@shows_warnings
 def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
     """Print the state of an output and return the exit status."""
     from captioner.outputs.check import check_output
@@ -107,6 +123,7 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
     return OutputDamagedError.exit_code if report.violations else 0
 
 
+@shows_warnings
 def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int:
     """Print what a run will take and return the exit status."""
     from captioner.engine.estimate import estimate
@@ -116,6 +133,7 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
     return 0
 
 
+@shows_warnings
 def report_in_console(
     output: Path, target: Path | None, *, sample: int, image_root: Path | None, as_json: bool
 ) -> int:
@@ -135,6 +153,7 @@ def report_in_console(
     return 0
 
 
+@shows_warnings
 def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     """Print the scores of captions against references and return the exit status."""
     from captioner.outputs.scores import score
@@ -144,6 +163,7 @@ def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     return 0
 
 
+@shows_warnings
 def export_in_console(
     output: Path,
     target: Path,
@@ -172,6 +192,7 @@ def export_in_console(
     return 0
 
 
+@shows_warnings
 def batches_in_console(output: Path, *, cancel: bool) -> int:
     """Print the state of a run's batches, cancelled or not, and return the exit status."""
     from captioner.executors.batch_api.ledger import Ledger
@@ -183,6 +204,7 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
     return 0
 
 
+@shows_warnings
 def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
     """Serve the page of an output until a signal arrives and return the exit status."""
     from captioner.outputs.viewer import Viewer
@@ -227,6 +249,12 @@ class _Session:
         for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
+        with forward_warnings(self._display.say):
+            report = await self._watched()
+        return report, self._signal
+
+    async def _watched(self) -> RunReport:
+        """Run with the page and the metrics server that the settings ask for, and show the result."""
         report: RunReport | None = None
         metrics = page = None
         try:
@@ -255,7 +283,7 @@ class _Session:
                 await asyncio.to_thread(page.close)
             if report is not None:
                 self._show(report)
-        return report, self._signal
+        return report
 
     def _open_page(self) -> ViewerThread:
         from captioner.outputs.viewer import Viewer, ViewerThread
@@ -280,12 +308,12 @@ class _Session:
             print(_json(report))
 
     async def _run(self) -> RunReport:
-        progress, cancel, say = self._progress, self._cancel, self._display.say
+        progress, cancel = self._progress, self._cancel
         if self._settings.cluster.engine == "ray":
             from captioner.executors.ray.driver import run_on_ray
 
-            return await run_on_ray(self._settings, progress=progress, cancel=cancel, warn=say)
-        return await run_batch(self._settings, progress=progress, cancel=cancel, warn=say)
+            return await run_on_ray(self._settings, progress=progress, cancel=cancel)
+        return await run_batch(self._settings, progress=progress, cancel=cancel)
 
     def _on_signal(self, number: int) -> None:
         # The second signal abandons the requests in flight; a third one has its default effect.
