@@ -108,7 +108,7 @@ def test_the_tables_of_options_are_up_to_date() -> None:
 @pytest.mark.parametrize("path", [README, *DOCS], ids=lambda path: path.stem)
 def test_every_flag_that_is_named_exists(path) -> None:
     """No page sends a user to a flag that does not exist."""
-    options = all_options()
+    options = all_options().values()
     known = {f"--{option.key}" for option in options}
     known |= {f"--no-{option.key}" for option in options if option.default is True}
     known |= COMMAND_FLAGS | OTHER_PROGRAMS
