@@ -130,7 +130,7 @@ class Engine:
                 connected.dialect,
                 image_folders(settings, archives),
                 budget,
-                decoders.draw,
+                decoders.render,
                 cache,
             )
             fetcher = await stack.enter_async_context(Fetcher(images, budget, archives))

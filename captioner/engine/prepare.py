@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from captioner.core.types import FetchedImages, ImageOverrides
     from captioner.engine.cache import Cache
     from captioner.images.files import ImageFolders
-    from captioner.images.fit import Draw, Fitted
+    from captioner.images.fit import Fitted, Render
     from captioner.settings.settings import Settings
 
 
@@ -52,7 +52,7 @@ class Preparer:
         dialect: Builds the messages.
         folders: Where files are.
         budget: Bytes that may be held at once.
-        draw: Draws what cannot be sent as it is.
+        render: Re-encodes what cannot be sent as it is.
         cache: What was answered in earlier runs.
     """
 
@@ -62,14 +62,14 @@ class Preparer:
         dialect: Dialect,
         folders: ImageFolders,
         budget: MemoryBudget,
-        draw: Draw,
+        render: Render,
         cache: Cache | None = None,
     ) -> None:
         self._settings = settings
         self._dialect = dialect
         self._folders = folders
         self._budget = budget
-        self._draw = draw
+        self._render = render
         self._cache = cache
         prompt = settings.prompt
         self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
@@ -98,7 +98,7 @@ class Preparer:
             place = _Place(self._budget, "force", fetched.reserved)
         else:
             place = _Place(self._budget, "wait")
-        return self._prepare(line, place, self._draw, image_overrides or UNCHANGED, fetched)
+        return self._prepare(line, place, self._render, image_overrides or UNCHANGED, fetched)
 
     def prepare_at_once(self, line: InputRecord) -> PreparedRecord | NeedsFetch | Failure | None:
         """Return the same without waiting for disk, memory or a decoder; None if it would."""
@@ -114,7 +114,7 @@ class Preparer:
         self,
         line: InputRecord,
         place: _Place,
-        draw: Draw,
+        render: Render,
         image_overrides: ImageOverrides,
         fetched: FetchedImages | None,
     ) -> PreparedRecord | NeedsFetch | Failure:
@@ -131,7 +131,7 @@ class Preparer:
             if line.images:
                 loaded = {**loaded, **dict(line.images)}
             several = [
-                self._encode(image, place, draw, image_overrides, loaded) for image in images
+                self._encode(image, place, render, image_overrides, loaded) for image in images
             ]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
             asked = texts.questions
@@ -210,7 +210,7 @@ class Preparer:
         self,
         image: ImageRef,
         place: _Place,
-        draw: Draw,
+        render: Render,
         image_overrides: ImageOverrides,
         loaded: Mapping[str, bytes],
     ) -> list[EncodedImage]:
@@ -236,7 +236,7 @@ class Preparer:
             raise BadImageError("image_empty", "the image is empty")
         return [
             EncodedImage(kind, b64encode(fitted), "", width, height)
-            for kind, fitted, width, height in fit(data, self._wanted, draw, image_overrides)
+            for kind, fitted, width, height in fit(data, self._wanted, render, image_overrides)
         ]
 
 
@@ -251,7 +251,7 @@ def _here(fetched: FetchedImages) -> dict[str, bytes]:
 
 
 def _not_at_once(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
-    """Draw nothing: decoding takes long."""
+    """Render nothing: decoding takes long."""
     raise WouldBlockError
 
 

@@ -148,7 +148,7 @@ def _sample(book: OutputReader, size: int) -> list[tuple[str, str, str]]:
 def _thumbnail(data: bytes, decoders: DecoderPool) -> str:
     """Return a small image as a data URI; nothing where it cannot be drawn."""
     try:
-        drawn = decoders.draw(data, _REDRAW)[0]
+        drawn = decoders.render(data, _REDRAW)[0]
     except (RecordError, DecoderError):
         return ""
     return f"data:{drawn.media_type};base64,{base64.b64encode(drawn.data).decode()}"

@@ -124,7 +124,7 @@ class Thumbnails:
                 return Image("", b"", _why_not(image))
             loop = asyncio.get_running_loop()
             drawn = await loop.run_in_executor(
-                self._threads, self._decoders[size].draw, data, _REDRAW
+                self._threads, self._decoders[size].render, data, _REDRAW
             )
         except (RecordError, DecoderError, StoppedError) as error:
             return Image("", b"", str(error))
