@@ -20,7 +20,7 @@ from PIL import Image
 
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fit import FitOptions, fit
-from captioner.images.render import draw
+from captioner.images.render import render
 from captioner.settings.options import ImageSettings
 
 
@@ -57,7 +57,7 @@ def formats() -> None:
 
         def by(data: bytes, image_overrides: Any, drawn: list[int] = drawn) -> Any:
             drawn.append(1)
-            return draw(data, wanted, image_overrides)
+            return render(data, wanted, image_overrides)
 
         cost = best(lambda data=data, by=by: fit(data, wanted, by))
         sent = fit(data, wanted, by)[0]
@@ -85,8 +85,8 @@ def workers() -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     with DecoderPool(wanted, count) as decoders:
         for name, by in (
-            ("threads", lambda data, image_overrides: draw(data, wanted, image_overrides)),
-            ("processes", decoders.draw),
+            ("threads", lambda data, image_overrides: render(data, wanted, image_overrides)),
+            ("processes", decoders.render),
         ):
             asyncio.run(race(name, lambda by=by: fit(data, wanted, by), count))
 

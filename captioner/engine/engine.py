@@ -128,7 +128,7 @@ class Engine:
                 connected.dialect,
                 image_folders(settings, archives),
                 memory,
-                decoders.draw,
+                decoders.render,
                 cache,
             )
             fetcher = await stack.enter_async_context(Fetcher(images, memory, archives))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from captioner.core.types import FetchedImages, ImageOverrides
     from captioner.engine.cache import Cache
     from captioner.images.files import ImageFolders
-    from captioner.images.fit import Draw, Fitted
+    from captioner.images.fit import Fitted, Render
     from captioner.settings.settings import Settings
 
 SLACK = 4_096
@@ -53,7 +53,7 @@ class Preparer:
         dialect: Builds the messages.
         folders: Where image files are.
         memory: Bytes that prepared records may hold.
-        draw: Re-encodes images that cannot be sent unchanged.
+        render: Re-encodes images that cannot be sent unchanged.
         cache: Responses of earlier runs.
     """
 
@@ -63,14 +63,14 @@ class Preparer:
         dialect: Dialect,
         folders: ImageFolders,
         memory: MemoryBudget,
-        draw: Draw,
+        render: Render,
         cache: Cache | None = None,
     ) -> None:
         self._settings = settings
         self._dialect = dialect
         self._folders = folders
         self._memory = memory
-        self._draw = draw
+        self._render = render
         self._cache = cache
         prompt = settings.prompt
         self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
@@ -99,7 +99,7 @@ class Preparer:
             reservation = _Reservation(self._memory, _Mode.FORCE, fetched.reserved)
         else:
             reservation = _Reservation(self._memory, _Mode.WAIT)
-        return self._prepare(record, reservation, self._draw, image_overrides or UNCHANGED, fetched)
+        return self._prepare(record, reservation, self._render, image_overrides or UNCHANGED, fetched)
 
     def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Failure | None:
         """Return the same if that needs no waiting for disk, memory or a decoder; else None."""
@@ -115,7 +115,7 @@ class Preparer:
         self,
         record: InputRecord,
         reservation: _Reservation,
-        draw: Draw,
+        render: Render,
         image_overrides: ImageOverrides,
         fetched: FetchedImages | None,
     ) -> PreparedRecord | NeedsFetch | Failure:
@@ -132,7 +132,7 @@ class Preparer:
             if record.images:
                 loaded = {**loaded, **dict(record.images)}
             several = [
-                self._encode(image, reservation, draw, image_overrides, loaded) for image in images
+                self._encode(image, reservation, render, image_overrides, loaded) for image in images
             ]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
             if texts.questions or len(frames) > len(several):
@@ -211,7 +211,7 @@ class Preparer:
         self,
         image: ImageRef,
         reservation: _Reservation,
-        draw: Draw,
+        render: Render,
         image_overrides: ImageOverrides,
         loaded: Mapping[str, bytes],
     ) -> list[EncodedImage]:
@@ -238,7 +238,7 @@ class Preparer:
         return [
             EncodedImage(media_type, b64encode(fitted), "", width, height)
             for media_type, fitted, width, height in fit(
-                data, self._fit_options, draw, image_overrides
+                data, self._fit_options, render, image_overrides
             )
         ]
 

@@ -26,7 +26,7 @@ import orjson
 from captioner.core.errors import BadImageError
 from captioner.core.types import ImageOverrides
 from captioner.images.fit import HEAVY, READY, FitOptions
-from captioner.images.render import draw
+from captioner.images.render import render
 from captioner.settings.options import ImageSettings
 
 MEMORY = 5 << 29
@@ -36,7 +36,7 @@ _GRACE_S = 5
 
 
 def main() -> None:
-    """Draw what comes until the parent is gone."""
+    """Render what comes until the parent is gone."""
     for limit, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
         with contextlib.suppress(OSError, ValueError):  # not every system has each of them
             resource.setrlimit(limit, (most, most))
@@ -59,7 +59,7 @@ def main() -> None:
             data = connection.recv_bytes()
             signal.alarm(seconds)
             try:
-                frames = draw(data, wanted, image_overrides, before_heavy)
+                frames = render(data, wanted, image_overrides, before_heavy)
             except BadImageError as error:
                 reply: object = {"code": error.code, "message": error.message}
                 frames = ()

@@ -59,8 +59,8 @@ class DecoderPool:
         """End the children."""
         self.close()
 
-    def draw(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
-        """Return the frames of an image, drawn by a child; blocks, and may be called anywhere.
+    def render(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
+        """Return the frames of an image, rendered by a child; blocks, and may be called anywhere.
 
         Raises:
             BadImageError: Those of the drawing, ``image_timeout`` or ``image_crashed``.
@@ -71,7 +71,7 @@ class DecoderPool:
         try:
             if child is None:
                 child = self._start()
-            return child.draw(data, image_overrides, self._timeout_s, self._heavy)
+            return child.render(data, image_overrides, self._timeout_s, self._heavy)
         except (DecoderError, StoppedError):
             raise
         except (EOFError, OSError, ValueError, TypeError, KeyError):  # it died, or talks nonsense
@@ -166,7 +166,7 @@ class _Child:
             self.end()
             raise EOFError
 
-    def draw(
+    def render(
         self, data: bytes, image_overrides: ImageOverrides, timeout_s: float, heavy: threading.Lock
     ) -> tuple[Fitted, ...]:
         self.broken = True  # until there is a whole reply
@@ -181,11 +181,11 @@ class _Child:
         if isinstance(frames, dict):
             self.broken = False
             raise BadImageError(frames["code"], frames["message"])
-        drawn = tuple(
+        rendered = tuple(
             Fitted(kind, self._receive(timeout_s), width, height) for kind, width, height in frames
         )
         self.broken = False
-        return drawn
+        return rendered
 
     def _receive(self, timeout_s: float) -> bytes:
         if not self._connection.poll(timeout_s):

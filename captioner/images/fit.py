@@ -52,7 +52,7 @@ class Plan(NamedTuple):
     canvas: tuple[int, int]
 
 
-class Draw(Protocol):
+class Render(Protocol):
     """Decodes an image and encodes it anew, each frame that is wanted."""
 
     def __call__(self, data: bytes, image_overrides: ImageOverrides, /) -> tuple[Fitted, ...]:
@@ -154,16 +154,16 @@ def read_structure(data: bytes) -> Structure | None:
 
 
 def fit(
-    data: bytes, wanted: FitOptions, draw: Draw, image_overrides: ImageOverrides = UNCHANGED
+    data: bytes, wanted: FitOptions, render: Render, image_overrides: ImageOverrides = UNCHANGED
 ) -> tuple[Fitted, ...]:
     """Return an image as it is to be sent, or several frames of a moving one.
 
     A sendable, upright image of the right size passes without being decoded, its metadata cut
-    out. Others are drawn. With a ``image_overrides`` all are, and made smaller by its factor.
+    out. Others are rendered. With a ``image_overrides`` all are, and made smaller by its factor.
 
     Raises:
         BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or one of
-            those that ``draw`` raises.
+            those that ``render`` raises.
     """
     images = wanted.images
     if (
@@ -174,7 +174,7 @@ def fit(
         return (Fitted(kind, data, 0, 0),)
     structure = read_structure(data)
     if structure is None:
-        return draw(data, image_overrides)
+        return render(data, image_overrides)
     size = structure.width, structure.height
     wanted.bound(*size)
     if (
@@ -190,9 +190,9 @@ def fit(
         kept = b"".join(structure.parts)
         if base64_length(kept) <= images.max_bytes:
             if images.verify == "full":
-                draw(kept, DECODE_ONLY)
+                render(kept, DECODE_ONLY)
             return (Fitted(structure.media_type, kept, *size),)
-    return draw(data, image_overrides)
+    return render(data, image_overrides)
 
 
 def base64_length(data: bytes) -> int:

@@ -61,7 +61,7 @@ _NO_IMAGES = {
 Image.MAX_IMAGE_PIXELS = None  # the bound is ours, and an option
 
 
-def draw(
+def render(
     data: bytes,
     wanted: FitOptions,
     image_overrides: ImageOverrides,
@@ -170,22 +170,22 @@ def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrid
     background = wanted.images.background
     orientation = image.getexif().get(0x0112, 1)
     profile = image.info.get("icc_profile")
-    drawn = _eight_bits(image)
-    if drawn.has_transparency_data:
-        drawn = drawn.convert("RGBA")
+    rendered = _eight_bits(image)
+    if rendered.has_transparency_data:
+        rendered = rendered.convert("RGBA")
         if background != "none":
-            drawn = _on(background, drawn)
-    elif drawn.mode not in ("RGB", "L", "CMYK", "LAB"):
-        drawn = drawn.convert("RGB")
-    if drawn.size != plan.size:
-        drawn = drawn.resize(plan.size, Image.Resampling.LANCZOS)
-    drawn = _in_srgb(drawn, profile)
+            rendered = _on(background, rendered)
+    elif rendered.mode not in ("RGB", "L", "CMYK", "LAB"):
+        rendered = rendered.convert("RGB")
+    if rendered.size != plan.size:
+        rendered = rendered.resize(plan.size, Image.Resampling.LANCZOS)
+    rendered = _in_srgb(rendered, profile)
     if plan.canvas != plan.size:
-        drawn = _padded(drawn, plan.canvas, background)
+        rendered = _padded(rendered, plan.canvas, background)
     if orientation in _UPRIGHT:
-        drawn = drawn.transpose(_UPRIGHT[orientation])
-    drawn.info.clear()  # comments and the like are not ours to send
-    return _encode(drawn, wanted.images.max_bytes, 2 if photograph else 0)
+        rendered = rendered.transpose(_UPRIGHT[orientation])
+    rendered.info.clear()  # comments and the like are not ours to send
+    return _encode(rendered, wanted.images.max_bytes, 2 if photograph else 0)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.engine.prepare import Preparer
 from captioner.images.files import ImageFolders
 from captioner.images.fit import FitOptions
-from captioner.images.render import draw
+from captioner.images.render import render
 from captioner.settings.settings import Settings
 
 
@@ -33,7 +33,7 @@ class Bench:
             OpenAIChat("m"),
             folders,
             self.budget,
-            lambda data, image_overrides: draw(data, wanted, image_overrides),
+            lambda data, image_overrides: render(data, wanted, image_overrides),
         )
 
     def __call__(self, record, **line):

@@ -25,7 +25,7 @@ from captioner.core.types import ImageOverrides
 from captioner.images import decoder_pool as decoders
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fit import DECODE_ONLY, UNCHANGED, FitOptions, fit
-from captioner.images.render import draw
+from captioner.images.render import render
 from captioner.settings.options import ImageSettings
 
 
@@ -74,28 +74,28 @@ def bmp(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 def test_a_child_draws_what_this_process_would() -> None:
-    """The result does not depend on where an image is drawn."""
+    """The result does not depend on where an image is rendered."""
     wanted = FitOptions(ImageSettings(max_side=100))
     data = jpeg(3, (400, 300))
-    with DecoderPool(wanted, 1) as drawn:
-        assert fit(data, wanted, drawn.draw) == draw(data, wanted, UNCHANGED)
-        assert fit(data, wanted, drawn.draw, ImageOverrides(0.5)) == draw(
+    with DecoderPool(wanted, 1) as rendered:
+        assert fit(data, wanted, rendered.render) == render(data, wanted, UNCHANGED)
+        assert fit(data, wanted, rendered.render, ImageOverrides(0.5)) == render(
             data, wanted, ImageOverrides(0.5)
         )
-        assert drawn.draw(data, DECODE_ONLY) == ()
+        assert rendered.render(data, DECODE_ONLY) == ()
         with pytest.raises(BadImageError) as caught:
-            drawn.draw(b"nothing", UNCHANGED)
+            rendered.render(b"nothing", UNCHANGED)
         assert caught.value.code == "image_unknown_type"
-        assert drawn.draw(data, DECODE_ONLY) == ()
+        assert rendered.render(data, DECODE_ONLY) == ()
 
 
 def test_children_are_used_again_and_no_more_than_are_wanted() -> None:
     """Fifty images from eight threads take two processes."""
-    with pool(2) as drawn, ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda _: drawn.draw(bmp(), UNCHANGED)[0].data, range(50)))
-        assert len(drawn._children) <= 2
+    with pool(2) as rendered, ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: rendered.render(bmp(), UNCHANGED)[0].data, range(50)))
+        assert len(rendered._children) <= 2
         assert len(set(found)) == 1
-        pids = [child._process.pid for child in drawn._children]
+        pids = [child._process.pid for child in rendered._children]
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -103,15 +103,15 @@ def test_children_are_used_again_and_no_more_than_are_wanted() -> None:
 
 def test_a_crash_costs_one_image() -> None:
     """A decoder that dies takes one image with it; the next one gets a new decoder."""
-    with pool() as drawn:
-        assert drawn.draw(bmp(), UNCHANGED)
-        (child,) = drawn._children
+    with pool() as rendered:
+        assert rendered.render(bmp(), UNCHANGED)
+        (child,) = rendered._children
         os.kill(child._process.pid, signal.SIGSEGV)
         child._process.wait()
         with pytest.raises(BadImageError, match="broke down") as caught:
-            drawn.draw(bmp(), UNCHANGED)
+            rendered.render(bmp(), UNCHANGED)
         assert caught.value.code == "image_crashed"
-        assert drawn.draw(bmp(), UNCHANGED)
+        assert rendered.render(bmp(), UNCHANGED)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_a_crash_costs_one_image() -> None:
 def test_whatever_a_decoder_does_is_one_failed_image(stand_in, script) -> None:
     """Dying before, while or after it has the image, or talking nonsense."""
     stand_in(script)
-    with pool() as drawn:
+    with pool() as rendered:
         for _ in range(2):
             with pytest.raises(BadImageError) as caught:
-                drawn.draw(bmp(), UNCHANGED)
+                rendered.render(bmp(), UNCHANGED)
             assert caught.value.code == "image_crashed"
 
 
@@ -137,11 +137,11 @@ def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
     monkeypatch.setattr(
         decoders, "python", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"]
     )
-    with pool() as drawn, pytest.raises(DecoderError, match="cannot start"):
-        drawn.draw(bmp(), UNCHANGED)
+    with pool() as rendered, pytest.raises(DecoderError, match="cannot start"):
+        rendered.render(bmp(), UNCHANGED)
     monkeypatch.setattr(decoders, "python", lambda *_: ["/nowhere/python"])
-    with pool() as drawn, pytest.raises(DecoderError, match="No such file"):
-        drawn.draw(bmp(), UNCHANGED)
+    with pool() as rendered, pytest.raises(DecoderError, match="No such file"):
+        rendered.render(bmp(), UNCHANGED)
 
 
 def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
@@ -149,53 +149,53 @@ def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     stand_in(f"open({str(tmp_path / 'env')!r}, 'w').write(repr(dict(os.environ)))")
-    with pool() as drawn, pytest.raises(BadImageError):
-        drawn.draw(bmp(), UNCHANGED)
+    with pool() as rendered, pytest.raises(BadImageError):
+        rendered.render(bmp(), UNCHANGED)
     assert "hush" not in (tmp_path / "env").read_text()
 
 
 def test_a_hang_costs_one_image(stand_in) -> None:
     """A decoder that does not come back is killed when its time is over, the first time too."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
-    with pool(image_timeout=0.5) as drawn:
+    with pool(image_timeout=0.5) as rendered:
         with pytest.raises(BadImageError, match=r"more than 0\.5 s") as caught:
-            drawn.draw(bmp(), UNCHANGED)
+            rendered.render(bmp(), UNCHANGED)
         assert caught.value.code == "image_timeout"
-        assert not drawn._children
+        assert not rendered._children
 
 
 def test_closing_ends_whoever_waits(stand_in) -> None:
     """A run that stops is not held up by a decoder that hangs; its image has not failed."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
-    drawn = pool()
+    rendered = pool()
     caught: list[BaseException] = []
 
     def wait() -> None:
         try:
-            drawn.draw(bmp(), UNCHANGED)
+            rendered.render(bmp(), UNCHANGED)
         except BaseException as error:  # noqa: BLE001 - it is looked at
             caught.append(error)
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not drawn._children:
+    while not rendered._children:
         time.sleep(0.01)
-    drawn.close()
+    rendered.close()
     waiting.join(10)
     assert [type(error) for error in caught] == [StoppedError]
     with pytest.raises(StoppedError):
-        drawn.draw(bmp(), UNCHANGED)
+        rendered.render(bmp(), UNCHANGED)
 
 
 def test_memory_is_bounded() -> None:
     """An image whose decoding takes more than a decoder may have fails; the decoder lives on."""
     out = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(out, "TIFF", compression="group4")
-    with pool(max_image_pixels=2_000_000_000) as drawn:
+    with pool(max_image_pixels=2_000_000_000) as rendered:
         with pytest.raises(BadImageError, match="more memory") as caught:
-            drawn.draw(out.getvalue(), UNCHANGED)
+            rendered.render(out.getvalue(), UNCHANGED)
         assert caught.value.code == "image_too_large"
-        assert drawn.draw(bmp(), UNCHANGED)
+        assert rendered.render(bmp(), UNCHANGED)
 
 
 def test_large_images_are_decoded_one_at_a_time() -> None:
@@ -203,24 +203,25 @@ def test_large_images_are_decoded_one_at_a_time() -> None:
     out = io.BytesIO()
     Image.new("L", (6_000, 5_000)).save(out, "PNG", compress_level=1)
     data = out.getvalue()
-    with pool(2, max_side=64) as drawn, ThreadPoolExecutor(2) as threads:
-        drawn._heavy = turns = Turns()
-        both = [threads.submit(drawn.draw, data, UNCHANGED) for _ in range(2)]
+    with pool(2, max_side=64) as rendered, ThreadPoolExecutor(2) as threads:
+        rendered._heavy = turns = Turns()
+        both = [threads.submit(rendered.render, data, UNCHANGED) for _ in range(2)]
         assert all(len(one.result(30)) == 1 for one in both)
         assert (turns.count, turns.most) == (2, 1)
-        assert drawn.draw(bmp(), UNCHANGED)
+        assert rendered.render(bmp(), UNCHANGED)
         assert turns.count == 2
 
 
 def test_a_child_ends_with_its_parent() -> None:
     """A parent that is killed leaves no decoder behind."""
     script = (
-        "import os, sys, time; from captioner.images.decoder_pool import Decoders;"
-        "from captioner.images.fit import AS_IS, Wanted;"
+        "import os, sys, time; from captioner.images.decoder_pool import DecoderPool;"
+        "from captioner.core.types import UNCHANGED;"
+        "from captioner.images.fit import FitOptions;"
         "from captioner.settings.options import ImageSettings;"
-        "drawn = Decoders(Wanted(ImageSettings()), 1);"
-        "drawn.draw(sys.stdin.buffer.read(), AS_IS);"
-        "print([c._process.pid for c in drawn._children][0], flush=True); os.kill(os.getpid(), 9)"
+        "pool = DecoderPool(FitOptions(ImageSettings()), 1);"
+        "pool.render(sys.stdin.buffer.read(), UNCHANGED);"
+        "print([c._process.pid for c in pool._children][0], flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -14,7 +14,7 @@ from samples import BLUE, GREEN, RED, WHITE, bomb, quarters, saved
 from captioner.core.errors import BadImageError
 from captioner.images.fit import DECODE_ONLY, FitOptions, Fitted, read_structure
 from captioner.images.fit import fit as fit_each
-from captioner.images.render import draw
+from captioner.images.render import render
 from captioner.settings.options import ImageSettings
 
 MAX_PIXELS = ImageSettings().max_image_pixels
@@ -28,7 +28,9 @@ def fit(data: bytes, side: int = 2048, **options: Any) -> Fitted:
 
 def frames(data: bytes, **options: Any) -> tuple[Fitted, ...]:
     wanted = FitOptions(ImageSettings(**options))
-    return fit_each(data, wanted, lambda data, image_overrides: draw(data, wanted, image_overrides))
+    return fit_each(
+        data, wanted, lambda data, image_overrides: render(data, wanted, image_overrides)
+    )
 
 
 def opened(data: bytes) -> Image.Image:
@@ -309,9 +311,9 @@ def test_background():
     assert near(opened(fit(data, background="blue").data).getpixel((5, 5)), BLUE)
     kept = fit(data, background="none")
     assert (kept.media_type, kept.data) == ("image/png", data)
-    drawn = fit(data, 32, background="none")
-    assert (drawn.media_type, opened(drawn.data).mode) == ("image/png", "RGBA")
-    assert opened(drawn.data).getpixel((5, 5))[3] == 0
+    rendered = fit(data, 32, background="none")
+    assert (rendered.media_type, opened(rendered.data).mode) == ("image/png", "RGBA")
+    assert opened(rendered.data).getpixel((5, 5))[3] == 0
     webp = saved(image, "WEBP", exif=Image.Exif().tobytes())
     assert opened(fit(webp, background="none").data).convert("RGBA").getpixel((5, 5))[3] == 0
 

@@ -8,7 +8,7 @@ from captioner.images.inspect.structure import Structure, corrupt
 
 
 def read_gif(data: bytes) -> Structure:
-    """Walk the blocks up to the second frame. A GIF is never plain: it is drawn.
+    """Walk the blocks up to the second frame. A GIF is never plain: it is rendered.
 
     Raises:
         BadImageError: ``image_corrupt``.

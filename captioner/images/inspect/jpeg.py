@@ -50,33 +50,11 @@ def read_jpeg(data: bytes) -> Structure:
     Raises:
         BadImageError: ``image_corrupt``.
     """
-    global _last  # noqa: PLW0603 - a shortcut; threads may take each other's
-    head, structure = _last
-    if head and data.startswith(head):
-        found = _IN_SCAN.search(data, len(head))
-        if found is not None and data[found.start() + 1] == 0xD9:
-            end = found.start() + 2
-            whole = (data,) if end == len(data) else (memoryview(data)[:end],)
-            return Structure(*structure[:-1], whole)
-    walk = _Walk(data)
-    structure = walk.to_the_end()
-    if walk.head:
-        _last = data[: walk.head], structure._replace(parts=())
-    return structure
-
-
-_last: tuple[bytes, Structure] = b"", Structure("", 0, 0)
-"""How an image of one scan began, and what it was: images that one program made in one size,
-frames of a film say, all begin with the same bytes, which say the same of each."""
+    return _Walk(data).to_the_end()
 
 
 class _Walk:
-    """A walk over a file, and what it has found so far.
-
-    Attributes:
-        head: Where the only scan's data begins, if nothing before is to be cut out and the end
-            comes behind it; else 0.
-    """
+    """A walk over the segments of a file, and what it has found so far."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -86,7 +64,6 @@ class _Walk:
         self._exif = self._xmp = False
         self._profile: dict[int, bytes] = {}
         self._scans = 0
-        self.head = 0
 
     def to_the_end(self) -> Structure:
         data, kept = self._data, self._kept
@@ -115,8 +92,6 @@ class _Walk:
                 if found is None:
                     raise corrupt("the JPEG is cut short")
                 self._scans += 1
-                ends = data[found.start() + 1] == 0xD9
-                self.head = end if ends and self._scans == 1 and kept.whole else 0
                 end = found.start()
             elif marker in _FRAMES:
                 self._frame_header(marker, at)

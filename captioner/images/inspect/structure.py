@@ -49,11 +49,6 @@ class Kept:
         self._from = 0
         self._parts: list[bytes | memoryview] = []
 
-    @property
-    def whole(self) -> bool:
-        """Nothing was dropped so far."""
-        return not self._from
-
     def drop(self, begin: int, end: int, instead: bytes = b"") -> None:
         """Leave a piece out, or put something in its place."""
         if begin < end:

@@ -39,7 +39,7 @@ def thumbnail(decoders: DecoderPool, data: bytes) -> Fitted:
         RecordError: The image is invalid.
         DecoderError: The decoder failed.
     """
-    return decoders.draw(data, ImageOverrides(1.0, redraw=True))[0]
+    return decoders.render(data, ImageOverrides(1.0, redraw=True))[0]
 
 
 class Thumbnails:
