@@ -13,6 +13,7 @@
     │  ├─ EndpointFaultError  the endpoint is at fault: does not count as an attempt
     │  ├─ BadReplyError       the reply is not a caption: counts as an attempt
     │  ├─ ParameterError      an unsupported parameter: retried without it
+    │  ├─ TokenLimitError     max_tokens above the context: retried with fewer
     │  ├─ ImageRejectedError  unsupported images: re-encoded and retried
     │  └─ NotFoundError       unknown model or oversized body: a second request decides
     └─ RunError               the run stops and can be resumed
@@ -96,7 +97,13 @@ class AttemptError(CaptionerError):
 
 
 class EndpointFaultError(AttemptError):
-    """The endpoint is overloaded, rate limiting, unreachable or broken."""
+    """The endpoint is overloaded, rate limiting, unreachable or broken.
+
+    Attributes:
+        is_loading: The endpoint says that it loads its model.
+    """
+
+    is_loading: bool = False
 
 
 class BadReplyError(AttemptError):
@@ -129,6 +136,20 @@ class ImageRejectedError(AttemptError):
     def __init__(self, code: str, message: str, *, smaller: bool) -> None:
         super().__init__(code, message)
         self.smaller = smaller
+
+
+class TokenLimitError(AttemptError):
+    """``max_tokens`` is more than the model's context leaves.
+
+    Args:
+        code: As in `AttemptError`.
+        message: As in `AttemptError`.
+        limit: Tokens that the context leaves, if the endpoint says so.
+    """
+
+    def __init__(self, code: str, message: str, limit: int | None) -> None:
+        super().__init__(code, message)
+        self.limit = limit
 
 
 class NotFoundError(AttemptError):

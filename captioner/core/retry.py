@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 LONGEST_WAIT_S = 60.0
 LONGEST_RETRY_AFTER_S = 3_600.0
 _NUMBER = re.compile(r"\d+(\.\d+)?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)(?:ec|in|our|ay)?\w*", re.IGNORECASE)
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+_EPOCH_S = 1_000_000_000
+"""A larger number of seconds is a time since 1970."""
 
 
 def waits(longest_s: float = LONGEST_WAIT_S) -> Iterator[float]:
@@ -36,8 +40,10 @@ def retry_after_s(
     """Return how long a server asks clients to wait; None if it does not say.
 
     ``retry-after-ms`` takes precedence over ``Retry-After``, which is in seconds or an HTTP date
-    (RFC 9110, 10.2.3). Invalid values are ignored, long ones limited to an hour. A date is compared
-    with the reply's ``Date`` if there is one, because the two clocks may differ.
+    (RFC 9110, 10.2.3). Some servers send a duration with units, or seconds since 1970, and LiteLLM
+    passes its provider's header on as ``llm_provider-retry-after``. Invalid values are ignored,
+    long ones limited to an hour. A date is compared with the reply's ``Date`` if there is one,
+    because the two clocks may differ.
 
     Args:
         headers: The reply's headers, names in lower case.
@@ -46,13 +52,19 @@ def retry_after_s(
     millis = headers.get("retry-after-ms", "").strip()
     if _NUMBER.fullmatch(millis):
         return min(float(millis) / 1000, LONGEST_RETRY_AFTER_S)
-    value = headers.get("retry-after", "").strip()
+    names = ("retry-after", "llm_provider-retry-after")
+    value = next((text for name in names if (text := headers.get(name, "").strip())), "")
     if not value:
         return None
-    if _NUMBER.fullmatch(value):
-        return min(float(value), LONGEST_RETRY_AFTER_S)
     try:
-        seconds = _timestamp(value) - _sent_at(headers, now)
+        if _NUMBER.fullmatch(value):
+            seconds = min(float(value), 1e12)
+            if seconds > _EPOCH_S:
+                seconds -= _sent_at(headers, now)
+        elif unit := _DURATION.fullmatch(value):
+            seconds = float(unit[1]) * _UNITS[unit[2].lower()]
+        else:
+            seconds = _timestamp(value) - _sent_at(headers, now)
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if math.isfinite(seconds) else None

@@ -164,6 +164,7 @@ class RequestOverrides(NamedTuple):
     temperature: float | None = None
     max_tokens: int | None = None
     turns: tuple[Turn, ...] = ()
+    thinking: bool | None = None
 
     @property
     def raised(self) -> bool:
@@ -199,12 +200,21 @@ class Usage(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What the endpoint answered, not yet looked at as a caption; the text may be empty."""
+    """The model's text, not checked as a caption yet.
+
+    Attributes:
+        text: The text without thinking; may be empty.
+        finish_reason: Why the model ended, in the endpoint's words.
+        model: The model, in the endpoint's words.
+        usage: Tokens of the request.
+        thought: The model wrote thinking as well.
+    """
 
     text: str
     finish_reason: str
     model: str
     usage: Usage
+    thought: bool = False
 
 
 class ValidatedCompletion(NamedTuple):

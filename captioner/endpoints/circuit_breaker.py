@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 FAULTS_TO_OPEN = 10
 SHORTEST_PAUSE_S = 1.0
-NEVER_ANSWERED_S = 60.0
-"""Longest outage of an address that has never responded: it is probably wrong."""
+NEVER_CAPTIONED_S = 60.0
+"""Longest outage of an endpoint without a caption so far: address or model are probably wrong."""
+
+LOADING_S = 1_800.0
+"""The same while the endpoint says that it loads its model."""
 
 
 class CircuitBreaker:
@@ -58,7 +61,7 @@ class CircuitBreaker:
         self._name = name
         self._max_outage_s = max_outage_s
         self._sleep = sleep
-        self._answered = False
+        self._patience_s = NEVER_CAPTIONED_S  # until the first caption
         self._faults = 0  # in a row
         self._since = 0.0  # loop time of the first of them
         self._waits: Iterator[float] = iter(())
@@ -100,15 +103,10 @@ class CircuitBreaker:
         """Record a response of a working endpoint: the model's text, or another one."""
         self.successes += 1
         self.captions += caption
-        self._answered = True
         self._faults = 0
         if self.is_open:
             self.is_open = self.probing = False
             self.wake()
-
-    def record_response(self) -> None:
-        """Record any HTTP response: there is a server at the address."""
-        self._answered = True
 
     def record_fault(self, fault: EndpointFaultError, *, probe: bool) -> None:
         """Record an error of the endpoint.
@@ -119,6 +117,10 @@ class CircuitBreaker:
         now = asyncio.get_running_loop().time()
         if not self._faults:
             self._since = now
+        if fault.is_loading:
+            self._patience_s = LOADING_S
+        elif fault.retry_after_s is not None:
+            self._patience_s = max(self._patience_s, now - self._since + fault.retry_after_s + 1)
         self._faults += 1
         if self._faults >= FAULTS_TO_OPEN and not self.is_open:
             self.is_open = True
@@ -139,12 +141,17 @@ class CircuitBreaker:
 
     def seconds_left(self) -> float:
         """Return the seconds until this outage has lasted too long, infinite without an outage."""
-        longest = self._max_outage_s
-        if not self._answered:
-            longest = min(NEVER_ANSWERED_S, longest or NEVER_ANSWERED_S)
-        if longest is None or not self._faults:
+        longest = self.patience_s
+        if not self._faults:
             return math.inf
         return max(0.0, self._since + longest - asyncio.get_running_loop().time())
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that an outage may last; infinite is no limit."""
+        if self._max_outage_s is not None:
+            return self._max_outage_s
+        return math.inf if self.captions else self._patience_s
 
     def abandon_probe(self) -> None:
         """Note that a probe ended without a verdict; the next worker sends one."""

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, as OpenAI, vLLM, SGLang, llama.cpp, Ollama and many others speak it.
+"""OpenAI's chat completions, as OpenAI, vLLM, SGLang, llama.cpp, Ollama and many others serve them.
 
 The body is assembled as bytes around the images' base64, which is never parsed or copied by a
 JSON encoder. Models differ in the parameters they take: what one refuses is named otherwise or
@@ -14,7 +14,7 @@ import orjson
 
 from captioner.core.jsonbytes import quoted
 from captioner.core.types import NO_OVERRIDES, ImageRef, Request, RequestOverrides, Turn
-from captioner.endpoints.replies import judge
+from captioner.endpoints.replies import parse_response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,9 +24,19 @@ if TYPE_CHECKING:
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 """Names of one parameter: o-series and GPT-5 models of OpenAI refuse the first."""
 
-_SYSTEM_ROLES = (b"system", b"developer", b"user")
+_ROLE = "system role"
+_SYSTEM_THEN_USER = re.compile(
+    rb'(\A\[)\{"role":"system","content":("(?:[^"\\]|\\.)*")\},\{"role":"user","content":\['
+)
+_THINKING_OFF = {
+    "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+    "reasoning_effort": "none",
+    "think": False,
+}
+"""Thinking off, for vLLM, SGLang and llama.cpp, for OpenAI and others, and for Ollama."""
+
+_THINKING_ON = {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}, "think": True}
 IN_WORDS = "Answer with nothing but one JSON object that follows this JSON Schema:"
-_NEEDED = frozenset({"model", "messages"})
 _OPENINGS: dict[Role, bytes] = {
     "system": b'{"role":"system","content":',
     "user": b'{"role":"user","content":',
@@ -35,7 +45,7 @@ _OPENINGS: dict[Role, bytes] = {
 
 
 class OpenAIChat:
-    """Builds requests, judges replies, and adapts to what a model refuses.
+    """Builds requests, parses responses, and adapts to what a model refuses.
 
     Args:
         model: Model to ask for.
@@ -72,8 +82,8 @@ class OpenAIChat:
         self._options = {**options, **(extra or {})}
         self._head = b'{"model":' + quoted(model) + b',"messages":'
         self._refused: set[str] = set()
-        self._system_roles = list(_SYSTEM_ROLES)
-        self._end = b',"detail":' + quoted(detail) + b"}}" if detail else b"}}"
+        self._thinking = False  # requests have had parameters for thinking
+        self._detail = b',"detail":' + quoted(detail) if detail else b""
         self._schema = schema
         self._tail = self._closing(NO_OVERRIDES)
 
@@ -103,12 +113,9 @@ class OpenAIChat:
     def request(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides = NO_OVERRIDES
     ) -> Request:
-        """Return the request that asks for one caption."""
-        if self._system_roles[0] != _SYSTEM_ROLES[0]:
-            # Quotes within a text are escaped, so these bytes stand at the head of a turn only;
-            # and base64 has none.
-            named = b'{"role":"%b","content":' % self._system_roles[0]
-            messages = tuple(piece.replace(_OPENINGS["system"], named) for piece in messages)
+        """Return the request for one caption."""
+        if self._refused:
+            messages = self._adapted(messages)
         turns = overrides.turns
         if self._schema is not None and "response_format" in self._refused:
             wanted = orjson.dumps(self._schema).decode()
@@ -119,44 +126,71 @@ class OpenAIChat:
         tail = self._tail if overrides == NO_OVERRIDES else self._closing(overrides)
         return Request("POST", "/chat/completions", (self._head, *messages, tail))
 
+    def _adapted(self, messages: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Return messages without what the model refuses in them.
+
+        Quotes in a text are escaped and base64 has none, so the patterns match at the head of a
+        turn or behind an image only.
+        """
+        if "detail" in self._refused:
+            messages = tuple(piece.replace(self._detail + b"}}", b"}}") for piece in messages)
+        if _ROLE in self._refused:
+            merged = rb'\1{"role":"user","content":[{"type":"text","text":\2},'
+            first = _SYSTEM_THEN_USER.sub(merged, messages[0])
+            messages = tuple(
+                piece.replace(_OPENINGS["system"], _OPENINGS["user"])
+                for piece in (first, *messages[1:])
+            )
+        return messages
+
     def judge(self, response: Response) -> Completion:
-        """Return the answer in a reply, or raise what the reply means."""
-        return judge(response, (*self._options, *_LENGTHS))
+        """Return the completion in a response, or raise what the response means."""
+        return parse_response(response, self._parameters())
 
     def adapt(self, parameter: str) -> str:
-        """Leave a parameter out from now on, or name it otherwise; tell what was changed."""
+        """Leave a parameter out from now on, or rename it; return what changed, in words."""
         name = re.split(r"[.\[]", parameter)[0]
-        if name == "messages" and parameter.endswith(".role") and len(self._system_roles) > 1:
-            refused = self._system_roles.pop(0).decode()
-            change = f"{self._system_roles[0].decode()} turns for {refused} turns"
-        elif (
-            name in _NEEDED
-            or name in self._refused
-            or name not in self._sent(RequestOverrides(0.0, 1))
-        ):
+        if name == "messages" and parameter.endswith(".role"):
+            name = _ROLE
+        if name in self._refused or name not in self._parameters():
             return ""
+        self._refused.add(name)
+        if name == _ROLE:
+            change = "the system prompt as part of the user's message"
+        elif name in _LENGTHS and (other := self._length_name()):
+            change = f"{other} for {name}"
+        elif name == "response_format":
+            change = "the JSON Schema in words"
         else:
-            self._refused.add(name)
-            other = [length for length in _LENGTHS if length not in self._refused]
             change = f"no {name}"
-            if name in _LENGTHS and other:
-                change = f"{other[0]} for {name}"
         self.version += 1
         self._tail = self._closing(NO_OVERRIDES)
         return change
 
+    def _length_name(self) -> str:
+        """Return the name of the length parameter that is not refused, empty if both are."""
+        return next((name for name in _LENGTHS if name not in self._refused), "")
+
+    def _parameters(self) -> tuple[str, ...]:
+        """Return the names of all parameters that a request may have."""
+        detail = ("detail",) if self._detail else ()
+        thinking = _THINKING_OFF if self._thinking else ()
+        return (*self._options, "temperature", *_LENGTHS, *thinking, *detail, _ROLE)
+
     def _sent(self, overrides: RequestOverrides) -> dict[str, Any]:
-        """Return the parameters that go out, those that are refused left out or renamed."""
+        """Return the parameters of a request, without those that are refused."""
         options = dict(self._options)
         if overrides.temperature is not None:
             options["temperature"] = overrides.temperature
         if overrides.max_tokens is not None:
             options["max_tokens"] = overrides.max_tokens
+        if overrides.thinking is not None:
+            self._thinking = True
+            options = {**(_THINKING_ON if overrides.thinking else _THINKING_OFF), **options}
         for name in self._refused & options.keys():
             value = options.pop(name)
-            other = [length for length in _LENGTHS if length not in self._refused]
-            if name in _LENGTHS and other:
-                options[other[0]] = value
+            if name in _LENGTHS and (other := self._length_name()):
+                options[other] = value
         return options
 
     def _closing(self, overrides: RequestOverrides) -> bytes:
@@ -166,9 +200,13 @@ class OpenAIChat:
     def _image(self, image: EncodedImage, text: list[bytes], pieces: list[bytes]) -> None:
         """Add an image: its bytes are a piece of their own, after the text before them."""
         if image.url:
-            text += (b'{"type":"image_url","image_url":{"url":', quoted(image.url), self._end)
+            text += (
+                b'{"type":"image_url","image_url":{"url":',
+                quoted(image.url),
+                self._detail + b"}}",
+            )
             return
         kind = image.media_type.encode()
         text.append(b'{"type":"image_url","image_url":{"url":"data:%b;base64,' % kind)
         pieces += (b"".join(text), image.base64)
-        text[:] = (b'"', self._end)
+        text[:] = (b'"', self._detail + b"}}")

@@ -8,13 +8,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, NoReturn
 
 from captioner.core.cancellation import EndpointBusyError, StoppedError
 from captioner.core.errors import (
     BadReplyError,
+    CaptionerError,
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
@@ -22,9 +26,10 @@ from captioner.core.errors import (
     NotFoundError,
     ParameterError,
     RefusedError,
+    TokenLimitError,
 )
 from captioner.core.progress import EndpointState
-from captioner.core.types import Request
+from captioner.core.types import NO_OVERRIDES
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
 
 if TYPE_CHECKING:
@@ -44,14 +49,68 @@ POISON_SUCCESSES = 20
 POISON_CHANCE = 1e-6
 """A record is blamed only if that many errors in a row would be this unlikely by chance."""
 
-NOT_FOUND_TIMES = 3
-"""404s in a row, before any caption or naming the model, that do not come from large bodies."""
+CONFIRMATION = 10
+"""Successes of other records that one success of a known good request stands for."""
+
+STOP_FIRST = 10
+STOP_LATER = 25
+"""Refusals alike in a row, before the first caption and after it, that stop the run."""
 
 FIRST_GUESS_TOKENS = 1_500.0
 """Tokens that a request is assumed to cost until the first responses."""
 
 _OVERLOAD = frozenset({"connection", "http_429", "http_503", "http_529"})
-_ALIVE = (BadReplyError, RefusedError, ParameterError, ImageRejectedError, NotFoundError)
+_ALIVE = (
+    BadReplyError,
+    RefusedError,
+    ParameterError,
+    ImageRejectedError,
+    TokenLimitError,
+)
+
+
+class RefusalGuard:
+    """Stops a doomed run, whatever the words of its refusals.
+
+    Refusals count as alike if their messages differ only in numbers and quoted parts.
+
+    Args:
+        stop_after: Refusals alike in a row that stop the run; None is `STOP_FIRST` before the
+            first caption and `STOP_LATER` after it.
+    """
+
+    def __init__(self, stop_after: int | None) -> None:
+        self._stop_after = stop_after
+        self._counts: Counter[str] = Counter()
+        self.works = False
+
+    def caption(self) -> None:
+        """Note a caption."""
+        self.works = True
+        self._counts.clear()
+
+    def refusal(self, error: CaptionerError) -> None:
+        """Note a refusal.
+
+        Raises:
+            EndpointRefusedError: There were too many, and there never was a caption.
+            EndpointGaveOutError: There were too many since the last caption.
+        """
+        kind = re.sub(r"['\"`][^'\"`]*['\"`]|\d+", "", str(error))[:200]
+        self._counts[kind] += 1
+        limit = self._stop_after or (STOP_LATER if self.works else STOP_FIRST)
+        if self._counts[kind] < limit:
+            return
+        if self.works:
+            raise EndpointGaveOutError(
+                f"{limit} requests in a row were refused alike, after captions with the same "
+                f"settings ({error}). Check the endpoint and run the same command again; "
+                "--stop-after N allows more."
+            )
+        raise EndpointRefusedError(
+            f"The first {limit} requests were all refused ({error}). Check --base-url, --model and "
+            "the key; --stop-after N allows more."
+        )
 
 
 class Endpoint:
@@ -63,9 +122,13 @@ class Endpoint:
         transport: Sends requests.
         limiter: Grants permits.
         breaker: Holds requests back while the endpoint fails.
-        context: Progress and cancellation of the run.
+        context: Settings, progress and cancellation of the run.
         weight: Its share of the work beside other endpoints.
         costs: Counts money and holds requests back at the budget; None counts nothing.
+
+    Attributes:
+        noise: Errors of records that succeeded afterwards: those that came by chance.
+        confirmed: Probes with a known good request that succeeded.
     """
 
     def __init__(
@@ -84,13 +147,16 @@ class Endpoint:
         self.limiter = limiter
         self.breaker = breaker
         self.weight = weight
+        self.noise = 0
+        self.confirmed = 0
         self._dialect = dialect
         self._transport = transport
         self._progress = context.progress
         self._cancel = context.cancel
         self._costs = costs
+        self._guard = RefusalGuard(context.settings.run.stop_after)
         self._mean_tokens = FIRST_GUESS_TOKENS
-        self._not_found = 0  # in a row
+        self._known_good: tuple[bytes, ...] | None = None
 
     @property
     def state(self) -> EndpointState:
@@ -115,52 +181,103 @@ class Endpoint:
     ) -> Completion:
         """Send one request and return the model's text.
 
+        While the circuit is open, a request that succeeded before is sent as the probe: a record
+        that makes the endpoint fail then does not keep the others waiting.
+
         Raises:
             EndpointBusyError: No permit is available soon, and another endpoint may have one.
             AttemptError: This attempt failed.
             RefusedError: This record will never get a caption.
             RunError: This endpoint will caption no record.
         """
-        probe = await self.breaker.ready()
-        has_verdict = False
+        while probe := await self.breaker.ready():
+            if self._known_good is None:
+                break
+            with contextlib.suppress(EndpointFaultError, *_ALIVE):
+                await self._send(self._known_good, NO_OVERRIDES, retry=True, probe=True)
+                self.confirmed += 1
+        completion = await self._send(messages, overrides, retry=retry, probe=probe)
+        self._known_good = messages
+        return completion
+
+    async def _send(
+        self,
+        messages: tuple[bytes, ...],
+        overrides: RequestOverrides,
+        *,
+        retry: bool,
+        probe: bool,
+    ) -> Completion:
+        has_verdict = True
         try:
-            estimated = self._mean_tokens
-            epoch = await self.limiter.acquire(estimated)
-            try:
-                if self._cancel:
-                    raise StoppedError
-                completion = await self._exchange(messages, overrides, retry=retry)
-                self._record_success(estimated, completion)
-            except EndpointFaultError as error:
-                # Slow down before the permit goes to the next request.
-                if error.retry_after_s is not None:
-                    self.limiter.pause(error.retry_after_s)
-                if error.code != "connection":
-                    self.limiter.overloaded(epoch)
-                raise
-            finally:
-                self.limiter.release()
+            completion = await self._with_permit(messages, overrides, retry=retry)
         except EndpointFaultError as error:
-            has_verdict = True
             self._progress.waiting = f"the endpoint: {error.message}"
             self.breaker.record_fault(error, probe=probe)
             if self.breaker.is_open and self.breaker.shared:
                 self.limiter.reject_waiters()
             raise
         except _ALIVE as error:
-            has_verdict = True
             self._progress.waiting = ""
-            if isinstance(error, NotFoundError):
-                self._record_not_found(error)
-            self.breaker.record_success(caption=isinstance(error, BadReplyError | RefusedError))
+            self.breaker.record_success(caption=False)
+            if _is_refusal(error):
+                self._guard.refusal(error)
+            raise
+        except (NotFoundError, EndpointRefusedError, EndpointGaveOutError) as error:
+            if not (self._guard.works or isinstance(error, NotFoundError)):
+                raise
+            self._refused(error, probe=probe)
+        except BaseException:
+            has_verdict = False
             raise
         else:
-            has_verdict = True
+            self._guard.caption()
             self.breaker.record_success()
             return completion
         finally:
             if probe and not has_verdict:
                 self.breaker.abandon_probe()
+
+    async def _with_permit(
+        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
+    ) -> Completion:
+        estimated = self._mean_tokens
+        epoch = await self.limiter.acquire(estimated)
+        try:
+            if self._cancel:
+                raise StoppedError
+            completion = await self._exchange(messages, overrides, retry=retry)
+        except EndpointFaultError as error:
+            # Slow down before the permit goes to the next request.
+            if error.retry_after_s is not None:
+                self.limiter.pause(min(error.retry_after_s, self.breaker.patience_s))
+            if error.code != "connection":
+                self.limiter.overloaded(epoch)
+            raise
+        else:
+            self.limiter.succeeded()
+            if used := sum(completion.usage):
+                self.limiter.correct_tokens(estimated, used)
+                self._mean_tokens += (used - self._mean_tokens) / 16
+            return completion
+        finally:
+            self.limiter.release()
+
+    def _refused(self, error: CaptionerError, *, probe: bool) -> NoReturn:
+        """Handle a response by which no record would be captioned.
+
+        A router that restarts and a gateway with a full disk send such responses as well, so after
+        a first caption the record is retried until the guard stops the run.
+
+        Raises:
+            EndpointFaultError: The record is retried.
+            RunError: See `RefusalGuard.refusal`.
+        """
+        self._progress.waiting = f"the endpoint: {error}"
+        if probe:
+            self.breaker.abandon_probe()
+        self._guard.refusal(error)
+        raise EndpointFaultError(getattr(error, "code", "refused"), str(error)) from None
 
     async def _exchange(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
@@ -184,7 +301,6 @@ class Endpoint:
                 costs.end()
         progress.answers += 1
         progress.answered_s += time.monotonic() - began
-        self.breaker.record_response()
         limits = read_limits(response.headers)
         if limits is not NO_LIMITS:
             requests, tokens = limits
@@ -202,40 +318,21 @@ class Endpoint:
                     "%s refuses a parameter (%s): sending %s", self.name, error.message, change
                 )
             raise
+        except NotFoundError as error:
+            if self._guard.works:  # a router whose server restarts
+                raise EndpointFaultError(error.code, error.message) from None
+            raise
         progress.waiting = ""
         if costs is not None:
             costs.charge(completion.usage)
         return completion
 
-    def _record_success(self, estimated: float, completion: Completion) -> None:
-        self.limiter.succeeded()
-        self._not_found = 0
-        used = sum(completion.usage)
-        if used:
-            self.limiter.correct_tokens(estimated, used)
-            self._mean_tokens += (used - self._mean_tokens) / 16
 
-    def _record_not_found(self, error: NotFoundError) -> None:
-        self._not_found += 1
-        hopeless = error.certain or not self.breaker.captions
-        if hopeless and self._not_found >= NOT_FOUND_TIMES:
-            raise unknown_model(error) from None
-
-    async def answers(self) -> bool:
-        """Return whether the endpoint responds to a request for its models."""
-        try:
-            response = await self._transport.send(Request("GET", "/models"))
-        except EndpointFaultError:
-            return False
-        return response.status < 500 and response.status not in (404, 429)
-
-
-def unknown_model(error: NotFoundError) -> EndpointRefusedError:
-    """Return the error that ends a run whose endpoint responds 404 to every record."""
-    return EndpointRefusedError(
-        f"The endpoint does not know the model or the address ({error.message}). "
-        "Check --model and --base-url."
-    )
+def _is_refusal(error: Exception) -> bool:
+    """Return whether a response refuses a record, and not its content."""
+    if isinstance(error, RefusedError):
+        return error.code.startswith("http_")
+    return isinstance(error, BadReplyError) and error.code == "bad_reply"
 
 
 class EndpointPool:
@@ -325,37 +422,32 @@ class EndpointPool:
 
 
 class PoisonDetector:
-    """Detects whether one record makes an endpoint fail.
+    """Detects whether one record makes an endpoint fail."""
 
-    Args:
-        max_attempts: Errors after which the endpoint is asked for its models.
-    """
+    def __init__(self) -> None:
+        self._seen: dict[Endpoint, tuple[int, int, int]] = {}
 
-    def __init__(self, max_attempts: int) -> None:
-        self._max_attempts = max_attempts
-        self._seen: dict[Endpoint, tuple[int, int]] = {}  # errors, successes before the first
-
-    async def check(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
+    def check(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
         """Record an error; return the record's number of errors if it is to blame, else 0.
 
-        A record is to blame if other records succeeded meanwhile and the endpoint fails so rarely
-        that chance is no explanation. Without other records, it is to blame if the endpoint
-        responds to a request for its models between two errors.
+        A record is to blame if that many errors in a row are too unlikely to come by chance, and
+        the endpoint worked meanwhile: for other records, or for a known good request. Errors of
+        records that succeeded afterwards say how often errors come by chance.
         """
         if fault.code in _OVERLOAD:
             return 0
         breaker = endpoint.breaker
-        faults, before = self._seen.get(endpoint, (0, breaker.successes))
+        faults, successes, confirmed = self._seen.get(
+            endpoint, (0, breaker.captions, endpoint.confirmed)
+        )
         faults += 1
-        self._seen[endpoint] = faults, before
-        breaker.blamed += 1
-        others = breaker.successes - before
-        elsewhere = breaker.blamed - faults
-        share = (elsewhere + 0.04) / (breaker.successes + elsewhere + 2)
-        if faults < POISON_FAULTS or share**faults > POISON_CHANCE:
-            return 0
-        if others >= POISON_SUCCESSES:
-            return faults
-        if faults < self._max_attempts or not await endpoint.answers():
-            return 0
-        return faults
+        self._seen[endpoint] = faults, successes, confirmed
+        share = (endpoint.noise + 0.04) / (breaker.captions + endpoint.noise + 2)
+        worked = breaker.captions - successes + CONFIRMATION * (endpoint.confirmed - confirmed)
+        enough = faults >= POISON_FAULTS and worked >= POISON_SUCCESSES
+        return faults if enough and share**faults <= POISON_CHANCE else 0
+
+    def succeeded(self) -> None:
+        """Note that the record succeeded: its errors came by chance."""
+        for endpoint, (faults, _, _) in self._seen.items():
+            endpoint.noise += faults

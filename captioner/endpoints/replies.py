@@ -1,12 +1,13 @@
-"""What an endpoint's reply means: one judge, from status, headers and body to one verdict.
+"""What an endpoint's response means: a completion, or an error named for who suffers.
 
-A reply is judged by its shape, not by its status alone: servers answer 200 with an error, with
-nothing, or with a filter's notice. The verdict is a `Completion` or one exception, whose class
-says who suffers: this record, this endpoint or this run (`captioner.core.errors`).
+A response is judged by its shape, not by its status alone: servers respond 200 with an error, with
+nothing, or with the notice of a filter. `captioner.endpoints.reply_rules` says what errors mean.
 """
 
 from __future__ import annotations
 
+import html
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -23,85 +24,64 @@ from captioner.core.errors import (
     NotFoundError,
     ParameterError,
     RefusedError,
+    TokenLimitError,
 )
 from captioner.core.retry import retry_after_s
 from captioner.core.secrets import without_secrets
 from captioner.core.types import Completion, Usage
+from captioner.endpoints.reply_rules import Verdict, verdict_of
+from captioner.endpoints.thinking import final_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection
 
     from captioner.core.types import Response
 
-_OUT_OF_QUOTA = frozenset(
-    {
-        "insufficient_quota",
-        "credit_balance_exhausted",
-        "organization_spend_limit_exceeded",
-        "project_spend_limit_exceeded",
-        "billing_hard_limit_reached",
-    }
-)
-_THINKING = re.compile(
-    r"\A(?:\s*<think>.*?(?:</think>|\Z))+|\A(?:(?!<think>).)*?</think>", re.DOTALL
-)
-_TEXTS = (None, "text", "output_text")
-_SHOWN = 200
+SHOWN_CHARS = 200
 
-_TOO_LARGE_CODES = frozenset(
-    {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
-)
-_TOO_LARGE = re.compile(
-    r"context (?:length|window|size)|prompt is too long|too many tokens"
-    r"|maximum (?:allowed )?(?:sequence|input|prompt|number of (?:input )?tokens)"
-    r"|\b(?:request|payload|entity|body)(?: entity| body| payload)?(?: size)?(?: is)? too large"
-    r"|\b(?:image|file)\b.{0,40}\b(?:too large|too big)"
-    r"|exceeds .{0,60}\b(?:MB|MiB|bytes|pixels|size limit)\b",
-    re.IGNORECASE | re.DOTALL,
-)
-_BAD_IMAGE_CODES = frozenset({"invalid_image_format", "invalid_image", "unsupported_image"})
-_BAD_IMAGE = re.compile(
-    r"(?:unsupported|invalid|unknown|unrecognized|not a valid|corrupt\w*) (?:or corrupt\w* )?image"
-    r"|image (?:format|type|media type)\b.{0,40}(?:not|un|invalid)"
-    r"|(?:cannot|could not|unable to|failed to) (?:identify|process|decode|load|open)"
-    r" (?:the |input )*image"
-    r"|media_?type.{0,60}image",
-    re.IGNORECASE | re.DOTALL,
-)
-_NOT_FETCHED = re.compile(
-    r"(?:timeout|timed out|failed|error|unable).{0,40}(?:download|fetch)", re.IGNORECASE | re.DOTALL
-)
-_UNSUPPORTED = re.compile(
-    r"(?:un|not |n't )support|unknown|unrecogni[sz]ed|unexpected|extra (?:inputs|fields)"
-    r"|not permitted|not allowed|deprecated|cannot find field|only the default"
-    r"|invalid parameter|forbidden",
-    re.IGNORECASE,
-)
-_UNSUPPORTED_CODES = frozenset({"unsupported_parameter", "unsupported_value", "unknown_parameter"})
-_NO_MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
-_NO_MODEL = re.compile(
-    r"\b(?:models?|deployment)\b\W{0,3}\S{0,80}\s+(?:is |was |does |has been )?"
-    r"(?:not exist|not found|unknown|deprecated|retired|no longer)"
-    r"|\b(?:unknown|no such) model\b|\Amodel: |no endpoints found for",
-    re.IGNORECASE,
-)
-_ROLE = re.compile(r"\brole\b", re.IGNORECASE)
+ENOUGH_TOKENS = 256
+"""Tokens left for an answer below which smaller images are better than fewer tokens."""
+
+_TEXT_PARTS = (None, "text", "output_text")
+_ROLE = "messages[0].role"
+
+_FINISHED = frozenset(
+    {"", "none", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed",
+     "finished", "finish_reason_stop", "end", "tool_calls", "function_call", "stop_token"}
+)  # fmt: skip
+_FINISH = (
+    ("length", re.compile(r"length|max_?(?:new_?)?tokens|token_?limit|context_window|max_output")),
+    ("filter", re.compile(r"safety|recitation|prohibited|blocklist|spii|sensitive|filter|blocked"
+                          r"|refusal|policy|language")),
+    ("broken", re.compile(r"abort|error|insufficient|overload|cancel|timeout|interrupt|preempt"
+                          r"|malformed|unavailable|disconnect")),
+    ("loop", re.compile(r"repetition|repeat|loop")),
+)  # fmt: skip
+"""Families of finish reasons, compared in lower case; `_FINISHED` are those of a whole text."""
 
 
-def judge(response: Response, parameters: Iterable[str] = ()) -> Completion:
-    """Return the answer in a reply, or raise what the reply means; see `interfaces.Dialect`.
+def parse_response(response: Response, parameters: Collection[str] = ()) -> Completion:
+    """Return the completion in a response, or raise what the response means.
 
     Args:
-        response: The reply.
-        parameters: Names of the parameters that were sent, one of which the reply may refuse.
+        response: The response.
+        parameters: Names of the parameters that were sent, one of which the endpoint may refuse.
+
+    Raises:
+        CaptionerError: See `Dialect.judge`.
     """
-    body = response.body.strip()  # some send blank lines to keep a connection alive
-    streamed = body.startswith((b"data:", b":", b"event:"))
-    reply = _assemble(body) if streamed else _loads(body)
+    body = response.body.strip().removeprefix(b"\xef\xbb\xbf")  # blank lines keep connections alive
+    is_stream = body.startswith((b"data:", b":", b"event:", b"id:", b"retry:"))
+    reply = _assemble(body) if is_stream else _loads(body)
+    if response.status in (202, 303):
+        raise EndpointFaultError(
+            f"http_{response.status}", "the endpoint has not finished the request yet",
+            retry_after_s(response.headers),
+        )  # fmt: skip
     if not 200 <= response.status < 300:
         raise _error(response, response.status, reply, parameters)
     if not isinstance(reply, dict):
-        raise BadReplyError("bad_reply", f"the reply is not JSON: {_excerpt(body)}")
+        raise BadReplyError("bad_reply", f"the response is not JSON: {_excerpt(body)}")
     choices = reply.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
     broken = reply.get("error") or (first.get("error") if isinstance(first, dict) else None)
@@ -111,37 +91,51 @@ def judge(response: Response, parameters: Iterable[str] = ()) -> Completion:
         raise _error(response, status, {"error": broken}, parameters)
     message = first.get("message") if isinstance(first, dict) else None
     if not isinstance(first, dict) or not isinstance(message, dict):
-        raise BadReplyError("bad_reply", f"the reply holds no message: {_excerpt(body)}")
-    if streamed and not (reply["done"] and first.get("finish_reason")):
+        if str(reply.get("status", "")).lower() in ("in_queue", "queued", "in_progress", "pending"):
+            raise EndpointFaultError("not_ready", "the endpoint has queued the request")
+        raise BadReplyError("bad_reply", f"the response has no message: {_excerpt(body)}")
+    if is_stream and not (reply["done"] or first.get("finish_reason")):
         raise BadReplyError("broken_stream", "the stream ended before the caption did")
     return _completion(reply, first, message)
 
 
 def shown(text: str) -> str:
-    """Return the beginning of a text from outside, safe to show: printable, without payload."""
-    text = text[: 10 * _SHOWN]
+    """Return the beginning of a text from outside, safe to show: printable, without payload.
+
+    Of a page of HTML only the title, or else its text, is left.
+    """
+    text = text[: 50 * SHOWN_CHARS]
+    if re.search(r"<(?:!doctype|html|head|body)\b", text, re.IGNORECASE):
+        title = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
+        plain = re.sub(r"(?s)<(script|style)\b.*?</\1>|<[^>]*>", " ", text)
+        text = html.unescape(title[1] if title and title[1].strip() else plain)
     text = re.sub(r"data:[\w/+.-]*;base64,[\w+/=]*", "data:…", text)
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return clean if len(clean) <= _SHOWN else clean[: _SHOWN - 1] + "…"
+    return clean if len(clean) <= SHOWN_CHARS else clean[: SHOWN_CHARS - 1] + "…"
 
 
 def _loads(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
+        pass
+    try:  # NaN and lone surrogates, which orjson refuses
+        return json.loads(data.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
         return None
 
 
 def _assemble(body: bytes) -> dict[str, Any]:
-    """Return a streamed reply as if it had come whole, with ``done`` telling whether it ended.
+    """Return a streamed response as if it had come whole; ``done`` says whether it ended.
 
-    Lines that begin with a colon are comments (OpenRouter sends some); the last chunk may hold
-    usage and no choices.
+    Lines that begin with a colon are comments. The last chunk may hold usage and no choices, or
+    the whole message.
     """
     text: list[str] = []
     refusal: list[str] = []
     choice: dict[str, Any] = {}
     whole: dict[str, Any] = {"done": False}
+    thinks = False
     for line in body.splitlines():
         if not line.startswith(b"data:"):
             continue
@@ -167,7 +161,13 @@ def _assemble(body: bytes) -> dict[str, Any]:
         if isinstance(delta, dict):
             text.append(_text(delta.get("content")))
             refusal.append(_text(delta.get("refusal")))
-    choice["message"] = {"content": "".join(text), "refusal": "".join(refusal)}
+            thinks = thinks or bool(_reasoning(delta))
+        message = part.get("message")
+        if isinstance(message, dict) and (content := _text(message.get("content"))):
+            text = [content] if len(content) >= len("".join(text)) else text
+    choice["message"] = {
+        "content": "".join(text), "refusal": "".join(refusal), "reasoning": thinks or None,
+    }  # fmt: skip
     return {**whole, "choices": [choice] if len(choice) > 1 else None}
 
 
@@ -180,100 +180,154 @@ def _text(content: Any) -> str:
         part["text"]
         for part in content
         if isinstance(part, dict)
-        and part.get("type") in _TEXTS
+        and part.get("type") in _TEXT_PARTS
         and isinstance(part.get("text"), str)
     )
+
+
+def _reasoning(message: dict[str, Any]) -> Any:
+    return message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+
+
+def finish_family(reason: Any) -> str:
+    """Return the family of a finish reason: stop, length, filter, broken, loop or unknown."""
+    if isinstance(reason, dict):
+        reason = reason.get("type")
+    word = str(reason or "").strip().lower().replace("-", "_").replace(" ", "_")
+    if word in _FINISHED:
+        return "stop"
+    return next((family for family, marks in _FINISH if marks.search(word)), "unknown")
 
 
 def _completion(
     reply: dict[str, Any], choice: dict[str, Any], message: dict[str, Any]
 ) -> Completion:
-    reason = str(choice.get("finish_reason") or "")
+    reason = choice.get("finish_reason")
+    reason = str(reason.get("type", reason) if isinstance(reason, dict) else reason or "")
+    family = finish_family(reason)
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal.strip():
         raise RefusedError("refused", f"the model refused: {shown(refusal)}")
-    if reason == "content_filter":
-        raise RefusedError("filtered", "the endpoint's content filter stopped the caption")
-    if reason in ("error", "abort"):
-        raise BadReplyError("aborted", f"the endpoint broke off the caption ({reason})")
+    if family == "filter":
+        raise RefusedError("filtered", f"a content filter stopped the caption ({shown(reason)})")
+    if family == "broken":
+        raise BadReplyError("aborted", f"the endpoint broke off the caption ({shown(reason)})")
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    text = _text(message.get("content"))
-    if "<" in text:
-        text = _THINKING.sub("", text)
+    text, thought = final_text(_text(message.get("content")))
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written
     return Completion(
-        text.strip(),
+        text,
         reason,
         str(reply.get("model") or ""),
         Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),
+        thought or bool(_reasoning(message)),
     )
 
 
-def _error(  # noqa: C901, PLR0911, PLR0912 - one row of the table after the other reads best
-    response: Response, status: int, reply: Any, parameters: Iterable[str]
+def _error(
+    response: Response, status: int, reply: Any, parameters: Collection[str]
 ) -> CaptionerError:
-    """Return what an error reply means."""
-    code, message, parameter = _describe(reply, response.body)
-    told = f"the endpoint answered {status}: {shown(message) or 'an empty body'}"
-    wait = retry_after_s(response.headers)
-    if (hint := _retry_delay_s(reply)) is not None and wait is None:
-        wait = hint  # Gemini says so in the body, with the words others use for an empty account
-    if (code in _OUT_OF_QUOTA and hint is None) or (status == 402 and wait is None):
-        return EndpointGaveOutError(
-            f"The endpoint is out of quota or credit ({shown(message)}). Top it up and run the "
-            "same command again."
-        )
-    if "credit balance is too low" in message.lower():
-        return EndpointGaveOutError(f"The endpoint is out of credit ({shown(message)}).")
-    if code == "content_filter" or (status == 403 and _moderated(reply)):
-        return RefusedError("filtered", told)
-    if status in (401, 403) or "api key not valid" in message.lower():
-        return EndpointRefusedError(
-            f"The endpoint refused the key ({status}: {shown(message)}). Check the key and "
-            "--api-key-env."
-        )
+    """Return what an error response means."""
+    words, message, parameter = _describe(reply, response.body)
+    said = shown(message) or "an empty body"
+    text = f"the endpoint responded {status}: {said}"
     if status == 407:
         return EndpointRefusedError(PROXY_REFUSES)
-    if status in (404, 410):
-        certain = code in _NO_MODEL_CODES or _NO_MODEL.search(message) is not None
-        return NotFoundError(f"http_{status}", told, certain=certain)
     if 300 <= status < 400:
         place = shown(without_secrets(response.headers.get("location", "elsewhere")))
         return EndpointRefusedError(f"The endpoint redirects to {place}. Check --base-url.")
-    if status in (402, 408, 409, 425, 429, 498) or status in range(500, 600):
-        if status == 501:
-            return RefusedError("http_501", told)
-        return EndpointFaultError(f"http_{status}", told, wait)
-    if "content_filter" in message:
-        return RefusedError("filtered", told)
-    if status == 413 or code in _TOO_LARGE_CODES or _TOO_LARGE.search(message):
-        return ImageRejectedError("too_large" if status != 413 else "http_413", told, smaller=True)
-    if status in (400, 415, 422):
-        if _NOT_FETCHED.search(message):
-            return BadReplyError(f"http_{status}", told)
-        if code in _BAD_IMAGE_CODES or _BAD_IMAGE.search(message):
-            return ImageRejectedError(f"http_{status}", told, smaller=False)
-        if not (code in _UNSUPPORTED_CODES or _UNSUPPORTED.search(message)):
-            return RefusedError(f"http_{status}", told)  # a value out of range, perhaps
-        if name := parameter or _named(message, parameters):
-            return ParameterError(f"http_{status}", told, name)
-    return RefusedError(f"http_{status}", told)
+    wait = retry_after_s(response.headers)
+    if (hint := _retry_delay_s(reply)) is not None and wait is None:
+        wait = hint
+    verdict = verdict_of(status, f"{words}\n{message}"[:4_000])
+    if hint is not None and status == 429 and verdict == "quota":
+        verdict = "wait"  # Gemini words a rate limit like an empty account
+    if status == 402 and wait is not None:
+        verdict = "wait"
+    if (left := _tokens_left(message)) is not None and _LENGTHS & {*parameters}:
+        return TokenLimitError(f"http_{status}", text, left)
+    name = parameter if parameter in parameters else _named(message, parameters)
+    code = f"http_{status}"
+    if parameter.endswith(".role"):
+        name = _ROLE
+    about_field = ("refused", "encode", "stop", "fetch", "smaller", "role")
+    if name and status < 500 and verdict in about_field and (name, verdict) not in _ABOUT_SIZE:
+        return ParameterError(code, text, name)
+    if verdict == "schema" and "response_format" in parameters:
+        return ParameterError(code, text, "response_format")
+    if verdict == "wait":
+        fault = EndpointFaultError(code, text, wait)
+        fault.is_loading = re.search(r"\bload", message, re.IGNORECASE) is not None
+        return fault
+    if verdict in ("refused", "schema") and status in (404, 405, 410):
+        return NotFoundError(code, text, certain=False)
+    return _ERRORS.get(verdict, RefusedError)(code, text)
 
 
-def _named(message: str, parameters: Iterable[str]) -> str:
-    """Return the parameter that a message says is not supported, empty if it names none."""
+def _largest(text: str) -> int | None:
+    """Return the most tokens that a message allows, None if it does not say."""
+    found = re.search(r"(?:at most|<=|less than or equal to|maximum(?: is| of)?|up to) (\d+)", text)
+    return int(found[1]) if found else None
+
+
+def _quota(code: str, text: str) -> EndpointGaveOutError:
+    del code
+    return EndpointGaveOutError(
+        f"The endpoint has no credit or quota left ({text}). Top it up or wait, then run the same "
+        "command again."
+    )
+
+
+def _stop(code: str, text: str) -> EndpointRefusedError:
+    del code
+    return EndpointRefusedError(
+        f"The endpoint will caption no record ({text}). Check --base-url, --model, the key and "
+        "--api-key-env."
+    )
+
+
+_ERRORS: dict[Verdict, Callable[[str, str], CaptionerError]] = {
+    "filtered": lambda _, text: RefusedError("filtered", text),
+    "quota": _quota,
+    "stop": _stop,
+    "tokens": lambda code, text: TokenLimitError(code, text, _largest(text)),
+    "smaller": lambda code, text: ImageRejectedError(
+        code if code == "http_413" else "too_large", text, smaller=True
+    ),
+    "encode": lambda code, text: ImageRejectedError(code, text, smaller=False),
+    "role": lambda code, text: ParameterError(code, text, _ROLE),
+    "fetch": BadReplyError,
+}
+"""The error of each verdict that needs no more than the response's code and text."""
+
+_LENGTHS = frozenset({"max_tokens", "max_completion_tokens"})
+_ABOUT_SIZE = frozenset((name, "smaller") for name in _LENGTHS)
+_CONTEXT = re.compile(
+    r"(?:context length|max_model_len|context window)\D{0,30}?(\d+)", re.IGNORECASE
+)
+_INPUT = re.compile(
+    r"(\d+)\s*(?:tokens? )?(?:input tokens|tokens? (?:from|in|of) (?:the |your )?(?:input|prompt"
+    r"|messages?)|in (?:the|your) (?:messages?|prompt|input)|(?:prompt|input) tokens)",
+    re.IGNORECASE,
+)
+
+
+def _tokens_left(message: str) -> int | None:
+    """Return the tokens that a context leaves for the answer; None if the message does not say."""
+    context, used = _CONTEXT.search(message), _INPUT.search(message)
+    left = int(context[1]) - int(used[1]) if context and used else 0
+    return left if left >= ENOUGH_TOKENS else None
+
+
+def _named(message: str, parameters: Collection[str]) -> str:
+    """Return the sent parameter that a message names, empty if it names none."""
     for name in parameters:
-        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message):
+        # "detail" is a common word: it counts in quotes or in a path only.
+        before = r"['\"`.]" if name == "detail" else r"(?<![\w-])"
+        if re.search(rf"{before}{re.escape(name)}(?!\w)", message):
             return name
-    if _ROLE.search(message) and re.search(r"\b(?:system|developer)\b", message):
-        return "messages[0].role"
     return ""
-
-
-def _moderated(reply: Any) -> bool:
-    error = reply.get("error") if isinstance(reply, dict) else None
-    metadata = error.get("metadata") if isinstance(error, dict) else None
-    return isinstance(metadata, dict) and bool(metadata.get("reasons"))
 
 
 def _retry_delay_s(reply: Any) -> float | None:
@@ -282,8 +336,8 @@ def _retry_delay_s(reply: Any) -> float | None:
     details = error.get("details") if isinstance(error, dict) else None
     for detail in details if isinstance(details, list) else ():
         delay = detail.get("retryDelay") if isinstance(detail, dict) else None
-        if isinstance(delay, str) and re.fullmatch(r"\d+(\.\d+)?s", delay):
-            return retry_after_s({"retry-after": delay[:-1]})
+        if isinstance(delay, str):
+            return retry_after_s({"retry-after": delay})
     return None
 
 
@@ -291,6 +345,9 @@ def _error_of(reply: Any) -> Any:
     if isinstance(reply, list) and reply:
         reply = reply[0]
     if isinstance(reply, dict):
+        errors = reply.get("errors")
+        if isinstance(errors, list) and errors and "error" not in reply:
+            return errors[0]
         return reply.get("error", reply.get("detail", reply))
     return reply
 
@@ -298,21 +355,29 @@ def _error_of(reply: Any) -> Any:
 def _describe(reply: Any, body: bytes) -> tuple[str, str, str]:
     """Return code, message and parameter of any of the known error shapes."""
     error = _error_of(reply)
-    if isinstance(error, dict) and isinstance(error.get("message"), str):
-        code, parameter = error.get("code"), error.get("param")
-        code = code if isinstance(code, str) and code else error.get("type")
-        return str(code or ""), error["message"], parameter if isinstance(parameter, str) else ""
+    codes = [reply.get(name) for name in ("code", "type")] if isinstance(reply, dict) else []
+    if isinstance(error, dict):
+        codes += [error.get(name) for name in ("code", "type", "status")]
+        parameter = error.get("param")
+        message = error.get("message") or error.get("msg")
+        if not isinstance(message, str):
+            message = _excerpt(body)
+        for extra in (error.get("metadata"), error.get("innererror")):
+            codes.append(orjson.dumps(extra).decode()[:500] if isinstance(extra, dict) else None)
+        code = "\n".join(code for code in codes if isinstance(code, str))
+        return code, message, parameter if isinstance(parameter, str) else ""
+    code = "\n".join(code for code in codes if isinstance(code, str))
     if isinstance(error, str):
-        return "", error, ""
+        return code, error, ""
     if isinstance(error, list) and error and isinstance(error[0], dict):  # FastAPI's validation
         place = error[0].get("loc")
         if isinstance(place, list) and place[:1] == ["body"] and len(place) > 1:
-            return "", _excerpt(body), str(place[1])
-    return "", _excerpt(body), ""
+            return code, _excerpt(body), str(place[-1])
+    return code, _excerpt(body), ""
 
 
 def _excerpt(body: bytes) -> str:
-    return shown(body[: 4 * _SHOWN].decode(errors="replace")) or "an empty body"
+    return shown(body[: 50 * SHOWN_CHARS].decode(errors="replace")) or "an empty body"
 
 
 def _count(value: Any) -> int:

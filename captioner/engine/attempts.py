@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import (
     BadReplyError,
     EndpointFaultError,
+    EndpointRefusedError,
     ImageRejectedError,
-    NotFoundError,
     ParameterError,
     RecordError,
     RefusedError,
+    TokenLimitError,
 )
 from captioner.core.retry import waits
 from captioner.core.types import (
@@ -31,7 +32,7 @@ from captioner.core.types import (
     Usage,
     ValidatedCompletion,
 )
-from captioner.endpoints.pool import NOT_FOUND_TIMES, PoisonDetector, unknown_model
+from captioner.endpoints.pool import PoisonDetector
 from captioner.engine.caption_checks import ask_again, attempts_for, check
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ SMALLER = (0.7, 0.5, 0.35)
 
 MAX_ADAPTATIONS = 8
 """Parameters that are left out or renamed for one record."""
+
+UNSEEN_TO_STOP = 5
+"""First records whose answers say that there is no image, after which the run stops."""
+
+FEWEST_TOKENS = 64
+"""Tokens below which ``max_tokens`` is not lowered further."""
+
+_MAYBE_SIZE = frozenset({"http_404", "disconnected"})
 
 LONGEST_PAUSE_S = 8.0
 """Longest wait of one record between attempts; the circuit breaker handles outages."""
@@ -88,6 +97,11 @@ class RecordAttempts:
         self._defaults = defaults
         self._samples = samples
         self._size_limit = _SizeLimit()
+        self._max_tokens: int | None = None  # lowered for the endpoint's context
+        self._auto_thinking = defaults.thinking is None
+        self._thinking_off = False
+        self._has_seen = False  # a caption came that needs an image
+        self._unseen: set[int] = set()  # records whose answer says that there is no image
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
         """Return the answers that make a record's caption, or its failure.
@@ -110,6 +124,8 @@ class RecordAttempts:
                     answers[-1].append(await self._answer(state, question))
         except RecordError as error:
             return Failure(prepared.record, error.code, error.message, state.attempts)
+        if state.poison is not None:
+            state.poison.succeeded()
         return CaptionResult(answers, state.attempts)
 
     def caption_of(self, record: InputRecord, result: CaptionResult, *, replaces: bool) -> Caption:
@@ -129,6 +145,9 @@ class RecordAttempts:
             RecordError: There will be none.
         """
         overrides = NO_OVERRIDES
+        thinking = False if self._thinking_off else self._defaults.thinking
+        if self._max_tokens is not None or thinking is not None:
+            overrides = RequestOverrides(max_tokens=self._max_tokens, thinking=thinking)
         bad_replies: Counter[str] | None = None
         state.is_retry = False
         state.pauses = None
@@ -136,10 +155,16 @@ class RecordAttempts:
             completion = None
             try:
                 completion, latency_s = await self._complete(state, question, overrides)
-                answer = check(completion, self._rules)
+                again = bad_replies is not None and bad_replies["unknown_finish"] > 0
+                answer = check(completion, self._rules, any_finish=again)
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
                 bad_replies[error.code] += 1
+                if error.code == "no_image_seen":
+                    self._no_image_seen(state, error)
+                elif error.code == "thinking" and self._auto_thinking and not self._thinking_off:
+                    self._thinking_off = True
+                    logger.warning("%s: switching thinking off (--thinking off)", error.message)
                 if (
                     bad_replies[error.code] >= attempts_for(error.code, self._rules)
                     or bad_replies.total() >= self._rules.max_attempts
@@ -147,12 +172,29 @@ class RecordAttempts:
                     raise RefusedError(error.code, error.message) from None
                 if completion is not None:
                     overrides = ask_again(error, completion, overrides, self._defaults, self._rules)
+                    if error.code == "thinking" and self._auto_thinking:
+                        overrides = overrides._replace(thinking=False)
                 if state.keep_defaults:
-                    overrides = RequestOverrides(turns=overrides.turns)
+                    overrides = RequestOverrides(turns=overrides.turns, thinking=overrides.thinking)
                 await self._pause(state)
             else:
+                self._has_seen = True
                 self._size_limit.accepted(state.image_overrides.scale)
                 return ValidatedCompletion(answer.value, completion, answer.flag, latency_s)
+
+    def _no_image_seen(self, state: _RecordState, error: BadReplyError) -> None:
+        """Count records whose answer says that there is no image.
+
+        Raises:
+            EndpointRefusedError: The first records all got such an answer.
+        """
+        self._unseen.add(state.prepared.record.number)
+        if not self._has_seen and len(self._unseen) >= UNSEEN_TO_STOP:
+            raise EndpointRefusedError(
+                f"The first {UNSEEN_TO_STOP} answers all say that there is no image "
+                f"({error.message}). The model reads text only, or a gateway drops the images. "
+                "Choose a vision-language model with --model."
+            )
 
     async def _complete(
         self, state: _RecordState, question: int, overrides: RequestOverrides
@@ -176,20 +218,17 @@ class RecordAttempts:
             if overrides.raised and isinstance(result, ImageRejectedError | RefusedError):
                 # The endpoint may not allow that many tokens or that temperature.
                 state.keep_defaults = True
-                overrides = RequestOverrides(turns=overrides.turns)
+                overrides = RequestOverrides(turns=overrides.turns, thinking=overrides.thinking)
             elif isinstance(result, ParameterError):
                 adaptations += 1
                 if adaptations > MAX_ADAPTATIONS:
                     raise RefusedError(result.code, result.message)
             elif isinstance(result, ImageRejectedError):
                 await self._change_images(state, result)
-            elif isinstance(result, NotFoundError):
-                await self._not_found(state, endpoint, result)
+            elif isinstance(result, TokenLimitError):
+                overrides = self._fewer_tokens(overrides, result)
             elif isinstance(result, EndpointFaultError):
-                state.poison = state.poison or PoisonDetector(self._rules.max_attempts)
-                if times := await state.poison.check(endpoint, result):
-                    message = f"{result.message} ({times} times, while other records succeeded)"
-                    raise RefusedError(result.code, message)
+                await self._fault(state, endpoint, result)
                 await self._pause(state)
             else:
                 raise result
@@ -199,24 +238,39 @@ class RecordAttempts:
             state.pauses = waits(LONGEST_PAUSE_S)
         await self._cancel.sleep(min(next(state.pauses), self._endpoints.seconds_left))
 
-    async def _not_found(
-        self, state: _RecordState, endpoint: Endpoint, error: NotFoundError
+    async def _fault(
+        self, state: _RecordState, endpoint: Endpoint, fault: EndpointFaultError
     ) -> None:
-        """Handle a 404: wait for other records, then blame the image's size or the record."""
-        captions = endpoint.breaker.captions
-        state.not_found += 1
-        if state.not_found == 1:
-            state.captions_before = captions
-        if state.not_found == 1 or not captions:
-            await self._pause(state)
-        elif error.certain:
-            if state.not_found >= NOT_FOUND_TIMES and captions > state.captions_before:
-                raise RefusedError(error.code, error.message)
-            await self._pause(state)
-        elif state.image_overrides.scale == SMALLER[-1] and not await endpoint.answers():
-            raise unknown_model(error)
-        else:
-            await self._shrink(state, error)
+        """Handle an error of the endpoint; the record may be its cause.
+
+        Raises:
+            RefusedError: It is, and smaller images do not help.
+        """
+        state.poison = state.poison or PoisonDetector()
+        if times := state.poison.check(endpoint, fault):
+            message = f"{fault.message} ({times} times, while other records succeeded)"
+            if fault.code not in _MAYBE_SIZE or state.image_overrides.scale == SMALLER[-1]:
+                raise RefusedError(fault.code, message)
+            # Some gateways answer a body that is too large with a 404, or close the connection.
+            await self._shrink(state, ImageRejectedError(fault.code, message, smaller=True))
+            state.poison = None
+
+    def _fewer_tokens(
+        self, overrides: RequestOverrides, error: TokenLimitError
+    ) -> RequestOverrides:
+        """Return overrides whose ``max_tokens`` fit into the context."""
+        sent = overrides.max_tokens or self._defaults.max_tokens
+        if self._max_tokens is not None and (sent is None or sent > self._max_tokens):
+            return overrides._replace(max_tokens=self._max_tokens)  # learned meanwhile
+        fewer = (sent or 2 * FEWEST_TOKENS) // 2
+        if error.limit and (sent is None or error.limit < sent):
+            fewer = error.limit
+        elif sent is not None and sent <= FEWEST_TOKENS:
+            raise RefusedError(error.code, error.message)
+        if self._max_tokens is None:
+            logger.warning("max_tokens is too large for the endpoint: sending fewer")
+        self._max_tokens = fewer
+        return overrides._replace(max_tokens=self._max_tokens)
 
     async def _change_images(self, state: _RecordState, error: ImageRejectedError) -> None:
         if error.smaller:
@@ -226,14 +280,12 @@ class RecordAttempts:
         else:
             await self._encode_again(state, state.image_overrides._replace(redraw=True))
 
-    async def _shrink(self, state: _RecordState, error: ImageRejectedError | NotFoundError) -> None:
-        if isinstance(error, ImageRejectedError):
-            if not self._size_limit.known:
-                logger.warning(
-                    "images are too large for the endpoint (%s): sending them smaller",
-                    error.message,
-                )
-            self._size_limit.rejected(state.prepared, error)
+    async def _shrink(self, state: _RecordState, error: ImageRejectedError) -> None:
+        if not self._size_limit.known:
+            logger.warning(
+                "images are too large for the endpoint (%s): sending them smaller", error.message
+            )
+        self._size_limit.rejected(state.prepared, error)
         scale = next((scale for scale in SMALLER if scale < state.image_overrides.scale), 0.0)
         if not scale or not state.prepared.pixels:
             raise RefusedError(error.code, error.message)
@@ -257,8 +309,6 @@ class _RecordState:
     attempts: int = 0
     is_retry: bool = False
     keep_defaults: bool = False  # the endpoint refused other sampling parameters
-    not_found: int = 0
-    captions_before: int = 0
 
 
 class _SizeLimit:

@@ -1,7 +1,7 @@
-"""Whether an answer will do as a caption, and how to ask again if not. Pure, no I/O.
+"""Check whether an answer is a caption, and decide how to request it again if not. Pure, no I/O.
 
-Each fault has a code of its own and its own way of trying again; nothing is ever cut out of a
-caption to make it pass.
+Each fault has a code of its own and its own way to retry. Nothing is cut out of a caption to make
+it pass.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import BadReplyError
 from captioner.core.types import RequestOverrides, Turn, ValidatedCompletion
+from captioner.endpoints.replies import finish_family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 
 REFUSAL_CHARS = 300
-"""A refusal is short; a longer text that begins like one describes something all the same."""
+"""Most characters of a refusal: a longer text that begins like one is a description."""
 
 LOOP_CHARS = 80
 LOOP_TIMES = 5
 LOOP_UNIT = 300
-"""A loop: the end is one unit of at most so many characters, so many times, this long in all."""
+"""A loop ends with a unit of at most `LOOP_UNIT` characters, repeated `LOOP_TIMES` times or more,
+`LOOP_CHARS` characters long in all."""
 
 HOTTER = 0.3
 HOTTEST = 1.2
@@ -33,6 +35,10 @@ DEFAULT_TEMPERATURE = 0.7
 LONGER = 2
 FIRST_LENGTH = 1_024
 LONGEST = 16_384
+"""Tokens that a retry asks for: at first, and at most."""
+
+UNSEEN_CHARS = 500
+"""Most characters of an answer that says that there is no image."""
 
 _REFUSAL = re.compile(
     r"[\"'\s]*(?:(?:i am |i'm |i |we're |my )?(?:very |so |really )?"
@@ -46,17 +52,50 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
+_IMAGE = r"(?:images?|pictures?|photos?(?:graphs?)?|screenshots?|attachments?|files?)"
+_NOT = r"(?:not|n't|unable|cannot|no|never|without)"
+_SENTENCE = r"(?:\A|[.!?:\n]\s*|\bbut )[\"'\s]*"
+_UNSEEN = re.compile(
+    rf"{_SENTENCE}(?:i(?:'m| am|'ve| have)?\b|sorry|apologies|unfortunately|it (?:seems|looks"
+    rf"|appears)|you (?:have|did|need)|your message|as an?\b)[^.!?\n]{{0,120}}?{_NOT}\b"
+    rf"[^.!?\n]{{0,80}}?(?:see|view|find|access|detect|receiv|process|display|open|attach|provid"
+    rf"|upload|includ|shar|contain|have)\w*[^.!?\n]{{0,60}}?\b{_IMAGE}\b"
+    rf"|{_SENTENCE}(?:it (?:seems|looks|appears) )?(?:that )?there(?:(?: is|'s| was) no|(?: isn't"
+    rf"| wasn't| doesn't seem to be) (?:any|an?)) {_IMAGE}\b"
+    rf"|\b(?:issue|problem|error|trouble) with (?:the|your) {_IMAGE}(?: upload)?[^.!?\n]{{0,60}}"
+    rf"{_NOT}|{_SENTENCE}(?:sorry,? )?(?:but )?(?:could|can|would) you (?:please )?(?:re-?)?"
+    rf"(?:upload|provide|share|attach|send)[^.!?\n]{{0,40}}{_IMAGE}"
+    rf"|{_SENTENCE}(?:sure[!,.] )?(?:please|kindly) (?:re-?)?(?:upload|provide|share|attach|send"
+    rf"|include|supply)[^.!?\n]{{0,40}}{_IMAGE}"
+    rf"|\b(?:no|any) {_IMAGE} (?:was|is|were|has been|have been|seems?|appears?)?[^.!?\n]{{0,30}}"
+    rf"(?:attached|provided|uploaded|included|shared|received)"
+    rf"|\b{_IMAGE}[^.!?\n]{{0,20}}(?:did not|didn't|not|n't)[^.!?\n]{{0,20}}(?:attached|provided"
+    rf"|uploaded|come through|load|received|included)"
+    rf"|(?:text-(?:based|only)|language) (?:ai |assistant |model)[^.!?\n]{{0,80}}{_NOT}\b"
+    rf"[^.!?\n]{{0,60}}{_IMAGE}"
+    r"|(?:没有?|未能?|无法|不能)[^。！？\n]{0,6}(?:看到|看见|收到|查看|识别|访问|检测到|上传|提供|附)"
+    r"[^。！？\n]{0,10}(?:图片|图像|照片)|(?:看不到|看不见|收不到)[^。！？\n]{0,8}(?:图片|图像|照片)"
+    r"|请[^。！？\n]{0,6}(?:上传|提供|发送|附上)[^。！？\n]{0,8}(?:图片|图像|照片|图)"
+    r"|画像(?:が|を)[^。\n]{0,12}(?:添付|表示|確認|受け取|アップロード|見)[^。\n]{0,10}(?:ません|ていない)"
+    r"|\b(?:ich|leider)\b[^.!?\n]{0,20}(?:kann|sehe|habe)[^.!?\n]{0,30}(?:kein|nicht)[^.!?\n]{0,12}"
+    r"(?:Bild|Foto)\b|je ne (?:vois|peux)[^.!?\n]{0,40}(?:image|photo)|aucune (?:image|photo) n'"
+    r"|(?:\A|[.!?¡¿]\s*)(?:lo siento,? )?(?:pero )?no (?:veo|puedo ver) (?:la|ninguna|una)"
+    r" (?:imagen|foto)",
+    re.IGNORECASE,
+)
+"""Ways to say that there is no image, at the start of a sentence: a caption may quote them."""
+
 
 class CaptionRules(NamedTuple):
-    """What a caption has to be like.
+    """What a caption must be like.
 
     Attributes:
         min_chars: Fewest characters.
         max_chars: Most characters; None is no limit.
-        accept: Codes of faults that are let pass, flagged.
-        max_attempts: Attempts a record gets.
-        parse: Makes the value of a text, raising `BadReplyError`; None takes the text itself.
-        schema: The JSON Schema that ``parse`` checks, for whoever has to answer again.
+        accept: Codes of faults that are accepted and flagged.
+        max_attempts: Attempts of a record.
+        parse: Returns the value of a text, or raises `BadReplyError`; None keeps the text.
+        schema: The JSON Schema that ``parse`` checks, for the next request.
     """
 
     min_chars: int = 1
@@ -67,16 +106,23 @@ class CaptionRules(NamedTuple):
     schema: str = ""
 
 
-def check(completion: Completion, rules: CaptionRules) -> ValidatedCompletion:
+def check(
+    completion: Completion, rules: CaptionRules, *, any_finish: bool = False
+) -> ValidatedCompletion:
     """Return the answer to keep.
 
+    Args:
+        completion: The model's text.
+        rules: What a caption must be like.
+        any_finish: Accept and flag a text that ended for an unknown reason.
+
     Raises:
-        BadReplyError: ``empty``, ``truncated``, ``refused``, ``looping``, ``too_short``,
-            ``too_long`` or ``schema``: the reply will not do.
+        BadReplyError: The text is no caption; the code says why.
     """
     text = completion.text
     code, message = _fault(completion, rules)
-    if code and not (code in rules.accept and text):
+    accepted = code in rules.accept or (code == "unknown_finish" and any_finish)
+    if code and not (accepted and text):
         raise BadReplyError(code, message)
     if rules.parse is None:
         return ValidatedCompletion(text, completion, code)
@@ -85,9 +131,7 @@ def check(completion: Completion, rules: CaptionRules) -> ValidatedCompletion:
     except BadReplyError:
         if not code:
             raise
-        return ValidatedCompletion(
-            text, completion, code
-        )  # accepted as it is: half an object is text
+        return ValidatedCompletion(text, completion, code)  # half an object is kept as text
     texts = [one for one in value.values() if isinstance(one, str)]
     if texts and all(map(looks_refused, texts)):
         code = code or "refused"
@@ -99,43 +143,49 @@ def check(completion: Completion, rules: CaptionRules) -> ValidatedCompletion:
 def ask_again(
     fault: BadReplyError,
     completion: Completion,
-    asked: RequestOverrides,
-    usual: RequestOverrides,
+    overrides: RequestOverrides,
+    defaults: RequestOverrides,
     rules: CaptionRules,
 ) -> RequestOverrides:
-    """Return how to ask after a reply that would not do.
+    """Return how to request a caption again after an answer that was none.
 
-    Loops are met with a higher temperature (the same one gives the same loop again), truncation
-    with more tokens, an answer against the schema with what is wrong about it.
+    A loop is retried at a higher temperature, because the same one gives the same loop, and with
+    bounded tokens. A truncated text is retried with more tokens. An answer against the schema is
+    sent back with its fault.
 
     Args:
         fault: What was wrong.
-        completion: The answer that would not do.
-        asked: How it was asked for.
-        usual: Temperature and length where ``asked`` leaves them to the settings.
-        rules: What a caption has to be like.
+        completion: The answer.
+        overrides: How it was requested.
+        defaults: Temperature and length of the settings.
+        rules: What a caption must be like.
     """
-    if fault.code == "looping":
-        now = usual.temperature if asked.temperature is None else asked.temperature
+    if fault.code in ("looping", "garbage"):
+        now = defaults.temperature if overrides.temperature is None else overrides.temperature
         now = DEFAULT_TEMPERATURE if now is None else now
-        return asked._replace(temperature=round(min(max(HOTTEST, now), now + HOTTER), 2))
-    if fault.code == "truncated":
-        had = asked.max_tokens or usual.max_tokens or completion.usage.completion_tokens
-        return asked._replace(max_tokens=min(max(LONGEST, had), max(FIRST_LENGTH, had * LONGER)))
+        tokens = overrides.max_tokens or defaults.max_tokens or LONGER * FIRST_LENGTH
+        return overrides._replace(
+            temperature=round(min(max(HOTTEST, now), now + HOTTER), 2), max_tokens=tokens
+        )
+    if fault.code in ("truncated", "thinking"):
+        had = overrides.max_tokens or defaults.max_tokens or completion.usage.completion_tokens
+        return overrides._replace(max_tokens=min(LONGEST, max(FIRST_LENGTH, had * LONGER)))
     if fault.code == "schema":
         said = Turn("assistant", (completion.text,))
         again = f"Answer again with nothing but one JSON object that follows it: {rules.schema}"
-        return asked._replace(turns=(said, Turn("user", (f"{fault.message}. {again}",))))
-    return asked
+        return overrides._replace(turns=(said, Turn("user", (f"{fault.message}. {again}",))))
+    return overrides
 
 
 def attempts_for(code: str, rules: CaptionRules) -> int:
-    """Return after how many such replies a record fails: refusals are not begged for long."""
-    return min(2, rules.max_attempts) if code == "refused" else rules.max_attempts
+    """Return the answers with a fault after which a record fails: fewer for refusals."""
+    return (
+        min(2, rules.max_attempts) if code in ("refused", "no_image_seen") else rules.max_attempts
+    )
 
 
 def is_looping(text: str) -> bool:
-    """Tell whether a text ends in one unit over and over, as a model does that found no end."""
+    """Return whether a text ends in one unit, repeated until the model was stopped."""
     if len(text) < LOOP_CHARS:
         return False
     end = len(text)
@@ -144,31 +194,52 @@ def is_looping(text: str) -> bool:
     while before >= 0:
         unit = end - 12 - before
         times = max(LOOP_TIMES, -(-LOOP_CHARS // unit))
-        if text.endswith(text[end - unit :] * times) and any(map(str.isalpha, tail)):
+        if text.endswith(text[end - unit :] * times) and any(map(str.isalnum, tail)):
             return True
         before = text.rfind(tail, max(0, end - 12 - LOOP_UNIT), before + 11) if before else -1
     return False
 
 
 def looks_refused(text: str) -> bool:
-    """Tell whether a caption reads like a refusal: it is short, and begins like one."""
+    """Return whether a caption reads like a refusal: it is short and begins like one."""
     short = len(text) <= REFUSAL_CHARS
     return short and _REFUSAL.match(text.replace("\u2019", "'")) is not None
 
 
+def says_no_image(text: str) -> bool:
+    """Return whether an answer says that the model got no image."""
+    return len(text) <= UNSEEN_CHARS and _UNSEEN.search(text.replace("\u2019", "'")) is not None
+
+
+def _is_garbage(text: str) -> bool:
+    """Return whether a text holds no letter or digit, or many replacement characters."""
+    return not any(map(str.isalnum, text)) or text.count("\ufffd") * 5 > len(text)
+
+
 def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
-    """Return code and message of what is wrong with an answer, empty if nothing is."""
+    """Return code and message of the fault of an answer, empty if there is none."""
     text = completion.text
     length = len(text)
+    family = finish_family(completion.finish_reason)
     code = message = ""
-    if is_looping(text):
+    if family == "loop" or is_looping(text):
         code, message = "looping", "the caption repeats itself without end"
-    elif completion.finish_reason == "length":
+    elif not text and completion.thought:
+        tokens = completion.usage.completion_tokens
+        code, message = "thinking", f"the model used its {tokens or ''} tokens for thinking"
+    elif text and _is_garbage(text):
+        code, message = "garbage", f"the caption has no words: {ascii(text[:40])}"
+    elif family == "length":
         code, message = "truncated", "the caption was cut off at the token limit"
     elif not text:
         code, message = "empty", "the endpoint gave an empty caption"
+    elif says_no_image(text):
+        code, message = "no_image_seen", f"the model saw no image: {' '.join(text.split())[:200]}"
     elif looks_refused(text):
         code, message = "refused", f"the model refused: {' '.join(text.split())}"
+    elif family == "unknown":
+        reason = completion.finish_reason[:40]
+        code, message = "unknown_finish", f"the caption ended for an unknown reason ({reason!r})"
     elif length < rules.min_chars:
         code = "too_short"
         message = f"the caption has {length} characters, fewer than {rules.min_chars}"

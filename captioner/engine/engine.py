@@ -140,7 +140,7 @@ class Engine:
                 RowLayout(settings.fields, settings.captions.with_).compose,
                 context.cancel,
                 rules=rules,
-                defaults=RequestOverrides(settings.prompt.temperature, settings.prompt.max_tokens),
+                defaults=_defaults(settings),
                 samples=settings.prompt.samples,
             )
             deduplicator = RequestDeduplicator(
@@ -157,6 +157,12 @@ class Engine:
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
         return Pipeline(self, context, sink, settled)
+
+
+def _defaults(settings: Settings) -> RequestOverrides:
+    prompt = settings.prompt
+    thinking = {"auto": None, "on": True, "off": False}[prompt.thinking]
+    return RequestOverrides(prompt.temperature, prompt.max_tokens, thinking=thinking)
 
 
 def _model(connected: ConnectedEndpoints) -> str:

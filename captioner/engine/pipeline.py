@@ -15,8 +15,13 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import StoppedError
-from captioner.core.errors import RunError
-from captioner.core.types import Caption, PreparedRecord
+from captioner.core.errors import (
+    DiskError,
+    EndpointGaveOutError,
+    EndpointRefusedError,
+    RunError,
+)
+from captioner.core.types import Caption, Failure, PreparedRecord
 from captioner.engine.prefetch import HandoffQueue, Prefetcher
 
 if TYPE_CHECKING:
@@ -27,6 +32,19 @@ if TYPE_CHECKING:
     from captioner.core.types import InputRecord, Outcome
     from captioner.engine.engine import Engine
     from captioner.settings.context import RunContext
+
+
+MAX_HELD = 1_000
+"""Refusals that are held back at most."""
+
+_DOOMED = EndpointRefusedError | EndpointGaveOutError
+
+
+def _is_refusal(outcome: Outcome) -> bool:
+    """Return whether the endpoint refused a record, as it refuses all when the run is doomed."""
+    if not isinstance(outcome, Failure) or not outcome.attempts:
+        return False
+    return outcome.code.startswith("http_4") or outcome.code == "bad_reply"
 
 
 def count(
@@ -72,6 +90,7 @@ class Pipeline:
         self._settled = settled
         self._ready = HandoffQueue()
         self._prefetcher = Prefetcher(engine, context, self._ready, fail=self._fail)
+        self._held: list[Outcome] = []  # refusals, until a caption comes
         self._error: BaseException | None = None
 
     async def run(self, records: AsyncIterator[list[InputRecord]]) -> None:
@@ -91,6 +110,9 @@ class Pipeline:
             for task in (drain, *tasks):
                 task.cancel()
             await asyncio.gather(drain, *tasks, return_exceptions=True)
+            if self._held and not isinstance(self._error, _DOOMED | DiskError):
+                await self._sink.put(self._held)
+                count(self._held, self._progress, self._settled)
             self._deduplicator.close()  # frees memory for ordering the output
         if self._error is not None:
             raise self._error
@@ -131,16 +153,29 @@ class Pipeline:
                 else:
                     outcomes = [item]
                 del item
-                if not outcomes:
-                    continue
-                await self._sink.put(outcomes)
-                count(outcomes, self._progress, self._settled)
+                if outcomes:
+                    await self._settle(outcomes)
         except StoppedError:
             pass
         except Exception as error:  # noqa: BLE001 - any error stops the run in order
             self._fail(error)
         finally:
             ready.put(None)
+
+    async def _settle(self, outcomes: list[Outcome]) -> None:
+        """Write outcomes, but hold refusals back until a caption shows that the endpoint works.
+
+        If the endpoint refuses every record, the run stops and those records stay pending.
+        """
+        if is_held := all(map(_is_refusal, outcomes)):
+            self._held += outcomes
+            if len(self._held) < MAX_HELD:
+                return
+        if self._held:
+            held, self._held = self._held, []
+            outcomes = held if is_held else [*held, *outcomes]
+        await self._sink.put(outcomes)
+        count(outcomes, self._progress, self._settled)
 
     def _fail(self, error: BaseException) -> None:
         """Stop the run. The first error is reported, but a bug takes precedence."""

@@ -99,7 +99,9 @@ class Preparer:
             reservation = _Reservation(self._memory, _Mode.FORCE, fetched.reserved)
         else:
             reservation = _Reservation(self._memory, _Mode.WAIT)
-        return self._prepare(record, reservation, self._render, image_overrides or UNCHANGED, fetched)
+        return self._prepare(
+            record, reservation, self._render, image_overrides or UNCHANGED, fetched
+        )
 
     def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Failure | None:
         """Return the same if that needs no waiting for disk, memory or a decoder; else None."""
@@ -132,7 +134,8 @@ class Preparer:
             if record.images:
                 loaded = {**loaded, **dict(record.images)}
             several = [
-                self._encode(image, reservation, render, image_overrides, loaded) for image in images
+                self._encode(image, reservation, render, image_overrides, loaded)
+                for image in images
             ]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
             if texts.questions or len(frames) > len(several):

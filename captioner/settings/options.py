@@ -54,7 +54,10 @@ OutputFormat = Literal[
     "caption", "sqlite",
 ]  # fmt: skip
 
-CODES = ("truncated", "refused", "looping", "too_short", "too_long")
+CODES = (
+    "truncated", "refused", "looping", "too_short", "too_long", "no_image_seen", "garbage",
+    "unknown_finish",
+)  # fmt: skip
 """Faults of captions that ``--accept`` takes."""
 
 MAX_SIDE = 2_048
@@ -192,6 +195,11 @@ class PromptSettings:
     )
     detail: Literal["auto", "low", "high"] | None = _option(
         None, "Image detail that endpoints such as OpenAI's offer: auto, low or high."
+    )
+    thinking: Literal["auto", "on", "off"] = _option(
+        "auto",
+        "Thinking of the model before it answers: on, off, or auto, which switches it off when a "
+        "model thinks until its tokens are used up.",
     )
     preset: PresetName | None = _option(  # noqa: RUF009 - a Literal by another name
         None,
@@ -433,6 +441,16 @@ class RunSettings:
         "input and output in US dollars per million tokens.",
     )
     max_attempts: int = _option(5, "Attempts to get a valid caption for a record.", common=True)
+    stop_after: int | None = _option(
+        None,
+        "Stop the run after this many refusals alike in a row without a caption between them. "
+        "Default: 10 before the first caption, 25 after it.",
+    )
+    probe: bool = _option(
+        default=True,
+        text="Before a run of 20 records or more, send one request with a test image, to find a "
+        "model that sees no images.",
+    )
     dedup: bool = _option(
         default=True,
         text="Send equal requests (same images, same question) once, and give each record the "

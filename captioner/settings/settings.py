@@ -198,6 +198,7 @@ class Settings:
             "max_tokens": self.prompt.max_tokens,
             "temperature": self.prompt.temperature,
             "detail": self.prompt.detail,
+            "thinking": None if self.prompt.thinking == "auto" else self.prompt.thinking,
             "preset": self.prompt.preset,
             "schema": self.prompt.schema,
             "ask": list(self.prompt.ask) or None,

@@ -7,7 +7,7 @@ import pytest
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
-from captioner.endpoints.circuit_breaker import FAULTS_TO_OPEN, NEVER_ANSWERED_S, CircuitBreaker
+from captioner.endpoints.circuit_breaker import FAULTS_TO_OPEN, NEVER_CAPTIONED_S, CircuitBreaker
 
 FAULT = EndpointFaultError("http_500", "boom")
 
@@ -209,7 +209,7 @@ async def test_an_address_that_never_answered(skip, longest):
     """A mistyped address is told after a minute, not after the whole outage allowed."""
     subject = breaker(max_outage_s=longest)
     fault(subject, FAULTS_TO_OPEN)
-    skip(NEVER_ANSWERED_S - 1)
+    skip(NEVER_CAPTIONED_S - 1)
     fault(subject)
     skip(2)
     with pytest.raises(EndpointGaveOutError):
