@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -113,12 +112,14 @@ def _explained(flag: Flag, *, short: bool) -> str:
     """Return the description of a flag with its choices, its default and its variable."""
     text = flag.help or ""
     default = flag.option.default if flag.option is not None else flag.default
-    if not all(choice in text for choice in choices_of(flag.hint)):
+    if flag.option is None and not all(choice in text for choice in choices_of(flag.hint)):
         text += f" One of {', '.join(choices_of(flag.hint))}."
     shown = (
         "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
     )
-    no_default = "Default:" in text or default in (None, (), False) or isinstance(default, Path)
+    no_default = (
+        "Default:" in text or not isinstance(default, str | int | float) or default in (False, "")
+    )
     if short:
         text = re.split(r"(?<=[.])\s", text, maxsplit=1)[0]
     if not (no_default or (short and len(shown) > 30)):

@@ -23,12 +23,7 @@ _NUMBERS = (
 
 
 class JsonLog:
-    """Writes a line for each event, and the progress every 10 seconds.
-
-    Args:
-        progress: Of the run.
-        stream: Where to write.
-    """
+    """Writes a line for each event, and the progress of a run every 10 seconds."""
 
     def __init__(self, progress: Progress, stream: TextIO) -> None:
         self._progress = progress

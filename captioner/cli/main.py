@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,20 +111,29 @@ ROOT = _Root("captioner")
 # -- parameters --------------------------------------------------------------------------------
 
 
-def _file(name: str, about: str) -> Word:
-    return Word([name], hint=Path, about=about)
-
-
 def _switch(*names: str, text: str, **kwargs: Any) -> Flag:
     return Flag(names, hint=bool, default=False, help=text, **kwargs)
 
 
-INPUT = _file(
-    "input",
-    "the records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or pattern "
-    "of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
+def _number(name: str, default: int, text: str, **kwargs: Any) -> Flag:
+    return Flag([name], hint=int, default=default, help=text, callback=_check_range, **kwargs)
+
+
+def _check_range(_: click.Context, param: click.Parameter, value: int) -> int:
+    if param.name == "port" and not 0 <= value <= 65_535:
+        raise SettingsError(f"port: {value} is not between 0 and 65535")
+    if value < 0:
+        raise SettingsError(f"{param.name}: must not be negative")
+    return value
+
+
+INPUT = Word(
+    ["input"],
+    hint=Path,
+    about="the records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
+    "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
 )
-CAPTIONS = _file("output", "the captions of a run.")
+CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
 OUTPUT = Flag(
     ["-o", "--output"],
     hint=Path,
@@ -140,24 +150,7 @@ CONFIG = Flag(
     callback=read_config,
     help="TOML file with options, named as the flags are, without the dashes.",
 )
-DRY_RUN = _switch(
-    "--dry-run",
-    envvar="CAPTIONER_DRY_RUN",
-    text="Estimate the run, as captioner estimate does, and exit.",
-)
-RUN_JSON = _switch(
-    "--json",
-    "as_json",
-    envvar="CAPTIONER_JSON",
-    text="Print the report as JSON on standard output.",
-)
 JSON = _switch("--json", "as_json", text="Print JSON.")
-DEBUG = _switch(
-    "--debug",
-    envvar="CAPTIONER_DEBUG",
-    hidden=True,
-    text="Show the stack trace of an internal error.",
-)
 IMAGE_ROOT = Flag(
     ["--image-root"],
     hint=Path,
@@ -166,17 +159,25 @@ IMAGE_ROOT = Flag(
 SOURCE = Flag(
     ["--input", "source"], hint=Path, help="The input. Default: the one that the run began with."
 )
+PORT = "Port to listen on. With 0, a free one is chosen."
 OPTIONS = run_flags()
 
 
 # -- commands ----------------------------------------------------------------------------------
 
 
-@click.command(
-    "captioner",
-    cls=Command,
-    params=[INPUT, OUTPUT, CONFIG, DRY_RUN, RUN_JSON, DEBUG, *OPTIONS],
-)
+def _add(
+    name: str, function: str, text: str, *params: click.Parameter, group: click.Group = ROOT
+) -> None:
+    """Add a command whose parameters are those of a function, imported when it is called."""
+
+    def run(**given: Any) -> int:
+        module, _, called = function.partition(":")
+        return int(getattr(import_module(f"captioner.cli.{module}"), called)(**given))
+
+    group.add_command(Command(name, params=list(params), help=text, callback=run))
+
+
 @click.pass_context
 def _caption(
     context: click.Context,
@@ -184,28 +185,59 @@ def _caption(
     input: Path,  # noqa: A002 - the name in --help
     output: Path | None,
     *,
-    dry_run: bool,
     as_json: bool,
-    debug: bool,
+    dry_run: bool = True,
+    probe: int = 0,
+    debug: bool = False,
     **options: Any,
 ) -> int:
-    """Caption the images of a data set with a vision-language model.
-
-    Run the same command again to continue an interrupted run.
-    """
+    """Run or, with ``dry_run``, estimate."""
     from captioner.settings.settings import Settings
 
     settings = Settings.create(input, output, **given_options(context, options))
+    from captioner.cli import session
+
     if dry_run:
-        from captioner.cli.session import estimate_in_console
-
-        return estimate_in_console(settings, probe=0, as_json=as_json)
-    from captioner.cli.session import run_in_console
-
-    return run_in_console(settings, debug=debug, as_json=as_json)
+        return session.estimate_in_console(settings, probe=probe, as_json=as_json)
+    return session.run_in_console(settings, debug=debug, as_json=as_json)
 
 
-@ROOT.command("view", cls=Command, params=[
+CAPTION = Command(
+    "captioner",
+    callback=_caption,
+    help="Caption the images of a data set with a vision-language model.\n\n"
+    "Run the same command again to continue an interrupted run.",
+    params=[
+        INPUT,
+        OUTPUT,
+        CONFIG,
+        _switch(
+            "--dry-run",
+            envvar="CAPTIONER_DRY_RUN",
+            text="Estimate the run, as captioner estimate does, and exit.",
+        ),
+        _switch(
+            "--json",
+            "as_json",
+            envvar="CAPTIONER_JSON",
+            text="Print the report as JSON on standard output.",
+        ),
+        _switch(
+            "--debug",
+            envvar="CAPTIONER_DEBUG",
+            hidden=True,
+            text="Show the stack trace of an internal error.",
+        ),
+        *OPTIONS,
+    ],
+)
+CAPTION.other_commands = ROOT.commands
+
+_add(
+    "view",
+    "session:view_in_console",
+    "Show captions in a browser: search, filter, review, charts.\n\nIt also works during a run. "
+    "Reviews are kept beside OUTPUT; captioner export and --retry rejected use them.",
     CAPTIONS,
     IMAGE_ROOT,
     Flag(
@@ -214,21 +246,12 @@ def _caption(
         help="Address to listen on. Everyone who can reach it and knows the URL with its token "
         "can read and review the captions.",
     ),
-    Flag(["--port"], hint=int, default=0, help="Port to listen on. With 0, a free one is chosen."),
-])  # fmt: skip
-def _view(output: Path, image_root: Path | None, host: str, port: int) -> int:
-    """Show captions in a browser: search, filter, review, charts.
-
-    It also works during a run. Reviews are kept beside OUTPUT; captioner export and --retry
-    rejected use them.
-    """
-    _check_port(port)
-    from captioner.cli.session import view_in_console
-
-    return view_in_console(output, host=host, port=port, image_root=image_root)
-
-
-@ROOT.command("report", cls=Command, params=[
+    _number("--port", 0, PORT),
+)
+_add(
+    "report",
+    "session:report_in_console",
+    "Describe captions: lengths, duplicates, refusals, languages.",
     CAPTIONS,
     Flag(
         ["--html"],
@@ -236,21 +259,14 @@ def _view(output: Path, image_root: Path | None, host: str, port: int) -> int:
         help="Write a page to this file, with charts and a sample with its images. The page is "
         "self-contained.",
     ),
-    Flag(["--sample"], hint=int, default=24, help="Captions on the page, chosen at random."),
+    _number("--sample", 24, "Captions on the page, chosen at random."),
     IMAGE_ROOT,
     JSON,
-])  # fmt: skip
-def _report(
-    output: Path, html: Path | None, sample: int, image_root: Path | None, *, as_json: bool
-) -> int:
-    """Describe captions: lengths, duplicates, refusals, languages."""
-    _check_not_negative("sample", sample)
-    from captioner.cli.session import report_in_console
-
-    return report_in_console(output, html, sample=sample, image_root=image_root, as_json=as_json)
-
-
-@ROOT.command("export", cls=Command, params=[
+)
+_add(
+    "export",
+    "session:export_in_console",
+    "Write the captions of a run in another format.",
     CAPTIONS,
     Flag(["--to"], hint=Path, required=True, help="File or folder to write."),
     Flag(
@@ -268,60 +284,39 @@ def _report(
         help="Use of the reviews in captioner view: apply takes edits and leaves out rejected "
         "captions; only also leaves out captions without a review; ignore uses none.",
     ),
-])  # fmt: skip
-def _export(output: Path, to: Path, to_format: Any, **options: Any) -> int:
-    """Write the captions of a run in another format."""
-    from captioner.cli.session import export_in_console
-
-    return export_in_console(output, to, to_format, **options)
-
-
-@ROOT.command("check", cls=Command, params=[CAPTIONS, SOURCE, JSON])
-def _check(output: Path, source: Path | None, *, as_json: bool) -> int:
-    """Show the state of an output: done, failed, pending, damage.
-
-    The output stays unchanged. Exits with 0 if all is well and 5 if the output is damaged.
-    """
-    from captioner.cli.session import check_in_console
-
-    return check_in_console(output, source, as_json=as_json)
-
-
-@ROOT.command("estimate", cls=Command, params=[
-    INPUT,
-    Flag(
-        ["--probe"],
-        hint=int,
-        default=0,
-        help="Send this many records, chosen at random, and correct the estimate by their cost.",
-    ),
-    OUTPUT,
-    CONFIG,
+)
+_add(
+    "check",
+    "session:check_in_console",
+    "Show the state of an output: done, failed, pending, damage.\n\nThe output stays unchanged. "
+    "Exits with 0 if all is well and 5 if the output is damaged.",
+    CAPTIONS,
+    SOURCE,
     JSON,
-    *OPTIONS,
-])  # fmt: skip
-@click.pass_context
-def _estimate(
-    context: click.Context,
-    /,
-    input: Path,  # noqa: A002 - the name in --help
-    output: Path | None,
-    probe: int,
-    *,
-    as_json: bool,
-    **options: Any,
-) -> int:
-    """Estimate what a run will take: tokens, money, time."""
-    from captioner.settings.settings import Settings
-
-    settings = Settings.create(input, output, **given_options(context, options))
-    _check_not_negative("probe", probe)
-    from captioner.cli.session import estimate_in_console
-
-    return estimate_in_console(settings, probe=probe, as_json=as_json)
-
-
-@ROOT.command("eval", cls=Command, params=[
+)
+ROOT.add_command(
+    Command(
+        "estimate",
+        callback=_caption,
+        help="Estimate what a run will take: tokens, money, time.",
+        params=[
+            INPUT,
+            _number(
+                "--probe",
+                0,
+                "Send this many records, chosen at random, and correct the estimate by their cost.",
+            ),
+            OUTPUT,
+            CONFIG,
+            JSON,
+            *OPTIONS,
+        ],
+    )
+)
+_add(
+    "eval",
+    "session:score_in_console",
+    "Compare captions with references: BLEU, chrF, CIDEr-D.",
     CAPTIONS,
     Flag(
         ["--references"],
@@ -330,12 +325,7 @@ def _estimate(
         help="COCO captions, or JSONL with captions, matched by id, file_name or path.",
     ),
     JSON,
-])  # fmt: skip
-def _eval(output: Path, references: Path, *, as_json: bool) -> int:
-    """Compare captions with references: BLEU, chrF, CIDEr-D."""
-    from captioner.cli.session import score_in_console
-
-    return score_in_console(output, references, as_json=as_json)
+)
 
 
 @ROOT.command("init", cls=Command, params=[
@@ -357,13 +347,7 @@ def _init(folder: Path, *, download: bool) -> int:
 
 @ROOT.command("serve", cls=Command, params=[
     Flag(["--host"], default="127.0.0.1", envvar="CAPTIONER_HOST", help="Address to listen on."),
-    Flag(
-        ["--port"],
-        hint=int,
-        default=8080,
-        envvar="CAPTIONER_PORT",
-        help="Port to listen on. With 0, a free one is chosen.",
-    ),
+    _number("--port", 8080, PORT, envvar="CAPTIONER_PORT"),
 ])  # fmt: skip
 def _serve(host: str, port: int) -> int:
     """Serve the built-in describer as an OpenAI-compatible endpoint.
@@ -372,7 +356,6 @@ def _serve(host: str, port: int) -> int:
     """
     from captioner.endpoints.offline.server import serve
 
-    _check_port(port)
     try:
         serve(host, port)
     except OSError as error:
@@ -380,50 +363,25 @@ def _serve(host: str, port: int) -> int:
     return 0
 
 
-@ROOT.command("docs", cls=Command, params=[
+_add(
+    "docs",
+    "docs:docs_in_console",
+    "Show a page of the documentation.",
     Word(["topic"], hint=str, default="", about="the page. Default: a list of the pages."),
-])  # fmt: skip
-def _docs(topic: str) -> int:
-    """Show a page of the documentation."""
-    from captioner.cli.docs import first_lines, page
-
-    if topic:
-        click.echo_via_pager(page(topic))
-        return 0
-    for name, line in first_lines().items():
-        print(f"{name.ljust(16)} {line}")
-    return 0
-
-
+)
 _BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
 ROOT.add_command(_BATCH)
-
-
-@_BATCH.command("status", cls=Command, params=[CAPTIONS])
-def _batch_status(output: Path) -> int:
-    """Show the state of the batches at the provider; changes nothing."""
-    from captioner.cli.session import batches_in_console
-
-    return batches_in_console(output, cancel=False)
-
-
-@_BATCH.command("cancel", cls=Command, params=[CAPTIONS])
-def _batch_cancel(output: Path) -> int:
-    """Cancel all batches. The next run takes the responses that are complete."""
-    from captioner.cli.session import batches_in_console
-
-    return batches_in_console(output, cancel=True)
-
-
-def _check_port(port: int) -> None:
-    if not 0 <= port <= 65_535:
-        raise SettingsError(f"port: {port} is not between 0 and 65535")
-
-
-def _check_not_negative(name: str, value: int) -> None:
-    if value < 0:
-        raise SettingsError(f"{name}: must not be negative")
-
-
-CAPTION: Command = _caption
-CAPTION.other_commands = ROOT.commands
+_add(
+    "status",
+    "session:show_batches",
+    "Show the state of the batches at the provider; changes nothing.",
+    CAPTIONS,
+    group=_BATCH,
+)
+_add(
+    "cancel",
+    "session:cancel_batches",
+    "Cancel all batches. The next run takes the responses that are complete.",
+    CAPTIONS,
+    group=_BATCH,
+)

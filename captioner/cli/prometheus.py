@@ -16,14 +16,7 @@ ADDRESS = "127.0.0.1"
 
 
 class Metrics:
-    """Serves the counters of a run until it is closed.
-
-    Args:
-        progress: Of the run.
-        port: Port on loopback; 0 takes a free one.
-
-    Attributes:
-        port: The port.
+    """Serves the counters of a run on a port of loopback until it is closed; 0 is a free port.
 
     Raises:
         SettingsError: The library is not installed, or the port is taken.

@@ -111,7 +111,7 @@ def shows_warnings(command: Callable[P, int]) -> Callable[P, int]:
 
 
 @shows_warnings
-def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
+def check_in_console(*, output: Path, source: Path | None, as_json: bool) -> int:
     """Print the state of an output and return the exit status."""
     from captioner.outputs.check import check_output
 
@@ -135,26 +135,26 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
 
 @shows_warnings
 def report_in_console(
-    output: Path, target: Path | None, *, sample: int, image_root: Path | None, as_json: bool
+    *, output: Path, html: Path | None, sample: int, image_root: Path | None, as_json: bool
 ) -> int:
     """Print a report on captions, or write it as a page, and return the exit status."""
     from captioner.outputs.report import make_report, write_page
 
-    images = sample if target is not None else 0
+    images = sample if html is not None else 0
     report = make_report(output, sample=images, image_root=image_root)
-    if target is not None:
-        write_page(report, target)
+    if html is not None:
+        write_page(report, html)
     if as_json:
         print(_json(report))
-    elif target is None:
+    elif html is None:
         print(describe_report(report))
     else:
-        _say(f"written: {target}")
+        _say(f"written: {html}")
     return 0
 
 
 @shows_warnings
-def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
+def score_in_console(*, output: Path, references: Path, as_json: bool) -> int:
     """Print the scores of captions against references and return the exit status."""
     from captioner.outputs.scores import score
 
@@ -165,10 +165,10 @@ def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
 
 @shows_warnings
 def export_in_console(
-    output: Path,
-    target: Path,
-    kind: OutputFormat | None,
     *,
+    output: Path,
+    to: Path,
+    to_format: OutputFormat | None,
     source: Path | None,
     image_root: Path | None,
     overwrite: bool,
@@ -180,21 +180,30 @@ def export_in_console(
     output = output_of(output)
     export(
         find_journal(output, Files()),
-        target,
-        check_format(target, kind),
+        to,
+        check_format(to, to_format),
         image_root=image_root,
         source=source,
         overwrite=overwrite,
         reviewed=reviewed,
         output=output,
     )
-    _say(f"written: {target}")
+    _say(f"written: {to}")
     return 0
 
 
+def show_batches(*, output: Path) -> int:
+    """Print the state of a run's batches and return the exit status."""
+    return _batches(output, cancel=False)
+
+
+def cancel_batches(*, output: Path) -> int:
+    """Cancel a run's batches, print their state and return the exit status."""
+    return _batches(output, cancel=True)
+
+
 @shows_warnings
-def batches_in_console(output: Path, *, cancel: bool) -> int:
-    """Print the state of a run's batches, cancelled or not, and return the exit status."""
+def _batches(output: Path, *, cancel: bool) -> int:
     from captioner.executors.batch_api.ledger import Ledger
     from captioner.executors.batch_api.status import look_at_batches
 
@@ -205,7 +214,7 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
 
 
 @shows_warnings
-def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
+def view_in_console(*, output: Path, host: str, port: int, image_root: Path | None) -> int:
     """Serve the page of an output until a signal arrives and return the exit status."""
     from captioner.outputs.viewer import Viewer
 
@@ -245,57 +254,60 @@ class _Session:
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:
+        """Run with the page and the metrics server of the settings, and show the result."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
         with forward_warnings(self._display.say):
-            report = await self._watched()
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    report = await self._run(stack)
+            except RunError as error:
+                if error.report is not None:
+                    self._show(error.report)
+                raise
+            self._show(report)
         return report, self._signal
 
-    async def _watched(self) -> RunReport:
-        """Run with the page and the metrics server that the settings ask for, and show the result."""
-        report: RunReport | None = None
-        metrics = page = None
-        try:
-            if self._settings.run.view:
-                page = self._open_page()
-            if (port := self._settings.run.metrics_port) is not None:
-                metrics = Metrics(self._progress, port)
-            async with self._display:
-                if self._settings.cluster.workers and self._settings.cluster.engine == "local":
-                    self._display.say(
-                        "--workers has no effect without --ray; --concurrency sets the requests in "
-                        "flight, --processes the processes"
-                    )
-                if page is not None:
-                    self._display.say(f"captions: {page.url}")
-                if metrics is not None:
-                    self._display.say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
-                report = await self._run()
-        except RunError as error:
-            report = error.report
-            raise
-        finally:
-            if metrics is not None:
-                await asyncio.to_thread(metrics.close)
-            if page is not None:
-                await asyncio.to_thread(page.close)
-            if report is not None:
-                self._show(report)
-        return report
+    async def _run(self, stack: contextlib.AsyncExitStack) -> RunReport:
+        settings, say = self._settings, self._display.say
+        progress, cancel = self._progress, self._cancel
+        page = metrics = None
+        if settings.run.view:
+            page = self._open_page()
+            stack.push_async_callback(asyncio.to_thread, page.close)
+        if (port := settings.run.metrics_port) is not None:
+            metrics = Metrics(progress, port)
+            stack.push_async_callback(asyncio.to_thread, metrics.close)
+        await stack.enter_async_context(self._display)
+        if settings.cluster.workers and settings.cluster.engine == "local":
+            say(
+                "--workers has no effect without --ray; --concurrency sets the requests in flight, "
+                "--processes the processes"
+            )
+        if page is not None:
+            say(f"captions: {page.url}")
+        if metrics is not None:
+            say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
+        if settings.cluster.engine == "ray":
+            from captioner.executors.ray.driver import run_on_ray
+
+            return await run_on_ray(settings, progress=progress, cancel=cancel)
+        return await run_batch(settings, progress=progress, cancel=cancel)
 
     def _open_page(self) -> ViewerThread:
         from captioner.outputs.viewer import Viewer, ViewerThread
 
         output = self._settings.output_path
-        viewer = Viewer(
-            output,
-            journal=journal_path(output, self._settings.run.output_format),
-            image_root=self._settings.records.image_root,
-            progress=self._progress,
+        return ViewerThread(
+            Viewer(
+                output,
+                journal=journal_path(output, self._settings.run.output_format),
+                image_root=self._settings.records.image_root,
+                progress=self._progress,
+            )
         )
-        return ViewerThread(viewer)
 
     def _show(self, report: RunReport) -> None:
         if isinstance(self._display, JsonLog):
@@ -306,14 +318,6 @@ class _Session:
                 _say(f"view them again: captioner view {shlex.quote(report.output)}")
         if self._as_json:
             print(_json(report))
-
-    async def _run(self) -> RunReport:
-        progress, cancel = self._progress, self._cancel
-        if self._settings.cluster.engine == "ray":
-            from captioner.executors.ray.driver import run_on_ray
-
-            return await run_on_ray(self._settings, progress=progress, cancel=cancel)
-        return await run_batch(self._settings, progress=progress, cancel=cancel)
 
     def _on_signal(self, number: int) -> None:
         # The second signal abandons the requests in flight; a third one has its default effect.
