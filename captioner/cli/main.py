@@ -106,17 +106,23 @@ class _Root(Group):
 
 
 ROOT = _Root("captioner")
+_BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
+ROOT.add_command(_BATCH)
 
 
 # -- parameters --------------------------------------------------------------------------------
 
 
-def _switch(*names: str, text: str, **kwargs: Any) -> Flag:
-    return Flag(names, hint=bool, default=False, help=text, **kwargs)
+def _flag(names: str, text: str, hint: Any = str, **kwargs: Any) -> Flag:
+    return Flag(names.split(), hint=hint, help=text, **kwargs)
 
 
-def _number(name: str, default: int, text: str, **kwargs: Any) -> Flag:
-    return Flag([name], hint=int, default=default, help=text, callback=_check_range, **kwargs)
+def _switch(names: str, text: str, **kwargs: Any) -> Flag:
+    return _flag(names, text, bool, default=False, **kwargs)
+
+
+def _number(name: str, text: str, default: int, **kwargs: Any) -> Flag:
+    return _flag(name, text, int, default=default, callback=_check_range, **kwargs)
 
 
 def _check_range(_: click.Context, param: click.Parameter, value: int) -> int:
@@ -134,31 +140,27 @@ INPUT = Word(
     "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
 )
 CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
-OUTPUT = Flag(
-    ["-o", "--output"],
-    hint=Path,
-    envvar="CAPTIONER_OUTPUT",
-    help="File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
+OUTPUT = _flag(
+    "-o --output",
+    "File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
     "or --output-format selects another format, written when the run is complete.",
+    Path,
+    envvar="CAPTIONER_OUTPUT",
 )
-CONFIG = Flag(
-    ["--config"],
-    hint=Path,
+CONFIG = _flag(
+    "--config",
+    "TOML file with options, named as the flags are, without the dashes.",
+    Path,
     envvar="CAPTIONER_CONFIG",
     is_eager=True,
     expose_value=False,
     callback=read_config,
-    help="TOML file with options, named as the flags are, without the dashes.",
 )
-JSON = _switch("--json", "as_json", text="Print JSON.")
-IMAGE_ROOT = Flag(
-    ["--image-root"],
-    hint=Path,
-    help="Folder of relative image paths. Default: the input's folder.",
+JSON = _switch("--json as_json", "Print JSON.")
+IMAGE_ROOT = _flag(
+    "--image-root", "Folder of relative image paths. Default: the input's folder.", Path
 )
-SOURCE = Flag(
-    ["--input", "source"], hint=Path, help="The input. Default: the one that the run began with."
-)
+SOURCE = _flag("--input source", "The input. Default: the one that the run began with.", Path)
 PORT = "Port to listen on. With 0, a free one is chosen."
 OPTIONS = run_flags()
 
@@ -166,16 +168,16 @@ OPTIONS = run_flags()
 # -- commands ----------------------------------------------------------------------------------
 
 
-def _add(
-    name: str, function: str, text: str, *params: click.Parameter, group: click.Group = ROOT
-) -> None:
-    """Add a command whose parameters are those of a function, imported when it is called."""
+def _add(name: str, function: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
+    """Add a command that calls a function of a module of this package with its parameters."""
+    module, _, called = function.partition(":")
 
     def run(**given: Any) -> int:
-        module, _, called = function.partition(":")
-        return int(getattr(import_module(f"captioner.cli.{module}"), called)(**given))
+        return int(getattr(import_module(f"captioner.cli.{module}"), called)(**given, **fixed))
 
-    group.add_command(Command(name, params=list(params), help=text, callback=run))
+    *groups, last = name.split()
+    group = _BATCH if groups else ROOT
+    group.add_command(Command(last, params=list(params), help=text, callback=run))
 
 
 @click.pass_context
@@ -213,20 +215,19 @@ CAPTION = Command(
         CONFIG,
         _switch(
             "--dry-run",
+            "Estimate the run, as captioner estimate does, and exit.",
             envvar="CAPTIONER_DRY_RUN",
-            text="Estimate the run, as captioner estimate does, and exit.",
         ),
         _switch(
-            "--json",
-            "as_json",
+            "--json as_json",
+            "Print the report as JSON on standard output.",
             envvar="CAPTIONER_JSON",
-            text="Print the report as JSON on standard output.",
         ),
         _switch(
             "--debug",
+            "Show the stack trace of an internal error.",
             envvar="CAPTIONER_DEBUG",
             hidden=True,
-            text="Show the stack trace of an internal error.",
         ),
         *OPTIONS,
     ],
@@ -240,26 +241,25 @@ _add(
     "Reviews are kept beside OUTPUT; captioner export and --retry rejected use them.",
     CAPTIONS,
     IMAGE_ROOT,
-    Flag(
-        ["--host"],
-        default="127.0.0.1",
-        help="Address to listen on. Everyone who can reach it and knows the URL with its token "
+    _flag(
+        "--host",
+        "Address to listen on. Everyone who can reach it and knows the URL with its token "
         "can read and review the captions.",
+        default="127.0.0.1",
     ),
-    _number("--port", 0, PORT),
+    _number("--port", PORT, 0),
 )
 _add(
     "report",
     "session:report_in_console",
     "Describe captions: lengths, duplicates, refusals, languages.",
     CAPTIONS,
-    Flag(
-        ["--html"],
-        hint=Path,
-        help="Write a page to this file, with charts and a sample with its images. The page is "
-        "self-contained.",
+    _flag(
+        "--html",
+        "Write a self-contained page to this file, with charts and a sample with its images.",
+        Path,
     ),
-    _number("--sample", 24, "Captions on the page, chosen at random."),
+    _number("--sample", "Captions on the page, chosen at random.", 24),
     IMAGE_ROOT,
     JSON,
 )
@@ -268,21 +268,21 @@ _add(
     "session:export_in_console",
     "Write the captions of a run in another format.",
     CAPTIONS,
-    Flag(["--to"], hint=Path, required=True, help="File or folder to write."),
-    Flag(
-        ["--to-format"],
-        hint=OutputFormat,
-        help="Its format, as for --output-format. Default: by its name.",
+    _flag("--to", "File or folder to write.", Path, required=True),
+    _flag(
+        "--to-format",
+        "Its format, as for --output-format. Default: by its name.",
+        OutputFormat,
     ),
     SOURCE,
     IMAGE_ROOT,
-    _switch("--overwrite", text="Replace an existing file or folder."),
-    Flag(
-        ["--reviewed"],
-        hint=Literal["apply", "only", "ignore"],
-        default="apply",
-        help="Use of the reviews in captioner view: apply takes edits and leaves out rejected "
+    _switch("--overwrite", "Replace an existing file or folder."),
+    _flag(
+        "--reviewed",
+        "Use of the reviews in captioner view: apply takes edits and leaves out rejected "
         "captions; only also leaves out captions without a review; ignore uses none.",
+        Literal["apply", "only", "ignore"],
+        default="apply",
     ),
 )
 _add(
@@ -303,8 +303,8 @@ ROOT.add_command(
             INPUT,
             _number(
                 "--probe",
-                0,
                 "Send this many records, chosen at random, and correct the estimate by their cost.",
+                0,
             ),
             OUTPUT,
             CONFIG,
@@ -318,11 +318,11 @@ _add(
     "session:score_in_console",
     "Compare captions with references: BLEU, chrF, CIDEr-D.",
     CAPTIONS,
-    Flag(
-        ["--references"],
-        hint=Path,
+    _flag(
+        "--references",
+        "COCO captions, or JSONL with captions, matched by id, file_name or path.",
+        Path,
         required=True,
-        help="COCO captions, or JSONL with captions, matched by id, file_name or path.",
     ),
     JSON,
 )
@@ -330,7 +330,7 @@ _add(
 
 @ROOT.command("init", cls=Command, params=[
     Word(["folder"], hint=Path, default=Path(), about="the folder. Default: the current one."),
-    _switch("--download", text="Also download DataFlow-MM's example images from Hugging Face."),
+    _switch("--download", "Also download DataFlow-MM's example images from Hugging Face."),
 ])  # fmt: skip
 def _init(folder: Path, *, download: bool) -> int:
     """Make a working folder with options, a pipeline and images."""
@@ -346,8 +346,8 @@ def _init(folder: Path, *, download: bool) -> int:
 
 
 @ROOT.command("serve", cls=Command, params=[
-    Flag(["--host"], default="127.0.0.1", envvar="CAPTIONER_HOST", help="Address to listen on."),
-    _number("--port", 8080, PORT, envvar="CAPTIONER_PORT"),
+    _flag("--host", "Address to listen on.", default="127.0.0.1", envvar="CAPTIONER_HOST"),
+    _number("--port", PORT, 8080, envvar="CAPTIONER_PORT"),
 ])  # fmt: skip
 def _serve(host: str, port: int) -> int:
     """Serve the built-in describer as an OpenAI-compatible endpoint.
@@ -369,19 +369,17 @@ _add(
     "Show a page of the documentation.",
     Word(["topic"], hint=str, default="", about="the page. Default: a list of the pages."),
 )
-_BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
-ROOT.add_command(_BATCH)
 _add(
-    "status",
-    "session:show_batches",
+    "batch status",
+    "session:batches_in_console",
     "Show the state of the batches at the provider; changes nothing.",
     CAPTIONS,
-    group=_BATCH,
+    cancel=False,
 )
 _add(
-    "cancel",
-    "session:cancel_batches",
+    "batch cancel",
+    "session:batches_in_console",
     "Cancel all batches. The next run takes the responses that are complete.",
     CAPTIONS,
-    group=_BATCH,
+    cancel=True,
 )

@@ -66,12 +66,6 @@ class Command(click.Command):
             name: param for param in self.params if isinstance(param, Flag) for name in param.opts
         }
 
-    def get_help(self, ctx: click.Context) -> str:
-        """Return the help with the flags that most people need."""
-        from captioner.cli.help import help_of
-
-        return help_of(self, ctx, everything=False)
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line.
 

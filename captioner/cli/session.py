@@ -1,4 +1,4 @@
-"""A run at a terminal: signals, event loop, display, summary, exit code.
+"""The commands at work: event loop, signals, display, summaries, exit status.
 
 Each command imports what only it needs, so that runs start fast.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -39,7 +38,6 @@ from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from captioner.core.progress import RunReport
@@ -48,9 +46,21 @@ if TYPE_CHECKING:
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
 
-P = ParamSpec("P")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
+
+
+def _say(text: str) -> None:
+    """Print to standard error, also if its reader is gone."""
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _json(report: Any) -> str:
+    return orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode()
 
 
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
@@ -99,18 +109,7 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
         return runner.run(_Session(settings, as_json=as_json).run())
 
 
-def shows_warnings(command: Callable[P, int]) -> Callable[P, int]:
-    """Print the warnings that are logged while a command runs."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
-        with forward_warnings(_say):
-            return command(*args, **kwargs)
-
-    return wrapped
-
-
-@shows_warnings
+@forward_warnings(_say)
 def check_in_console(*, output: Path, source: Path | None, as_json: bool) -> int:
     """Print the state of an output and return the exit status."""
     from captioner.outputs.check import check_output
@@ -123,7 +122,7 @@ def check_in_console(*, output: Path, source: Path | None, as_json: bool) -> int
     return OutputDamagedError.exit_code if report.violations else 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int:
     """Print what a run will take and return the exit status."""
     from captioner.engine.estimate import estimate
@@ -133,7 +132,7 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
     return 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def report_in_console(
     *, output: Path, html: Path | None, sample: int, image_root: Path | None, as_json: bool
 ) -> int:
@@ -153,7 +152,7 @@ def report_in_console(
     return 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def score_in_console(*, output: Path, references: Path, as_json: bool) -> int:
     """Print the scores of captions against references and return the exit status."""
     from captioner.outputs.scores import score
@@ -163,7 +162,7 @@ def score_in_console(*, output: Path, references: Path, as_json: bool) -> int:
     return 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def export_in_console(
     *,
     output: Path,
@@ -192,18 +191,9 @@ def export_in_console(
     return 0
 
 
-def show_batches(*, output: Path) -> int:
-    """Print the state of a run's batches and return the exit status."""
-    return _batches(output, cancel=False)
-
-
-def cancel_batches(*, output: Path) -> int:
-    """Cancel a run's batches, print their state and return the exit status."""
-    return _batches(output, cancel=True)
-
-
-@shows_warnings
-def _batches(output: Path, *, cancel: bool) -> int:
+@forward_warnings(_say)
+def batches_in_console(*, output: Path, cancel: bool) -> int:
+    """Print the state of a run's batches, cancelled or not, and return the exit status."""
     from captioner.executors.batch_api.ledger import Ledger
     from captioner.executors.batch_api.status import look_at_batches
 
@@ -213,7 +203,7 @@ def _batches(output: Path, *, cancel: bool) -> int:
     return 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def view_in_console(*, output: Path, host: str, port: int, image_root: Path | None) -> int:
     """Serve the page of an output until a signal arrives and return the exit status."""
     from captioner.outputs.viewer import Viewer
@@ -246,11 +236,9 @@ class _Session:
         self._as_json = as_json
         self._progress = Progress()
         self._cancel = CancelToken()
-        self._display = (
-            JsonLog(self._progress, sys.stderr)
-            if settings.run.log_json
-            else Display(self._progress, sys.stderr, budget=settings.run.budget)
-        )
+        self._display: JsonLog | Display = JsonLog(self._progress, sys.stderr)
+        if not settings.run.log_json:
+            self._display = Display(self._progress, sys.stderr, budget=settings.run.budget)
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:
@@ -334,20 +322,3 @@ class _Session:
             f"stopping: {self._progress.in_flight} requests may finish within "
             f"{self._settings.run.drain:g} s; repeat the signal to abandon them"
         )
-
-
-class _Report(Protocol):
-    def as_dict(self) -> dict[str, Any]: ...
-
-
-def _json(report: _Report) -> str:
-    return orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode()
-
-
-def _say(text: str) -> None:
-    """Print to standard error, also if its reader is gone."""
-    try:
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
