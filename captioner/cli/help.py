@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shutil
 from typing import TYPE_CHECKING
@@ -50,26 +49,20 @@ def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
     needed = [flag.usage for flag in flags if flag.required]
     words = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
     text.write_usage(ctx.command_path, " ".join([*needed, "[OPTIONS]", *words]))
-    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    paragraphs = (command.help or "").split("\n\n")
     for paragraph in (*paragraphs, *(f"{one.metavar}: {one.about}" for one in arguments)):
         text.write_paragraph()
         text.write_text(paragraph)
     if command.other_commands:
         _write_examples(text)
-        commands = {
-            name: one.get_short_help_str(200) for name, one in command.other_commands.items()
-        }
-        _write_rows(text, "Commands", list(commands.items()))
+        commands = command.other_commands.items()
+        _write_rows(text, "Commands", [(n, one.get_short_help_str(200)) for n, one in commands])
     for title, rows in _sections(flags, for_runs=for_runs, everything=everything).items():
         _write_rows(text, title, rows)
-    if for_runs:
+    last = (EVERYWHERE, UNITS, COMPLETION) if everything else (EVERYWHERE,)
+    for paragraph in last if for_runs else ():
         text.write_paragraph()
-        text.write_text(EVERYWHERE)
-    if for_runs and everything:
-        text.write_paragraph()
-        text.write_text(UNITS)
-        text.write_paragraph()
-        text.write_text(COMPLETION)
+        text.write_text(paragraph)
     return text.getvalue().rstrip("\n")
 
 
@@ -117,12 +110,11 @@ def _explained(flag: Flag, *, short: bool) -> str:
     shown = (
         "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
     )
-    no_default = (
-        "Default:" in text or not isinstance(default, str | int | float) or default in (False, "")
-    )
+    has_default = isinstance(default, str | int | float) and default not in (False, "")
+    has_default = has_default and "Default:" not in text and not (short and len(shown) > 30)
     if short:
         text = re.split(r"(?<=[.])\s", text, maxsplit=1)[0]
-    if not (no_default or (short and len(shown) > 30)):
+    if has_default:
         text += f" Default: {shown}" + "." * (not shown.endswith("."))
     if flag.envvar and flag.option is None and not short:
         text += f" Variable: {flag.envvar}."

@@ -86,23 +86,15 @@ def _describe(error: Exception) -> str:
 class _Root(Group):
     """The command without a name captions; a first word that names a command runs that."""
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         """Return the context of the command that is meant."""
         if args and args[0] in self.commands:
-            return super().make_context(info_name, args, parent, **extra)
+            return super().make_context(info_name, args, *more, **extra)
         if args and args[0].isalpha() and not Path(args[0]).exists():
-            if args[0] == "help":
-                raise SettingsError("there is no command or file help. Did you mean --help?")
-            hint = did_you_mean(args[0], self.commands)
-            if hint:
+            is_help = args[0] == "help"
+            if hint := " Did you mean --help?" if is_help else did_you_mean(args[0], self.commands):
                 raise SettingsError(f"there is no command or file {args[0]}.{hint}")
-        return CAPTION.make_context(info_name, args, parent, **extra)
+        return CAPTION.make_context(info_name, args, *more, **extra)
 
 
 ROOT = _Root("captioner")
@@ -168,16 +160,17 @@ OPTIONS = run_flags()
 # -- commands ----------------------------------------------------------------------------------
 
 
-def _add(name: str, function: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
-    """Add a command that calls a function of a module of this package with its parameters."""
-    module, _, called = function.partition(":")
+def _add(name: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
+    """Add a command that calls the function named after its first word with its parameters."""
+    words = name.split()
+    module = "docs" if name == "docs" else "session"
 
     def run(**given: Any) -> int:
-        return int(getattr(import_module(f"captioner.cli.{module}"), called)(**given, **fixed))
+        home = import_module(f"captioner.cli.{module}")
+        return int(getattr(home, f"{words[0]}_in_console")(**given, **fixed))
 
-    *groups, last = name.split()
-    group = _BATCH if groups else ROOT
-    group.add_command(Command(last, params=list(params), help=text, callback=run))
+    group = ROOT if len(words) == 1 else _BATCH
+    group.add_command(Command(words[-1], params=list(params), help=text, callback=run))
 
 
 @click.pass_context
@@ -236,7 +229,6 @@ CAPTION.other_commands = ROOT.commands
 
 _add(
     "view",
-    "session:view_in_console",
     "Show captions in a browser: search, filter, review, charts.\n\nIt also works during a run. "
     "Reviews are kept beside OUTPUT; captioner export and --retry rejected use them.",
     CAPTIONS,
@@ -251,7 +243,6 @@ _add(
 )
 _add(
     "report",
-    "session:report_in_console",
     "Describe captions: lengths, duplicates, refusals, languages.",
     CAPTIONS,
     _flag(
@@ -265,7 +256,6 @@ _add(
 )
 _add(
     "export",
-    "session:export_in_console",
     "Write the captions of a run in another format.",
     CAPTIONS,
     _flag("--to", "File or folder to write.", Path, required=True),
@@ -287,7 +277,6 @@ _add(
 )
 _add(
     "check",
-    "session:check_in_console",
     "Show the state of an output: done, failed, pending, damage.\n\nThe output stays unchanged. "
     "Exits with 0 if all is well and 5 if the output is damaged.",
     CAPTIONS,
@@ -315,7 +304,6 @@ ROOT.add_command(
 )
 _add(
     "eval",
-    "session:score_in_console",
     "Compare captions with references: BLEU, chrF, CIDEr-D.",
     CAPTIONS,
     _flag(
@@ -365,20 +353,17 @@ def _serve(host: str, port: int) -> int:
 
 _add(
     "docs",
-    "docs:docs_in_console",
     "Show a page of the documentation.",
     Word(["topic"], hint=str, default="", about="the page. Default: a list of the pages."),
 )
 _add(
     "batch status",
-    "session:batches_in_console",
     "Show the state of the batches at the provider; changes nothing.",
     CAPTIONS,
     cancel=False,
 )
 _add(
     "batch cancel",
-    "session:batches_in_console",
     "Cancel all batches. The next run takes the responses that are complete.",
     CAPTIONS,
     cancel=True,

@@ -26,7 +26,7 @@ _BOOLS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
 
 
 def is_bool(text: str) -> bool:
-    """Tell whether a text is a truth value."""
+    """Tell whether a text means true or false."""
     return text.lower() in _BOOLS
 
 
@@ -69,7 +69,9 @@ class Value(_ParamType):
         if self._option is not None and self._option.alone is not None and is_bool(text):
             return self._option.typed(is_on(text))
         if choices or str in kinds:
-            return _text(text)
+            if text.encode(errors="replace").decode() != text:
+                raise ValueError(f"{text!r} is not UTF-8 text")
+            return text
         if bool in kinds:
             if not is_bool(text):
                 raise ValueError(f"{text!r} is neither true nor false")
@@ -85,10 +87,7 @@ class Value(_ParamType):
         return Path(text)
 
     def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,
-        incomplete: str,
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return choices, files or commands for the shell's completion."""
         from click.shell_completion import CompletionItem as Item
@@ -100,14 +99,6 @@ class Value(_ParamType):
         if Path in kinds_of(self.hint):
             return [Item(incomplete, type="file")]
         return [Item(c) for c in choices_of(self.hint) if c.startswith(incomplete)]
-
-
-def _text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{text!r} is not UTF-8 text") from None
-    return text
 
 
 def _source(param: click.Parameter | None, ctx: click.Context | None) -> str:

@@ -153,7 +153,7 @@ def report_in_console(
 
 
 @forward_warnings(_say)
-def score_in_console(*, output: Path, references: Path, as_json: bool) -> int:
+def eval_in_console(*, output: Path, references: Path, as_json: bool) -> int:
     """Print the scores of captions against references and return the exit status."""
     from captioner.outputs.scores import score
 
@@ -192,7 +192,7 @@ def export_in_console(
 
 
 @forward_warnings(_say)
-def batches_in_console(*, output: Path, cancel: bool) -> int:
+def batch_in_console(*, output: Path, cancel: bool) -> int:
     """Print the state of a run's batches, cancelled or not, and return the exit status."""
     from captioner.executors.batch_api.ledger import Ledger
     from captioner.executors.batch_api.status import look_at_batches

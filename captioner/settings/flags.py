@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin, get_type_hints
 
 from captioner.core.errors import SettingsError
@@ -126,26 +126,25 @@ def _budget(value: float | str | None) -> dict[str, Any]:
     return found
 
 
+_common = partial(Option, common=True)
 _MERGED = (
-    Option(
+    _common(
         "retry",
         tuple[str, ...],
         (),
         "Caption again: failed records, those with a failure CODE such as http_400, or rejected "
         "captions. Separate several by commas. Captions are rejected by reviewers in captioner "
         "view; they are kept beside the output in a file whose name ends in .rejected-1 and so on.",
-        common=True,
         replaces=("retry_failed", "retry_rejected"),
         split=_retry,
     ),
-    Option(
+    _common(
         "accept_changes",
         bool | str,
         False,  # noqa: FBT003 - the default
         "Continue although model or prompt changed since the run began. With =edits, also accept "
         "an output that was edited by hand, and caption what it lacks.",
         alone=("true", "edits"),
-        common=True,
         replaces=("accept_changes", "accept_edits"),
         split=_accept_changes,
     ),
@@ -153,40 +152,36 @@ _MERGED = (
         "equal_records",
         Literal["keep", "skip", "error"],
         "keep",
-        "Equal records: keep gives each its row, skip captions the first only, error refuses to "
-        "start.",
+        "Equal records: keep gives each its row, skip captions the first, error refuses to start.",
         replaces=("duplicates",),
         split=lambda value: {"duplicates": value},
     ),
-    Option(
+    _common(
         "ray",
         bool | str,
         False,  # noqa: FBT003 - the default
         "Run on a Ray cluster, such as auto or ray://head:10001. Input and output must be "
         "reachable from all its machines. Default address: RAY_ADDRESS, else a local cluster.",
         alone=("true", "ADDRESS"),
-        common=True,
         replaces=("engine", "ray_address"),
         split=_ray,
     ),
-    Option(
+    _common(
         "resize",
         int | str | None,
         None,
         "Make larger images smaller: to N pixels on the longer side, or by the rule of MODEL. "
         "Providers publish these rules and apply them anyway; it costs less and loses nothing. "
         "Default: 2048.",
-        common=True,
         replaces=("max_side", "size_for"),
         split=_resize,
     ),
-    Option(
+    _common(
         "budget",
         float | str | None,
         None,
         "Maximum to spend: dollars (25 or 25usd), tokens (3Mtok) or both (25usd,3Mtok). The "
         "run ends with exit code 8 before it spends more; requests in flight finish.",
-        common=True,
         replaces=("budget", "budget_tokens"),
         split=_budget,
     ),
@@ -209,18 +204,10 @@ def all_options() -> dict[str, Option]:
             hint, text = hints[stored.name], stored.metadata["help"]
             if not all(choice in text for choice in choices_of(hint)):
                 text += f" One of {', '.join(choices_of(hint))}."
-            found[stored.name] = Option(
-                stored.name,
-                hint,
-                stored.default,
-                group=group,
-                hidden=one is not None,
-                **{
-                    "alone": ("true", "") if hint is bool else None,
-                    **stored.metadata,
-                    "help": text,
-                },
-            )
+            facts = {"group": group, "hidden": one is not None, **stored.metadata, "help": text}
+            if hint is bool:
+                facts.setdefault("alone", ("true", ""))
+            found[stored.name] = Option(stored.name, hint, stored.default, **facts)
     return found
 
 

@@ -187,34 +187,29 @@ class Settings:
 
         Speed, addresses and keys do not affect captions.
         """
-        defaults = ImageSettings()
-        images = [(n, getattr(self.images, n), getattr(defaults, n)) for n in _SHAPING]
+        prompt, records, defaults = self.prompt, self.records, ImageSettings()
+        images = [(n, getattr(self.images, n), getattr(defaults, n)) for n in _SHAPING_IMAGES]
         return {
             "model": model,
-            "system_prompt": self.prompt.system_prompt,
-            "prompt": self.prompt.prompt,
-            "max_tokens": self.prompt.max_tokens,
-            "temperature": self.prompt.temperature,
-            "detail": self.prompt.detail,
-            "preset": self.prompt.preset,
-            "schema": self.prompt.schema,
-            "ask": list(self.prompt.ask) or None,
-            "samples": self.prompt.samples if self.prompt.samples > 1 else None,
+            **{name: getattr(prompt, name) for name in _SHAPING_PROMPT},
+            "ask": list(prompt.ask) or None,
+            "samples": prompt.samples if prompt.samples > 1 else None,
             "with": list(self.captions.with_) or None,
             "extra_body": self.endpoint.extra_body,
             "max_side": self.images.longest_side,
             **{name: value if value != default else None for name, value, default in images},
-            "image_field": self.records.image_field,
-            "input_format": self.records.input_format,
-            "prompt_field": self.records.prompt_field,
-            "conversation_field": self.records.conversation_field,
+            **{name: getattr(records, name) for name in _SHAPING_RECORDS},
             "output_field": self.fields[0],
-            "id_field": self.records.id_field,
+            "id_field": records.id_field,
         }
 
 
-_SHAPING = ("max_pixels", "min_side", "size_for", "max_bytes", "background", "frames")
-"""Options that change the image that a model sees."""
+# Options that affect captions.
+_SHAPING_PROMPT = (
+    "system_prompt", "prompt", "max_tokens", "temperature", "detail", "preset", "schema",
+)  # fmt: skip
+_SHAPING_IMAGES = ("max_pixels", "min_side", "size_for", "max_bytes", "background", "frames")
+_SHAPING_RECORDS = ("image_field", "input_format", "prompt_field", "conversation_field")
 
 
 def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettings:
