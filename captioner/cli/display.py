@@ -72,7 +72,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         line = printable(text)
-        with contextlib.suppress(OSError):  # the reader is gone; the run goes on
+        with contextlib.suppress(OSError):  # nothing reads the stream; the run continues
             if self._live is not None:
                 # The terminal wraps long lines, so that they are copied as one.
                 self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)

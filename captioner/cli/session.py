@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.progress import RunReport
-    from captioner.outputs.reader import Reviewed
-    from captioner.outputs.viewer import Viewer, ViewerThread
+    from captioner.outputs.viewer import ViewerThread
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
 
@@ -51,7 +50,7 @@ SOME_FAILED = 3
 
 
 def _say(text: str) -> None:
-    """Print to standard error, also if its reader is gone."""
+    """Print to standard error, also if nothing reads it."""
     try:
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -164,29 +163,14 @@ def eval_in_console(*, output: Path, references: Path, as_json: bool) -> int:
 
 @forward_warnings(_say)
 def export_in_console(
-    *,
-    output: Path,
-    to: Path,
-    to_format: OutputFormat | None,
-    source: Path | None,
-    image_root: Path | None,
-    overwrite: bool,
-    reviewed: Reviewed,
+    *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
     from captioner.outputs.export import check_format, export
 
     output = output_of(output)
-    export(
-        find_journal(output, Files()),
-        to,
-        check_format(to, to_format),
-        image_root=image_root,
-        source=source,
-        overwrite=overwrite,
-        reviewed=reviewed,
-        output=output,
-    )
+    kind = check_format(to, to_format)
+    export(find_journal(output, Files()), to, kind, output=output, **options)
     _say(f"written: {to}")
     return 0
 
@@ -214,18 +198,18 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
         if file.read(1) not in (b"", b"{"):
             raise SettingsError(f"{journal} does not hold captions; name a run's output")
     viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root)
-    asyncio.run(_view(viewer))
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with viewer:
+            print(viewer.url, flush=True)
+            _say("open it in a browser on this machine; Ctrl-C ends it")
+            await stop.wait()
+
+    asyncio.run(serve())
     return 0
-
-
-async def _view(viewer: Viewer) -> None:
-    stop = asyncio.Event()
-    for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with viewer:
-        print(viewer.url, flush=True)
-        _say("open it in a browser on this machine; Ctrl-C ends it")
-        await stop.wait()
 
 
 class _Session:

@@ -343,7 +343,7 @@ class ImageSettings(_Group):
         "Check of images that are sent unchanged; full decodes each.", "structure"
     )
     pass_urls: bool = _option(
-        "Send http(s) image URLs to the endpoint in place of fetching them.", default=False
+        "Send http(s) image URLs to the endpoint instead of fetching them.", default=False
     )
     allow_private_urls: bool = _option(
         "Fetch images also from private, loopback and link-local addresses.", default=False
@@ -433,7 +433,7 @@ class RunSettings(_Group):
         "Show the captions in a browser during the run, on this machine only.", default=False
     )
     log_json: bool = _option(
-        "Write events to standard error as lines of JSON, in place of the display.", default=False
+        "Write events to standard error as lines of JSON instead of the display.", default=False
     )
     drain: float = _tuning(
         "Seconds for requests in flight to finish after an interruption.",
