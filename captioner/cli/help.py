@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
-import shutil
 from typing import TYPE_CHECKING
 
 import click
@@ -41,15 +42,14 @@ PARAMETERS = "Parameters"
 
 def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
     """Return the help of a command, with every visible flag or with the common ones."""
-    columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 2
-    text = click.HelpFormatter(width=columns)
+    text = click.HelpFormatter(width=max(NARROWEST, min(WIDEST, _columns())) - 2)
     flags = [param for param in command.params if isinstance(param, Flag) and not param.hidden]
     arguments = [param for param in command.params if isinstance(param, Word)]
     for_runs = any(flag.option for flag in flags)
     needed = [flag.usage for flag in flags if flag.required]
     words = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
     text.write_usage(ctx.command_path, " ".join([*needed, "[OPTIONS]", *words]))
-    paragraphs = (command.help or "").split("\n\n")
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
     for paragraph in (*paragraphs, *(f"{one.metavar}: {one.about}" for one in arguments)):
         text.write_paragraph()
         text.write_text(paragraph)
@@ -64,6 +64,17 @@ def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
         text.write_paragraph()
         text.write_text(paragraph)
     return text.getvalue().rstrip("\n")
+
+
+def _columns() -> int:
+    """Return the width of the terminal, without shutil, which takes long to import."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
 
 
 def _sections(

@@ -99,7 +99,6 @@ class _Root(Group):
 
 ROOT = _Root("captioner")
 _BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
-ROOT.add_command(_BATCH)
 
 
 # -- parameters --------------------------------------------------------------------------------
@@ -368,3 +367,4 @@ _add(
     CAPTIONS,
     cancel=True,
 )
+ROOT.add_command(_BATCH)
