@@ -72,7 +72,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         line = printable(text)
-        with contextlib.suppress(OSError):  # the reader is gone; the run goes on
+        with contextlib.suppress(OSError):  # nothing reads the stream; the run continues
             if self._live is not None:
                 # The terminal wraps long lines, so that they are copied as one.
                 self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -110,8 +110,7 @@ class Display:
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)
         bar.add_row(
-            ProgressBar(total=1, completed=fraction),
-            Text(f"{fraction:4.0%}  {self._eta()}"),
+            ProgressBar(total=1, completed=fraction), Text(f"{fraction:4.0%}  {self._eta()}")
         )
         lines = Table.grid(padding=(0, 1))
         if width >= _NARROW:
@@ -132,35 +131,37 @@ class Display:
         now = self._progress
         codes = now.codes.most_common(CODES)
         more = len(now.codes) - len(codes)
+        failures = [f"{count:,} {code}" for code, count in codes]
+        if more:
+            failures.append(f"and {more} more kinds")
+        states = now.states()
+        other = len(states) - ENDPOINTS
+        if now.waiting:
+            stage = [f"waiting: {now.waiting}"]
+        else:
+            stage = [str(now.stage)] if now.stage != "captioning" else []
         lines = [
             ("records", self._records()),
             ("speed", self._speed()),
-            *(("endpoint", _describe(state)) for state in now.states()[:ENDPOINTS]),
-            ("", [f"and {len(now.states()) - ENDPOINTS} more endpoints"])
-            if len(now.states()) > ENDPOINTS
-            else ("", []),
+            *(("endpoint", _describe(state)) for state in states[:ENDPOINTS]),
+            ("", [f"and {other} more endpoints"] if other > 0 else []),
             ("spent", self._spent()),
-            (
-                "failures",
-                [f"{count:,} {code}" for code, count in codes]
-                + ([f"and {more} more kinds"] if more else []),
-            ),
-            ("now", [f"waiting: {now.waiting}"] if now.waiting else self._stage()),
+            ("failures", failures),
+            ("now", stage),
         ]
         return [(name, facts) for name, facts in lines if facts]
 
     def _records(self) -> list[str]:
         now = self._progress
-        facts = [f"{now.captioned:,} done", f"{now.failed:,} failed"]
-        for count, what in (
+        optional = (
             (now.resumed, "done before"),
             (now.shared, "shared"),
             (now.cached, "from the cache"),
             (now.failed_before, "failed before"),
             (now.skipped, "skipped"),
-        ):
-            if count:
-                facts.append(f"{count:,} {what}")
+        )
+        facts = [f"{now.captioned:,} done", f"{now.failed:,} failed"]
+        facts += [f"{count:,} {what}" for count, what in optional if count]
         left = round(self._pace.total) - now.settled
         if left > 0:
             facts.append(f"{'' if now.complete else 'about '}{left:,} left")
@@ -180,10 +181,9 @@ class Display:
     def _spent(self) -> list[str]:
         now = self._progress
         facts = []
-        if now.prompt_tokens or now.completion_tokens:
-            facts.append(
-                f"{short(now.prompt_tokens)} tokens in, {short(now.completion_tokens)} out"
-            )
+        tokens_in, tokens_out = now.prompt_tokens, now.completion_tokens
+        if tokens_in or tokens_out:
+            facts.append(f"{short(tokens_in)} tokens in, {short(tokens_out)} out")
         if now.cost:
             of = f" of {money(self._budget)}" if self._budget is not None else ""
             facts.append(f"{money(now.cost)}{of}")
@@ -192,10 +192,6 @@ class Display:
             if settled and left > 0:
                 facts.append(f"about {money(now.cost * (1 + left / settled))} in all")
         return facts
-
-    def _stage(self) -> list[str]:
-        stage = self._progress.stage
-        return [stage] if stage != "captioning" else []
 
     def _eta(self) -> str:
         left = self._pace.left_s
@@ -210,7 +206,7 @@ def _describe(state: EndpointState) -> list[str]:
     if state.paused_s:
         facts.append(f"paused for {duration(state.paused_s)}")
     if state.circuit_open:
-        facts.append("in trouble, asked now and then")
+        facts.append("the circuit breaker is open, only probes are sent")
     return facts
 
 

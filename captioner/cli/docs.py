@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import TYPE_CHECKING
+
+import click
 
 from captioner.core.errors import SettingsError
 from captioner.settings.validation import did_you_mean
 
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
-
-def _pages() -> dict[str, Traversable]:
-    """Return the files of the pages by topic."""
-    folder = files("captioner") / "docs"
-    found = (
-        [file for file in folder.iterdir() if file.name.endswith(".md")] if folder.is_dir() else []
-    )
-    return {file.name.removesuffix(".md"): file for file in sorted(found, key=lambda one: one.name)}
-
-
-def first_lines() -> dict[str, str]:
-    """Return the first line of each page by topic, without the mark of a heading."""
-    texts = {topic: file.read_text("utf-8") for topic, file in _pages().items()}
-    return {topic: text.partition("\n")[0].lstrip("# ") for topic, text in texts.items()}
-
-
-def page(topic: str) -> str:
-    """Return the page of a topic.
+def docs_in_console(topic: str) -> int:
+    """Show the page of a topic or, if it is empty, list the pages with their first sentences.
 
     Raises:
-        SettingsError: There is none; the message lists the topics.
+        SettingsError: There is no such page.
     """
-    pages = _pages()
-    if topic not in pages:
-        known = ", ".join(pages) or "none"
+    folder = files("captioner") / "docs"
+    found = folder.iterdir() if folder.is_dir() else ()
+    pages = {
+        file.name.removesuffix(".md"): file.read_text("utf-8")
+        for file in sorted(found, key=lambda file: file.name)
+        if file.name.endswith(".md")
+    }
+    if topic in pages:
+        click.echo_via_pager(pages[topic].rstrip("\n"))
+    elif topic:
         raise SettingsError(
-            f"docs: there is no topic {topic!r}.{did_you_mean(topic, pages)} Topics: {known}"
+            f"docs: there is no topic {topic!r}.{did_you_mean(topic, pages)} Topics: "
+            f"{', '.join(pages) or 'none'}"
         )
-    return pages[topic].read_text("utf-8").rstrip("\n")
+    else:
+        for name, text in pages.items():
+            _, *lines = filter(None, text.split("\n"))
+            print(f"{name:16} {lines[0] if lines else ''}")
+    return 0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -43,8 +42,7 @@ PARAMETERS = "Parameters"
 
 def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
     """Return the help of a command, with every visible flag or with the common ones."""
-    columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 2
-    text = click.HelpFormatter(width=columns)
+    text = click.HelpFormatter(width=max(NARROWEST, min(WIDEST, _columns())) - 2)
     flags = [param for param in command.params if isinstance(param, Flag) and not param.hidden]
     arguments = [param for param in command.params if isinstance(param, Word)]
     for_runs = any(flag.option for flag in flags)
@@ -57,21 +55,26 @@ def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
         text.write_text(paragraph)
     if command.other_commands:
         _write_examples(text)
-        commands = {
-            name: one.get_short_help_str(200) for name, one in command.other_commands.items()
-        }
-        _write_rows(text, "Commands", list(commands.items()))
+        commands = command.other_commands.items()
+        _write_rows(text, "Commands", [(n, one.get_short_help_str(200)) for n, one in commands])
     for title, rows in _sections(flags, for_runs=for_runs, everything=everything).items():
         _write_rows(text, title, rows)
-    if for_runs:
+    last = (EVERYWHERE, UNITS, COMPLETION) if everything else (EVERYWHERE,)
+    for paragraph in last if for_runs else ():
         text.write_paragraph()
-        text.write_text(EVERYWHERE)
-    if for_runs and everything:
-        text.write_paragraph()
-        text.write_text(UNITS)
-        text.write_paragraph()
-        text.write_text(COMPLETION)
+        text.write_text(paragraph)
     return text.getvalue().rstrip("\n")
+
+
+def _columns() -> int:
+    """Return the width of the terminal, without shutil, which takes long to import."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
 
 
 def _sections(
@@ -113,15 +116,16 @@ def _explained(flag: Flag, *, short: bool) -> str:
     """Return the description of a flag with its choices, its default and its variable."""
     text = flag.help or ""
     default = flag.option.default if flag.option is not None else flag.default
-    if not all(choice in text for choice in choices_of(flag.hint)):
+    if flag.option is None and not all(choice in text for choice in choices_of(flag.hint)):
         text += f" One of {', '.join(choices_of(flag.hint))}."
     shown = (
         "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
     )
-    no_default = "Default:" in text or default in (None, (), False) or isinstance(default, Path)
+    has_default = isinstance(default, str | int | float) and default not in (False, "")
+    has_default = has_default and "Default:" not in text and not (short and len(shown) > 30)
     if short:
         text = re.split(r"(?<=[.])\s", text, maxsplit=1)[0]
-    if not (no_default or (short and len(shown) > 30)):
+    if has_default:
         text += f" Default: {shown}" + "." * (not shown.endswith("."))
     if flag.envvar and flag.option is None and not short:
         text += f" Variable: {flag.envvar}."

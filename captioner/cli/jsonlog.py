@@ -1,4 +1,4 @@
-"""A run's events as lines of JSON for log collectors, in place of the display."""
+"""A run's events as lines of JSON for log collectors, instead of the display."""
 
 from __future__ import annotations
 
@@ -23,12 +23,7 @@ _NUMBERS = (
 
 
 class JsonLog:
-    """Writes a line for each event, and the progress every 10 seconds.
-
-    Args:
-        progress: Of the run.
-        stream: Where to write.
-    """
+    """Writes a line for each event, and the progress of a run every 10 seconds."""
 
     def __init__(self, progress: Progress, stream: TextIO) -> None:
         self._progress = progress
@@ -55,7 +50,7 @@ class JsonLog:
     def event(self, name: str, **more: Any) -> None:
         """Write one event."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **more}
-        with contextlib.suppress(OSError):  # the reader is gone; the run goes on
+        with contextlib.suppress(OSError):  # nothing reads the stream; the run continues
             print(orjson.dumps(line).decode(), file=self._stream, flush=True)
 
     async def _write_progress(self) -> None:

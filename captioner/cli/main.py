@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,98 +86,92 @@ def _describe(error: Exception) -> str:
 class _Root(Group):
     """The command without a name captions; a first word that names a command runs that."""
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         """Return the context of the command that is meant."""
         if args and args[0] in self.commands:
-            return super().make_context(info_name, args, parent, **extra)
+            return super().make_context(info_name, args, *more, **extra)
         if args and args[0].isalpha() and not Path(args[0]).exists():
-            if args[0] == "help":
-                raise SettingsError("there is no command or file help. Did you mean --help?")
-            hint = did_you_mean(args[0], self.commands)
-            if hint:
+            is_help = args[0] == "help"
+            if hint := " Did you mean --help?" if is_help else did_you_mean(args[0], self.commands):
                 raise SettingsError(f"there is no command or file {args[0]}.{hint}")
-        return CAPTION.make_context(info_name, args, parent, **extra)
+        return CAPTION.make_context(info_name, args, *more, **extra)
 
 
 ROOT = _Root("captioner")
+_BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
 
 
 # -- parameters --------------------------------------------------------------------------------
 
 
-def _file(name: str, about: str) -> Word:
-    return Word([name], hint=Path, about=about)
+def _flag(names: str, text: str, hint: Any = str, **kwargs: Any) -> Flag:
+    return Flag(names.split(), hint=hint, help=text, **kwargs)
 
 
-def _switch(*names: str, text: str, **kwargs: Any) -> Flag:
-    return Flag(names, hint=bool, default=False, help=text, **kwargs)
+def _switch(names: str, text: str, **kwargs: Any) -> Flag:
+    return _flag(names, text, bool, default=False, **kwargs)
 
 
-INPUT = _file(
-    "input",
-    "the records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or pattern "
-    "of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
-)
-CAPTIONS = _file("output", "the captions of a run.")
-OUTPUT = Flag(
-    ["-o", "--output"],
+def _number(name: str, text: str, default: int, **kwargs: Any) -> Flag:
+    return _flag(name, text, int, default=default, callback=_check_range, **kwargs)
+
+
+def _check_range(_: click.Context, param: click.Parameter, value: int) -> int:
+    if param.name == "port" and not 0 <= value <= 65_535:
+        raise SettingsError(f"port: {value} is not between 0 and 65535")
+    if value < 0:
+        raise SettingsError(f"{param.name}: must not be negative")
+    return value
+
+
+INPUT = Word(
+    ["input"],
     hint=Path,
-    envvar="CAPTIONER_OUTPUT",
-    help="File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
+    about="the records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
+    "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
+)
+CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
+OUTPUT = _flag(
+    "-o --output",
+    "File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
     "or --output-format selects another format, written when the run is complete.",
+    Path,
+    envvar="CAPTIONER_OUTPUT",
 )
-CONFIG = Flag(
-    ["--config"],
-    hint=Path,
+CONFIG = _flag(
+    "--config",
+    "TOML file with options, named as the flags are, without the dashes.",
+    Path,
     envvar="CAPTIONER_CONFIG",
     is_eager=True,
     expose_value=False,
     callback=read_config,
-    help="TOML file with options, named as the flags are, without the dashes.",
 )
-DRY_RUN = _switch(
-    "--dry-run",
-    envvar="CAPTIONER_DRY_RUN",
-    text="Estimate the run, as captioner estimate does, and exit.",
+JSON = _switch("--json as_json", "Print JSON.")
+IMAGE_ROOT = _flag(
+    "--image-root", "Folder of relative image paths. Default: the input's folder.", Path
 )
-RUN_JSON = _switch(
-    "--json",
-    "as_json",
-    envvar="CAPTIONER_JSON",
-    text="Print the report as JSON on standard output.",
-)
-JSON = _switch("--json", "as_json", text="Print JSON.")
-DEBUG = _switch(
-    "--debug",
-    envvar="CAPTIONER_DEBUG",
-    hidden=True,
-    text="Show the stack trace of an internal error.",
-)
-IMAGE_ROOT = Flag(
-    ["--image-root"],
-    hint=Path,
-    help="Folder of relative image paths. Default: the input's folder.",
-)
-SOURCE = Flag(
-    ["--input", "source"], hint=Path, help="The input. Default: the one that the run began with."
-)
+SOURCE = _flag("--input source", "The input. Default: the one that the run began with.", Path)
+PORT = "Port to listen on. With 0, a free one is chosen."
 OPTIONS = run_flags()
 
 
 # -- commands ----------------------------------------------------------------------------------
 
 
-@click.command(
-    "captioner",
-    cls=Command,
-    params=[INPUT, OUTPUT, CONFIG, DRY_RUN, RUN_JSON, DEBUG, *OPTIONS],
-)
+def _add(name: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
+    """Add a command that calls the function named after its first word with its parameters."""
+    words = name.split()
+    module = "docs" if name == "docs" else "session"
+
+    def run(**given: Any) -> int:
+        home = import_module(f"captioner.cli.{module}")
+        return int(getattr(home, f"{words[0]}_in_console")(**given, **fixed))
+
+    group = ROOT if len(words) == 1 else _BATCH
+    group.add_command(Command(words[-1], params=list(params), help=text, callback=run))
+
+
 @click.pass_context
 def _caption(
     context: click.Context,
@@ -184,163 +179,145 @@ def _caption(
     input: Path,  # noqa: A002 - the name in --help
     output: Path | None,
     *,
-    dry_run: bool,
     as_json: bool,
-    debug: bool,
+    dry_run: bool = True,
+    probe: int = 0,
+    debug: bool = False,
     **options: Any,
 ) -> int:
-    """Caption the images of a data set with a vision-language model.
-
-    Run the same command again to continue an interrupted run.
-    """
+    """Run or, with ``dry_run``, estimate."""
     from captioner.settings.settings import Settings
 
     settings = Settings.create(input, output, **given_options(context, options))
+    from captioner.cli import session
+
     if dry_run:
-        from captioner.cli.session import estimate_in_console
-
-        return estimate_in_console(settings, probe=0, as_json=as_json)
-    from captioner.cli.session import run_in_console
-
-    return run_in_console(settings, debug=debug, as_json=as_json)
+        return session.estimate_in_console(settings, probe=probe, as_json=as_json)
+    return session.run_in_console(settings, debug=debug, as_json=as_json)
 
 
-@ROOT.command("view", cls=Command, params=[
+CAPTION = Command(
+    "captioner",
+    callback=_caption,
+    help="Caption the images of a data set with a vision-language model.\n\n"
+    "Run the same command again to continue an interrupted run.",
+    params=[
+        INPUT,
+        OUTPUT,
+        CONFIG,
+        _switch(
+            "--dry-run",
+            "Estimate the run, as captioner estimate does, and exit.",
+            envvar="CAPTIONER_DRY_RUN",
+        ),
+        _switch(
+            "--json as_json",
+            "Print the report as JSON on standard output.",
+            envvar="CAPTIONER_JSON",
+        ),
+        _switch(
+            "--debug",
+            "Show the stack trace of an internal error.",
+            envvar="CAPTIONER_DEBUG",
+            hidden=True,
+        ),
+        *OPTIONS,
+    ],
+)
+CAPTION.other_commands = ROOT.commands
+
+_add(
+    "view",
+    "Show captions in a browser: search, filter, review, charts.\n\nIt also works during a run. "
+    "Reviews are kept beside OUTPUT; captioner export and --retry rejected use them.",
     CAPTIONS,
     IMAGE_ROOT,
-    Flag(
-        ["--host"],
-        default="127.0.0.1",
-        help="Address to listen on. Everyone who can reach it and knows the URL with its token "
+    _flag(
+        "--host",
+        "Address to listen on. Everyone who can reach it and knows the URL with its token "
         "can read and review the captions.",
+        default="127.0.0.1",
     ),
-    Flag(["--port"], hint=int, default=0, help="Port to listen on. With 0, a free one is chosen."),
-])  # fmt: skip
-def _view(output: Path, image_root: Path | None, host: str, port: int) -> int:
-    """Show captions in a browser: search, filter, review, charts.
-
-    It also works during a run. Reviews are kept beside OUTPUT; captioner export and --retry
-    rejected use them.
-    """
-    _check_port(port)
-    from captioner.cli.session import view_in_console
-
-    return view_in_console(output, host=host, port=port, image_root=image_root)
-
-
-@ROOT.command("report", cls=Command, params=[
+    _number("--port", PORT, 0),
+)
+_add(
+    "report",
+    "Describe captions: lengths, duplicates, refusals, languages.",
     CAPTIONS,
-    Flag(
-        ["--html"],
-        hint=Path,
-        help="Write a page to this file, with charts and a sample with its images. The page is "
-        "self-contained.",
+    _flag(
+        "--html",
+        "Write a self-contained page to this file, with charts and a sample with its images.",
+        Path,
     ),
-    Flag(["--sample"], hint=int, default=24, help="Captions on the page, chosen at random."),
+    _number("--sample", "Captions on the page, chosen at random.", 24),
     IMAGE_ROOT,
     JSON,
-])  # fmt: skip
-def _report(
-    output: Path, html: Path | None, sample: int, image_root: Path | None, *, as_json: bool
-) -> int:
-    """Describe captions: lengths, duplicates, refusals, languages."""
-    _check_not_negative("sample", sample)
-    from captioner.cli.session import report_in_console
-
-    return report_in_console(output, html, sample=sample, image_root=image_root, as_json=as_json)
-
-
-@ROOT.command("export", cls=Command, params=[
+)
+_add(
+    "export",
+    "Write the captions of a run in another format.",
     CAPTIONS,
-    Flag(["--to"], hint=Path, required=True, help="File or folder to write."),
-    Flag(
-        ["--to-format"],
-        hint=OutputFormat,
-        help="Its format, as for --output-format. Default: by its name.",
+    _flag("--to", "File or folder to write.", Path, required=True),
+    _flag(
+        "--to-format",
+        "Its format, as for --output-format. Default: by its name.",
+        OutputFormat,
     ),
     SOURCE,
     IMAGE_ROOT,
-    _switch("--overwrite", text="Replace an existing file or folder."),
-    Flag(
-        ["--reviewed"],
-        hint=Literal["apply", "only", "ignore"],
-        default="apply",
-        help="Use of the reviews in captioner view: apply takes edits and leaves out rejected "
+    _switch("--overwrite", "Replace an existing file or folder."),
+    _flag(
+        "--reviewed",
+        "Use of the reviews in captioner view: apply takes edits and leaves out rejected "
         "captions; only also leaves out captions without a review; ignore uses none.",
+        Literal["apply", "only", "ignore"],
+        default="apply",
     ),
-])  # fmt: skip
-def _export(output: Path, to: Path, to_format: Any, **options: Any) -> int:
-    """Write the captions of a run in another format."""
-    from captioner.cli.session import export_in_console
-
-    return export_in_console(output, to, to_format, **options)
-
-
-@ROOT.command("check", cls=Command, params=[CAPTIONS, SOURCE, JSON])
-def _check(output: Path, source: Path | None, *, as_json: bool) -> int:
-    """Show the state of an output: done, failed, pending, damage.
-
-    The output stays unchanged. Exits with 0 if all is well and 5 if the output is damaged.
-    """
-    from captioner.cli.session import check_in_console
-
-    return check_in_console(output, source, as_json=as_json)
-
-
-@ROOT.command("estimate", cls=Command, params=[
-    INPUT,
-    Flag(
-        ["--probe"],
-        hint=int,
-        default=0,
-        help="Send this many records, chosen at random, and correct the estimate by their cost.",
-    ),
-    OUTPUT,
-    CONFIG,
-    JSON,
-    *OPTIONS,
-])  # fmt: skip
-@click.pass_context
-def _estimate(
-    context: click.Context,
-    /,
-    input: Path,  # noqa: A002 - the name in --help
-    output: Path | None,
-    probe: int,
-    *,
-    as_json: bool,
-    **options: Any,
-) -> int:
-    """Estimate what a run will take: tokens, money, time."""
-    from captioner.settings.settings import Settings
-
-    settings = Settings.create(input, output, **given_options(context, options))
-    _check_not_negative("probe", probe)
-    from captioner.cli.session import estimate_in_console
-
-    return estimate_in_console(settings, probe=probe, as_json=as_json)
-
-
-@ROOT.command("eval", cls=Command, params=[
+)
+_add(
+    "check",
+    "Show the state of an output: done, failed, pending, damage.\n\nThe output stays unchanged. "
+    "Exits with 0 if all is well and 5 if the output is damaged.",
     CAPTIONS,
-    Flag(
-        ["--references"],
-        hint=Path,
+    SOURCE,
+    JSON,
+)
+ROOT.add_command(
+    Command(
+        "estimate",
+        callback=_caption,
+        help="Estimate what a run will take: tokens, money, time.",
+        params=[
+            INPUT,
+            _number(
+                "--probe",
+                "Send this many records, chosen at random, and correct the estimate by their cost.",
+                0,
+            ),
+            OUTPUT,
+            CONFIG,
+            JSON,
+            *OPTIONS,
+        ],
+    )
+)
+_add(
+    "eval",
+    "Compare captions with references: BLEU, chrF, CIDEr-D.",
+    CAPTIONS,
+    _flag(
+        "--references",
+        "COCO captions, or JSONL with captions, matched by id, file_name or path.",
+        Path,
         required=True,
-        help="COCO captions, or JSONL with captions, matched by id, file_name or path.",
     ),
     JSON,
-])  # fmt: skip
-def _eval(output: Path, references: Path, *, as_json: bool) -> int:
-    """Compare captions with references: BLEU, chrF, CIDEr-D."""
-    from captioner.cli.session import score_in_console
-
-    return score_in_console(output, references, as_json=as_json)
+)
 
 
 @ROOT.command("init", cls=Command, params=[
     Word(["folder"], hint=Path, default=Path(), about="the folder. Default: the current one."),
-    _switch("--download", text="Also download DataFlow-MM's example images from Hugging Face."),
+    _switch("--download", "Also download DataFlow-MM's example images from Hugging Face."),
 ])  # fmt: skip
 def _init(folder: Path, *, download: bool) -> int:
     """Make a working folder with options, a pipeline and images."""
@@ -356,14 +333,8 @@ def _init(folder: Path, *, download: bool) -> int:
 
 
 @ROOT.command("serve", cls=Command, params=[
-    Flag(["--host"], default="127.0.0.1", envvar="CAPTIONER_HOST", help="Address to listen on."),
-    Flag(
-        ["--port"],
-        hint=int,
-        default=8080,
-        envvar="CAPTIONER_PORT",
-        help="Port to listen on. With 0, a free one is chosen.",
-    ),
+    _flag("--host", "Address to listen on.", default="127.0.0.1", envvar="CAPTIONER_HOST"),
+    _number("--port", PORT, 8080, envvar="CAPTIONER_PORT"),
 ])  # fmt: skip
 def _serve(host: str, port: int) -> int:
     """Serve the built-in describer as an OpenAI-compatible endpoint.
@@ -372,7 +343,6 @@ def _serve(host: str, port: int) -> int:
     """
     from captioner.endpoints.offline.server import serve
 
-    _check_port(port)
     try:
         serve(host, port)
     except OSError as error:
@@ -380,50 +350,21 @@ def _serve(host: str, port: int) -> int:
     return 0
 
 
-@ROOT.command("docs", cls=Command, params=[
+_add(
+    "docs",
+    "Show a page of the documentation.",
     Word(["topic"], hint=str, default="", about="the page. Default: a list of the pages."),
-])  # fmt: skip
-def _docs(topic: str) -> int:
-    """Show a page of the documentation."""
-    from captioner.cli.docs import first_lines, page
-
-    if topic:
-        click.echo_via_pager(page(topic))
-        return 0
-    for name, line in first_lines().items():
-        print(f"{name.ljust(16)} {line}")
-    return 0
-
-
-_BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
+)
+_add(
+    "batch status",
+    "Show the state of the batches at the provider; changes nothing.",
+    CAPTIONS,
+    cancel=False,
+)
+_add(
+    "batch cancel",
+    "Cancel all batches. The next run takes the responses that are complete.",
+    CAPTIONS,
+    cancel=True,
+)
 ROOT.add_command(_BATCH)
-
-
-@_BATCH.command("status", cls=Command, params=[CAPTIONS])
-def _batch_status(output: Path) -> int:
-    """Show the state of the batches at the provider; changes nothing."""
-    from captioner.cli.session import batches_in_console
-
-    return batches_in_console(output, cancel=False)
-
-
-@_BATCH.command("cancel", cls=Command, params=[CAPTIONS])
-def _batch_cancel(output: Path) -> int:
-    """Cancel all batches. The next run takes the responses that are complete."""
-    from captioner.cli.session import batches_in_console
-
-    return batches_in_console(output, cancel=True)
-
-
-def _check_port(port: int) -> None:
-    if not 0 <= port <= 65_535:
-        raise SettingsError(f"port: {port} is not between 0 and 65535")
-
-
-def _check_not_negative(name: str, value: int) -> None:
-    if value < 0:
-        raise SettingsError(f"{name}: must not be negative")
-
-
-CAPTION: Command = _caption
-CAPTION.other_commands = ROOT.commands

@@ -26,7 +26,7 @@ _BOOLS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
 
 
 def is_bool(text: str) -> bool:
-    """Tell whether a text is a truth value."""
+    """Tell whether a text means true or false."""
     return text.lower() in _BOOLS
 
 
@@ -38,8 +38,7 @@ def is_on(text: str) -> bool:
 class Value(_ParamType):
     """A value of a type that an option's annotation allows.
 
-    Its errors never show the values of options that may hold a secret: those are texts, and
-    every text is accepted here.
+    Options that may hold a secret accept every text, so no error here shows their values.
     """
 
     name = "value"
@@ -70,18 +69,25 @@ class Value(_ParamType):
         if self._option is not None and self._option.alone is not None and is_bool(text):
             return self._option.typed(is_on(text))
         if choices or str in kinds:
-            return _text(text)
+            if text.encode(errors="replace").decode() != text:
+                raise ValueError(f"{text!r} is not UTF-8 text")
+            return text
         if bool in kinds:
             if not is_bool(text):
                 raise ValueError(f"{text!r} is neither true nor false")
             return is_on(text)
-        return _number_or_path(text, kinds)
+        for kind, name in ((int, "a whole number"), (float, "a number")):
+            if kind in kinds:
+                try:
+                    return kind(text)
+                except ValueError:
+                    raise ValueError(f"{text!r} is not {name}") from None
+        if not text:
+            raise ValueError("it is empty")
+        return Path(text)
 
     def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,
-        incomplete: str,
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return choices, files or commands for the shell's completion."""
         from click.shell_completion import CompletionItem as Item
@@ -95,26 +101,6 @@ class Value(_ParamType):
         return [Item(c) for c in choices_of(self.hint) if c.startswith(incomplete)]
 
 
-def _text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{text!r} is not UTF-8 text") from None
-    return text
-
-
-def _number_or_path(text: str, kinds: tuple[Any, ...]) -> int | float | Path:
-    for kind, called in ((int, "a whole number"), (float, "a number")):
-        if kind in kinds:
-            try:
-                return kind(text)
-            except ValueError:
-                raise ValueError(f"{text!r} is not {called}") from None
-    if not text:
-        raise ValueError("it is empty")
-    return Path(text)
-
-
 def _source(param: click.Parameter | None, ctx: click.Context | None) -> str:
     """Return the flag, variable or word that a value comes from."""
     if param is None or ctx is None:
@@ -125,24 +111,17 @@ def _source(param: click.Parameter | None, ctx: click.Context | None) -> str:
 
 
 class Flag(click.Option):
-    """A flag.
-
-    Args:
-        *args: See `click.Option`.
-        hint: The type of its value.
-        option: The option of a run that it sets, if any.
-        **kwargs: See `click.Option`.
+    """A flag, with the type of its value and the option of a run that it sets, if any.
 
     Attributes:
-        alone: What it means without a value; None if it needs one.
-        option: See above.
+        alone: The value of the flag without one; None if it needs a value.
+        usage: The flag in the help, with its value.
     """
 
     def __init__(
-        self, *args: Any, hint: Any = str, option: Option | None = None, **kwargs: Any
+        self, names: Sequence[str], *, hint: Any, option: Option | None = None, **kwargs: Any
     ) -> None:
-        kwargs["type"] = Value(hint, option)
-        super().__init__(*args, **kwargs)
+        super().__init__(names, type=Value(hint, option), **kwargs)
         self.option = option
         alone = option.alone if option is not None else ("true", "") if hint is bool else None
         self.alone = alone[0] if alone is not None else None

@@ -66,12 +66,6 @@ class Command(click.Command):
             name: param for param in self.params if isinstance(param, Flag) for name in param.opts
         }
 
-    def get_help(self, ctx: click.Context) -> str:
-        """Return the help with the flags that most people need."""
-        from captioner.cli.help import help_of
-
-        return help_of(self, ctx, everything=False)
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line.
 
@@ -81,10 +75,10 @@ class Command(click.Command):
         if ctx.resilient_parsing:  # for the shell's completion
             return super().parse_args(ctx, args)
         end = args.index("--") if "--" in args else len(args)
-        if asked := [word for word in args[:end] if word in HELP]:
+        if wanted := [word for word in args[:end] if word in HELP]:
             from captioner.cli.help import help_of
 
-            click.echo(help_of(self, ctx, everything="--help-all" in asked))
+            click.echo(help_of(self, ctx, everything="--help-all" in wanted))
             ctx.exit()
         _check_variables()
         given = [*self._normalised(ctx, args[:end]), *args[end:]]
@@ -149,9 +143,11 @@ class Command(click.Command):
         for one in self.params:
             if isinstance(one, Word) and name == f"--{flag_name(str(one.name))}":
                 return f"{one.metavar} goes without a flag. See {ctx.command_path} --help"
-        meant = _SYNONYMS.get(name.lstrip("-"))
-        if meant is not None and (meant[0] != "-" or meant.split(",")[0] in self._flags):
-            return f"there is no {name}{'. Use ' if meant[0] == '-' else ': '}{meant}"
+        replacement = _SYNONYMS.get(name.lstrip("-"))
+        if replacement is not None and (
+            replacement[0] != "-" or replacement.split(",")[0] in self._flags
+        ):
+            return f"there is no {name}{'. Use ' if replacement[0] == '-' else ': '}{replacement}"
         offs = [f"--no-{one[2:]}" for one, flag in self._flags.items() if flag.alone == "true"]
         return f"there is no {name}.{did_you_mean(name, [*self._flags, *offs, *HELP, '--version'])}"
 

@@ -16,14 +16,7 @@ ADDRESS = "127.0.0.1"
 
 
 class Metrics:
-    """Serves the counters of a run until it is closed.
-
-    Args:
-        progress: Of the run.
-        port: Port on loopback; 0 takes a free one.
-
-    Attributes:
-        port: The port.
+    """Serves the counters of a run on a port of loopback until it is closed; 0 is a free port.
 
     Raises:
         SettingsError: The library is not installed, or the port is taken.
@@ -87,10 +80,12 @@ class _Collector:
             "captioner_oldest_seconds", "Age of the oldest request in flight.", value=now.oldest_s
         )
         limits = gauge("captioner_endpoint_limit", "Requests allowed at once.", labels=["endpoint"])
-        flying = gauge("captioner_endpoint_in_flight", "Requests there.", labels=["endpoint"])
+        in_flight = gauge(
+            "captioner_endpoint_in_flight", "Requests in flight.", labels=["endpoint"]
+        )
         for endpoint in now.states():
             limits.add_metric([endpoint.name], endpoint.limit)
-            flying.add_metric([endpoint.name], endpoint.in_flight)
+            in_flight.add_metric([endpoint.name], endpoint.in_flight)
         yield limits
-        yield flying
+        yield in_flight
         yield gauge("captioner_waiting", "1 while nothing moves.", value=1 if now.waiting else 0)

@@ -1,4 +1,4 @@
-"""A run at a terminal: signals, event loop, display, summary, exit code.
+"""The commands at work: event loop, signals, display, summaries, exit status.
 
 Each command imports what only it needs, so that runs start fast.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -39,18 +38,28 @@ from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from captioner.core.progress import RunReport
-    from captioner.outputs.reader import Reviewed
-    from captioner.outputs.viewer import Viewer, ViewerThread
+    from captioner.outputs.viewer import ViewerThread
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
 
-P = ParamSpec("P")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
+
+
+def _say(text: str) -> None:
+    """Print to standard error, also if nothing reads it."""
+    try:
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _json(report: Any) -> str:
+    return orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode()
 
 
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
@@ -99,19 +108,8 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
         return runner.run(_Session(settings, as_json=as_json).run())
 
 
-def shows_warnings(command: Callable[P, int]) -> Callable[P, int]:
-    """Print the warnings that are logged while a command runs."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
-        with forward_warnings(_say):
-            return command(*args, **kwargs)
-
-    return wrapped
-
-
-@shows_warnings
-def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int:
+@forward_warnings(_say)
+def check_in_console(*, output: Path, source: Path | None, as_json: bool) -> int:
     """Print the state of an output and return the exit status."""
     from captioner.outputs.check import check_output
 
@@ -123,7 +121,7 @@ def check_in_console(output: Path, source: Path | None, *, as_json: bool) -> int
     return OutputDamagedError.exit_code if report.violations else 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int:
     """Print what a run will take and return the exit status."""
     from captioner.engine.estimate import estimate
@@ -133,28 +131,28 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int
     return 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def report_in_console(
-    output: Path, target: Path | None, *, sample: int, image_root: Path | None, as_json: bool
+    *, output: Path, html: Path | None, sample: int, image_root: Path | None, as_json: bool
 ) -> int:
     """Print a report on captions, or write it as a page, and return the exit status."""
     from captioner.outputs.report import make_report, write_page
 
-    images = sample if target is not None else 0
+    images = sample if html is not None else 0
     report = make_report(output, sample=images, image_root=image_root)
-    if target is not None:
-        write_page(report, target)
+    if html is not None:
+        write_page(report, html)
     if as_json:
         print(_json(report))
-    elif target is None:
+    elif html is None:
         print(describe_report(report))
     else:
-        _say(f"written: {target}")
+        _say(f"written: {html}")
     return 0
 
 
-@shows_warnings
-def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
+@forward_warnings(_say)
+def eval_in_console(*, output: Path, references: Path, as_json: bool) -> int:
     """Print the scores of captions against references and return the exit status."""
     from captioner.outputs.scores import score
 
@@ -163,37 +161,22 @@ def score_in_console(output: Path, references: Path, *, as_json: bool) -> int:
     return 0
 
 
-@shows_warnings
+@forward_warnings(_say)
 def export_in_console(
-    output: Path,
-    target: Path,
-    kind: OutputFormat | None,
-    *,
-    source: Path | None,
-    image_root: Path | None,
-    overwrite: bool,
-    reviewed: Reviewed,
+    *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
 ) -> int:
     """Write the captions of a run in another format and return the exit status."""
     from captioner.outputs.export import check_format, export
 
     output = output_of(output)
-    export(
-        find_journal(output, Files()),
-        target,
-        check_format(target, kind),
-        image_root=image_root,
-        source=source,
-        overwrite=overwrite,
-        reviewed=reviewed,
-        output=output,
-    )
-    _say(f"written: {target}")
+    kind = check_format(to, to_format)
+    export(find_journal(output, Files()), to, kind, output=output, **options)
+    _say(f"written: {to}")
     return 0
 
 
-@shows_warnings
-def batches_in_console(output: Path, *, cancel: bool) -> int:
+@forward_warnings(_say)
+def batch_in_console(*, output: Path, cancel: bool) -> int:
     """Print the state of a run's batches, cancelled or not, and return the exit status."""
     from captioner.executors.batch_api.ledger import Ledger
     from captioner.executors.batch_api.status import look_at_batches
@@ -204,8 +187,8 @@ def batches_in_console(output: Path, *, cancel: bool) -> int:
     return 0
 
 
-@shows_warnings
-def view_in_console(output: Path, *, host: str, port: int, image_root: Path | None) -> int:
+@forward_warnings(_say)
+def view_in_console(*, output: Path, host: str, port: int, image_root: Path | None) -> int:
     """Serve the page of an output until a signal arrives and return the exit status."""
     from captioner.outputs.viewer import Viewer
 
@@ -215,18 +198,18 @@ def view_in_console(output: Path, *, host: str, port: int, image_root: Path | No
         if file.read(1) not in (b"", b"{"):
             raise SettingsError(f"{journal} does not hold captions; name a run's output")
     viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root)
-    asyncio.run(_view(viewer))
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with viewer:
+            print(viewer.url, flush=True)
+            _say("open it in a browser on this machine; Ctrl-C ends it")
+            await stop.wait()
+
+    asyncio.run(serve())
     return 0
-
-
-async def _view(viewer: Viewer) -> None:
-    stop = asyncio.Event()
-    for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with viewer:
-        print(viewer.url, flush=True)
-        _say("open it in a browser on this machine; Ctrl-C ends it")
-        await stop.wait()
 
 
 class _Session:
@@ -237,65 +220,66 @@ class _Session:
         self._as_json = as_json
         self._progress = Progress()
         self._cancel = CancelToken()
-        self._display = (
-            JsonLog(self._progress, sys.stderr)
-            if settings.run.log_json
-            else Display(self._progress, sys.stderr, budget=settings.run.budget)
-        )
+        self._display: JsonLog | Display = JsonLog(self._progress, sys.stderr)
+        if not settings.run.log_json:
+            self._display = Display(self._progress, sys.stderr, budget=settings.run.budget)
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:
+        """Run with the page and the metrics server of the settings, and show the result."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._on_signal, number)
         with forward_warnings(self._display.say):
-            report = await self._watched()
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    report = await self._run(stack)
+            except RunError as error:
+                if error.report is not None:
+                    self._show(error.report)
+                raise
+            self._show(report)
         return report, self._signal
 
-    async def _watched(self) -> RunReport:
-        """Run with the page and the metrics server that the settings ask for, and show the result."""
-        report: RunReport | None = None
-        metrics = page = None
-        try:
-            if self._settings.run.view:
-                page = self._open_page()
-            if (port := self._settings.run.metrics_port) is not None:
-                metrics = Metrics(self._progress, port)
-            async with self._display:
-                if self._settings.cluster.workers and self._settings.cluster.engine == "local":
-                    self._display.say(
-                        "--workers has no effect without --ray; --concurrency sets the requests in "
-                        "flight, --processes the processes"
-                    )
-                if page is not None:
-                    self._display.say(f"captions: {page.url}")
-                if metrics is not None:
-                    self._display.say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
-                report = await self._run()
-        except RunError as error:
-            report = error.report
-            raise
-        finally:
-            if metrics is not None:
-                await asyncio.to_thread(metrics.close)
-            if page is not None:
-                await asyncio.to_thread(page.close)
-            if report is not None:
-                self._show(report)
-        return report
+    async def _run(self, stack: contextlib.AsyncExitStack) -> RunReport:
+        settings, say = self._settings, self._display.say
+        progress, cancel = self._progress, self._cancel
+        page = metrics = None
+        if settings.run.view:
+            page = self._open_page()
+            stack.push_async_callback(asyncio.to_thread, page.close)
+        if (port := settings.run.metrics_port) is not None:
+            metrics = Metrics(progress, port)
+            stack.push_async_callback(asyncio.to_thread, metrics.close)
+        await stack.enter_async_context(self._display)
+        if settings.cluster.workers and settings.cluster.engine == "local":
+            say(
+                "--workers has no effect without --ray; --concurrency sets the requests in flight, "
+                "--processes the processes"
+            )
+        if page is not None:
+            say(f"captions: {page.url}")
+        if metrics is not None:
+            say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
+        if settings.cluster.engine == "ray":
+            from captioner.executors.ray.driver import run_on_ray
+
+            return await run_on_ray(settings, progress=progress, cancel=cancel)
+        return await run_batch(settings, progress=progress, cancel=cancel)
 
     def _open_page(self) -> ViewerThread:
         from captioner.outputs.viewer import Viewer, ViewerThread
 
         output = self._settings.output_path
-        viewer = Viewer(
-            output,
-            journal=journal_path(output, self._settings.run.output_format),
-            image_root=self._settings.records.image_root,
-            progress=self._progress,
+        return ViewerThread(
+            Viewer(
+                output,
+                journal=journal_path(output, self._settings.run.output_format),
+                image_root=self._settings.records.image_root,
+                progress=self._progress,
+            )
         )
-        return ViewerThread(viewer)
 
     def _show(self, report: RunReport) -> None:
         if isinstance(self._display, JsonLog):
@@ -306,14 +290,6 @@ class _Session:
                 _say(f"view them again: captioner view {shlex.quote(report.output)}")
         if self._as_json:
             print(_json(report))
-
-    async def _run(self) -> RunReport:
-        progress, cancel = self._progress, self._cancel
-        if self._settings.cluster.engine == "ray":
-            from captioner.executors.ray.driver import run_on_ray
-
-            return await run_on_ray(self._settings, progress=progress, cancel=cancel)
-        return await run_batch(self._settings, progress=progress, cancel=cancel)
 
     def _on_signal(self, number: int) -> None:
         # The second signal abandons the requests in flight; a third one has its default effect.
@@ -330,20 +306,3 @@ class _Session:
             f"stopping: {self._progress.in_flight} requests may finish within "
             f"{self._settings.run.drain:g} s; repeat the signal to abandon them"
         )
-
-
-class _Report(Protocol):
-    def as_dict(self) -> dict[str, Any]: ...
-
-
-def _json(report: _Report) -> str:
-    return orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode()
-
-
-def _say(text: str) -> None:
-    """Print to standard error, also if its reader is gone."""
-    try:
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

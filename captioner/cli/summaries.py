@@ -31,44 +31,46 @@ def summarise(report: RunReport, settings: Settings) -> str:
     lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
     if report.cost:
         lines[-1] += f"; {money(report.cost)}"
-    if report.shared:
-        lines.append(f"{report.shared:,} records share the answer to an equal one (--dedup)")
-    if report.cached:
-        lines.append(f"{report.cached:,} answers came from the cache")
+    lines += _counts(
+        (report.shared, "records share the answer to an equal one (--dedup)"),
+        (report.cached, "answers came from the cache"),
+    )
     lines.append(f"captions: {report.output}")
-    if report.skipped:
-        lines.append(f"{report.skipped:,} records skipped: equal ones came before them")
-    if report.changed:
-        lines.append(
-            f"{report.changed:,} records have changed since they were captioned (same id); their "
-            "captions were kept. Remove their lines and run with --accept-edits to redo them"
-        )
-    if report.orphans:
-        lines.append(
-            f"{report.orphans:,} captions belong to records that the input no longer has; "
-            "they are kept at the end"
-        )
+    changed = (
+        "records have changed since they were captioned (same id); their captions were kept. "
+        "Remove their lines and run with --accept-edits to redo them"
+    )
+    lines += _counts(
+        (report.skipped, "records skipped: equal ones came before them"),
+        (report.changed, changed),
+        (
+            report.orphans,
+            "captions belong to records that the input no longer has; they are kept at the end",
+        ),
+    )
     if report.failed:
         lines.append(f"{report.failed:,} failed: {report.failures}")
         for code, count in sorted(report.codes.items(), key=lambda item: -item[1]):
             number, message = report.examples[code]
             lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
         lines.append(f"retry them, with the same options: {_again(settings, '--retry-failed')}")
-    if not report.complete:
-        lines.append(_how_to_continue(settings))
+    if not report.complete and (file := settings.batch.to_batch_file) is not None:
+        answered = _again(settings, "--from-batch-file", "ANSWERS")
+        lines.append(f"requests: {file}; when they are answered, with the same options: {answered}")
+    elif not report.complete:
+        lines.append(f"not finished; with the same options continue: {_again(settings)}")
     return "\n".join(printable(line) for line in lines)
 
 
 def describe_estimate(found: Estimate, settings: Settings) -> str:
     """Return what a run will take."""
-    bad = sum(found.bad.values())
     counts = f"{found.records:,} records, {found.requests:,} requests, {found.images:,} images"
     lines = [f"{counts}, {short(found.upload_bytes)}B to upload"]
-    if bad:
-        codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
-        lines.append(f"{bad:,} records cannot be sent: {codes}")
-    if found.unfetched:
-        lines.append(f"{found.unfetched:,} images were not fetched; their size is a guess")
+    codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
+    lines += _counts(
+        (sum(found.bad.values()), f"records cannot be sent: {codes}"),
+        (found.unfetched, "images were not fetched; their size is a guess"),
+    )
     by = (
         f"corrected by {found.probed:,} requests that were sent"
         if found.probed
@@ -114,8 +116,7 @@ def describe_report(report: Report) -> str:
 def describe_scores(found: Scores) -> str:
     """Return the scores of captions against references."""
     lines = [f"{found.captions:,} captions compared with their references"]
-    if found.unmatched:
-        lines.append(f"{found.unmatched:,} have none")
+    lines += _counts((found.unmatched, "have no reference"))
     lines.append(f"BLEU {found.bleu:.2f}, chrF {found.chrf:.2f}, CIDEr-D {found.cider:.3f}")
     lines.append(f"BLEU signature: {found.bleu_signature}")
     return "\n".join(printable(line) for line in lines)
@@ -125,19 +126,15 @@ def describe_check(report: CheckReport) -> str:
     """Return the state of an output."""
     lines = [f"{report.output}: {report.captioned:,} captioned, {report.failed:,} failed"]
     if report.pending is None:
-        lines[0] += "; pending unknown, for the input is not at hand (--input)"
+        lines[0] += "; pending unknown without the input (--input)"
     else:
         lines[0] += f", {report.pending:,} pending of {report.input}"
-    if report.orphans:
-        lines.append(f"{report.orphans:,} captions belong to records the input no longer has")
-    if report.tail_bytes:
-        lines.append(f"the last {report.tail_bytes:,} bytes are torn; the next run cuts them")
-    if report.torn_failures:
-        lines.append(
-            f"{report.torn_failures:,} bytes of the failures are torn; their records are pending"
-        )
-    if report.unsynced_bytes:
-        lines.append(f"{report.unsynced_bytes:,} bytes are not yet known to be on disk")
+    lines += _counts(
+        (report.orphans, "captions belong to records that the input no longer has"),
+        (report.tail_bytes, "bytes at the end are torn; the next run cuts them"),
+        (report.torn_failures, "bytes of the failures are torn; their records are pending"),
+        (report.unsynced_bytes, "bytes are not yet known to be on disk"),
+    )
     if report.checkpoint != "ok":
         lines.append("there is no checkpoint; the next run reads the whole output")
     if report.in_use_by:
@@ -146,20 +143,12 @@ def describe_check(report: CheckReport) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
-def _how_to_continue(settings: Settings) -> str:
-    """Return the command that continues an incomplete run."""
-    if settings.batch.to_batch_file is None:
-        return f"not finished; with the same options continue: {_again(settings)}"
-    answered = _again(settings, "--from-batch-file", "ANSWERS")
-    file = settings.batch.to_batch_file
-    return f"requests: {file}; when they are answered, with the same options: {answered}"
+def _counts(*counts: tuple[int | None, str]) -> list[str]:
+    """Return a line for each count that is not 0."""
+    return [f"{count:,} {what}" for count, what in counts if count]
 
 
 def _again(settings: Settings, *more: str) -> str:
-    called = (
-        ["captioner"] if Path(sys.argv[0]).name == "captioner" else ["python", "-m", "captioner"]
-    )
-    words = [*called, str(settings.input)]
-    if settings.output is not None:
-        words += ["-o", str(settings.output)]
-    return shlex.join([*words, *more])
+    called = "captioner" if Path(sys.argv[0]).name == "captioner" else "python -m captioner"
+    output = ["-o", str(settings.output)] if settings.output is not None else []
+    return shlex.join([*called.split(), str(settings.input), *output, *more])

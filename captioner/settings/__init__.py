@@ -1,49 +1,36 @@
-"""The options of a run: defined once, checked when they are made, and frozen.
+"""The options of a run: defined once, checked when they are made, and frozen."""
 
-The names below are imported when first used, so that importing the package is cheap.
-"""
-
-from __future__ import annotations
-
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from captioner.settings.options import (
+    CONVERSATION_FIELDS,
+    GROUPS,
+    IMAGE_FIELDS,
+    BatchSettings,
+    CaptionSettings,
+    ClusterSettings,
+    EndpointSettings,
+    ImageSettings,
+    PromptSettings,
+    RecordSettings,
+    RunSettings,
+    option_groups,
+)
+
 if TYPE_CHECKING:
-    from captioner.settings.options import (
-        CONVERSATION_FIELDS,
-        GROUPS,
-        IMAGE_FIELDS,
-        BatchSettings,
-        CaptionSettings,
-        ClusterSettings,
-        EndpointSettings,
-        ImageSettings,
-        PromptSettings,
-        RecordSettings,
-        RunSettings,
-        option_groups,
-    )
     from captioner.settings.settings import Settings
 
 __all__ = [
-    "CONVERSATION_FIELDS",
-    "GROUPS",
-    "IMAGE_FIELDS",
-    "BatchSettings",
-    "CaptionSettings",
-    "ClusterSettings",
-    "EndpointSettings",
-    "ImageSettings",
-    "PromptSettings",
-    "RecordSettings",
-    "RunSettings",
-    "Settings",
-    "option_groups",
-]
+    "CONVERSATION_FIELDS", "GROUPS", "IMAGE_FIELDS", "BatchSettings", "CaptionSettings",
+    "ClusterSettings", "EndpointSettings", "ImageSettings", "PromptSettings", "RecordSettings",
+    "RunSettings", "Settings", "option_groups",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    """Import `Settings` when it is used first, so that the help starts fast."""
+    if name != "Settings":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "settings" if name == "Settings" else "options"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    from captioner.settings.settings import Settings
+
+    return Settings

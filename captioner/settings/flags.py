@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin, get_type_hints
 
 from captioner.core.errors import SettingsError
 from captioner.settings.options import GROUPS
-from captioner.settings.validation import did_you_mean, flag_name, hints_of, typed, words
+from captioner.settings.validation import choices_of, did_you_mean, flag_name, typed, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,30 +19,34 @@ class Option(NamedTuple):
     """An option as users give it.
 
     Attributes:
-        name: In Python.
-        hint: Its type.
+        name: The name in Python.
+        hint: The type.
         default: The default value.
-        help: Its description.
-        group: Title of its group.
+        help: The description.
+        group: The title of the group.
         unit: Unit of a number: bytes, seconds or hours.
-        alone: What the flag means without a value, and the name of the value that it may have.
-        common: `captioner --help` shows it.
-        tuning: The TOML table ``[tuning]`` may hold it, too.
-        hidden: No help shows it: another option replaces it.
+        alone: The value of the flag without one, and the name of the value that it may have.
+        common: `captioner --help` shows the option.
+        tuning: The TOML table ``[tuning]`` may hold the option.
+        hidden: No help shows the option, because another one replaces it.
         zero: 0 is allowed.
+        replaces: Names of the stored options that the option stands for, if it is not stored.
+        split: Returns the stored options for a value.
     """
 
     name: str
     hint: Any
     default: Any
     help: str
-    group: str
+    group: str = ""
     unit: str = ""
     alone: tuple[str, str] | None = None
     common: bool = False
     tuning: bool = False
     hidden: bool = False
     zero: bool = False
+    replaces: tuple[str, ...] = ()
+    split: Callable[[Any], dict[str, Any]] | None = None
 
     @property
     def key(self) -> str:
@@ -68,18 +72,6 @@ class Option(NamedTuple):
         if self.alone is not None and self.alone[0] != "true" and isinstance(value, bool):
             value = self.alone[0] if value else self.default
         return typed(self.name, value, self.hint, self.unit)
-
-
-class _Merged(NamedTuple):
-    """An option that stands for one or several stored ones."""
-
-    hint: Any
-    default: Any
-    replaces: tuple[str, ...]
-    split: Callable[[Any], dict[str, Any]]
-    help: str
-    alone: tuple[str, str] | None = None
-    common: bool = True
 
 
 def variable_of(key: str) -> str:
@@ -134,92 +126,93 @@ def _budget(value: float | str | None) -> dict[str, Any]:
     return found
 
 
-_MERGED = {
-    "retry": _Merged(
+_common = partial(Option, common=True)
+_MERGED = (
+    _common(
+        "retry",
         tuple[str, ...],
         (),
-        ("retry_failed", "retry_rejected"),
-        _retry,
         "Caption again: failed records, those with a failure CODE such as http_400, or rejected "
         "captions. Separate several by commas. Captions are rejected by reviewers in captioner "
         "view; they are kept beside the output in a file whose name ends in .rejected-1 and so on.",
+        replaces=("retry_failed", "retry_rejected"),
+        split=_retry,
     ),
-    "accept_changes": _Merged(
+    _common(
+        "accept_changes",
         bool | str,
-        False,  # noqa: FBT003 - a default
-        ("accept_changes", "accept_edits"),
-        _accept_changes,
+        False,  # noqa: FBT003 - the default
         "Continue although model or prompt changed since the run began. With =edits, also accept "
         "an output that was edited by hand, and caption what it lacks.",
-        ("true", "edits"),
+        alone=("true", "edits"),
+        replaces=("accept_changes", "accept_edits"),
+        split=_accept_changes,
     ),
-    "equal_records": _Merged(
+    Option(
+        "equal_records",
         Literal["keep", "skip", "error"],
         "keep",
-        ("duplicates",),
-        lambda value: {"duplicates": value},
-        "Equal records: keep gives each its row, skip captions the first only, error refuses to "
-        "start.",
-        common=False,
+        "Equal records: keep gives each its row, skip captions the first, error refuses to start.",
+        replaces=("duplicates",),
+        split=lambda value: {"duplicates": value},
     ),
-    "ray": _Merged(
+    _common(
+        "ray",
         bool | str,
-        False,  # noqa: FBT003 - a default
-        ("engine", "ray_address"),
-        _ray,
+        False,  # noqa: FBT003 - the default
         "Run on a Ray cluster, such as auto or ray://head:10001. Input and output must be "
         "reachable from all its machines. Default address: RAY_ADDRESS, else a local cluster.",
-        ("true", "ADDRESS"),
+        alone=("true", "ADDRESS"),
+        replaces=("engine", "ray_address"),
+        split=_ray,
     ),
-    "resize": _Merged(
+    _common(
+        "resize",
         int | str | None,
         None,
-        ("max_side", "size_for"),
-        _resize,
         "Make larger images smaller: to N pixels on the longer side, or by the rule of MODEL. "
         "Providers publish these rules and apply them anyway; it costs less and loses nothing. "
         "Default: 2048.",
+        replaces=("max_side", "size_for"),
+        split=_resize,
     ),
-    "budget": _Merged(
+    _common(
+        "budget",
         float | str | None,
         None,
-        ("budget", "budget_tokens"),
-        _budget,
         "Maximum to spend: dollars (25 or 25usd), tokens (3Mtok) or both (25usd,3Mtok). The "
         "run ends with exit code 8 before it spends more; requests in flight finish.",
+        replaces=("budget", "budget_tokens"),
+        split=_budget,
     ),
-}
+)
 
 
 @cache
 def all_options() -> dict[str, Option]:
     """Return all options by name, in the order of the groups."""
     found: dict[str, Option] = {}
-    merged = {old: name for name, one in _MERGED.items() for old in one.replaces}
+    merged = {old: one for one in _MERGED for old in one.replaces}
     for kind in GROUPS.values():
-        hints, group = hints_of(kind), kind.__doc__.rstrip(".")
+        hints, group = get_type_hints(kind), kind.__doc__.rstrip(".")
         for stored in fields(kind):
-            name = merged.get(stored.name)
-            if name is not None and name not in found:
-                one = _MERGED[name]
-                found[name] = Option(
-                    name, one.hint, one.default, one.help, group, alone=one.alone, common=one.common
-                )
-            if stored.name not in found:
-                alone = ("true", "") if hints[stored.name] is bool else None
-                found[stored.name] = Option(
-                    stored.name,
-                    hints[stored.name],
-                    stored.default,
-                    group=group,
-                    hidden=name is not None,
-                    **{"alone": alone, **stored.metadata},
-                )
+            one = merged.get(stored.name)
+            if one is not None:
+                found.setdefault(one.name, one._replace(group=group))
+            if stored.name in found:
+                continue
+            hint, text = hints[stored.name], stored.metadata["help"]
+            if not all(choice in text for choice in choices_of(hint)):
+                text += f" One of {', '.join(choices_of(hint))}."
+            facts = {"group": group, "hidden": one is not None, **stored.metadata, "help": text}
+            if hint is bool:
+                facts.setdefault("alone", ("true", ""))
+            found[stored.name] = Option(stored.name, hint, stored.default, **facts)
     return found
 
 
 def stored_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the stored options that given ones, by the name in Python, stand for.
+    """Return the stored options that the given ones stand for.
 
     Raises:
         SettingsError: An option does not exist, has a wrong value, or contradicts another one.
@@ -229,10 +222,9 @@ def stored_options(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in options:
             raise SettingsError(f"there is no option {name!r}.{did_you_mean(name, options)}")
-        value = options[name].typed(value)  # noqa: PLW2901 - in its own type
-        for stored, part in (
-            _MERGED[name].split(value) if name in _MERGED else {name: value}
-        ).items():
+        option = options[name]
+        own = option.typed(value)
+        for stored, part in (option.split(own) if option.split else {name: own}).items():
             if stored in found and found[stored] != part:
                 raise SettingsError(
                     f"{flag_name(name)}: it contradicts {flag_name(origin[stored])}; give one"

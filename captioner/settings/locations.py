@@ -11,10 +11,8 @@ if TYPE_CHECKING:
 HUBS = ("hf:", "ms:")
 COMPRESSED = (".gz", ".zst")
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
-
-
 STORAGE = re.compile(r"(s3a?|gs|gcs|hf|az|abfs|memory|file):/+(.+)")
-"""URLs of object stores as paths, which have one slash in place of two."""
+"""URLs of object stores as paths, which have one slash instead of two."""
 
 
 def storage_url(path: Path) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
 from pathlib import Path  # noqa: TC003 - evaluated by get_type_hints
 from typing import Any, Literal, Self
 
@@ -14,27 +15,28 @@ from captioner.core.errors import SettingsError
 from captioner.core.row import EXTRAS
 from captioner.settings.presets import PRESETS, PresetName
 from captioner.settings.validation import (
-    check_choices,
-    check_colour,
-    check_model,
-    check_numbers,
     check_url,
+    flag_name,
     text_of,
     words,
 )
 
 
-def _option(default: Any, text: str, **metadata: Any) -> Any:
+def _option(text: str, default: Any = None, **metadata: Any) -> Any:
     """Define an option.
 
     Args:
-        default: The default value.
         text: The description in `--help`, in the documentation and in a written TOML file.
+        default: The default value.
         **metadata: ``common``: `--help` shows the option. ``tuning``: it also belongs to the
             TOML table ``[tuning]``. ``unit``: bytes, seconds or hours. ``zero``: 0 is allowed.
             ``alone``: the value that the flag has without one.
     """
     return field(default=default, metadata={"help": text, **metadata})
+
+
+_common = partial(_option, common=True)
+_tuning = partial(_option, tuning=True)
 
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -67,72 +69,80 @@ IMAGE_FIELDS = ("image", "images")
 CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
 
 
+class _Group:
+    """Options whose values are checked when they are made."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Check the numbers, then the other values."""
+        for option in fields(self):  # type: ignore[arg-type]  # each group is a dataclass
+            value = getattr(self, option.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            zero = option.metadata.get("zero", False)
+            if not (value >= 0 if zero else value > 0):  # NaN, too
+                wanted = "must not be negative" if zero else "must be more than 0"
+                raise SettingsError(f"{flag_name(option.name)}: {wanted}")
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse other invalid values."""
+
+
 @dataclass(frozen=True, slots=True)
-class EndpointSettings:
+class EndpointSettings(_Group):
     """Endpoint."""
 
-    base_url: tuple[str, ...] = _option(
-        (),
+    base_url: tuple[str, ...] = _common(
         "Base URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1. Repeat the "
         "flag to spread the work over several endpoints. Also read from OPENAI_BASE_URL.",
-        common=True,
-    )
-    model: str | None = _option(
-        None, "Model name. Default: the model that the endpoint serves, if it is one.", common=True
-    )
-    api_key_env: tuple[str, ...] = _option(
         (),
+    )
+    model: str | None = _common(
+        "Model name. Default: the model that the endpoint serves, if it is one."
+    )
+    api_key_env: tuple[str, ...] = _common(
         "Environment variable that holds the API key. Repeat the flag for several "
         "keys: one for each base URL, or all for a single one. Default: the first of "
         "CAPTIONER_API_KEY, OPENAI_API_KEY and DF_API_KEY that is set. Local servers need no key.",
-        common=True,
+        (),
     )
     header: tuple[str, ...] = _option(
-        (), "Header of every request, as 'Name: value'. Repeat the flag for several."
+        "Header of every request, as 'Name: value'. Repeat the flag for several.", ()
     )
     extra_body: str | None = _option(
-        None, "JSON object of further fields of every request, such as '{\"seed\": 7}'."
+        "JSON object of further fields of every request, such as '{\"seed\": 7}'."
     )
     stream: bool = _option(
+        "Stream the responses, for gateways that close idle connections. An early end is an error.",
         default=False,
-        text="Stream the responses, for gateways that close idle connections. A stream that ends "
-        "early is an error.",
     )
-    offline: bool = _option(
-        default=False,
-        text="Use the built-in describer: no endpoint, no key. It names "
+    offline: bool = _common(
+        "Use the built-in describer: no endpoint, no key. It names "
         "sizes, colours and legible text. It is not a vision-language model.",
-        common=True,
+        default=False,
     )
-    timeout: float = _option(300.0, "Seconds that one request may take.", unit="seconds")
+    timeout: float = _option("Seconds that one request may take.", 300.0, unit="seconds")
     max_outage: float | None = _option(
-        None,
         "Seconds to wait for an endpoint that does not respond before the run ends with exit "
         "code 7. Default: no limit, once the endpoint has responded.",
         unit="seconds",
     )
-    rpm: float | None = _option(
-        None,
-        "Requests per minute. Default: the limit that the endpoint reports, if any.",
-        common=True,
+    rpm: float | None = _common(
+        "Requests per minute. Default: the endpoint's limit, if it reports one."
     )
-    tpm: float | None = _option(
-        None,
-        "Tokens per minute, input and output. Default: the limit that the endpoint reports, if "
-        "any.",
-        common=True,
+    tpm: float | None = _common(
+        "Tokens per minute, input and output. Default: the endpoint's limit, if it reports one."
     )
-    weight: float = _option(
-        1.0,
+    weight: float = _tuning(
         "Share of the work relative to other endpoints, in an [[endpoint]] table of a TOML file.",
-        tuning=True,
+        1.0,
     )
 
-    def __post_init__(self) -> None:
-        """Check the values."""
+    def _check(self) -> None:
         object.__setattr__(self, "base_url", words(self.base_url))
         object.__setattr__(self, "api_key_env", words(self.api_key_env))
-        check_numbers(self)
         for line in self.header:
             name, _, value = line.partition(":")
             if not (re.fullmatch(_FIELD_NAME, name.strip(), re.ASCII) and value.strip()):
@@ -173,56 +183,45 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSettings:
+class PromptSettings(_Group):
     """Prompt."""
 
-    system_prompt: str = _option(
-        DEFAULT_SYSTEM_PROMPT,
-        "System prompt, or @FILE. A system turn in the record replaces it.",
-        common=True,
+    system_prompt: str = _common(
+        "System prompt, or @FILE. A system turn in the record replaces it.", DEFAULT_SYSTEM_PROMPT
     )
-    prompt: str = _option(
-        DEFAULT_PROMPT,
+    prompt: str = _common(
         "Question for records without one, or @FILE. {{ field }} inserts "
         "a field of the record, as in Jinja templates.",
-        common=True,
+        DEFAULT_PROMPT,
     )
-    max_tokens: int | None = _option(
-        None, "Maximum tokens of a caption. Default: the endpoint's.", common=True
-    )
-    temperature: float | None = _option(
-        None, "Sampling temperature. Default: the endpoint's.", zero=True, common=True
-    )
+    max_tokens: int | None = _common("Maximum tokens of a caption. Default: the endpoint's.")
+    temperature: float | None = _common("Sampling temperature. Default: the endpoint's.", zero=True)
     detail: Literal["auto", "low", "high"] | None = _option(
-        None, "Image detail that endpoints such as OpenAI's offer: auto, low or high."
+        "Image detail that endpoints such as OpenAI's offer: auto, low or high."
     )
     thinking: Literal["auto", "on", "off"] = _option(
+        "Thinking of the model before it answers. auto switches it off when a model thinks until its "
+        "tokens are used up.",
         "auto",
-        "Thinking of the model before it answers: on, off, or auto, which switches it off when a "
-        "model thinks until its tokens are used up.",
     )
-    preset: PresetName | None = _option(  # noqa: RUF009 - a Literal by another name
-        None,
+    preset: PresetName | None = _common(  # noqa: RUF009 - a Literal by another name
         "Ready-made prompt: caption, dense, alt-text, understanding or search. It replaces the "
         "record's question. caption is a short and a dense one, understanding is scene, objects "
-        "and text, search is keywords.",
-        common=True,
+        "and text, search is keywords."
     )
     schema: str | None = _option(
-        None, "File with a JSON Schema that every response must follow. The caption is an object."
+        "File with a JSON Schema that every response must follow. The caption is an object."
     )
     ask: tuple[str, ...] = _option(
-        (),
         "NAME=QUESTION: replace the record's question and write the response to field NAME. "
         "Repeat the flag for several questions; each is a request of its own.",
+        (),
     )
     samples: int = _option(
-        1, "Responses to each question. With more than one, the caption is a list."
+        "Responses to each question. With more than one, the caption is a list.", 1
     )
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_numbers(self)
+    def _check(self) -> None:
         if self.preset is not None and (self.schema is not None or self.ask):
             raise SettingsError("preset: it cannot be combined with --schema or --ask")
         names = [name for name, _ in self.questions()]
@@ -248,9 +247,6 @@ class PromptSettings:
     def resolved(self) -> Self:
         """Return the same settings with the texts of ``@FILE`` and of the preset in place.
 
-        Resolved settings have no preset's prompt or file left to read: resolving them again
-        changes nothing.
-
         Raises:
             SettingsError: A file cannot be read.
         """
@@ -271,47 +267,33 @@ class PromptSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordSettings:
+class RecordSettings(_Group):
     """Records."""
 
-    input_format: InputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
-        None,
-        "Format of INPUT. Default: by its name. One of jsonl, json, csv, tsv, parquet, arrow, "
-        "images, webdataset, img2dataset, imagefolder, llava, coco, hf or ms.",
-        common=True,
+    input_format: InputFormat | None = _common(  # noqa: RUF009 - a Literal by another name
+        "Format of INPUT. Default: by its name."
     )
-    image_field: str | None = _option(
-        None, "Field that holds the image or images. Default: image, else images.", common=True
+    image_field: str | None = _common(
+        "Field that holds the image or images. Default: image, else images."
     )
     conversation_field: str | None = _option(
-        None,
-        "Field that holds the conversation. Default: conversation, else conversations, else "
-        "messages.",
+        "Field that holds the conversation. Default: conversation, conversations or messages."
     )
     prompt_field: str | None = _option(
-        None,
         "Field that holds a plain question, which takes precedence over a conversation. Default: "
-        "prompt, in records without a conversation.",
+        "prompt, in records without a conversation."
     )
-    output_field: str = _option("caption", "Field that receives the caption.", common=True)
-    id_field: str | None = _option(
-        None, "Field that identifies a record. Default: its whole content.", common=True
-    )
-    duplicates: Literal["keep", "skip", "error"] = _option("keep", "See --equal-records.")
-    image_root: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
-        None,
+    output_field: str = _common("Field that receives the caption.", "caption")
+    id_field: str | None = _common("Field that identifies a record. Default: its whole content.")
+    duplicates: Literal["keep", "skip", "error"] = _option("See --equal-records.", "keep")
+    image_root: Path | None = _common(  # noqa: RUF009 - a name with Path in it, no mutable default
         "Folder of relative image paths. Images outside of it are refused. Default: the input's "
-        "folder, then the working directory, without that restriction.",
-        common=True,
+        "folder, then the working directory, without that restriction."
     )
-    limit: int | None = _option(None, "Number of records to read.", common=True)
-    max_line: int = _option(
-        16 << 20, "Maximum size of a record. A longer one fails.", unit="bytes", tuning=True
-    )
+    limit: int | None = _common("Number of records to read.")
+    max_line: int = _tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_numbers(self)
+    def _check(self) -> None:
         if not self.output_field:
             raise SettingsError("output-field: must not be empty")
         if self.id_field == self.output_field:
@@ -321,95 +303,85 @@ class RecordSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionSettings:
+class CaptionSettings(_Group):
     """Captions."""
 
     accept: tuple[str, ...] = _option(
-        (),
         "Faults of captions to accept and flag in a field caption_flag: truncated, refused, "
         "looping, too_short or too_long. Separate several by commas.",
-    )
-    min_length: int = _option(1, "Minimum characters of a caption.")
-    max_length: int | None = _option(None, "Maximum characters of a caption.")
-    with_: tuple[str, ...] = _option(
         (),
+    )
+    min_length: int = _option("Minimum characters of a caption.", 1)
+    max_length: int | None = _option("Maximum characters of a caption.")
+    with_: tuple[str, ...] = _option(
         "Fields to add to each row beside the caption: usage, finish_reason, model, attempts or "
         "latency (seconds), as caption_usage and so on. Separate several by commas.",
+        (),
     )
 
-    def __post_init__(self) -> None:
-        """Check the values."""
+    def _check(self) -> None:
         object.__setattr__(self, "accept", words(self.accept))
         object.__setattr__(self, "with_", tuple(dict.fromkeys(words(self.with_))))
-        check_numbers(self)
-        check_choices("accept", self.accept, CODES)
-        check_choices("with", self.with_, EXTRAS)
+        for name, values, known in (("accept", self.accept, CODES), ("with", self.with_, EXTRAS)):
+            if wrong := next((value for value in values if value not in known), None):
+                raise SettingsError(f"{name}: {wrong!r} is not one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSettings:
+class ImageSettings(_Group):
     """Images."""
 
-    max_side: int | None = _option(
-        None, "Longer side in pixels above which an image is made smaller. Default: 2048."
+    max_side: int | None = _option("See --resize.")
+    max_pixels: int | None = _option("Pixels above which an image is made smaller.")
+    min_side: int = _tuning(
+        "Shorter side in pixels below which an image is made larger or, if very long, padded.", 28
     )
-    max_pixels: int | None = _option(None, "Pixels above which an image is made smaller.")
-    min_side: int = _option(
-        28,
-        "Shorter side in pixels below which an image is made larger, or padded if that would make "
-        "it too long.",
-        tuning=True,
-    )
-    size_for: str | None = _option(
-        None, "Model for whose published image rules to make large images smaller."
-    )
+    size_for: str | None = _option("See --resize.")
     max_bytes: int = _option(
-        10_000_000,
         "Maximum base64 characters of an image. A larger one is compressed further.",
+        10_000_000,
         unit="bytes",
     )
     background: str = _option(
-        "white",
         "Colour under transparent parts, by name or as #rrggbb. With none, transparency is kept.",
+        "white",
     )
-    frames: int = _option(1, "Frames of an animated image to send, evenly spaced.")
+    frames: int = _option("Frames of an animated image to send, evenly spaced.", 1)
     verify: Literal["structure", "full", "off"] = _option(
-        "structure",
-        "Check of images that are sent unchanged: structure, full (decode each) or off.",
+        "Check of images that are sent unchanged; full decodes each.", "structure"
     )
     pass_urls: bool = _option(
-        default=False, text="Send http(s) image URLs to the endpoint in place of fetching them."
+        "Send http(s) image URLs to the endpoint instead of fetching them.", default=False
     )
     allow_private_urls: bool = _option(
-        default=False, text="Fetch images also from private, loopback and link-local addresses."
+        "Fetch images also from private, loopback and link-local addresses.", default=False
     )
-    fetch_concurrency: int = _option(32, "Maximum images fetched at once.", tuning=True)
-    fetch_timeout: float = _option(
-        60.0, "Seconds to fetch one image, retries included.", unit="seconds", tuning=True
+    fetch_concurrency: int = _tuning("Maximum images fetched at once.", 32)
+    fetch_timeout: float = _tuning(
+        "Seconds to fetch one image, retries included.", 60.0, unit="seconds"
     )
-    image_timeout: float = _option(
-        30.0, "Seconds to decode one image.", unit="seconds", tuning=True
-    )
-    max_image_bytes: int = _option(
-        256 << 20, "Maximum size of an image file.", unit="bytes", tuning=True
-    )
-    max_image_pixels: int = _option(
-        178_956_970, "Maximum pixels of an image that is decoded.", tuning=True
-    )
-    memory: int = _option(
-        256 << 20,
-        "Memory for prepared images, independent of the concurrency.",
-        unit="bytes",
-        tuning=True,
+    image_timeout: float = _tuning("Seconds to decode one image.", 30.0, unit="seconds")
+    max_image_bytes: int = _tuning("Maximum size of an image file.", 256 << 20, unit="bytes")
+    max_image_pixels: int = _tuning("Maximum pixels of an image that is decoded.", 178_956_970)
+    memory: int = _tuning(
+        "Memory for prepared images, independent of the concurrency.", 256 << 20, unit="bytes"
     )
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_numbers(self)
+    def _check(self) -> None:
         if self.size_for is not None:
-            check_model("size_for", self.size_for)
+            from captioner.settings.model_sizes import FAMILIES, rule_of
+
+            if rule_of(self.size_for) is None:
+                raise SettingsError(
+                    f"size-for: no rule is known for {self.size_for!r}; rules exist for {FAMILIES}"
+                )
         if self.background not in ("white", "none"):
-            check_colour("background", self.background)
+            from PIL import ImageColor
+
+            try:
+                ImageColor.getrgb(self.background)
+            except ValueError:
+                raise SettingsError(f"background: {self.background!r} is not a colour") from None
 
     @property
     def longest_side(self) -> int | None:
@@ -418,112 +390,79 @@ class ImageSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class RunSettings:
+class RunSettings(_Group):
     """Run."""
 
-    concurrency: int = _option(
-        32,
+    concurrency: int = _common(
         "Maximum requests in flight. A run starts with a sixteenth of it, at least 8, and "
         "increases while the endpoint keeps up.",
-        common=True,
+        32,
     )
-    processes: int = _option(
-        1,
+    processes: int = _common(
         "Processes that share the work on several cores. They divide the concurrency, the "
         "memory and the rate limits; each deduplicates its own records only.",
-        common=True,
+        1,
     )
-    budget: float | None = _option(None, "Maximum US dollars that this run may spend.")
-    budget_tokens: int | None = _option(None, "Maximum tokens that this run may spend.")
+    budget: float | None = _option("See --budget.")
+    budget_tokens: int | None = _option("See --budget.")
     prices: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
-        None,
         "TOML file of prices that override those of the library: a table for each model, with "
-        "input and output in US dollars per million tokens.",
+        "input and output in US dollars per million tokens."
     )
-    max_attempts: int = _option(5, "Attempts to get a valid caption for a record.", common=True)
+    max_attempts: int = _common("Attempts to get a valid caption for a record.", 5)
     stop_after: int | None = _option(
-        None,
         "Stop the run after this many refusals alike in a row without a caption between them. "
-        "Default: 10 before the first caption, 25 after it.",
+        "Default: 10 before the first caption, 25 after it."
     )
     probe: bool = _option(
+        "Before a run of 20 records or more, send one request with a test image, to find a model "
+        "that sees no images.",
         default=True,
-        text="Before a run of 20 records or more, send one request with a test image, to find a "
-        "model that sees no images.",
     )
     dedup: bool = _option(
+        "Send equal requests (same images, same question) once, and give each record the caption.",
         default=True,
-        text="Send equal requests (same images, same question) once, and give each record the "
-        "caption.",
     )
-    cache: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
-        None,
+    cache: Path | None = _common(  # noqa: RUF009 - a name with Path in it, no mutable default
         "Folder of captions kept across runs. A request that was sent before with the same "
-        "settings is not sent again.",
-        common=True,
+        "settings is not sent again."
     )
-    retry_failed: str | None = _option(
-        None,
-        "Retry records that failed in an earlier run: all, or those with one code.",
-        alone=("all", "CODE"),
+    retry_failed: str | None = _option("See --retry.", alone=("all", "CODE"))
+    retry_rejected: bool = _option("See --retry.", default=False)
+    output_format: OutputFormat | None = _common(  # noqa: RUF009 - a Literal by another name
+        "Output format. Default: by its name. With txt or caption, a file per image is written."
     )
-    retry_rejected: bool = _option(
-        default=False,
-        text="Caption again the records whose captions a reviewer rejected (captioner view).",
-    )
-    output_format: OutputFormat | None = _option(  # noqa: RUF009 - a Literal by another name
-        None,
-        "Format of the finished output. Default: by its name. One of jsonl, json, csv, tsv, "
-        "parquet, webdataset, imagefolder, coco, llava, sqlite, or txt or caption for a file per "
-        "image.",
-        common=True,
-    )
-    overwrite: bool = _option(
-        default=False,
-        text="Replace files that captioner did not write.",
-        common=True,
-    )
+    overwrite: bool = _common("Replace files that captioner did not write.", default=False)
     order: Literal["input", "completion"] = _option(
-        "input", "Order of the finished output: as in the input, or as captions were completed."
+        "Order of the finished output: as in the input, or as captions were completed.", "input"
     )
-    accept_changes: bool = _option(
-        default=False, text="Continue although model or prompt changed since the run began."
-    )
-    accept_edits: bool = _option(
-        default=False, text="Accept an output that was edited by hand, and caption what it lacks."
-    )
+    accept_changes: bool = _option("See --accept-changes.", default=False)
+    accept_edits: bool = _option("See --accept-changes.", default=False)
     metrics_port: int | None = _option(
-        None,
         "Serve Prometheus metrics on this port of 127.0.0.1. With 0, a free port is chosen.",
         zero=True,
     )
     otel: bool = _option(
+        "Export an OpenTelemetry span for each request, as OTEL_EXPORTER_OTLP_ENDPOINT says.",
         default=False,
-        text="Export an OpenTelemetry span for each request, as OTEL_EXPORTER_OTLP_ENDPOINT says.",
     )
-    view: bool = _option(
-        default=False,
-        text="Show the captions in a browser during the run, on this machine only.",
-        common=True,
+    view: bool = _common(
+        "Show the captions in a browser during the run, on this machine only.", default=False
     )
     log_json: bool = _option(
-        default=False,
-        text="Write events to standard error as lines of JSON, in place of the display.",
+        "Write events to standard error as lines of JSON instead of the display.", default=False
     )
-    drain: float = _option(
-        30.0,
+    drain: float = _tuning(
         "Seconds for requests in flight to finish after an interruption.",
+        30.0,
         unit="seconds",
         zero=True,
-        tuning=True,
     )
-    disk_wait: float = _option(
-        600.0, "Seconds to wait for space on a full disk.", unit="seconds", zero=True, tuning=True
+    disk_wait: float = _tuning(
+        "Seconds to wait for space on a full disk.", 600.0, unit="seconds", zero=True
     )
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_numbers(self)
+    def _check(self) -> None:
         if self.metrics_port is not None and self.metrics_port > 65_535:
             raise SettingsError(f"metrics-port: {self.metrics_port} is not between 0 and 65535")
         if self.retry_failed == "":
@@ -533,36 +472,29 @@ class RunSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchSettings:
+class BatchSettings(_Group):
     """Batch API."""
 
     batch_api: bool = _option(
-        default=False,
-        text="Use the OpenAI Batch API, which costs half and may take a day. You can stop and run "
+        "Use the OpenAI Batch API, which costs half and may take a day. You can stop and run "
         "again: nothing is submitted twice.",
+        default=False,
     )
-    batch_requests: int = _option(50_000, "Maximum requests of one batch.", tuning=True)
-    batch_bytes: int = _option(
-        190_000_000, "Maximum size of one batch's requests.", unit="bytes", tuning=True
-    )
-    batch_poll: float = _option(
-        30.0, "Seconds between two checks of the batches.", unit="seconds", tuning=True
-    )
+    batch_requests: int = _tuning("Maximum requests of one batch.", 50_000)
+    batch_bytes: int = _tuning("Maximum size of one batch's requests.", 190_000_000, unit="bytes")
+    batch_poll: float = _tuning("Seconds between two checks of the batches.", 30.0, unit="seconds")
     batch_max_wait: float | None = _option(
-        None,
         "Hours to wait for batches before the run ends with exit code 8. Default: no limit.",
         unit="hours",
     )
     to_batch_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it
-        None, "Write the requests to this file for vLLM's run-batch, and exit."
+        "Write the requests to this file for vLLM's run-batch, and exit."
     )
     from_batch_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it
-        None, "Read the responses from this file, the output of run-batch."
+        "Read the responses from this file, the output of run-batch."
     )
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_numbers(self)
+    def _check(self) -> None:
         given = [self.batch_api, self.to_batch_file is not None, self.from_batch_file is not None]
         if sum(given) > 1:
             raise SettingsError(
@@ -576,23 +508,17 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterSettings:
+class ClusterSettings(_Group):
     """Cluster."""
 
-    engine: Literal["local", "ray"] = _option("local", "Where to run: local or ray. See --ray.")
-    ray_address: str | None = _option(None, "Address of the Ray cluster. See --ray.")
-    shards: int | None = _option(
-        None,
-        "Parts to split the input into, fixed by the first run. Default: four for each worker.",
-        tuning=True,
+    engine: Literal["local", "ray"] = _option("See --ray.", "local")
+    ray_address: str | None = _option("See --ray.")
+    shards: int | None = _tuning(
+        "Parts to split the input into, fixed by the first run. Default: four for each worker."
     )
     workers: int | None = _option(
-        None, "Ray workers, each with a core. Default: one for each core of the cluster."
+        "Ray workers, each with a core. Default: one for each core of the cluster."
     )
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_numbers(self)
 
 
 GROUPS: dict[str, Any] = {
@@ -607,6 +533,7 @@ GROUPS: dict[str, Any] = {
 }
 
 
+@cache
 def option_groups() -> dict[str, str]:
     """Return the name of every option with the name of its group."""
     return {option.name: group for group, kind in GROUPS.items() for option in fields(kind)}

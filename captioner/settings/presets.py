@@ -24,12 +24,12 @@ class Preset(NamedTuple):
     max_chars: int | None = None
 
 
-def _object(**members: Any) -> dict[str, Any]:
-    """Return the schema of an object as OpenAI's strict mode wants it: closed, all required."""
+def _object(**fields: Any) -> dict[str, Any]:
+    """Return the schema of an object for OpenAI's strict mode: all fields required, no others."""
     return {
         "type": "object",
-        "properties": members,
-        "required": list(members),
+        "properties": fields,
+        "required": list(fields),
         "additionalProperties": False,
     }
 

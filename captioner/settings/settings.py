@@ -36,7 +36,7 @@ class Settings:
         input: The records: a file, a folder, a pattern of paths, ``-`` for standard input, or
             the address of a hub's data set.
         output: The captions. Default: ``<input stem>.captions.jsonl`` beside the input. The
-            ending selects the format: ``.json`` becomes a JSON array when the run is complete.
+            ending selects the format.
         endpoint: The model and its endpoint.
         prompt: The prompts and sampling.
         records: How records are read.
@@ -45,8 +45,7 @@ class Settings:
         run: Speed, budget, retries and display.
         batch: The provider's batch API.
         cluster: Several machines.
-        endpoints: Several endpoints. Each has its own options, and those of ``endpoint`` for
-            the rest.
+        endpoints: Several endpoints, each with all its options.
         is_resolved: The prompt's files and preset have been read; see `resolved`.
     """
 
@@ -105,11 +104,10 @@ class Settings:
         Raises:
             SettingsError: An option does not exist or its value is invalid.
         """
-        homes = option_groups()
         tables = options.pop("endpoints", ())
         groups: dict[str, dict[str, Any]] = {}
         for name, value in stored_options(options).items():
-            groups.setdefault(homes[name], {})[name] = value
+            groups.setdefault(option_groups()[name], {})[name] = value
         made = {group: GROUPS[group](**given) for group, given in groups.items()}
         endpoint = made.get("endpoint", EndpointSettings())
         return cls(
@@ -121,8 +119,6 @@ class Settings:
 
     def resolved(self) -> Self:
         """Return the settings with the texts of ``@FILE`` and of the preset in the prompt.
-
-        Files are read once: resolving resolved settings returns them as they are.
 
         Raises:
             SettingsError: A file cannot be read.
@@ -187,46 +183,34 @@ class Settings:
         return named.with_name(f"{named.stem}.captions.jsonl")
 
     def shaping(self, model: str) -> dict[str, Any]:
-        """Return the options that affect captions, by name: with others, it is another job.
+        """Return the options that affect captions, by name. They must not change within a job.
 
-        Speed, addresses and keys do not affect captions: a job may continue elsewhere.
+        Speed, addresses and keys do not affect captions.
         """
+        prompt, records, defaults = self.prompt, self.records, ImageSettings()
+        images = [(n, getattr(self.images, n), getattr(defaults, n)) for n in _SHAPING_IMAGES]
         return {
             "model": model,
-            "system_prompt": self.prompt.system_prompt,
-            "prompt": self.prompt.prompt,
-            "max_tokens": self.prompt.max_tokens,
-            "temperature": self.prompt.temperature,
-            "detail": self.prompt.detail,
-            "thinking": None if self.prompt.thinking == "auto" else self.prompt.thinking,
-            "preset": self.prompt.preset,
-            "schema": self.prompt.schema,
-            "ask": list(self.prompt.ask) or None,
-            "samples": self.prompt.samples if self.prompt.samples > 1 else None,
+            **{name: getattr(prompt, name) for name in _SHAPING_PROMPT},
+            "thinking": None if prompt.thinking == "auto" else prompt.thinking,
+            "ask": list(prompt.ask) or None,
+            "samples": prompt.samples if prompt.samples > 1 else None,
             "with": list(self.captions.with_) or None,
             "extra_body": self.endpoint.extra_body,
             "max_side": self.images.longest_side,
-            **_changed(self.images, _SHAPING),
-            "image_field": self.records.image_field,
-            "input_format": self.records.input_format,
-            "prompt_field": self.records.prompt_field,
-            "conversation_field": self.records.conversation_field,
+            **{name: value if value != default else None for name, value, default in images},
+            **{name: getattr(records, name) for name in _SHAPING_RECORDS},
             "output_field": self.fields[0],
-            "id_field": self.records.id_field,
+            "id_field": records.id_field,
         }
 
 
-_SHAPING = (
-    "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames",
+# Options that affect captions.
+_SHAPING_PROMPT = (
+    "system_prompt", "prompt", "max_tokens", "temperature", "detail", "preset", "schema",
 )  # fmt: skip
-"""Options that change the image that a model sees."""
-
-
-def _changed(group: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return options by name, None for each that has its default."""
-    defaults = {option.name: option.default for option in fields(group)}
-    given = {name: getattr(group, name) for name in names}
-    return {name: None if value == defaults[name] else value for name, value in given.items()}
+_SHAPING_IMAGES = ("max_pixels", "min_side", "size_for", "max_bytes", "background", "frames")
+_SHAPING_RECORDS = ("image_field", "input_format", "prompt_field", "conversation_field")
 
 
 def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettings:

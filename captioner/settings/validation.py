@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import fields
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from captioner.core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 PRIVATE = frozenset({"header", "extra-body", "api-key-env", "base-url", "ray", "ray-address"})
 """Options whose values may hold a secret. Error messages do not show them."""
@@ -48,7 +46,7 @@ def flag_name(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question "Did you mean …?"; empty if no known name differs little from this."""
+    """Return "Did you mean ...?" with the nearest known name; empty if no name is near."""
     from difflib import SequenceMatcher
 
     def edits(other: str) -> int:
@@ -66,12 +64,6 @@ def words(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return tuple(word for one in several for word in re.split(r"[\s,]+", one) if word)
 
 
-@cache
-def hints_of(group: Any) -> dict[str, Any]:
-    """Return the types of a group's options by name."""
-    return get_type_hints(group)
-
-
 def kinds_of(hint: Any) -> tuple[Any, ...]:
     """Return the types that a hint allows."""
     return get_args(hint) or (hint,)
@@ -84,14 +76,10 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 
 
 def quantity(text: str, unit: str) -> float:
-    """Return a size in bytes or a duration in seconds or hours: ``256MB``, ``1.5GiB``, ``5m``.
-
-    Args:
-        text: A number, with or without a unit.
-        unit: ``bytes``, ``seconds`` or ``hours``: what a number without a unit is.
+    """Return the number of bytes, seconds or hours in a text such as ``256MB``, ``5m`` or ``30``.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The text is not a quantity.
     """
     with contextlib.suppress(ValueError):
         return int(text) if unit == "bytes" else float(text)
@@ -104,13 +92,7 @@ def quantity(text: str, unit: str) -> float:
 
 
 def typed(name: str, value: Any, hint: Any, unit: str = "") -> Any:
-    """Return an option's value, converted to the option's type.
-
-    Args:
-        name: Of the option.
-        value: From Python or TOML.
-        hint: The option's type.
-        unit: That a text may have: ``bytes``, ``seconds`` or ``hours``.
+    """Return a value from Python or TOML, converted to the type of its option.
 
     Raises:
         SettingsError: The value has another type.
@@ -160,47 +142,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         raise SettingsError(f"{name}: must be {wanted}{shown}")
 
 
-def check_numbers(group: Any) -> None:
-    """Refuse numbers of a group of options that are not positive; some options allow 0."""
-    for option in fields(group):
-        value = getattr(group, option.name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        zero = option.metadata.get("zero", False)
-        if not (value >= 0 if zero else value > 0):  # NaN, too
-            wanted = "must not be negative" if zero else "must be more than 0"
-            raise SettingsError(f"{flag_name(option.name)}: {wanted}")
-
-
-def check_choices(name: str, values: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse a value that is not known."""
-    for value in values:
-        if value not in known:
-            raise SettingsError(f"{name}: {value!r} is not one of {', '.join(known)}")
-
-
-def check_model(name: str, value: str) -> None:
-    """Refuse a model without a known rule for the size of images."""
-    from captioner.settings.model_sizes import FAMILIES, rule_of
-
-    if rule_of(value) is None:
-        raise SettingsError(
-            f"{flag_name(name)}: no rule is known for {value!r}; rules exist for {FAMILIES}"
-        )
-
-
-def check_colour(name: str, value: str) -> None:
-    """Refuse a text that is not a colour."""
-    from PIL import ImageColor
-
-    try:
-        ImageColor.getrgb(value)
-    except ValueError:
-        raise SettingsError(f"{flag_name(name)}: {value!r} is not a colour") from None
-
-
 def check_url(name: str, url: str) -> None:
-    """Refuse a text that is not an http(s) URL, without showing it: it may hold a password."""
+    """Refuse a text that is not an http(s) URL. The error does not show it: it may hold a key."""
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"{flag_name(name)}: must begin with http:// or https://")
     from urllib.parse import urlsplit

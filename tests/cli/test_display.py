@@ -23,7 +23,7 @@ from rich.console import Console
 from waiting import LIMIT_S
 
 import captioner.cli.display
-import captioner.core.types
+import captioner.core.progress
 from captioner.cli.display import Display, Pace
 from captioner.cli.summaries import summarise
 from captioner.core.humanize import duration, printable, short
@@ -239,13 +239,16 @@ def test_what_the_live_display_tells():
     failures = "80 image_missing · 5 filtered · 2 bad_json · 1 http_400 · and 1 more kinds"
     assert failures in lines["failures"]
     assert "http://gpu:8000/v1 · 31 of 48 in flight · 600/min · paused for 3.0 s" in text
-    assert "http://gpu2:8000/v1 · 1 in flight · in trouble, asked now and then" in text
+    assert (
+        "http://gpu2:8000/v1 · 1 in flight · the circuit breaker is open, only probes are sent"
+        in text
+    )
     assert "$12.50 of $25.00" in shown(BUSY, 200, budget=25.0)
 
 
 def test_the_oldest_request_is_told(clock, monkeypatch):
     """How long the oldest request on the wire has been there shows that an endpoint hangs."""
-    monkeypatch.setattr(captioner.core.types, "time", clock)
+    monkeypatch.setattr(captioner.core.progress, "time", clock)
     progress = Progress(in_flight=2, began={1: clock.now - 5, 2: clock.now - 72})
     assert "2 in flight · oldest 1 min 12 s" in shown(progress, 80)
 

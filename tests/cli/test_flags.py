@@ -287,7 +287,7 @@ def test_docs(capsys, refused):
     """Without a topic all are listed; with one it is printed; another is an error with the list."""
     assert run_in_process(["docs"]) == 0
     listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert listed == [["budget", "Budgets"], ["resume", "How a run resumes"]]
+    assert listed == [["budget", "Spend less."], ["resume", "Run it again."]]
     assert run_in_process(["docs", "resume"]) == 0
     assert capsys.readouterr().out == "# How a run resumes\n\nRun it again.\n"
     assert "Did you mean resume?" in (said := refused("docs", "resum"))

@@ -399,6 +399,7 @@ def test_help_names_every_option(capsys):
     for option in all_options().values():
         assert bool(re.search(rf"^  --{option.key}\b(?!-)", shown, re.MULTILINE)) != option.hidden
     assert "INPUT" in shown
+    assert not re.search("sentinel|unset", shown, re.IGNORECASE)
     assert set(re.findall(r"--no-[\w-]+", shown)) == {f"--no-{flag_name(name)}" for name in ON}
 
 

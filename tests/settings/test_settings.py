@@ -29,7 +29,7 @@ def test_every_option_is_unique_and_explained():
     options = [option for kind in GROUPS.values() for option in fields(kind)]
     assert len(option_groups()) == len(options)
     for option in options:
-        assert len(option.metadata["help"]) > 10, option.name
+        assert len(option.metadata["help"]) > 8, option.name
         assert option.metadata["help"].endswith("."), option.name
 
 
