@@ -29,19 +29,17 @@ class CancelToken:
     """
 
     def __init__(self) -> None:
-        self._is_requested = False  # read once a record; an event takes twice as long to read
         self._requested = asyncio.Event()
         self._forced = asyncio.Event()
         self._callbacks: list[Callable[[], None]] = []
 
     def __bool__(self) -> bool:
         """Return whether cancellation was requested."""
-        return self._is_requested
+        return self._requested.is_set()
 
     def request(self) -> None:
         """Request cancellation: start nothing new, let requests in flight finish."""
-        if not self._is_requested:
-            self._is_requested = True
+        if not self:
             self._requested.set()
             for callback in self._callbacks:
                 callback()

@@ -114,8 +114,6 @@ class ParameterError(AttemptError):
     """The endpoint does not support a parameter of the request.
 
     Args:
-        code: As in `AttemptError`.
-        message: As in `AttemptError`.
         parameter: The parameter's name in the endpoint's message.
     """
 
@@ -128,8 +126,6 @@ class ImageRejectedError(AttemptError):
     """The endpoint does not accept the images as they were sent.
 
     Args:
-        code: As in `AttemptError`.
-        message: As in `AttemptError`.
         smaller: The images are too large; otherwise their format is not supported.
     """
 
@@ -156,8 +152,6 @@ class NotFoundError(AttemptError):
     """The endpoint answered 404 or 410: an unknown model, or a body too large for a gateway.
 
     Args:
-        code: As in `AttemptError`.
-        message: As in `AttemptError`.
         certain: The reply says that the model is unknown.
     """
 

@@ -30,6 +30,11 @@ class MemoryBudget:
         self._thread = threading.local()
         self._waiters: list[asyncio.Future[None]] = []
 
+    @property
+    def held(self) -> int:
+        """Bytes that are reserved now."""
+        return self._held
+
     def before_waiting(self, hand_over: Callable[[], None]) -> None:
         """Set what this thread calls before it waits: it must release what others wait for."""
         self._thread.hand_over = hand_over
@@ -37,10 +42,11 @@ class MemoryBudget:
     def reserve(self, size: int, *, wait: bool = True) -> None:
         """Take bytes; block until they are free unless ``wait`` is false or the budget closed."""
         with self._condition:
-            if wait and self._held and self._held + size > self._total and not self._closed:
-                getattr(self._thread, "hand_over", _nothing)()
+            hand_over = getattr(self._thread, "hand_over", None)
+            if wait and hand_over is not None and not self._fits(size):
+                hand_over()
             self._blocked += 1
-            while wait and self._held and self._held + size > self._total and not self._closed:
+            while wait and not self._fits(size):
                 self._condition.wait()
             self._blocked -= 1
             self._held += size
@@ -48,16 +54,15 @@ class MemoryBudget:
     def try_reserve(self, size: int) -> bool:
         """Take bytes if they are free, and return whether they were."""
         with self._lock:
-            if self._held and self._held + size > self._total and not self._closed:
-                return False
-            self._held += size
-            return True
+            fits = self._fits(size)
+            self._held += size if fits else 0
+            return fits
 
     async def reserve_async(self, size: int) -> None:
         """Take bytes as `reserve` does, without blocking the event loop."""
         while True:
             with self._lock:
-                if not self._held or self._held + size <= self._total or self._closed:
+                if self._fits(size):
                     self._held += size
                     return
                 room = asyncio.get_running_loop().create_future()
@@ -81,6 +86,9 @@ class MemoryBudget:
             self._closed = True
             self._wake()
 
+    def _fits(self, size: int) -> bool:
+        return not self._held or self._held + size <= self._total or self._closed
+
     def _wake(self) -> None:
         self._condition.notify_all()
         waiters, self._waiters = self._waiters, []
@@ -91,7 +99,3 @@ class MemoryBudget:
 def _settle(room: asyncio.Future[None]) -> None:
     if not room.done():
         room.set_result(None)
-
-
-def _nothing() -> None:
-    """Do nothing: the thread set no callback."""

@@ -1,4 +1,4 @@
-"""The counts of a run: one type that adds up, what a run shows while it goes on, and its report."""
+"""Counters of a run, the state that it shows while it goes on, and its report."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class RequestCounters:
     Attributes:
         shared: Records settled by the response to an identical request of this run.
         cached: Records settled by a response of an earlier run (``--cache``).
-        calls: Requests sent.
+        calls: Requests sent, of every kind.
         retries: Requests that were not a record's first.
         cost: US dollars spent, discarded responses included; 0 where prices are not known.
         answers: Responses to requests for captions.
-        answered_s: Seconds that all of them took together.
+        answered_s: Seconds that all these requests took together.
     """
 
     shared: int = 0
@@ -51,16 +51,13 @@ class RequestCounters:
 
 @dataclass(slots=True)
 class Counters(RequestCounters):
-    """Counts of records and tokens as well.
+    """Counts of records and tokens as well. They are of this run unless noted.
 
     Attributes:
-        captioned: Captioned by this run.
-        failed: Failed in this run.
         resumed: Found captioned by an earlier run.
         failed_before: Found failed by an earlier run and not tried again.
         skipped: Left out because an equal record came before (``--equal-records skip``).
         changed: Resumed by their id although their content has changed.
-        read: Read from the input.
         prompt_tokens: Input tokens of captions, as the endpoint counted them.
         completion_tokens: Output tokens of captions, as the endpoint counted them.
     """
@@ -85,8 +82,6 @@ class EndpointState(NamedTuple):
     """The state of one endpoint.
 
     Attributes:
-        name: The endpoint as the user knows it.
-        in_flight: Requests in flight.
         limit: Requests that may be in flight now.
         per_minute: Requests allowed in a minute; infinite if no limit is known.
         paused_s: Seconds until the next request may start, as the endpoint asked.
@@ -106,17 +101,15 @@ class Progress(Counters):
     """The state of a run that goes on.
 
     Attributes:
-        in_flight: Requests in flight.
         position: Bytes of the input read so far.
         size: Bytes of the whole input; 0 if unknown.
         limit: Records to process at most; 0 for all.
         complete: The whole input has been read.
-        began: When each request in flight was sent, in monotonic seconds, by a key of its own.
+        began: Monotonic time at which each request in flight was sent, in seconds.
         states: Returns the state of each endpoint.
         codes: Failures of this run by code.
         examples: One failure for each code.
-        waiting: Why nothing moves, in words; empty while things move.
-        stage: What the run is doing.
+        waiting: Why the run waits, for a person; empty while it does not.
     """
 
     in_flight: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import re
@@ -22,7 +23,7 @@ def python(module: str, *arguments: str) -> list[str]:
 def ease_garbage_collection() -> None:
     """Make Python look for reference cycles less often: records create none.
 
-    Saves a tenth of a resume and a few per cent of a run. For our own processes, not for libraries.
+    For processes of the command, not for a program that uses captioner as a library.
     """
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
@@ -31,20 +32,16 @@ def ease_garbage_collection() -> None:
 def keep_freed_memory() -> None:
     """Make glibc keep up to 64 MB of freed memory for the next images.
 
-    By default it returns large blocks to the system at once; getting them back takes a fifth of the
-    time for an image of 3 MB. For our own processes, not for libraries.
+    By default it returns large blocks to the system at once, which costs time for each image.
+    For processes of the command, not for a program that uses captioner as a library.
     """
-    import ctypes
-
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # another C library
-    mallopt(_MMAP_THRESHOLD, 16 << 20)
-    mallopt(_TRIM_THRESHOLD, 64 << 20)
+    mallopt(-3, 16 << 20)  # M_MMAP_THRESHOLD of malloc.h
+    mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
 
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # malloc.h
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 

@@ -1,4 +1,4 @@
-"""Every value that moves, in the order a record meets them. No behaviour beyond construction."""
+"""Values that the wings pass to each other, in the order in which a record meets them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ class InputRecord(NamedTuple):
     Attributes:
         number: Position in the input, from 1: the line of a JSONL file, the element of an array.
         raw: The record's JSON without surrounding white space; if ``fault`` is set, its beginning.
-        end: Offset in the input just after the record; tells how far a run has come.
+        end: Offset in the input just after the record, to show progress.
         fault: Why the source could not deliver the record, as ``(code, message)``.
-        key: The record's identity where the source had to compute it (16 bytes).
-        images: Images that the record names by their digest, for they are in no file of
-            their own; see `ImageRef`.
+        key: The record's key (16 bytes), if the source computed it.
+        images: Digest and bytes of images that the input itself holds; see `ImageRef`.
     """
 
     number: int
@@ -41,17 +40,17 @@ STORES = {
     "az": "azure",
     "abfs": "azure",
 }
-"""Object stores by the scheme of their addresses, and the extra that reads each."""
+"""The extra that reads an object store, by the scheme of its addresses."""
 
 
 class ImageRef(NamedTuple):
-    """Where one image is: exactly one of the four is set.
+    """The location of one image: exactly one of the four is set.
 
     Attributes:
         path: A file's path as the record gives it, or ``archive.tar#member``.
         url: An ``http(s)`` URL, or the address of an object as in ``s3://bucket/name``.
         data: The image itself.
-        digest: BLAKE2b-128 of the image in hexadecimal: it comes along with the record.
+        digest: BLAKE2b-128 of the image in hexadecimal; the bytes are in `InputRecord.images`.
     """
 
     path: str | None = None
@@ -61,7 +60,7 @@ class ImageRef(NamedTuple):
 
 
 DIGEST = "blake2b"
-"""Member of an image in a record that tells its digest, where the input holds its bytes."""
+"""Field of an image in a record that holds its digest, if the input holds its bytes."""
 
 
 class Turn(NamedTuple):
@@ -90,11 +89,11 @@ class EncodedImage(NamedTuple):
 
 
 class ImageOverrides(NamedTuple):
-    """How images are to be made otherwise than the settings say.
+    """Changes to the settings for the images of one attempt.
 
     Attributes:
         scale: Factor of both sides, at most 1.
-        redraw: Encode anew even what could pass through as it is.
+        redraw: Re-encode images that could be passed on unchanged, too.
     """
 
     scale: float = 1.0
@@ -102,26 +101,21 @@ class ImageOverrides(NamedTuple):
 
 
 UNCHANGED = ImageOverrides()
-"""As the settings say."""
+"""No change to the settings."""
 
 
 class NeedsFetch(NamedTuple):
-    """A record whose images have to be fetched before it can be prepared.
-
-    Attributes:
-        record: The record.
-        urls: Where they are.
-    """
+    """A record whose images must be fetched from URLs before it can be prepared."""
 
     record: InputRecord
     urls: tuple[str, ...]
 
 
 class FetchedImages(NamedTuple):
-    """Images that were fetched for a record, by URL; those that were not, by why.
+    """The images fetched for a record.
 
     Attributes:
-        images: Bytes, or the error.
+        images: Bytes or the error, by URL.
         reserved: Bytes held for them in the memory budget.
     """
 
@@ -133,13 +127,12 @@ class PreparedRecord(NamedTuple):
     """A record ready to be sent.
 
     Attributes:
-        record: The record it came from.
-        questions: For each question the JSON array of its messages, in pieces that are sent one
-            after the other; questions share the pieces that hold images.
-        replaces: The record has a member of ours already; its value is replaced in place.
+        questions: For each question the JSON array of its messages, in consecutive pieces;
+            questions share the pieces that hold images.
+        replaces: The record has a caption field already; its value is replaced in place.
         reserved: Bytes held in the memory budget until the record is settled.
-        pixels: Pixels of all its images, as far as they are known.
-        key: Equal for records that ask the same about the same images (16 bytes).
+        pixels: Pixels of all its images whose size is known.
+        key: Equal for records with the same questions about the same images (16 bytes).
         cached: The response of an earlier run, as the cache stores it; empty if there is none.
     """
 
@@ -153,12 +146,12 @@ class PreparedRecord(NamedTuple):
 
 
 class RequestOverrides(NamedTuple):
-    """What one attempt asks for otherwise than the settings say.
+    """Changes to the settings for one attempt.
 
     Attributes:
-        temperature: Sampling temperature; None leaves that of the settings.
-        max_tokens: Most tokens; None leaves that of the settings.
-        turns: Turns after the question: an answer that would not do, and why not.
+        temperature: None leaves that of the settings.
+        max_tokens: None leaves that of the settings.
+        turns: Turns after the question: a rejected answer, and why it was rejected.
     """
 
     temperature: float | None = None
@@ -168,16 +161,16 @@ class RequestOverrides(NamedTuple):
 
     @property
     def raised(self) -> bool:
-        """Temperature or length are not those of the settings."""
+        """Whether temperature or length differ from the settings."""
         return self.temperature is not None or self.max_tokens is not None
 
 
 NO_OVERRIDES = RequestOverrides()
-"""As the settings say."""
+"""No change to the settings."""
 
 
 class Request(NamedTuple):
-    """One HTTP request; the body is sent as its pieces in order, never joined needlessly."""
+    """One HTTP request; the body is sent as its pieces, in order."""
 
     method: str
     path: str
@@ -185,7 +178,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """One HTTP reply. Header names are looked up in lower case."""
+    """One HTTP reply. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -193,7 +186,7 @@ class Response(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens as the endpoint counted them; 0 where it did not say."""
+    """Tokens as the endpoint counted them; 0 if it did not."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -221,9 +214,8 @@ class ValidatedCompletion(NamedTuple):
     """An answer that is kept.
 
     Attributes:
-        value: The caption's text, or the object where a schema was asked for.
-        completion: The reply it came from.
-        flag: Code of what is wrong with it, where the user takes it all the same; else empty.
+        value: Text, or an object if a schema is set.
+        flag: Code of a fault that the user accepts; else empty.
         latency_s: Seconds the successful request took.
     """
 
@@ -237,8 +229,8 @@ class CaptionResult(NamedTuple):
     """The answers that make up one record's caption.
 
     Attributes:
-        each: For each question, one for each sample.
-        attempts: Requests sent for them.
+        each: For each question, one answer for each sample.
+        attempts: Requests sent.
     """
 
     each: list[list[ValidatedCompletion]]
@@ -249,12 +241,11 @@ class Caption(NamedTuple):
     """A captioned record.
 
     Attributes:
-        record: The record.
-        text: The caption: text, an object where a schema was asked for, or a list of either.
-        replaces: See :class:`PreparedRecord`.
-        attempts: Requests sent for it; 0 where it shares the caption of an equal record.
+        text: Text, an object if a schema is set, or a list of either.
+        replaces: See `PreparedRecord`.
+        attempts: Requests sent; 0 if it shares the caption of an equal record.
         usage: Tokens of the requests whose answers are kept.
-        more: Further members of the row, each a name and a JSON value.
+        more: Name and JSON value of each further field of the row.
     """
 
     record: InputRecord
@@ -276,13 +267,12 @@ class Caption(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A record that has no caption.
+    """A record without a caption.
 
     Attributes:
-        record: The record.
-        code: Short machine-readable kind, for example ``image_missing``.
-        message: One plain sentence for a person.
-        attempts: Requests sent for it, 0 if it never left.
+        code: Machine-readable code, for example ``image_missing``.
+        message: One sentence for a person.
+        attempts: Requests sent.
     """
 
     record: InputRecord

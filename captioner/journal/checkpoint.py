@@ -24,12 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The part of the output from its start to a length.
-
-    Attributes:
-        length: Bytes, always whole lines.
-        crc32: Checksum of those bytes.
-    """
+    """The first ``length`` bytes of the output, which are whole lines, and their checksum."""
 
     length: int = 0
     crc32: int = 0

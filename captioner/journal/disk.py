@@ -33,13 +33,7 @@ class Files:
     """The real disk. Every method may raise `OSError`."""
 
     def open(self, path: Path, *, create: bool = False, new: bool = False) -> int:
-        """Open a file for reading and writing.
-
-        Args:
-            path: The file.
-            create: Create it if it does not exist.
-            new: Create it; fail if it exists.
-        """
+        """Open a file to read and write; ``create`` a missing one, or only a ``new`` one."""
         flags = os.O_RDWR | os.O_CLOEXEC
         flags |= os.O_CREAT if create or new else 0
         flags |= os.O_EXCL if new else 0
@@ -112,10 +106,7 @@ class Files:
         return "folder" if stat.S_ISDIR(mode) else "other"
 
     def lock(self, path: Path) -> int:
-        """Take an exclusive lock, which ends at the latest when this process does.
-
-        Returns:
-            A descriptor for `unlock`.
+        """Take an exclusive lock, which ends with this process; return a descriptor for `unlock`.
 
         Raises:
             OutputBusyError: Another process holds it; the message names host and process.
@@ -177,14 +168,7 @@ def write_all(files: Files, fd: int, data: bytes, offset: int) -> int:
 
 
 class TemporaryFile:
-    """A new file beside its target, with a random name, open for writing.
-
-    Attributes:
-        path: The file.
-        fd: Its descriptor.
-        size: Bytes written with `write`.
-        crc32: Their checksum.
-    """
+    """A new file beside its target; ``size`` and ``crc32`` are those of the bytes from `write`."""
 
     def __init__(self, target: Path, files: Files) -> None:
         name = f"{_temporary_prefix(target)}{secrets.token_hex(4)}.partial"
@@ -239,12 +223,10 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         DiskError: The disk refused; the target is as it was.
     """
-    try:
+    with disk_errors("write", target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target, Files()) as file:
             yield file.path
-    except OSError as error:
-        raise disk_error("write", target, error) from error
 
 
 def remove_temporary_files(files: Files, *targets: Path) -> None:
@@ -262,6 +244,15 @@ def disk_error(verb: str, path: Path, error: OSError) -> DiskError:
         f"the disk refused to {verb} {path.name}: {error.strerror or error}. Captions written "
         "before are safe. Make room or repair the disk, then run the same command again."
     )
+
+
+@contextmanager
+def disk_errors(verb: str, path: Path) -> Iterator[None]:
+    """Raise errors of the disk inside the block as `disk_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(verb, path, error) from error
 
 
 def is_full(error: OSError) -> bool:

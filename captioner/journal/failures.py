@@ -126,15 +126,14 @@ class FailuresFile:
             self._files.sync(self._fd)
 
     def superseded(self, offsets: Collection[int], captioned: KeyTable) -> set[int]:
-        """Return which failures have a newer outcome.
+        """Return which of the failures that no input record claimed have a newer outcome.
+
+        Their key is in the output, or in a line that a record claimed. The others have lost their
+        input record and are kept.
 
         Args:
             offsets: Lines that no input record claimed.
             captioned: The records in the output.
-
-        Returns:
-            Those whose key is in the output, or in a line that a record claimed. The others have
-            lost their input record and are kept.
         """
         if not offsets:
             return set()

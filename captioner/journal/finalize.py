@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from captioner.journal.checkpoint import Extent
 from captioner.journal.companions import unused_path
-from captioner.journal.disk import atomic_write, disk_error, temporary_file
+from captioner.journal.disk import atomic_write, disk_errors, temporary_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -87,11 +87,8 @@ def quarantine_rows(
     keys: list[bytes] = []
     if moved:
         target = unused_path(files, journal.path, ".rejected")
-        try:
-            with atomic_write(target, files) as file:
-                _copy(journal, moved, file)
-        except OSError as error:
-            raise disk_error("write", target, error) from error
+        with disk_errors("write", target), atomic_write(target, files) as file:
+            _copy(journal, moved, file)
         for line in _lines_at(journal, moved):
             if (key := identity.of_output(line[:-1])) is not None:
                 journal.done.take(key)
@@ -102,13 +99,10 @@ def quarantine_rows(
 
 def _replace(journal: Journal, offsets: Sequence[int], files: Files) -> None:
     """Replace the journal by its lines at some offsets, in that order."""
-    try:
-        with temporary_file(journal.path, files) as file:
-            _copy(journal, offsets, file)
-            files.sync(file.fd)
-            journal.replace(file.path, Extent(file.size, file.crc32))
-    except OSError as error:
-        raise disk_error("write", journal.path, error) from error
+    with disk_errors("write", journal.path), temporary_file(journal.path, files) as file:
+        _copy(journal, offsets, file)
+        files.sync(file.fd)
+        journal.replace(file.path, Extent(file.size, file.crc32))
 
 
 def _copy(journal: Journal, offsets: Sequence[int], file: TemporaryFile) -> None:
@@ -129,14 +123,11 @@ def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
     """
     rows = iter(lines)
     separator = b"[\n"
-    try:
-        with atomic_write(target, files) as file:
-            while some := list(islice(rows, _ROWS)):
-                file.write(separator + b",\n".join(some))
-                separator = b",\n"
-            file.write(b"\n]\n" if file.size else b"[\n]\n")
-    except OSError as error:
-        raise disk_error("write", target, error) from error
+    with disk_errors("write", target), atomic_write(target, files) as file:
+        while some := list(islice(rows, _ROWS)):
+            file.write(separator + b",\n".join(some))
+            separator = b",\n"
+        file.write(b"\n]\n" if file.size else b"[\n]\n")
 
 
 def _lines_at(journal: Journal, offsets: Sequence[int]) -> Iterator[bytes]:

@@ -32,6 +32,7 @@ from captioner.journal.disk import (
     Files,
     atomic_write,
     disk_error,
+    disk_errors,
     is_full,
     remove_temporary_files,
     write_all,
@@ -59,7 +60,7 @@ class Journal:
         path: The output.
         identity: Computes a record's key from its output line.
         settings: Options that influence captions, by name. A run with others is refused.
-        failures: The file of failed records; by default beside the output.
+        failures: Path of the failures; by default beside the output.
         source: The input, noted in the checkpoint.
         accept_changes: Continue although settings changed.
         accept_edits: Accept an output that was changed by hand.
@@ -68,7 +69,6 @@ class Journal:
     Attributes:
         done: Records that the output held when it was opened.
         contents: See `captioner.journal.scan.Scan`.
-        failures: The file of failed records.
         repeated: See `captioner.journal.scan.Scan`, and `truncate_duplicates`.
     """
 
@@ -123,14 +123,12 @@ class Journal:
         except OSError as error:
             raise disk_error("lock", self.path, error) from error
         try:
-            self._recover()
-            self.failures.open()
-            if crashed:
-                targets = self.path, self._checkpoint_path, self.failures.path
-                remove_temporary_files(self._files, *targets)
-        except OSError as error:
-            self.close()
-            raise disk_error("open", self.path, error) from error
+            with disk_errors("open", self.path):
+                self._recover()
+                self.failures.open()
+                if crashed:
+                    targets = self.path, self._checkpoint_path, self.failures.path
+                    remove_temporary_files(self._files, *targets)
         except BaseException:
             self.close()
             raise
@@ -193,9 +191,9 @@ class Journal:
             for name in sorted((before.keys() | self._settings.keys()) - REMEMBERED)
             if before.get(name) != self._settings.get(name)
         ]
-        fatal = [name for name in changed if name in IDENTITY_SETTINGS]
         if not changed:
             return
+        fatal = IDENTITY_SETTINGS.intersection(changed)
         if self._accept_changes and not fatal:
             # So that later readers know that the captions were not all made with these settings.
             self._settings["accepted"] = sorted({*before.get("accepted", ()), *changed})
@@ -348,10 +346,8 @@ class Journal:
         Raises:
             DiskError: The disk refused; the file has its old or its new content.
         """
-        try:
+        with disk_errors("write", self.failures.path):
             self.failures.compact(stale)
-        except OSError as error:
-            raise disk_error("write", self.failures.path, error) from error
 
     def close(self) -> None:
         """Release the files and the lock; commits nothing."""

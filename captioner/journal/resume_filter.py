@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import compress
-from operator import not_
 from typing import TYPE_CHECKING, Literal
 
 from captioner.core.keys import KeyTable, RecordKeys, digest
-from captioner.core.types import InputRecord
 
 if TYPE_CHECKING:
     from captioner.core.progress import Progress
+    from captioner.core.types import InputRecord
 
 Duplicates = Literal["keep", "skip", "error"]
 
@@ -56,10 +54,8 @@ class ResumeFilter:
         """Return the pending records of a batch."""
         if self._idle:
             return batch
-        _, raws, _, _, known, _ = zip(*batch, strict=True)
-        keys = self._identity.of_inputs(raws)
-        if any(known):  # the source has computed some
-            keys = [key or computed for key, computed in zip(known, keys, strict=True)]
+        computed = self._identity.of_inputs([line.raw for line in batch])
+        keys = [line.key or key for line, key in zip(batch, computed, strict=True)]
         found: list[InputRecord] = []
         if self._seen is not None:
             batch, keys = self._without_repeated(batch, keys, self._seen, found)
@@ -67,14 +63,13 @@ class ResumeFilter:
         self._progress.resumed += sum(taken)
         if self._identity.by_field:
             self._progress.changed += sum(map(self._has_changed, batch, keys, taken))
-        failed = self._failed if len(self._failed) else None
-        new = tuple.__new__  # the constructor of a named tuple costs twice as much
-        for line, key in compress(zip(batch, keys, strict=True), map(not_, taken)):
-            if failed is not None and failed.take(key) is not None:
+        for line, key, done in zip(batch, keys, taken, strict=True):
+            if done:
+                continue
+            if len(self._failed) and self._failed.take(key) is not None:
                 self._progress.failed_before += 1
             else:
-                number, raw, end, fault, _, images = line
-                found.append(new(InputRecord, (number, raw, end, fault, key, images)))
+                found.append(line._replace(key=key))
         return found
 
     def _has_changed(self, line: InputRecord, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped

@@ -31,9 +31,7 @@ class Review(NamedTuple):
     Attributes:
         key: The record's key, 16 bytes.
         of: Fingerprint of the captions that were reviewed.
-        verdict: The verdict.
         captions: The new text of edited captions, by field.
-        note: A remark of the reviewer.
     """
 
     key: bytes

@@ -115,9 +115,10 @@ def _add_durable(
     offsets: bool,
 ) -> None:
     """Add lines below the durable length, without validation: their checksum is right."""
-    keys = [key for key in identity.of_outputs(lines) if key is not None]
+    found = identity.of_outputs(lines)
+    keys = [key for key in found if key is not None]
     if len(keys) < len(lines):
-        number = identity.of_outputs(lines).index(None)
+        number = found.index(None)
         at += sum(len(line) + 1 for line in lines[:number])
         raise OutputDamagedError(
             f"{path.name} has a line without a caption at byte {at:,}, within the "

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from captioner.core.cancellation import CancelToken
-    from captioner.core.errors import DiskError
     from captioner.core.keys import RecordKeys
     from captioner.core.progress import Progress
     from captioner.core.types import Failure, Outcome
@@ -54,16 +53,12 @@ class RowEncoder:
         self._identity = identity
         self._name = quoted(fields[0])
         self._flags = tuple(quoted(f"{name}_{FLAG}") for name in fields)
-        self._quoted: dict[str, bytes] = {}
 
     def caption(self, caption: Caption) -> bytes:
         """Return the input record with the caption added and nothing else changed."""
         raw = one_line(caption.record.raw)
         added = [(self._name, orjson.dumps(caption.text))]
-        for field, value in caption.more:
-            if field not in self._quoted:
-                self._quoted[field] = quoted(field)
-            added.append((self._quoted[field], orjson.dumps(value)))
+        added += [(quoted(field), orjson.dumps(value)) for field, value in caption.more]
         if caption.replaces:
             present = {field.name for field in fields_in(raw)}
             written = {name for name, _ in added}
@@ -76,10 +71,8 @@ class RowEncoder:
             added = [(name, new) for name, new in added if name not in present]
             if not added:
                 return raw + b"\n"
-        fields = b""
-        for name, value in added:
-            fields += b"," + name + b":" + value
-        return add_fields(raw, fields[1:]) + b"\n"
+        fields = b",".join([name + b":" + value for name, value in added])
+        return add_fields(raw, fields) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""
@@ -249,9 +242,8 @@ class JournalSink:
                 await loop.run_in_executor(self._threads, write, *lines)
             except (OSError, DiskFullError) as error:
                 now = time.monotonic()
-                if isinstance(error, DiskFullError):
-                    failure: DiskError = error
-                else:
+                failure: Exception = error
+                if isinstance(error, OSError):
                     failure = disk_error("write", self._journal.path, error)
                     if not is_full(error):
                         raise failure from error

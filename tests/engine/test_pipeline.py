@@ -168,7 +168,7 @@ async def test_every_record_is_settled_once_and_counted():
     assert rig.progress.examples["bad"].record.number % 10 == 0
     assert rig.progress.complete
     assert rig.calls == 900
-    assert rig.budget._held == 0
+    assert rig.budget.held == 0
 
 
 async def test_an_empty_source_ends_at_once():

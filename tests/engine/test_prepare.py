@@ -191,7 +191,7 @@ def test_what_cannot_be_sent_says_why(folder, record, options, code, says):
     assert "Error" not in failure.message
     assert failure.attempts == 0
     assert failure.record.number == 3
-    assert bench.budget._held == 0
+    assert bench.budget.held == 0
 
 
 def test_a_fault_of_the_source_is_passed_on(folder):
@@ -223,7 +223,7 @@ def test_a_image_place_in_another_turn_does_not_crash(folder, turn):
     bench = Bench(folder)
     prepared = bench({"image": "a.jpg", "messages": turns})
     assert isinstance(prepared, PreparedRecord | Failure)
-    assert bench.budget._held == getattr(prepared, "reserved", 0)
+    assert bench.budget.held == getattr(prepared, "reserved", 0)
 
 
 @pytest.mark.parametrize("second", ["gone.jpg", "cut.jpg", "empty.jpg", {"bytes": "eA=="}])
@@ -231,7 +231,7 @@ def test_a_failure_gives_back_its_memory(folder, second):
     """A record that fails at its second image leaves no memory taken by the first."""
     bench = Bench(folder)
     assert isinstance(bench({"image": ["a.jpg", second]}), Failure)
-    assert bench.budget._held == 0
+    assert bench.budget.held == 0
 
 
 def test_a_prepared_record_holds_what_it_takes(folder):
@@ -239,10 +239,10 @@ def test_a_prepared_record_holds_what_it_takes(folder):
     bench = Bench(folder)
     prepared = bench({"image": ["a.jpg", data_uri(jpeg(2))]})
     size = len(jpeg(1)) + len(jpeg(2))
-    assert bench.budget._held == prepared.reserved
+    assert bench.budget.held == prepared.reserved
     assert size * 4 / 3 - 2 <= prepared.reserved <= size * 4 / 3
     bench.budget.release(prepared.reserved)
-    assert bench.budget._held == 0
+    assert bench.budget.held == 0
 
 
 def test_a_image_that_its_decoder_chokes_on_fails_alone(folder):
@@ -254,7 +254,7 @@ def test_a_image_that_its_decoder_chokes_on_fails_alone(folder):
     failure = bench({"image": "odd.jp2"})
     assert isinstance(failure, Failure)
     assert failure.code == "image_corrupt"
-    assert bench.budget._held == 0
+    assert bench.budget.held == 0
 
 
 def test_one_record_larger_than_the_budget_passes(folder):
@@ -313,9 +313,9 @@ def test_what_would_wait_is_not_prepared_at_once(folder, what, monkeypatch):
         bench.budget.reserve(1 << 20)
     elif what == "a large file":
         monkeypatch.setattr("captioner.images.files.MOST_AT_ONCE", 100)
-    held = bench.budget._held
+    held = bench.budget.held
     assert (
         bench.preparer.prepare_at_once(InputRecord(1, json.dumps({"image": image}).encode()))
         is None
     )
-    assert bench.budget._held == held
+    assert bench.budget.held == held

@@ -59,7 +59,7 @@ async def fetch(*urls: str, total: int = 1 << 30, **options: Any) -> dict[str, A
     archives.close()
     held = sum(len(one) * 4 // 3 for one in found.images.values() if isinstance(one, bytes))
     assert abs(found.reserved - held) <= 2 * len(urls)
-    assert budget._held == found.reserved
+    assert budget.held == found.reserved
     return found.images
 
 
@@ -139,13 +139,13 @@ async def test_what_has_come_in_waits_for_room(bucket) -> None:
             nonlocal most
             urls = (f"s3://b/{number}", f"s3://b/{(number + 1) % 20}")
             found = await fetcher.fetch(urls, reserve=True)
-            most = max(most, budget._held)
+            most = max(most, budget.held)
             await asyncio.sleep(0)
             budget.release(found.reserved)
 
         async with asyncio.timeout(10):
             await asyncio.gather(*(one(number) for number in range(20)))
-    assert budget._held == 0
+    assert budget.held == 0
     assert most <= 2_700
 
 
@@ -165,7 +165,7 @@ async def test_waiting_for_memory_takes_no_slot(bucket) -> None:
         assert not waiting.done()
         budget.release(held.reserved)
         budget.release((await waiting).reserved)
-    assert budget._held == 0
+    assert budget.held == 0
 
 
 async def test_giving_up_gives_memory_back(bucket) -> None:
@@ -179,4 +179,4 @@ async def test_giving_up_gives_memory_back(bucket) -> None:
             await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert budget._held == 500
+    assert budget.held == 500
