@@ -81,8 +81,12 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
     return SOME_FAILED if report.failed or pending else 0
 
 
-def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport, int]:
+def run_watched(
+    settings: Settings, *, as_json: bool = False, summary: bool = True
+) -> tuple[RunReport, int]:
     """Run to the end or to a signal and show the progress; with ``as_json`` print the report.
+
+    ``summary=False`` leaves out the lines at the end, which name flags of the command.
 
     Returns:
         The report, and the signal that stopped the run or 0.
@@ -96,7 +100,7 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
     # Pillow's remarks about the metadata of single images would flood the terminal.
     warnings.filterwarnings("ignore", module="PIL")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Session(settings, as_json=as_json).run())
+        return runner.run(_Session(settings, as_json=as_json, summary=summary).run())
 
 
 def shows_warnings(command: Callable[P, int]) -> Callable[P, int]:
@@ -232,9 +236,10 @@ async def _view(viewer: Viewer) -> None:
 class _Session:
     """One run with its display, metrics server and page."""
 
-    def __init__(self, settings: Settings, *, as_json: bool) -> None:
+    def __init__(self, settings: Settings, *, as_json: bool, summary: bool) -> None:
         self._settings = settings
         self._as_json = as_json
+        self._summary = summary
         self._progress = Progress()
         self._cancel = CancelToken()
         self._display = (
@@ -254,7 +259,7 @@ class _Session:
         return report, self._signal
 
     async def _watched(self) -> RunReport:
-        """Run with the page and the metrics server that the settings ask for, and show the result."""
+        """Run with the page and the metrics server of the settings, and show the result."""
         report: RunReport | None = None
         metrics = page = None
         try:
@@ -281,7 +286,7 @@ class _Session:
                 await asyncio.to_thread(metrics.close)
             if page is not None:
                 await asyncio.to_thread(page.close)
-            if report is not None:
+            if report is not None and self._summary:
                 self._show(report)
         return report
 

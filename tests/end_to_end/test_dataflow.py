@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from endpoint import FakeEndpoint, Reply, completion
 from waiting import LIMIT_S
 
 from captioner.dataflow import APIVLMServing_openai, FileStorage, PromptedVQAGenerator
+from captioner.endpoints import circuit_breaker
 
 SCRIPT = """
 import os
@@ -257,10 +259,83 @@ async def test_inside_a_running_loop(folder, endpoint):
     await asyncio.sleep(0)
 
 
+def ended(folder: Path, endpoint: FakeEndpoint, **changes: str) -> str:
+    """Run the script with some values changed, and return the line with which it ends."""
+    script = folder / "image_caption.py"
+    text = SCRIPT.replace("{url}", endpoint.base_url).replace("{kind}", "json")
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    script.write_text(text)
+    done = subprocess.run(
+        [sys.executable, script], cwd=folder, text=True, capture_output=True, timeout=LIMIT_S,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert not re.search(r"(?<!\S)-{1,2}[a-z]", line), "it names a flag of the command"
+    return line
+
+
+def test_a_wrong_key_is_one_sentence(folder, endpoint):
+    """It names the argument of the script, not a flag of the command."""
+    endpoint.behave = lambda _: Reply(401, {"error": {"message": "no such key"}})
+    write(folder, "json", records(folder, 6))
+    line = ended(folder, endpoint)
+    assert "no such key" in line
+    assert "key_name_of_api_key" in line
+
+
+def test_a_wrong_address_is_one_sentence(folder, endpoint, monkeypatch):
+    """Whether it is no URL, a page without an API, or a port without a server."""
+    write(folder, "json", records(folder, 6))
+    url = endpoint.base_url
+    assert "api_url: must begin with http" in ended(folder, endpoint, **{url: "ftp://x"})
+    assert "api_url: must not be empty" in ended(folder, endpoint, **{url: ""})
+    line = ended(folder, endpoint, **{url: f"{url}/v2"})
+    assert "404" in line
+    assert "api_url" in line
+    monkeypatch.setattr(circuit_breaker, "NEVER_ANSWERED_S", 0.1)
+    serving = APIVLMServing_openai("http://127.0.0.1:9/v1", model_name="m")
+    with pytest.raises(SystemExit, match=r"cannot connect to .* Run the script again"):
+        serving.generate_from_input(["0.png"], "q")
+
+
+def test_another_model_in_the_same_folder_is_one_sentence(folder, endpoint):
+    """It names both models and the argument that selects another folder."""
+    write(folder, "json", records(folder, 6))
+    run_script(folder, endpoint).communicate(timeout=LIMIT_S)
+    line = ended(folder, endpoint, **{"gpt-5-nano-2025-08-07": "gpt-6"})
+    assert "model_name was 'gpt-5-nano-2025-08-07', now 'gpt-6'" in line
+    assert "cache_path" in line
+
+
+def test_an_output_that_was_edited_is_one_sentence(folder, endpoint):
+    """The advice to use a flag is left out."""
+    write(folder, "json", records(folder, 6))
+    run_script(folder, endpoint).communicate(timeout=LIMIT_S)
+    answers = folder / "cache_local" / "caption_step1.captions.jsonl"
+    answers.write_bytes(answers.read_bytes().replace(b"q", b"Q"))
+    assert "cache_path" in ended(folder, endpoint)
+    answers.write_bytes(answers.read_bytes()[:-20])
+    assert "cache_path" in ended(folder, endpoint)
+
+
+@pytest.mark.parametrize("end", ["/", "/chat/completions", "/chat/completions/"])
+def test_the_address_of_chat_completions_works_too(folder, endpoint, end):
+    """People copy it from the documentation of their endpoint."""
+    records(folder, 6)
+    serving = APIVLMServing_openai(endpoint.base_url + end, model_name="m")
+    assert serving.generate_from_input(["0.png"], "q") != [None]
+
+
 def test_what_cannot_work_is_refused(folder, endpoint, monkeypatch):
     monkeypatch.delenv("DF_API_KEY")
     with pytest.raises(OSError, match="DF_API_KEY"):
         APIVLMServing_openai(endpoint.base_url)
+    with pytest.raises(OSError, match="key_name_of_api_key") as caught:
+        APIVLMServing_openai(endpoint.base_url, "sk-secret")
+    assert "secret" not in str(caught.value)
     monkeypatch.setenv("DF_API_KEY", "k")
     with pytest.raises(ValueError, match="image_io"):
         APIVLMServing_openai(image_io=object())
