@@ -31,6 +31,7 @@ from captioner.cli.session import run_watched
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.extras import needed
 from captioner.core.jsonbytes import json_array
+from captioner.core.log import forward_warnings
 from captioner.core.types import Caption
 from captioner.engine.stream import caption_stream
 from captioner.outputs.export import column_names, replacing, write_csv_rows
@@ -41,7 +42,7 @@ from captioner.readers.rows import dumped, plain
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine
 
 CacheType = Literal["json", "jsonl", "csv", "parquet", "pickle"]
 
@@ -210,7 +211,18 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         options = {**self.options, "system_prompt": system_prompt}
         options["model"] = model or self.model_name
         options["timeout"] = timeout or self.timeout
-        return _run_blocking(lambda: asyncio.run(_answers(records, options)))
+        answers: list[str | None] = [None] * len(records)
+
+        async def answer() -> None:
+            async for outcome in caption_stream(records, **options):
+                number = outcome.record.number
+                if isinstance(outcome, Caption):
+                    answers[number - 1] = outcome.text
+                else:
+                    _LOG.warning("input %d has no answer: %s", number, outcome.message)
+
+        _run_coroutine(answer())
+        return answers
 
 
 def _labelled(paths: list[str], labels: list[str], system_prompt: str) -> dict[str, Any]:
@@ -223,15 +235,14 @@ def _labelled(paths: list[str], labels: list[str], system_prompt: str) -> dict[s
     return {"conversation": [{"role": "user", "content": content}]}
 
 
-async def _answers(records: list[dict[str, Any]], options: dict[str, Any]) -> list[str | None]:
-    answers: list[str | None] = [None] * len(records)
-    async for outcome in caption_stream(records, **options):
-        number = outcome.record.number
-        if isinstance(outcome, Caption):
-            answers[number - 1] = outcome.text
-        else:
-            _LOG.warning("input %d has no answer: %s", number, outcome.message)
-    return answers
+def _run_coroutine(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine, and print its warnings unless the script configured logging."""
+    with forward_warnings(None if logging.root.handlers else _print):
+        return _run_blocking(lambda: asyncio.run(work))
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201 - scripts without logging see it
 
 
 def _run_blocking(call: Callable[[], _T]) -> _T:
@@ -253,8 +264,12 @@ def _run_blocking(call: Callable[[], _T]) -> _T:
 
 _SCRIPT_WORDS = (
     (r"no endpoint\.[\s\S]*", "api_url: must not be empty"),
-    (r"[,.] [^,.]*--accept-(changes|edits)( \([^)]*\))?", ""),
-    (r"(,? or|,)? choose another output with -o", " or choose another cache_path"),
+    (r"If [^.]*--accept-edits\. Otherwise restore", "Restore"),
+    (
+        r", choose another output with -o, or [^,.;]*--[a-z][^,.;]*",
+        ", or choose another cache_path",
+    ),
+    (r"hoose another( output| place)? with -o", "hoose another cache_path"),
     ("un the same command again", "un the script again"),
     (r"(--|\b)base-url\b", "api_url"),
     (r"(--|\b)api-key-env\b", "key_name_of_api_key"),
@@ -262,6 +277,7 @@ _SCRIPT_WORDS = (
     (r"--concurrency\b|\bconcurrency(?=:)", "max_workers"),
     (r"\b(image|prompt|conversation)-field\b", r"input_\1_key"),
     (r"\boutput-field\b", "output_answer_key"),
+    (r"[,.;] [^,.;]*--[a-z][^,.;]*", ""),  # advice to use a flag that scripts do not have
 )
 
 
@@ -332,7 +348,7 @@ class FileStorage:
         if path.suffix in _FRAMES:
             frame = _read_frame(path)
             return frame if output_type == "dataframe" else frame.to_dict(orient="records")
-        rows = _run_blocking(lambda: asyncio.run(_rows(path)))
+        rows = _run_coroutine(_rows(path))
         return needed("pandas", "dataflow").DataFrame(rows) if output_type == "dataframe" else rows
 
     def write(self, data: Any) -> str:
@@ -346,7 +362,7 @@ class FileStorage:
         if not (isinstance(data, list) and all(isinstance(row, dict) for row in data)):
             raise ValueError(f"Unsupported data type: {type(data)}")
         path = self.path_of(self.operator_step + 1)
-        _write_rows(data, path)
+        _write(data, path)
         return str(path)
 
 
@@ -356,14 +372,6 @@ _FRAMES = (".parquet", ".pickle", ".pkl")
 def _read_frame(path: Path) -> Any:
     pandas = needed("pandas", "dataflow")
     return pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_pickle(path)
-
-
-def _write_frame(frame: Any, path: Path) -> None:
-    with replacing(path) as partial:
-        if path.suffix == ".parquet":
-            frame.to_parquet(partial)
-        else:
-            frame.to_pickle(partial, compression=None)
 
 
 async def _rows(path: Path) -> list[dict[str, Any]]:
@@ -389,15 +397,20 @@ def _from_cell(value: Any) -> Any:
     return value
 
 
-def _write_rows(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write rows as a file of the type that its name says."""
+def _write(data: Any, path: Path) -> None:
+    """Write rows, or a DataFrame for Parquet and pickle, as a file of the type of its name."""
     if path.suffix in _FRAMES:
-        _write_frame(needed("pandas", "dataflow").DataFrame(list(rows)), path)
+        frame = data if hasattr(data, "columns") else needed("pandas", "dataflow").DataFrame(data)
+        with replacing(path) as partial:
+            if path.suffix == ".parquet":
+                frame.to_parquet(partial)
+            else:
+                frame.to_pickle(partial, compression=None)
         return
-    rows = map(plain, rows)
+    rows = map(plain, data)
     if path.suffix == ".csv":
-        rows = list(rows)
-        write_csv_rows(rows, column_names(rows), path)
+        listed = list(rows)
+        write_csv_rows(listed, column_names(listed), path)
         return
     with replacing(path) as partial, partial.open("wb") as file:
         if path.suffix == ".json":
@@ -485,16 +498,16 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
     text = f"{report.captioned + report.resumed:,} rows have an answer"
     if report.failed:
         text += f", {report.failed:,} have none: see {report.failures}"
-    print(text, file=sys.stderr)  # noqa: T201 - the script's summary
+    _print(text)
     with closing(OutputReader(journal, source=source)) as reader:
         name = options["output_field"]
         rows = ({**row, name: (found or {}).get(name)} for row, found in reader.input_rows())
         if source.suffix == ".parquet" and target.suffix in _FRAMES:
             frame = _read_frame(source)  # its columns keep their types
             frame[name] = [row[name] for row in rows]
-            _write_frame(frame, target)
+            _write(frame, target)
         else:
-            _write_rows(rows, target)
+            _write(rows, target)
 
 
 def _as_input(storage: FileStorage) -> Path:
@@ -505,5 +518,5 @@ def _as_input(storage: FileStorage) -> Path:
     if not path.exists():
         raise SettingsError(f"cannot read the input {path}: there is no such file")
     rows = Path(storage.cache_path) / f"{path.stem}.rows.jsonl"
-    _write_rows(_read_frame(path).to_dict(orient="records"), rows)
+    _write(_read_frame(path).to_dict(orient="records"), rows)
     return rows

@@ -72,7 +72,7 @@ def records(folder: Path, count: int = 12) -> list[dict]:
     """Records in both spellings, ids with leading zeros, one image missing."""
     found = []
     for number in range(count):
-        (folder / f"{number}.png").write_bytes(jpeg(number))  # theirs believes the name
+        (folder / f"{number}.png").write_bytes(jpeg(number))  # JPEG data under another name
         turn = (
             {"from": "human", "value": f"q{number}"}
             if number % 2
@@ -125,9 +125,9 @@ def run_script(folder: Path, endpoint: FakeEndpoint, kind: str = "json") -> subp
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
-def test_the_incumbents_script(folder, endpoint, kind):
-    """Faults at the endpoint, records in both spellings, an image that is missing: the same
-    rows in the same order with the same columns, an answer each, none that is an error's text."""
+def test_a_script_written_for_dataflow(folder, endpoint, kind):
+    """Despite faults of the endpoint, every row keeps its place and columns and gets an answer.
+    A row without an image gets none, and no answer is the text of an error."""
     faults = [
         Reply(429, {"error": {"message": "slow down"}}),
         Reply(500, b"oops"),
@@ -152,8 +152,8 @@ def test_the_incumbents_script(folder, endpoint, kind):
 
 
 def test_a_second_run_continues_the_first(folder, endpoint):
-    """Interrupted and run again: what was answered is not asked again; an image that is there
-    by now is answered, too."""
+    """After an interruption no request is sent twice, and an image that was missing and now
+    exists is answered."""
     endpoint.latency_s = 0.05
     found = records(folder, 60)
     write(folder, "json", found)
@@ -194,7 +194,7 @@ def test_every_type_of_file_in_and_out(folder, endpoint, kind):
 
 
 def test_a_plain_question_in_a_column_of_any_name(folder, endpoint):
-    """It is asked, and not the conversation that stands beside it."""
+    """It is sent in place of the conversation in the same row."""
     found = [{**record, "ask": f"a{n}"} for n, record in enumerate(records(folder, 6))]
     path = write(folder, "jsonl", found)
     storage = FileStorage(str(path), str(folder), "x", "jsonl").step()
@@ -205,7 +205,7 @@ def test_a_plain_question_in_a_column_of_any_name(folder, endpoint):
 
 
 def test_storage_reads_and_writes_what_it_is_given(folder):
-    """Steps count the files; values stay as they stand in them, leading zeros, too."""
+    """Each step has its file; values stay as they are, with leading zeros."""
     (folder / "in.json").write_text('[{"id": "007", "n": 1}, {"id": "8", "n": null}]')
     storage = FileStorage("in.json", "cache", "x", "csv").step()
     assert storage.read("dict") == [{"id": "007", "n": 1}, {"id": "8", "n": None}]
@@ -224,7 +224,7 @@ def test_storage_reads_and_writes_what_it_is_given(folder):
         FileStorage("in.json", cache_type="xml")
 
 
-def test_the_other_ways_to_ask(folder, endpoint, caplog):
+def test_the_other_methods_of_the_serving(folder, endpoint, caplog):
     records(folder)
     endpoint.behave = lambda call: Reply(body=completion("|".join(call.texts)))
     serving = APIVLMServing_openai(endpoint.base_url, model_name="m")
@@ -307,7 +307,7 @@ def test_another_model_in_the_same_folder_is_one_sentence(folder, endpoint):
     run_script(folder, endpoint).communicate(timeout=LIMIT_S)
     line = ended(folder, endpoint, **{"gpt-5-nano-2025-08-07": "gpt-6"})
     assert "model_name was 'gpt-5-nano-2025-08-07', now 'gpt-6'" in line
-    assert "cache_path" in line
+    assert "or choose another cache_path" in line
 
 
 def test_an_output_that_was_edited_is_one_sentence(folder, endpoint):
@@ -316,9 +316,24 @@ def test_an_output_that_was_edited_is_one_sentence(folder, endpoint):
     run_script(folder, endpoint).communicate(timeout=LIMIT_S)
     answers = folder / "cache_local" / "caption_step1.captions.jsonl"
     answers.write_bytes(answers.read_bytes().replace(b"q", b"Q"))
-    assert "cache_path" in ended(folder, endpoint)
+    assert "choose another cache_path" in ended(folder, endpoint)
     answers.write_bytes(answers.read_bytes()[:-20])
-    assert "cache_path" in ended(folder, endpoint)
+    assert "choose another cache_path" in ended(folder, endpoint)
+
+
+def test_a_script_without_logging_sees_why_an_answer_is_missing(folder, endpoint):
+    """A missing answer is explained on standard error once."""
+    script = f"""
+from captioner.dataflow import APIVLMServing_openai
+serving = APIVLMServing_openai("{endpoint.base_url}", model_name="m")
+assert serving.generate_from_input(["gone.png"], "q") == [None]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, text=True, capture_output=True,
+        timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("gone.png")) == (0, 1)
+    assert "input 1 has no answer" in done.stderr
 
 
 @pytest.mark.parametrize("end", ["/", "/chat/completions", "/chat/completions/"])
