@@ -57,7 +57,7 @@ class LLMServingABC:
     """Base class of the servings, for annotations."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # the address may hold a password
 class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's scripts
     """An OpenAI-compatible endpoint.
 
@@ -449,7 +449,7 @@ class PromptedVQAGenerator:
         input_video_key: str = "video",
         output_answer_key: str = "answer",
     ) -> str:
-        """Answer every row of the storage's current step, write the next step, return the column.
+        """Answer every row of the current step and write the next; return `output_answer_key`.
 
         Run again to continue. Answers are kept beside the result in ``….captions.jsonl``, and rows
         without an answer are listed in ``….captions.failed.jsonl``.
