@@ -17,18 +17,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from abc import ABC, abstractmethod
+import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
 import orjson
 
 from captioner.cli.session import run_watched
-from captioner.core.errors import SettingsError
+from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.extras import needed
 from captioner.core.jsonbytes import json_array
+from captioner.core.log import forward_warnings
 from captioner.core.types import Caption
 from captioner.engine.stream import caption_stream
 from captioner.outputs.export import column_names, replacing, write_csv_rows
@@ -39,7 +42,7 @@ from captioner.readers.rows import dumped, plain
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine
 
 CacheType = Literal["json", "jsonl", "csv", "parquet", "pickle"]
 
@@ -50,25 +53,16 @@ _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
 
-class LLMServingABC(ABC):
-    """Base class of the servings that answer questions about images."""
-
-    @abstractmethod
-    def generate_from_input(
-        self, user_inputs: list[Any], system_prompt: str = "Describe the image in detail."
-    ) -> list[str | None]:
-        """Return an answer for each input, or None if the input failed."""
-
-    @abstractmethod
-    def cleanup(self) -> None:
-        """Release resources."""
+class LLMServingABC:
+    """Base class of the servings, for annotations."""
 
 
+@dataclass(eq=False, repr=False)  # the address may hold a password
 class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's scripts
     """An OpenAI-compatible endpoint.
 
     Args:
-        api_url: Its base URL, or ``offline``.
+        api_url: Its base URL, with or without ``/chat/completions``, or ``offline``.
         key_name_of_api_key: Name of the environment variable that holds the key.
         model_name: The name of the model.
         image_io: Must be None: captions are text.
@@ -80,49 +74,52 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         OSError: The environment variable is not set.
     """
 
-    def __init__(
-        self,
-        api_url: str = "https://api.openai.com/v1",
-        key_name_of_api_key: str = "DF_API_KEY",
-        model_name: str = "o4-mini",
-        image_io: object = None,
-        send_request_stream: bool = False,  # noqa: FBT001, FBT002 - theirs
-        max_workers: int = 10,
-        timeout: float = 1800,
-    ) -> None:
-        if image_io is not None:
+    api_url: str = "https://api.openai.com/v1"
+    key_name_of_api_key: str = "DF_API_KEY"
+    model_name: str = "o4-mini"
+    image_io: object = None
+    send_request_stream: bool = False
+    max_workers: int = 10
+    timeout: float = 1800
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.image_io is not None:
             raise ValueError("image_io: captioner writes captions, not images")
-        if api_url != OFFLINE and not os.environ.get(key_name_of_api_key):
-            raise OSError(f"Missing environment variable '{key_name_of_api_key}'")
-        self.api_url = api_url
-        self.model_name = model_name
-        self.max_workers = max_workers
-        self.timeout = timeout
-        self.options: dict[str, Any] = {
-            "model": model_name,
-            "stream": send_request_stream,
-            "concurrency": max_workers,
-            "timeout": timeout,
+        name = self.key_name_of_api_key
+        if self.api_url != OFFLINE and not os.environ.get(name):
+            if not name.isidentifier():
+                raise OSError("key_name_of_api_key: name an environment variable that has the key")
+            raise OSError(f"Missing environment variable '{name}'")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of captioner that these values stand for."""
+        options: dict[str, Any] = {
+            "model": self.model_name,
+            "stream": self.send_request_stream,
+            "concurrency": self.max_workers,
+            "timeout": self.timeout,
         }
-        if api_url == OFFLINE:
-            self.options["offline"] = True
-        else:
-            self.options |= {"base_url": (api_url,), "api_key_env": (key_name_of_api_key,)}
+        if self.api_url == OFFLINE:
+            return {**options, "offline": True}
+        url = self.api_url.rstrip("/").removesuffix("/chat/completions")
+        return {**options, "base_url": (url,), "api_key_env": (self.key_name_of_api_key,)}
 
     def generate_from_input(
         self, user_inputs: list[Any], system_prompt: str = "Describe the image in detail."
     ) -> list[str | None]:
-        """Return an answer for each image.
+        """Return an answer for each path, or pair of a path and a question.
 
-        Args:
-            user_inputs: Paths, or pairs of a path and a question.
-            system_prompt: The question for inputs without one.
+        Paths get `system_prompt` as their question. An input that failed has None.
         """
         return self._generate(
-            {"image": one[0], "prompt": one[1]}
-            if isinstance(one, tuple) and len(one) == 2
-            else {"image": one, "prompt": system_prompt}
-            for one in user_inputs
+            [
+                {"image": one[0], "prompt": one[1]}
+                if isinstance(one, tuple) and len(one) == 2
+                else {"image": one, "prompt": system_prompt}
+                for one in user_inputs
+            ]
         )
 
     def generate_from_input_one_image(
@@ -133,22 +130,12 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> list[str | None]:
-        """Return an answer for each pair of an image and a question.
-
-        Raises:
-            ValueError: The lists differ in length.
-        """
+        """Return an answer for each pair of an image and a question."""
         if len(image_paths) != len(text_prompts):
             raise ValueError("`image_paths` and `text_prompts` must have the same length")
-        return self._generate(
-            (
-                {"image": path, "prompt": prompt}
-                for path, prompt in zip(image_paths, text_prompts, strict=True)
-            ),
-            system_prompt,
-            model,
-            timeout,
-        )
+        pairs = zip(image_paths, text_prompts, strict=True)
+        records = [{"image": path, "prompt": prompt} for path, prompt in pairs]
+        return self._generate(records, system_prompt, model, timeout)
 
     def generate_from_input_multi_images(
         self,
@@ -158,24 +145,13 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> list[str | None]:
-        """Return an answer for each set of images, each image after its label.
-
-        Raises:
-            ValueError: The lists differ in length.
-        """
+        """Return an answer for each set of images, each image after its label."""
         if list(map(len, list_of_image_paths)) != list(map(len, list_of_image_labels)):
-            raise ValueError(
-                "`list_of_image_paths` and `list_of_image_labels` must have the same length"
-            )
-        return self._generate(
-            (
-                _labelled(paths, labels, system_prompt)
-                for paths, labels in zip(list_of_image_paths, list_of_image_labels, strict=True)
-            ),
-            "",
-            model,
-            timeout,
-        )
+            names = "`list_of_image_paths` and `list_of_image_labels`"
+            raise ValueError(f"{names} must have the same length")
+        sets = zip(list_of_image_paths, list_of_image_labels, strict=True)
+        records = [_labelled(paths, labels, system_prompt) for paths, labels in sets]
+        return self._generate(records, "", model, timeout)
 
     def generate_from_input_messages(
         self,
@@ -187,25 +163,17 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         model: str | None = None,
         timeout: float | None = None,
     ) -> list[str | None]:
-        """Return an answer for each conversation, with its images in place of ``<image>``.
-
-        Raises:
-            ValueError: There are videos or sounds, or the lists differ in length.
-        """
+        """Return an answer for each conversation, with its images in place of ``<image>``."""
         if video_list or audio_list:
             raise ValueError("captioner answers questions about images, not videos or sounds")
         images = [[] for _ in conversations] if image_list is None else image_list
         if len(images) != len(conversations):
             raise ValueError("`conversations` and `image_list` must have the same length")
-        return self._generate(
-            (
-                {"image": several, "conversation": turns}
-                for several, turns in zip(images, conversations, strict=True)
-            ),
-            system_prompt,
-            model,
-            timeout,
-        )
+        records = [
+            {"image": several, "conversation": turns}
+            for several, turns in zip(images, conversations, strict=True)
+        ]
+        return self._generate(records, system_prompt, model, timeout)
 
     def chat_with_one_image(
         self,
@@ -235,7 +203,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
 
     def _generate(
         self,
-        records: Any,
+        records: list[dict[str, Any]],
         system_prompt: str = "",
         model: str | None = None,
         timeout: float | None = None,
@@ -243,43 +211,87 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         options = {**self.options, "system_prompt": system_prompt}
         options["model"] = model or self.model_name
         options["timeout"] = timeout or self.timeout
-        return _run_blocking(lambda: asyncio.run(_answers(list(records), options)))
+        answers: list[str | None] = [None] * len(records)
+
+        async def answer() -> None:
+            async for outcome in caption_stream(records, **options):
+                number = outcome.record.number
+                if isinstance(outcome, Caption):
+                    answers[number - 1] = outcome.text
+                else:
+                    _LOG.warning("input %d has no answer: %s", number, outcome.message)
+
+        _run_coroutine(answer())
+        return answers
 
 
 def _labelled(paths: list[str], labels: list[str], system_prompt: str) -> dict[str, Any]:
-    content: list[dict[str, Any]] = (
-        [{"type": "text", "text": system_prompt}] if system_prompt else []
-    )
+    content: list[dict[str, Any]] = []
+    if system_prompt:
+        content.append({"type": "text", "text": system_prompt})
     for path, label in zip(paths, labels, strict=True):
         content.append({"type": "text", "text": f"{label}:"})
         content.append({"type": "image_url", "image_url": {"url": path}})
     return {"conversation": [{"role": "user", "content": content}]}
 
 
-async def _answers(records: list[dict[str, Any]], options: dict[str, Any]) -> list[str | None]:
-    answers: list[str | None] = [None] * len(records)
-    async for outcome in caption_stream(records, **options):
-        number = outcome.record.number
-        if isinstance(outcome, Caption):
-            answers[number - 1] = outcome.text
-        else:
-            _LOG.warning("input %d has no answer: %s", number, outcome.message)
-    return answers
+def _run_coroutine(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine, and print its warnings unless the script configured logging."""
+    with forward_warnings(None if logging.root.handlers else _print):
+        return _run_blocking(lambda: asyncio.run(work))
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201 - scripts without logging see it
 
 
 def _run_blocking(call: Callable[[], _T]) -> _T:
-    """Call a function that runs an event loop, in a thread if a loop is running (notebooks)."""
+    """Call a function that runs an event loop, in a thread if a loop is running (notebooks).
+
+    Raises:
+        SystemExit: It failed. Python prints the message and no traceback.
+    """
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return call()
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(call).result()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return call()
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(call).result()
+    except CaptionerError as error:
+        raise SystemExit(_in_script_words(str(error))) from None
+
+
+_SCRIPT_WORDS = (
+    (r"no endpoint\.[\s\S]*", "api_url: must not be empty"),
+    (r"If [^.]*--accept-edits\. Otherwise restore", "Restore"),
+    (
+        r", choose another output with -o, or [^,.;]*--[a-z][^,.;]*",
+        ", or choose another cache_path",
+    ),
+    (r"hoose another( output| place)? with -o", "hoose another cache_path"),
+    ("un the same command again", "un the script again"),
+    (r"(--|\b)base-url\b", "api_url"),
+    (r"(--|\b)api-key-env\b", "key_name_of_api_key"),
+    (r"--model\b|\bmodel(?=:| was )", "model_name"),
+    (r"--concurrency\b|\bconcurrency(?=:)", "max_workers"),
+    (r"\b(image|prompt|conversation)-field\b", r"input_\1_key"),
+    (r"\boutput-field\b", "output_answer_key"),
+    (r"[,.;] [^,.;]*--[a-z][^,.;]*", ""),  # advice to use a flag that scripts do not have
+)
+
+
+def _in_script_words(message: str) -> str:
+    """Return an error message with the script's arguments in place of the command's flags."""
+    for pattern, words in _SCRIPT_WORDS:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 # -- storage -----------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class FileStorage:
     """A file for each step of a pipeline: the input, then ``<prefix>_step1.<type>`` and so on.
 
@@ -290,23 +302,20 @@ class FileStorage:
         cache_type: ``json``, ``jsonl``, ``csv``, ``parquet`` or ``pickle``.
     """
 
-    def __init__(
-        self,
-        first_entry_file_name: str,
-        cache_path: str = "./cache",
-        file_name_prefix: str = "dataflow_cache",
-        cache_type: CacheType = "jsonl",
-    ) -> None:
-        if cache_type not in _WRITERS:
+    first_entry_file_name: str
+    cache_path: str = "./cache"
+    file_name_prefix: str = "dataflow_cache"
+    cache_type: CacheType = "jsonl"
+    operator_step: int = field(default=-1, init=False)
+
+    def __post_init__(self) -> None:
+        """Check the type."""
+        known = get_args(CacheType)
+        if self.cache_type not in known:
             raise ValueError(
-                f"Unsupported file type: {cache_type}, output file should end with "
-                f"{', '.join(_WRITERS)}"
+                f"Unsupported file type: {self.cache_type}, output file should end with "
+                f"{', '.join(known)}"
             )
-        self.first_entry_file_name = first_entry_file_name
-        self.cache_path = cache_path
-        self.file_name_prefix = file_name_prefix
-        self.cache_type = cache_type
-        self.operator_step = -1
 
     def step(self) -> Self:
         """Move to the next step."""
@@ -336,10 +345,10 @@ class FileStorage:
         if output_type not in ("dataframe", "dict"):
             raise ValueError(f"Unsupported output type: {output_type}")
         path = self.path_of(self.operator_step)
-        if path.suffix in (".parquet", ".pickle", ".pkl"):
+        if path.suffix in _FRAMES:
             frame = _read_frame(path)
             return frame if output_type == "dataframe" else frame.to_dict(orient="records")
-        rows = _run_blocking(lambda: asyncio.run(_rows(path)))
+        rows = _run_coroutine(_rows(path))
         return needed("pandas", "dataflow").DataFrame(rows) if output_type == "dataframe" else rows
 
     def write(self, data: Any) -> str:
@@ -348,15 +357,16 @@ class FileStorage:
         Raises:
             ValueError: They are neither.
         """
-        if isinstance(data, list) and all(isinstance(row, dict) for row in data):
-            rows = data
-        elif hasattr(data, "to_dict") and hasattr(data, "columns"):
-            rows = data.to_dict(orient="records")
-        else:
+        if hasattr(data, "to_dict") and hasattr(data, "columns"):
+            data = data.to_dict(orient="records")
+        if not (isinstance(data, list) and all(isinstance(row, dict) for row in data)):
             raise ValueError(f"Unsupported data type: {type(data)}")
         path = self.path_of(self.operator_step + 1)
-        _WRITERS[self.cache_type](iter(rows), path)
+        _write(data, path)
         return str(path)
+
+
+_FRAMES = (".parquet", ".pickle", ".pkl")
 
 
 def _read_frame(path: Path) -> Any:
@@ -382,58 +392,38 @@ async def _rows(path: Path) -> list[dict[str, Any]]:
 def _from_cell(value: Any) -> Any:
     """Parse a list or an object in a text, as in a CSV cell."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
+        with suppress(orjson.JSONDecodeError):
             return orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return value
     return value
 
 
-def _write_json(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.writelines(json_array(_indented(plain(row)) for row in rows))
-        file.write(b"\n")
-
-
-def _indented(row: dict[str, Any]) -> bytes:
-    try:
-        text = orjson.dumps(row, option=orjson.OPT_INDENT_2)
-    except TypeError:  # integers beyond 64 bits
-        text = dumped(row)
-    return b"  " + text.replace(b"\n", b"\n  ")
-
-
-def _write_jsonl(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.writelines(dumped(plain(row)) + b"\n" for row in rows)
-
-
-def _write_frame(method: str, **options: Any) -> Callable[[Iterator[dict[str, Any]], Path], None]:
-    def write(rows: Iterator[dict[str, Any]], path: Path) -> None:
-        frame = needed("pandas", "dataflow").DataFrame(list(rows))
+def _write(data: Any, path: Path) -> None:
+    """Write rows, or a DataFrame for Parquet and pickle, as a file of the type of its name."""
+    if path.suffix in _FRAMES:
+        frame = data if hasattr(data, "columns") else needed("pandas", "dataflow").DataFrame(data)
         with replacing(path) as partial:
-            getattr(frame, method)(partial, **options)
-
-    return write
-
-
-def _write_csv(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    found = list(map(plain, rows))
-    write_csv_rows(found, column_names(found), path)
-
-
-_WRITERS: dict[str, Callable[[Iterator[dict[str, Any]], Path], None]] = {
-    "json": _write_json,
-    "jsonl": _write_jsonl,
-    "csv": _write_csv,
-    "parquet": _write_frame("to_parquet"),
-    "pickle": _write_frame("to_pickle", compression=None),
-}
+            if path.suffix == ".parquet":
+                frame.to_parquet(partial)
+            else:
+                frame.to_pickle(partial, compression=None)
+        return
+    rows = map(plain, data)
+    if path.suffix == ".csv":
+        listed = list(rows)
+        write_csv_rows(listed, column_names(listed), path)
+        return
+    with replacing(path) as partial, partial.open("wb") as file:
+        if path.suffix == ".json":
+            file.writelines(json_array(map(dumped, rows)))
+            file.write(b"\n")
+        else:
+            file.writelines(dumped(row) + b"\n" for row in rows)
 
 
 # -- the operator ------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class PromptedVQAGenerator:
     """Sends the images and the question of each row to a model and adds the answer.
 
@@ -442,13 +432,13 @@ class PromptedVQAGenerator:
         system_prompt: Its instructions.
     """
 
-    def __init__(
-        self, serving: LLMServingABC, system_prompt: str = "You are a helpful assistant."
-    ) -> None:
-        if not isinstance(serving, APIVLMServing_openai):
+    serving: APIVLMServing_openai
+    system_prompt: str = "You are a helpful assistant."
+
+    def __post_init__(self) -> None:
+        """Check its class."""
+        if not isinstance(self.serving, APIVLMServing_openai):
             raise TypeError("serving: must be a captioner.dataflow.APIVLMServing_openai")
-        self.serving = serving
-        self.system_prompt = system_prompt
 
     def run(
         self,
@@ -459,7 +449,7 @@ class PromptedVQAGenerator:
         input_video_key: str = "video",
         output_answer_key: str = "answer",
     ) -> str:
-        """Answer every row of the storage's current step and write the next step.
+        """Answer every row of the current step and write the next; return `output_answer_key`.
 
         Run again to continue. Answers are kept beside the result in ``….captions.jsonl``, and rows
         without an answer are listed in ``….captions.failed.jsonl``.
@@ -472,80 +462,61 @@ class PromptedVQAGenerator:
             input_video_key: Ignored; rows without an image have no answer.
             output_answer_key: Column that receives the answers.
 
-        Returns:
-            The name of that column.
-
         Raises:
             ValueError: Not exactly one of the two input keys is given.
             KeyboardInterrupt: The run was interrupted; what was finished is saved.
-            RunError: The run stopped early; what was finished is saved.
-            SettingsError: The settings cannot work.
+            SystemExit: The settings cannot work, or the run stopped early; what was finished is
+                saved. The message says why.
         """
         del input_video_key
         if not output_answer_key:
             raise ValueError("At least one of output_answer_key must be provided.")
         if (input_prompt_key is None) == (input_conversation_key is None):
-            raise ValueError(
-                "Exactly one of input_prompt_key or input_conversation_key must be provided."
-            )
-        source = _as_input(storage)
-        target = storage.path_of(storage.operator_step + 1)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        journal = target.with_name(f"{target.stem}.captions.jsonl")
-        settings = Settings.create(
-            source,
-            journal,
+            names = "input_prompt_key or input_conversation_key"
+            raise ValueError(f"Exactly one of {names} must be provided.")
+        options = {
             **self.serving.options,
-            system_prompt=self.system_prompt,
-            prompt_field=input_prompt_key,
-            conversation_field=input_conversation_key,
-            image_field=input_image_key,
-            output_field=output_answer_key,
-            retry_failed="all",
-        )
-        report, interrupted = _run_blocking(lambda: run_watched(settings))
-        if interrupted:
-            raise KeyboardInterrupt
-        if report.failed:
-            _LOG.warning("%d rows have no answer; see %s", report.failed, report.failures)
-        _run_blocking(lambda: _write_answers(storage, source, journal, target, output_answer_key))
+            "system_prompt": self.system_prompt,
+            "prompt_field": input_prompt_key,
+            "conversation_field": input_conversation_key,
+            "image_field": input_image_key,
+            "output_field": output_answer_key,
+            "retry_failed": "all",
+        }
+        _run_blocking(lambda: _answer_rows(storage, options))
         return output_answer_key
 
 
-def _as_input(storage: FileStorage) -> Path:
-    """Return a step's file in a form that the engine reads: a pickle is written out as JSONL.
+def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
+    source = _as_input(storage)
+    target = storage.path_of(storage.operator_step + 1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    journal = target.with_name(f"{target.stem}.captions.jsonl")
+    report, signal = run_watched(Settings.create(source, journal, **options), summary=False)
+    if signal:
+        raise KeyboardInterrupt
+    text = f"{report.captioned + report.resumed:,} rows have an answer"
+    if report.failed:
+        text += f", {report.failed:,} have none: see {report.failures}"
+    _print(text)
+    with closing(OutputReader(journal, source=source)) as reader:
+        name = options["output_field"]
+        rows = ({**row, name: (found or {}).get(name)} for row, found in reader.input_rows())
+        if source.suffix == ".parquet" and target.suffix in _FRAMES:
+            frame = _read_frame(source)  # its columns keep their types
+            frame[name] = [row[name] for row in rows]
+            _write(frame, target)
+        else:
+            _write(rows, target)
 
-    Raises:
-        SettingsError: There is no such file.
-    """
+
+def _as_input(storage: FileStorage) -> Path:
+    """Return a step's file in a form that the engine reads: a pickle is written out as JSONL."""
     path = storage.path_of(storage.operator_step)
     if path.suffix not in (".pickle", ".pkl"):
         return path
     if not path.exists():
         raise SettingsError(f"cannot read the input {path}: there is no such file")
-    plain = Path(storage.cache_path) / f"{path.stem}.rows.jsonl"
-    _write_jsonl(iter(_read_frame(path).to_dict(orient="records")), plain)
-    return plain
-
-
-def _write_answers(
-    storage: FileStorage, source: Path, journal: Path, target: Path, name: str
-) -> None:
-    """Write all rows of the input in their order, each with its answer or without one."""
-    with closing(OutputReader(journal, source=source)) as book:
-        answers = _answers_in_order(book, name)
-        if source.suffix != ".parquet" or storage.cache_type not in ("parquet", "pickle"):
-            _WRITERS[storage.cache_type](answers, target)
-            return
-        frame = _read_frame(source)  # its columns keep their types
-        frame[name] = [row[name] for row in answers]
-    with replacing(target) as partial:
-        if storage.cache_type == "parquet":
-            frame.to_parquet(partial)
-        else:
-            frame.to_pickle(partial, compression=None)
-
-
-def _answers_in_order(book: OutputReader, name: str) -> Iterator[dict[str, Any]]:
-    for row, answered in book.input_rows():
-        yield {**row, name: answered.get(name) if answered is not None else None}
+    rows = Path(storage.cache_path) / f"{path.stem}.rows.jsonl"
+    _write(_read_frame(path).to_dict(orient="records"), rows)
+    return rows

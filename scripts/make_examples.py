@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-# File names in the wheel's data folder, and what they are called here.
+# File names in the wheel's data folder, and in the demo folder.
 PHOTOGRAPHS = {
     "astronaut.png": "astronaut.jpg",
     "chelsea.png": "cat.jpg",
@@ -25,17 +25,14 @@ PHOTOGRAPHS = {
 }
 
 Colour = str
-InputRecord = tuple[str, int, Colour]
+TextLine = tuple[str, int, Colour]
 
 
 def photographs_folder() -> Path:
-    """Find the photographs of the scikit-image wheel, without importing it.
-
-    Returns:
-        The folder that holds them.
+    """Return the folder of the scikit-image wheel's photographs, without importing it.
 
     Raises:
-        SystemExit: If scikit-image is not installed.
+        SystemExit: scikit-image is not installed.
     """
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
@@ -44,15 +41,15 @@ def photographs_folder() -> Path:
 
 
 def write_lines(
-    draw: ImageDraw.ImageDraw, lines: list[InputRecord], *, left: int, top: int, anchor: str = "la"
+    draw: ImageDraw.ImageDraw, lines: list[TextLine], *, left: int, top: int, anchor: str = "la"
 ) -> None:
     """Write lines of text one below the other.
 
     Args:
-        draw: What to draw on.
+        draw: The image.
         lines: Text, size in pixels and colour of each line.
-        left: Where the lines start, or their middle under the anchor ``ma``, in pixels.
-        top: Where the first line's top is, in pixels.
+        left: Left edge of the lines in pixels, or their middle with the anchor ``ma``.
+        top: Top edge of the first line in pixels.
         anchor: ``la`` for lines aligned on the left (the default), ``ma`` for centred ones.
     """
     for text, size, colour in lines:
@@ -139,7 +136,7 @@ POSTERS = {
 
 
 def records() -> list[dict[str, Any]]:
-    """List the records of the input file, in the forms that data sets come in."""
+    """Return the records of the input file, one in each form that data sets use."""
     ask = "Generate detailed captions based on image content."
     return [
         {"image": ["./images/astronaut.jpg"], "conversation": [{"from": "human", "value": ask}]},
@@ -168,13 +165,9 @@ def records() -> list[dict[str, Any]]:
 
 
 def make_examples(folder: Path) -> str:
-    """Write the images and the input file.
+    """Write the images and the input file and return a sentence that says what was written.
 
-    Args:
-        folder: Where to; made if need be, and files of the same names are replaced.
-
-    Returns:
-        One sentence that says what was written.
+    Creates the folder if it does not exist, and replaces files of the same names.
     """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)

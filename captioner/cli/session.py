@@ -90,8 +90,12 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
     return SOME_FAILED if report.failed or pending else 0
 
 
-def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport, int]:
+def run_watched(
+    settings: Settings, *, as_json: bool = False, summary: bool = True
+) -> tuple[RunReport, int]:
     """Run to the end or to a signal and show the progress; with ``as_json`` print the report.
+
+    ``summary=False`` leaves out the lines at the end, which name flags of the command.
 
     Returns:
         The report, and the signal that stopped the run or 0.
@@ -105,7 +109,7 @@ def run_watched(settings: Settings, *, as_json: bool = False) -> tuple[RunReport
     # Pillow's remarks about the metadata of single images would flood the terminal.
     warnings.filterwarnings("ignore", module="PIL")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Session(settings, as_json=as_json).run())
+        return runner.run(_Session(settings, as_json=as_json, summary=summary).run())
 
 
 @forward_warnings(_say)
@@ -215,9 +219,10 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
 class _Session:
     """One run with its display, metrics server and page."""
 
-    def __init__(self, settings: Settings, *, as_json: bool) -> None:
+    def __init__(self, settings: Settings, *, as_json: bool, summary: bool) -> None:
         self._settings = settings
         self._as_json = as_json
+        self._summary = summary
         self._progress = Progress()
         self._cancel = CancelToken()
         self._display: JsonLog | Display = JsonLog(self._progress, sys.stderr)
@@ -282,6 +287,8 @@ class _Session:
         )
 
     def _show(self, report: RunReport) -> None:
+        if not self._summary:
+            return
         if isinstance(self._display, JsonLog):
             self._display.event("finished", **report.as_dict())
         else:

@@ -164,7 +164,8 @@ RULES = (
     ),
     Rule(
         "refused",
-        r"too many images|exceeds? the number of images|number of images allowed|images?.{0,40}(?:must be (?:larger|greater|at least)|too small)"
+        r"too many images|exceeds? the number of images|number of images allowed"
+        r"|images?.{0,40}(?:must be (?:larger|greater|at least)|too small)"
         r"|at most \d+ image",
         (400, 413, 422),
         "Mistral, vLLM, DashScope",

@@ -1,4 +1,4 @@
-"""`captioner init`: a folder in which the lines that it prints work."""
+"""`captioner init`: the commands that it prints work in the new folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ BIN = Path(sys.executable).parent
 
 
 @pytest.mark.timeout(180)
-def test_run_it_and_the_lines_it_prints(tmp_path):
-    """Each of them ends well, and writes a caption for every image."""
+def test_the_commands_that_it_prints_work(tmp_path):
+    """Each ends with status 0 and writes a caption for every image."""
     made = subprocess.run(
         command("init", tmp_path / "my project"), capture_output=True, text=True, check=True
     )
@@ -46,7 +46,7 @@ def test_run_it_and_the_lines_it_prints(tmp_path):
     assert second in readme
 
 
-def test_nothing_that_is_there_is_touched(tmp_path):
+def test_existing_files_are_not_changed(tmp_path):
     (tmp_path / "captioner.toml").write_text("mine")
     made = subprocess.run(
         command("init"), cwd=tmp_path, capture_output=True, text=True, check=False
@@ -57,7 +57,7 @@ def test_nothing_that_is_there_is_touched(tmp_path):
 
 
 def test_every_option_is_in_the_file_as_a_comment():
-    """Each line is TOML, and an option that captioner accepts, once its # is removed."""
+    """With its # removed, each line is TOML with an option that captioner accepts."""
     text = options_file()
     assert tomllib.loads(text) == {}
     names = {
@@ -99,14 +99,14 @@ def download(folder: Path, hub: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_incumbents_images_are_fetched_from_the_hub(tmp_path, hub):
+def test_the_example_images_of_dataflow_are_fetched_from_the_hub(tmp_path, hub):
     ended = download(tmp_path, hub)
     assert ended.returncode == 0, ended.stderr
     place = tmp_path / "project" / "example_data" / "dataflow-demo-image"
     assert {name: (place / name).read_bytes() for name in FILES} == FILES
 
 
-def test_a_hub_that_is_away_is_told(tmp_path):
+def test_an_unreachable_hub_is_an_error_and_the_folder_stays(tmp_path):
     ended = download(tmp_path, "http://127.0.0.1:9")
     assert ended.returncode == 2
     assert "cannot be fetched" in ended.stderr

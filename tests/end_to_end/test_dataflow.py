@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from endpoint import FakeEndpoint, Reply, completion
 from waiting import LIMIT_S
 
 from captioner.dataflow import APIVLMServing_openai, FileStorage, PromptedVQAGenerator
+from captioner.endpoints import circuit_breaker
 
 SCRIPT = """
 import os
@@ -70,7 +72,7 @@ def records(folder: Path, count: int = 12) -> list[dict]:
     """Records in both spellings, ids with leading zeros, one image missing."""
     found = []
     for number in range(count):
-        (folder / f"{number}.png").write_bytes(jpeg(number))  # theirs believes the name
+        (folder / f"{number}.png").write_bytes(jpeg(number))  # JPEG data under another name
         turn = (
             {"from": "human", "value": f"q{number}"}
             if number % 2
@@ -123,9 +125,9 @@ def run_script(folder: Path, endpoint: FakeEndpoint, kind: str = "json") -> subp
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
-def test_the_incumbents_script(folder, endpoint, kind):
-    """Faults at the endpoint, records in both spellings, an image that is missing: the same
-    rows in the same order with the same columns, an answer each, none that is an error's text."""
+def test_a_script_written_for_dataflow(folder, endpoint, kind):
+    """Despite faults of the endpoint, every row keeps its place and columns and gets an answer.
+    A row without an image gets none, and no answer is the text of an error."""
     faults = [
         Reply(429, {"error": {"message": "slow down"}}),
         Reply(500, b"oops"),
@@ -150,8 +152,8 @@ def test_the_incumbents_script(folder, endpoint, kind):
 
 
 def test_a_second_run_continues_the_first(folder, endpoint):
-    """Interrupted and run again: what was answered is not asked again; an image that is there
-    by now is answered, too."""
+    """After an interruption no request is sent twice, and an image that was missing and now
+    exists is answered."""
     endpoint.latency_s = 0.05
     found = records(folder, 60)
     write(folder, "json", found)
@@ -192,7 +194,7 @@ def test_every_type_of_file_in_and_out(folder, endpoint, kind):
 
 
 def test_a_plain_question_in_a_column_of_any_name(folder, endpoint):
-    """It is asked, and not the conversation that stands beside it."""
+    """It is sent in place of the conversation in the same row."""
     found = [{**record, "ask": f"a{n}"} for n, record in enumerate(records(folder, 6))]
     path = write(folder, "jsonl", found)
     storage = FileStorage(str(path), str(folder), "x", "jsonl").step()
@@ -203,7 +205,7 @@ def test_a_plain_question_in_a_column_of_any_name(folder, endpoint):
 
 
 def test_storage_reads_and_writes_what_it_is_given(folder):
-    """Steps count the files; values stay as they stand in them, leading zeros, too."""
+    """Each step has its file; values stay as they are, with leading zeros."""
     (folder / "in.json").write_text('[{"id": "007", "n": 1}, {"id": "8", "n": null}]')
     storage = FileStorage("in.json", "cache", "x", "csv").step()
     assert storage.read("dict") == [{"id": "007", "n": 1}, {"id": "8", "n": None}]
@@ -222,7 +224,7 @@ def test_storage_reads_and_writes_what_it_is_given(folder):
         FileStorage("in.json", cache_type="xml")
 
 
-def test_the_other_ways_to_ask(folder, endpoint, caplog):
+def test_the_other_methods_of_the_serving(folder, endpoint, caplog):
     records(folder)
     endpoint.behave = lambda call: Reply(body=completion("|".join(call.texts)))
     serving = APIVLMServing_openai(endpoint.base_url, model_name="m")
@@ -257,10 +259,98 @@ async def test_inside_a_running_loop(folder, endpoint):
     await asyncio.sleep(0)
 
 
+def ended(folder: Path, endpoint: FakeEndpoint, **changes: str) -> str:
+    """Run the script with some values changed, and return the line with which it ends."""
+    script = folder / "image_caption.py"
+    text = SCRIPT.replace("{url}", endpoint.base_url).replace("{kind}", "json")
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    script.write_text(text)
+    done = subprocess.run(
+        [sys.executable, script], cwd=folder, text=True, capture_output=True, timeout=LIMIT_S,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert not re.search(r"(?<!\S)-{1,2}[a-z]", line), "it names a flag of the command"
+    return line
+
+
+def test_a_wrong_key_is_one_sentence(folder, endpoint):
+    """It names the argument of the script, not a flag of the command."""
+    endpoint.behave = lambda _: Reply(401, {"error": {"message": "no such key"}})
+    write(folder, "json", records(folder, 6))
+    line = ended(folder, endpoint)
+    assert "no such key" in line
+    assert "key_name_of_api_key" in line
+
+
+def test_a_wrong_address_is_one_sentence(folder, endpoint, monkeypatch):
+    """Whether it is no URL, a page without an API, or a port without a server."""
+    write(folder, "json", records(folder, 6))
+    url = endpoint.base_url
+    assert "api_url: must begin with http" in ended(folder, endpoint, **{url: "ftp://x"})
+    assert "api_url: must not be empty" in ended(folder, endpoint, **{url: ""})
+    line = ended(folder, endpoint, **{url: f"{url}/v2"})
+    assert "404" in line
+    assert "api_url" in line
+    monkeypatch.setattr(circuit_breaker, "NEVER_ANSWERED_S", 0.1)
+    serving = APIVLMServing_openai("http://127.0.0.1:9/v1", model_name="m")
+    with pytest.raises(SystemExit, match=r"cannot connect to .* Run the script again"):
+        serving.generate_from_input(["0.png"], "q")
+
+
+def test_another_model_in_the_same_folder_is_one_sentence(folder, endpoint):
+    """It names both models and the argument that selects another folder."""
+    write(folder, "json", records(folder, 6))
+    run_script(folder, endpoint).communicate(timeout=LIMIT_S)
+    line = ended(folder, endpoint, **{"gpt-5-nano-2025-08-07": "gpt-6"})
+    assert "model_name was 'gpt-5-nano-2025-08-07', now 'gpt-6'" in line
+    assert "or choose another cache_path" in line
+
+
+def test_an_output_that_was_edited_is_one_sentence(folder, endpoint):
+    """The advice to use a flag is left out."""
+    write(folder, "json", records(folder, 6))
+    run_script(folder, endpoint).communicate(timeout=LIMIT_S)
+    answers = folder / "cache_local" / "caption_step1.captions.jsonl"
+    answers.write_bytes(answers.read_bytes().replace(b"q", b"Q"))
+    assert "choose another cache_path" in ended(folder, endpoint)
+    answers.write_bytes(answers.read_bytes()[:-20])
+    assert "choose another cache_path" in ended(folder, endpoint)
+
+
+def test_a_script_without_logging_sees_why_an_answer_is_missing(folder, endpoint):
+    """A missing answer is explained on standard error once."""
+    script = f"""
+from captioner.dataflow import APIVLMServing_openai
+serving = APIVLMServing_openai("{endpoint.base_url}", model_name="m")
+assert serving.generate_from_input(["gone.png"], "q") == [None]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, text=True, capture_output=True,
+        timeout=LIMIT_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("gone.png")) == (0, 1)
+    assert "input 1 has no answer" in done.stderr
+
+
+@pytest.mark.parametrize("end", ["/", "/chat/completions", "/chat/completions/"])
+def test_the_address_of_chat_completions_works_too(folder, endpoint, end):
+    """People copy it from the documentation of their endpoint."""
+    records(folder, 6)
+    serving = APIVLMServing_openai(endpoint.base_url + end, model_name="m")
+    assert serving.generate_from_input(["0.png"], "q") != [None]
+
+
 def test_what_cannot_work_is_refused(folder, endpoint, monkeypatch):
     monkeypatch.delenv("DF_API_KEY")
     with pytest.raises(OSError, match="DF_API_KEY"):
         APIVLMServing_openai(endpoint.base_url)
+    with pytest.raises(OSError, match="key_name_of_api_key") as caught:
+        APIVLMServing_openai(endpoint.base_url, "sk-secret")
+    assert "secret" not in str(caught.value)
     monkeypatch.setenv("DF_API_KEY", "k")
     with pytest.raises(ValueError, match="image_io"):
         APIVLMServing_openai(image_io=object())

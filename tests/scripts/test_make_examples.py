@@ -40,7 +40,7 @@ def drawn(record):
 
 
 def test_every_listed_image_is_there_and_decodes(examples):
-    """Nobody's first run fails on a missing or broken demo image."""
+    """No demo image is missing or broken."""
     names = [drawn(record) for record in listed(examples)]
     assert len(names) == 10
     for name in names:
@@ -63,8 +63,8 @@ def test_the_input_mixes_the_forms_that_data_sets_come_in(examples):
     assert any("<image>" in json.dumps(record) for record in records)
 
 
-def test_the_same_files_come_out_every_time(examples, tmp_path):
-    """Two people who follow the same steps have the same data set, and hear it was written."""
+def test_the_same_files_are_written_every_time(examples, tmp_path):
+    """The script writes the same data set every time, and says what it wrote."""
     done = run(tmp_path)
     assert done.stdout.count("\n") == 1
     assert "10 records" in done.stdout

@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 import textwrap
 from dataclasses import fields
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from PIL import Image, ImageDraw
+from typing import Any
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.settings.options import GROUPS
 from captioner.settings.validation import flag_name
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 DEMO = "OpenDCAI/dataflow-demo-image"
 """DataFlow-MM's demo images on the Hugging Face hub."""
 
-_EXAMPLES = Path("example_data/image_caption")
-_SIZE = (320, 240)
+_PROJECT = Path(__file__).with_name("project")
 
 
 def make_folder(folder: Path, *, download: bool = False) -> list[str]:
@@ -39,36 +32,28 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
     Raises:
         SettingsError: One of the files exists already, or the download fails.
     """
-    project = files("captioner.cli.init") / "project"
-    texts = {
-        Path("README.md"): project.joinpath("README.md").read_text("utf-8"),
-        Path("captioner.toml"): options_file(),
-        Path("api_pipelines/image_caption.py"): project.joinpath("image_caption.py").read_text(
-            "utf-8"
-        ),
-        _EXAMPLES / "sample_data.json": json.dumps(_records(), indent=2) + "\n",
+    contents = {
+        path.relative_to(_PROJECT): path.read_bytes()
+        for path in sorted(_PROJECT.rglob("*.*"))
+        if path.suffix != ".pyc"
     }
-    images = {_EXAMPLES / f"{name}.png": draw for name, draw in _IMAGES.items()}
-    for path in (*texts, *images):
+    contents[Path("captioner.toml")] = options_file().encode()
+    for path in contents:
         if (folder / path).exists():
             raise SettingsError(f"{folder / path} is there already; choose another folder")
     if download:
         needed("huggingface_hub", "hf")
     try:
-        for path, text in texts.items():
+        for path, data in contents.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text, "utf-8")
-        for path, draw in images.items():
-            image = Image.new("RGB", _SIZE, "white")
-            draw(ImageDraw.Draw(image))
-            image.save(folder / path)
+            (folder / path).write_bytes(data)
     except OSError as error:
         raise SettingsError(f"cannot write into {folder}: {error.strerror}") from None
     if download:
         _download(folder / "example_data" / DEMO.partition("/")[2])
     options = "--config captioner.toml -o captions.json --offline"
     return [
-        f"captioner {_EXAMPLES}/sample_data.json {options}",
+        f"captioner example_data/image_caption/sample_data.json {options}",
         "python api_pipelines/image_caption.py",
     ]
 
@@ -143,39 +128,3 @@ _EXAMPLES_OF: dict[str, Any] = {
     "workers": 4,
 }
 """Example values of the options that are not set by default."""
-
-
-def _records() -> list[dict[str, Any]]:
-    question = "Generate detailed captions based on image content."
-    return [
-        {
-            "image": [f"./{name}.png"],
-            "conversation": [{"from": "human", "value": question}],
-        }
-        for name in _IMAGES
-    ]
-
-
-def _ball(draw: ImageDraw.ImageDraw) -> None:
-    draw.rectangle((0, 150, 320, 240), fill="#3c8d40")
-    draw.rectangle((0, 0, 320, 150), fill="#9fd3f2")
-    draw.ellipse((110, 90, 210, 190), fill="#d0342c")
-
-
-def _sign(draw: ImageDraw.ImageDraw) -> None:
-    draw.rectangle((30, 60, 290, 180), fill="#1f3a93")
-    draw.text((160, 120), "PLATFORM 9", fill="white", anchor="mm", font_size=36)
-
-
-def _chart(draw: ImageDraw.ImageDraw) -> None:
-    for number, height in enumerate((60, 110, 90, 160, 200)):
-        left = 30 + 54 * number
-        draw.rectangle((left, 220 - height, left + 40, 220), fill="#e08e0b")
-    draw.line((20, 220, 300, 220), fill="black", width=3)
-
-
-_IMAGES: dict[str, Callable[[ImageDraw.ImageDraw], None]] = {
-    "ball": _ball,
-    "sign": _sign,
-    "chart": _chart,
-}

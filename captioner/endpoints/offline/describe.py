@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # The formats that vision-language models accept. Pillow opens more, some by running other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _MAX_PIXELS = 80_000_000
 _MAX_TEXT = 600  # characters quoted in a caption
 
@@ -29,8 +29,16 @@ _HUES = (
 _NEUTRAL = frozenset({"beige", "black", "brown", "grey", "white"})
 
 
-class UndecodableImageError(ValueError):
+class RequestError(ValueError):
+    """The request cannot be answered. `code` is that of the protocol, if there is one."""
+
+    code: str | None = None
+
+
+class UndecodableImageError(RequestError):
     """The bytes are not an image that can be decoded, or an image that is too large."""
+
+    code = "invalid_image"
 
 
 def describe_file(data: bytes) -> tuple[str, tuple[int, int]]:
@@ -63,10 +71,8 @@ def describe(image: Image.Image, *, texts: Sequence[str] = ()) -> str:
 
 def _open_image(data: bytes) -> Image.Image:
     """Decode the first frame of an image and apply its EXIF rotation."""
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height <= _MAX_PIXELS:
                 return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

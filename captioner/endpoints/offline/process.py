@@ -41,21 +41,20 @@ async def offline_endpoint(*, start_timeout: float = 60.0) -> AsyncIterator[str]
             start_new_session=True,  # Ctrl-C at the terminal must not end it before the engine
         ) as process,
     ):
+        reason = "it ended before it listened"
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             try:
                 # A thread, because asyncio and uvloop start processes in different ways.
                 async with asyncio.timeout(start_timeout):
                     line = (await asyncio.to_thread(process.stdout.readline)).decode().strip()
-                reason = "" if line.startswith("http://") else "it ended before it listened"
             except TimeoutError:
-                reason = f"it did not listen within {start_timeout:g} seconds"
-            if reason:
+                line, reason = "", f"it did not listen within {start_timeout:g} seconds"
+            if not line.startswith("http://"):
                 process.kill()
                 stderr.seek(0)
                 details = stderr.read().decode("utf-8", "replace").strip()[-2000:]
-                text = f"the offline endpoint did not start: {reason}. {details}"
-                raise SettingsError(text.strip())
+                raise SettingsError(f"the offline endpoint did not start: {reason}. {details}")
             yield line
         finally:
             process.kill()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
-from captioner.endpoints.offline.describe import UndecodableImageError, describe_file
+from captioner.endpoints.offline.describe import RequestError, describe_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,10 +25,6 @@ MODEL = "captioner-offline"
 
 _MAX_BODY = 64 << 20  # bytes
 _threads = ThreadPoolExecutor(2)  # one decodes an image while the other reads text
-
-
-class _RequestError(ValueError):
-    pass
 
 
 @asynccontextmanager
@@ -78,13 +74,13 @@ def _answer(body: bytes) -> web.Response:
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise _RequestError(f"The body is not valid JSON: {error}") from error
+        raise RequestError(f"The body is not valid JSON: {error}") from error
     if not isinstance(request, dict):
-        raise _RequestError("The body must be a JSON object.")
+        raise RequestError("The body must be a JSON object.")
     texts, images = _parts(request.get("messages"))
     found = [describe_file(image) for image in images]
     if not found:
-        raise _RequestError("The messages contain no image.")
+        raise RequestError("The messages contain no image.")
     content = found[0][0]
     if len(found) > 1:
         content = " ".join(f"Image {n}: {caption}" for n, (caption, _) in enumerate(found, 1))
@@ -108,7 +104,7 @@ def _answer(body: bytes) -> web.Response:
 def _parts(messages: Any) -> tuple[list[str], list[bytes]]:
     """Return the texts and the encoded images of all messages."""
     if not isinstance(messages, list):
-        raise _RequestError("'messages' must be a list.")
+        raise RequestError("'messages' must be a list.")
     texts, images = [], []
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
@@ -120,7 +116,7 @@ def _parts(messages: Any) -> tuple[list[str], list[bytes]]:
                 case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
                     images.append(_decode(url))
                 case _:
-                    raise _RequestError("Every part must be a text or an image_url with its value.")
+                    raise RequestError("Every part must be a text or an image_url with its value.")
     return texts, images
 
 
@@ -128,11 +124,11 @@ def _decode(url: str) -> bytes:
     """Return the bytes in a data URI."""
     header, _, payload = url.partition(",")
     if not re.fullmatch("data:.*;base64", header, re.IGNORECASE):
-        raise _RequestError("The describer takes base64 data: images only; it fetches no URLs.")
+        raise RequestError("The describer takes base64 data: images only; it fetches no URLs.")
     try:
         return base64.b64decode(payload, validate=True)
     except ValueError as error:
-        raise _RequestError(f"The base64 of a data: image is damaged: {error}.") from error
+        raise RequestError(f"The base64 of a data: image is damaged: {error}.") from error
 
 
 async def _list_models(_: web.Request) -> web.Response:
@@ -145,19 +141,17 @@ async def _errors_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Answer every error in the protocol's form."""
+    code = None
     try:
         return await handler(request)
-    except _RequestError as error:
-        status, message, code = 400, str(error), None
-    except UndecodableImageError as error:
-        status, message, code = 400, str(error), "invalid_image"
+    except RequestError as error:
+        status, message, code = 400, str(error), error.code
     except web.HTTPRequestEntityTooLarge:
         status, message, code = 413, "The request body is too large.", "request_too_large"
     except web.HTTPException as error:
         status, message = error.status, f"{error.reason}: {request.method} {request.path}"
-        code = None
     except Exception as error:  # noqa: BLE001 - the client sees what a log would say
-        status, message, code = 500, f"{type(error).__name__}: {error}", None
+        status, message = 500, f"{type(error).__name__}: {error}"
     kind = "server_error" if status >= 500 else "invalid_request_error"
     shown = {"message": message, "type": kind, "param": None, "code": code}
     return _json({"error": shown}, status)

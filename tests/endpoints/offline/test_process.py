@@ -14,8 +14,12 @@ import pytest
 import uvloop
 
 from captioner.core.errors import SettingsError
+from captioner.endpoints import offline
+from captioner.endpoints.connect import OCR_MISSING
+from captioner.endpoints.offline import ocr_available
 from captioner.endpoints.offline import process as child
 from captioner.endpoints.offline.process import offline_endpoint
+from captioner.engine.stream import Captioner
 
 
 def exists(pid):
@@ -115,6 +119,17 @@ def test_run_by_hand_it_says_where_it_listens_and_ends_with_its_input():
             assert process.wait(timeout=20) == 0
         finally:
             process.kill()
+
+
+async def test_a_run_without_ocr_says_so_at_its_start(monkeypatch, caplog):
+    """A user learns before the first caption why no text is read, and what to install."""
+    assert ocr_available()
+    async with Captioner(offline=True):
+        assert OCR_MISSING not in caplog.messages
+    monkeypatch.setattr(offline, "find_spec", lambda _: None)
+    async with Captioner(offline=True):
+        assert caplog.messages.count(OCR_MISSING) == 1
+    assert "pip install" in OCR_MISSING
 
 
 def replace_child(monkeypatch, script):

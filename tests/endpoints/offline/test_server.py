@@ -150,7 +150,7 @@ NOT_AN_IMAGE = "data:image/png;base64," + base64.b64encode(b"no image").decode()
         (overrides(NOT_AN_IMAGE), "not an image that can be decoded"),
     ],
 )
-async def test_a_bad_request_is_told_what_is_wrong_in_openai_shape(server, session, body, said):
+async def test_the_error_of_a_bad_request_has_the_form_of_the_protocol(server, session, body, said):
     """Every fault of the caller's is a 400 that names it, never a 500 or a dropped connection."""
     status, answer = await post(session, server, body)
     assert status == 400
@@ -205,7 +205,7 @@ async def test_a_closed_server_answers_no_more(session):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_says_where_and_what_it_is_and_ends_by_signal(number):
-    """`captioner serve` prints its URL, admits to be no model, and stops cleanly when asked."""
+    """`captioner serve` prints its URL, says that it is not a model, and stops at a signal."""
     script = "from captioner.endpoints.offline.server import serve; serve('127.0.0.1', 0)"
     with subprocess.Popen(
         [sys.executable, "-c", script],
