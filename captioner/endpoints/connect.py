@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import orjson
 
 from captioner.core.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
 from captioner.core.secrets import without_secrets
 from captioner.core.types import Request
-from captioner.endpoints.circuit_breaker import CircuitBreaker
+from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import Endpoint, EndpointPool
 from captioner.endpoints.prices import FREE, Price, price_of
+from captioner.endpoints.replies import shown
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
@@ -34,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
+LOADING_PAUSE_S = 2.0
 MODELS_TIMEOUT_S = 15.0
 """Seconds that an endpoint may take to list its models."""
 
@@ -103,19 +108,17 @@ async def connect(
         name, carrier = "given by the caller", transport
         if carrier is None:
             name = base_url(one)
-            carrier = AiohttpTransport(
-                name,
-                api_key=None if one.offline else api_key(one),
-                timeout_s=one.timeout,
-                headers=[_header(line) for line in one.header],
-            )
+            carrier = _transport(one, name)
             stack.push_async_callback(carrier.close)
+            if (found_at := await find_base(carrier, name, context.cancel)) != name:
+                name, carrier = found_at, _transport(one, found_at)
+                stack.push_async_callback(carrier.close)
         transports.append(carrier)
         model = one.model or ("" if dialect else await only_model(carrier, context.cancel))
         models.append(model)
-        shown = without_secrets(name)
+        label = without_secrets(name)
         if tracing is not None:
-            carrier = tracing.around(carrier, shown, model)
+            carrier = tracing.around(carrier, label, model)
         dialects.append(dialect or _dialect(settings, one, model, schema))
         limiter = Limiter(
             settings.run.concurrency,
@@ -125,13 +128,13 @@ async def connect(
             share=1 / settings.run.processes,
         )
         context.cancel.on_request(limiter.open)
-        breaker = CircuitBreaker(shown, max_outage_s=one.max_outage, sleep=context.cancel.sleep)
+        breaker = CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep)
         costs = None
         if budget is not None:
             costs = EndpointCosts(budget, _price(settings, one, model, name))
         endpoints.append(
             Endpoint(
-                shown,
+                label,
                 dialects[-1],
                 carrier,
                 limiter,
@@ -197,6 +200,15 @@ def _dialect(
     )
 
 
+def _transport(endpoint: EndpointSettings, url: str) -> AiohttpTransport:
+    return AiohttpTransport(
+        url,
+        api_key=None if endpoint.offline else api_key(endpoint),
+        timeout_s=endpoint.timeout,
+        headers=[_header(line) for line in endpoint.header],
+    )
+
+
 def _header(line: str) -> tuple[str, str]:
     name, _, value = line.partition(":")
     return name.strip(), value.strip()
@@ -210,8 +222,10 @@ def base_url(endpoint: EndpointSettings) -> str:
     """
     urls = (*endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
     if url := next(filter(None, urls), None):
-        replace(endpoint, base_url=(url,))  # checks a URL of the environment, too
-        return url.rstrip("/")
+        replace(endpoint, base_url=(url.strip(),))  # checks a URL of the environment, too
+        address, mark, query = url.strip().partition("?")
+        address = re.sub(r"(?:/+chat)?/+completions/*\Z|/+\Z", "", address)
+        return f"{address}{mark}{query}"
     raise SettingsError(
         "no endpoint. Give one of:\n"
         "  --base-url http://localhost:8000/v1 --model NAME    your own server\n"
@@ -234,42 +248,86 @@ def api_key(endpoint: EndpointSettings) -> str | None:
     return next(filter(None, map(_key_in, KEY_NAMES)), None)
 
 
+_AROUND_KEYS = " \t\r\n\ufeff\u00a0\"'"
+"""What surrounds keys that were copied from a page or an .env file."""
+
+
 def _key_in(name: str) -> str:
-    key = os.environ.get(name, "").strip()
+    key = os.environ.get(name, "").strip(_AROUND_KEYS).removeprefix("Bearer ").strip(_AROUND_KEYS)
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(f"the key in {name} has characters that cannot be sent in a header")
     return key
 
 
+async def find_base(transport: AiohttpTransport, url: str, cancel: CancelToken) -> str:
+    """Return a base URL, with ``/v1`` added if the API is there and not at the URL itself.
+
+    Only a URL without a path is questioned.
+    """
+    if urlsplit(url).path.strip("/"):
+        return url
+    for path, found in (("/models", url), ("/v1/models", f"{url}/v1")):
+        try:
+            response = await cancel.race(
+                transport.send(Request("GET", path)), timeout_s=MODELS_TIMEOUT_S
+            )
+        except (EndpointFaultError, TimeoutError):
+            return url
+        if response.status in (401, 403) or _models_of(response.body) is not None:
+            if found != url:
+                logger.warning("the API is at %s", without_secrets(found))
+            return found
+    return url
+
+
+def _models_of(body: bytes) -> list[str] | None:
+    """Return the models in a response to ``/models``, None if it lists none."""
+    try:
+        listed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    if isinstance(listed, dict):
+        listed = listed.get("data", listed.get("models"))
+    if not isinstance(listed, list):
+        return None
+    names = [one.get("id") or one.get("name") for one in listed if isinstance(one, dict)]
+    names += [one for one in listed if isinstance(one, str)]
+    return [" ".join(name.split())[:80] for name in names if isinstance(name, str) and name]
+
+
 async def only_model(transport: Transport, cancel: CancelToken) -> str:
     """Return the model of an endpoint that serves only one.
+
+    An endpoint that loads its model is waited for.
 
     Raises:
         SettingsError: It serves several, or does not say.
         StoppedError: The run was cancelled first.
     """
-    models = []
-    try:
-        request = transport.send(Request("GET", "/models"))
-        response = await cancel.race(request, timeout_s=MODELS_TIMEOUT_S)
-        if response.status == 407:
-            raise SettingsError(PROXY_REFUSES)
-        served = orjson.loads(response.body)["data"]
-        models = [" ".join(str(model["id"]).split())[:80] for model in served]
-    except (EndpointFaultError, TimeoutError) as error:
-        reason = f"no response within {MODELS_TIMEOUT_S:g} s"
-        if isinstance(error, EndpointFaultError):
-            reason = error.message
-        raise SettingsError(
-            f"no model is given, and the endpoint cannot be asked for its models: {reason}"
-        ) from None
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        pass
+    until = time.monotonic() + LOADING_S
+    while True:
+        try:
+            request = transport.send(Request("GET", "/models"))
+            response = await cancel.race(request, timeout_s=MODELS_TIMEOUT_S)
+        except (EndpointFaultError, TimeoutError) as error:
+            reason = f"no response within {MODELS_TIMEOUT_S:g} s"
+            if isinstance(error, EndpointFaultError):
+                reason = error.message
+            raise SettingsError(
+                f"no model is given, and the endpoint cannot be asked for its models: {reason}"
+            ) from None
+        if response.status != 503 or time.monotonic() > until:
+            break
+        await cancel.sleep(LOADING_PAUSE_S)
+    if response.status == 407:
+        raise SettingsError(PROXY_REFUSES)
+    models = _models_of(response.body) or []
     if len(models) == 1:
         return models[0]
-    shown = f"{', '.join(models[:8])}{' …' if len(models) > 8 else ''}"
+    problem = f"serves {', '.join(models[:8])}{' …' if len(models) > 8 else ''}"
+    if not models:
+        said = shown(response.body[:4_000].decode(errors="replace"))
+        problem = f"does not say which models it serves ({response.status}: {said})"
     raise SettingsError(
-        "no model is given, and the endpoint "
-        + (f"serves {shown}" if models else "does not say which models it serves")
-        + "; choose one with --model NAME"
+        f"no model is given, and the endpoint {problem}; choose one with --model NAME"
     )

@@ -12,7 +12,8 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -41,6 +42,11 @@ KEPT_S = 15.0
 """Seconds that an idle connection is kept, as in aiohttp's pool; many servers keep it no longer."""
 
 CONNECTING = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+
+HEADER_LIMITS: dict[str, Any] = {"max_line_size": 1 << 16, "max_field_size": 1 << 16}
+"""Size of a header; gateways send some of more than aiohttp's 8 kB."""
+if "max_headers" in signature(ResponseHandler.set_response_params).parameters:
+    HEADER_LIMITS["max_headers"] = 512
 
 _LENGTH = ("content-length", "transfer-encoding")
 
@@ -171,7 +177,7 @@ class Http1Client:
         wire = await self._connect()
         connection, protocol, transport = wire.connection, wire.protocol, wire.transport
         try:
-            protocol.set_response_params(read_until_eof=True)
+            protocol.set_response_params(read_until_eof=True, **HEADER_LIMITS)
             size = sum(map(len, pieces))
             # Joining the pieces first would cost 10 % more.
             transport.writelines((b"%b%d\r\n\r\n" % (self._head, size), *pieces))

@@ -74,9 +74,11 @@ def _read(
     reset = _reset_s(headers.get(name.format(what, "reset"), ""), now)
     if left is None or reset is None or reset <= 0 or left >= limit:
         return RateLimit(limit, left)
-    # Most limits are by the minute, some by the day: the time to refill tells which.
+    # The time to refill tells the window. A limit of an hour or a day is a budget, not a rate.
     refill = (limit - left) / reset * 60.0
-    return RateLimit(limit if limit / 2 <= refill <= limit * 2 else refill, left)
+    if refill < limit / 2:
+        return RateLimit()
+    return RateLimit(limit if refill <= limit * 2 else refill, left)
 
 
 def _number(text: str | None) -> float | None:

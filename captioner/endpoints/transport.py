@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,14 @@ from captioner.core.errors import EndpointFaultError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.secrets import masked
 from captioner.core.types import Response
-from captioner.endpoints.http1 import CONNECT_S, CONNECTING, Client, open_client, read
+from captioner.endpoints.http1 import (
+    CONNECT_S,
+    CONNECTING,
+    HEADER_LIMITS,
+    Client,
+    open_client,
+    read,
+)
 from captioner.endpoints.shared_timer import SharedTimer
 
 if TYPE_CHECKING:
@@ -51,9 +59,13 @@ class AiohttpTransport:
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+        }
         long_values = [value for _, value in headers if len(value) >= SECRET_LENGTH]
-        self._secrets = [secret.encode() for secret in (api_key, *long_values) if secret]
+        self._secrets = [_in_any_escape(secret) for secret in (api_key, *long_values) if secret]
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -103,7 +115,10 @@ class AiohttpTransport:
             raise self._broken(error) from None
         finally:
             deadline.end()
-        return reply if reply.status < 400 else reply._replace(body=self.masked(reply.body))
+        # An error may come with status 200.
+        if reply.status < 400 and b'"error"' not in reply.body[:1_000]:
+            return reply
+        return reply._replace(body=self.masked(reply.body))
 
     async def _sent(self, request: Request) -> Response:
         if request.method == "POST":
@@ -131,7 +146,7 @@ class AiohttpTransport:
     def masked(self, data: bytes) -> bytes:
         """Return a response without our secrets: some endpoints repeat the key."""
         for secret in self._secrets:
-            data = data.replace(secret, b"***")
+            data = secret.sub(b"***", data)
         return data
 
     async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
@@ -228,8 +243,19 @@ class AiohttpTransport:
             timeout=CONNECTING,
             # Responses are too short to be worth compressing.
             skip_auto_headers=("Accept-Encoding",),
+            **HEADER_LIMITS,
         )
         return self._session
+
+
+def _in_any_escape(secret: str) -> re.Pattern[bytes]:
+    """Return a pattern that finds a secret however JSON or a URL may have escaped it."""
+    return re.compile(
+        "".join(
+            rf"(?:\\?{re.escape(char)}|\\u{ord(char):04x}|%{ord(char):02x})" for char in secret
+        ).encode(),
+        re.IGNORECASE,
+    )
 
 
 def _is_azure(url: str) -> bool:

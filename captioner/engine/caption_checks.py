@@ -225,10 +225,11 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
     if family == "loop" or is_looping(text):
         code, message = "looping", "the caption repeats itself without end"
     elif not text and completion.thought:
-        tokens = completion.usage.completion_tokens
-        code, message = "thinking", f"the model used its {tokens or ''} tokens for thinking"
+        used = completion.usage.completion_tokens
+        tokens = f"its {used} tokens" if used else "all tokens"
+        code, message = "thinking", f"the model used {tokens} for thinking"
     elif text and _is_garbage(text):
-        code, message = "garbage", f"the caption has no words: {ascii(text[:40])}"
+        code, message = "garbage", f"the caption has no words: {text[:40]!a}"
     elif family == "length":
         code, message = "truncated", "the caption was cut off at the token limit"
     elif not text:

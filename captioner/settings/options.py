@@ -200,8 +200,8 @@ class PromptSettings(_Group):
         "Image detail that endpoints such as OpenAI's offer: auto, low or high."
     )
     thinking: Literal["auto", "on", "off"] = _option(
-        "Thinking of the model before it answers. auto switches it off when a model thinks until its "
-        "tokens are used up.",
+        "Thinking of the model before it answers. auto switches it off when a model thinks until "
+        "its tokens are used up.",
         "auto",
     )
     preset: PresetName | None = _common(  # noqa: RUF009 - a Literal by another name

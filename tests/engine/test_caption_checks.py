@@ -5,7 +5,14 @@ import pytest
 from captioner.core.errors import BadReplyError
 from captioner.core.types import Completion, RequestOverrides, Usage
 from captioner.engine import caption_checks as checks
-from captioner.engine.caption_checks import HOTTEST, LONGEST, CaptionRules, attempts_for, check, is_looping
+from captioner.engine.caption_checks import (
+    HOTTEST,
+    LONGEST,
+    CaptionRules,
+    attempts_for,
+    check,
+    is_looping,
+)
 
 LONG = (
     "A brown dog runs along a sandy beach at low tide, its shadow long in the evening light, while "
