@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
-from captioner.core.keys import KeyTable, RecordKeys
+from captioner.core.keys import KeyTable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
@@ -199,7 +199,7 @@ class _Run:
         self._source = source
         self._files = files
         self._folder_of = folder_of
-        self._keys = RecordKeys(self._settings.fields, self._settings.records.id_field)
+        self._keys = self._settings.record_keys
         self._began = time.monotonic()
         self._orphans = 0
         self._to_file = False
@@ -336,7 +336,7 @@ class _Run:
             if self._settings.batch.any and isinstance(engine, Engine):
                 from captioner.executors.batch_api.pipeline import BatchPipeline
 
-                pipeline = BatchPipeline.open(engine, context, sink, journal, self._keys, settled)
+                pipeline = BatchPipeline.open(engine, context, sink, journal, settled)
             else:
                 pipeline = engine.pipeline(context, sink, settled)
             resume_filter = ResumeFilter(
