@@ -41,7 +41,6 @@ class RemoteBatch(NamedTuple):
     """A batch as the provider describes it.
 
     Attributes:
-        id: Its id.
         file_id: Id of its file of requests.
         status: ``validating``, ``in_progress``, ``finalizing``, ``cancelling`` or one of `ENDED`.
         done: Requests completed or failed.

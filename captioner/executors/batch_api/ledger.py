@@ -47,9 +47,6 @@ class Batch:
 
     Attributes:
         number: From 1, part of its files' names.
-        state: Its state.
-        records: Number of records.
-        requests: Number of requests.
         file_id: The provider's id of the file of requests.
         batch_id: The provider's id of the batch.
         remote: The batch's status at the provider.

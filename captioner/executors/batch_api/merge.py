@@ -47,16 +47,7 @@ CHUNK = 16
 
 
 class BatchMerger:
-    """Merges the results of batches into the journal; an interrupted merge can be continued.
-
-    Args:
-        engine: Parses responses and makes captions from them.
-        context: The run.
-        ledger: The batches of the output.
-        journal: The open journal, which tells what an interrupted merge has written.
-        sink: Takes outcomes.
-        settled: Called with every outcome after it is written.
-    """
+    """Merges the results of batches into the journal; an interrupted merge can be continued."""
 
     def __init__(
         self,

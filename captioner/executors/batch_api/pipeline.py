@@ -14,7 +14,7 @@ import asyncio
 import math
 import shutil
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -62,14 +62,10 @@ CHUNK = 16
 class BatchPipeline:
     """Carries records through batches, as `Pipeline` does through single requests.
 
-    Args:
-        engine: Prepares records and makes captions from responses.
-        context: The run. Cancelling it ends everything after the current step.
-        sink: Takes outcomes.
-        journal: The open journal, which tells what an interrupted merge has written.
-        settled: Called with every outcome after it is written.
-        ledger: The batches of the output.
-        api: The provider; None if requests are written to a file for another program to run.
+    Cancelling the run ends it after the current step; the next run continues.
+
+    Raises:
+        SettingsError: The endpoint has no batch API, or the settings do not fit open batches.
     """
 
     def __init__(
@@ -79,15 +75,16 @@ class BatchPipeline:
         sink: JournalSink,
         journal: Journal,
         settled: Callable[[Outcome], None] | None,
-        *,
-        ledger: Ledger,
-        api: BatchApi | None,
     ) -> None:
         settings = context.settings
+        ledger = Ledger.of(journal.path)
+        shaping = settings.shaping(engine.model)
+        _check_open_batches(ledger, settings, shaping)
+        ledger.settings = shaping
         self._async_preparer = engine.async_preparer
         self._dialect = engine.connected.dialect
         self._memory = engine.memory
-        self._api = api
+        self._api = _open_api(engine, context, ledger) if settings.batch.batch_api else None
         self._ledger = ledger
         self._journal = journal
         self._keys = settings.record_keys
@@ -98,39 +95,6 @@ class BatchPipeline:
         self._merger = BatchMerger(engine, context, ledger, journal, sink, settled)
         self._writer: BatchWriter | None = None
         self._full = False  # the provider accepts no batch until another one ends
-
-    @classmethod
-    def open(
-        cls,
-        engine: Engine,
-        context: RunContext,
-        sink: JournalSink,
-        journal: Journal,
-        settled: Callable[[Outcome], None] | None,
-    ) -> Self:
-        """Return a pipeline that sends records through the batch API, or through files.
-
-        Raises:
-            SettingsError: The endpoint has no batch API, or the settings do not fit open batches.
-        """
-        settings = context.settings
-        ledger = Ledger.of(journal.path)
-        shaping = settings.shaping(engine.model)
-        _check_open_batches(ledger, settings, shaping)
-        ledger.settings = shaping
-        api = None
-        if settings.batch.batch_api:
-            transport = engine.connected.transport
-            if not isinstance(transport, AiohttpTransport) or settings.endpoint.offline:
-                raise SettingsError("batch-api: this endpoint has no batch API")
-            (endpoint,) = settings.each_endpoint
-            hours = settings.batch.batch_max_wait
-            now = asyncio.get_running_loop().time()
-            until = math.inf if hours is None else now + hours * 3600
-            api = BatchApi(transport, context, max_outage_s=endpoint.max_outage, until=until)
-            ledger.base_url = base_url(endpoint)
-            ledger.api_key_env = list(endpoint.api_key_env)
-        return cls(engine, context, sink, journal, settled, ledger=ledger, api=api)
 
     async def run(self, records: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or as many as possible before the run stops.
@@ -188,8 +152,13 @@ class BatchPipeline:
                 items = await asyncio.gather(*map(self._requests_of, pending[at : at + CHUNK]))
                 await self._merger.settle([item for item in items if isinstance(item, Failure)])
                 for item in items:
-                    if not isinstance(item, Failure):
-                        await self._add(*item)
+                    if isinstance(item, Failure):
+                        continue
+                    entry, bodies = item
+                    if self._writer is not None and not self._writer.fits(bodies):
+                        await self._close_writer()
+                    self._writer = self._writer or self._new_writer()
+                    self._writer.add(entry, bodies)
                 self._raise_if_cancelled()
         await self._close_writer()
 
@@ -231,13 +200,6 @@ class BatchPipeline:
         )
         return entry, bodies
 
-    async def _add(self, entry: Entry, bodies: list[bytes]) -> None:
-        if self._writer is not None and not self._writer.fits(bodies):
-            await self._close_writer()
-        if self._writer is None:
-            self._writer = self._new_writer()
-        self._writer.add(entry, bodies)
-
     def _new_writer(self) -> BatchWriter:
         options = self._options
         one_file = self._api is None
@@ -260,13 +222,13 @@ class BatchPipeline:
         await self._save()
         if self._api is None:
             return
-        while self._full or self._waiting() > 1:
+        while self._full or self._unsubmitted > 1:
             await self._advance(self._api)
             await self._pause(self._api)
         await self._advance(self._api)
 
-    def _waiting(self) -> int:
-        """Return how many batches wait to be submitted."""
+    @property
+    def _unsubmitted(self) -> int:
         return sum(batch.state in ("written", "uploaded") for batch in self._ledger.batches)
 
     def _export(self, batch: Batch) -> None:
@@ -479,6 +441,20 @@ class BatchPipeline:
                 f"from-batch-file: {path} has no response to the requests of this output; write "
                 "some with --to-batch-file"
             )
+
+
+def _open_api(engine: Engine, context: RunContext, ledger: Ledger) -> BatchApi:
+    """Return a client of the endpoint's batch API, and note the endpoint in the ledger."""
+    transport = engine.connected.transport
+    if not isinstance(transport, AiohttpTransport) or context.settings.endpoint.offline:
+        raise SettingsError("batch-api: this endpoint has no batch API")
+    (endpoint,) = context.settings.each_endpoint
+    ledger.base_url = base_url(endpoint)
+    ledger.api_key_env = list(endpoint.api_key_env)
+    hours = context.settings.batch.batch_max_wait
+    now = asyncio.get_running_loop().time()
+    until = math.inf if hours is None else now + hours * 3600
+    return BatchApi(transport, context, max_outage_s=endpoint.max_outage, until=until)
 
 
 def _check_open_batches(ledger: Ledger, settings: Settings, shaping: dict[str, Any]) -> None:

@@ -73,8 +73,8 @@ class WorkerPool:
         model: See `Engine`.
     """
 
-    def __init__(self, workers: list[_Worker]) -> None:
-        self.model = workers[0].model
+    def __init__(self, workers: list[_Worker], model: str) -> None:
+        self.model = model
         self._workers = workers
 
     @classmethod
@@ -91,12 +91,11 @@ class WorkerPool:
         async with contextlib.AsyncExitStack() as stack:
             workers = []
             for number in range(context.settings.run.processes):
-                worker = _Worker(warned)
+                worker = await _Worker.start(part(context.settings, number), warned)
                 stack.push_async_callback(worker.close)
-                await worker.start(part(context.settings, number))
                 workers.append(worker)
-            await context.cancel.race(_wait_until_ready(workers))
-            yield cls(workers)
+            models = await context.cancel.race(_models(workers))
+            yield cls(workers, models[0])
 
     def pipeline(
         self,
@@ -108,19 +107,12 @@ class WorkerPool:
         return Dispatcher(self._workers, context, sink, settled)
 
 
-async def _wait_until_ready(workers: list[_Worker]) -> None:
-    await asyncio.gather(*(worker.wait_until_ready() for worker in workers))
+async def _models(workers: list[_Worker]) -> list[str]:
+    return await asyncio.gather(*(worker.wait_until_ready() for worker in workers))
 
 
 class Dispatcher:
-    """Carries records from a source through the workers to a sink, as `Pipeline` does.
-
-    Args:
-        workers: The workers, ready.
-        context: The run. Cancelling it ends intake.
-        sink: Takes the outcomes.
-        settled: Called with every outcome after it is written.
-    """
+    """Carries records from a source through the workers to a sink, as `Pipeline` does."""
 
     def __init__(
         self,
@@ -303,34 +295,42 @@ class _Worker:
     """One worker process.
 
     Attributes:
-        model: The model that it requests.
         records: Records sent to it that have no outcome yet, by number.
         stats: Its latest statistics.
         gone: It has ended, or is about to.
     """
 
-    def __init__(self, warned: set[str]) -> None:
-        self.model = ""
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        wire: Wire,
+        max_records: int,
+        warned: set[str],
+    ) -> None:
         self.records: dict[int, InputRecord] = {}
         self.stats = WorkerStats()
         self.gone = False
-        self._warned = warned  # shared, because all workers use the same endpoints
+        self._process = process
+        self._wire = wire
+        self._max_records = max_records
+        self._warned = warned
         self._bytes = 0
-        self._max_records = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._wire: Wire | None = None
 
-    async def start(self, settings: Settings) -> None:
-        """Start the process.
+    @classmethod
+    async def start(cls, settings: Settings, warned: set[str]) -> Self:
+        """Start a process.
+
+        Args:
+            settings: The settings of the worker.
+            warned: Warnings that were logged, shared by all workers of a run.
 
         Raises:
             WorkersDiedError: It cannot be started.
         """
-        self._max_records = settings.run.concurrency + AHEAD
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - milliseconds; ours
+                process = subprocess.Popen(  # noqa: ASYNC220, S603 - milliseconds; our own program
                     python("captioner.executors.processes.worker", str(theirs.fileno())),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -342,11 +342,12 @@ class _Worker:
         except OSError as error:
             ours.close()
             raise WorkersDiedError(f"cannot start a process: {error.strerror}") from None
-        self._wire = await Wire.over(ours)
-        self.send(settings)
+        wire = await Wire.over(ours)
+        wire.send(settings)
+        return cls(process, wire, settings.run.concurrency + AHEAD, warned)
 
-    async def wait_until_ready(self) -> None:
-        """Return when it has connected to the endpoints.
+    async def wait_until_ready(self) -> str:
+        """Return the model that it requests when it has connected to the endpoints.
 
         Raises:
             SettingsError: See `Engine.open`.
@@ -361,19 +362,17 @@ class _Worker:
             raise _error(message)
         if not isinstance(message, Ready):
             raise WorkersDiedError(f"a process {self.how_it_ended()} before it was ready")
-        self.model = message.model
+        return message.model
 
     async def receive(self) -> Ready | Done | Exited | None:
         """Return the next message and log warnings; None if the process has died."""
-        if self._wire is None:
-            return None
         while isinstance(message := await self._wire.receive(), Warned):
             warn_once(message.text, self._warned)
         return message  # type: ignore[no-any-return]
 
-    def send(self, message: Settings | Work | Written | Stop | EndOfInput) -> None:
+    def send(self, message: Work | Written | Stop | EndOfInput) -> None:
         """Send a message."""
-        if self._wire is not None and not self.gone:
+        if not self.gone:
             self._wire.send(message)
 
     @property
@@ -401,8 +400,6 @@ class _Worker:
 
     def how_it_ended(self) -> str:
         """Return in words how the process ended."""
-        if self._process is None:
-            return "was not started"
         try:
             status = self._process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -411,19 +408,16 @@ class _Worker:
 
     def kill(self) -> None:
         """Kill the process."""
-        if self._process is not None:
-            self._process.kill()
+        self._process.kill()
 
     async def close(self) -> None:
         """Wait until the process ends; kill it if that takes too long."""
-        if self._wire is not None:
-            self._wire.close()
-        if self._process is not None:
-            try:
-                await asyncio.to_thread(self._process.wait, END_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._wire.close()
+        try:
+            await asyncio.to_thread(self._process.wait, END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def _size(record: InputRecord) -> int:

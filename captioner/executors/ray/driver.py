@@ -28,11 +28,11 @@ from captioner.core.log import LOGGER, forward_warnings, warn_once
 from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
 from captioner.endpoints.connect import KEY_NAMES, URL_NAMES
 from captioner.engine.engine import Engine
-from captioner.executors.batch_api.ledger import Ledger
-from captioner.executors.local import open_source, refuse_strangers, run_batch
+from captioner.executors.local import open_source, refuse_other_outputs, run_batch
+from captioner.executors.ray.rate_broker import RateBroker
 from captioner.executors.ray.shard_store import ShardStore
 from captioner.executors.ray.shards import ShardSet, output_names
-from captioner.executors.ray.worker import RateBrokerActor, ShardRunner
+from captioner.executors.ray.worker import ShardRunner
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
     checkpoint_path,
@@ -98,7 +98,6 @@ class _Driver:
     """Prepares shards, gives them to actors, watches these and merges the outputs."""
 
     def __init__(self, context: RunContext, ray: Any) -> None:
-        self._context = context
         self._settings = context.settings
         self._progress = context.progress
         self._cancel = context.cancel
@@ -138,18 +137,15 @@ class _Driver:
         cores = int(self._ray.cluster_resources().get("CPU", 1))
         workers = settings.cluster.workers or max(1, cores)
         with tempfile.TemporaryDirectory(prefix="captioner-output-") as scratch:
-            copies: ShardStore | None = None
-            if url:
-                folder, _, name = url.rpartition("/")
-                copies = ShardStore(folder, Path(scratch) / "output")
-                output = copies.folder / name
+            folder = url.rpartition("/")[0] or str(output.parent)
+            store = ShardStore(folder, Path(scratch) / "output")
+            output = store.folder / output.name
             journal = journal_path(output, kind)
             failures = failures_path(output)
             location = f"{url}.shards" if url else str(shards_folder(journal))
             shards = ShardSet(ShardStore(location, Path(scratch) / "shards"), settings.record_keys)
             names = [failures.name, journal.name, checkpoint_path(journal).name]
-            if copies is not None:
-                await asyncio.to_thread(copies.fetch, names)
+            await asyncio.to_thread(store.fetch, names)
             wanted = settings.cluster.shards or SHARDS_PER_WORKER * workers
             partitioned = await self._prepare(shards, wanted, found, journal, failures)
             self._progress.stage = "captioning"
@@ -162,12 +158,10 @@ class _Driver:
                 return self._report()
             self._progress.stage = "ordering"
             await asyncio.to_thread(self._merge, shards, journal, failures)
-            if copies is not None:
-                await asyncio.to_thread(copies.push, names)
+            await asyncio.to_thread(store.push, names)
             await asyncio.to_thread(shards.store.remove)  # the journal has everything by now
             report = await self._finish(output)
-            if copies is not None:
-                await asyncio.to_thread(copies.push, names)
+            await asyncio.to_thread(store.push, names)
             self._progress.stage = "finished"
             return report
 
@@ -176,7 +170,8 @@ class _Driver:
     ) -> bool:
         """Prepare the shards' files; return whether the shards have inputs of their own."""
         settings = self._settings
-        shaping = await self._shaping()
+        async with Engine.open(RunContext(settings, cancel=self._cancel)) as engine:
+            shaping = settings.shaping(engine.model)
         accept = settings.run.accept_changes
         new = await asyncio.to_thread(shards.open, wanted, shaping, accept_changes=accept)
         if new:
@@ -214,12 +209,6 @@ class _Driver:
         except Exception as error:  # noqa: BLE001 - Ray raises errors of many classes
             raise SettingsError(f"ray-address: cannot connect to Ray: {_short(error)}") from None
 
-    async def _shaping(self) -> dict[str, Any]:
-        """Return the options that affect captions, with the model that the endpoint serves."""
-        context = RunContext(self._settings, cancel=self._cancel)
-        async with Engine.open(context) as engine:
-            return self._settings.shaping(engine.model)
-
     def _check_output(self, journal: Path, failures: Path, shaping: dict[str, Any]) -> None:
         """Check that the run may continue the output, before requests cost money.
 
@@ -227,13 +216,7 @@ class _Driver:
             SettingsError: Another program wrote it, or a run with other settings.
             OutputDamagedError: It is damaged.
         """
-        target = self._settings.output_path
-        if target != journal and not self._settings.run.overwrite:
-            refuse_strangers(target, journal)
-        if Ledger.of(journal).batches:
-            raise SettingsError(
-                f"batches of {journal.name} are not finished: continue with --batch-api"
-            )
+        refuse_other_outputs(self._settings, journal)
         if journal.exists():
             existing = self._journal(journal, failures, shaping, merging=False)
             existing.open()
@@ -258,7 +241,7 @@ class _Driver:
     ) -> None:
         """Have the workers caption all shards."""
         ray, settings = self._ray, self._settings
-        broker = ray.remote(RateBrokerActor).options(num_cpus=0).remote(settings.run.concurrency)
+        broker = ray.remote(RateBroker).options(num_cpus=0).remote(settings.run.concurrency)
         own = (name for one in settings.each_endpoint for name in one.api_key_env)
         environment = {
             name: os.environ[name] for name in {*KEY_NAMES, *URL_NAMES, *own} if name in os.environ

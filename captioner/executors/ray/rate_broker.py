@@ -1,11 +1,12 @@
 """One limit for many workers: each leases a share and reports its requests.
 
-The arithmetic does no I/O and takes the time from outside; `captioner.executors.ray.worker` runs
+The arithmetic does no I/O and takes the time from outside; `captioner.executors.ray.driver` runs
 it in an actor, `benchmarks/cluster_sim.py` in a simulation.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,7 +72,7 @@ class RateBroker:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, in_flight: int, clock: Callable[[], float]) -> None:
+    def __init__(self, in_flight: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.window = AimdLimit(in_flight, float(min(in_flight, start_of(in_flight))))
         self._workers: dict[str, _Worker] = {}

@@ -1,4 +1,4 @@
-"""The actors of a run on Ray: workers that caption shards, and the rate broker."""
+"""The actor of a run on Ray that captions shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import os
 import tempfile
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from captioner.core.errors import RunError, SettingsError
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.executors.local import open_source, run_batch
-from captioner.executors.ray.rate_broker import RENEW_S, Feedback, Lease, LeaseHolder, RateBroker
+from captioner.executors.ray.rate_broker import RENEW_S, LeaseHolder
 from captioner.executors.ray.shard_store import ShardStore
 from captioner.executors.ray.shards import (
     SelectingSource,
@@ -43,15 +42,8 @@ LEASE_TIMEOUT_S = 2.0
 class ShardRunner:
     """Captions shards, one after the other. Its methods never raise: Ray would end the job.
 
-    Args:
-        settings: The settings of the run.
-        name: Name of this worker.
-        shards: Number of shards.
-        location: Folder of the shards.
-        broker: The rate broker's actor.
-        environment: Variables with keys and addresses.
-        workers: Number of workers.
-        partitioned: Each shard has an input file; otherwise it selects its records itself.
+    ``partitioned`` says that each shard has an input file; otherwise it selects its records from
+    the whole input. ``environment`` has the variables with keys and addresses.
     """
 
     def __init__(
@@ -155,7 +147,7 @@ async def _renew(runner: ShardRunner, holder: LeaseHolder) -> None:
         try:
             async with asyncio.timeout(LEASE_TIMEOUT_S):
                 lease = await runner.broker.lease.remote(runner.name, holder.take_feedback())
-            holder.apply(Lease(*lease))
+            holder.apply(lease)
         except asyncio.CancelledError:
             with contextlib.suppress(Exception):
                 runner.broker.leave.remote(runner.name)
@@ -163,21 +155,6 @@ async def _renew(runner: ShardRunner, holder: LeaseHolder) -> None:
         except Exception:  # noqa: BLE001 - without a broker, whatever the reason
             holder.halve()
         await asyncio.sleep(RENEW_S)
-
-
-class RateBrokerActor:
-    """A `RateBroker` as an actor."""
-
-    def __init__(self, in_flight: int) -> None:
-        self._broker = RateBroker(in_flight, time.monotonic)
-
-    def lease(self, name: str, feedback: Sequence[Any]) -> tuple[Any, ...]:
-        """See `RateBroker.lease`."""
-        return tuple(self._broker.lease(name, Feedback(*feedback)))
-
-    def leave(self, name: str) -> None:
-        """See `RateBroker.leave`."""
-        self._broker.leave(name)
 
 
 async def _push_regularly(store: ShardStore, names: Sequence[str], ending: asyncio.Event) -> None:
