@@ -135,15 +135,15 @@ async def worker(
     loop = asyncio.get_running_loop()
     await asyncio.sleep(random.random())  # actors do not start at the same moment
     limiter = Limiter(SLOTS, rpm=rpm)
-    tenant = LeaseHolder([limiter])
-    tenant.apply(broker.lease(name, tenant.met()))
+    holder = LeaseHolder([limiter])
+    holder.apply(broker.lease(name, holder.take_feedback()))
     # As many slots as it could ever have a lease for; those without a permit cost nothing.
     most = max(2, min(SLOTS, 2 * SLOTS // count))
     slots = [asyncio.create_task(slot(limiter, endpoint, tally, until)) for _ in range(most)]
     while loop.time() < until:
         await asyncio.sleep(RENEW_S)
         tally.leases += 1
-        tenant.apply(broker.lease(name, tenant.met()))
+        holder.apply(broker.lease(name, holder.take_feedback()))
     for task in slots:
         task.cancel()
     await asyncio.gather(*slots, return_exceptions=True)

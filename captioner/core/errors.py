@@ -224,3 +224,11 @@ class DiskError(RunError):
 
 class DiskFullError(DiskError):
     """The disk is full; the call can be repeated when there is space."""
+
+
+def revive(name: str, message: str) -> RunError | SettingsError | None:
+    """Return the error of another process from its class name and message; None for a bug."""
+    kind = globals().get(name)
+    if isinstance(kind, type) and issubclass(kind, RunError | SettingsError):
+        return kind(message)
+    return None

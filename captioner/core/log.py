@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("captioner")
 
 
+def warn_once(text: str, seen: set[str]) -> None:
+    """Log a warning of a worker unless it is in the set; add it."""
+    if text not in seen:
+        seen.add(text)
+        LOGGER.warning("%s", text)
+
+
 @contextmanager
 def forward_warnings(warn: Callable[[str], None] | None) -> Iterator[None]:
     """Call a function with the text of each warning that is logged inside the block.

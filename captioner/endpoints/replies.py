@@ -99,6 +99,11 @@ def parse_response(response: Response, parameters: Collection[str] = ()) -> Comp
     return _completion(reply, first, message)
 
 
+def error_of(response: Response) -> CaptionerError:
+    """Return what a response with an error status means, whatever was requested."""
+    return _error(response, response.status, _loads(response.body), ())
+
+
 def shown(text: str) -> str:
     """Return the beginning of a text from outside, safe to show: printable, without payload.
 

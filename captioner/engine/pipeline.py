@@ -64,6 +64,13 @@ def count(
             settled(outcome)
 
 
+def error_to_report(earlier: BaseException | None, error: BaseException) -> BaseException:
+    """Return which of two errors of a run to report: the earlier one, but a bug comes first."""
+    if earlier is None or (isinstance(earlier, RunError) and not isinstance(error, RunError)):
+        return error
+    return earlier
+
+
 class Pipeline:
     """Carries records from a source to a sink.
 
@@ -178,11 +185,8 @@ class Pipeline:
         count(outcomes, self._progress, self._settled)
 
     def _fail(self, error: BaseException) -> None:
-        """Stop the run. The first error is reported, but a bug takes precedence."""
-        if self._error is None or (
-            isinstance(self._error, RunError) and not isinstance(error, RunError)
-        ):
-            self._error = error
+        """Stop the run."""
+        self._error = error_to_report(self._error, error)
         self._cancel.request()
 
     async def _drain(self, feeder: asyncio.Task[None], workers: list[asyncio.Task[None]]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
-from captioner.core.keys import KeyTable, RecordKeys
+from captioner.core.keys import KeyTable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from captioner.executors.batch_api.pipeline import BatchPipeline
     from captioner.executors.processes.pool import Dispatcher, WorkerPool
     from captioner.readers.registry import Input
-    from captioner.settings.options import InputFormat
 
 logger = logging.getLogger(__name__)
 
@@ -105,21 +104,34 @@ async def run_batch(
     if settings.cluster.engine != "local":
         raise SettingsError("engine: call run_on_ray for a run on Ray")
     context = RunContext(settings, progress or Progress(), cancel)
-    engine_context, folder_of = context, ""
-    if source is None:
-        found = open_source(settings)
-        source = found.source
-        if settings.input is not None and settings.input.is_dir():
-            folder_of = found.format
-        if found.image_field is not None:
-            records = replace(settings.records, image_field=found.image_field)
-            engine_context = replace(context, settings=replace(context.settings, records=records))
-    if sink is None and settings.input is None and settings.output is None:
-        raise SettingsError("an output is needed: there is no input to name it after")
-    run = _Run(context, source, files or Files(), folder_of)
     with forward_warnings(warn):
+        engine_context, folder_of = context, ""
+        if source is None:
+            found = open_source(settings)
+            source = found.source
+            if settings.input is not None and settings.input.is_dir():
+                folder_of = found.format
+            if found.image_field is not None:
+                records = replace(settings.records, image_field=found.image_field)
+                engine_context = replace(
+                    context, settings=replace(context.settings, records=records)
+                )
+        if sink is None and settings.input is None and settings.output is None:
+            raise SettingsError("an output is needed: there is no input to name it after")
+        run = _Run(context, source, files or Files(), folder_of)
         try:
-            async with _open_engine(engine_context, dialect, transport, limits) as engine:
+            opened: AbstractAsyncContextManager[Engine | WorkerPool]
+            if settings.run.processes == 1:
+                opened = Engine.open(engine_context, dialect, transport, limits=limits)
+            elif dialect is not None or transport is not None:
+                raise SettingsError(
+                    "processes: a custom dialect or transport works in one process only"
+                )
+            else:
+                from captioner.executors.processes.pool import WorkerPool
+
+                opened = WorkerPool.open(engine_context)
+            async with opened as engine:
                 if sink is not None:
                     return await run.into_sink(engine, sink)
                 return await run.into_journal(engine)
@@ -137,7 +149,12 @@ def open_source(settings: Settings) -> Input:
     if path is None:
         raise SettingsError("an input is needed")
     fields = settings.records
-    given = fields.input_format or _earlier_format(settings)
+    given = fields.input_format
+    if given is None and path.is_dir():
+        # As an earlier run did: its output inside the folder may make it look different.
+        journal = journal_path(settings.output_path, settings.run.output_format)
+        checkpoint = read_checkpoint(Files(), journal)
+        given = checkpoint.settings.get("folder_of") if checkpoint else None
     found = open_input(path, given, image_field=fields.image_field, max_line=fields.max_line)
     inside = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
     if inside and found.format in ("webdataset", "parquet"):
@@ -153,44 +170,8 @@ def open_source(settings: Settings) -> Input:
     return found
 
 
-def _earlier_format(settings: Settings) -> InputFormat | None:
-    """Return the format that an earlier run into the same output took a folder for.
-
-    An output inside the folder may make it look like another format.
-    """
-    if settings.input is None or not settings.input.is_dir():
-        return None
-    kind = settings.run.output_format
-    found = read_checkpoint(Files(), journal_path(settings.output_path, kind))
-    format_: InputFormat | None = found.settings.get("folder_of") if found else None
-    return format_
-
-
-def _open_engine(
-    context: RunContext,
-    dialect: Dialect | None,
-    transport: Transport | None,
-    limits: Callable[[Sequence[Limiter]], None] | None,
-) -> AbstractAsyncContextManager[Engine | WorkerPool]:
-    """Return what captions records: an engine in this process, or several processes with one."""
-    if context.settings.run.processes == 1:
-        return Engine.open(context, dialect, transport, limits=limits)
-    if dialect is not None or transport is not None:
-        raise SettingsError("processes: a custom dialect or transport works in one process only")
-    from captioner.executors.processes.pool import WorkerPool
-
-    return WorkerPool.open(context)
-
-
 class _Run:
-    """One run.
-
-    Args:
-        context: The run's settings, progress and cancellation.
-        source: Where records come from.
-        files: The disk.
-        folder_of: The input format that a folder was taken for; empty for other inputs.
-    """
+    """One run; ``folder_of`` is the input format that a folder was taken for, else empty."""
 
     def __init__(self, context: RunContext, source: Source, files: Files, folder_of: str) -> None:
         self._context = context
@@ -199,7 +180,7 @@ class _Run:
         self._source = source
         self._files = files
         self._folder_of = folder_of
-        self._keys = RecordKeys(self._settings.fields, self._settings.records.id_field)
+        self._keys = self._settings.record_keys
         self._began = time.monotonic()
         self._orphans = 0
         self._to_file = False
@@ -233,7 +214,8 @@ class _Run:
         """Return the journal of the output, not opened yet.
 
         Raises:
-            SettingsError: Another kind of run left the output unfinished, or it is not ours.
+            SettingsError: Another kind of run left the output unfinished, or it is from another
+                program.
         """
         settings, run = self._settings, self._settings.run
         kind = check_format(settings.output_path, run.output_format)
@@ -243,13 +225,7 @@ class _Run:
                 f"an unfinished run on Ray keeps its captions in {shards_folder(path)}: "
                 "continue it with --engine ray"
             )
-        if not settings.batch.any and Ledger.of(path).batches:
-            raise SettingsError(
-                f"batches of {path.name} are not finished: continue with --batch-api or "
-                "--from-batch-file"
-            )
-        if path != settings.output_path and not run.overwrite:
-            refuse_strangers(settings.output_path, path)
+        refuse_other_outputs(settings, path)
         if remote := network_file_system(path.parent):
             logger.warning(
                 "%s is on a network file system (%s): a run on another host may not see that this "
@@ -257,6 +233,9 @@ class _Run:
                 path.name,
                 remote,
             )
+        source = str(settings.input or "")
+        if settings.input is not None and not is_elsewhere(settings.input):
+            source = str(settings.input.absolute())
         shaping = settings.shaping(model)
         if self._folder_of:
             shaping["folder_of"] = self._folder_of
@@ -265,7 +244,7 @@ class _Run:
             self._keys,
             shaping,
             failures=failures_path(settings.output_path),
-            source=_absolute(settings.input),
+            source=source,
             accept_changes=run.accept_changes,
             accept_edits=run.accept_edits,
             files=self._files,
@@ -273,9 +252,13 @@ class _Run:
 
     async def _repair(self, journal: Journal) -> None:
         """Remove rows that the output has more often than the input has their record."""
-        if journal.repeated:
-            allowed = await self._count({key for _, key in journal.repeated})
-            await asyncio.to_thread(journal.truncate_duplicates, allowed)
+        if not journal.repeated:
+            return
+        repeated = {key for _, key in journal.repeated}
+        counts: Counter[bytes] = Counter()
+        async for batch in self._limited():
+            counts.update(key for key in map(self._key, batch) if key in repeated)
+        await asyncio.to_thread(journal.truncate_duplicates, counts)
 
     async def _take_retries(self, journal: Journal) -> None:
         """Make rejected captions and failures pending that the user wants to retry."""
@@ -306,15 +289,9 @@ class _Run:
 
         def is_rejected(line: bytes) -> bool:
             key = self._keys.of_output(line)
-            return (
-                key is not None
-                and key in keys
-                and (key, fingerprint(parsed(line), fields)) in rejected
-            )
+            return key in keys and (key, fingerprint(parsed(line), fields)) in rejected
 
-        taken = []
-        if rejected:
-            taken = quarantine_rows(journal, self._keys, is_rejected, self._files)
+        taken = quarantine_rows(journal, self._keys, is_rejected, self._files) if rejected else []
         if not taken:
             logger.warning("the output has no caption that a reviewer rejected (--retry-rejected)")
         for key in taken:  # an old failure of the same record is outdated now
@@ -336,7 +313,7 @@ class _Run:
             if self._settings.batch.any and isinstance(engine, Engine):
                 from captioner.executors.batch_api.pipeline import BatchPipeline
 
-                pipeline = BatchPipeline.open(engine, context, sink, journal, self._keys, settled)
+                pipeline = BatchPipeline(engine, context, sink, journal, settled)
             else:
                 pipeline = engine.pipeline(context, sink, settled)
             resume_filter = ResumeFilter(
@@ -361,9 +338,9 @@ class _Run:
         self._progress.stage = "ordering"
         settings = self._settings
         # Failures that no record claimed. A crash during a retry leaves some that are outdated.
-        if left := {*journal.failures.unclaimed.offsets(), *self._retrying.offsets()}:
+        if unclaimed := {*journal.failures.unclaimed.offsets(), *self._retrying.offsets()}:
             captioned = await asyncio.to_thread(journal.rescan)
-            self._outdated |= journal.failures.superseded(left, captioned)
+            self._outdated |= journal.failures.superseded(unclaimed, captioned)
         await asyncio.to_thread(journal.compact_failures, self._outdated)
         is_exported = settings.output_path != journal.path
         if settings.run.order == "input" or is_exported:
@@ -401,18 +378,16 @@ class _Run:
 
     async def _limited(self) -> AsyncGenerator[list[InputRecord], None]:
         """Yield the records up to ``--limit``, and close the source afterwards."""
-        left = self._settings.records.limit
+        remaining = self._settings.records.limit
         batches = self._source.batches()
         try:
             async for batch in batches:
-                if left is None or not batch:
-                    if batch:
-                        yield batch
-                    continue
-                yield batch[:left]
-                left -= min(left, len(batch))
-                if not left:
-                    return
+                if found := batch[:remaining]:
+                    yield found
+                if remaining is not None:
+                    remaining -= len(found)
+                    if not remaining:
+                        return
         finally:
             if isinstance(batches, AsyncGenerator):
                 await batches.aclose()
@@ -437,13 +412,6 @@ class _Run:
         key = outcome.record.key
         if key is not None and (offset := self._retrying.take(key)) is not None:
             self._outdated.add(offset)
-
-    async def _count(self, keys: set[bytes]) -> Counter[bytes]:
-        """Return how many records of the input have each key."""
-        counts: Counter[bytes] = Counter()
-        async for batch in self._limited():
-            counts.update(key for key in map(self._key, batch) if key in keys)
-        return counts
 
     async def _reporting(self, work: Awaitable[None]) -> RunReport:
         try:
@@ -478,22 +446,22 @@ class _Run:
         return report
 
 
-def refuse_strangers(target: Path, journal: Path) -> None:
-    """Refuse to put an output in the place of a file that no run of ours has made.
+def refuse_other_outputs(settings: Settings, journal: Path) -> None:
+    """Refuse an output with open batches, or one that no run of captioner has written.
 
     Raises:
-        SettingsError: There is one.
+        SettingsError: The output is such a one.
     """
-    for path in targets_of(target):
-        if path.is_file() and not journal.exists():
+    if not settings.batch.any and Ledger.of(journal).batches:
+        raise SettingsError(
+            f"batches of {journal.name} are not finished: continue with --batch-api or "
+            "--from-batch-file"
+        )
+    if journal == settings.output_path or settings.run.overwrite or journal.exists():
+        return
+    for path in targets_of(settings.output_path):
+        if path.is_file():
             raise SettingsError(
-                f"{path} is there already, and no run has made it; choose another output with -o, "
-                "or have it replaced with --overwrite"
+                f"{path} already exists, and captioner has not written it; choose another output "
+                "with -o, or replace it with --overwrite"
             )
-
-
-def _absolute(path: Path | None) -> str:
-    """Return the absolute path of an input; an address as it is."""
-    if path is None:
-        return ""
-    return str(path) if is_elsewhere(path) else str(path.absolute())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from captioner.core.errors import SettingsError
+from captioner.core.keys import RecordKeys
 from captioner.core.row import FLAG, field_names
 from captioner.settings.flags import all_options, stored_options
 from captioner.settings.locations import COMPRESSED, is_elsewhere
@@ -167,6 +168,11 @@ class Settings:
     def field_family(self) -> tuple[str, ...]:
         """Names of the fields that other settings may have added to a row."""
         return field_names(self.fields)
+
+    @property
+    def record_keys(self) -> RecordKeys:
+        """What computes the keys of records."""
+        return RecordKeys(self.fields, self.records.id_field)
 
     @property
     def output_path(self) -> Path:

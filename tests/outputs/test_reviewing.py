@@ -110,7 +110,7 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
     assert len(reviews.rejected()) == 2  # who gets the same caption again finds it rejected
     once_more = run("--retry-rejected")
     assert once_more.returncode == 0
-    assert "no caption in the output is one that a reviewer rejected" in once_more.stderr
+    assert "the output has no caption that a reviewer rejected" in once_more.stderr
     assert endpoint.count == 7
 
 
@@ -188,7 +188,7 @@ def test_open_batches_go_first(run, tmp_path):
     before = output.read_bytes()
     refused = run("--retry-rejected", "--from-batch-file", tmp_path / "answers.jsonl")
     assert refused.returncode == 2
-    assert "batches are open" in refused.stderr
+    assert "batches are not finished" in refused.stderr
     assert output.read_bytes() == before
 
 

@@ -1,1 +1,1 @@
-"""The provider's batch API: the same records at half the price, for those who can wait a day."""
+"""Captions through a provider's batch API, which costs half and takes up to a day."""

@@ -1,4 +1,4 @@
-"""OpenAI's Batch API and those that speak it (https://platform.openai.com/docs/api-reference/batch)."""
+"""Client of OpenAI's Batch API (https://platform.openai.com/docs/api-reference/batch)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from captioner.core.errors import (
+    CaptionerError,
     EndpointFaultError,
-    EndpointGaveOutError,
     EndpointRefusedError,
     LimitReachedError,
     NotFoundError,
+    RunError,
 )
-from captioner.core.retry import retry_after_s, waits
+from captioner.core.retry import LONGEST_WAIT_S, waits
 from captioner.core.secrets import masked
 from captioner.core.types import Request
+from captioner.endpoints.circuit_breaker import CircuitBreaker
+from captioner.endpoints.replies import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -30,18 +33,20 @@ if TYPE_CHECKING:
 ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
 TOO_MANY_TOKENS = frozenset({"token_limit_exceeded", "enqueued_token_limit_exceeded"})
 
+MAX_UNREADABLE = 5
+"""Replies that are not JSON objects after which the address is considered wrong."""
+
 
 class RemoteBatch(NamedTuple):
-    """How a batch is, as the provider says.
+    """A batch as the provider describes it.
 
     Attributes:
-        id: Its id.
-        file_id: The requests it was made of.
+        file_id: Id of its file of requests.
         status: ``validating``, ``in_progress``, ``finalizing``, ``cancelling`` or one of `ENDED`.
-        done: Requests done, well or not.
-        output_id: The answers; empty if there are none.
-        errors_id: The requests that failed; empty if there are none.
-        faults: Why it was refused: code, line from 1 or 0, message.
+        done: Requests completed or failed.
+        output_id: Id of the file of responses; empty if there is none.
+        errors_id: Id of the file of failed requests; empty if there is none.
+        faults: Why the batch was refused: code, line (from 1; 0 if unknown) and message.
     """
 
     id: str
@@ -54,16 +59,16 @@ class RemoteBatch(NamedTuple):
 
 
 class UnclearError(Exception):
-    """The provider may have done it or not; asking is the way to know."""
+    """The provider may have created the batch or not; `BatchApi.find` tells."""
 
 
 class BatchApi:
-    """Calls the API, through trouble on the way, until it answers or the run stops.
+    """Calls the API, and repeats calls that fail, until it responds or the run is cancelled.
 
     Args:
-        transport: To the endpoint.
-        context: The run: its cancellation ends calls and waits by `StoppedError`, and its
-            ``progress.waiting`` says what is waited for.
+        transport: Transport to the endpoint.
+        context: The run. Cancellation ends calls and waits with `StoppedError`, and
+            ``progress.waiting`` says why nothing moves.
         max_outage_s: Seconds without a response after which to give up. None is no limit once
             there was a response.
         until: Loop time at which to stop waiting.
@@ -77,30 +82,25 @@ class BatchApi:
         max_outage_s: float | None = None,
         until: float = math.inf,
     ) -> None:
+        self.until = until
         self._transport = transport
         self._cancel = context.cancel
         self._progress = context.progress
-        self._max_outage_s = max_outage_s
-        self.until = until
-        self._answered = False
-
-    def _note(self, text: str) -> None:
-        self._progress.waiting = text
+        self._breaker = CircuitBreaker("(batch API)", max_outage_s=max_outage_s)
 
     async def upload(self, path: Path) -> str:
         """Upload a file of requests; return its id."""
         purpose = {"purpose": "batch"}
-        reply = await self._ask(lambda: self._transport.upload("/files", path, purpose))
-        return _id_of(reply)
+        return _id_of(await self._call(lambda: self._transport.upload("/files", path, purpose)))
 
     async def create(self, file_id: str) -> RemoteBatch:
-        """Submit the requests of a file, once: a second time would be paid for again.
+        """Create a batch from a file. It is tried once: a second batch would be paid for again.
 
         Raises:
-            UnclearError: It may have been submitted; `find` tells.
-            EndpointFaultError: It was not; the same may work later.
-            NotFoundError: The provider has forgotten the file.
-            EndpointRefusedError: It was not, and will not be.
+            UnclearError: The batch may have been created.
+            EndpointFaultError: It was not created; the same call may work later.
+            NotFoundError: The provider no longer has the file.
+            RunError: It was refused.
         """
         body = {
             "input_file_id": file_id,
@@ -114,29 +114,21 @@ class BatchApi:
             if error.code == "connection":
                 raise
             raise UnclearError from None
-        data = self._transport.masked(reply.body)
         if reply.status in (408, 409) or reply.status >= 500:
             raise UnclearError
-        if reply.status in (425, 429):
-            self._refuse_empty_account(data)
-            wait = retry_after_s(reply.headers)
-            raise EndpointFaultError(f"http_{reply.status}", _told(data), wait)
-        if reply.status in (404, 410):
-            raise NotFoundError(f"http_{reply.status}", _told(data), certain=False)
         if not 200 <= reply.status < 300:
-            raise _refused(reply.status, data)
+            raise _error(reply)
         try:
-            return _remote(orjson.loads(data))
+            return _remote(orjson.loads(self._transport.masked(reply.body)))
         except (orjson.JSONDecodeError, EndpointRefusedError):
             raise UnclearError from None
 
     async def find(self, file_id: str) -> RemoteBatch | None:
-        """Return the batch that was made of a file; None if there is none."""
+        """Return the batch that was created from a file; None if there is none."""
         after = ""
         while True:
             page = await self._get(f"/batches?limit=100{after}")
-            found = page.get("data")
-            found = [one for one in found if isinstance(one, dict)] if found else []
+            found = [one for one in page.get("data") or () if isinstance(one, dict)]
             for one in found:
                 if one.get("input_file_id") == file_id:
                     return _remote(one)
@@ -145,118 +137,97 @@ class BatchApi:
             after = f"&after={found[-1].get('id')}"
 
     async def get(self, batch_id: str) -> RemoteBatch:
-        """Return how a batch is.
+        """Return a batch.
 
         Raises:
-            NotFoundError: The provider has forgotten it.
+            NotFoundError: The provider no longer has it.
         """
         return _remote(await self._get(f"/batches/{batch_id}"))
 
     async def cancel(self, batch_id: str) -> RemoteBatch:
-        """Ask for a batch to be cancelled; what is done stays done."""
+        """Request the cancellation of a batch; finished requests keep their responses."""
         request = Request("POST", f"/batches/{batch_id}/cancel", (b"{}",))
-        return _remote(await self._ask(lambda: self._transport.send(request)))
+        return _remote(await self._call(lambda: self._transport.send(request)))
 
     async def download(self, file_id: str, target: Path) -> None:
-        """Write the content of a file to disk.
+        """Download a file.
 
         Raises:
-            NotFoundError: The provider has forgotten it.
+            NotFoundError: The provider no longer has it.
         """
+        path = f"/files/{file_id}/content"
         while True:
-            await self._ask(
-                lambda: self._transport.download(f"/files/{file_id}/content", target), parse=False
-            )
-            if await asyncio.to_thread(_is_whole, target):
+            await self._call(lambda: self._transport.download(path, target), parse=False)
+            if await asyncio.to_thread(_is_complete, target):
                 return
-            self._note("an answer file came only in part")
+            self._progress.waiting = "the batch API sent an incomplete file"
             await self._cancel.sleep(1.0)
 
     async def delete(self, file_id: str) -> None:
-        """Remove a file; that it cannot be is no trouble."""
+        """Delete a file; an error of the endpoint is ignored."""
+        request = Request("DELETE", f"/files/{file_id}")
         try:
-            request = Request("DELETE", f"/files/{file_id}")
             await self._cancel.race(self._transport.send(request))
         except EndpointFaultError:
             return
 
     async def _get(self, path: str) -> dict[str, Any]:
-        return await self._ask(lambda: self._transport.send(Request("GET", path)))
+        return await self._call(lambda: self._transport.send(Request("GET", path)))
 
-    async def _ask(
+    async def _call(
         self, call: Callable[[], Coroutine[Any, Any, Response]], *, parse: bool = True
     ) -> dict[str, Any]:
-        """Return the answer to a call that may be repeated.
+        """Return the response to a call that may be repeated.
 
         Raises:
-            EndpointGaveOutError: There is none for too long, or the account is empty.
-            EndpointRefusedError: It is refused, and will be.
-            LimitReachedError: The run may wait no longer.
-            NotFoundError: What is asked for is not there.
-            StoppedError: The run stops.
+            LimitReachedError: The time to wait is over.
+            NotFoundError: The object does not exist.
+            RunError: The endpoint is unavailable for too long, or refuses the call.
+            StoppedError: The run was cancelled.
         """
-        loop = asyncio.get_running_loop()
         pauses = waits()
-        began = loop.time()
-        nonsense = 0
+        unreadable = 0
         while True:
-            wait: float | None = None
             try:
                 reply = await self._cancel.race(call())
+                self._breaker.record_response()
+                if not 200 <= reply.status < 300:
+                    raise _error(reply)
+                value = _parsed(self._transport.masked(reply.body)) if parse else {}
+                if value is not None:
+                    self._breaker.record_success()
+                    self._progress.waiting = ""
+                    return value
+                fault = EndpointFaultError("bad_reply", "the reply is not a JSON object")
+                unreadable += 1
+                if unreadable >= MAX_UNREADABLE:
+                    raise EndpointRefusedError(
+                        "The endpoint has no batch API: its replies are not JSON objects. Check "
+                        "--base-url."
+                    )
             except EndpointFaultError as error:
-                trouble = error.message
-            else:
-                self._answered = True
-                data = self._transport.masked(reply.body)
-                if 200 <= reply.status < 300:
-                    value = _parsed(data) if parse else {}
-                    if value is not None:
-                        self._note("")
-                        return value
-                    nonsense += 1
-                    if nonsense >= NONSENSE:
-                        raise EndpointRefusedError(
-                            "What answers there is no batch API: its replies are no JSON objects. "
-                            "Check --base-url."
-                        )
-                elif reply.status in (404, 410):
-                    raise NotFoundError(f"http_{reply.status}", _told(data), certain=False)
-                elif reply.status not in (408, 409, 425, 429) and reply.status < 500:
-                    raise _refused(reply.status, data)
-                self._refuse_empty_account(data)
-                wait = retry_after_s(reply.headers)
-                trouble = f"it answered {reply.status}"
-            self._note(f"the batch API: {trouble}")
-            self._check_patience(loop.time() - began, trouble)
-            await self._cancel.sleep(min(LONGEST_S, next(pauses) if wait is None else wait))
-
-    def _check_patience(self, seconds: float, trouble: str) -> None:
-        longest = self._max_outage_s
-        if not self._answered:
-            longest = min(NEVER_ANSWERED_S, longest or NEVER_ANSWERED_S)
-        if longest is not None and seconds > longest:
-            raise EndpointGaveOutError(
-                f"The batch API has not answered for {seconds:.0f} s ({trouble}). What was "
-                "submitted is noted; run the same command again."
-            )
-        if asyncio.get_running_loop().time() > self.until:
-            raise LimitReachedError(
-                f"The batch API does not answer ({trouble}), and --batch-max-wait is over. What "
-                "was submitted is noted; run the same command again."
-            )
-
-    def _refuse_empty_account(self, data: bytes) -> None:
-        if b"insufficient_quota" in data or b"billing_hard_limit" in data:
-            raise EndpointGaveOutError(
-                f"The endpoint is out of quota or credit ({_told(data)}). Top it up and run the "
-                "same command again; what was submitted is noted."
-            )
+                fault = error
+            self._progress.waiting = f"the batch API: {fault.message}"
+            self._breaker.record_fault(fault, probe=False)
+            if asyncio.get_running_loop().time() > self.until:
+                raise LimitReachedError(
+                    f"The batch API does not respond ({fault.message}), and the time of "
+                    "--batch-max-wait is over. Submitted batches are noted; run the same command "
+                    "again."
+                )
+            wait = fault.retry_after_s
+            await self._cancel.sleep(min(LONGEST_WAIT_S, next(pauses) if wait is None else wait))
 
 
-NEVER_ANSWERED_S = 60.0
-LONGEST_S = 60.0
-NONSENSE = 5
-"""Replies that are no JSON objects after which an address is taken for wrong."""
+def _error(reply: Response) -> CaptionerError:
+    """Return what a response with an error status means."""
+    error = error_of(reply)
+    if isinstance(error, RunError | EndpointFaultError | NotFoundError):
+        return error
+    return EndpointRefusedError(
+        f"The batch API refused the request: {error}. Check --base-url, the key and the model; "
+        "submitted batches are noted."
+    )
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
@@ -268,16 +239,15 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
 
 
 def _id_of(value: dict[str, Any]) -> str:
-    found = value.get("id")
-    if not isinstance(found, str) or not found:
+    if not (found := _text(value.get("id"))):
         raise EndpointRefusedError(
-            "What answers there is no batch API: its reply has no id. Check --base-url."
+            "The endpoint has no batch API: its reply has no id. Check --base-url."
         )
     return found
 
 
-def _is_whole(path: Path) -> bool:
-    """Tell whether the last line of a file of results is one."""
+def _is_complete(path: Path) -> bool:
+    """Return whether the last line of a file of results is readable."""
     with path.open("rb") as file:
         last = b""
         for line in file:
@@ -285,37 +255,19 @@ def _is_whole(path: Path) -> bool:
     return not last or _parsed(last) is not None
 
 
-def _refused(status: int, data: bytes) -> EndpointRefusedError:
-    return EndpointRefusedError(
-        f"The batch API refused ({status}: {_told(data)}). Check --base-url, the key and the "
-        "model; what was submitted is noted."
-    )
-
-
-def _told(body: bytes) -> str:
-    try:
-        error = orjson.loads(body).get("error")
-        text = error.get("message") if isinstance(error, dict) else str(error)
-    except (orjson.JSONDecodeError, AttributeError):
-        text = body[:200].decode(errors="replace")
-    return masked(str(text))[:300]
-
-
 def _remote(value: dict[str, Any]) -> RemoteBatch:
-    counts = value.get("request_counts")
-    counts = counts if isinstance(counts, dict) else {}
-    errors = value.get("errors")
-    faults = errors.get("data") if isinstance(errors, dict) else None
+    counts = _dict(value.get("request_counts"))
+    faults = _dict(value.get("errors")).get("data")
     return RemoteBatch(
         _id_of(value),
-        _word(value.get("input_file_id")),
-        _word(value.get("status")),
+        _text(value.get("input_file_id")),
+        _text(value.get("status")),
         _number(counts.get("completed")) + _number(counts.get("failed")),
-        _word(value.get("output_file_id")),
-        _word(value.get("error_file_id")),
+        _text(value.get("output_file_id")),
+        _text(value.get("error_file_id")),
         tuple(
             (
-                _word(one.get("code")),
+                _text(one.get("code")),
                 _number(one.get("line")),
                 masked(str(one.get("message") or ""))[:300],
             )
@@ -325,7 +277,11 @@ def _remote(value: dict[str, Any]) -> RemoteBatch:
     )
 
 
-def _word(value: Any) -> str:
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 

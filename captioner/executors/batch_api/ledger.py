@@ -1,28 +1,26 @@
-"""What has been handed to the provider, and how far each batch has come: ``OUT.batch/``.
+"""The batches of an output and their states, in the folder ``OUT.batch/``.
 
 ::
 
     state.json                 the batches, replaced atomically at every step
-    0001.requests.jsonl        what is sent: a request a line; kept until the answers are in
+    0001.requests.jsonl        the requests, one a line; kept until the responses are merged
     0001.records.jsonl         the records of those requests, in the same order
-    0001.output.jsonl          what came back
-    0001.errors.jsonl
+    0001.output.jsonl          the responses
+    0001.errors.jsonl          the requests that failed
 
-A step is noted before what cannot be taken back, and after what can: a crash at any moment leaves
-a batch that is begun again, or one that is found again at the provider, and never a row that is
-submitted twice.
+A step that cannot be undone is noted before it is taken, any other step afterwards. After a crash,
+a batch is therefore either begun again or found at the provider; no request is submitted twice.
 """
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import orjson
 
 from captioner.core.errors import OutputDamagedError
-from captioner.core.jsonbytes import one_line
 from captioner.journal.companions import batch_folder
 from captioner.journal.disk import Files, atomic_write
 
@@ -30,13 +28,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from captioner.core.types import InputRecord
-
 VERSION = 1
-STATES = ("written", "uploaded", "creating", "created", "ended", "fetched", "merging", "merged")
-"""The life of a batch; ``exported`` and ``given up`` stand beside."""
+
+State = Literal[
+    "written", "uploaded", "creating", "created", "ended", "fetched", "merging", "merged",
+    "exported",
+]  # fmt: skip
+"""The states of a batch, in order; ``exported`` is a file that another program runs."""
 
 _BLOCK = 1 << 20
+_REQUEST = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
+_OVERHEAD = 128  # bytes of such a line beside the body, at most
 
 
 @dataclass(slots=True)
@@ -44,25 +46,22 @@ class Batch:
     """One batch.
 
     Attributes:
-        number: From 1; names its files.
-        state: One of `STATES`, or ``exported`` for a file that somebody else runs.
-        records: Records in it.
-        requests: Requests in it.
-        file_id: The provider's id of the requests.
+        number: From 1, part of its files' names.
+        file_id: The provider's id of the file of requests.
         batch_id: The provider's id of the batch.
-        remote: The provider's word for how it is.
-        done: Requests that the provider has done.
-        output_id: The provider's id of the answers; empty if there are none.
-        errors_id: The provider's id of the requests that failed; empty if there are none.
+        remote: The batch's status at the provider.
+        done: Requests that the provider has completed.
+        output_id: The provider's id of the file of responses; empty if there is none.
+        errors_id: The provider's id of the file of failed requests; empty if there is none.
         journal_at: Bytes of the journal when merging began.
         failures_at: Bytes of the failures when merging began.
-        missed: Looks that have not found it, while it is not known whether it was created.
-        alone: Times that it was too much for the provider with no other batch open.
-        token: Begins the ids of its requests, so that no other's answers are taken for its own.
+        missed: Searches that did not find a batch that may have been created.
+        alone: Times that the provider refused it as too large with no other batch open.
+        token: Start of its requests' ids, which distinguishes them from those of other batches.
     """
 
     number: int
-    state: str = "written"
+    state: State = "written"
     records: int = 0
     requests: int = 0
     file_id: str = ""
@@ -77,11 +76,6 @@ class Batch:
     alone: int = 0
     token: str = ""
 
-    @property
-    def open(self) -> bool:
-        """Its answers are not in the journal yet."""
-        return self.state != "merged"
-
 
 @dataclass(slots=True)
 class Ledger:
@@ -89,11 +83,11 @@ class Ledger:
 
     Attributes:
         folder: Where they are kept.
-        base_url: The endpoint they went to.
+        base_url: The endpoint they were sent to.
         api_key_env: Names of variables with its key.
-        batches: The batches.
-        next: Number of the next one.
-        settings: What shapes the captions of open batches, by option name.
+        batches: Batches that are not merged.
+        next: Number of the next batch.
+        settings: The options that affect the captions of open batches, by name.
     """
 
     folder: Path
@@ -111,9 +105,8 @@ class Ledger:
         Raises:
             OutputDamagedError: It cannot be read, or a newer version wrote it.
         """
-        folder = batch_folder(journal)
-        ledger = cls(folder)
-        path = folder / "state.json"
+        ledger = cls(batch_folder(journal))
+        path = ledger.folder / "state.json"
         if not path.exists():
             return ledger
         try:
@@ -131,19 +124,19 @@ class Ledger:
             ]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise OutputDamagedError(
-                f"{path} cannot be read: it tells what was paid for. Restore it, or choose another "
-                "output with -o."
+                f"{path} cannot be read: it lists the batches that were paid for. Restore it, or "
+                "choose another output with -o."
             ) from error
         return ledger
 
     def save(self) -> None:
-        """Put the state on disk.
+        """Write the state to disk.
 
         Raises:
-            OSError: The disk refused; the state there is the one before.
+            OSError: The disk refused; the state there is unchanged.
         """
         self.make_folder()
-        self.batches = [batch for batch in self.batches if batch.open]
+        self.batches = [batch for batch in self.batches if batch.state != "merged"]
         state = {
             "version": VERSION,
             "base_url": self.base_url,
@@ -156,31 +149,29 @@ class Ledger:
             file.write(orjson.dumps(state, option=orjson.OPT_INDENT_2))
 
     def make_folder(self) -> None:
-        """Make the folder, so that it is still there after a power loss."""
+        """Create the folder so that it survives a power loss."""
         if not self.folder.is_dir():
             self.folder.mkdir()
             self.files.sync_folder(self.folder.parent)
 
     def changed(self, settings: dict[str, Any]) -> list[str]:
-        """Return the options that are others than those of the open batches."""
+        """Return the options that differ from those of the open batches."""
         if not self.batches:
             return []
         names = sorted(self.settings.keys() | settings.keys())
         return [name for name in names if self.settings.get(name) != settings.get(name)]
 
-    def path(self, batch: Batch, what: str) -> Path:
+    def path(self, batch: Batch, content: str) -> Path:
         """Return a file of a batch: ``requests``, ``records``, ``output`` or ``errors``."""
-        return self.folder / f"{batch.number:04d}.{what}.jsonl"
+        return self.folder / f"{batch.number:04d}.{content}.jsonl"
 
-    def forget(self, batch: Batch) -> None:
-        """Remove the files of a batch whose answers are safe."""
-        for what in ("requests", "records", "output", "errors"):
-            self.path(batch, what).unlink(missing_ok=True)
+    def remove_files(self, batch: Batch) -> None:
+        """Remove the files of a batch that is merged."""
+        for content in ("requests", "records", "output", "errors"):
+            self.path(batch, content).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Remove files of no batch: what a crash left of one that was being written."""
-        if not self.folder.is_dir():
-            return
+    def remove_leftovers(self) -> None:
+        """Remove the files of batches that a crash interrupted while they were written."""
         known = {f"{batch.number:04d}" for batch in self.batches}
         for path in self.folder.glob("[0-9]*.jsonl"):
             if path.name.partition(".")[0] not in known:
@@ -193,9 +184,9 @@ class Entry(NamedTuple):
     Attributes:
         number: See `InputRecord`.
         key: See `InputRecord`.
-        attempt: How often it has been asked for, this batch included.
-        questions: Questions asked.
-        samples: Answers to each.
+        attempt: Number of this attempt, from 1.
+        questions: Number of questions.
+        samples: Number of responses to each.
         replaces: See `PreparedRecord`.
         raw: See `InputRecord`.
     """
@@ -218,12 +209,12 @@ class Entry(NamedTuple):
 
 
 class BatchWriter:
-    """Writes the requests of one batch, and the records they are for.
+    """Writes the requests of one batch and their records.
 
     Args:
-        ledger: Knows where.
-        max_requests: Requests after which it is full.
-        max_bytes: Bytes after which it is full.
+        ledger: The ledger, which numbers the batch.
+        max_requests: Requests after which the batch is full.
+        max_bytes: Bytes of requests after which it is full.
     """
 
     def __init__(self, ledger: Ledger, *, max_requests: int, max_bytes: int) -> None:
@@ -237,7 +228,7 @@ class BatchWriter:
         self._bytes = 0
 
     def fits(self, bodies: Sequence[bytes]) -> bool:
-        """Tell whether one more record has room; the first one always has."""
+        """Return whether one more record has room; the first one always has."""
         more = sum(map(len, bodies)) + _OVERHEAD * len(bodies)
         requests, size = self._max
         return not self.batch.records or (
@@ -245,24 +236,16 @@ class BatchWriter:
         )
 
     def add(self, entry: Entry, bodies: Sequence[bytes]) -> None:
-        """Add a record and its requests' bodies."""
-        head = orjson.dumps([*entry[:1], entry.key.hex(), *entry[2:6]])
+        """Add a record and the bodies of its requests."""
+        head = orjson.dumps([entry.number, entry.key.hex(), *entry[2:6]])
         self._records.write(head + b"\t" + entry.raw + b"\n")
         for name, body in zip(entry.ids(self.batch.token, self.batch.records), bodies, strict=True):
-            line = (
-                b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
-                % (
-                    name.encode(),
-                    body,
-                )
-            )
-            self._requests.write(line)
-            self._bytes += len(line)
+            self._bytes += self._requests.write(_REQUEST % (name.encode(), body))
         self.batch.records += 1
         self.batch.requests += len(bodies)
 
     def close(self) -> Batch:
-        """Put the files on disk; return the batch, which is not in the ledger yet."""
+        """Sync the files; return the batch, which is not in the ledger yet."""
         for file in (self._requests, self._records):
             file.flush()
             self._ledger.files.sync(file.fileno())
@@ -273,11 +256,7 @@ class BatchWriter:
         """Remove what was written."""
         self._requests.close()
         self._records.close()
-        self._ledger.forget(self.batch)
-
-
-_REQUEST = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
-_OVERHEAD = 128
+        self._ledger.remove_files(self.batch)
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
@@ -289,8 +268,9 @@ def read_entries(path: Path) -> Iterator[Entry]:
             yield Entry(number, bytes.fromhex(key), attempt, questions, samples, replaces, raw)
 
 
-def entry_of(
-    line: InputRecord, key: bytes, *, questions: int, samples: int, replaces: bool
-) -> Entry:
-    """Return what is noted of a record when it is asked for first."""
-    return Entry(line.number, key, 1, questions, samples, replaces, one_line(line.raw))
+def body_of(line: bytes) -> bytes:
+    """Return the body in a line of a file of requests."""
+    _, mark, rest = line.partition(b',"body":')
+    if not mark:
+        raise ValueError("not a line of requests")
+    return rest.rstrip(b"\n")[:-1]

@@ -1,4 +1,4 @@
-"""How the batches of an output are, for those who ask without running anything."""
+"""The state of an output's batches, without a run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TIMEOUT_S = 60.0
 
 
 async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
-    """Return a line for each batch, after asking for it to be cancelled if that is wished.
+    """Return a line of text for each batch; ``cancel`` requests its cancellation first.
 
     Raises:
-        EndpointRefusedError: The provider refuses to tell.
+        RunError: The provider refuses to respond, or is unavailable.
         SettingsError: There are no batches.
     """
     if not ledger.batches:
@@ -33,21 +33,22 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
         timeout_s=TIMEOUT_S,
     )
     api = BatchApi(transport, RunContext(Settings()), max_outage_s=TIMEOUT_S)
-    found = []
+    lines = []
     try:
         for batch in ledger.batches:
-            status, done = batch.state, batch.done
+            name = batch.batch_id or f"batch {batch.number}"
+            status: str = batch.state
+            done = batch.done
             if batch.state == "created":
                 try:
                     remote = await api.get(batch.batch_id)
                 except NotFoundError:
-                    found.append(f"{batch.batch_id}: the provider has forgotten it")
+                    lines.append(f"{name}: the provider no longer has it")
                     continue
                 if cancel and remote.status not in ENDED:
                     remote = await api.cancel(batch.batch_id)
                 status, done = remote.status, remote.done
-            name = batch.batch_id or f"batch {batch.number}"
-            found.append(f"{name}: {status}, {done:,} of {batch.requests:,} requests done")
+            lines.append(f"{name}: {status}, {done:,} of {batch.requests:,} requests done")
     finally:
         await transport.close()
-    return found
+    return lines

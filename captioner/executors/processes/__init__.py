@@ -1,1 +1,1 @@
-"""One run in several processes: the parent reads and writes, its workers prepare and ask."""
+"""Runs in several processes: one reads and writes, the others prepare records and send requests."""

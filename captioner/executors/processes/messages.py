@@ -3,14 +3,14 @@
 ::
 
     parent: Settings                        once
-    worker: Ready or Ended                  when it has connected to the endpoints
+    worker: Ready or Exited                 when it has connected to the endpoints
     parent: Work                            some records
     worker: Done                            outcomes of some of them
     parent: Written                         those outcomes are in their files
     worker: Warned                          a warning
     parent: Stop                            finish requests in flight, or give them up
-    parent: NoMore                          all records have been sent
-    worker: Ended                           all is done, or an error stopped it
+    parent: EndOfInput                      all records have been sent
+    worker: Exited                          all is done, or an error stopped it
 
 Both ends are the same program of the same user, so messages are pickled.
 """

@@ -1,7 +1,7 @@
-"""A worker: a process that captions what its parent sends it, as long as there is a parent.
+"""A worker process: captions the records that its parent sends, and ends with its parent.
 
-It touches no file of the run. A record's place is free again only when the parent has written its
-outcome, so what a kill loses is what was in flight, however many processes there are.
+It writes no file of the run. A record counts as in flight until the parent has written its outcome,
+so a kill loses only records in flight, however many processes there are.
 """
 
 from __future__ import annotations
@@ -42,42 +42,37 @@ if TYPE_CHECKING:
     from captioner.settings.settings import Settings
 
 COLLECT_S = 0.002
-"""Seconds in which outcomes gather before they are sent: a message costs both sides a good part of
-what a record does."""
+"""Seconds in which outcomes are collected before they are sent: each message costs CPU time."""
 
-ON_THEIR_WAY = 2
-"""Messages with outcomes that are not written yet: while one is, the next one travels."""
+MAX_UNWRITTEN = 2
+"""Messages with outcomes that are not written yet: the next one is sent while one is written."""
 
 STATS_S = 0.25
-"""Seconds between statistics while no outcomes carry them."""
+"""Seconds between statistics while no outcomes are sent with them."""
 
 
 class Worker:
-    """Captions what comes over a wire.
-
-    Args:
-        wire: To the parent.
-    """
+    """Captions the records that arrive on a wire."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._loop = asyncio.get_running_loop()
         self._progress = Progress()
         self._cancel = CancelToken()
-        self._lines: asyncio.Queue[list[InputRecord] | None] = asyncio.Queue()
+        self._records: asyncio.Queue[list[InputRecord] | None] = asyncio.Queue()
         self._outcomes: list[tuple[int, Outcome]] = []
-        self._written = asyncio.Event()  # of the outcomes being collected
-        self._sent: deque[asyncio.Event] = deque()  # of those on their way to the file
+        self._written = asyncio.Event()  # for the outcomes being collected
+        self._sent: deque[asyncio.Event] = deque()  # for those sent, oldest first
         self._collecting = False
         self._sent_stats = WorkerStats()
 
     async def run(self) -> None:
-        """Caption until there is nothing left, then say how it ended."""
+        """Caption until there are no more records, then report how it ended."""
         settings: Settings | None = await self._wire.receive()
         if settings is None:
             return
         listening = asyncio.create_task(self._listen())
-        counting = asyncio.create_task(self._report_now_and_then())
+        counting = asyncio.create_task(self._report_regularly())
         try:
             ended = await self._caption(settings)
         finally:
@@ -97,12 +92,12 @@ class Worker:
             return Exited()
         except CaptionerError as error:
             return Exited(type(error).__name__, str(error))
-        except Exception as error:  # noqa: BLE001 - the parent tells the user
+        except Exception as error:  # noqa: BLE001 - the parent shows it to the user
             return Exited("Exception", f"{type(error).__name__}: {error}")
         return Exited()
 
     async def put(self, outcomes: Sequence[Outcome]) -> None:
-        """Return once the parent has written the outcomes: the sink of the pipeline."""
+        """Return when the parent has written the outcomes; this is the pipeline's sink."""
         self._outcomes += [
             (outcome.record.number, outcome._replace(record=None))  # type: ignore[arg-type]
             for outcome in outcomes
@@ -112,9 +107,9 @@ class Worker:
         await written.wait()
 
     def _send_soon(self) -> None:
-        if len(self._sent) < ON_THEIR_WAY and not self._collecting:
+        if len(self._sent) < MAX_UNWRITTEN and not self._collecting:
             self._collecting = True
-            asyncio.get_running_loop().call_later(COLLECT_S, self._send)
+            self._loop.call_later(COLLECT_S, self._send)
 
     def _send(self) -> None:
         self._collecting = False
@@ -127,29 +122,25 @@ class Worker:
     async def _listen(self) -> None:
         while (message := await self._wire.receive()) is not None:
             if isinstance(message, Work):
-                self._lines.put_nowait(message.records)
+                self._records.put_nowait(message.records)
             elif isinstance(message, EndOfInput):
-                self._lines.put_nowait(None)
+                self._records.put_nowait(None)
             elif isinstance(message, Stop):
                 if message.forced:
                     self._cancel.force()
                 else:
                     self._cancel.request()
-            else:
-                self._note_written()
-        os._exit(0)  # no parent, no one to work for; what is on the wire is lost to it anyway
-
-    def _note_written(self) -> None:
-        if self._sent:
-            self._sent.popleft().set()
-        if self._outcomes:
-            self._send_soon()
+            elif self._sent:  # `Written`
+                self._sent.popleft().set()
+                if self._outcomes:
+                    self._send_soon()
+        os._exit(0)  # the parent is gone, and unsent messages with it
 
     async def _batches(self) -> AsyncIterator[list[InputRecord]]:
-        while (lines := await self._lines.get()) is not None:
-            yield lines
+        while (records := await self._records.get()) is not None:
+            yield records
 
-    async def _report_now_and_then(self) -> None:
+    async def _report_regularly(self) -> None:
         while True:
             await asyncio.sleep(STATS_S)
             self._send_stats()
@@ -175,7 +166,7 @@ async def _run() -> None:
 
 
 def main() -> None:
-    """Work for the parent at the other end of the socket whose descriptor is given."""
+    """Work for the parent; the argument is the descriptor of the socket to it."""
     warnings.filterwarnings("ignore", module="PIL")
     ease_garbage_collection()
     keep_freed_memory()

@@ -1,1 +1,1 @@
-"""More than one machine: Ray hands out shards; engine and journal run whole in each actor."""
+"""Runs on a Ray cluster: each actor captions shards with an engine and journals of its own."""

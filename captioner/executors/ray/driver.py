@@ -1,14 +1,13 @@
-"""A run on Ray. It hands out shards; each actor runs the engine whole, with a journal of its own.
+"""A run on Ray: partitions the records into shards, which actors caption, and merges the outputs.
 
-Ray Data's own retries would pay again for whole blocks; a shard's journal pays again for what was
-in flight. A run can be continued with any number of workers, and ends as one output.
+Ray Data's own retries would pay for whole blocks again; a shard's journal repeats only what was in
+flight. A run can continue with any number of workers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import tempfile
 import time
@@ -16,19 +15,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.core import errors
 from captioner.core.cancellation import CancelToken
-from captioner.core.errors import OutputBusyError, RunError, SettingsError, WorkersDiedError
+from captioner.core.errors import (
+    OutputBusyError,
+    RunError,
+    SettingsError,
+    WorkersDiedError,
+    revive,
+)
 from captioner.core.extras import needed
-from captioner.core.log import forward_warnings
+from captioner.core.log import LOGGER, forward_warnings, warn_once
 from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
 from captioner.endpoints.connect import KEY_NAMES, URL_NAMES
 from captioner.engine.engine import Engine
-from captioner.executors.batch_api.ledger import Ledger
-from captioner.executors.local import open_source, refuse_strangers, run_batch
-from captioner.executors.ray.shard_store import Store
-from captioner.executors.ray.shards import Plan, names_of
-from captioner.executors.ray.worker import RateBrokerActor, ShardRunner, identity_of
+from captioner.executors.local import open_source, refuse_other_outputs, run_batch
+from captioner.executors.ray.rate_broker import RateBroker
+from captioner.executors.ray.shard_store import ShardStore
+from captioner.executors.ray.shards import ShardSet, output_names
+from captioner.executors.ray.worker import ShardRunner
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
     checkpoint_path,
@@ -50,16 +54,14 @@ if TYPE_CHECKING:
     from captioner.readers.registry import Input
     from captioner.settings.settings import Settings
 
-logger = logging.getLogger(__name__)
+SHARDS_PER_WORKER = 4
+"""With more shards than workers, the workers finish at about the same time."""
 
-SHARDS_A_WORKER = 4
-"""More shards than workers: the last ones end at about the same time."""
-
-LOOK_S = 0.5
+POLL_S = 0.5
 """Seconds between two looks at the workers."""
 
-DEATHS = 5
-"""A shard whose actor dies so often is given up: something in it kills them."""
+MAX_DEATHS = 5
+"""Workers that may die over one shard before the run gives up."""
 
 _WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
 
@@ -75,11 +77,11 @@ async def run_on_ray(
     """Caption every record of an input on a Ray cluster; run again to continue.
 
     Args:
-        settings: The run's; ``cluster`` says where and how wide.
-        progress: Kept up to date while the run goes on, the sum of all workers.
-        cancel: Set it to stop the run in order.
+        settings: The settings; ``cluster`` names the cluster and the number of workers.
+        progress: Kept up to date during the run, the sum of all workers.
+        cancel: Request it to stop the run in order.
         stopping: The name of ``cancel`` until version 0.2.
-        warn: Called with a sentence when something is worth knowing but no error.
+        warn: Called with the text of each warning.
 
     Raises:
         SettingsError: The settings cannot work; nothing was sent.
@@ -93,155 +95,176 @@ async def run_on_ray(
 
 
 class _Driver:
-    """Plans shards, gives them to actors, watches them and merges their outputs."""
+    """Prepares shards, gives them to actors, watches these and merges the outputs."""
 
     def __init__(self, context: RunContext, ray: Any) -> None:
-        self._context = context
         self._settings = context.settings
         self._progress = context.progress
         self._cancel = context.cancel
-        self._warned: set[str] = set()
         self._ray = ray
+        self._warned: set[str] = set()
         self._began = time.monotonic()
-        self._records = 0  # 0: not known
-        self._finished: set[int] = set()
-        self._settled = Counters()  # of shards that are over
+        self._records = 0  # 0: unknown
+        self._finished = 0
+        self._total = Counters()  # of shards that have ended
         self._stats: dict[int, tuple[Counters, int, str]] = {}  # of current shards, by worker
         self._error: RunError | SettingsError | None = None
-        self._workers = 1
-        self._dealt = True
 
     async def run(self) -> RunReport:
-        settings = self._settings
-        journal = journal_path(settings.output_path, settings.run.output_format)
-        if storage_url(settings.output_path) is not None:
-            return await self._run_locked()
+        output, kind = self._settings.output_path, self._settings.run.output_format
+        if url := storage_url(output):
+            return await self._run(url)
+        journal = journal_path(output, kind)
         files = Files()
-        if who := files.holder(lock_path(journal)):
-            raise OutputBusyError(f"{journal.name} is being written by {who}; wait for it.")
+        if holder := files.holder(lock_path(journal)):
+            raise OutputBusyError(f"{journal.name} is being written by {holder}; wait for it.")
         path = companion(journal, ".shards.lock")
         lock = await asyncio.to_thread(files.lock, path)
         try:
-            return await self._run_locked()
+            return await self._run("")
         finally:
             files.unlock(lock, path)
 
-    async def _run_locked(self) -> RunReport:
+    async def _run(self, url: str) -> RunReport:
+        """Run on an output in an object store, or on a local one with an empty address."""
         settings = self._settings
         found = open_source(settings)
-        kind = check_format(settings.output_path, settings.run.output_format)
         output = settings.output_path
-        url = storage_url(output)
+        kind = check_format(output, settings.run.output_format)
         if url and kind != "jsonl":
             raise SettingsError("engine: an output in an object store is JSONL")
-        await asyncio.to_thread(self._start)
-        cores = self._ray.cluster_resources().get("CPU", 1)
-        workers = self._workers = settings.cluster.workers or max(1, int(cores))
-        with tempfile.TemporaryDirectory(prefix="captioner-plan-") as scratch:
-            journal = Path(scratch) / "output.jsonl" if url else journal_path(output, kind)
-            place = f"{url}.shards" if url else str(shards_folder(journal))
-            store = Store(place, Path(scratch) / "shards")
-            plan = Plan(store, identity_of(settings))
-            await self._plan(plan, workers, found, journal, url)
+        await asyncio.to_thread(self._connect)
+        cores = int(self._ray.cluster_resources().get("CPU", 1))
+        workers = settings.cluster.workers or max(1, cores)
+        with tempfile.TemporaryDirectory(prefix="captioner-output-") as scratch:
+            folder = url.rpartition("/")[0] or str(output.parent)
+            store = ShardStore(folder, Path(scratch) / "output")
+            output = store.folder / output.name
+            journal = journal_path(output, kind)
+            failures = failures_path(output)
+            location = f"{url}.shards" if url else str(shards_folder(journal))
+            shards = ShardSet(ShardStore(location, Path(scratch) / "shards"), settings.record_keys)
+            names = [failures.name, journal.name, checkpoint_path(journal).name]
+            await asyncio.to_thread(store.fetch, names)
+            wanted = settings.cluster.shards or SHARDS_PER_WORKER * workers
+            partitioned = await self._prepare(shards, wanted, found, journal, failures)
             self._progress.stage = "captioning"
-            await self._caption(plan, place, workers)
+            await self._caption(shards.count, location, workers, partitioned=partitioned)
             if self._error is not None:
                 if isinstance(self._error, RunError):
                     self._error.report = self._report()
                 raise self._error
-            if len(self._finished) < plan.shards or self._cancel:
+            if self._finished < shards.count or self._cancel:
                 return self._report()
-            return await self._finish(plan, journal, url)
+            self._progress.stage = "ordering"
+            await asyncio.to_thread(self._merge, shards, journal, failures)
+            await asyncio.to_thread(store.push, names)
+            await asyncio.to_thread(shards.store.remove)  # the journal has everything by now
+            report = await self._finish(output)
+            await asyncio.to_thread(store.push, names)
+            self._progress.stage = "finished"
+            return report
 
-    def _start(self) -> None:
-        """Connect to the cluster, or start a small one here."""
+    async def _prepare(
+        self, shards: ShardSet, wanted: int, found: Input, journal: Path, failures: Path
+    ) -> bool:
+        """Prepare the shards' files; return whether the shards have inputs of their own."""
+        settings = self._settings
+        async with Engine.open(RunContext(settings, cancel=self._cancel)) as engine:
+            shaping = settings.shaping(engine.model)
+        accept = settings.run.accept_changes
+        new = await asyncio.to_thread(shards.open, wanted, shaping, accept_changes=accept)
+        if new:
+            await asyncio.to_thread(self._check_output, journal, failures, shaping)
+            await asyncio.to_thread(shards.store.clear)
+        elif settings.cluster.shards not in (None, shards.count):
+            LOGGER.warning(
+                "the output has %d shards; --shards only applies to a new output", shards.count
+            )
+        partitioned = found.format not in _WITH_IMAGES
+        if partitioned:
+            self._records = await shards.partition(found.source, settings.records.limit)
+        elif settings.records.limit is not None:
+            raise SettingsError("limit: it does not work with tables on Ray")
+        if new:
+            source = str(settings.input)
+            await asyncio.to_thread(shards.import_existing, journal, failures, source)
+        return partitioned
+
+    def _connect(self) -> None:
+        """Connect to the cluster, or start a small one on this machine."""
         if self._ray.is_initialized():
             return
-        address = self._settings.cluster.ray_address
+        cluster = self._settings.cluster
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-        if address is None:
+        if cluster.ray_address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options |= {
-                "num_cpus": self._settings.cluster.workers,
-                "object_store_memory": 100 << 20,  # nothing but counts goes through it
+                "num_cpus": cluster.workers,
+                "object_store_memory": 100 << 20,  # it only transfers counters
                 "include_dashboard": False,
             }
         try:
-            self._ray.init(address=address, **options)
-        except Exception as error:  # noqa: BLE001 - of any kind
-            reason = " ".join(str(error).split())[:300]
-            raise SettingsError(f"ray-address: cannot connect to Ray: {reason}") from None
+            self._ray.init(address=cluster.ray_address, **options)
+        except Exception as error:  # noqa: BLE001 - Ray raises errors of many classes
+            raise SettingsError(f"ray-address: cannot connect to Ray: {_short(error)}") from None
 
-    async def _plan(
-        self, plan: Plan, workers: int, found: Input, journal: Path, url: str | None
-    ) -> None:
-        """Deal out the records, and at first what the output holds already."""
-        settings = self._settings
-        wanted = settings.cluster.shards or SHARDS_A_WORKER * workers
-        if url:
-            await asyncio.to_thread(_fetch_output, url, journal)
-        shaping = await self._shaping()
-        accept = settings.run.accept_changes
-        new = await asyncio.to_thread(plan.open, wanted, shaping, accept_changes=accept)
-        if new:
-            await asyncio.to_thread(self._check_output, journal, shaping)
-            await asyncio.to_thread(plan.store.clear)
-        if not new and settings.cluster.shards not in (None, plan.shards):
-            logger.warning(
-                "the output has %d shards; --shards only applies to a new output", plan.shards
-            )
-        if found.format not in _WITH_IMAGES:
-            self._records = await plan.partition(found.source, settings.records.limit)
-        elif settings.records.limit is not None:
-            raise SettingsError("limit: not with tables on Ray")
-        if new:
-            failures = failures_path(settings.output_path if url is None else journal)
-            await asyncio.to_thread(plan.seed, journal, failures, str(settings.input))
-        self._dealt = found.format not in _WITH_IMAGES
-
-    async def _shaping(self) -> dict[str, Any]:
-        """Return what shapes a caption, the model that the endpoint serves included."""
-        settings = self._settings
-        async with Engine.open(RunContext(settings, cancel=self._cancel)) as engine:
-            return settings.shaping(engine.model)
-
-    def _check_output(self, journal: Path, shaping: dict[str, Any]) -> None:
-        """See that the output is ours and may go on, before anything is paid for it.
+    def _check_output(self, journal: Path, failures: Path, shaping: dict[str, Any]) -> None:
+        """Check that the run may continue the output, before requests cost money.
 
         Raises:
-            SettingsError: It is somebody else's, or was begun with other settings.
-            OutputDamagedError: It is not what we wrote.
+            SettingsError: Another program wrote it, or a run with other settings.
+            OutputDamagedError: It is damaged.
         """
-        settings = self._settings
-        target = settings.output_path
-        if target != journal and not settings.run.overwrite:
-            refuse_strangers(target, journal)
-        if Ledger.of(journal).batches:
-            raise SettingsError(f"batches of {journal.name} are open: go on with --batch-api")
-        if not journal.exists():
-            return
-        found = Journal(
-            journal,
-            identity_of(settings),
-            shaping,
-            failures=failures_path(target if storage_url(target) is None else journal),
-            source=str(settings.input or ""),
-            accept_changes=settings.run.accept_changes,
-            accept_edits=settings.run.accept_edits,
-        )
-        found.open()
-        found.close()
+        refuse_other_outputs(self._settings, journal)
+        if journal.exists():
+            existing = self._journal(journal, failures, shaping, merging=False)
+            existing.open()
+            existing.close()
 
-    async def _caption(self, plan: Plan, place: str, workers: int) -> None:
-        ray = self._ray
-        broker = (
-            ray.remote(RateBrokerActor).options(num_cpus=0).remote(self._settings.run.concurrency)
+    def _journal(
+        self, path: Path, failures: Path, shaping: dict[str, Any], *, merging: bool
+    ) -> Journal:
+        run = self._settings.run
+        return Journal(
+            path,
+            self._settings.record_keys,
+            shaping,
+            failures=failures,
+            source=str(self._settings.input or ""),
+            accept_changes=merging or run.accept_changes,
+            accept_edits=run.accept_edits and not merging,
         )
-        left = list(range(plan.shards))[::-1]
-        deaths = dict.fromkeys(left, 0)
+
+    async def _caption(
+        self, shards: int, location: str, workers: int, *, partitioned: bool
+    ) -> None:
+        """Have the workers caption all shards."""
+        ray, settings = self._ray, self._settings
+        broker = ray.remote(RateBroker).options(num_cpus=0).remote(settings.run.concurrency)
+        own = (name for one in settings.each_endpoint for name in one.api_key_env)
+        environment = {
+            name: os.environ[name] for name in {*KEY_NAMES, *URL_NAMES, *own} if name in os.environ
+        }
+
+        def start(number: int) -> Any:
+            remote = ray.remote(ShardRunner).options(num_cpus=1, max_concurrency=3)
+            return remote.remote(
+                settings,
+                name=f"worker-{number}",
+                shards=shards,
+                location=location,
+                broker=broker,
+                environment=environment,
+                workers=workers,
+                partitioned=partitioned,
+            )
+
+        pending = list(reversed(range(shards)))
+        deaths = [0] * shards
         tasks = [
-            asyncio.create_task(self._work(number, broker, plan, place, left, deaths))
-            for number in range(min(workers, plan.shards))
+            asyncio.create_task(self._work(number, start, pending, deaths))
+            for number in range(min(workers, shards))
         ]
         try:
             await asyncio.gather(*tasks)
@@ -251,87 +274,64 @@ class _Driver:
             ray.kill(broker)
 
     async def _work(
-        self,
-        number: int,
-        broker: Any,
-        plan: Plan,
-        place: str,
-        left: list[int],
-        deaths: dict[int, int],
+        self, number: int, start: Callable[[int], Any], pending: list[int], deaths: list[int]
     ) -> None:
-        """Have one actor after the other run shards until none is left."""
-        ray = self._ray
-        own = (name for one in self._settings.each_endpoint for name in one.api_key_env)
-        names = {*KEY_NAMES, *URL_NAMES, *own}
-        environment = {name: os.environ[name] for name in names if name in os.environ}
+        """Have one worker caption pending shards; replace it when it dies."""
         actor: Any = None
-        while left and not self._cancel and self._error is None:
-            shard = left.pop()
-            if actor is None:
-                remote = ray.remote(ShardRunner).options(num_cpus=1, max_concurrency=3)
-                actor = remote.remote(
-                    self._settings,
-                    f"worker-{number}",
-                    plan.shards,
-                    place,
-                    broker,
-                    environment,
-                    self._workers,
-                    self._dealt,
-                )
+        while pending and not self._cancel and self._error is None:
+            shard = pending.pop()
+            actor = actor or start(number)
             try:
                 result = await self._watch(actor, number, shard)
-            except ray.exceptions.RayActorError as error:
+            except self._ray.exceptions.RayActorError as death:
                 actor = None
                 deaths[shard] += 1
-                if deaths[shard] >= DEATHS:
-                    reason = " ".join(str(error).split())[:300]
-                    self._fail(WorkersDiedError(f"shard {shard} killed {DEATHS} workers: {reason}"))
+                if deaths[shard] >= MAX_DEATHS:
+                    text = f"{MAX_DEATHS} workers died over shard {shard}: {_short(death)}"
+                    self._error = self._error or WorkersDiedError(text)
                 else:
-                    self._warn_once(
-                        f"a worker died over shard {shard}; another one goes on with it"
-                    )
-                    left.append(shard)
+                    text = f"a worker died over shard {shard}; another one continues it"
+                    warn_once(text, self._warned)
+                    pending.append(shard)
                 continue
             for text in result["warnings"]:
-                self._warn_once(text)
+                warn_once(text, self._warned)
             if "report" in result:
-                if not result["report"]["stopped"]:
-                    self._finished.add(shard)
+                self._finished += not result["report"]["stopped"]
             elif result["error"] == OutputBusyError.__name__:
-                left.append(shard)  # a worker that Ray gave up is still ending
-                await asyncio.sleep(LOOK_S)
+                pending.append(shard)  # a worker that Ray gave up is still ending
+                await asyncio.sleep(POLL_S)
             else:
-                self._fail(_error(result["error"], result["message"]))
+                error = revive(result["error"], result["message"])
+                self._error = self._error or error or RunError(result["message"])
         if actor is not None:
-            ray.kill(actor)
+            self._ray.kill(actor)
 
     async def _watch(self, actor: Any, number: int, shard: int) -> dict[str, Any]:
-        """Return what became of a shard, counting meanwhile and telling the actor to stop."""
+        """Return the result of a shard; meanwhile update the counters and forward a stop."""
         running = asyncio.wrap_future(actor.run.remote(shard).future())
-        told: bool | None = None
+        sent: bool | None = None
         try:
             while True:
-                await asyncio.wait((running,), timeout=LOOK_S)
-                over = running.done()
+                await asyncio.wait((running,), timeout=POLL_S)
+                done = running.done()
                 self._stats[number] = await asyncio.wrap_future(actor.stats.remote().future())
-                if over:
+                if done:
                     result: dict[str, Any] = running.result()
-                    self._settled.add(self._stats[number][0])
+                    self._total.add(self._stats[number][0])
                     return result
-                self._sum_up()
-                wish = self._cancel.forced if self._cancel or self._error else None
-                if wish is not None and wish != told:
-                    actor.stop.remote(wish)
-                    told = wish
+                self._update_progress()
+                if (self._cancel or self._error) and sent != self._cancel.forced:
+                    sent = self._cancel.forced
+                    actor.stop.remote(forced=sent)
         finally:
-            self._stats.pop(number, None)  # a retry of a dead actor's shard counts again
+            self._stats.pop(number, None)  # the next worker counts a dead worker's shard again
             running.cancel()
-            self._sum_up()
+            self._update_progress()
 
-    def _sum_up(self) -> None:
+    def _update_progress(self) -> None:
         progress, stats = self._progress, list(self._stats.values())
-        total = Counters.of(self._settled)
+        total = Counters.of(self._total)
         for counters, _, _ in stats:
             total.add(counters)
         total.add(Counters.of(progress), -1)
@@ -341,37 +341,34 @@ class _Driver:
         progress.size = self._records
         progress.position = progress.read
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            logger.warning("%s", text)
+    def _merge(self, shards: ShardSet, journal: Path, failures: Path) -> None:
+        """Merge the outputs of the shards into one journal."""
+        merged = companion(journal, ".gathered")
+        merged.unlink(missing_ok=True)
+        extent = shards.merge(merged, failures)
+        merged.touch()
+        files, folder = Files(), shards.store.folder
+        checkpoints = (
+            read_checkpoint(files, folder / output_names(number)[1])
+            for number in range(shards.count)
+        )
+        shaping = next((found.settings for found in checkpoints if found), {})
+        whole = self._journal(journal, failures, shaping, merging=True)
+        whole.open()
+        with contextlib.closing(whole):
+            whole.replace(merged, extent)
 
-    def _fail(self, error: RunError | SettingsError) -> None:
-        self._error = self._error or error
-
-    # -- the end -----------------------------------------------------------------------------
-
-    async def _finish(self, plan: Plan, journal: Path, url: str | None) -> RunReport:
-        """Put the shards together, and finish the output as any run does: nothing is pending."""
-        self._progress.stage = "ordering"
+    async def _finish(self, output: Path) -> RunReport:
+        """Finish the merged output as any run does: no record is pending."""
         settings = self._settings
-        failures = failures_path(settings.output_path if url is None else journal)
-        await asyncio.to_thread(self._put_together, plan, journal, failures)
-        if url:
-            await asyncio.to_thread(_push_output, url, journal)
-        await asyncio.to_thread(plan.store.remove)  # all of it is in the journal by now
         local = replace(
             settings,
+            output=output,
             cluster=replace(settings.cluster, engine="local"),
-            run=replace(settings.run, retry_failed=None),  # they were tried in their shards
+            run=replace(settings.run, retry_failed=None),  # the shards retried them
         )
-        if url:
-            local = replace(local, output=journal)
         report = await run_batch(local, cancel=self._cancel)
-        if url:
-            await asyncio.to_thread(_push_output, url, journal)
-        self._progress.stage = "finished"
-        total = self._settled
+        total = self._total
         return replace(
             report,
             captioned=total.captioned,
@@ -382,35 +379,9 @@ class _Driver:
             **RequestCounters.of(total).as_dict(),
         )
 
-    def _put_together(self, plan: Plan, journal: Path, failures: Path) -> None:
-        files = Files()
-        gathered, failed = companion(journal, ".gathered"), companion(failures, ".gathered")
-        for path in (gathered, failed):
-            path.unlink(missing_ok=True)
-        extent = plan.gather(gathered, failed)
-        found = None
-        for number in range(plan.shards):
-            found = found or read_checkpoint(files, plan.store.folder / names_of(number)[1])
-        gathered.touch()
-        with contextlib.suppress(FileNotFoundError):
-            failed.replace(failures)
-        whole = Journal(
-            journal,
-            identity_of(self._settings),
-            found.settings if found else {},
-            failures=failures,
-            source=str(self._settings.input or ""),
-            accept_changes=True,
-        )
-        whole.open()
-        try:
-            whole.replace(gathered, extent)
-        finally:
-            whole.close()
-
     def _report(self) -> RunReport:
         """Return the result so far of a run that is not finished."""
-        total, output = self._settled, self._settings.output_path
+        total, output = self._total, self._settings.output_path
         report = RunReport(
             output=str(output),
             failures=str(failures_path(output)),
@@ -423,35 +394,6 @@ class _Driver:
         return report
 
 
-def _error(name: str, message: str) -> RunError | SettingsError:
-    """Return the error that ended a worker."""
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, RunError | SettingsError):
-        return kind(message)
-    return RunError(message)
-
-
-def _fetch_output(url: str, journal: Path) -> None:
-    """Bring an output from an object store here, with what belongs to it, if there is one."""
-    folder, _, name = url.rpartition("/")
-    system, path = needed("fsspec", "s3").core.url_to_fs(folder)
-    for ours, theirs in _output_names(journal, name):
-        if system.exists(f"{path}/{theirs}"):
-            system.get_file(f"{path}/{theirs}", str(ours))
-
-
-def _push_output(url: str, journal: Path) -> None:
-    folder, _, name = url.rpartition("/")
-    system, path = needed("fsspec", "s3").core.url_to_fs(folder)
-    for ours, theirs in _output_names(journal, name):
-        if ours.exists():
-            system.put_file(str(ours), f"{path}/{theirs}")
-
-
-def _output_names(journal: Path, name: str) -> list[tuple[Path, str]]:
-    """Return our files and what they are called there, the checkpoint last."""
-    return [
-        (failures_path(journal), failures_path(Path(name)).name),
-        (journal, name),
-        (checkpoint_path(journal), f"{name}.ckpt"),
-    ]
+def _short(error: Exception) -> str:
+    """Return an error's message on one line."""
+    return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""For pipelines of one's own on Ray Data: a callable for ``map_batches``."""
+"""A callable for ``map_batches`` in pipelines on Ray Data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 class CaptionBatch:
     """Adds ``caption`` and ``caption_error`` to batches of rows.
 
-    Rows are as records of an input; bytes in them are images. It never raises, for Ray would run
-    whole blocks again: a row without a caption has None and why. Blocks that Ray does run again,
-    after the loss of a node say, are paid for again: at least once, not exactly once. Where that
-    matters, `captioner INPUT --engine ray` keeps a journal.
+    Rows are like records of an input; bytes in them are images. It never raises, because Ray would
+    repeat whole blocks: a row without a caption has None and the reason. Blocks that Ray repeats,
+    for example after the loss of a node, are paid for again. ``captioner INPUT --engine ray``
+    keeps a journal and repeats only what was in flight.
 
     Args:
         **options: As in `Settings.create`.
@@ -63,13 +63,13 @@ class CaptionBatch:
             return None, f"{error.code}: {error.message}"
         except CaptionerError as error:
             return None, str(error)
-        except Exception as error:  # noqa: BLE001 - a row is no reason to lose a block
+        except Exception as error:  # noqa: BLE001 - one row must not fail a block
             return None, f"internal error: {type(error).__name__}: {error}"
         return text if isinstance(text, str) else str(text), None
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a column as JSON has it."""
+    """Return a value of a column as JSON values."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bytes):

@@ -1,11 +1,12 @@
-"""One limit for many workers: leases of a share of it, and what they meet told back.
+"""One limit for many workers: each leases a share and reports its requests.
 
-The arithmetic is pure and takes its time from outside; `captioner.executors.ray.driver` puts it
-into an actor, `benchmarks/cluster_sim.py` into a simulation.
+The arithmetic does no I/O and takes the time from outside; `captioner.executors.ray.driver` runs
+it in an actor, `benchmarks/cluster_sim.py` in a simulation.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,20 +18,20 @@ if TYPE_CHECKING:
     from captioner.endpoints.limiter import Limiter
 
 LEASE_S = 5.0
-"""Seconds that a lease lasts: a worker that dies gives its part back after them."""
+"""Seconds that a lease lasts. The share of a worker that died is free afterwards."""
 
 RENEW_S = 1.0
 """Seconds between two renewals."""
 
 
 class Lease(NamedTuple):
-    """What a worker may use until the next one.
+    """What a worker may use until its next lease.
 
     Attributes:
         share: Part of the rates a minute.
         in_flight: Requests in flight.
-        pause_s: Seconds in which nobody sends anything, for the endpoint asked for that.
-        epoch: Handed back with what was met, so that one trouble is one decrease.
+        pause_s: Seconds in which no worker may send, because the endpoint asked for it.
+        epoch: Returned with the feedback, so that one overload causes one decrease.
     """
 
     share: float
@@ -40,14 +41,14 @@ class Lease(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """What a worker has met since its last lease.
+    """Results of a worker's requests since its last lease.
 
     Attributes:
-        good: Requests that went well.
-        bad: Requests for which the endpoint had too much.
+        good: Successful requests.
+        bad: Requests that overloaded the endpoint.
         in_flight: Requests in flight now.
-        pause_s: Seconds that the endpoint asked to be left alone.
-        epoch: That of the lease.
+        pause_s: Seconds of the pause that the endpoint asked for.
+        epoch: Epoch of the lease.
     """
 
     good: int = 0
@@ -64,14 +65,14 @@ class _Worker:
 
 
 class RateBroker:
-    """Shares one limit out.
+    """Divides one limit among workers.
 
     Args:
-        in_flight: Most requests in flight of all workers together.
+        in_flight: Maximum of requests in flight of all workers together.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, in_flight: int, clock: Callable[[], float]) -> None:
+    def __init__(self, in_flight: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.window = AimdLimit(in_flight, float(min(in_flight, start_of(in_flight))))
         self._workers: dict[str, _Worker] = {}
@@ -82,36 +83,36 @@ class RateBroker:
         """Workers with a lease."""
         return len(self._workers)
 
-    def lease(self, name: str, met: Feedback) -> Lease:
-        """Take what a worker has met, and return what it may use from now on."""
+    def lease(self, name: str, feedback: Feedback) -> Lease:
+        """Take a worker's feedback, and return its new lease."""
         now = self._clock()
         for other in [one for one, worker in self._workers.items() if worker.until <= now]:
             del self._workers[other]
         worker = self._workers.setdefault(name, _Worker(0.0))
         worker.until = now + LEASE_S
-        worker.in_flight = met.in_flight
-        self._closed_until = max(self._closed_until, now + met.pause_s)
+        worker.in_flight = feedback.in_flight
+        self._closed_until = max(self._closed_until, now + feedback.pause_s)
         total = sum(one.in_flight for one in self._workers.values())
-        for _ in range(met.good):
+        for _ in range(feedback.good):
             self.window.succeeded(total)
-        for _ in range(met.bad):
-            self.window.overloaded(met.epoch)
+        for _ in range(feedback.bad):
+            self.window.overloaded(feedback.epoch)
         rank = list(self._workers).index(name)
         whole, rest = divmod(int(self.window.limit), self.live)
         return Lease(
             1 / self.live,
-            whole + (rank < rest),  # none for the last ones where there are fewer than workers
+            whole + (rank < rest),  # 0 for the last ones if the limit is below the workers
             max(0.0, self._closed_until - now),
             self.window.epoch,
         )
 
     def leave(self, name: str) -> None:
-        """Give a worker's part back."""
+        """Free a worker's share."""
         self._workers.pop(name, None)
 
 
 class LeasedLimit(AimdLimit):
-    """A limit that others set: what is met is counted for them."""
+    """A limit set by the broker: results of requests are only counted."""
 
     __slots__ = ()
 
@@ -127,12 +128,12 @@ class LeasedLimit(AimdLimit):
 
 
 class LeaseHolder:
-    """A worker's limiters under leases.
+    """Applies leases to a worker's limiters.
 
     Args:
         limiters: One for each endpoint.
-        workers: How many there are, to begin with before there is a lease.
-        fresh: This worker has had nothing of the rates yet: it may begin with a full part.
+        workers: Number of workers, for a first share before there is a lease.
+        fresh: This worker has used nothing of the rates yet: it may begin with a full share.
     """
 
     def __init__(
@@ -147,8 +148,8 @@ class LeaseHolder:
                 limiter.begin_empty()
         self.apply(self._lease)
 
-    def met(self) -> Feedback:
-        """Return what was met since the last call."""
+    def take_feedback(self) -> Feedback:
+        """Return the feedback since the last call."""
         good = bad = in_flight = 0
         pause = 0.0
         for limiter in self._limiters:
@@ -160,7 +161,7 @@ class LeaseHolder:
         return Feedback(good, bad, in_flight, pause, self._lease.epoch)
 
     def apply(self, lease: Lease) -> None:
-        """Use a lease from now on."""
+        """Apply a lease."""
         self._lease = lease
         for limiter in self._limiters:
             limiter.lease(lease.share, lease.in_flight)
@@ -168,6 +169,6 @@ class LeaseHolder:
                 limiter.pause(lease.pause_s)
 
     def halve(self) -> None:
-        """Go on with less: whoever shares out cannot be asked."""
+        """Continue with half of the lease: the broker cannot be reached."""
         lease = self._lease
         self.apply(lease._replace(share=lease.share / 2, in_flight=max(1, lease.in_flight // 2)))

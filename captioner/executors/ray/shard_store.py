@@ -1,4 +1,4 @@
-"""Where shards lie: in a folder that all machines see, or in an object store through fsspec."""
+"""A folder of files: a local or shared path, or an object store through fsspec."""
 
 from __future__ import annotations
 
@@ -15,38 +15,34 @@ if TYPE_CHECKING:
 
 
 MANIFEST = "manifest.json"
-"""Tells what is there; without it nothing is."""
+"""Describes the shards. Without it, the other files of the folder are ignored."""
 
 
-class Store:
-    """A folder, local or not.
+class ShardStore:
+    """A folder that may be in an object store.
 
     Args:
-        place: A path, or the address of an object store as in ``s3://bucket/folder``.
-        scratch: Local folder for what an object store's files become here; not used for a path.
+        location: A path, or the address of an object store such as ``s3://bucket/folder``.
+        scratch: Local folder for copies of an object store's files; not used for a path.
+
+    Attributes:
+        folder: The local folder: the path itself, or the copies.
+        remote: The files are in an object store and must be fetched and pushed.
     """
 
-    def __init__(self, place: str, scratch: Path) -> None:
-        url = storage_url(Path(place))
-        self._root = url.rstrip("/") if url else ""
-        self._system: Any = None
-        self.folder = Path(place)
-        if url:
-            fsspec = needed("fsspec", "s3")
-            self._system, self._path = fsspec.core.url_to_fs(self._root)
-            self.folder = scratch
+    def __init__(self, location: str, scratch: Path) -> None:
+        url = storage_url(Path(location))
+        self.remote = url is not None
+        self.folder = scratch if self.remote else Path(location)
         self.folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def remote(self) -> bool:
-        """Files have to be fetched and pushed."""
-        return self._system is not None
+        self._system: Any = None
+        if url is not None:
+            core = needed("fsspec", "s3").core
+            self._system, self._path = core.url_to_fs(url.rstrip("/"))
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Bring files here, those that there are; a folder has them already."""
-        if self._system is None:
-            return
-        for name in names:
+        """Copy files from the object store; a file that it does not have is removed here."""
+        for name in names if self.remote else ():
             source = f"{self._path}/{name}"
             if self._system.exists(source):
                 self._system.get_file(source, str(self.folder / name))
@@ -54,17 +50,18 @@ class Store:
                 (self.folder / name).unlink(missing_ok=True)
 
     def push(self, names: Iterable[str]) -> None:
-        """Put files there, those that there are, in this order."""
-        if self._system is None:
+        """Copy existing files to the object store, in this order."""
+        if not self.remote:
             return
-        self._system.makedirs(self._path, exist_ok=True)
+        if not self._system.exists(self._path):
+            self._system.makedirs(self._path, exist_ok=True)
         for name in names:
             if (self.folder / name).exists():
                 self._system.put_file(str(self.folder / name), f"{self._path}/{name}")
 
     def clear(self) -> None:
-        """Remove all files, what tells of them first: half of it gone must not look whole."""
-        if self._system is not None and self._system.exists(self._path):
+        """Remove all files, the manifest first: an interrupted removal must not look complete."""
+        if self.remote and self._system.exists(self._path):
             if self._system.exists(f"{self._path}/{MANIFEST}"):
                 self._system.rm_file(f"{self._path}/{MANIFEST}")
             self._system.rm(self._path, recursive=True)
@@ -76,12 +73,12 @@ class Store:
                     path.unlink()
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it."""
+        """Remove the folder and everything in it."""
         self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def put_in_place(self, name: str, data: bytes) -> None:
-        """Write a small file whole or not at all."""
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file atomically."""
         with atomic_write(self.folder / name, Files()) as file:
             file.write(data)
         self.push([name])

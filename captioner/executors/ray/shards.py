@@ -1,21 +1,22 @@
-"""Which record belongs to which shard, and what lies in ``OUT.shards/``.
+"""The shards of an output on Ray, and the files in ``OUT.shards/``.
 
 ::
 
-    manifest.json        how many shards there are; fixed by the first run
+    manifest.json        the number of shards, fixed by the first run
     0007.in              the records of a shard, each after its number in the input
-    0007.jsonl …         its journal, as of any run
+    0007.jsonl …         its journal, as in any run
 
-A record belongs to shard ``key mod P``, wherever it stands in the input: edited, reordered and
-appended inputs land in the same shards. What the output holds already is dealt out first, so that a
-run may begin on one machine and go on upon many.
+A record belongs to shard ``key mod shards``, so edited, reordered and extended inputs reach the
+same shards. Existing captions are imported first: a run may begin on one machine and continue on
+many.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
-from typing import IO, TYPE_CHECKING, Any
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -25,8 +26,7 @@ from captioner.core.lines import iter_lines
 from captioner.core.types import InputRecord
 from captioner.executors.ray.shard_store import MANIFEST
 from captioner.journal.checkpoint import Checkpoint, Extent
-from captioner.journal.companions import failures_path
-from captioner.journal.disk import Files
+from captioner.journal.disk import Files, TemporaryFile, atomic_write
 from captioner.journal.failures import read_failures
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ if TYPE_CHECKING:
 
     from captioner.core.keys import RecordKeys
     from captioner.core.protocols import Source
-    from captioner.executors.ray.shard_store import Store
+    from captioner.executors.ray.shard_store import ShardStore
 
 VERSION = 1
-_BLOCK = 1 << 20
 
 
 def shard_of(key: bytes, shards: int) -> int:
@@ -46,43 +45,59 @@ def shard_of(key: bytes, shards: int) -> int:
     return int.from_bytes(key, "big") % shards
 
 
-def names_of(shard: int) -> tuple[str, ...]:
-    """Return the files of a shard, its checkpoint last: the others are as new as it says."""
+def input_name(shard: int) -> str:
+    """Return the name of a shard's input."""
+    return f"{shard:04d}.in"
+
+
+def output_names(shard: int) -> tuple[str, str, str]:
+    """Return the names of a shard's failures, journal and checkpoint, in the order of copying."""
     return f"{shard:04d}.failed.jsonl", f"{shard:04d}.jsonl", f"{shard:04d}.jsonl.ckpt"
 
 
-class Plan:
+def _with_shards(
+    records: list[InputRecord], keys: RecordKeys, shards: int
+) -> Iterator[tuple[InputRecord, int]]:
+    computed = keys.of_inputs([record.raw for record in records])
+    for record, key in zip(records, computed, strict=True):
+        yield record, shard_of(record.key or key, shards)
+
+
+class ShardSet:
     """The shards of an output.
 
     Args:
-        store: Where they lie.
-        identity: Computes keys.
+        store: The folder of their files.
+        keys: Computes the keys of records.
+
+    Attributes:
+        count: Number of shards, once `open` has returned.
     """
 
-    def __init__(self, store: Store, identity: RecordKeys) -> None:
+    def __init__(self, store: ShardStore, keys: RecordKeys) -> None:
         self.store = store
-        self.shards = 0
-        self._identity = identity
+        self.count = 0
+        self._keys = keys
         self._settings: dict[str, Any] = {}
 
     def open(self, wanted: int, settings: dict[str, Any], *, accept_changes: bool) -> bool:
-        """Find out how many shards there are; tell whether they are new.
+        """Read the number of shards from the manifest; return whether the shards are new.
 
         Raises:
             OutputDamagedError: The manifest cannot be read.
-            SettingsError: They were begun with other settings.
+            SettingsError: The run was begun with other settings.
         """
         self._settings = settings
         self.store.fetch([MANIFEST])
         path = self.store.folder / MANIFEST
         if not path.exists():
-            self.shards = wanted
+            self.count = wanted
             return True
         try:
             manifest = orjson.loads(path.read_bytes())
             if manifest["version"] > VERSION:
                 raise OutputDamagedError(f"{path} was written by a newer captioner; use that one")
-            self.shards = int(manifest["shards"])
+            self.count = int(manifest["shards"])
             before = dict(manifest["settings"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise OutputDamagedError(f"{path} cannot be read; restore it") from error
@@ -90,150 +105,116 @@ class Plan:
         changed = [name for name in names if before.get(name) != settings.get(name)]
         if changed and not accept_changes:
             raise SettingsError(
-                f"the run was begun with other settings ({', '.join(changed)}): go back to those, "
-                "choose another output with -o, or go on with --accept-changes"
+                f"the run was begun with other settings ({', '.join(changed)}): restore them, "
+                "choose another output with -o, or continue with --accept-changes"
             )
         return False
 
     async def partition(self, source: Source, limit: int | None) -> int:
-        """Write the input of every shard; return how many records there are."""
-        files = [(self.store.folder / f"{n:04d}.in.partial").open("wb") for n in range(self.shards)]
+        """Write the input of every shard; return the number of records."""
         count = 0
-        try:
+        with _NewFiles(self.store.folder) as files:
+            for number in range(self.count):
+                files.write(input_name(number), b"")
             async for batch in source.batches():
-                if limit is not None and count + len(batch) > limit:
-                    batch = batch[: limit - count]  # noqa: PLW2901
-                count += len(batch)
-                keys = self._identity.of_inputs([line.raw for line in batch])
-                for line, computed in zip(batch, keys, strict=True):
-                    files[shard_of(line.key or computed, self.shards)].write(_written(line))
+                records = batch if limit is None else batch[: limit - count]
+                count += len(records)
+                parts: dict[int, list[bytes]] = defaultdict(list)
+                for record, shard in _with_shards(records, self._keys, self.count):
+                    parts[shard].append(_encode(record))
+                for shard, lines in parts.items():
+                    files.write(input_name(shard), b"".join(lines))
                 if count == limit:
                     break
-        finally:
-            for file in files:
-                file.close()
-        for number in range(self.shards):
-            partial = self.store.folder / f"{number:04d}.in.partial"
-            partial.replace(self.store.folder / f"{number:04d}.in")
-        await asyncio.to_thread(self.store.push, [f"{n:04d}.in" for n in range(self.shards)])
+        await asyncio.to_thread(self.store.push, map(input_name, range(self.count)))
         return count
 
-    def seed(self, journal: Path, failures: Path, source: str) -> None:
-        """Deal out what an output holds already, and fix the number of shards."""
-        folder = self.store.folder
-        outputs = [_Appending(folder / f"{number:04d}.jsonl") for number in range(self.shards)]
-        failed = [_Appending(failures_path(one.path)) for one in outputs]
-        for lines in _lines(journal):
-            for line, key in zip(lines, self._identity.of_outputs(lines), strict=True):
-                if key is not None:
-                    outputs[shard_of(key, self.shards)].write(line + b"\n")
-        if failures.exists():
-            files = Files()
-            fd = files.open_to_read(failures)
-            try:
-                for _, key, _, line in read_failures(files, fd):
-                    failed[shard_of(key, self.shards)].write(line + b"\n")
-            finally:
-                files.close(fd)
-        for output in outputs:
-            extent = output.close()
-            if extent.length:
+    def import_existing(self, journal: Path, failures: Path, source: str) -> None:
+        """Copy an existing output into the shards, and write the manifest."""
+        disk = Files()
+        with _NewFiles(self.store.folder) as files:
+            for lines in _lines(journal):
+                parts: dict[int, list[bytes]] = defaultdict(list)
+                for line, key in zip(lines, self._keys.of_outputs(lines), strict=True):
+                    if key is not None:
+                        parts[shard_of(key, self.count)].append(line + b"\n")
+                for shard, rows in parts.items():
+                    files.write(output_names(shard)[1], b"".join(rows))
+            if failures.exists():
+                fd = disk.open_to_read(failures)
+                try:
+                    for _, key, _, line in read_failures(disk, fd):
+                        name = output_names(shard_of(key, self.count))[0]
+                        files.write(name, line + b"\n")
+                finally:
+                    disk.close(fd)
+        for number in range(self.count):
+            names = output_names(number)
+            if extent := files.extent(names[1]):
                 checkpoint = Checkpoint(extent, None, self._settings, source)
-                self.store.put_in_place(f"{output.path.name}.ckpt", checkpoint.encode())
-        for file in failed:
-            file.close()
-        for number in range(self.shards):
-            self.store.push(names_of(number))
-        manifest = {"version": VERSION, "shards": self.shards, "settings": self._settings}
-        self.store.put_in_place(MANIFEST, orjson.dumps(manifest))
+                self.store.write(names[2], checkpoint.encode())
+            self.store.push(names)
+        manifest = {"version": VERSION, "shards": self.count, "settings": self._settings}
+        self.store.write(MANIFEST, orjson.dumps(manifest))
 
-    def gather(self, journal: Path, failures: Path) -> Extent:
-        """Write the captions of all shards to one file and their failures to another.
+    def merge(self, journal: Path, failures: Path) -> Extent:
+        """Write the captions of all shards to one file, and their failures to another.
+
+        A file without content is not written.
 
         Returns:
             Length and checksum of the captions.
         """
-        captions, failed = _Appending(journal), _Appending(failures)
-        for number in range(self.shards):
-            names = names_of(number)
-            self.store.fetch(names)
-            for name, into in ((names[1], captions), (names[0], failed)):
-                for lines in _lines(self.store.folder / name):
-                    into.write(b"".join(line + b"\n" for line in lines))
-        failed.close()
-        return captions.close()
+        with _NewFiles(journal.parent) as files:
+            for number in range(self.count):
+                names = output_names(number)
+                self.store.fetch(names)
+                for name, target in ((names[1], journal), (names[0], failures)):
+                    for lines in _lines(self.store.folder / name):
+                        files.write(target.name, b"".join(line + b"\n" for line in lines))
+        return files.extent(journal.name) or Extent()
 
 
-class _Appending:
-    """A fresh file and its checksum; made when something is written."""
+class _NewFiles(ExitStack):
+    """New files of a folder, each created when something is written to it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: IO[bytes] | None = None
-        self._length = self._crc = 0
+    They take their places together when the block ends.
+    """
 
-    def write(self, data: bytes) -> None:
-        if self._file is None:
-            self._file = self.path.open("wb", buffering=_BLOCK)
-        self._file.write(data)
-        self._length += len(data)
-        self._crc = zlib.crc32(data, self._crc)
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._files: dict[str, TemporaryFile] = {}
 
-    def close(self) -> Extent:
-        if self._file is not None:
-            self._file.flush()
-            Files().sync(self._file.fileno())
-            self._file.close()
-        return Extent(self._length, self._crc)
+    def write(self, name: str, data: bytes) -> None:
+        if name not in self._files:
+            target = self._folder / name
+            self._files[name] = self.enter_context(atomic_write(target, Files()))
+        self._files[name].write(data)
+
+    def extent(self, name: str) -> Extent | None:
+        file = self._files.get(name)
+        return None if file is None else Extent(file.size, file.crc32)
 
 
 def _lines(path: Path) -> Iterator[list[bytes]]:
-    """Yield the whole lines of a file, many at a time; nothing where there is none."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        yield from iter_lines(lambda size, _: file.read(size))
+    """Yield the whole lines of a file, many at a time; none if the file does not exist."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from iter_lines(lambda size, _: file.read(size))
 
 
-def _written(line: InputRecord) -> bytes:
-    """Return a record as it stands in a shard's input."""
-    if line.fault is None:
-        return b"%d\t%b\n" % (line.number, one_line(line.raw))
-    key = line.key.hex() if line.key else None
-    raw = line.raw.decode("utf-8", "surrogateescape")
-    fault = orjson.dumps([*line.fault, key, raw.encode(errors="replace").decode()])
-    return b"%d!\t%b\n" % (line.number, fault)
+def _encode(record: InputRecord) -> bytes:
+    """Return a record as a line of a shard's input."""
+    if record.fault is None:
+        return b"%d\t%b\n" % (record.number, one_line(record.raw))
+    key = record.key.hex() if record.key else None
+    raw = record.raw.decode("utf-8", "surrogateescape")
+    fault = orjson.dumps([*record.fault, key, raw.encode(errors="replace").decode()])
+    return b"%d!\t%b\n" % (record.number, fault)
 
 
-class ShardSource:
-    """The records of one shard.
-
-    Args:
-        path: Its input.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self._path.stat().st_size
-
-    async def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the records in order."""
-        at = 0
-        for lines in _lines(self._path):
-            found = []
-            for line in lines:
-                at += len(line) + 1
-                found.append(_read(line, at))
-            if found:
-                yield found
-            await asyncio.sleep(0)
-
-
-def _read(line: bytes, end: int) -> InputRecord:
+def _decode(line: bytes, end: int) -> InputRecord:
     number, _, raw = line.partition(b"\t")
     if not number.endswith(b"!"):
         return InputRecord(int(number), raw, end)
@@ -242,35 +223,46 @@ def _read(line: bytes, end: int) -> InputRecord:
     return InputRecord(int(number[:-1]), text.encode(), end, (code, message), found)
 
 
-class PartSource:
-    """The records of one shard, picked out of the whole input: for rows with images in them.
+class ShardSource:
+    """The records of one shard, from its input file.
 
-    Args:
-        source: The whole input.
-        identity: Computes keys.
-        shard: Which.
-        shards: Of how many.
+    Attributes:
+        size: Bytes of the file.
     """
 
-    def __init__(self, source: Source, identity: RecordKeys, shard: int, shards: int) -> None:
-        self._source = source
-        self._identity = identity
-        self._part = shard, shards
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole input."""
-        return self._source.size
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.size = path.stat().st_size
 
     async def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order."""
-        shard, shards = self._part
+        end = 0
+        for lines in _lines(self._path):
+            found = []
+            for line in lines:
+                end += len(line) + 1
+                found.append(_decode(line, end))
+            yield found
+            await asyncio.sleep(0)
+
+
+class SelectingSource:
+    """The records of one shard, selected from the whole input: for rows that hold images.
+
+    Attributes:
+        size: Bytes of the whole input.
+    """
+
+    def __init__(self, source: Source, keys: RecordKeys, shard: int, shards: int) -> None:
+        self.size = source.size
+        self._source = source
+        self._keys = keys
+        self._shard = shard
+        self._shards = shards
+
+    async def batches(self) -> AsyncIterator[list[InputRecord]]:
+        """Yield the records in order."""
         async for batch in self._source.batches():
-            keys = self._identity.of_inputs([line.raw for line in batch])
-            found = [
-                line
-                for line, computed in zip(batch, keys, strict=True)
-                if shard_of(line.key or computed, shards) == shard
-            ]
-            if found:
+            records = _with_shards(batch, self._keys, self._shards)
+            if found := [record for record, shard in records if shard == self._shard]:
                 yield found

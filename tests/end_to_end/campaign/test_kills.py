@@ -198,7 +198,7 @@ def test_a_second_signal_gives_up_what_is_on_the_wire(make_input, endpoint) -> N
     output = source.with_name("input.captions.jsonl")
     wait_until(lambda: endpoint.in_flight == 4 and len(rows(output)) == 5, process)
     process.send_signal(signal.SIGINT)
-    assert "once more" in process.stderr.readline()
+    assert "repeat the signal" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=LIMIT_S)

@@ -72,22 +72,22 @@ def test_a_pause_that_one_was_asked_for_holds_all(clock):
     assert broker.lease("b", Feedback()).pause_s == 2.0
 
 
-async def test_a_tenant_uses_its_lease_and_no_more(clock):
+async def test_a_holder_uses_its_lease_and_no_more(clock):
     limiter = Limiter(64, rpm=600, clock=clock)
-    tenant = LeaseHolder([limiter])
+    holder = LeaseHolder([limiter])
     await limiter.acquire()
     limiter.release()
-    tenant.apply(Lease(0.25, 3, 0.0, 7))
+    holder.apply(Lease(0.25, 3, 0.0, 7))
     assert (limiter.limit, limiter.requests.per_minute) == (3, 150)
     await limiter.acquire()
     limiter.succeeded()
     limiter.overloaded(0)
     assert limiter.limit == 3
-    assert tenant.met() == Feedback(1, 1, 1, 0.0, 7)
-    assert tenant.met() == Feedback(0, 0, 1, 0.0, 7)
-    tenant.apply(Lease(0.5, 4, 2.0, 8))
+    assert holder.take_feedback() == Feedback(1, 1, 1, 0.0, 7)
+    assert holder.take_feedback() == Feedback(0, 0, 1, 0.0, 7)
+    holder.apply(Lease(0.5, 4, 2.0, 8))
     assert limiter.paused_s == 2.0
-    tenant.halve()
+    holder.halve()
     assert (limiter.limit, limiter.requests.per_minute) == (2, 150)
 
 
@@ -104,8 +104,8 @@ async def test_only_a_workers_first_shard_begins_with_a_full_part(clock):
     granted = 0
     for shard in range(6):
         limiter = Limiter(64, rpm=600, clock=clock)
-        tenant = LeaseHolder([limiter], workers=2, fresh=shard == 0)
-        tenant.apply(Lease(0.5, 1_000))
+        holder = LeaseHolder([limiter], workers=2, fresh=shard == 0)
+        holder.apply(Lease(0.5, 1_000))
         while limiter.requests.delay(1, clock.now) == 0 and granted < 2_000:
             task = asyncio.ensure_future(limiter.acquire())
             await asyncio.sleep(0)
@@ -118,7 +118,7 @@ async def test_only_a_workers_first_shard_begins_with_a_full_part(clock):
 
 def test_a_worker_whom_the_broker_has_not_answered_yet_goes_on(clock):
     limiter = Limiter(64, rpm=600, clock=clock)
-    tenant = LeaseHolder([limiter], workers=4)
+    holder = LeaseHolder([limiter], workers=4)
     for _ in range(40):
-        tenant.halve()
+        holder.halve()
     assert limiter.limit >= 1

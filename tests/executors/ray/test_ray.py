@@ -240,6 +240,18 @@ async def test_failures_are_tried_again_once(ray, make_input, endpoint):
     assert len(rows(source.with_name("out.failed.jsonl"))) == 6
 
 
+async def test_warnings_of_workers_reach_the_driver(ray, make_input, endpoint):
+    """Several shards may warn of the same; it is said once."""
+    endpoint.behave = lambda _: Reply(400, {"error": {"message": "no"}})
+    source = make_input(12)
+    output = source.with_name("out.jsonl")
+    warnings: list[str] = []
+    await run_on_ray(settings(source, output, endpoint))
+    again = settings(source, output, endpoint, retry_failed="other")
+    await run_on_ray(again, warn=warnings.append)
+    assert warnings == ["no failure has the code 'other'; there are http_400"]
+
+
 async def test_what_is_not_ours_is_refused_before_anything_is_paid(ray, make_input, endpoint):
     source = make_input(3)
     (source.parent / "mine.csv").write_text("precious")
