@@ -90,15 +90,15 @@ class EncodedImage(NamedTuple):
 
 
 class ImageOverrides(NamedTuple):
-    """How images are to be made otherwise than the settings say.
+    """How the images of one record differ from the settings.
 
     Attributes:
         scale: Factor of both sides, at most 1.
-        redraw: Encode anew even what could pass through as it is.
+        reencode: Re-encode even an image that could be sent as it is.
     """
 
     scale: float = 1.0
-    redraw: bool = False
+    reencode: bool = False
 
 
 UNCHANGED = ImageOverrides()

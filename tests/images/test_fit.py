@@ -12,8 +12,9 @@ from PIL import Image, ImageOps, PngImagePlugin
 from samples import BLUE, GREEN, RED, WHITE, bomb, quarters, saved
 
 from captioner.core.errors import BadImageError
-from captioner.images.fit import DECODE_ONLY, FitOptions, Fitted, read_structure
+from captioner.images.fit import DECODE_ONLY, FitOptions, Fitted
 from captioner.images.fit import fit as fit_each
+from captioner.images.inspect import read_structure
 from captioner.images.render import render
 from captioner.settings.options import ImageSettings
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import io
 import random
-import re
 import struct
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +13,9 @@ from conftest import jpeg
 from PIL import Image
 from samples import chunk
 
-import captioner.images.inspect.jpeg
 from captioner.core.errors import BadImageError
-from captioner.images.fit import read_structure
+from captioner.images.inspect import jpeg as jpeg_reader
+from captioner.images.inspect import read_structure
 
 SIZE = (23, 17)
 
@@ -107,8 +109,8 @@ def test_kinds(kind, mode, options, plain, size):
     assert found[:5] == (f"image/{kind.lower()}", *size, 1, plain)
     assert found.transparent == (mode in ("RGBA", "LA"))
     assert not found.moving
-    if found.parts:
-        part = io.BytesIO(b"".join(found.parts))
+    if found.content:
+        part = io.BytesIO(found.content)
         with Image.open(io.BytesIO(data)) as whole, Image.open(part) as kept:
             assert (kept.mode, kept.tobytes()) == (whole.mode, whole.tobytes())
 
@@ -120,7 +122,7 @@ def test_moving_images_are_told_apart(kind):
     found = read_structure(data)
     assert found is not None
     assert (found.width, found.height, found.moving) == (*SIZE, True)
-    assert b"".join(found.parts) != data
+    assert found.content != data
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
@@ -234,18 +236,23 @@ def test_senseless_orientation_counts_as_upright(tiff):
     assert found.orientation == 1
 
 
-@pytest.mark.parametrize("engine", ["RE2", "re"])
-def test_nothing_but_a_image_is_inside_a_jpeg(engine, monkeypatch):
-    """Whatever marker stands in the data is found, by either search; what is no marker is not."""
-    if engine == "re":
-        monkeypatch.setattr(
-            captioner.images.inspect.jpeg,
-            "_IN_SCAN",
-            re.compile(captioner.images.inspect.jpeg._MARKER),
-        )
-    else:
+@pytest.fixture(params=["RE2", "re"])
+def _search(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Search markers with RE2, and with the standard library where RE2 is not installed."""
+    if request.param == "RE2":
         pytest.importorskip("re2")
-        assert type(captioner.images.inspect.jpeg._IN_SCAN).__module__ == "re2"
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "re2", None)
+        importlib.reload(jpeg_reader)
+    yield
+    importlib.reload(jpeg_reader)
+
+
+@pytest.mark.usefixtures("_search")
+def test_a_jpeg_scan_ends_at_a_marker():
+    """Either search finds every marker in the data, and only markers."""
     middle = len(JPEG) - 100
     assert JPEG[middle - 1] != 0xFF
     for byte in range(256):
@@ -253,11 +260,11 @@ def test_nothing_but_a_image_is_inside_a_jpeg(engine, monkeypatch):
         if byte == 0 or 0xD0 <= byte <= 0xD7:  # escaped, or a restart
             found = read_structure(data)
             assert found is not None
-            assert b"".join(found.parts) == data
+            assert found.content == data
         elif byte == 0xD9:  # the end
             found = read_structure(data)
             assert found is not None
-            assert b"".join(found.parts) == data[: middle + 2]
+            assert found.content == data[: middle + 2]
         else:
             with pytest.raises(BadImageError):
                 read_structure(data)
@@ -278,7 +285,7 @@ def test_images_that_begin_alike_are_each_looked_through():
         except BadImageError as error:
             return error.code, error.message
         assert found is not None
-        return found[:7], b"".join(found.parts)
+        return found[:7], found.content
 
     outcomes = set()
     for _ in range(400):
@@ -303,7 +310,7 @@ def test_a_thumbnail_does_not_stand_for_the_image():
     found = read_structure(head + JPEG[2:])
     assert found is not None
     assert found[:4] == ("image/jpeg", *SIZE, 3)
-    assert b"".join(found.parts) == JPEG
+    assert found.content == JPEG
     with pytest.raises(BadImageError):
         read_structure(head + JPEG[2:-2])
 
