@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import tarfile
 import threading
@@ -72,15 +73,12 @@ class Archives:
                 ``image_too_large``.
         """
         shown = f"{name}#{member}"[:200]
-        member = _normal(member)
         try:
             archive = self._archive(name, opening)
-            with archive.opened() as files:
-                size = files.size(member)
+            size = archive.size(member)
             check_size(shown, size, self._max_bytes)
             reserve(size)
-            with archive.opened() as files:
-                data = files.read(member)
+            data = archive.read(member)
         except KeyError:
             raise BadImageError("image_missing", f"there is no {shown}") from None
         except BadImageError:
@@ -97,9 +95,7 @@ class Archives:
     def _archive(self, name: str, opening: Callable[[], IO[bytes]]) -> _Archive:
         dropped = None
         with self._lock:
-            archive = self._open.pop(name, None)
-            if archive is None:
-                archive = _Archive(_Zip if name.lower().endswith(".zip") else _Tar, opening)
+            archive = self._open.pop(name, None) or _Archive(name, opening)
             self._open[name] = archive
             if len(self._open) > OPEN_AT_ONCE:
                 _, dropped = self._open.popitem(last=False)
@@ -116,81 +112,75 @@ class Archives:
 
 
 class _Archive:
-    """One archive: opened when it is used, again if another thread has closed it."""
+    """One archive: opened when it is used, again if another thread has closed it.
 
-    def __init__(self, kind: type[_Zip | _Tar], opening: Callable[[], IO[bytes]]) -> None:
-        self._kind = kind
+    A name that is not in the archive raises KeyError.
+    """
+
+    def __init__(self, name: str, opening: Callable[[], IO[bytes]]) -> None:
+        self._is_zip = name.lower().endswith(".zip")
         self._opening = opening
         self._lock = threading.Lock()
-        self._files: _Zip | _Tar | None = None
+        self._file: IO[bytes] = io.BytesIO()
+        self._members: dict[str, tuple[int | zipfile.ZipInfo, int]] | None = None
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[_Zip | _Tar]:
-        """Lock the archive and yield its files."""
+    def size(self, member: str) -> int:
         with self._lock:
-            if self._files is None:
-                file = self._opening()
-                try:
-                    self._files = self._kind(file)
-                except BaseException:
-                    file.close()
-                    raise
-            yield self._files
+            return self._find(member)[1]
+
+    def read(self, member: str) -> bytes:
+        with self._lock:
+            place, size = self._find(member)
+            if isinstance(place, zipfile.ZipInfo):
+                with self._zip.open(place) as file:
+                    return file.read(size)
+            self._file.seek(place)
+            return self._file.read(size)
 
     def close(self) -> None:
         with self._lock:
-            if self._files is not None:
-                with contextlib.suppress(OSError):
-                    self._files.file.close()
-            self._files = None
+            self._members = None
+            with contextlib.suppress(OSError):
+                self._file.close()
 
+    def _find(self, member: str) -> tuple[int | zipfile.ZipInfo, int]:
+        """Return the place of a file in the archive and its size."""
+        if self._members is None:
+            self._file = self._opening()
+            try:
+                self._members = self._list(self._file)
+            except BaseException:
+                self._file.close()
+                raise
+        return self._members[_normal(member)]
 
-class _Tar:
-    """The files of a tar archive. A name that is not in it raises KeyError."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self._places: dict[str, tuple[int, int]] = {}
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := self._next(tar)) is not None:
-                if member.isreg() and not member.issparse():
-                    self._places[_normal(member.name)] = member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined] # frees the memory they take
-
-    def _next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-        """Return the next member; in a truncated archive, those before the cut are used."""
-        try:
-            return tar.next()
-        except tarfile.ReadError:
-            if self._places:
-                return None
-            raise
-
-    def size(self, member: str) -> int:
-        return self._places[member][1]
-
-    def read(self, member: str) -> bytes:
-        begin, size = self._places[member]
-        self.file.seek(begin)
-        return self.file.read(size)
-
-
-class _Zip:
-    """The files of a zip archive. A name that is not in it raises KeyError."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def _list(self, file: IO[bytes]) -> dict[str, tuple[int | zipfile.ZipInfo, int]]:
+        if not self._is_zip:
+            return dict(_tar_members(file))
         self._zip = zipfile.ZipFile(file)
-        self._infos = {
-            _normal(info.filename): info for info in self._zip.infolist() if not info.is_dir()
+        infos = self._zip.infolist()
+        return {
+            _normal(info.filename): (info, info.file_size) for info in infos if not info.is_dir()
         }
 
-    def size(self, member: str) -> int:
-        return self._infos[member].file_size
 
-    def read(self, member: str) -> bytes:
-        with self._zip.open(self._infos[member]) as file:
-            return file.read(self._infos[member].file_size)
+def _tar_members(file: IO[bytes]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the name, offset and size of each file, up to the cut in a truncated archive."""
+    found = False
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while True:
+            try:
+                member = tar.next()
+            except tarfile.ReadError:
+                if found:
+                    return
+                raise
+            if member is None:
+                return
+            if member.isreg() and not member.issparse():
+                found = True
+                yield _normal(member.name), (member.offset_data, member.size)
+            tar.members = []  # type: ignore[attr-defined] # frees the memory they take
 
 
 def _normal(member: str) -> str:

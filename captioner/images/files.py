@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from functools import partial
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from captioner.core.errors import BadImageError, WouldBlockError
 from captioner.images.archives import Archives, check_size, in_archive
@@ -72,8 +71,10 @@ class ImageFolders:
         except BadImageError:
             if parts is None:
                 raise
-            opening = partial(self._open_archive, parts[0])
-            return self._archives.read(*parts, opening, reserve)
+            archive, member = parts
+            return self._archives.read(
+                archive, member, lambda: os.fdopen(self._open(archive)[0], "rb"), reserve
+            )
         shown = _shortened(path)
         try:
             check_size(shown, size, self._max_bytes)
@@ -98,9 +99,6 @@ class ImageFolders:
         """Return the full path of a file, or None if there is none."""
         paths = (os.path.join(root, path) for root in self._roots)  # noqa: PTH118
         return next(filter(os.path.isfile, paths), None)
-
-    def _open_archive(self, path: str) -> IO[bytes]:
-        return os.fdopen(self._open(path)[0], "rb")
 
     def _open(self, path: str) -> tuple[int, int]:
         """Return the descriptor of a regular file and its size."""

@@ -1,4 +1,4 @@
-"""The decoders: children that may crash, hang or swell, at the price of one image each."""
+"""Decoder processes that crash, hang or take too much memory fail one image each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pool(count: int = 1, **options: Any) -> DecoderPool:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Put a script into the children's place: it has `connection`; images come in as usual."""
+    """Replace the decoder by a script, which has a `connection`."""
 
     def put(script: str) -> None:
         begin = (
@@ -69,7 +69,7 @@ def bmp(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
     return out.getvalue()
 
 
-def test_a_child_draws_what_this_process_would() -> None:
+def test_a_child_renders_as_this_process_would() -> None:
     """The result does not depend on where an image is rendered."""
     wanted = FitOptions(ImageSettings(max_side=100))
     data = jpeg(3, (400, 300))
@@ -128,7 +128,7 @@ def test_whatever_a_decoder_does_is_one_failed_image(stand_in, script) -> None:
 
 
 def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
-    """A machine that starts no processes is no fault of a million images."""
+    """If no process can be started, the run stops; the images have not failed."""
     monkeypatch.setattr(
         decoders, "python", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"]
     )
@@ -140,7 +140,7 @@ def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
 
 
 def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
-    """What meets the bytes of strangers has no access to what they may want."""
+    """The process that decodes untrusted bytes has no secrets in its environment."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     stand_in(f"open({str(tmp_path / 'env')!r}, 'w').write(repr(dict(os.environ)))")
@@ -150,7 +150,7 @@ def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
 
 
 def test_a_hang_costs_one_image(stand_in, started) -> None:
-    """A decoder that does not come back is killed when its time is over, the first time too."""
+    """A decoder that hangs is killed after the timeout, also on its first image."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
     with pool(image_timeout=0.5) as rendered:
         with pytest.raises(BadImageError, match=r"more than 0\.5 s") as caught:

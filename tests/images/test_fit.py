@@ -192,8 +192,8 @@ def test_what_is_no_image_is_said_to_be_none(data):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("side", [16, 1000])
-def test_half_a_image_is_never_sent(kind, side):
-    """Half a file is refused, whether it would have been passed on or redrawn."""
+def test_half_an_image_is_never_sent(kind, side):
+    """Half a file is refused, whether it would have been passed on or re-encoded."""
     data = saved(Image.effect_noise((64, 32), 90), kind)
     with pytest.raises(BadImageError) as caught:
         fit(data[: len(data) // 2], side)
@@ -244,7 +244,7 @@ def test_a_long_comment_costs_nothing():
         assert b"secret" not in sent
 
 
-def test_mutations_give_a_image_or_the_error_for_broken_ones():
+def test_mutations_give_an_image_or_the_error_for_broken_ones():
     """Damage of any kind fails the record at worst, never the run."""
     exif = Image.Exif()
     exif[0x0112] = 6

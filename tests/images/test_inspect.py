@@ -20,7 +20,7 @@ from captioner.images.inspect import read_structure
 SIZE = (23, 17)
 
 
-def drawn(kind: str, mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
     noise = random.Random(7)
     image = Image.new("RGB", size)
     image.putdata([tuple(noise.randbytes(3)) for _ in range(size[0] * size[1])])
@@ -56,23 +56,23 @@ def decodes(data: bytes) -> bool:
     return True
 
 
-JPEG = drawn("JPEG")
+JPEG = encoded("JPEG")
 SMALL = {
     "JPEG": JPEG,
-    "JPEG progressive": drawn("JPEG", progressive=True),
-    "JPEG grey": drawn("JPEG", "L"),
-    "JPEG restarts": drawn("JPEG", restart_marker_blocks=1),
-    "JPEG EXIF": drawn("JPEG", exif=b"Exif\0\0" + exif(6)),
-    "PNG": drawn("PNG"),
-    "PNG palette": drawn("PNG", "P"),
+    "JPEG progressive": encoded("JPEG", progressive=True),
+    "JPEG grey": encoded("JPEG", "L"),
+    "JPEG restarts": encoded("JPEG", restart_marker_blocks=1),
+    "JPEG EXIF": encoded("JPEG", exif=b"Exif\0\0" + exif(6)),
+    "PNG": encoded("PNG"),
+    "PNG palette": encoded("PNG", "P"),
     "APNG": frames("PNG"),
-    "GIF": drawn("GIF", "P"),
+    "GIF": encoded("GIF", "P"),
     "GIF animated": frames("GIF"),
-    "GIF comment": drawn("GIF", "P", comment=b"x" * 300),
-    "WebP": drawn("WEBP"),
-    "WebP lossless": drawn("WEBP", lossless=True),
-    "WebP alpha": drawn("WEBP", "RGBA"),
-    "WebP EXIF": drawn("WEBP", exif=exif(6)),
+    "GIF comment": encoded("GIF", "P", comment=b"x" * 300),
+    "WebP": encoded("WEBP"),
+    "WebP lossless": encoded("WEBP", lossless=True),
+    "WebP alpha": encoded("WEBP", "RGBA"),
+    "WebP EXIF": encoded("WEBP", exif=exif(6)),
     "WebP animated": frames("WEBP"),
 }
 
@@ -103,7 +103,7 @@ SMALL = {
 @pytest.mark.parametrize("size", [(1, 1), SIZE, (300, 2), (2, 300)])
 def test_kinds(kind, mode, options, plain, size):
     """Type and size of every common kind of file are read from its bytes alone."""
-    data = drawn(kind, mode, size, **options)
+    data = encoded(kind, mode, size, **options)
     found = read_structure(data)
     assert found is not None
     assert found[:5] == (f"image/{kind.lower()}", *size, 1, plain)
@@ -128,7 +128,7 @@ def test_moving_images_are_told_apart(kind):
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
 def test_other_kinds_are_left_to_the_decoder(kind):
     """A kind that is not walked is neither accepted nor refused here."""
-    assert read_structure(drawn(kind)) is None
+    assert read_structure(encoded(kind)) is None
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_orientation_is_read(orientation, order):
         JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff + JPEG[2:],
         with_png[:33] + chunk(b"eXIf", tiff) + with_png[33:],
         with_png[:-12] + chunk(b"eXIf", tiff) + with_png[-12:],  # behind the pixels
-        drawn("WEBP", exif=tiff),
-        drawn("WEBP", exif=b"Exif\0\0" + tiff),
-        drawn("WEBP", "RGBA", lossless=True, exif=tiff),
+        encoded("WEBP", exif=tiff),
+        encoded("WEBP", exif=b"Exif\0\0" + tiff),
+        encoded("WEBP", "RGBA", lossless=True, exif=tiff),
     ]
     for data in files:
         found = read_structure(data)
@@ -274,9 +274,9 @@ def test_images_that_begin_alike_are_each_looked_through():
     """What was found in one image does not change what is found in the next."""
     noise = random.Random(3)
     scan = JPEG.index(b"\xff\xda") + 20
-    progressive = drawn("JPEG", progressive=True)
+    progressive = encoded("JPEG", progressive=True)
     late = b"\xff\xe1" + struct.pack(">H", 8 + len(exif(6))) + b"Exif\0\0" + exif(6)
-    heads = [JPEG, SMALL["JPEG EXIF"], progressive, drawn("JPEG", icc_profile=b"x" * 200)]
+    heads = [JPEG, SMALL["JPEG EXIF"], progressive, encoded("JPEG", icc_profile=b"x" * 200)]
     heads.append(JPEG[:-2] + late + JPEG[-2:])  # what comes behind its data is its own
 
     def look(data: bytes) -> object:
@@ -348,7 +348,7 @@ def test_fill_bytes_between_jpeg_segments_are_no_fault():
         b"RIFF\x0c\0\0\0WEBPJUNK\0\0\0\0",
     ],
 )
-def test_files_without_a_image_are_broken(data):
+def test_files_without_an_image_are_broken(data):
     """A file that has the right beginning but no image in it is not sent."""
     with pytest.raises(BadImageError, match="the image is broken"):
         read_structure(data)
