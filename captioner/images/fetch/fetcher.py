@@ -37,12 +37,8 @@ class Fetcher:
         self._budget = budget
         self._timeout_s = images.fetch_timeout
         self._slots = asyncio.Semaphore(images.fetch_concurrency)
-        self._http = HttpFetcher(
-            timeout_s=images.fetch_timeout,
-            max_bytes=images.max_image_bytes,
-            private=images.allow_private_urls,
-        )
-        self._stores = ObjectStores(max_bytes=images.max_image_bytes, archives=archives)
+        self._http = HttpFetcher(images)
+        self._stores = ObjectStores(images.max_image_bytes, archives)
         self._threads = ThreadPoolExecutor(
             images.fetch_concurrency, thread_name_prefix="captioner-fetch"
         )

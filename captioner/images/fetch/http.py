@@ -22,6 +22,8 @@ from captioner.images.fetch.ssrf import ends_in_number, is_address, is_public
 if TYPE_CHECKING:
     from typing import Self
 
+    from captioner.settings.options import ImageSettings
+
 ATTEMPTS = 4
 MAX_HOPS = 5
 CONNECT_S = 15.0
@@ -78,32 +80,20 @@ class HttpFetcher:
     """Fetches images over HTTP. An async context manager.
 
     Args:
-        timeout_s: Seconds for one image, retries included.
-        max_bytes: Largest image.
-        private: Allow private, loopback and link-local addresses.
+        images: The limits.
         resolver: Resolves names; by default the system does.
     """
 
-    def __init__(
-        self,
-        *,
-        timeout_s: float,
-        max_bytes: int,
-        private: bool,
-        resolver: AbstractResolver | None = None,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._max_bytes = max_bytes
-        self._resolver = resolver
-        self._private = private
+    def __init__(self, images: ImageSettings, resolver: AbstractResolver | None = None) -> None:
+        self._images = images
+        self._resolver = resolver or ThreadedResolver()
+        self._public = None if images.allow_private_urls else PublicResolver(self._resolver)
         self._not_before: dict[str, float] = {}  # by host, on the event loop's clock
 
     async def __aenter__(self) -> Self:
         """Return the fetcher itself."""
-        resolver = self._resolver or ThreadedResolver()
-        self._public = None if self._private else PublicResolver(resolver)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, resolver=self._public or resolver),
+            connector=aiohttp.TCPConnector(limit=0, resolver=self._public or self._resolver),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             headers=_HEADERS,
@@ -125,7 +115,7 @@ class HttpFetcher:
         reason = "it took too long"
         pauses = waits()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._images.fetch_timeout):
                 for attempt in range(1, ATTEMPTS + 1):
                     try:
                         return await self._try(url, shown)
@@ -134,9 +124,9 @@ class HttpFetcher:
                         if attempt < ATTEMPTS:
                             await asyncio.sleep(max(next(pauses), error.after_s))
         except TimeoutError:
+            limit = f"{self._images.fetch_timeout:g} s (--fetch-timeout)"
             raise BadImageError(
-                "image_fetch_failed",
-                f"cannot fetch {shown} within {self._timeout_s:g} s (--fetch-timeout): {reason}",
+                "image_fetch_failed", f"cannot fetch {shown} within {limit}: {reason}"
             ) from None
         raise BadImageError(
             "image_fetch_failed", f"cannot fetch {shown}: {reason} ({ATTEMPTS} times)"
@@ -163,7 +153,7 @@ class HttpFetcher:
         host = url.host
         if url.scheme not in ("http", "https") or not host:
             raise _refused(shown, f"it leads to a {url.scheme or 'nameless'} URL")
-        if not self._private:
+        if self._public is not None:
             if is_address(host):
                 if not is_public(host):
                     raise RefusedAddressError
@@ -223,7 +213,7 @@ class HttpFetcher:
         try:
             size = reply.content_length or 0
             async for chunk in reply.content.iter_any():
-                check_size(shown, max(size, file.tell() + len(chunk)), self._max_bytes)
+                check_size(shown, max(size, file.tell() + len(chunk)), self._images.max_image_bytes)
                 try:
                     file.write(chunk)
                 except OSError as error:

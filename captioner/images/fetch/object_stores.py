@@ -25,7 +25,7 @@ class ObjectStores:
         archives: The archives of the run.
     """
 
-    def __init__(self, *, max_bytes: int, archives: Archives) -> None:
+    def __init__(self, max_bytes: int, archives: Archives) -> None:
         self._max_bytes = max_bytes
         self._archives = archives
         self._systems: dict[str, Any] = {}

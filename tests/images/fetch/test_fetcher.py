@@ -50,6 +50,19 @@ def bucket() -> Iterator[TokenBucket]:
     made.store.clear()
 
 
+def held_by(budget: MemoryBudget, total: int) -> int:
+    """Return the bytes that are taken from a budget."""
+    low, high = 0, total + 1  # so many can be reserved, and so many cannot
+    while high - low > 1:
+        middle = (low + high) // 2
+        if budget.try_reserve(middle):
+            budget.release(middle)
+            low = middle
+        else:
+            high = middle
+    return total - low
+
+
 async def fetch(*urls: str, total: int = 1 << 30, **options: Any) -> dict[str, Any]:
     images = ImageSettings(**options)
     budget = MemoryBudget(total)
@@ -59,7 +72,7 @@ async def fetch(*urls: str, total: int = 1 << 30, **options: Any) -> dict[str, A
     archives.close()
     held = sum(len(one) * 4 // 3 for one in found.images.values() if isinstance(one, bytes))
     assert abs(found.reserved - held) <= 2 * len(urls)
-    assert budget._held == found.reserved
+    assert held_by(budget, total) == found.reserved
     return found.images
 
 
@@ -139,13 +152,13 @@ async def test_what_has_come_in_waits_for_room(bucket) -> None:
             nonlocal most
             urls = (f"s3://b/{number}", f"s3://b/{(number + 1) % 20}")
             found = await fetcher.fetch(urls, reserve=True)
-            most = max(most, budget._held)
+            most = max(most, held_by(budget, 2_700))
             await asyncio.sleep(0)
             budget.release(found.reserved)
 
         async with asyncio.timeout(10):
             await asyncio.gather(*(one(number) for number in range(20)))
-    assert budget._held == 0
+    assert held_by(budget, 2_700) == 0
     assert most <= 2_700
 
 
@@ -165,18 +178,24 @@ async def test_waiting_for_memory_takes_no_slot(bucket) -> None:
         assert not waiting.done()
         budget.release(held.reserved)
         budget.release((await waiting).reserved)
-    assert budget._held == 0
+    assert held_by(budget, 1_400) == 0
 
 
 async def test_giving_up_gives_memory_back(bucket) -> None:
     """A record that is given up while it waits for memory holds none."""
     bucket.pipe_file("s3://b/a", bytes(1000))
-    budget = MemoryBudget(1_000)
+    waiting = asyncio.Event()
+
+    class Budget(MemoryBudget):
+        async def reserve_async(self, size: int) -> None:
+            waiting.set()
+            await super().reserve_async(size)
+
+    budget = Budget(1_000)
     budget.change(500)
     async with Fetcher(ImageSettings(), budget, Archives(1 << 20)) as fetcher:
         task = asyncio.create_task(fetcher.fetch(("s3://b/a",), reserve=True))
-        while not budget._waiters:
-            await asyncio.sleep(0.001)
+        await waiting.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert budget._held == 500
+    assert held_by(budget, 1_000) == 500

@@ -17,6 +17,7 @@ from conftest import jpeg
 from captioner.core.errors import BadImageError
 from captioner.images.fetch import http
 from captioner.images.fetch.http import HttpFetcher
+from captioner.settings.options import ImageSettings
 
 IMAGE = jpeg(1)
 
@@ -68,15 +69,15 @@ class Server:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    made = Server()
+    started = Server()
     app = web.Application()
-    app.router.add_get("/{path:.*}", made.handle)
+    app.router.add_get("/{path:.*}", started.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    made.port = runner.addresses[0][1]
-    yield made
+    started.port = runner.addresses[0][1]
+    yield started
     await runner.cleanup()
 
 
@@ -89,9 +90,21 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "waits", waits)
 
 
+def made(
+    *,
+    timeout_s: float = 10.0,
+    max_bytes: int = 1 << 20,
+    private: bool = True,
+    resolver: AbstractResolver | None = None,
+) -> HttpFetcher:
+    images = ImageSettings(
+        fetch_timeout=timeout_s, max_image_bytes=max_bytes, allow_private_urls=private
+    )
+    return HttpFetcher(images, resolver)
+
+
 async def fetch(url: str, **options: Any) -> bytes:
-    given = {"timeout_s": 10.0, "max_bytes": 1 << 20, "private": True, "resolver": Names()}
-    async with HttpFetcher(**{**given, **options}) as fetcher:
+    async with made(**{"resolver": Names(), **options}) as fetcher:
         with await fetcher.fetch(url) as file:
             file.seek(0)
             return file.read()
@@ -228,7 +241,7 @@ async def test_retry_after_holds_for_the_whole_host(server: Server, monkeypatch)
         else web.Response(status=429, headers={"Retry-After": "0.2"})
     )
     loop = asyncio.get_running_loop()
-    async with HttpFetcher(timeout_s=10.0, max_bytes=1 << 20, private=True) as fetcher:
+    async with made() as fetcher:
         begin = loop.time()
         first = asyncio.create_task(fetcher.fetch(server.url("/1")))
         await refused.wait()
@@ -284,12 +297,11 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(
     public = http.is_public
     monkeypatch.setattr(http, "is_public", lambda one: one == "127.0.0.2" or public(one))
     names = Names(rebind_example=["127.0.0.2", "127.0.0.1"])
-    options = {"timeout_s": 10.0, "max_bytes": 1 << 20, "private": False, "resolver": names}
     url = server.url(host="rebind.example")
-    async with HttpFetcher(**options) as fetcher:
+    async with made(private=False, resolver=names) as fetcher:
         (await fetcher.fetch(url)).close()
         assert names.asked["rebind.example"] == 1  # the connection used the checked address
-    async with HttpFetcher(**options) as fetcher:
+    async with made(private=False, resolver=names) as fetcher:
         with pytest.raises(BadImageError) as caught:
             await fetcher.fetch(url)
     await runner.cleanup()
