@@ -128,7 +128,7 @@ class ImageFolders:
 
 
 def _open_inside(root: str, path: str, shown: str) -> int:
-    """Open a file in a folder, even if a folder on its path is replaced by a link meanwhile."""
+    """Open a file in a folder, even if a folder on its path becomes a link."""
     full = os.path.realpath(path)
     outside = BadImageError("image_outside_root", f"{shown} lies outside the image root")
     if not full.startswith(root):

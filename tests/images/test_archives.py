@@ -106,7 +106,7 @@ def test_memory_is_reserved_first(archive):
      ("folder/", "image_missing"), ("../a.jpg", "image_missing"), ("link.jpg", "image_missing")],
 )  # fmt: skip
 def test_what_is_no_member(archive, member, code):
-    """Nothing but whole files inside is ever read, whatever the archive links to."""
+    """Only regular files in the archive are read; links are not followed."""
     with pytest.raises(BadImageError) as caught:
         read(archive.parent, f"{archive.name}#{member}")
     assert caught.value.code == code

@@ -117,8 +117,8 @@ def test_a_crash_costs_one_image(started) -> None:
         "[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[[\"image/jpeg\",1,1]]')",
     ],
 )
-def test_whatever_a_decoder_does_is_one_failed_image(stand_in, script) -> None:
-    """Dying before, while or after it has the image, or talking nonsense."""
+def test_a_broken_decoder_fails_one_image(stand_in, script) -> None:
+    """A decoder that crashes or sends an invalid reply fails the image it has."""
     stand_in(script)
     with pool() as rendered:
         for _ in range(2):

@@ -124,7 +124,7 @@ def test_orientation_is_applied(kind, orientation, side):
 
 
 def test_the_type_comes_from_the_content():
-    """A PNG stays a PNG whatever its file was called; the name is not even asked for."""
+    """The media type does not depend on the file name."""
     assert fit(saved(quarters(), "PNG"), 100)[0] == "image/png"
     assert fit(saved(quarters(), "WEBP"), 100)[0] == "image/webp"
 
@@ -184,7 +184,7 @@ def test_16_bit_grey_is_scaled(kind):
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<html>404</html>", b"\xff\xd8", b"%PDF-1.7"])
 def test_what_is_no_image_is_said_to_be_none(data):
-    """A web page saved under an image's name is told from a broken image."""
+    """A web page saved under an image's name is not reported as a broken image."""
     with pytest.raises(BadImageError) as caught:
         fit(data, 100)
     assert caught.value.code == "image_unknown_type"
@@ -362,7 +362,7 @@ def test_verify_full_decodes(monkeypatch):
 
 
 def icon(png: bytes) -> bytes:
-    """Return an icon that says it has 16 pixels and holds an image that says otherwise."""
+    """Return an icon whose header says 16 pixels, whatever the size of the image in it."""
     return b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0" + struct.pack("<II", len(png), 22) + png
 
 

@@ -26,7 +26,7 @@ FULL_WIDTH = "127.0.0.1".translate({ord(c): ord(c) + 0xFEE0 for c in "0127"})
 
 
 class Names(AbstractResolver):
-    """Resolves as it is told; every name that is not is at the test's own server."""
+    """Resolves the given names; all others lead to the test's own server."""
 
     def __init__(self, **names: list[str]) -> None:
         self.names = {name.replace("_", "."): list(found) for name, found in names.items()}
@@ -116,7 +116,7 @@ async def refused(url: str, **options: Any) -> BadImageError:
     return caught.value
 
 
-async def test_a_image_is_fetched(server: Server) -> None:
+async def test_an_image_is_fetched(server: Server) -> None:
     """The bytes come as the server has them, query and all."""
     assert await fetch(server.url("/a%20b.jpg?x=1&y=%2F")) == IMAGE
     assert server.hits == ["/a%20b.jpg?x=1&y=%2F"]
@@ -128,7 +128,7 @@ async def test_a_image_is_fetched(server: Server) -> None:
      (403, "image_unreadable"), (400, "image_unreadable"), (204, "image_unreadable")],
 )  # fmt: skip
 async def test_an_answer_that_will_stay_is_not_asked_again(server: Server, status, code) -> None:
-    """What is not there, or not for us, fails at once and says so."""
+    """A missing or forbidden image fails at once, with the status in the message."""
     server.behave = lambda _: web.Response(status=status)
     error = await refused(server.url("/x.jpg?token=sk-secret"))
     assert (error.code, len(server.hits)) == (code, 1)
@@ -154,7 +154,7 @@ async def test_lasting_trouble_fails_the_image(server: Server) -> None:
     assert "HTTP 503" in error.message
 
 
-async def test_a_image_cut_short_on_the_way_is_fetched_again(server: Server) -> None:
+async def test_an_image_cut_short_on_the_way_is_fetched_again(server: Server) -> None:
     """A connection that breaks in the middle is no whole image."""
 
     async def half(request: web.Request) -> web.StreamResponse:
@@ -171,7 +171,7 @@ async def test_a_image_cut_short_on_the_way_is_fetched_again(server: Server) -> 
     assert await fetch(server.url()) == IMAGE
 
 
-async def test_nobody_there(unused_tcp_port) -> None:
+async def test_a_host_without_a_server(unused_tcp_port) -> None:
     """A host that does not answer fails the image with a reason."""
     error = await refused(f"http://127.0.0.1:{unused_tcp_port}/a.jpg")
     assert error.code == "image_fetch_failed"
@@ -179,7 +179,7 @@ async def test_nobody_there(unused_tcp_port) -> None:
 
 
 async def test_the_deadline_covers_everything(server: Server) -> None:
-    """A server that drips bytes for ever costs the seconds allowed, not more."""
+    """A server that sends bytes slowly is cut off after the timeout."""
 
     async def drip(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -198,8 +198,8 @@ async def test_the_deadline_covers_everything(server: Server) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_image_that_is_too_large_is_not_read_to_its_end(server: Server, told) -> None:
-    """Whether its length is told or not; an endless one as well."""
+async def test_an_image_that_is_too_large_is_not_read_to_its_end(server: Server, told) -> None:
+    """The download stops at the limit, with or without a Content-Length."""
     sent = 0
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -261,7 +261,7 @@ async def test_retry_after_holds_for_the_whole_host(server: Server, monkeypatch)
     ],
 )  # fmt: skip
 async def test_private_addresses_are_refused(server: Server, host) -> None:
-    """Whatever an address is spelled like, no connection is made."""
+    """No connection is made to a private address in any spelling."""
     error = await refused(server.url(host=host), private=False)
     assert error.code == "image_url_refused", error.message
     assert "private" in error.message
@@ -323,7 +323,7 @@ async def _later(response: web.Response) -> web.Response:
     ],
 )  # fmt: skip
 async def test_each_hop_of_a_redirect_is_checked(server: Server, monkeypatch, location) -> None:
-    """A public server cannot send us on to where a record may not."""
+    """A public server cannot redirect to a private address."""
     target = location.format(port=server.port)
     server.behave = lambda _: web.Response(
         status=302, headers={"Location": target} if target else {}
@@ -384,7 +384,7 @@ async def test_what_is_no_url(url) -> None:
 
 
 async def test_credentials_are_used_but_never_told(server: Server) -> None:
-    """User and password of a URL go to its server and into no message."""
+    """User and password of a URL are sent to its server and appear in no message."""
     seen: list[str] = []
 
     def deny(request: web.Request) -> web.Response:
@@ -399,7 +399,7 @@ async def test_credentials_are_used_but_never_told(server: Server) -> None:
 
 
 async def test_no_message_holds_a_query(unused_tcp_port_factory) -> None:
-    """A server that breaks HTTP does not make us tell the address with its signature."""
+    """The error about an invalid HTTP response does not contain the query of the URL."""
 
     async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -414,7 +414,7 @@ async def test_no_message_holds_a_query(unused_tcp_port_factory) -> None:
 
 
 async def test_a_proxy_may_be_private(server: Server, monkeypatch) -> None:
-    """Behind a proxy it is the proxy that knows names; only what is plainly private is refused."""
+    """The proxy resolves names; only addresses known to be private are refused."""
 
     class NoNames(Names):
         async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:
