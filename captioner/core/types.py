@@ -89,15 +89,15 @@ class EncodedImage(NamedTuple):
 
 
 class ImageOverrides(NamedTuple):
-    """Changes to the settings for the images of one attempt.
+    """How the images of one record differ from the settings.
 
     Attributes:
         scale: Factor of both sides, at most 1.
-        redraw: Re-encode images that could be passed on unchanged, too.
+        reencode: Re-encode even an image that could be sent as it is.
     """
 
     scale: float = 1.0
-    redraw: bool = False
+    reencode: bool = False
 
 
 UNCHANGED = ImageOverrides()

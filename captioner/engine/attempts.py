@@ -275,10 +275,10 @@ class RecordAttempts:
     async def _change_images(self, state: _RecordState, error: ImageRejectedError) -> None:
         if error.smaller:
             await self._shrink(state, error)
-        elif state.image_overrides.redraw:
+        elif state.image_overrides.reencode:
             raise RefusedError(error.code, error.message)
         else:
-            await self._encode_again(state, state.image_overrides._replace(redraw=True))
+            await self._encode_again(state, state.image_overrides._replace(reencode=True))
 
     async def _shrink(self, state: _RecordState, error: ImageRejectedError) -> None:
         if not self._size_limit.known:

@@ -23,7 +23,7 @@ from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
-from captioner.images.fetch.fetcher import Fetcher
+from captioner.images.fetch import Fetcher
 from captioner.images.files import ImageFolders
 from captioner.images.fit import FitOptions
 from captioner.readers.registry import folder_of

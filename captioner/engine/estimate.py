@@ -249,7 +249,7 @@ class _Survey:
         self.sizes[line.number] = size
 
     def _measure(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
-        """Return an image that would be drawn, undrawn, with the sides it would have."""
+        """Return an image unchanged, with the size that re-encoding would give it."""
         del image_overrides
         try:
             with Image.open(io.BytesIO(data)) as image:
@@ -258,8 +258,8 @@ class _Survey:
             raise BadImageError("image_corrupt", "the image cannot be read") from None
         self._wanted.bound(*size)
         width, height = self._wanted.plan(*size).canvas
-        drawn = data[: width * height // 5]  # about what a JPEG of that size has
-        return (Fitted("image/jpeg", drawn, width, height),)
+        encoded = data[: width * height // 5]  # about what a JPEG of that size has
+        return (Fitted("image/jpeg", encoded, width, height),)
 
 
 class _Measuring(OpenAIChat):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from captioner.core.memory import MemoryBudget
     from captioner.core.types import FetchedImages, ImageOverrides, InputRecord
     from captioner.engine.prepare import Preparer
-    from captioner.images.fetch.fetcher import Fetcher
+    from captioner.images.fetch import Fetcher
 
 
 class AsyncPreparer:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import tarfile
 import threading
 import zipfile
 from collections import OrderedDict
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING
 
 from captioner.core.errors import BadImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 OPEN_AT_ONCE = 16
-"""Archives whose list of members is kept; of others it is read again."""
+"""Archives that stay open; others are opened and listed again."""
 
 _IN_ARCHIVE = re.compile(r"(.+?\.(?:tar|zip))#(.+)", re.IGNORECASE | re.DOTALL)
 
 
 def in_archive(reference: str) -> tuple[str, str] | None:
-    """Return an archive and its member, None if a reference does not name them."""
+    """Return an archive and the file in it, or None if a reference names no archive."""
     found = _IN_ARCHIVE.fullmatch(reference)
     return (found[1], found[2]) if found else None
 
@@ -41,10 +42,10 @@ def check_size(shown: str, size: int, most: int) -> None:
 
 
 class Archives:
-    """The archives of a run, each opened once and read by any thread.
+    """The archives of a run. May be used from any thread.
 
     Args:
-        max_bytes: Largest member that is read.
+        max_bytes: Largest file that is read.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -59,13 +60,13 @@ class Archives:
         opening: Callable[[], IO[bytes]],
         reserve: Callable[[int], None],
     ) -> bytes:
-        """Return a member's bytes.
+        """Return the bytes of a file in an archive.
 
         Args:
             name: The archive.
-            member: Its path inside.
+            member: The path in the archive.
             opening: Opens the archive.
-            reserve: Called with the member's size before it is read; may block for memory.
+            reserve: Called with the file's size before it is read; may block for memory.
 
         Raises:
             BadImageError: ``image_missing``, ``image_unreadable``, ``image_empty`` or
@@ -77,12 +78,12 @@ class Archives:
             size = archive.size(member)
             check_size(shown, size, self._max_bytes)
             reserve(size)
-            data = archive.read(member, size)
+            data = archive.read(member)
         except KeyError:
             raise BadImageError("image_missing", f"there is no {shown}") from None
         except BadImageError:
             raise
-        except Exception as error:  # noqa: BLE001 - broken archives break in many ways
+        except Exception as error:  # noqa: BLE001 - broken archives raise many kinds of errors
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise BadImageError("image_unreadable", f"cannot read {shown}: {reason}") from None
         if not data:
@@ -103,99 +104,84 @@ class Archives:
         return archive
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close all archives."""
         with self._lock:
             archives, self._open = self._open, OrderedDict()
         for archive in archives.values():
             archive.close()
 
 
-class _Members(Protocol):
-    """What an archive holds. A member that is none raises KeyError."""
-
-    def size(self, member: str) -> int: ...
-
-    def read(self, member: str, size: int) -> bytes: ...
-
-
 class _Archive:
-    """One archive, open while it is used; whoever still reads when it is closed opens it again."""
+    """One archive: opened when it is used, again if another thread has closed it.
+
+    A name that is not in the archive raises KeyError.
+    """
 
     def __init__(self, name: str, opening: Callable[[], IO[bytes]]) -> None:
+        self._is_zip = name.lower().endswith(".zip")
         self._opening = opening
-        self._kind = _Zip if name.lower().endswith(".zip") else _Tar
         self._lock = threading.Lock()
-        self._file: IO[bytes] | None = None
-        self._members: _Members | None = None
+        self._file: IO[bytes] = io.BytesIO()
+        self._members: dict[str, tuple[int | zipfile.ZipInfo, int]] | None = None
 
     def size(self, member: str) -> int:
         with self._lock:
-            return self._opened().size(member)
+            return self._find(member)[1]
 
-    def read(self, member: str, size: int) -> bytes:
+    def read(self, member: str) -> bytes:
         with self._lock:
-            return self._opened().read(member, size)
-
-    def _opened(self) -> _Members:
-        if self._members is None:
-            self._file = self._opening()
-            try:
-                self._members = self._kind(self._file)
-            except BaseException:
-                self._file.close()
-                raise
-        return self._members
+            place, size = self._find(member)
+            if isinstance(place, zipfile.ZipInfo):
+                with self._zip.open(place) as file:
+                    return file.read(size)
+            self._file.seek(place)
+            return self._file.read(size)
 
     def close(self) -> None:
         with self._lock:
             self._members = None
-            if self._file is not None:
-                with contextlib.suppress(OSError):
-                    self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
+    def _find(self, member: str) -> tuple[int | zipfile.ZipInfo, int]:
+        """Return the place of a file in the archive and its size."""
+        if self._members is None:
+            self._file = self._opening()
+            try:
+                self._members = self._list(self._file)
+            except BaseException:
+                self._file.close()
+                raise
+        return self._members[_normal(member)]
 
-class _Tar:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._places: dict[str, tuple[int, int]] = {}
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := self._next(tar)) is not None:
-                if member.isreg() and not member.issparse():
-                    self._places[_plain(member.name)] = member.offset_data, member.size
-                tar.members = []  # type: ignore[attr-defined] # it would keep them all
-
-    def _next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-        """Return the next member; where an archive is cut short, those before the cut count."""
-        try:
-            return tar.next()
-        except tarfile.ReadError:
-            if self._places:
-                return None
-            raise
-
-    def size(self, member: str) -> int:
-        return self._places[_plain(member)][1]
-
-    def read(self, member: str, size: int) -> bytes:
-        self._file.seek(self._places[_plain(member)][0])
-        return self._file.read(size)
-
-
-class _Zip:
-    def __init__(self, file: IO[bytes]) -> None:
+    def _list(self, file: IO[bytes]) -> dict[str, tuple[int | zipfile.ZipInfo, int]]:
+        if not self._is_zip:
+            return dict(_tar_members(file))
         self._zip = zipfile.ZipFile(file)
-        self._infos = {_plain(info.filename): info for info in self._zip.infolist()}
-
-    def size(self, member: str) -> int:
-        info = self._infos[_plain(member)]
-        if info.is_dir():
-            raise KeyError(member)
-        return info.file_size
-
-    def read(self, member: str, size: int) -> bytes:
-        with self._zip.open(self._infos[_plain(member)]) as file:
-            return file.read(size)
+        infos = self._zip.infolist()
+        return {
+            _normal(info.filename): (info, info.file_size) for info in infos if not info.is_dir()
+        }
 
 
-def _plain(member: str) -> str:
+def _tar_members(file: IO[bytes]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the name, offset and size of each file, up to the cut in a truncated archive."""
+    found = False
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while True:
+            try:
+                member = tar.next()
+            except tarfile.ReadError:
+                if found:
+                    return
+                raise
+            if member is None:
+                return
+            if member.isreg() and not member.issparse():
+                found = True
+                yield _normal(member.name), (member.offset_data, member.size)
+            tar.members = []  # type: ignore[attr-defined] # frees the memory they take
+
+
+def _normal(member: str) -> str:
     return member.removeprefix("./")

@@ -1,16 +1,16 @@
-"""A decoder: a child process that draws images, bounded in memory and time, until it is let go.
+"""The decoder process: re-encodes images with limited memory and time.
 
-Bytes of strangers meet a decoder's C code here and nowhere else. Whatever that does, the parent
-lives on and one record fails.
+Untrusted bytes meet the C code of a decoder only here. If that code crashes or hangs, one record
+fails and the parent process continues.
 
-What is said over the socket whose descriptor is the first argument, message by message::
+The messages on the socket, whose descriptor is the first argument::
 
-    parent: the options                    once
-    child:  READY                          when it has started
-    parent: how to remake, the image     for each image
-    child:  HEAVY                          if it is large
-    parent: anything                       when it may go on
-    child:  a list of frames or an error, then each frame
+    parent: the options                        once
+    child:  READY                              once, when it has started
+    parent: the overrides, then the image      for each image
+    child:  HEAVY                              if the image is large
+    parent: anything                           when the child may decode it
+    child:  a list of frames or an error, then the data of each frame
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from captioner.images.render import render
 from captioner.settings.options import ImageSettings
 
 MEMORY = 5 << 29
-"""Bytes of address space; an image of the largest size allowed and on a background takes 2 GB."""
+"""Bytes of address space; the largest image allowed takes 2 GB with its background."""
 
 _GRACE_S = 5
 
 
 def main() -> None:
-    """Render what comes until the parent is gone."""
+    """Re-encode images until the parent closes the connection."""
     for limit, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(OSError, ValueError):  # not every system has each of them
+        with contextlib.suppress(OSError, ValueError):  # some systems lack one of them
             resource.setrlimit(limit, (most, most))
     connection = Connection(int(sys.argv[1]))
     images, detail = orjson.loads(connection.recv_bytes())
     wanted = FitOptions(ImageSettings(**images), detail)
     connection.send_bytes(READY)
-    # The parent ends what takes too long; the alarm does when there is no parent any more.
+    # The parent kills a slow child; the alarm does so if the parent is gone.
     seconds = int(wanted.images.image_timeout) + _GRACE_S
 
     def before_heavy() -> None:
@@ -60,11 +60,10 @@ def main() -> None:
             signal.alarm(seconds)
             try:
                 frames = render(data, wanted, image_overrides, before_heavy)
+                reply: object = [(frame.media_type, frame.width, frame.height) for frame in frames]
             except BadImageError as error:
-                reply: object = {"code": error.code, "message": error.message}
                 frames = ()
-            else:
-                reply = [(frame.media_type, frame.width, frame.height) for frame in frames]
+                reply = {"code": error.code, "message": error.message}
             signal.alarm(0)
             connection.send_bytes(orjson.dumps(reply))
             for frame in frames:

@@ -1,13 +1,11 @@
-"""The decoders of a run: child processes, so that one image can do no more than fail itself.
+"""A pool of decoder processes.
 
-Threads cannot promise that. A decoder that hangs in C code cannot be ended, one that crashes takes
-the run with it, and one that wants all memory gets it. A process costs a tenth more than a thread
-(benchmarks/images.py), and leaves the event loop alone.
+A process contains what a thread cannot: code that hangs, crashes or takes all memory. It costs a
+tenth more than a thread (benchmarks/images.py) and does not slow down the event loop.
 """
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import subprocess
 import threading
@@ -22,130 +20,116 @@ from captioner.core.subprocesses import environment, python
 from captioner.images.fit import HEAVY, READY, Fitted
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from typing import Self
 
     from captioner.core.types import ImageOverrides
     from captioner.images.fit import FitOptions
 
-_MODULE = "captioner.images.decoder"
 _START_S = 60.0
-"""Seconds that a child may take to start: the machine may be busy."""
+"""Seconds that a process may take to start on a busy machine."""
 
 
 class DecoderPool:
-    """Draws images in child processes, each started when it is first needed.
+    """Re-encodes images in child processes, each started when it is first needed.
 
     Args:
-        wanted: What images have to be like.
-        count: Most children at once.
+        wanted: The requirements for images.
+        count: Most processes at once.
     """
 
     def __init__(self, wanted: FitOptions, count: int) -> None:
-        self._greeting = orjson.dumps((asdict(wanted.images), wanted.detail))
-        self._timeout_s = wanted.images.image_timeout
-        self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()
-        for _ in range(count):
-            self._idle.put(None)
-        self._heavy = threading.Lock()
-        self._lock = threading.Lock()
-        self._children: set[_Child] = set()
-        self._closed = False
+        heavy = threading.Lock()
+        self._decoders = [_Decoder(wanted, heavy) for _ in range(count)]
+        self._idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()
+        for decoder in self._decoders:
+            self._idle.put(decoder)
 
     def __enter__(self) -> Self:
-        """Return the decoders themselves."""
+        """Return the pool itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the children."""
+        """End the processes."""
         self.close()
 
     def render(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
-        """Return the frames of an image, rendered by a child; blocks, and may be called anywhere.
+        """Return the frames of an image. Blocks, and may be called from any thread.
 
         Raises:
-            BadImageError: Those of the drawing, ``image_timeout`` or ``image_crashed``.
-            DecoderError: No child can be started.
-            StoppedError: The decoders were closed meanwhile.
+            BadImageError: ``image_timeout``, ``image_crashed`` or an error of the decoder.
+            DecoderError: No process can be started.
+            StoppedError: The pool was closed.
         """
-        child = self._idle.get()
+        decoder = self._idle.get()
         try:
-            if child is None:
-                child = self._start()
-            return child.render(data, image_overrides, self._timeout_s, self._heavy)
-        except (DecoderError, StoppedError):
-            raise
-        except (EOFError, OSError, ValueError, TypeError, KeyError):  # it died, or talks nonsense
-            if self._closed:
-                raise StoppedError from None
-            raise BadImageError("image_crashed", "the decoder broke down over the image") from None
-        except _SlowError:
-            raise BadImageError(
-                "image_timeout",
-                f"decoding the image took more than {self._timeout_s:g} s (--image-timeout)",
-            ) from None
+            reply = decoder.render(data, image_overrides)
         finally:
-            if child is not None and child.broken:
-                self._end(child)
-                child = None
-            self._idle.put(child)
+            self._idle.put(decoder)
+        if isinstance(reply, BadImageError):
+            raise reply
+        return reply
 
     def close(self) -> None:
-        """End all children; whoever waits for one is told that the run stops."""
-        with self._lock:
-            self._closed = True
-            children = list(self._children)
-        for child in children:
-            child.kill()
-        # Those at work are ended by whoever waits for them, and hears now of their death.
-        idle: list[_Child | None] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                idle.append(self._idle.get_nowait())
-        for free in idle:
-            if free is not None:
-                self._end(free)
-            self._idle.put(None)
+        """End all processes; waiting calls of `render` raise `StoppedError`."""
+        for decoder in self._decoders:
+            decoder.close()
 
-    def _start(self) -> _Child:
+
+class _Decoder:
+    """One process and the connection to it. Used by one thread at a time, except `close`."""
+
+    def __init__(self, wanted: FitOptions, heavy: threading.Lock) -> None:
+        self._options = orjson.dumps((asdict(wanted.images), wanted.detail))
+        self._timeout_s = wanted.images.image_timeout
+        self._heavy = heavy
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._closed = False
+
+    def render(
+        self, data: bytes, image_overrides: ImageOverrides
+    ) -> tuple[Fitted, ...] | BadImageError:
         try:
-            child = _Child(self._greeting)
-        except (OSError, EOFError) as error:
+            connection = self._connection or self._start()
+            connection.send_bytes(orjson.dumps((*image_overrides,)))
+            connection.send_bytes(data)
+            reply = _receive(connection, self._timeout_s)
+            if reply == HEAVY:
+                with self._heavy:
+                    connection.send_bytes(b"go")
+                    reply = _receive(connection, self._timeout_s)
+            frames = orjson.loads(reply)
+            if isinstance(frames, dict):
+                return BadImageError(frames["code"], frames["message"])
+            return tuple(
+                Fitted(media_type, _receive(connection, self._timeout_s), width, height)
+                for media_type, width, height in frames
+            )
+        except BaseException as error:
+            self._end()
             if self._closed:
                 raise StoppedError from None
-            reason = getattr(error, "strerror", None) or "it ended at once"
-            raise DecoderError(f"cannot start a decoder for images: {reason}") from None
-        with self._lock:
-            if not self._closed:
-                self._children.add(child)
-                return child
-        child.end()
-        raise StoppedError
+            if isinstance(error, TimeoutError):
+                raise BadImageError(
+                    "image_timeout",
+                    f"decoding the image took more than {self._timeout_s:g} s (--image-timeout)",
+                ) from None
+            if isinstance(error, (EOFError, OSError, ValueError, TypeError, KeyError)):
+                raise BadImageError("image_crashed", "the decoder crashed on the image") from None
+            raise
 
-    def _end(self, child: _Child) -> None:
-        with self._lock:
-            self._children.discard(child)
-        child.end()
-
-
-class _SlowError(Exception):
-    """The child took too long."""
-
-
-class _Child:
-    """One child process and the connection to it.
-
-    Attributes:
-        broken: It is in no state to take another image.
-    """
-
-    def __init__(self, greeting: bytes) -> None:
+    def _start(self) -> Connection:
         from multiprocessing.connection import Pipe
 
+        if self._closed:
+            raise StoppedError
         self._connection, theirs = Pipe()
+        reason = "it ended at once"
         try:
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module
-                    python(_MODULE, str(theirs.fileno())),
+                    python("captioner.images.decoder", str(theirs.fileno())),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -153,51 +137,33 @@ class _Child:
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # Ctrl-C stops the run, which may still need it
                 )
-        except OSError:
+            if self._closed:  # `close` may have found no process yet
+                raise StoppedError
+            self._connection.send_bytes(self._options)
+            if _receive(self._connection, _START_S) == READY:
+                return self._connection
+        except (OSError, EOFError) as error:
+            reason = getattr(error, "strerror", None) or reason
+        raise DecoderError(f"cannot start a decoder for images: {reason}")
+
+    def _end(self) -> None:
+        self._kill()
+        if self._connection is not None:
             self._connection.close()
-            raise
-        self.broken = False
-        try:
-            self._connection.send_bytes(greeting)
-            ready = self._receive(_START_S) == READY
-        except (_SlowError, OSError, EOFError):
-            ready = False
-        if not ready:
-            self.end()
-            raise EOFError
+        self._process = self._connection = None
 
-    def render(
-        self, data: bytes, image_overrides: ImageOverrides, timeout_s: float, heavy: threading.Lock
-    ) -> tuple[Fitted, ...]:
-        self.broken = True  # until there is a whole reply
-        self._connection.send_bytes(orjson.dumps((*image_overrides,)))
-        self._connection.send_bytes(data)
-        reply = self._receive(timeout_s)
-        if reply == HEAVY:
-            with heavy:
-                self._connection.send_bytes(b"go")
-                reply = self._receive(timeout_s)
-        frames = orjson.loads(reply)
-        if isinstance(frames, dict):
-            self.broken = False
-            raise BadImageError(frames["code"], frames["message"])
-        rendered = tuple(
-            Fitted(kind, self._receive(timeout_s), width, height) for kind, width, height in frames
-        )
-        self.broken = False
-        return rendered
+    def close(self) -> None:
+        self._closed = True
+        self._kill()
 
-    def _receive(self, timeout_s: float) -> bytes:
-        if not self._connection.poll(timeout_s):
-            raise _SlowError
-        return self._connection.recv_bytes()
+    def _kill(self) -> None:
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
 
-    def kill(self) -> None:
-        """Kill it; whoever waits for it hears of that."""
-        self._process.kill()
 
-    def end(self) -> None:
-        """Kill it and take note of its death."""
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
+def _receive(connection: Connection, timeout_s: float) -> bytes:
+    if not connection.poll(timeout_s):
+        raise TimeoutError
+    return connection.recv_bytes()

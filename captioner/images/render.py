@@ -1,7 +1,8 @@
-"""Decoding an image and encoding it anew: upright, still, sRGB, of the planned size."""
+"""Decoding and re-encoding images: upright, still, in sRGB and of the planned size."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import struct
@@ -12,7 +13,7 @@ from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 from captioner.core.errors import BadImageError
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
-from captioner.images.inspect.structure import corrupt
+from captioner.images.inspect import corrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from captioner.images.fit import FitOptions
 
 HEAVY_PIXELS = 25_000_000
-"""Above it an image takes so much memory that no two are decoded at once."""
+"""Larger images take so much memory that they are decoded one at a time."""
 
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA",
     "HEIF",
 )  # fmt: skip
-"""No other decoder is asked: some start programs, or open further files."""
+"""Pillow's other decoders are not used: some start programs or open further files."""
 
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
 _QUALITIES = (92, 85, 75, 60)
@@ -42,23 +43,26 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation."""
+"""The transposition that reverses each EXIF orientation."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ICON = b"\0\0\1\0"
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_BEGINNINGS = (b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51", b"\0\0\1\0")
+_BEGINNINGS = (b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51", _ICON)
 _BOXES = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n")
-_NO_IMAGES = {
-    b"%PDF": "a PDF",
+_OTHER_FILES = {
+    b"%pdf": "a PDF",
     b"<svg": "an SVG drawing",
     b"<!do": "a web page",
     b"<htm": "a web page",
     b"<?xm": "XML, perhaps an SVG drawing",
-    b"PK\3\4": "a zip archive",
+    b"pk\3\4": "a zip archive",
     b"\x1f\x8b": "gzip",
     b"{": "JSON",
 }
+"""First bytes in lower case."""
 
-Image.MAX_IMAGE_PIXELS = None  # the bound is ours, and an option
+Image.MAX_IMAGE_PIXELS = None  # --max-image-pixels is the limit
 
 
 def render(
@@ -67,13 +71,13 @@ def render(
     image_overrides: ImageOverrides,
     before_heavy: Callable[[], None] = lambda: None,
 ) -> tuple[Fitted, ...]:
-    """Return the frames of an image that are wanted, each as it is to be sent.
+    """Return the frames of an image, each ready to be sent.
 
     Args:
         data: The file.
-        wanted: What it has to be like.
-        image_overrides: How it is to be made otherwise.
-        before_heavy: Called before a large image is decoded.
+        wanted: The requirements for the result.
+        image_overrides: Changes to them for this image.
+        before_heavy: Called once before a large image is decoded.
 
     Raises:
         BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or
@@ -89,8 +93,8 @@ def render(
             before_heavy()
 
     try:
-        if data[:4] == b"\0\0\1\0":
-            bound(*_icon_size(data))  # opening it decodes it
+        if data.startswith(_ICON):
+            bound(*_icon_size(data))  # Pillow decodes an icon when it opens it
         with _open(data) as image:
             bound(*image.size)
             if image_overrides == DECODE_ONLY:
@@ -100,14 +104,14 @@ def render(
                 _frame(frame, wanted, image_overrides) for frame in _frames(image, wanted, bound)
             )
     except UnidentifiedImageError:
-        raise _no_image(data) from None
+        raise _unidentified(data) from None
     except BadImageError:
         raise
     except MemoryError:
         raise BadImageError(
             "image_too_large", "decoding the image takes more memory than a decoder may have"
         ) from None
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever they like on bad bytes
+    except Exception as error:  # noqa: BLE001 - decoders raise many kinds of errors on bad bytes
         raise corrupt(str(error) or "it cannot be decoded") from None
 
 
@@ -120,31 +124,28 @@ def _open(data: bytes) -> Image.Image:
                 "image_needs_extra", "the image is HEIC; pip install 'captioner[heif]' reads it"
             ) from None
         register_heif_opener(thumbnails=False)
-    return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if _known(name)])
-
-
-def _known(name: str) -> bool:
-    return name != "HEIF" or name in Image.OPEN
+    formats = [name for name in _FORMATS if name != "HEIF" or name in Image.OPEN]
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _icon_size(data: bytes) -> tuple[int, int]:
-    """Return the size of an icon's largest image, as that says itself."""
+    """Return the size of an icon's largest image, from the headers of the images."""
     (count,) = struct.unpack_from("<H", data, 4)
     sizes = [(1, 1)]
     for entry in range(6, 6 + 16 * count, 16):
         (at,) = struct.unpack_from("<I", data, entry + 12)
-        if data[at : at + 8] == b"\x89PNG\r\n\x1a\n":
+        if data.startswith(_PNG, at):
             sizes.append(struct.unpack_from(">II", data, at + 16))
         else:
             width, height = struct.unpack_from("<ii", data, at + 4)
-            sizes.append((abs(width), abs(height) // 2))  # its mask stands below it
-    return max(sizes, key=lambda size: size[0] * size[1])
+            sizes.append((abs(width), abs(height) // 2))  # the height includes a mask
+    return max(sizes, key=math.prod)
 
 
 def _frames(
     image: Any, wanted: FitOptions, bound: Callable[[int, int], None]
 ) -> Iterator[Image.Image]:
-    """Yield the first frame, or as many as are wanted, spread evenly over an animated image."""
+    """Yield the first frame, or ``--frames`` frames spread evenly over an animated image."""
     count = 1
     if wanted.images.frames > 1 and image.format in _MOVING:
         count = int(getattr(image, "n_frames", 1))
@@ -160,38 +161,40 @@ def _frames(
 
 
 def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrides) -> Fitted:
-    photograph = image.format == "JPEG"
+    is_jpeg = image.format == "JPEG"
     plan = wanted.plan(*image.size, image_overrides.scale)
     if max(plan.size) < max(image.size):
-        image.draft(None, plan.size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where it can be
-    image.load()  # a TIFF is turned upright by that, and says so
+        image.draft(None, plan.size)  # a JPEG can be decoded at 1/2, 1/4 or 1/8
+    image.load()  # turns a TIFF upright
     if image.format == "TIFF":
         plan = wanted.plan(*image.size, image_overrides.scale)
     background = wanted.images.background
     orientation = image.getexif().get(0x0112, 1)
     profile = image.info.get("icc_profile")
-    rendered = _eight_bits(image)
-    if rendered.has_transparency_data:
-        rendered = rendered.convert("RGBA")
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
         if background != "none":
-            rendered = _on(background, rendered)
-    elif rendered.mode not in ("RGB", "L", "CMYK", "LAB"):
-        rendered = rendered.convert("RGB")
-    if rendered.size != plan.size:
-        rendered = rendered.resize(plan.size, Image.Resampling.LANCZOS)
-    rendered = _in_srgb(rendered, profile)
+            opaque = Image.new("RGB", image.size, ImageColor.getrgb(background)[:3])
+            opaque.paste(image, mask=image.getchannel("A"))
+            image = opaque
+    elif image.mode not in ("RGB", "L", "CMYK", "LAB"):
+        image = image.convert("RGB")
+    if image.size != plan.size:
+        image = image.resize(plan.size, Image.Resampling.LANCZOS)
+    image = _in_srgb(image, profile)
     if plan.canvas != plan.size:
-        rendered = _padded(rendered, plan.canvas, background)
+        image = _padded(image, plan.canvas, background)
     if orientation in _UPRIGHT:
-        rendered = rendered.transpose(_UPRIGHT[orientation])
-    rendered.info.clear()  # comments and the like are not ours to send
-    return _encode(rendered, wanted.images.max_bytes, 2 if photograph else 0)
+        image = image.transpose(_UPRIGHT[orientation])
+    image.info.clear()  # comments and other metadata are not sent
+    return _encode(image, wanted.images.max_bytes, subsampling=2 if is_jpeg else 0)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image of more bits a channel with eight: 16 are all used, floats are stretched."""
+    """Return an image with 8 bits a channel: 16 bits are scaled, floats are stretched."""
     if image.mode.startswith("I"):
-        image.info.pop("transparency", None)  # it is said in more bits than are left
+        image.info.pop("transparency", None)  # a value of more than 8 bits
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.mode not in ("I", "F"):
@@ -199,16 +202,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     low, high = _extrema(image)
     if image.mode == "I" and low >= 0 and high <= 65_535:
         low, high = 0, 65_535 if high > 255 else 255
-    elif low >= 0 and high <= 1:
-        low, high = 0, 1
     elif low >= 0 and high <= 255:
-        low, high = 0, 255
+        low, high = 0, 1 if high <= 1 else 255
     scale = 255 / (high - low) if high > low else 0.0
     return image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
 
 
 def _extrema(image: Image.Image) -> tuple[float, float]:
-    """Return the least and the greatest finite grey of an image."""
+    """Return the least and the greatest finite value of a grey image."""
     low, high = cast("tuple[float, float]", image.getextrema())
     if math.isfinite(low) and math.isfinite(high):
         return low, high
@@ -218,39 +219,24 @@ def _extrema(image: Image.Image) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _on(background: str, image: Image.Image) -> Image.Image:
-    """Return a transparent image on a background."""
-    under = Image.new("RGB", image.size, ImageColor.getrgb(background)[:3])
-    under.paste(image, mask=image.getchannel("A"))
-    return under
-
-
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return an image in the colours of sRGB, by its profile where it has one that works."""
-    alpha = image.mode == "RGBA"
-    if image.mode == "LAB":
-        source: Any = ImageCms.createProfile("LAB")
-    elif profile:
-        try:
+    """Return an image in sRGB colours; a profile that is invalid for the image is ignored."""
+    source: Any = None
+    with contextlib.suppress(ImageCms.PyCMSError, OSError):
+        if image.mode == "LAB":
+            source = ImageCms.createProfile("LAB")
+        elif profile:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        except (ImageCms.PyCMSError, OSError):
-            source = None
-    else:
-        source = None
-    if source is not None:
-        try:
-            converted = ImageCms.profileToProfile(
-                image.convert("RGB") if alpha else image,
+        if source is not None:
+            converted: Any = ImageCms.profileToProfile(
+                image.convert("RGB") if image.mode == "RGBA" else image,
                 source,
                 ImageCms.createProfile("sRGB"),
                 outputMode="RGB",
             )
-        except ImageCms.PyCMSError:  # it is for another kind of image, or broken
-            converted = None
-        if converted is not None:
-            if alpha:
+            if image.mode == "RGBA":
                 converted.putalpha(image.getchannel("A"))
-            return converted
+            return cast("Image.Image", converted)
     return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 
 
@@ -258,44 +244,37 @@ def _padded(image: Image.Image, canvas: tuple[int, int], background: str) -> Ima
     """Return an image in the middle of a larger one."""
     fill = ImageColor.getrgb("white" if background == "none" else background)[:3]
     larger = Image.new(image.mode, canvas, (*fill, 255)[: len(image.mode)])
-    place = (canvas[0] - image.width) // 2, (canvas[1] - image.height) // 2
-    larger.paste(image, place)
+    larger.paste(image, ((canvas[0] - image.width) // 2, (canvas[1] - image.height) // 2))
     return larger
 
 
-def _encode(image: Image.Image, most: int, subsampling: int) -> Fitted:
-    """Return an image as JPEG, or as PNG where it is transparent, within a number of bytes.
-
-    Raises:
-        BadImageError: ``image_too_large``: even a tiny one would not do.
-    """
+def _encode(image: Image.Image, max_bytes: int, *, subsampling: int) -> Fitted:
+    """Return an image as JPEG, or PNG if it is transparent, that fits into a number of bytes."""
+    kind = "PNG" if image.mode == "RGBA" else "JPEG"
+    choices: list[dict[str, int]] = [{}]
+    if kind == "JPEG":
+        choices = [{"quality": quality, "subsampling": subsampling} for quality in _QUALITIES]
     while True:
-        for quality in _QUALITIES:
+        for options in choices:
             out = io.BytesIO()
-            if image.mode == "RGBA":
-                image.save(out, "PNG")
-            else:
-                image.save(out, "JPEG", quality=quality, subsampling=subsampling)
+            image.save(out, kind, **options)
             data = out.getvalue()
-            if base64_length(data) <= most:
-                kind = "image/png" if image.mode == "RGBA" else "image/jpeg"
-                return Fitted(kind, data, *image.size)
-            if image.mode == "RGBA":
-                break
+            if base64_length(data) <= max_bytes:
+                return Fitted(f"image/{kind.lower()}", data, *image.size)
         if max(image.size) < 2:
             raise BadImageError(
-                "image_too_large", f"no image fits into {most:,} bytes (--max-bytes)"
+                "image_too_large", f"no image fits into {max_bytes:,} bytes (--max-bytes)"
             )
         smaller = max(1, int(image.width * _SMALLER)), max(1, int(image.height * _SMALLER))
         image = image.resize(smaller, Image.Resampling.LANCZOS)
 
 
-def _no_image(data: bytes) -> BadImageError:
-    """Return the error for what is no image, saying what it is where that is plain to see."""
+def _unidentified(data: bytes) -> BadImageError:
+    """Return the error for a file that Pillow does not recognise."""
     if data.startswith(_BEGINNINGS) or data[4:12] in _BOXES:
         return corrupt("its headers cannot be read")
     head = data[:200].lstrip().lower()
-    for begin, what in _NO_IMAGES.items():
-        if head.startswith(begin.lower()):
+    for begin, what in _OTHER_FILES.items():
+        if head.startswith(begin):
             return BadImageError("image_unknown_type", f"the file is no image but {what}")
     return BadImageError("image_unknown_type", "the file is not an image of a known type")

@@ -1,6 +1,6 @@
-"""Every format, mode and fault there is a rule for: a file each, through the whole engine at once.
+"""Every format, mode and fault that has a rule: one file each, all in one run.
 
-What is asserted is what the endpoint received, or what the failures file says.
+The tests look at what the endpoint received and at the failures file.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def measures(*size: int) -> Callable[[CorpusImage], None]:
     return check
 
 
-# Passed on: what arrives is the file itself, but for its metadata.
+# Sent as they are, without metadata.
 AS_IT_IS: dict[str, bytes] = {
     "jpeg": JPEG,
     "jpeg progressive": saved(quarters(), "JPEG", progressive=True, quality=95),
@@ -214,7 +214,7 @@ WITH_METADATA: dict[str, tuple[bytes, bytes]] = {
     "webp xmp": (saved(quarters(), "WEBP", lossless=True, xmp=SECRET), WEBP),
 }
 
-DRAWN: dict[str, tuple[bytes, Callable[[CorpusImage], None]]] = {
+REENCODED: dict[str, tuple[bytes, Callable[[CorpusImage], None]]] = {
     "gif": (saved(quarters(), "GIF"), shows_quarters),
     "gif moving": (animation("GIF"), shows(grey(0), grey(0))),
     "webp moving": (animation("WEBP"), shows(grey(0), grey(0))),
@@ -296,7 +296,7 @@ DRAWN: dict[str, tuple[bytes, Callable[[CorpusImage], None]]] = {
     "a column": (saved(Image.new("RGB", (2, 9000), RED), "PNG"), measures(28, 2048)),
 }
 
-DRAWN |= {
+REENCODED |= {
     "jpeg turned by a long": (
         saved(quarters(), "JPEG", exif=turned(kind=4), quality=95),
         shows_turned_quarters,
@@ -383,7 +383,7 @@ class Corpus:
     @staticmethod
     def all() -> dict[str, bytes]:
         found = AS_IT_IS | SEGMENTS
-        for several in (WITH_METADATA, DRAWN, FAULTS):
+        for several in (WITH_METADATA, REENCODED, FAULTS):
             found |= {name: one[0] for name, one in several.items()}
         return found
 
@@ -412,7 +412,7 @@ def test_every_file_has_its_outcome(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("name", AS_IT_IS)
 def test_passed_on_as_it_is(corpus: Corpus, name: str) -> None:
-    """What endpoints take arrives byte for byte, with the type of its content, not of its name."""
+    """An accepted format arrives byte for byte, with the type of its content, not of its name."""
     kind, data = received(corpus, name)
     assert data == AS_IT_IS[name]
     assert kind == f"image/{name.partition(' ')[0]}"
@@ -428,7 +428,7 @@ def test_metadata_stays_here(corpus: Corpus, name: str) -> None:
 
 @pytest.mark.parametrize("name", SEGMENTS)
 def test_segments_that_could_hold_anything_stay_here(corpus: Corpus, name: str) -> None:
-    """What no decoder needs is cut out, whatever it is called."""
+    """Segments that no decoder needs are cut out, whatever their names are."""
     _, data = received(corpus, name)
     assert SECRET not in data
     with Image.open(io.BytesIO(data)) as image:
@@ -436,9 +436,9 @@ def test_segments_that_could_hold_anything_stay_here(corpus: Corpus, name: str) 
         assert image.size == SIZE
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_drawn(corpus: Corpus, name: str) -> None:
-    """What endpoints do not take, or would see otherwise than people do, is drawn for them."""
+@pytest.mark.parametrize("name", REENCODED)
+def test_reencoded(corpus: Corpus, name: str) -> None:
+    """What endpoints do not accept, or would show differently, is re-encoded."""
     kind, data = received(corpus, name)
     assert kind == "image/jpeg"
     assert SECRET not in data
@@ -446,12 +446,12 @@ def test_drawn(corpus: Corpus, name: str) -> None:
         assert (image.format, image.mode) == ("JPEG", "RGB")
         assert not image.getexif()
         assert "icc_profile" not in image.info
-        DRAWN[name][1](image)
+        REENCODED[name][1](image)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_told(corpus: Corpus, name: str) -> None:
-    """A file that cannot be sent is a line in the failures file that says what is wrong with it."""
+def test_faults_are_explained(corpus: Corpus, name: str) -> None:
+    """The failures file says what is wrong with each file that cannot be sent."""
     _, code, words = FAULTS[name]
     line = corpus.failed[name]
     assert line["code"] == code, line

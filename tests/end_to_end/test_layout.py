@@ -23,7 +23,6 @@ EXCEPTIONS = {
     "captioner.executors.batch_api.ledger": "`status` loads no pipeline",
     "captioner.executors.batch_api.status": "`status` loads no pipeline",
     "captioner.executors.ray.driver": "only --engine ray loads the driver",
-    "captioner.images.fetch.fetcher": "only records with URLs load HTTP and object stores",
     "captioner.outputs.export.atomic": "writing one file needs no export format",
     "captioner.outputs.export.registry": "a format is loaded when it is used",
     "captioner.outputs.export.tables": "a format is loaded when it is used",

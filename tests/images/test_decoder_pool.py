@@ -1,4 +1,4 @@
-"""The decoders: children that may crash, hang or swell, at the price of one image each."""
+"""Decoder processes that crash, hang or take too much memory fail one image each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pool(count: int = 1, **options: Any) -> DecoderPool:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Put a script into the children's place: it has `connection`; images come in as usual."""
+    """Replace the decoder by a script, which has a `connection`."""
 
     def put(script: str) -> None:
         begin = (
@@ -49,22 +49,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     return put
 
 
-class Turns:
-    """A lock that counts who takes it, and how many hold it at once."""
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """List the processes that are started."""
+    processes: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held = self.most = self.count = 0
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        processes.append(popen(*arguments, **options))
+        return processes[-1]
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._held += 1
-        self.count += 1
-        self.most = max(self.most, self._held)
-
-    def __exit__(self, *_: object) -> None:
-        self._held -= 1
-        self._lock.release()
+    monkeypatch.setattr(subprocess, "Popen", start)
+    return processes
 
 
 def bmp(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
@@ -73,7 +69,7 @@ def bmp(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
     return out.getvalue()
 
 
-def test_a_child_draws_what_this_process_would() -> None:
+def test_a_child_renders_as_this_process_would() -> None:
     """The result does not depend on where an image is rendered."""
     wanted = FitOptions(ImageSettings(max_side=100))
     data = jpeg(3, (400, 300))
@@ -89,26 +85,25 @@ def test_a_child_draws_what_this_process_would() -> None:
         assert rendered.render(data, DECODE_ONLY) == ()
 
 
-def test_children_are_used_again_and_no_more_than_are_wanted() -> None:
-    """Fifty images from eight threads take two processes."""
+def test_children_are_used_again_and_no_more_than_are_wanted(started) -> None:
+    """Fifty images from eight threads take two processes, which end with the pool."""
     with pool(2) as rendered, ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda _: rendered.render(bmp(), UNCHANGED)[0].data, range(50)))
-        assert len(rendered._children) <= 2
         assert len(set(found)) == 1
-        pids = [child._process.pid for child in rendered._children]
-    for pid in pids:
+    assert len(started) <= 2
+    for process in started:
         with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+            os.kill(process.pid, 0)
 
 
-def test_a_crash_costs_one_image() -> None:
+def test_a_crash_costs_one_image(started) -> None:
     """A decoder that dies takes one image with it; the next one gets a new decoder."""
     with pool() as rendered:
         assert rendered.render(bmp(), UNCHANGED)
-        (child,) = rendered._children
-        os.kill(child._process.pid, signal.SIGSEGV)
-        child._process.wait()
-        with pytest.raises(BadImageError, match="broke down") as caught:
+        (process,) = started
+        process.send_signal(signal.SIGSEGV)
+        process.wait()
+        with pytest.raises(BadImageError, match="crashed") as caught:
             rendered.render(bmp(), UNCHANGED)
         assert caught.value.code == "image_crashed"
         assert rendered.render(bmp(), UNCHANGED)
@@ -122,8 +117,8 @@ def test_a_crash_costs_one_image() -> None:
         "[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[[\"image/jpeg\",1,1]]')",
     ],
 )
-def test_whatever_a_decoder_does_is_one_failed_image(stand_in, script) -> None:
-    """Dying before, while or after it has the image, or talking nonsense."""
+def test_a_broken_decoder_fails_one_image(stand_in, script) -> None:
+    """A decoder that crashes or sends an invalid reply fails the image it has."""
     stand_in(script)
     with pool() as rendered:
         for _ in range(2):
@@ -133,7 +128,7 @@ def test_whatever_a_decoder_does_is_one_failed_image(stand_in, script) -> None:
 
 
 def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
-    """A machine that starts no processes is no fault of a million images."""
+    """If no process can be started, the run stops; the images have not failed."""
     monkeypatch.setattr(
         decoders, "python", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"]
     )
@@ -145,7 +140,7 @@ def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
 
 
 def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
-    """What meets the bytes of strangers has no access to what they may want."""
+    """The process that decodes untrusted bytes has no secrets in its environment."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     stand_in(f"open({str(tmp_path / 'env')!r}, 'w').write(repr(dict(os.environ)))")
@@ -154,17 +149,18 @@ def test_a_child_knows_no_keys(stand_in, monkeypatch, tmp_path) -> None:
     assert "hush" not in (tmp_path / "env").read_text()
 
 
-def test_a_hang_costs_one_image(stand_in) -> None:
-    """A decoder that does not come back is killed when its time is over, the first time too."""
+def test_a_hang_costs_one_image(stand_in, started) -> None:
+    """A decoder that hangs is killed after the timeout, also on its first image."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
     with pool(image_timeout=0.5) as rendered:
         with pytest.raises(BadImageError, match=r"more than 0\.5 s") as caught:
             rendered.render(bmp(), UNCHANGED)
         assert caught.value.code == "image_timeout"
-        assert not rendered._children
+        (process,) = started
+        assert process.returncode == -signal.SIGKILL
 
 
-def test_closing_ends_whoever_waits(stand_in) -> None:
+def test_closing_ends_waiting_calls(stand_in, started) -> None:
     """A run that stops is not held up by a decoder that hangs; its image has not failed."""
     stand_in("connection.recv_bytes(); connection.recv_bytes(); time.sleep(600)")
     rendered = pool()
@@ -178,7 +174,7 @@ def test_closing_ends_whoever_waits(stand_in) -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not rendered._children:
+    while not started:
         time.sleep(0.01)
     rendered.close()
     waiting.join(10)
@@ -198,30 +194,48 @@ def test_memory_is_bounded() -> None:
         assert rendered.render(bmp(), UNCHANGED)
 
 
-def test_large_images_are_decoded_one_at_a_time() -> None:
-    """Two threads with large images take turns, so that memory holds one of them."""
+def test_large_images_are_decoded_one_at_a_time(stand_in, tmp_path) -> None:
+    """Decoders of large images take turns, so that memory holds one of them."""
+    turn = str(tmp_path / "turn")
+    stand_in(
+        "while True:\n"
+        "    connection.recv_bytes(); connection.recv_bytes()\n"
+        "    connection.send_bytes(b'heavy'); connection.recv_bytes()\n"
+        f"    os.close(os.open({turn!r}, os.O_CREAT | os.O_EXCL))\n"  # fails if it is taken
+        f"    time.sleep(0.05); os.unlink({turn!r})\n"
+        "    connection.send_bytes(b'[]')"
+    )
+    with pool(2) as rendered, ThreadPoolExecutor(2) as threads:
+        several = [threads.submit(rendered.render, bmp(), UNCHANGED) for _ in range(6)]
+        assert [one.result(30) for one in several] == [()] * 6
+
+
+def test_a_decoder_waits_before_it_decodes_a_large_image() -> None:
+    """Only large images take turns, and they are decoded when it is their turn."""
     out = io.BytesIO()
     Image.new("L", (6_000, 5_000)).save(out, "PNG", compress_level=1)
-    data = out.getvalue()
-    with pool(2, max_side=64) as rendered, ThreadPoolExecutor(2) as threads:
-        rendered._heavy = turns = Turns()
-        both = [threads.submit(rendered.render, data, UNCHANGED) for _ in range(2)]
-        assert all(len(one.result(30)) == 1 for one in both)
-        assert (turns.count, turns.most) == (2, 1)
-        assert rendered.render(bmp(), UNCHANGED)
-        assert turns.count == 2
+    waits: list[bool] = []
+    wanted = FitOptions(ImageSettings(max_side=64))
+    render(bmp(), wanted, UNCHANGED, lambda: waits.append(False))
+    assert not waits
+    large = render(out.getvalue(), wanted, UNCHANGED, lambda: waits.append(True))
+    assert waits == [True]
+    with pool(max_side=64) as rendered:
+        assert rendered.render(out.getvalue(), UNCHANGED) == large
 
 
 def test_a_child_ends_with_its_parent() -> None:
     """A parent that is killed leaves no decoder behind."""
     script = (
-        "import os, sys, time; from captioner.images.decoder_pool import DecoderPool;"
+        "import os, sys, subprocess; from captioner.images.decoder_pool import DecoderPool;"
         "from captioner.core.types import UNCHANGED;"
         "from captioner.images.fit import FitOptions;"
         "from captioner.settings.options import ImageSettings;"
+        "started = []; Popen = subprocess.Popen;"
+        "subprocess.Popen = lambda *a, **k: started.append(Popen(*a, **k)) or started[0];"
         "pool = DecoderPool(FitOptions(ImageSettings()), 1);"
         "pool.render(sys.stdin.buffer.read(), UNCHANGED);"
-        "print([c._process.pid for c in pool._children][0], flush=True); os.kill(os.getpid(), 9)"
+        "print(started[0].pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

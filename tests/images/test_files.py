@@ -117,7 +117,7 @@ def test_long_names_are_not_repeated_in_full(root):
 
 
 def test_empty(root):
-    """An empty file is told from a broken one."""
+    """An empty file has its own failure code."""
     (root / "x").touch()
     assert code_of("x", root) == "image_empty"
 
@@ -130,7 +130,7 @@ def test_folder_is_no_file(root, bound):
 
 @pytest.mark.parametrize("bound", [False, True])
 def test_fifo_never_blocks(root, bound):
-    """A named pipe nobody writes to fails at once instead of holding a thread for ever."""
+    """A named pipe without a writer fails at once and does not block a thread."""
     os.mkfifo(root / "pipe")
     assert code_of("pipe", root, bound=bound) == "image_not_a_file"
 
@@ -149,7 +149,7 @@ def test_socket_is_not_read():
 
 
 @pytest.mark.parametrize("change", [b"longer than it was", b"less", b""])
-def test_file_that_changes_meanwhile_is_not_used(root, change):
+def test_a_file_that_changes_while_it_is_read_is_not_used(root, change):
     """A file still being written is failed, not sent as half an image."""
     target = root / "sub" / "a.jpg"
     code = code_of("sub/a.jpg", root, reserve=lambda _: target.write_bytes(change) and None)
@@ -204,7 +204,7 @@ def test_relative_bound_root(root, monkeypatch):
 
 
 def test_the_file_system_as_bound_root(root):
-    """The root folder of the file system can be the image root: everything lies in it."""
+    """The root folder of the file system can be the image root; it contains every file."""
     assert read(str(root / "sub/a.jpg"), Path("/"), bound=True) == b"inside"
 
 

@@ -12,8 +12,9 @@ from PIL import Image, ImageOps, PngImagePlugin
 from samples import BLUE, GREEN, RED, WHITE, bomb, quarters, saved
 
 from captioner.core.errors import BadImageError
-from captioner.images.fit import DECODE_ONLY, FitOptions, Fitted, read_structure
+from captioner.images.fit import DECODE_ONLY, FitOptions, Fitted
 from captioner.images.fit import fit as fit_each
+from captioner.images.inspect import read_structure
 from captioner.images.render import render
 from captioner.settings.options import ImageSettings
 
@@ -123,7 +124,7 @@ def test_orientation_is_applied(kind, orientation, side):
 
 
 def test_the_type_comes_from_the_content():
-    """A PNG stays a PNG whatever its file was called; the name is not even asked for."""
+    """The media type does not depend on the file name."""
     assert fit(saved(quarters(), "PNG"), 100)[0] == "image/png"
     assert fit(saved(quarters(), "WEBP"), 100)[0] == "image/webp"
 
@@ -183,7 +184,7 @@ def test_16_bit_grey_is_scaled(kind):
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<html>404</html>", b"\xff\xd8", b"%PDF-1.7"])
 def test_what_is_no_image_is_said_to_be_none(data):
-    """A web page saved under an image's name is told from a broken image."""
+    """A web page saved under an image's name is not reported as a broken image."""
     with pytest.raises(BadImageError) as caught:
         fit(data, 100)
     assert caught.value.code == "image_unknown_type"
@@ -191,8 +192,8 @@ def test_what_is_no_image_is_said_to_be_none(data):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("side", [16, 1000])
-def test_half_a_image_is_never_sent(kind, side):
-    """Half a file is refused, whether it would have been passed on or redrawn."""
+def test_half_an_image_is_never_sent(kind, side):
+    """Half a file is refused, whether it would have been passed on or re-encoded."""
     data = saved(Image.effect_noise((64, 32), 90), kind)
     with pytest.raises(BadImageError) as caught:
         fit(data[: len(data) // 2], side)
@@ -243,7 +244,7 @@ def test_a_long_comment_costs_nothing():
         assert b"secret" not in sent
 
 
-def test_mutations_give_a_image_or_the_error_for_broken_ones():
+def test_mutations_give_an_image_or_the_error_for_broken_ones():
     """Damage of any kind fails the record at worst, never the run."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -361,7 +362,7 @@ def test_verify_full_decodes(monkeypatch):
 
 
 def icon(png: bytes) -> bytes:
-    """Return an icon that says it has 16 pixels and holds an image that says otherwise."""
+    """Return an icon whose header says 16 pixels, whatever the size of the image in it."""
     return b"\0\0\1\0\1\0\x10\x10\0\0\1\0\x20\0" + struct.pack("<II", len(png), 22) + png
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import io
 import random
-import re
 import struct
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,14 +13,14 @@ from conftest import jpeg
 from PIL import Image
 from samples import chunk
 
-import captioner.images.inspect.jpeg
 from captioner.core.errors import BadImageError
-from captioner.images.fit import read_structure
+from captioner.images.inspect import jpeg as jpeg_reader
+from captioner.images.inspect import read_structure
 
 SIZE = (23, 17)
 
 
-def drawn(kind: str, mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
     noise = random.Random(7)
     image = Image.new("RGB", size)
     image.putdata([tuple(noise.randbytes(3)) for _ in range(size[0] * size[1])])
@@ -54,23 +56,23 @@ def decodes(data: bytes) -> bool:
     return True
 
 
-JPEG = drawn("JPEG")
+JPEG = encoded("JPEG")
 SMALL = {
     "JPEG": JPEG,
-    "JPEG progressive": drawn("JPEG", progressive=True),
-    "JPEG grey": drawn("JPEG", "L"),
-    "JPEG restarts": drawn("JPEG", restart_marker_blocks=1),
-    "JPEG EXIF": drawn("JPEG", exif=b"Exif\0\0" + exif(6)),
-    "PNG": drawn("PNG"),
-    "PNG palette": drawn("PNG", "P"),
+    "JPEG progressive": encoded("JPEG", progressive=True),
+    "JPEG grey": encoded("JPEG", "L"),
+    "JPEG restarts": encoded("JPEG", restart_marker_blocks=1),
+    "JPEG EXIF": encoded("JPEG", exif=b"Exif\0\0" + exif(6)),
+    "PNG": encoded("PNG"),
+    "PNG palette": encoded("PNG", "P"),
     "APNG": frames("PNG"),
-    "GIF": drawn("GIF", "P"),
+    "GIF": encoded("GIF", "P"),
     "GIF animated": frames("GIF"),
-    "GIF comment": drawn("GIF", "P", comment=b"x" * 300),
-    "WebP": drawn("WEBP"),
-    "WebP lossless": drawn("WEBP", lossless=True),
-    "WebP alpha": drawn("WEBP", "RGBA"),
-    "WebP EXIF": drawn("WEBP", exif=exif(6)),
+    "GIF comment": encoded("GIF", "P", comment=b"x" * 300),
+    "WebP": encoded("WEBP"),
+    "WebP lossless": encoded("WEBP", lossless=True),
+    "WebP alpha": encoded("WEBP", "RGBA"),
+    "WebP EXIF": encoded("WEBP", exif=exif(6)),
     "WebP animated": frames("WEBP"),
 }
 
@@ -101,14 +103,14 @@ SMALL = {
 @pytest.mark.parametrize("size", [(1, 1), SIZE, (300, 2), (2, 300)])
 def test_kinds(kind, mode, options, plain, size):
     """Type and size of every common kind of file are read from its bytes alone."""
-    data = drawn(kind, mode, size, **options)
+    data = encoded(kind, mode, size, **options)
     found = read_structure(data)
     assert found is not None
     assert found[:5] == (f"image/{kind.lower()}", *size, 1, plain)
     assert found.transparent == (mode in ("RGBA", "LA"))
     assert not found.moving
-    if found.parts:
-        part = io.BytesIO(b"".join(found.parts))
+    if found.content:
+        part = io.BytesIO(found.content)
         with Image.open(io.BytesIO(data)) as whole, Image.open(part) as kept:
             assert (kept.mode, kept.tobytes()) == (whole.mode, whole.tobytes())
 
@@ -120,13 +122,13 @@ def test_moving_images_are_told_apart(kind):
     found = read_structure(data)
     assert found is not None
     assert (found.width, found.height, found.moving) == (*SIZE, True)
-    assert b"".join(found.parts) != data
+    assert found.content != data
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "PPM"])
 def test_other_kinds_are_left_to_the_decoder(kind):
     """A kind that is not walked is neither accepted nor refused here."""
-    assert read_structure(drawn(kind)) is None
+    assert read_structure(encoded(kind)) is None
 
 
 @pytest.mark.parametrize(
@@ -201,9 +203,9 @@ def test_orientation_is_read(orientation, order):
         JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff + JPEG[2:],
         with_png[:33] + chunk(b"eXIf", tiff) + with_png[33:],
         with_png[:-12] + chunk(b"eXIf", tiff) + with_png[-12:],  # behind the pixels
-        drawn("WEBP", exif=tiff),
-        drawn("WEBP", exif=b"Exif\0\0" + tiff),
-        drawn("WEBP", "RGBA", lossless=True, exif=tiff),
+        encoded("WEBP", exif=tiff),
+        encoded("WEBP", exif=b"Exif\0\0" + tiff),
+        encoded("WEBP", "RGBA", lossless=True, exif=tiff),
     ]
     for data in files:
         found = read_structure(data)
@@ -234,18 +236,23 @@ def test_senseless_orientation_counts_as_upright(tiff):
     assert found.orientation == 1
 
 
-@pytest.mark.parametrize("engine", ["RE2", "re"])
-def test_nothing_but_a_image_is_inside_a_jpeg(engine, monkeypatch):
-    """Whatever marker stands in the data is found, by either search; what is no marker is not."""
-    if engine == "re":
-        monkeypatch.setattr(
-            captioner.images.inspect.jpeg,
-            "_IN_SCAN",
-            re.compile(captioner.images.inspect.jpeg._MARKER),
-        )
-    else:
+@pytest.fixture(params=["RE2", "re"])
+def _search(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Search markers with RE2, and with the standard library where RE2 is not installed."""
+    if request.param == "RE2":
         pytest.importorskip("re2")
-        assert type(captioner.images.inspect.jpeg._IN_SCAN).__module__ == "re2"
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "re2", None)
+        importlib.reload(jpeg_reader)
+    yield
+    importlib.reload(jpeg_reader)
+
+
+@pytest.mark.usefixtures("_search")
+def test_a_jpeg_scan_ends_at_a_marker():
+    """Either search finds every marker in the data, and only markers."""
     middle = len(JPEG) - 100
     assert JPEG[middle - 1] != 0xFF
     for byte in range(256):
@@ -253,11 +260,11 @@ def test_nothing_but_a_image_is_inside_a_jpeg(engine, monkeypatch):
         if byte == 0 or 0xD0 <= byte <= 0xD7:  # escaped, or a restart
             found = read_structure(data)
             assert found is not None
-            assert b"".join(found.parts) == data
+            assert found.content == data
         elif byte == 0xD9:  # the end
             found = read_structure(data)
             assert found is not None
-            assert b"".join(found.parts) == data[: middle + 2]
+            assert found.content == data[: middle + 2]
         else:
             with pytest.raises(BadImageError):
                 read_structure(data)
@@ -267,9 +274,9 @@ def test_images_that_begin_alike_are_each_looked_through():
     """What was found in one image does not change what is found in the next."""
     noise = random.Random(3)
     scan = JPEG.index(b"\xff\xda") + 20
-    progressive = drawn("JPEG", progressive=True)
+    progressive = encoded("JPEG", progressive=True)
     late = b"\xff\xe1" + struct.pack(">H", 8 + len(exif(6))) + b"Exif\0\0" + exif(6)
-    heads = [JPEG, SMALL["JPEG EXIF"], progressive, drawn("JPEG", icc_profile=b"x" * 200)]
+    heads = [JPEG, SMALL["JPEG EXIF"], progressive, encoded("JPEG", icc_profile=b"x" * 200)]
     heads.append(JPEG[:-2] + late + JPEG[-2:])  # what comes behind its data is its own
 
     def look(data: bytes) -> object:
@@ -278,7 +285,7 @@ def test_images_that_begin_alike_are_each_looked_through():
         except BadImageError as error:
             return error.code, error.message
         assert found is not None
-        return found[:7], b"".join(found.parts)
+        return found[:7], found.content
 
     outcomes = set()
     for _ in range(400):
@@ -303,7 +310,7 @@ def test_a_thumbnail_does_not_stand_for_the_image():
     found = read_structure(head + JPEG[2:])
     assert found is not None
     assert found[:4] == ("image/jpeg", *SIZE, 3)
-    assert b"".join(found.parts) == JPEG
+    assert found.content == JPEG
     with pytest.raises(BadImageError):
         read_structure(head + JPEG[2:-2])
 
@@ -341,7 +348,7 @@ def test_fill_bytes_between_jpeg_segments_are_no_fault():
         b"RIFF\x0c\0\0\0WEBPJUNK\0\0\0\0",
     ],
 )
-def test_files_without_a_image_are_broken(data):
+def test_files_without_an_image_are_broken(data):
     """A file that has the right beginning but no image in it is not sent."""
     with pytest.raises(BadImageError, match="the image is broken"):
         read_structure(data)

@@ -1,1 +1,5 @@
-"""From a URL in a record to an image's bytes: the web and object stores."""
+"""Fetching images by URL, over HTTP and from object stores."""
+
+from captioner.images.fetch.fetcher import Fetcher
+
+__all__ = ["Fetcher"]

@@ -1,4 +1,4 @@
-"""Images from the web: bounded, tried again, and never from where a record must not send us."""
+"""Fetching images over HTTP: with limits and retries, and never from private addresses."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from captioner.images.fetch.ssrf import ends_in_number, is_address, is_public
 if TYPE_CHECKING:
     from typing import Self
 
+    from captioner.settings.options import ImageSettings
+
 ATTEMPTS = 4
 MAX_HOPS = 5
 CONNECT_S = 15.0
 IN_MEMORY = 1 << 20
-"""Bytes of an image that are held in memory while it comes in; what is more waits on disk."""
+"""Bytes of an image that are kept in memory while it arrives; the rest is kept on disk."""
 
 _HEADERS = {
     "Accept": "image/*,*/*;q=0.5",
@@ -34,22 +36,22 @@ _HEADERS = {
     "User-Agent": "captioner (image captioning; Python aiohttp)",
 }
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
-_WHY = {401: "it asks for a login", 403: "it is forbidden"}
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_REASONS = {401: "it asks for a login", 403: "it is forbidden"}
 
 
 class RefusedAddressError(OSError):
-    """A name stands for an address that a record may not send us to."""
+    """A name has an address to which a record may not lead."""
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves names to public addresses only; what it returns is what is connected to.
+    """Resolves names to public addresses only. Connections go to the address that was checked.
 
     Args:
-        inner: Resolves.
+        inner: Resolves names.
 
     Attributes:
-        exempt: Names that may be anywhere: those of proxies.
+        exempt: Names that may have any address: those of proxies.
     """
 
     def __init__(self, inner: AbstractResolver) -> None:
@@ -66,48 +68,41 @@ class PublicResolver(AbstractResolver):
         """
         found = await self._inner.resolve(host, port, family)
         if host not in self.exempt and not all(is_public(one["host"]) for one in found):
-            raise RefusedAddressError(f"{host} is at a private address")
+            raise RefusedAddressError
         return found
 
     async def close(self) -> None:
-        """Close the inner one."""
+        """Close the inner resolver."""
         await self._inner.close()
 
 
 class HttpFetcher:
-    """Fetches images over http(s).
+    """Fetches images over HTTP. An async context manager.
 
     Args:
-        timeout_s: Seconds for one image, retries included.
-        max_bytes: Largest image.
-        private: Private, loopback and link-local addresses are allowed.
+        images: The limits.
         resolver: Resolves names; by default the system does.
     """
 
-    def __init__(
-        self,
-        *,
-        timeout_s: float,
-        max_bytes: int,
-        private: bool,
-        resolver: AbstractResolver | None = None,
-    ) -> None:
-        self._timeout_s = timeout_s
-        self._max_bytes = max_bytes
-        self._private = private
-        self._given = resolver
-        self._session: aiohttp.ClientSession | None = None
-        self._resolver: AbstractResolver | None = None
-        self._rests: dict[str, float] = {}
+    def __init__(self, images: ImageSettings, resolver: AbstractResolver | None = None) -> None:
+        self._images = images
+        self._resolver = resolver or ThreadedResolver()
+        self._public = None if images.allow_private_urls else PublicResolver(self._resolver)
+        self._not_before: dict[str, float] = {}  # by host, on the event loop's clock
 
     async def __aenter__(self) -> Self:
-        """Return the fetcher itself; a session is opened when it is first needed."""
+        """Return the fetcher itself."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, resolver=self._public or self._resolver),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            headers=_HEADERS,
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     async def fetch(self, url: str) -> IO[bytes]:
         """Return a file that holds an image, at its end; the caller closes it.
@@ -117,28 +112,28 @@ class HttpFetcher:
                 ``image_url_refused`` or ``image_fetch_failed``.
         """
         shown = without_secrets(url)[:200]
-        why = "it took too long"
+        reason = "it took too long"
+        pauses = waits()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                pauses = waits()
+            async with asyncio.timeout(self._images.fetch_timeout):
                 for attempt in range(1, ATTEMPTS + 1):
                     try:
                         return await self._try(url, shown)
-                    except _PassingError as error:
-                        why = str(error)
+                    except _TransientError as error:
+                        reason = str(error)
                         if attempt < ATTEMPTS:
                             await asyncio.sleep(max(next(pauses), error.after_s))
-                raise BadImageError(
-                    "image_fetch_failed", f"cannot fetch {shown}: {why} ({ATTEMPTS} times)"
-                )
         except TimeoutError:
+            limit = f"{self._images.fetch_timeout:g} s (--fetch-timeout)"
             raise BadImageError(
-                "image_fetch_failed",
-                f"cannot fetch {shown} within {self._timeout_s:g} s (--fetch-timeout): {why}",
+                "image_fetch_failed", f"cannot fetch {shown} within {limit}: {reason}"
             ) from None
+        raise BadImageError(
+            "image_fetch_failed", f"cannot fetch {shown}: {reason} ({ATTEMPTS} times)"
+        )
 
     async def _try(self, url: str, shown: str) -> IO[bytes]:
-        """Follow one address to its image, each hop checked anew."""
+        """Follow a URL and its redirects to an image; check each of them."""
         try:
             target = _url(url)
             for _ in range(MAX_HOPS + 1):
@@ -147,78 +142,67 @@ class HttpFetcher:
                 if not isinstance(found, URL):
                     return found
                 target = found
-        except RefusedAddressError:
-            raise _refused(shown, "it is at a private address (--allow-private-urls)") from None
         except ValueError:
             raise _refused(shown, "it, or where it redirects to, is no valid URL") from None
-        except aiohttp.ClientConnectorError as error:
-            if isinstance(error.os_error, RefusedAddressError):
-                raise _refused(shown, "it is at a private address (--allow-private-urls)") from None
-            reason = error.os_error.strerror or str(error.os_error)
-            raise _PassingError(f"cannot connect: {reason}") from None
-        except aiohttp.ClientError as error:
-            said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
-            raise _PassingError(f"the connection broke: {masked(said)[:100]}") from None
-        except OSError as error:
-            raise _PassingError(f"the connection broke: {error.strerror or error}") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _explained(error, shown) from None
         raise _refused(shown, f"it redirects more than {MAX_HOPS} times")
 
     async def _check(self, url: URL, shown: str) -> None:
-        """Refuse what needs no connection to be refused, and wait while the host wants rest."""
+        """Refuse URLs that can be refused without a connection, and respect Retry-After."""
         host = url.host
         if url.scheme not in ("http", "https") or not host:
             raise _refused(shown, f"it leads to a {url.scheme or 'nameless'} URL")
-        if not self._private:
+        if self._public is not None:
             if is_address(host):
                 if not is_public(host):
                     raise RefusedAddressError
             elif ends_in_number(host):
                 raise _refused(shown, "its host is an address in an odd notation")
-        wait = self._rests.get(host, 0.0) - asyncio.get_running_loop().time()
+        wait = self._not_before.get(host, 0.0) - asyncio.get_running_loop().time()
         if wait > 0:
             await asyncio.sleep(wait)
 
     async def _get(self, url: URL, shown: str) -> IO[bytes] | URL:
-        """Return the image, or where the server says it is."""
-        session = self._session or self._open()
+        """Return the image, or the target of a redirect."""
         try:
             proxy = proxy_for(str(url))
         except SettingsError as error:
             raise _refused(shown, str(error)) from None
-        if proxy is not None and not self._private:
-            await self._check_behind(proxy, url)
-        async with session.get(url, allow_redirects=False, proxy=proxy) as reply:
+        if proxy is not None:
+            await self._check_behind_proxy(proxy, url)
+        async with self._session.get(url, allow_redirects=False, proxy=proxy) as reply:
+            if reply.status == 200:
+                return await self._read(reply, shown)
             if reply.status in _REDIRECTS:
                 location = reply.headers.get("Location")
                 if not location:
                     raise _refused(shown, "it redirects without saying where to")
                 return url.join(_url(location))
-            if reply.status in _PASSING:
+            if reply.status in _TRANSIENT:
                 headers = {name.lower(): value for name, value in reply.headers.items()}
                 after_s = retry_after_s(headers) or 0.0
                 if after_s:
-                    loop = asyncio.get_running_loop()
-                    self._rests[url.host or ""] = loop.time() + after_s
-                raise _PassingError(f"the server says HTTP {reply.status}", after_s)
+                    now = asyncio.get_running_loop().time()
+                    self._not_before[url.host or ""] = now + after_s
+                raise _TransientError(f"the server says HTTP {reply.status}", after_s)
             if reply.status in (404, 410):
                 raise BadImageError(
                     "image_missing", f"there is nothing at {shown} (HTTP {reply.status})"
                 )
-            if reply.status != 200:
-                why = _WHY.get(reply.status, "the server does not give it")
-                raise BadImageError(
-                    "image_unreadable", f"cannot fetch {shown}: {why} (HTTP {reply.status})"
-                )
-            return await self._read(reply, shown)
+            reason = _REASONS.get(reply.status, "the server does not give it")
+            raise BadImageError(
+                "image_unreadable", f"cannot fetch {shown}: {reason} (HTTP {reply.status})"
+            )
 
-    async def _check_behind(self, proxy: str, url: URL) -> None:
-        """Refuse what is private as far as this machine knows: the proxy resolves by itself."""
-        if not isinstance(self._resolver, PublicResolver):
+    async def _check_behind_proxy(self, proxy: str, url: URL) -> None:
+        """Refuse names that this machine knows as private; the proxy resolves names itself."""
+        if self._public is None:
             return
-        self._resolver.exempt.add(URL(proxy).host or "")
+        self._public.exempt.add(URL(proxy).host or "")
         if not is_address(url.host or ""):
             try:
-                await self._resolver.resolve(url.host or "", url.port or 0, socket.AF_UNSPEC)
+                await self._public.resolve(url.host or "", url.port or 0, socket.AF_UNSPEC)
             except RefusedAddressError:
                 raise
             except OSError:
@@ -229,7 +213,7 @@ class HttpFetcher:
         try:
             size = reply.content_length or 0
             async for chunk in reply.content.iter_any():
-                check_size(shown, max(size, file.tell() + len(chunk)), self._max_bytes)
+                check_size(shown, max(size, file.tell() + len(chunk)), self._images.max_image_bytes)
                 try:
                     file.write(chunk)
                 except OSError as error:
@@ -242,30 +226,32 @@ class HttpFetcher:
             raise
         return file
 
-    def _open(self) -> aiohttp.ClientSession:
-        resolver = self._given or ThreadedResolver()
-        self._resolver = resolver if self._private else PublicResolver(resolver)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            headers=_HEADERS,
-        )
-        return self._session
 
+class _TransientError(Exception):
+    """A retry may succeed."""
 
-class _PassingError(Exception):
-    """It may work the next time."""
-
-    def __init__(self, why: str, after_s: float = 0.0) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, after_s: float = 0.0) -> None:
+        super().__init__(reason)
         self.after_s = after_s
 
 
+def _explained(error: aiohttp.ClientError | OSError, shown: str) -> Exception:
+    """Return the error that explains a failed connection."""
+    what, cause = "the connection broke", error
+    if isinstance(error, aiohttp.ClientConnectorError):
+        what, cause = "cannot connect", error.os_error
+    if isinstance(cause, RefusedAddressError):
+        return _refused(shown, "it is at a private address (--allow-private-urls)")
+    # The text of a response error holds the URL, which may hold a secret.
+    text = error.message if isinstance(error, aiohttp.ClientResponseError) else ""
+    text = text or getattr(cause, "strerror", None) or str(cause)
+    return _TransientError(f"{what}: {masked(text)[:100]}")
+
+
 def _url(text: str) -> URL:
-    """Return a URL as it is spelled, where that can be sent: a signature may depend on it."""
+    """Return a URL without changing its spelling, on which a signature may depend."""
     return URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
 
 
-def _refused(shown: str, why: str) -> BadImageError:
-    return BadImageError("image_url_refused", f"{shown} is not fetched: {why}")
+def _refused(shown: str, reason: str) -> BadImageError:
+    return BadImageError("image_url_refused", f"{shown} is not fetched: {reason}")

@@ -1,7 +1,7 @@
-"""Which network addresses a record may send us to. Pure, no I/O.
+"""Which network addresses a URL in a record may lead to.
 
-A record is a stranger's: a URL in it must not reach what only this machine can reach, such as a
-cloud's metadata service. What is checked is the address that is connected to, never a name.
+URLs in records are untrusted. They must not reach what only this machine can reach, such as a
+cloud's metadata service. The address that is connected to is checked, never a name.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ _NOT_PUBLIC = tuple(
 )
 _NAT64 = ip_network("64:ff9b::/96")
 _COMPATIBLE = ip_network("::/96")
+_NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address is anybody's to reach; IPv4 inside IPv6 counts as IPv4.
+    """Tell whether an address is public; an IPv4 address inside IPv6 counts as IPv4.
 
     Raises:
-        ValueError: It is no address.
+        ValueError: It is not an IP address.
     """
     ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address) and (inner := _inner(ip)) is not None:
-        return is_public(str(inner))
+    if isinstance(ip, IPv6Address) and (inner := _embedded(ip)) is not None:
+        ip = inner
     return (
         ip.is_global
         and not (ip.is_multicast or ip.is_reserved or ip.is_private)
@@ -44,33 +45,24 @@ def is_public(address: str) -> bool:
     )
 
 
-def _inner(ip: IPv6Address) -> IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address stands for, None if it is none of those."""
-    if ip.ipv4_mapped is not None:
-        return ip.ipv4_mapped
-    if ip.sixtofour is not None:
-        return ip.sixtofour
-    if ip.teredo is not None:
-        return ip.teredo[1]
+def _embedded(ip: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that an IPv6 address contains, if any."""
     if ip in _NAT64 or ip in _COMPATIBLE:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
-    return None
-
-
-_NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
 
 
 def ends_in_number(host: str) -> bool:
-    """Tell whether a host is an IPv4 address to somebody, in whatever notation (WHATWG URL, 3.5).
+    """Tell whether a host is an IPv4 address in some notation (WHATWG URL, 3.5).
 
-    Some libraries take such a host for an address and ask no resolver.
+    Some libraries read such a host as an address and call no resolver.
     """
     name = unicodedata.normalize("NFKC", host).lower().rstrip(".")
     return _NUMBER.fullmatch(name.rpartition(".")[2]) is not None
 
 
 def is_address(host: str) -> bool:
-    """Tell whether a host is an address already, so that no resolver will be asked."""
+    """Tell whether a host is an IP address, for which no resolver is called."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:

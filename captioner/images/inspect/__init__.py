@@ -1,1 +1,6 @@
-"""."""
+"""What the bytes of an image say about it. The structure is read; nothing is decoded."""
+
+from captioner.images.inspect.formats import media_type_of, read_structure
+from captioner.images.inspect.structure import Structure, corrupt
+
+__all__ = ["Structure", "corrupt", "media_type_of", "read_structure"]

@@ -1,4 +1,4 @@
-"""The structure of a GIF; GIF89a, appendix A."""
+"""The structure of a GIF: GIF89a, appendix A."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from captioner.images.inspect.structure import Structure, corrupt
 
 
 def read_gif(data: bytes) -> Structure:
-    """Walk the blocks up to the second frame. A GIF is never plain: it is rendered.
+    """Read the blocks up to the second frame. A GIF is never plain: it is re-encoded.
 
     Raises:
         BadImageError: ``image_corrupt``.
     """
     width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + _table(flags)
+    at = 13 + _color_table(flags)
     frames = 0
-    while frames < 2 and (kind := data[at : at + 1]) not in (b";", b""):
-        if kind == b"!":
-            at = _blocks(data, at + 2)
-        elif kind == b",":
-            at = _blocks(data, at + 10 + _table(data[at + 9]) + 1)
+    while frames < 2:
+        kind = data[at : at + 1]
+        if kind == b"!":  # an extension
+            at = _sub_blocks(data, at + 2)
+        elif kind == b",":  # a frame
+            at = _sub_blocks(data, at + 10 + _color_table(data[at + 9]) + 1)
             frames += 1
-        elif frames:  # what follows the first frame may be anything
+        else:  # the end; behind the first frame, damage counts as the end too
             break
-        else:
-            raise corrupt("the GIF holds no image")
     if not (width and height and frames):
         raise corrupt("the GIF holds no image")
     return Structure("image/gif", width, height, plain=False, moving=frames > 1)
 
 
-def _table(flags: int) -> int:
+def _color_table(flags: int) -> int:
+    """Return the length of a colour table."""
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _blocks(data: bytes, at: int) -> int:
+def _sub_blocks(data: bytes, at: int) -> int:
+    """Return where a sequence of sub-blocks ends."""
     while size := data[at]:
         at += size + 1
     return at + 1

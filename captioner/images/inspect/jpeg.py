@@ -1,152 +1,133 @@
-"""The structure of a JPEG; ITU-T T.81, annex B."""
+"""The structure of a JPEG: ITU-T T.81, annex B."""
 
 from __future__ import annotations
 
 import re
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import (
     XMP_ORIENTATION,
-    Kept,
     Structure,
     corrupt,
     orientation_of,
+    without,
 )
 
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 but DHT, JPG, DAC
-_USUAL = frozenset({0xC0, 0xC1, 0xC2})
-"""Baseline, extended and progressive: what every decoder takes."""
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-_TABLES = frozenset({0xC4, 0xCC, 0xDB})
-"""DHT, DAC, DQT: what a decoder needs beside header, scans and restart interval."""
-
-_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
-_MARKER = rb"\xff[^\x00\xd0-\xd7]"
-"""The next marker inside image data, where FF is always escaped."""
-
-_JFIF_BYTES = 16
+_FILL, _START, _END, _SCAN, _RESTART_INTERVAL = 0xFF, 0xD8, 0xD9, 0xDA, 0xDD
+_APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; not DHT, JPG, DAC
+_COMMON_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
+_NO_LENGTH = frozenset({0x01, _END, *range(0xD0, 0xD8)})  # TEM, EOI, RST0 to RST7
+_ALWAYS_KEPT = frozenset({0xC4, 0xCC, 0xDB, _SCAN}) | _NO_LENGTH  # DHT, DAC, DQT and the data
 
 
-def _searcher() -> Any:
-    """Return the search for a marker: RE2's at 17 GB/s; where it has no wheel, `re`'s at 3."""
+def _search() -> Any:
+    """Return the search for the next marker in a scan, where data bytes of FF are escaped.
+
+    RE2 searches at 17 GB/s; the standard library, used where RE2 is not installed, at 3.
+    """
+    marker = rb"\xff[^\x00\xd0-\xd7]"
     try:
         import re2
 
         options = re2.Options()
         options.encoding = re2.Options.Encoding.LATIN1
-        return re2.compile(_MARKER, options)
-    except (ImportError, AttributeError):  # there are others of that name
-        return re.compile(_MARKER)
+        return re2.compile(marker, options).search
+    except (ImportError, AttributeError):  # other packages have this name too
+        return re.compile(marker).search
 
 
-_IN_SCAN = _searcher()
+_next_marker = _search()
 
 
 def read_jpeg(data: bytes) -> Structure:
-    """Walk the segments and scans up to the end of the image; what follows it is not kept.
+    """Read the marker segments and scans (T.81, B.1.1) from SOI to the first EOI.
+
+    The content has the segments that a decoder needs, and nothing behind EOI.
 
     Raises:
         BadImageError: ``image_corrupt``.
     """
-    return _Walk(data).to_the_end()
+    frame = precision = height = width = components = end = 0
+    has_scan = in_xmp = False
+    exif = b""
+    profile: dict[int, bytes] = {}
+    cuts: list[tuple[int, int, bytes]] = []
+    for marker, begin, end in _segments(data):
+        if marker in _ALWAYS_KEPT:
+            has_scan = has_scan or marker == _SCAN
+        elif marker in _FRAMES:
+            if frame:
+                raise corrupt("the JPEG has two headers")
+            frame = marker
+            precision, height, width, components = struct.unpack_from(">BHHB", data, begin + 4)
+        else:
+            segment = data[begin:end]
+            needed = _needed(marker, segment)
+            if needed != segment:
+                cuts.append((begin, end, needed))
+            if marker == _APP1 and segment.startswith(b"Exif\0\0", 4):
+                exif = exif or segment[4:]  # the first one counts
+            elif marker == _APP1:
+                in_xmp = in_xmp or XMP_ORIENTATION in segment
+            elif marker == _APP2 and segment.startswith(b"ICC_PROFILE\0", 4):
+                profile[data[begin + 16]] = segment[18:]
+    if end < len(data):
+        cuts.append((end, len(data), b""))
+    if not (width and height and has_scan):
+        raise corrupt("the JPEG holds no image")
+    return Structure(
+        "image/jpeg",
+        width,
+        height,
+        orientation_of(exif, in_xmp=in_xmp),
+        plain=frame in _COMMON_FRAMES
+        and precision == 8
+        and components in (1, 3)
+        and is_srgb(b"".join(profile[number] for number in sorted(profile))),
+        content=without(data, cuts),
+    )
 
 
-class _Walk:
-    """A walk over the segments of a file, and what it has found so far."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._kept = Kept(data)
-        self._frame = self._precision = self._width = self._height = self._components = 0
-        self._orientation = 1
-        self._exif = self._xmp = False
-        self._profile: dict[int, bytes] = {}
-        self._scans = 0
-
-    def to_the_end(self) -> Structure:
-        data, kept = self._data, self._kept
-        size = len(data)
-        at = 2
-        while True:
-            if data[at] != 0xFF:
-                raise corrupt("a JPEG marker is missing")
-            marker = data[at + 1]
-            begin = at
-            at += 1
-            if marker == 0xFF:  # a fill byte
-                kept.drop(begin, at)
-                continue
-            at += 1
-            if marker == 0xD9:
-                kept.drop(at, size)
-                return self._found()
-            if marker in _ALONE:
-                continue
-            end = at + (data[at] << 8 | data[at + 1])
-            if not at + 2 <= end <= size:
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker, begin and end of each segment, of SOS with its scan."""
+    end = 2
+    marker = _START
+    while marker != _END:
+        begin = end
+        if data[begin] != 0xFF:
+            raise corrupt("a JPEG marker is missing")
+        marker = data[begin + 1]
+        if marker == _FILL:
+            end = begin + 1
+        elif marker in _NO_LENGTH:
+            end = begin + 2
+        else:
+            end = begin + 2 + (data[begin + 2] << 8 | data[begin + 3])
+            if not begin + 4 <= end <= len(data):
                 raise corrupt("a JPEG segment is cut short")
-            if marker == 0xDA:
-                found = _IN_SCAN.search(data, end)
-                if found is None:
-                    raise corrupt("the JPEG is cut short")
-                self._scans += 1
-                end = found.start()
-            elif marker in _FRAMES:
-                self._frame_header(marker, at)
-            elif marker not in _TABLES:
-                self._other(marker, begin, at, end)
-            at = end
+        if marker == _SCAN:
+            found = _next_marker(data, end)
+            if found is None:
+                raise corrupt("the JPEG is cut short")
+            end = found.start()
+        yield marker, begin, end
 
-    def _frame_header(self, marker: int, at: int) -> None:
-        if self._frame:
-            raise corrupt("the JPEG has two headers")
-        self._frame = marker
-        header = struct.unpack_from(">BHHB", self._data, at + 2)
-        self._precision, self._height, self._width, self._components = header
 
-    def _other(self, marker: int, begin: int, at: int, end: int) -> None:
-        """Keep of what others wrote into the file only what says how its colours are meant."""
-        data = self._data
-        if marker < 0xC0 or marker == 0xD8:
-            raise corrupt(f"the JPEG has a marker {marker:02X} that cannot be there")
-        if marker == 0xDD and end - at == 4:
-            return
-        head = data[at + 2 : at + 14]
-        if marker == 0xE0 and head.startswith(b"JFIF\0"):
-            if end - at == _JFIF_BYTES:
-                return
-            self._kept.drop(begin, end, b"\xff\xe0\0\x10" + head + b"\0\0")  # a thumbnail's place
-            return
-        if marker == 0xEE and head.startswith(b"Adobe") and len(head) == 12:
-            self._kept.drop(begin, end, b"\xff\xee\0\x0e" + head)
-            return
-        if marker == 0xE1 and head.startswith(b"Exif\0\0"):
-            if not self._exif:  # the first one counts
-                self._exif = True
-                self._orientation = orientation_of(data[at + 2 : end])
-        elif marker == 0xE1 and XMP_ORIENTATION in data[at:end]:
-            self._xmp = True
-        elif marker == 0xE2 and head.startswith(b"ICC_PROFILE\0"):
-            self._profile[data[at + 14]] = data[at + 16 : end]
-        self._kept.drop(begin, end)
-
-    def _found(self) -> Structure:
-        if not (self._width and self._height and self._scans):
-            raise corrupt("the JPEG holds no image")
-        icc = b"".join(self._profile[number] for number in sorted(self._profile))
-        plain = (
-            self._frame in _USUAL
-            and self._precision == 8
-            and self._components in (1, 3)
-            and (not icc or is_srgb(icc))
-        )
-        return Structure(
-            "image/jpeg",
-            self._width,
-            self._height,
-            0 if self._xmp and self._orientation == 1 else self._orientation,
-            plain,
-            parts=self._kept.parts(),
-        )
+def _needed(marker: int, segment: bytes) -> bytes:
+    """Return the part of a segment that tells a decoder how to show the image."""
+    if marker < 0xC0 or marker == _START:
+        raise corrupt(f"the JPEG has a marker {marker:02X} that cannot be there")
+    head = segment[4:16]
+    if marker == _RESTART_INTERVAL and len(segment) == 6:
+        return segment
+    if marker == _APP0 and head.startswith(b"JFIF\0") and len(head) == 12:
+        return b"\xff\xe0\0\x10" + head + b"\0\0"  # without a thumbnail
+    if marker == _APP14 and head.startswith(b"Adobe") and len(head) == 12:
+        return b"\xff\xee\0\x0e" + head
+    return b""

@@ -1,4 +1,4 @@
-"""The structure of a PNG; PNG third edition, section 5."""
+"""The structure of a PNG: PNG specification, third edition, section 5."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import zlib
 
 from captioner.images.inspect.profile import is_srgb
-from captioner.images.inspect.structure import Kept, Structure, corrupt, orientation_of
+from captioner.images.inspect.structure import Structure, corrupt, orientation_of, without
 
 _IMAGE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -15,7 +15,7 @@ _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _ORIENTATION = re.compile(
     rb"Raw profile type (?:exif|xmp|APP1)|XML:com\.adobe\.xmp\x00\x01|tiff:Orient"
 )
-"""Where else than in eXIf an orientation may be said; packed XMP may hold one."""
+"""Text that may hold an orientation; compressed XMP may hold one too."""
 
 _MAX_PROFILE = 1 << 20
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -23,59 +23,51 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 
 
 def read_png(data: bytes) -> Structure:
-    """Walk the chunks, their checksums included; only those that hold the image are kept.
+    """Read the chunks (section 5.3) from IHDR to IEND and verify their checksums.
+
+    The content has only the chunks that hold the image.
 
     Raises:
         BadImageError: ``image_corrupt``.
     """
     at = 8
-    found: dict[bytes, int] = {}  # where the first chunk of each kind holds its data
-    kept = Kept(data)
+    first: dict[bytes, memoryview] = {}  # the data of the first chunk of each type
+    cuts: list[tuple[int, int, bytes]] = []
     view = memoryview(data)
-    turned = False
-    while b"IEND" not in found:
+    in_text = False
+    while b"IEND" not in first:
         length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        if end > len(data):
+        begin, at = at, at + 12 + length
+        if at > len(data):
             raise corrupt("the PNG is cut short")
-        (stored,) = struct.unpack_from(">I", data, end - 4)
-        if zlib.crc32(view[at + 4 : end - 4]) != stored:
+        if zlib.crc32(view[begin + 4 : at - 4]) != int.from_bytes(view[at - 4 : at]):
             raise corrupt(f"a checksum in the PNG is wrong (chunk {kind.decode('latin-1')!r})")
-        if not found and (kind != b"IHDR" or length != 13):
+        if not first and (kind != b"IHDR" or length != 13):
             raise corrupt("the PNG does not begin with its size")
+        chunk = view[begin + 8 : at - 4]
         if kind not in _IMAGE:
-            kept.drop(at, end)
-            if kind in _TEXTS and _ORIENTATION.search(data, at + 8, end - 4):
-                turned = True
+            cuts.append((begin, at, b""))
+            in_text = in_text or (kind in _TEXTS and _ORIENTATION.search(chunk) is not None)
         elif kind == b"IEND" and length:
-            kept.drop(at, end, _END)
-        found.setdefault(kind, at + 8)
-        at = end
-    kept.drop(at, len(data))
+            cuts.append((begin, at, _END))
+        first.setdefault(kind, chunk)
+    if at < len(data):
+        cuts.append((at, len(data), b""))
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
-    if not (width and height and b"IDAT" in found) or (colours == 3 and b"PLTE" not in found):
+    if not (width and height and b"IDAT" in first) or (colours == 3 and b"PLTE" not in first):
         raise corrupt("the PNG holds no image")
     if depth not in _DEPTHS.get(colours, ()):
         raise corrupt("the PNG's colours are of no kind that exists")
-    orientation = orientation_of(_chunk(data, found.get(b"eXIf")))
-    profile = _profile(_chunk(data, found.get(b"iCCP")))
     return Structure(
         "image/png",
         width,
         height,
-        0 if turned and orientation == 1 else orientation,
-        plain=depth <= 8 and (not profile or is_srgb(profile)),
-        transparent=b"tRNS" in found or colours in (4, 6),
-        moving=b"acTL" in found,
-        parts=kept.parts(),
+        orientation_of(bytes(first.get(b"eXIf", b"")), in_xmp=in_text),
+        plain=depth <= 8 and is_srgb(_profile(bytes(first.get(b"iCCP", b"")))),
+        transparent=b"tRNS" in first or colours in (4, 6),
+        moving=b"acTL" in first,
+        content=without(data, cuts),
     )
-
-
-def _chunk(data: bytes, at: int | None) -> bytes:
-    if at is None:
-        return b""
-    (length,) = struct.unpack_from(">I", data, at - 8)
-    return data[at : at + length]
 
 
 def _profile(chunk: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What an ICC profile means, without applying it; ICC.1:2022."""
+"""Recognition of ICC profiles (ICC.1:2022) that mean sRGB."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ _COLORANTS = {
     b"gXYZ": (0.385, 0.717, 0.097),
     b"bXYZ": (0.143, 0.061, 0.714),
 }
-"""Of sRGB, adapted to D50."""
+"""The primaries of sRGB, adapted to D50."""
 
 _TOLERANCE = 0.01
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Tell whether colours by this profile look right when they are taken for sRGB.
+    """Tell whether colours of this profile look right when they are shown as sRGB.
 
-    The primaries tell: profiles of the same colours have many names. Grey ones pass as well where
-    their curve is near that of sRGB. What cannot be read is no profile.
+    Profiles of the same colours have many names, so the primaries are compared. A grey profile
+    needs a tone curve like that of sRGB. A profile that is empty or unreadable has no effect,
+    so the answer is true.
     """
     try:
         space = profile[16:20]
@@ -28,8 +29,8 @@ def is_srgb(profile: bytes) -> bool:
             name, offset, size = struct.unpack_from(">4sII", profile, entry)
             tags[name] = profile[offset : offset + size]
         if space == b"GRAY":
-            return _is_usual_curve(tags.get(b"kTRC", b""))
-        if space != b"RGB " or not _is_usual_curve(tags.get(b"rTRC", b"")):
+            return _is_srgb_curve(tags.get(b"kTRC", b""))
+        if space != b"RGB " or not _is_srgb_curve(tags.get(b"rTRC", b"")):
             return False
         for name, wanted in _COLORANTS.items():
             found = struct.unpack_from(">3i", tags.get(name, b""), 8)
@@ -40,8 +41,8 @@ def is_srgb(profile: bytes) -> bool:
     return True
 
 
-def _is_usual_curve(curve: bytes) -> bool:
-    """Tell whether a curve is about that of sRGB: a gamma near 2.2, or its table."""
+def _is_srgb_curve(curve: bytes) -> bool:
+    """Tell whether a tone curve is close to that of sRGB: a gamma near 2.2, or a table."""
     if curve.startswith(b"curv"):
         (count,) = struct.unpack_from(">I", curve, 8)
         if count <= 1:

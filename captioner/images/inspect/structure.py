@@ -1,8 +1,8 @@
-"""What an image's bytes say of themselves, read from their structure alone: nothing is decoded.
+"""What the readers of all formats share.
 
-Type and size come from the content, never from a name. The walk to the end of the image finds
-truncated and mangled ones in microseconds, and notes which bytes are the image: the others, such
-as where a photograph was taken, are not ours to send.
+Type and size come from the content, never from a file name. Reading the structure to the end of
+the image finds truncated and damaged files in microseconds. It also shows which bytes are the
+image: all others, such as the place where a photograph was taken, are not sent.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from captioner.core.errors import BadImageError
 
 
 class Structure(NamedTuple):
-    """What the bytes say.
+    """What the bytes of an image say about it.
 
     Attributes:
         media_type: For example ``image/jpeg``.
         width: Pixels, before the orientation is applied.
         height: Pixels, before the orientation is applied.
-        orientation: EXIF orientation, 1 to 8; 1 is upright, 0 is said where only decoders look.
-        plain: Endpoints see it as people do: 8 bits, grey or RGB, in the colours of sRGB.
-        transparent: Some of it may be.
+        orientation: EXIF orientation, 1 (upright) to 8; 0 if only a decoder can find it.
+        plain: Endpoints show it correctly: 8 bits, grey or RGB, in sRGB colours.
+        transparent: It may have transparent pixels.
         moving: It has several frames.
-        parts: The image without metadata; joined they are a whole file.
+        content: The file without its metadata; empty if the metadata cannot be cut out.
     """
 
     media_type: str
@@ -34,51 +34,41 @@ class Structure(NamedTuple):
     plain: bool = True
     transparent: bool = False
     moving: bool = False
-    parts: tuple[bytes | memoryview, ...] = ()
+    content: bytes = b""
 
 
-class Kept:
-    """What is left of a file after pieces were dropped, front to back.
-
-    Args:
-        data: The file.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._from = 0
-        self._parts: list[bytes | memoryview] = []
-
-    def drop(self, begin: int, end: int, instead: bytes = b"") -> None:
-        """Leave a piece out, or put something in its place."""
-        if begin < end:
-            if begin > self._from:
-                self._parts.append(memoryview(self._data)[self._from : begin])
-            if instead:
-                self._parts.append(instead)
-            self._from = end
-
-    def parts(self) -> tuple[bytes | memoryview, ...]:
-        """Return all that is left; the file itself where that is all of it."""
-        if not self._from:
-            return (self._data,)
-        if self._from < len(self._data):
-            self._parts.append(memoryview(self._data)[self._from :])
-        return tuple(self._parts)
-
-
-def corrupt(what: str) -> BadImageError:
+def corrupt(reason: str) -> BadImageError:
     """Return the error for a broken image."""
-    return BadImageError("image_corrupt", f"the image is broken: {what}")
+    return BadImageError("image_corrupt", f"the image is broken: {reason}")
+
+
+def without(data: bytes, cuts: list[tuple[int, int, bytes]]) -> bytes:
+    """Return data with pieces replaced; each cut is a begin, an end and the replacement."""
+    if not cuts:
+        return data
+    pieces: list[bytes | memoryview] = []
+    view = memoryview(data)
+    at = 0
+    for begin, end, replacement in cuts:
+        pieces += view[at:begin], replacement
+        at = end
+    return b"".join((*pieces, view[at:]))
 
 
 XMP_ORIENTATION = b"tiff:Orientation"
-"""XMP may say it as well; where EXIF does not, decoders look there."""
+"""The property of XMP that decoders use if EXIF has no orientation."""
 
 
-def orientation_of(exif: bytes) -> int:
-    """Return tag 0x0112 of EXIF's first directory; 1 where it is missing or senseless."""
-    tiff = exif.removeprefix(b"Exif\0\0")
+def orientation_of(exif: bytes, *, in_xmp: bool) -> int:
+    """Return the orientation (tag 0x0112 of EXIF's first directory).
+
+    It is 1 if the tag is missing or invalid, or 0 if XMP has an orientation in that case.
+    """
+    found = _exif_orientation(exif.removeprefix(b"Exif\0\0"))
+    return 0 if in_xmp and found == 1 else found
+
+
+def _exif_orientation(tiff: bytes) -> int:
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1
@@ -87,7 +77,7 @@ def orientation_of(exif: bytes) -> int:
         (count,) = struct.unpack_from(order + "H", tiff, at)
         for entry in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == 0x0112 and kind in (3, 4):
+            if tag == 0x0112 and kind in (3, 4):  # SHORT or LONG
                 (value,) = struct.unpack_from(order + " HI"[kind - 2], tiff, entry + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:

@@ -1,4 +1,4 @@
-"""The structure of a WebP; RFC 9649."""
+"""The structure of a WebP: RFC 9649, section 2."""
 
 from __future__ import annotations
 
@@ -7,41 +7,28 @@ import struct
 from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import XMP_ORIENTATION, Structure, corrupt, orientation_of
 
-_ALPHA, _ANIMATION = 0x10, 0x02
+_ALPHA, _ANIMATION = 0x10, 0x02  # flags of the VP8X chunk
 
 
 def read_webp(data: bytes) -> Structure:
-    """Walk the chunks; only those that hold the image are kept, in a container made anew.
+    """Read the chunks of the RIFF container (RFC 9649, 2.3 to 2.7).
+
+    The content is a new container with only the chunks that hold the image.
 
     Raises:
         BadImageError: ``image_corrupt``.
     """
-    (length,) = struct.unpack_from("<I", data, 4)
-    end = length + 8
-    if end > len(data):
-        raise corrupt("the WebP is cut short")
-    chunks: dict[bytes, memoryview] = {}
-    view = memoryview(data)
-    at = 12
-    while at + 8 <= end:
-        kind, size = struct.unpack_from("<4sI", data, at)
-        chunks.setdefault(kind, view[at : at + 8 + size])
-        at += 8 + size
-        if at > len(data):
-            raise corrupt("the WebP is cut short")
-        at += size % 2
+    chunks = _chunks(data)
     image = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
+    if image is None and not (b"VP8X" in chunks and b"ANMF" in chunks):
+        raise corrupt("the WebP holds no image")
     flags = 0
     if header := chunks.get(b"VP8X"):
         flags = header[8]
         width = int.from_bytes(header[12:15], "little") + 1
         height = int.from_bytes(header[15:18], "little") + 1
-        if image is None and b"ANMF" not in chunks:
-            raise corrupt("the WebP holds no image")
-    elif image is None:
-        raise corrupt("the WebP holds no image")
     if image is not None:
-        own_width, own_height, own_alpha = _image(image)
+        own_width, own_height, own_alpha = _bitstream(image)
         flags |= own_alpha
         if header is None:
             width, height = own_width, own_height
@@ -49,25 +36,42 @@ def read_webp(data: bytes) -> Structure:
             raise corrupt("the WebP has two sizes")
     if not width or not height:
         raise corrupt("the WebP has no size")
-    profile = bytes(chunks.get(b"ICCP", b""))[8:]
-    exif = bytes(chunks.get(b"EXIF", b""))[8:]
-    orientation = orientation_of(exif)
-    xmp = bytes(chunks.get(b"XMP ", b""))
     moving = bool(flags & _ANIMATION)
     return Structure(
         "image/webp",
         width,
         height,
-        0 if orientation == 1 and XMP_ORIENTATION in xmp else orientation,
-        plain=not moving and (not profile or is_srgb(profile)),
+        orientation_of(
+            bytes(chunks.get(b"EXIF", b""))[8:],
+            in_xmp=XMP_ORIENTATION in bytes(chunks.get(b"XMP ", b"")),
+        ),
+        plain=not moving and is_srgb(bytes(chunks.get(b"ICCP", b""))[8:]),
         transparent=bool(flags & _ALPHA),
         moving=moving,
-        parts=() if image is None else _container(image, chunks, flags),
+        content=b"" if image is None else _container(image, chunks, flags),
     )
 
 
-def _image(chunk: memoryview) -> tuple[int, int, int]:
-    """Return width, height and the flag of transparency of a VP8 or VP8L chunk."""
+def _chunks(data: bytes) -> dict[bytes, memoryview]:
+    """Return the first chunk of each type, with its header and without padding."""
+    (length,) = struct.unpack_from("<I", data, 4)
+    if length + 8 > len(data):
+        raise corrupt("the WebP is cut short")
+    chunks: dict[bytes, memoryview] = {}
+    view = memoryview(data)
+    at = 12
+    while at + 8 <= length + 8:
+        kind, size = struct.unpack_from("<4sI", data, at)
+        begin, at = at, at + 8 + size
+        if at > len(data):
+            raise corrupt("the WebP is cut short")
+        chunks.setdefault(kind, view[begin:at])
+        at += size % 2
+    return chunks
+
+
+def _bitstream(chunk: memoryview) -> tuple[int, int, int]:
+    """Return the width, the height and the transparency flag of a VP8 or VP8L chunk."""
     if bytes(chunk[:4]) == b"VP8L":
         if chunk[8] != 0x2F:
             raise corrupt("the WebP's image does not begin as it must")
@@ -79,21 +83,14 @@ def _image(chunk: memoryview) -> tuple[int, int, int]:
     return width & 0x3FFF, height & 0x3FFF, 0
 
 
-def _container(
-    image: memoryview, chunks: dict[bytes, memoryview], flags: int
-) -> tuple[bytes | memoryview, ...]:
-    """Return a whole WebP of one image, and its transparency if that is a chunk of its own."""
-    kept: list[bytes | memoryview] = []
+def _container(image: memoryview, chunks: dict[bytes, memoryview], flags: int) -> bytes:
+    """Return a WebP of one image, with its ALPH chunk if it has one."""
+    kept = [image]
     alpha = chunks.get(b"ALPH")
     if flags & _ALPHA and alpha is not None and bytes(image[:4]) == b"VP8 ":
-        header = bytes(chunks[b"VP8X"]) if b"VP8X" in chunks else b""
+        header = bytes(chunks.get(b"VP8X", b""))
         if len(header) < 18:
-            return ()
-        kept += [header[:8] + bytes([_ALPHA]) + header[9:18], *_padded(alpha)]
-    kept += _padded(image)
-    size = 4 + sum(map(len, kept))
-    return (b"RIFF" + struct.pack("<I", size) + b"WEBP", *kept)
-
-
-def _padded(chunk: memoryview) -> list[bytes | memoryview]:
-    return [chunk, b"\0"] if len(chunk) % 2 else [chunk]
+            return b""
+        kept = [memoryview(header[:8] + bytes([_ALPHA]) + header[9:18]), alpha, image]
+    body = b"".join(bytes(chunk) + b"\0" * (len(chunk) % 2) for chunk in kept)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body

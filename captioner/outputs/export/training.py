@@ -12,7 +12,7 @@ from captioner.core.keys import KeyTable, digest
 from captioner.core.types import ImageRef
 from captioner.engine.conversation import PLACEHOLDER
 from captioner.images.archives import in_archive
-from captioner.images.fit import read_structure
+from captioner.images.inspect import read_structure
 from captioner.journal.disk import replacing
 from captioner.outputs.rows import caption_texts
 from captioner.readers.rows import dumped

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
 from captioner.images.archives import in_archive
-from captioner.images.fit import media_type_of
+from captioner.images.inspect import media_type_of
 from captioner.journal.disk import replacing
 from captioner.outputs.export.tables import column_names, write_csv_rows, write_rows
 from captioner.readers.rows import dumped

@@ -11,7 +11,7 @@ from captioner.core.memory import MemoryBudget
 from captioner.core.types import ImageOverrides
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
-from captioner.images.fetch.fetcher import Fetcher
+from captioner.images.fetch import Fetcher
 from captioner.images.fit import FitOptions
 from captioner.settings.options import ImageSettings
 
@@ -39,7 +39,7 @@ def thumbnail(decoders: DecoderPool, data: bytes) -> Fitted:
         RecordError: The image is invalid.
         DecoderError: The decoder failed.
     """
-    return decoders.render(data, ImageOverrides(1.0, redraw=True))[0]
+    return decoders.render(data, ImageOverrides(1.0, reencode=True))[0]
 
 
 class Thumbnails:

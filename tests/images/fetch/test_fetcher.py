@@ -85,7 +85,7 @@ async def test_objects_are_read_in_one_request(bucket) -> None:
     ],
 )
 async def test_what_cannot_be_read_says_why(bucket, url, code) -> None:
-    """Each trouble is one clear sentence without secrets or line breaks."""
+    """Each error is one sentence that names the URL, without secrets or line breaks."""
     bucket.pipe_file("s3://b/large.jpg", bytes(2_000_000))
     bucket.pipe_file("s3://b/a.tar", archive())
     found = await fetch(url, max_image_bytes=1_500_000)
@@ -112,7 +112,7 @@ async def test_members_of_archives_that_are_objects(bucket) -> None:
 
 
 async def test_a_missing_library_is_named(monkeypatch) -> None:
-    """Who lacks the library for a store is told the one line that installs it."""
+    """If the library for a store is missing, the error names the command that installs it."""
 
     def missing(*_: object) -> None:
         raise ImportError
@@ -127,7 +127,7 @@ async def test_a_missing_library_is_named(monkeypatch) -> None:
 
 
 async def test_what_has_come_in_waits_for_room(bucket) -> None:
-    """Fetched images count in the memory budget; nobody waits holding what others wait for."""
+    """Fetched images count in the memory budget, and concurrent fetches do not deadlock."""
     for number in range(20):
         bucket.pipe_file(f"s3://b/{number}", bytes([number]) * 1000)
     images = ImageSettings(fetch_concurrency=4)
@@ -150,7 +150,7 @@ async def test_what_has_come_in_waits_for_room(bucket) -> None:
 
 
 async def test_waiting_for_memory_takes_no_slot(bucket) -> None:
-    """Who holds memory can fetch again while others wait for theirs: no deadlock."""
+    """A record that holds memory can fetch again while others wait for memory."""
     for number in range(3):
         bucket.pipe_file(f"s3://b/{number}", bytes(1000))
     budget = MemoryBudget(1_400)
@@ -169,14 +169,20 @@ async def test_waiting_for_memory_takes_no_slot(bucket) -> None:
 
 
 async def test_giving_up_gives_memory_back(bucket) -> None:
-    """A record that is given up while it waits for memory holds none."""
+    """A record that is cancelled while it waits for memory holds none."""
     bucket.pipe_file("s3://b/a", bytes(1000))
-    budget = MemoryBudget(1_000)
+    waiting = asyncio.Event()
+
+    class Budget(MemoryBudget):
+        async def reserve_async(self, size: int) -> None:
+            waiting.set()
+            await super().reserve_async(size)
+
+    budget = Budget(1_000)
     budget.change(500)
     async with Fetcher(ImageSettings(), budget, Archives(1 << 20)) as fetcher:
         task = asyncio.create_task(fetcher.fetch(("s3://b/a",), reserve=True))
-        while not budget._waiters:
-            await asyncio.sleep(0.001)
+        await waiting.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert budget.held == 500

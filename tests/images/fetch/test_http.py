@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from conftest import jpeg
 from captioner.core.errors import BadImageError
 from captioner.images.fetch import http
 from captioner.images.fetch.http import HttpFetcher
+from captioner.settings.options import ImageSettings
 
 IMAGE = jpeg(1)
 
@@ -25,7 +26,7 @@ FULL_WIDTH = "127.0.0.1".translate({ord(c): ord(c) + 0xFEE0 for c in "0127"})
 
 
 class Names(AbstractResolver):
-    """Resolves as it is told; every name that is not is at the test's own server."""
+    """Resolves the given names; all others lead to the test's own server."""
 
     def __init__(self, **names: list[str]) -> None:
         self.names = {name.replace("_", "."): list(found) for name, found in names.items()}
@@ -68,15 +69,15 @@ class Server:
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    made = Server()
+    started = Server()
     app = web.Application()
-    app.router.add_get("/{path:.*}", made.handle)
+    app.router.add_get("/{path:.*}", started.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    made.port = runner.addresses[0][1]
-    yield made
+    started.port = runner.addresses[0][1]
+    yield started
     await runner.cleanup()
 
 
@@ -89,9 +90,21 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "waits", waits)
 
 
+def made(
+    *,
+    timeout_s: float = 10.0,
+    max_bytes: int = 1 << 20,
+    private: bool = True,
+    resolver: AbstractResolver | None = None,
+) -> HttpFetcher:
+    images = ImageSettings(
+        fetch_timeout=timeout_s, max_image_bytes=max_bytes, allow_private_urls=private
+    )
+    return HttpFetcher(images, resolver)
+
+
 async def fetch(url: str, **options: Any) -> bytes:
-    given = {"timeout_s": 10.0, "max_bytes": 1 << 20, "private": True, "resolver": Names()}
-    async with HttpFetcher(**{**given, **options}) as fetcher:
+    async with made(**{"resolver": Names(), **options}) as fetcher:
         with await fetcher.fetch(url) as file:
             file.seek(0)
             return file.read()
@@ -103,7 +116,7 @@ async def refused(url: str, **options: Any) -> BadImageError:
     return caught.value
 
 
-async def test_a_image_is_fetched(server: Server) -> None:
+async def test_an_image_is_fetched(server: Server) -> None:
     """The bytes come as the server has them, query and all."""
     assert await fetch(server.url("/a%20b.jpg?x=1&y=%2F")) == IMAGE
     assert server.hits == ["/a%20b.jpg?x=1&y=%2F"]
@@ -115,7 +128,7 @@ async def test_a_image_is_fetched(server: Server) -> None:
      (403, "image_unreadable"), (400, "image_unreadable"), (204, "image_unreadable")],
 )  # fmt: skip
 async def test_an_answer_that_will_stay_is_not_asked_again(server: Server, status, code) -> None:
-    """What is not there, or not for us, fails at once and says so."""
+    """A missing or forbidden image fails at once, with the status in the message."""
     server.behave = lambda _: web.Response(status=status)
     error = await refused(server.url("/x.jpg?token=sk-secret"))
     assert (error.code, len(server.hits)) == (code, 1)
@@ -141,7 +154,7 @@ async def test_lasting_trouble_fails_the_image(server: Server) -> None:
     assert "HTTP 503" in error.message
 
 
-async def test_a_image_cut_short_on_the_way_is_fetched_again(server: Server) -> None:
+async def test_an_image_cut_short_on_the_way_is_fetched_again(server: Server) -> None:
     """A connection that breaks in the middle is no whole image."""
 
     async def half(request: web.Request) -> web.StreamResponse:
@@ -158,7 +171,7 @@ async def test_a_image_cut_short_on_the_way_is_fetched_again(server: Server) -> 
     assert await fetch(server.url()) == IMAGE
 
 
-async def test_nobody_there(unused_tcp_port) -> None:
+async def test_a_host_without_a_server(unused_tcp_port) -> None:
     """A host that does not answer fails the image with a reason."""
     error = await refused(f"http://127.0.0.1:{unused_tcp_port}/a.jpg")
     assert error.code == "image_fetch_failed"
@@ -166,7 +179,7 @@ async def test_nobody_there(unused_tcp_port) -> None:
 
 
 async def test_the_deadline_covers_everything(server: Server) -> None:
-    """A server that drips bytes for ever costs the seconds allowed, not more."""
+    """A server that sends bytes slowly is cut off after the timeout."""
 
     async def drip(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -185,8 +198,8 @@ async def test_the_deadline_covers_everything(server: Server) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_image_that_is_too_large_is_not_read_to_its_end(server: Server, told) -> None:
-    """Whether its length is told or not; an endless one as well."""
+async def test_an_image_that_is_too_large_is_not_read_to_its_end(server: Server, told) -> None:
+    """The download stops at the limit, with or without a Content-Length."""
     sent = 0
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -213,22 +226,27 @@ async def test_a_bomb_in_the_transfer_encoding_is_bounded(server: Server) -> Non
     assert error.code in ("image_too_large", "image_fetch_failed")
 
 
-async def test_a_host_that_wants_rest_gets_it(server: Server) -> None:
-    """Retry-After holds back the other images of that host, too."""
+async def test_retry_after_holds_for_the_whole_host(server: Server, monkeypatch) -> None:
+    """Retry-After delays the other images of that host, too."""
+    refused = asyncio.Event()
+
+    def waits() -> Iterator[float]:
+        refused.set()
+        yield 0.0
+
+    monkeypatch.setattr(http, "waits", waits)
     server.behave = lambda _: (
         web.Response(body=IMAGE)
         if len(server.hits) > 1
         else web.Response(status=429, headers={"Retry-After": "0.2"})
     )
-    options = {"timeout_s": 10.0, "max_bytes": 1 << 20, "private": True}
     loop = asyncio.get_running_loop()
-    async with HttpFetcher(**options) as fetcher:
+    async with made() as fetcher:
+        begin = loop.time()
         first = asyncio.create_task(fetcher.fetch(server.url("/1")))
-        while not fetcher._rests:
-            await asyncio.sleep(0.001)
-        until = fetcher._rests["127.0.0.1"]
+        await refused.wait()
         (await fetcher.fetch(server.url("/2"))).close()
-        assert loop.time() >= until
+        assert loop.time() >= begin + 0.2
         (await first).close()
 
 
@@ -243,7 +261,7 @@ async def test_a_host_that_wants_rest_gets_it(server: Server) -> None:
     ],
 )  # fmt: skip
 async def test_private_addresses_are_refused(server: Server, host) -> None:
-    """Whatever an address is spelled like, no connection is made."""
+    """No connection is made to a private address in any spelling."""
     error = await refused(server.url(host=host), private=False)
     assert error.code == "image_url_refused", error.message
     assert "private" in error.message
@@ -279,17 +297,14 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(
     public = http.is_public
     monkeypatch.setattr(http, "is_public", lambda one: one == "127.0.0.2" or public(one))
     names = Names(rebind_example=["127.0.0.2", "127.0.0.1"])
-    options = {"timeout_s": 10.0, "max_bytes": 1 << 20, "private": False, "resolver": names}
     url = server.url(host="rebind.example")
-    async with HttpFetcher(**options) as fetcher:
+    async with made(private=False, resolver=names) as fetcher:
         (await fetcher.fetch(url)).close()
-        assert names.asked["rebind.example"] == 1  # what was checked is what was connected to
-        assert fetcher._session is not None
-        await fetcher._session.close()
-        fetcher._session = None
+        assert names.asked["rebind.example"] == 1  # the connection used the checked address
+    async with made(private=False, resolver=names) as fetcher:
         with pytest.raises(BadImageError) as caught:
             await fetcher.fetch(url)
-        await runner.cleanup()
+    await runner.cleanup()
     assert caught.value.code == "image_url_refused"
     assert names.asked["rebind.example"] == 2
     assert not server.hits
@@ -308,7 +323,7 @@ async def _later(response: web.Response) -> web.Response:
     ],
 )  # fmt: skip
 async def test_each_hop_of_a_redirect_is_checked(server: Server, monkeypatch, location) -> None:
-    """A public server cannot send us on to where a record may not."""
+    """A public server cannot redirect to a private address."""
     target = location.format(port=server.port)
     server.behave = lambda _: web.Response(
         status=302, headers={"Location": target} if target else {}
@@ -369,7 +384,7 @@ async def test_what_is_no_url(url) -> None:
 
 
 async def test_credentials_are_used_but_never_told(server: Server) -> None:
-    """User and password of a URL go to its server and into no message."""
+    """User and password of a URL are sent to its server and appear in no message."""
     seen: list[str] = []
 
     def deny(request: web.Request) -> web.Response:
@@ -384,7 +399,7 @@ async def test_credentials_are_used_but_never_told(server: Server) -> None:
 
 
 async def test_no_message_holds_a_query(unused_tcp_port_factory) -> None:
-    """A server that breaks HTTP does not make us tell the address with its signature."""
+    """The error about an invalid HTTP response does not contain the query of the URL."""
 
     async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -399,7 +414,7 @@ async def test_no_message_holds_a_query(unused_tcp_port_factory) -> None:
 
 
 async def test_a_proxy_may_be_private(server: Server, monkeypatch) -> None:
-    """Behind a proxy it is the proxy that knows names; only what is plainly private is refused."""
+    """The proxy resolves names; only addresses known to be private are refused."""
 
     class NoNames(Names):
         async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> Any:

@@ -9,7 +9,7 @@ from captioner.images.fetch.ssrf import ends_in_number, is_address, is_public
     "address", ["1.1.1.1", "93.184.215.14", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 )
 def test_public(address):
-    """What everybody can reach may be fetched from."""
+    """Public addresses may be fetched from."""
     assert is_public(address)
 
 
@@ -27,7 +27,7 @@ def test_public(address):
     ],
 )  # fmt: skip
 def test_not_public(address):
-    """Addresses of this machine, its network, its cloud's host, or of nobody."""
+    """Private, reserved and cloud metadata addresses are not public."""
     assert not is_public(address)
 
 
@@ -44,8 +44,8 @@ def test_addresses_are_told_from_names():
     ["2130706433", "0x7f000001", "017700000001", "127.1", "0", "127.000.000.001", "127.0.0.1.",
      "\u00b2130706433", "\uff11\uff12\uff17.1", "0x7f.1", "a.0x10"],
 )  # fmt: skip
-def test_hosts_that_somebody_takes_for_addresses(host):
-    """Decimal, octal, hexadecimal and short forms, in whatever digits."""
+def test_hosts_that_some_libraries_take_for_addresses(host):
+    """Decimal, octal, hexadecimal and short forms, also in other digits."""
     assert ends_in_number(host)
 
 

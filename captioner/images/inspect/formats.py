@@ -1,0 +1,48 @@
+"""Recognition of the formats whose structure is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captioner.core.errors import BadImageError
+from captioner.images.inspect.gif import read_gif
+from captioner.images.inspect.jpeg import read_jpeg
+from captioner.images.inspect.png import read_png
+from captioner.images.inspect.structure import corrupt
+from captioner.images.inspect.webp import read_webp
+
+if TYPE_CHECKING:
+    from captioner.images.inspect.structure import Structure
+
+_READERS = {
+    "image/jpeg": read_jpeg,
+    "image/png": read_png,
+    "image/gif": read_gif,
+    "image/webp": read_webp,
+}
+
+
+def media_type_of(data: bytes) -> str:
+    """Return the media type of a JPEG, PNG, GIF or WebP by its first bytes; empty for others."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    return "image/webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else ""
+
+
+def read_structure(data: bytes) -> Structure | None:
+    """Return the structure of a JPEG, PNG, GIF or WebP; None for any other format.
+
+    Raises:
+        BadImageError: ``image_corrupt``: the file is of one of these formats but broken.
+    """
+    read = _READERS.get(media_type_of(data))
+    try:
+        return read(data) if read else None
+    except BadImageError:
+        raise
+    except Exception:  # noqa: BLE001 - reading past the end raises many kinds of errors
+        raise corrupt("it ends too early") from None
