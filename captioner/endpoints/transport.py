@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from captioner.core.errors import EndpointFaultError, SettingsError
+from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.secrets import masked
 from captioner.core.types import Response
@@ -90,6 +90,7 @@ class AiohttpTransport:
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
                 or ``reply_too_large``.
+            EndpointRefusedError: TLS does not work with this address or certificate.
         """
         deadline = self._timer.begin()
         try:
@@ -107,6 +108,12 @@ class AiohttpTransport:
             ) from None
         except TimeoutError:
             raise self._timed_out() from None
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise EndpointRefusedError(
+                f"No TLS connection to {error.host}:{error.port}: {_reason(error)}. Check that "
+                "--base-url has the right scheme; for a certificate of a CA of your own, name its "
+                "file in SSL_CERT_FILE."
+            ) from None
         except aiohttp.ClientConnectorError as error:
             raise EndpointFaultError(
                 "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"

@@ -190,11 +190,11 @@ class BatchApi:
         while True:
             try:
                 reply = await self._cancel.race(call())
-                self._breaker.record_response()
                 if not 200 <= reply.status < 300:
                     raise _error(reply)
                 value = _parsed(self._transport.masked(reply.body)) if parse else {}
                 if value is not None:
+                    self._has_answered = True
                     self._breaker.record_success()
                     self._progress.waiting = ""
                     return value
@@ -205,6 +205,12 @@ class BatchApi:
                         "The endpoint has no batch API: its replies are not JSON objects. Check "
                         "--base-url."
                     )
+            except NotFoundError as error:
+                if self._has_answered:
+                    raise
+                raise EndpointRefusedError(
+                    f"The endpoint has no batch API ({error.message}). Run without --batch-api."
+                ) from None
             except EndpointFaultError as error:
                 fault = error
             self._progress.waiting = f"the batch API: {fault.message}"
