@@ -12,13 +12,13 @@ from captioner.core.errors import DamagedInputError
 from captioner.core.jsonbytes import STRING
 from captioner.core.keys import KEY_BYTES
 from captioner.core.types import InputRecord
-from captioner.readers.bytestreams import blocks_of
-from captioner.readers.rows import fault_line
+from captioner.readers.bytestreams import open_stream
+from captioner.readers.rows import broken_input
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from captioner.readers.bytestreams import Blocks
+    from captioner.readers.bytestreams import ByteStream
 
 BLOCK = 1 << 19
 MAX_LINE = 16 << 20
@@ -45,7 +45,7 @@ class JsonlSource:
 
     def __init__(
         self,
-        file: Path | Blocks,
+        file: Path | ByteStream,
         *,
         may_be_array: bool | None = None,
         max_line: int = MAX_LINE,
@@ -53,7 +53,7 @@ class JsonlSource:
     ) -> None:
         if isinstance(file, Path):
             may_be_array = file.suffix.lower() == ".json" if may_be_array is None else may_be_array
-            file = blocks_of(file)
+            file = open_stream(file)
         self._blocks = file
         self._may_be_array = bool(may_be_array)
         self._max_line = max_line
@@ -93,7 +93,7 @@ class JsonlSource:
             number = found[-1].number
             yield found
         if damage:
-            yield [fault_line(number + 1, {"after": number}, 0, "bad_input", damage)]
+            yield [broken_input(number + 1, {}, 0, "bad_input", damage)]
 
 
 class _TooLong:

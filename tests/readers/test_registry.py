@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import pyarrow as pa
@@ -29,8 +29,8 @@ from hub import serving
 
 from captioner import SettingsError, run_batch
 from captioner.core.types import InputRecord
-from captioner.readers.bytestreams import from_thread
 from captioner.readers.registry import open_input
+from captioner.readers.rows import batches_from_thread
 from captioner.settings.options import InputFormat
 
 IMAGES = [jpeg(number) for number in range(4)]
@@ -94,6 +94,12 @@ def comma(folder: Path, delimiter: str = ",", name: str = "in.csv") -> Path:
 
 def tabs(folder: Path) -> Path:
     return comma(folder, "\t", "in.tsv")
+
+
+def comma_gz(folder: Path) -> Path:
+    path = folder / "in.csv.gz"
+    path.write_bytes(gzip.compress(comma(folder).read_bytes()))
+    return path
 
 
 def parquet_paths(folder: Path) -> Path:
@@ -352,7 +358,10 @@ async def test_several_processes_get_the_images_of_a_table(tmp_path, endpoint):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-@pytest.mark.parametrize("make", [jsonl_gz, jsonl_zst, parquet_paths, tars, coco, arrow_file])
+@pytest.mark.parametrize(
+    "make",
+    [jsonl_gz, jsonl_zst, json_array_gz, comma_gz, parquet_paths, tars, coco, arrow_file],
+)
 async def test_a_damaged_file_fails_where_it_is_damaged(tmp_path, endpoint, make, damage):
     """What can be read is captioned, the rest is one clear failure; never a crash."""
     source = make(tmp_path)
@@ -462,12 +471,14 @@ def test_what_is_not_installed_is_told_with_what_to_do(tmp_path, monkeypatch, mo
     assert hint in str(error.value)
 
 
-def test_formats_of_the_options_are_those_that_are_read():
-    from typing import get_args
-
-    from captioner.readers.registry import _OPENERS
-
-    assert set(get_args(InputFormat)) == set(_OPENERS)
+@pytest.mark.parametrize("kind", get_args(InputFormat))
+def test_every_format_of_the_options_has_a_reader(tmp_path, kind):
+    path = tmp_path / "nothing"
+    path.write_bytes(b"")
+    try:
+        assert open_input(path, kind).format == kind
+    except SettingsError as error:
+        assert str(path) in str(error)
 
 
 async def test_members_of_a_sample_are_read_without_holding_the_shard(tmp_path):
@@ -585,7 +596,7 @@ async def test_an_output_in_the_folder_of_the_images_is_no_input(tmp_path, endpo
 async def test_an_output_among_the_inputs_is_refused(tmp_path, endpoint, make, name):
     source = make(tmp_path)
     source = source if source.is_dir() else source.parent
-    with pytest.raises(SettingsError, match="among the inputs"):
+    with pytest.raises(SettingsError, match="inside the input folder"):
         await run_batch(source, source / name, base_url=endpoint.base_url, model="m")
     assert endpoint.count == 0
 
@@ -603,7 +614,7 @@ async def test_large_images_in_rows_come_in_small_batches(tmp_path):
 
 
 async def test_being_stopped_while_a_batch_is_read_is_no_error(tmp_path):
-    """The thread that reads comes out when it can; nobody calls into it meanwhile."""
+    """The generator is closed when its thread returns, not before."""
     reading, go_on = threading.Event(), threading.Event()
     closed = threading.Event()
 
@@ -611,12 +622,13 @@ async def test_being_stopped_while_a_batch_is_read_is_no_error(tmp_path):
         try:
             reading.set()
             go_on.wait(10)
-            yield []
+            while True:
+                yield InputRecord(1, b"{}")
         finally:
             closed.set()
 
     async def consume() -> None:
-        async for _ in from_thread(slow):
+        async for _ in batches_from_thread(slow()):
             pass
 
     task = asyncio.create_task(consume())

@@ -41,13 +41,14 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
 from captioner.outputs.export import check_format
+from captioner.readers.registry import FORMATS_WITH_IMAGES
 from captioner.settings.context import RunContext
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.readers.registry import Input
+    from captioner.readers.registry import OpenedInput
     from captioner.settings.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,6 @@ LOOK_S = 0.5
 
 DEATHS = 5
 """A shard whose actor dies so often is given up: something in it kills them."""
-
-_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
 
 
 async def run_on_ray(
@@ -173,7 +172,7 @@ class _Driver:
             raise SettingsError(f"ray-address: cannot connect to Ray: {reason}") from None
 
     async def _plan(
-        self, plan: Plan, workers: int, found: Input, journal: Path, url: str | None
+        self, plan: Plan, workers: int, found: OpenedInput, journal: Path, url: str | None
     ) -> None:
         """Deal out the records, and at first what the output holds already."""
         settings = self._settings
@@ -190,14 +189,14 @@ class _Driver:
             logger.warning(
                 "the output has %d shards; --shards only applies to a new output", plan.shards
             )
-        if found.format not in _WITH_IMAGES:
+        if found.format not in FORMATS_WITH_IMAGES:
             self._records = await plan.partition(found.source, settings.records.limit)
         elif settings.records.limit is not None:
             raise SettingsError("limit: not with tables on Ray")
         if new:
             failures = failures_path(settings.output_path if url is None else journal)
             await asyncio.to_thread(plan.seed, journal, failures, str(settings.input))
-        self._dealt = found.format not in _WITH_IMAGES
+        self._dealt = found.format not in FORMATS_WITH_IMAGES
 
     async def _shaping(self) -> dict[str, Any]:
         """Return what shapes a caption, the model that the endpoint serves included."""
