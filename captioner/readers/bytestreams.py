@@ -12,7 +12,7 @@ import weakref
 import zlib
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from captioner.core.errors import DamagedInputError, SettingsError
 from captioner.core.extras import needed
@@ -27,23 +27,6 @@ FILE_ERRORS = (EOFError, OSError, zlib.error)
 
 _COMPRESSED_BLOCK = 1 << 10
 """Bytes decompressed at once; at worst they become 32,000 times as many."""
-
-
-class ByteStream(Protocol):
-    """Bytes that can be read several times."""
-
-    @property
-    def size(self) -> int:
-        """Number of bytes, 0 if unknown."""
-        ...
-
-    def read(self, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes from the beginning, about ``size`` at a time.
-
-        Raises:
-            DamagedInputError: The file is damaged.
-        """
-        ...
 
 
 def open_stream(path: Path) -> ByteStream:
@@ -69,7 +52,11 @@ class LocalFile:
         return open_binary(self._path)
 
     async def read(self, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes, about ``size`` at a time."""
+        """Yield the bytes from the beginning, about ``size`` at a time.
+
+        Raises:
+            DamagedInputError: The file is damaged.
+        """
         with await asyncio.to_thread(self._open) as file:
             while True:
                 try:
@@ -121,19 +108,14 @@ class _Zstandard(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._frame: Any = None
         self._data = memoryview(b"")
-        self._file = path.open("rb")
-
-    @property
-    def position(self) -> int:
-        """Bytes of the file read so far."""
-        return self._file.tell()
+        self.fileobj = path.open("rb")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         while not self._data:
-            block = self._file.read(_COMPRESSED_BLOCK)
+            block = self.fileobj.read(_COMPRESSED_BLOCK)
             if not block:
                 if self._frame is not None:
                     raise EOFError("it is cut short")
@@ -158,16 +140,14 @@ class _Zstandard(io.RawIOBase):
         return b"".join(found)
 
     def close(self) -> None:
-        self._file.close()
+        self.fileobj.close()
         super().close()
 
 
 def position(file: IO[bytes]) -> int:
     """Return how many bytes on disk have been read of a file from `open_binary`."""
-    raw = getattr(file, "raw", None)
-    if isinstance(raw, _Zstandard):
-        return raw.position
-    return int(getattr(file, "fileobj", file).tell())  # `fileobj` of gzip is the compressed file
+    raw = getattr(file, "raw", file)
+    return int(getattr(raw, "fileobj", file).tell())  # `fileobj` is the compressed file
 
 
 class StandardInput:
@@ -211,3 +191,7 @@ async def _read_standard_input(size: int) -> bytes:
 
     threading.Thread(target=read, daemon=True).start()
     return await asyncio.wrap_future(result)
+
+
+ByteStream = LocalFile | StandardInput
+"""Bytes that can be read several times: ``size``, 0 if unknown, and ``read``."""

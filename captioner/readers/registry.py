@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import SettingsError
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, open_stream
+from captioner.readers.coco import CocoSource
+from captioner.readers.hubs import HubSource
 from captioner.readers.imagefiles import ImageFilesSource, is_image, matches
 from captioner.readers.jsonl import MAX_LINE, JsonlSource
-from captioner.settings.locations import COMPRESSED, is_elsewhere, is_pattern, storage_url
+from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, CsvSource, columns_of
+from captioner.readers.webdataset import DownloadsSource, ShardsSource, expand
+from captioner.settings.locations import COMPRESSED, HUBS, is_elsewhere, is_pattern, storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from captioner.core.protocols import Source
     from captioner.settings.options import InputFormat
 
@@ -78,127 +80,91 @@ def open_input(
         SettingsError: The input does not exist, or it is not in its format.
     """
     format_ = given or _format_of(path)
-    return _OPENERS[format_](path, _Options(format_, image_field, max_line))
+    source, field = _open(path, format_, image_field, max_line)
+    return OpenedInput(source, format_, image_field or field)
 
 
-class _Options(NamedTuple):
-    format: InputFormat
-    image_field: str | None
-    max_line: int
+def _open(
+    path: Path, format_: InputFormat, image_field: str | None, max_line: int
+) -> tuple[Source, str | None]:
+    """Return the source of an input, and the image field that its format implies."""
+    source: Source
+    field = None
+    match format_:
+        case "jsonl" | "json" | "llava":
+            _check_file(path)
+            array = format_ != "jsonl"
+            source = JsonlSource(open_stream(path), may_be_array=array, max_line=max_line)
+        case "csv" | "tsv":
+            _check_file(path)
+            source = CsvSource(path, "," if format_ == "csv" else "\t", max_line=max_line)
+        case "parquet" | "arrow":
+            files = _files(path, f".{format_}")
+            source = ArrowSource(files, image_field, kind=format_)
+            field = _image_column(files[0], format_)
+        case "images":
+            source = _image_files(path)
+        case "webdataset":
+            source = ShardsSource(_files(path, ".tar"), folder_of(path) or Path())
+        case "img2dataset":
+            source = _downloads(path)
+        case "imagefolder":
+            table = _metadata_of(path)
+            source, _ = _open(table, _SUFFIXES[table.suffix], image_field, max_line)
+            field = "file_name"
+        case "coco":
+            _check_file(path)
+            source, field = CocoSource(path), "file_name"
+        case "hf" | "ms":
+            source = HubSource(str(path), image_field)
+    return source, field
 
-    def opened(self, source: Source, image_field: str | None = None) -> OpenedInput:
-        """Return the input; an option goes before the image field of the format."""
-        return OpenedInput(source, self.format, self.image_field or image_field)
 
-
-def _open_json(path: Path, options: _Options) -> OpenedInput:
-    _check_file(path)
-    may_be_array = options.format != "jsonl"
-    stream = open_stream(path)
-    return options.opened(JsonlSource(stream, may_be_array=may_be_array, max_line=options.max_line))
-
-
-def _open_csv(path: Path, options: _Options) -> OpenedInput:
-    from captioner.readers.tables import CsvSource
-
-    _check_file(path)
-    delimiter = "," if options.format == "csv" else "\t"
-    return options.opened(CsvSource(path, delimiter, max_line=options.max_line))
-
-
-def _open_arrow(path: Path, options: _Options) -> OpenedInput:
-    from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, columns_of
-
-    files = _files(path, f".{options.format}")
-    source = ArrowSource(files, options.image_field, kind=options.format)
-    names = columns_of(files[0], options.format)
+def _image_column(file: Path, kind: str) -> str | None:
+    """Return the column of images unless it has a default name."""
+    names = columns_of(file, kind)
     if twice := [name for name in names if names.count(name) > 1]:
-        raise SettingsError(f"{files[0].name} has two columns of the name {twice[0]!r}")
+        raise SettingsError(f"{file.name} has two columns of the name {twice[0]!r}")
     if "image" in names or "images" in names:
-        return options.opened(source)
-    return options.opened(source, next((name for name in names if name in IMAGE_COLUMNS), None))
+        return None
+    return next((name for name in names if name in IMAGE_COLUMNS), None)
 
 
-def _open_images(path: Path, options: _Options) -> OpenedInput:
+def _image_files(path: Path) -> ImageFilesSource:
     source = ImageFilesSource(path if path.is_dir() else None, str(path))
     if source.is_empty:
         raise SettingsError(f"there is no image in {path}")
-    return options.opened(source)
+    return source
 
 
-def _open_shards(path: Path, options: _Options) -> OpenedInput:
-    from captioner.readers.webdataset import ShardsSource
-
-    return options.opened(ShardsSource(_files(path, ".tar"), folder_of(path) or Path()))
-
-
-def _open_downloads(path: Path, options: _Options) -> OpenedInput:
-    """Open the output of img2dataset: tar shards or folders."""
-    from captioner.readers.webdataset import DownloadsSource, ShardsSource
-
+def _downloads(path: Path) -> Source:
+    """Return the source of img2dataset's output: tar shards or folders."""
     if not path.is_dir():
         raise SettingsError(f"{path} is no folder that img2dataset wrote to")
     if shards := sorted(path.glob("*.tar")):
-        return options.opened(ShardsSource(shards, path, with_failures=True))
-    return options.opened(DownloadsSource(path))
+        return ShardsSource(shards, path, with_failures=True)
+    return DownloadsSource(path)
 
 
-def _open_image_folder(path: Path, options: _Options) -> OpenedInput:
-    """Open Hugging Face's imagefolder: a table whose ``file_name`` is relative to it."""
-    table = path
+def _metadata_of(path: Path) -> Path:
+    """Return the table of Hugging Face's imagefolder."""
     if path.is_dir():
         tables = [path / name for name in METADATA if (path / name).exists()]
         if not tables:
             raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
-        table = tables[0]
-    _, image_field, max_line = options
-    inner = _SUFFIXES.get(table.suffix)
-    if inner is None:
+        return tables[0]
+    if path.suffix not in _SUFFIXES:
         raise SettingsError(f"{path} is no table of an imagefolder, such as {METADATA[0]}")
-    source = open_input(table, inner, image_field=image_field, max_line=max_line).source
-    return options.opened(source, "file_name")
+    return path
 
 
-def _open_coco(path: Path, options: _Options) -> OpenedInput:
-    from captioner.readers.coco import CocoSource
-
-    _check_file(path)
-    return options.opened(CocoSource(path), "file_name")
-
-
-def _open_hub(path: Path, options: _Options) -> OpenedInput:
-    from captioner.readers.hubs import HubSource
-
-    return options.opened(HubSource(str(path), options.image_field))
-
-
-_OPENERS: dict[InputFormat, Callable[[Path, _Options], OpenedInput]] = {
-    "jsonl": _open_json,
-    "json": _open_json,
-    "llava": _open_json,
-    "csv": _open_csv,
-    "tsv": _open_csv,
-    "parquet": _open_arrow,
-    "arrow": _open_arrow,
-    "images": _open_images,
-    "webdataset": _open_shards,
-    "img2dataset": _open_downloads,
-    "imagefolder": _open_image_folder,
-    "coco": _open_coco,
-    "hf": _open_hub,
-    "ms": _open_hub,
-}
-
-
-def _format_of(path: Path) -> InputFormat:  # noqa: PLR0911 - one return for each kind of input
+def _format_of(path: Path) -> InputFormat:
     """Return the format of an input, by its name and, for a folder, by its content."""
     text = str(path)
     if text == "-":
         return "jsonl"
-    if text.startswith("hf:"):
-        return "hf"
-    if text.startswith("ms:"):
-        return "ms"
+    if text.startswith(HUBS):
+        return "hf" if text.startswith("hf:") else "ms"
     if path.is_dir():
         return _format_of_folder(path)
     if is_pattern(path):
@@ -225,8 +191,6 @@ def _is_coco(path: Path) -> bool:
 def _has_file_names(path: Path) -> bool:
     """Tell whether a table has a column ``file_name``, as that of an imagefolder has."""
     if path.suffix == ".parquet":
-        from captioner.readers.tables import columns_of
-
         return "file_name" in columns_of(path, "parquet")
     with path.open("rb") as file:
         return b"file_name" in file.read(4_096)
@@ -274,8 +238,6 @@ def _check_file(path: Path) -> None:
 
 def _files(path: Path, suffix: str) -> list[Path]:
     """Return the files of a path, a folder, a pattern or a range such as ``{000..099}``."""
-    from captioner.readers.webdataset import expand
-
     if path.is_dir():
         inputs = set(_without_outputs([entry.name for entry in path.iterdir()]))
         files = sorted(path.rglob(f"*{suffix}"))

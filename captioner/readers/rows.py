@@ -92,18 +92,8 @@ def record_of(
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as JSON values, with its images as ``{"bytes": "<base64>"}``."""
-    images: list[tuple[str, bytes]] = []
-    found: dict[str, Any] = _plain(row, images, is_image=False)
-    data_of = dict(images)
-
-    def with_bytes(value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.get(DIGEST) in data_of:
-                return {"bytes": base64.b64encode(data_of[value[DIGEST]]).decode()}
-            return {name: with_bytes(one) for name, one in value.items()}
-        return [with_bytes(one) for one in value] if isinstance(value, list) else value
-
-    return {name: with_bytes(value) for name, value in found.items()} if images else found
+    values: dict[str, Any] = _plain(row, None, is_image=False)
+    return values
 
 
 def fault_record(
@@ -142,9 +132,9 @@ def dumped(record: Any) -> bytes:
 
 
 def _plain(  # noqa: PLR0911 - one return for each type
-    value: Any, images: list[tuple[str, bytes]], *, is_image: bool
+    value: Any, images: list[tuple[str, bytes]] | None, *, is_image: bool
 ) -> Any:
-    """Return a value as a JSON value; add its images to ``images``."""
+    """Return a value as a JSON value; add its images to ``images``, or include them."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -170,7 +160,9 @@ def _plain(  # noqa: PLR0911 - one return for each type
     return str(value)
 
 
-def _image(data: bytes, images: list[tuple[str, bytes]], path: str | None = None) -> Any:
+def _image(data: bytes, images: list[tuple[str, bytes]] | None, path: str | None = None) -> Any:
+    if images is None:
+        return {"bytes": base64.b64encode(data).decode()}
     name = digest(data).hex()
     images.append((name, data))
     return {"path": path, DIGEST: name} if path else {DIGEST: name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 IMAGE_COLUMNS = frozenset({"image", "images", "jpg", "jpeg", "png", "webp"})
 """Binary columns that hold images unless an option names one."""
+
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""Surrogates that stand for bytes that are not UTF-8."""
 
 
 class CsvSource:
@@ -75,7 +79,11 @@ class CsvSource:
                 if row is None:
                     return
                 if header is None and row:
-                    header = _header(row, self._path)
+                    header = row
+                    if twice := [name for name in row if row.count(name) > 1]:
+                        raise SettingsError(
+                            f"{self._path.name}: the header names {twice[0]!r} twice"
+                        )
                 elif header is not None and row:
                     number += 1
                     yield self._record(number, row, header, position(raw))
@@ -84,21 +92,10 @@ class CsvSource:
         if len(row) != len(header):
             message = f"the row has {len(row)} values, the header {len(header)}"
             return fault_record(number, {"row": list(map(_text, row))}, end, "bad_row", message)
-        if any(not value.isascii() and _escaped(value) for value in row):
+        if any(not value.isascii() and _NOT_UTF8.search(value) for value in row):
             values = dict(zip(header, map(_text, row), strict=True))
             return fault_record(number, values, end, "bad_encoding", "the row is not UTF-8")
         return record_of(number, dict(zip(header, row, strict=True)), end)
-
-
-def _header(row: list[str], path: Path) -> list[str]:
-    if len(set(row)) < len(row):
-        twice = next(name for name in row if row.count(name) > 1)
-        raise SettingsError(f"{path.name}: the header names {twice!r} twice")
-    return row
-
-
-def _escaped(value: str) -> bool:
-    return any("\udc80" <= char <= "\udcff" for char in value)
 
 
 def _text(value: str) -> str:
@@ -184,43 +181,39 @@ def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
     kind = kind or ("parquet" if path.suffix.lower() == ".parquet" else "arrow")
     try:
         if kind == "parquet":
-            file = needed("pyarrow.parquet", "parquet").ParquetFile(path, pre_buffer=False)
+            yield from _parquet_batches(path, arrow)
         else:
-            yield from _ipc(path, arrow)
-            return
+            for batch in _arrow_batches(path, arrow):
+                yield 1.0, batch
     except (arrow.ArrowException, OSError) as error:
         yield 1.0, one_line(error)
-        return
-    with file:
+
+
+def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
+    parquet = needed("pyarrow.parquet", "parquet")
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
         groups = file.num_row_groups
         for group in range(groups):
+            share = (group + 1) / groups
             try:
                 size = file.metadata.row_group(group)
-                each = max(1, size.total_byte_size // max(1, size.num_rows))
-                count = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
+                row_bytes = max(1, size.total_byte_size // max(1, size.num_rows))
+                count = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
                 for batch in file.iter_batches(batch_size=count, row_groups=[group]):
-                    yield (group + 1) / groups, batch
+                    yield share, batch
             except (arrow.ArrowException, OSError) as error:
-                yield (group + 1) / groups, one_line(error)
+                yield share, one_line(error)
 
 
-def _ipc(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
+def _arrow_batches(path: Path, arrow: Any) -> Iterator[Any]:
     with arrow.memory_map(str(path)) as mapped:
         try:
             file = arrow.ipc.open_file(mapped)
-            batches: Iterator[Any] = map(file.get_batch, range(file.num_record_batches))
         except arrow.ArrowInvalid:  # the streaming format, as `datasets` writes it
             mapped.seek(0)
-            batches = iter(arrow.ipc.open_stream(mapped))
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (arrow.ArrowException, OSError) as error:
-                yield 1.0, one_line(error)
-                return
-            yield 1.0, batch
+            yield from arrow.ipc.open_stream(mapped)
+        else:
+            yield from map(file.get_batch, range(file.num_record_batches))
 
 
 def columns_of(path: Path, kind: str) -> list[str]:
