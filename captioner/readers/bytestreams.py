@@ -42,11 +42,13 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._compressed = path.suffix.lower() in COMPRESSED
+        self._damage = FILE_ERRORS if self._compressed else ()
 
     @property
     def size(self) -> int:
         """Bytes of the file, 0 if it is compressed."""
-        return 0 if self._path.suffix.lower() in COMPRESSED else self._path.stat().st_size
+        return 0 if self._compressed else self._path.stat().st_size
 
     def _open(self) -> IO[bytes]:
         return open_binary(self._path)
@@ -61,7 +63,7 @@ class LocalFile:
             while True:
                 try:
                     block = await asyncio.to_thread(file.read, size)
-                except FILE_ERRORS as error:
+                except self._damage as error:
                     raise DamagedInputError(f"{self._path.name} is damaged: {error}") from None
                 if not block:
                     return
@@ -74,6 +76,7 @@ class StoredFile(LocalFile):
     def __init__(self, url: str) -> None:
         super().__init__(Path(url))
         self._url = url
+        self._damage = FILE_ERRORS
         self._fsspec = needed("fsspec", "s3")
 
     @property

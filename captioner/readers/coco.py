@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from captioner.core.extras import needed
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
 from captioner.readers.rows import (
-    batches_from_thread,
+    RecordSource,
     broken_input,
     fault_record,
     one_line,
@@ -15,13 +15,13 @@ from captioner.readers.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator
+    from collections.abc import Generator
     from pathlib import Path
 
     from captioner.core.types import InputRecord
 
 
-class CocoSource:
+class CocoSource(RecordSource):
     """The ``images`` of a file in the COCO format (https://cocodataset.org/#format-data)."""
 
     def __init__(self, path: Path) -> None:
@@ -33,11 +33,7 @@ class CocoSource:
         """Bytes of the file."""
         return self._path.stat().st_size
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the images in order."""
-        return batches_from_thread(self._images())
-
-    def _images(self) -> Generator[InputRecord, None, None]:
+    def _records(self) -> Generator[InputRecord, None, None]:
         number = 0
         with open_binary(self._path) as file:
             images = self._ijson.items(file, "images.item", use_float=True)

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
-from captioner.readers.rows import batches_from_thread, broken_input, one_line, record_of
+from captioner.readers.rows import RecordSource, broken_input, one_line, record_of
 from captioner.readers.tables import IMAGE_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator
+    from collections.abc import Generator
 
     from captioner.core.types import InputRecord
 
 
-class HubSource:
+class HubSource(RecordSource):
     """The rows of a data set, streamed.
 
     Args:
@@ -27,8 +27,6 @@ class HubSource:
         SettingsError: The address is not valid, or a package is not installed.
     """
 
-    size = 0
-
     def __init__(self, address: str, image_field: str | None = None) -> None:
         self._hub, _, rest = address.partition(":")
         self._name, *parts = rest.split(":")
@@ -39,11 +37,7 @@ class HubSource:
         self._image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
         needed("datasets", "hf") if self._hub == "hf" else needed("modelscope", "ms")
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the rows in order."""
-        return batches_from_thread(self._rows())
-
-    def _rows(self) -> Generator[InputRecord, None, None]:
+    def _records(self) -> Generator[InputRecord, None, None]:
         number = 0
         data = self._open()
         try:

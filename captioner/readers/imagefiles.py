@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.readers.rows import batches_from_thread, record_of
+from captioner.readers.rows import RecordSource, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator
+    from collections.abc import Generator, Iterator
 
     from captioner.core.types import InputRecord
 
@@ -28,15 +28,13 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGES  # noqa: PTH122 - for millions of names
 
 
-class ImageFilesSource:
+class ImageFilesSource(RecordSource):
     """The images in a folder and its subfolders, by name; each record is ``{"image": path}``.
 
     Args:
         folder: The folder; the paths in records are relative to it.
         pattern: Without a folder, a glob pattern; the paths in records are those it matches.
     """
-
-    size = 0
 
     def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
         self._folder = folder
@@ -47,11 +45,7 @@ class ImageFilesSource:
         """Whether there is no image."""
         return next(self._names(), None) is None
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the images in order."""
-        return batches_from_thread(self._images())
-
-    def _images(self) -> Generator[InputRecord, None, None]:
+    def _records(self) -> Generator[InputRecord, None, None]:
         for number, name in enumerate(self._names(), 1):
             yield record_of(number, {"image": name}, 0)
 

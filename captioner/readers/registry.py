@@ -35,7 +35,6 @@ _SUFFIXES: dict[str, InputFormat] = {
 _COCO = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
-
 FORMATS_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
 """Formats whose rows may contain images."""
 
@@ -103,7 +102,9 @@ def _open(
             source = ArrowSource(files, image_field, kind=format_)
             field = _image_column(files[0], format_)
         case "images":
-            source = _image_files(path)
+            source = ImageFilesSource(path if path.is_dir() else None, str(path))
+            if source.is_empty:
+                raise SettingsError(f"there is no image in {path}")
         case "webdataset":
             source = ShardsSource(_files(path, ".tar"), folder_of(path) or Path())
         case "img2dataset":
@@ -128,13 +129,6 @@ def _image_column(file: Path, kind: str) -> str | None:
     if "image" in names or "images" in names:
         return None
     return next((name for name in names if name in IMAGE_COLUMNS), None)
-
-
-def _image_files(path: Path) -> ImageFilesSource:
-    source = ImageFilesSource(path if path.is_dir() else None, str(path))
-    if source.is_empty:
-        raise SettingsError(f"there is no image in {path}")
-    return source
 
 
 def _downloads(path: Path) -> Source:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
-import decimal
 import json
 import math
 from contextlib import closing
@@ -53,6 +52,22 @@ async def batches_from_thread(
         except GeneratorExit:
             batches.close()
             raise
+
+
+class RecordSource:
+    """A source whose subclass reads its records one after the other, in a thread."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the input, 0 if unknown."""
+        return 0
+
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
+        """Yield the records in order."""
+        return batches_from_thread(self._records())
+
+    def _records(self) -> Generator[InputRecord, None, None]:
+        raise NotImplementedError
 
 
 def _batches(
@@ -153,11 +168,9 @@ def _plain(  # noqa: PLR0911 - one return for each type
         return value.isoformat()
     if isinstance(value, dt.timedelta):
         return value.total_seconds()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
     if hasattr(value, "tolist"):  # a NumPy array or scalar
         return _plain(value.tolist(), images, is_image=is_image)
-    return str(value)
+    return str(value)  # a decimal number, among others
 
 
 def _image(data: bytes, images: list[tuple[str, bytes]] | None, path: str | None = None) -> Any:

@@ -14,7 +14,7 @@ from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
 from captioner.readers.rows import (
     BATCH_BYTES,
     BATCH_ROWS,
-    batches_from_thread,
+    RecordSource,
     broken_input,
     fault_record,
     one_line,
@@ -22,7 +22,7 @@ from captioner.readers.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from captioner.core.types import InputRecord
@@ -34,7 +34,7 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """Surrogates that stand for bytes that are not UTF-8."""
 
 
-class CsvSource:
+class CsvSource(RecordSource):
     """The rows of a CSV or TSV file (RFC 4180); all values are text.
 
     Args:
@@ -53,11 +53,7 @@ class CsvSource:
         """Bytes of the file on disk."""
         return self._path.stat().st_size
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the rows in order."""
-        return batches_from_thread(self._rows())
-
-    def _rows(self) -> Generator[InputRecord, None, None]:
+    def _records(self) -> Generator[InputRecord, None, None]:
         number = 0
         header: list[str] | None = None
         with open_binary(self._path) as raw:
@@ -102,7 +98,7 @@ def _text(value: str) -> str:
     return value.encode(errors="surrogateescape").decode(errors="replace")
 
 
-class ArrowSource:
+class ArrowSource(RecordSource):
     """The rows of Parquet or Arrow files, one file after the other.
 
     Args:
@@ -131,11 +127,7 @@ class ArrowSource:
         """Yield the record batches of a file; see `read_tables`."""
         return read_tables(path, self._kind)
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the rows in order."""
-        return batches_from_thread(self._rows())
-
-    def _rows(self) -> Generator[InputRecord, None, None]:
+    def _records(self) -> Generator[InputRecord, None, None]:
         numbers = itertools.count(1)
         before = 0
         for path in self.paths:

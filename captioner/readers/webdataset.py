@@ -18,11 +18,11 @@ import orjson
 from captioner.core.extras import needed
 from captioner.core.keys import KeyTable, digest
 from captioner.readers.imagefiles import is_image
-from captioner.readers.rows import batches_from_thread, broken_input, fault_record, record_of
+from captioner.readers.rows import RecordSource, broken_input, fault_record, record_of
 from captioner.readers.tables import python_rows, read_tables
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from captioner.core.types import InputRecord
@@ -39,17 +39,12 @@ def expand(pattern: str) -> list[str]:
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
-    first, last = found[1], found[2]
-    return [
-        name
-        for number in range(int(first), int(last) + 1)
-        for name in expand(
-            f"{pattern[: found.start()]}{number:0{len(first)}d}{pattern[found.end() :]}"
-        )
-    ]
+    before, after, width = pattern[: found.start()], pattern[found.end() :], len(found[1])
+    numbers = range(int(found[1]), int(found[2]) + 1)
+    return [name for number in numbers for name in expand(f"{before}{number:0{width}d}{after}")]
 
 
-class ShardsSource:
+class ShardsSource(RecordSource):
     """The samples of tar shards.
 
     A record has the sample's name as ``__key__``, the fields of its ``.json`` member, its text
@@ -72,10 +67,6 @@ class ShardsSource:
     def size(self) -> int:
         """Bytes of all shards."""
         return sum(path.stat().st_size for path in self.paths if path.exists())
-
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the samples in order."""
-        return batches_from_thread(self._records())
 
     def _records(self) -> Generator[InputRecord, None, None]:
         numbers = itertools.count(1)
@@ -178,18 +169,12 @@ def _add_text(record: dict[str, Any], field: str, data: bytes) -> None:
         return  # binary data, such as a NumPy array, is not part of the record
 
 
-class DownloadsSource:
+class DownloadsSource(RecordSource):
     """The files that img2dataset wrote: folders of ``key.jpg``, ``key.txt`` and ``key.json``."""
-
-    size = 0
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         needed("pyarrow.parquet", "parquet")
-
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the samples in order; after those of each shard, its failed downloads."""
-        return batches_from_thread(self._records())
 
     def _records(self) -> Generator[InputRecord, None, None]:
         numbers = itertools.count(1)
