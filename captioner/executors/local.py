@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from captioner.engine.pipeline import Pipeline
     from captioner.executors.batch_api.pipeline import BatchPipeline
     from captioner.executors.processes.pool import Dispatcher, WorkerPool
-    from captioner.readers.registry import Input
+    from captioner.readers.registry import OpenedInput
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ async def run_batch(
             return run.report("interrupted")
 
 
-def open_source(settings: Settings) -> Input:
+def open_source(settings: Settings) -> OpenedInput:
     """Return the input: its source, its format and the field that holds images.
 
     Raises:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import orjson
+from aiofiles.ospath import wrap
 
 from captioner.core.errors import DiskFullError
 from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, replace_values
@@ -235,11 +236,10 @@ class JournalSink:
 
     async def _in_thread(self, write: Callable[..., None], *lines: bytes) -> None:
         """Write; while the disk is full, wait for space and keep the captions in memory."""
-        loop = asyncio.get_running_loop()
         deadline: float | None = None
         while True:
             try:
-                await loop.run_in_executor(self._threads, write, *lines)
+                await wrap(write)(*lines, executor=self._threads)
             except (OSError, DiskFullError) as error:
                 now = time.monotonic()
                 failure: Exception = error

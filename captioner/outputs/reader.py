@@ -20,7 +20,7 @@ from captioner.journal.disk import Files
 from captioner.journal.reviews import Reviews
 from captioner.journal.scan import scan_output
 from captioner.outputs.rows import RowContents, caption_texts, parsed
-from captioner.readers.registry import folder_of, open_input
+from captioner.readers.registry import FORMATS_WITH_IMAGES, folder_of, open_input
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
@@ -31,15 +31,12 @@ if TYPE_CHECKING:
     from captioner.journal.checkpoint import Checkpoint
     from captioner.journal.reviews import Review
     from captioner.journal.scan import Scan
-    from captioner.readers.registry import Input
+    from captioner.readers.registry import OpenedInput
 
 Reviewed = Literal["apply", "only", "ignore"]
 
 LARGEST_IMAGE = 1 << 31
 """Bytes of the largest image that an export copies."""
-
-_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
-"""Input formats whose rows may contain images."""
 
 
 def record_keys(settings: Mapping[str, Any]) -> RecordKeys:
@@ -134,7 +131,7 @@ class OutputReader:
         )
         self._batches: list[tuple[Any, asyncio.Runner]] = []
 
-    def _open_input(self) -> Input | None:
+    def _open_input(self) -> OpenedInput | None:
         if self.source is None or str(self.source) == "-":
             return None
         given = self.settings.get("input_format") or self.settings.get("folder_of")
@@ -190,7 +187,7 @@ class OutputReader:
 
         Rows whose input row is gone come last, without images.
         """
-        if self.input is None or self.input.format not in _WITH_IMAGES:
+        if self.input is None or self.input.format not in FORMATS_WITH_IMAGES:
             for row in self.rows():
                 yield row, {}
             return

@@ -1,1 +1,1 @@
-"""Where records come from. Each source streams; none holds the input in memory."""
+"""Readers of all input formats. Records are streamed; no reader holds the whole input in memory."""

@@ -1,4 +1,4 @@
-"""The bytes of an input, some at a time: of a file, of a compressed one, of standard input."""
+"""The bytes of an input: of a file, of an object in a store, or of standard input."""
 
 from __future__ import annotations
 
@@ -10,118 +10,86 @@ import tempfile
 import threading
 import weakref
 import zlib
+from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
-
-from aiofiles.threadpool import wrap
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from captioner.core.errors import DamagedInputError, SettingsError
 from captioner.core.extras import needed
 from captioner.settings.locations import COMPRESSED, storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator
 
-    from captioner.core.types import InputRecord
 
+FILE_ERRORS = (EOFError, OSError, zlib.error)
+"""Errors of a file that is damaged or cannot be read."""
 
 _COMPRESSED_BLOCK = 1 << 10
-"""Bytes that are decompressed at once: at the worst they become 32,000 times as many."""
+"""Bytes decompressed at once; at worst they become 32,000 times as many."""
 
 
-class Blocks(Protocol):
-    """Bytes that can be read again and again."""
-
-    @property
-    def size(self) -> int:
-        """How many there are, 0 if that is not known."""
-        ...
-
-    def read(self, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield them from the beginning, about ``size`` at a time.
-
-        Raises:
-            DamagedInputError: They end where they should not.
-        """
-        ...
-
-
-def blocks_of(path: Path) -> Blocks:
+def open_stream(path: Path) -> ByteStream:
     """Return the bytes of a file, decompressed by its suffix, or of standard input for ``-``."""
     if str(path) == "-":
         return StandardInput()
-    if url := storage_url(path):
-        return Stored(url)
-    if path.suffix.lower() in COMPRESSED:
-        return Compressed(path)
-    return Plain(path)
+    url = storage_url(path)
+    return StoredFile(url) if url else LocalFile(path)
 
 
-class Plain:
-    """A file as it is."""
+class LocalFile:
+    """A local file, decompressed by its suffix."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._compressed = path.suffix.lower() in COMPRESSED
+        self._damage = FILE_ERRORS if self._compressed else ()
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
-        return self._path.stat().st_size
+        """Bytes of the file, 0 if it is compressed."""
+        return 0 if self._compressed else self._path.stat().st_size
+
+    def _open(self) -> IO[bytes]:
+        return open_binary(self._path)
 
     async def read(self, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield its bytes."""
-        # Closed here and not in a thread: one that has not begun when a run is stopped never does.
-        with self._path.open("rb") as opened:
-            file = wrap(opened)
-            while block := await file.read(size):
+        """Yield the bytes from the beginning, about ``size`` at a time.
+
+        Raises:
+            DamagedInputError: The file is damaged.
+        """
+        with await asyncio.to_thread(self._open) as file:
+            while True:
+                try:
+                    block = await asyncio.to_thread(file.read, size)
+                except self._damage as error:
+                    raise DamagedInputError(f"{self._path.name} is damaged: {error}") from None
+                if not block:
+                    return
                 yield block
 
 
-class Stored:
-    """A file in an object store, read through fsspec."""
+class StoredFile(LocalFile):
+    """A file in an object store, read through fsspec and decompressed by its suffix."""
 
     def __init__(self, url: str) -> None:
+        super().__init__(Path(url))
         self._url = url
+        self._damage = FILE_ERRORS
         self._fsspec = needed("fsspec", "s3")
 
     @property
     def size(self) -> int:
-        """Bytes of the file as it lies there."""
+        """Bytes of the file in the store."""
         system, path = self._fsspec.core.url_to_fs(self._url)
         return int(system.size(path) or 0)
-
-    async def read(self, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield its bytes, decompressed by its suffix."""
-        opened = await asyncio.to_thread(self._open)
-        try:
-            while block := await asyncio.to_thread(_read, opened, size, Path(self._url)):
-                yield block
-        finally:
-            await asyncio.to_thread(opened.close)
 
     def _open(self) -> IO[bytes]:
         try:
             return cast("IO[bytes]", self._fsspec.open(self._url, "rb", compression="infer").open())
         except Exception as error:  # noqa: BLE001 - each store has errors of its own
             raise SettingsError(f"cannot read the input {self._url}: {error}") from None
-
-
-class Compressed:
-    """A gzip or Zstandard file."""
-
-    size = 0
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    async def read(self, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield what was compressed."""
-        file = open_binary(self._path)
-        try:
-            while block := await asyncio.to_thread(_read, file, size, self._path):
-                yield block
-        finally:
-            file.close()
 
 
 def open_binary(path: Path) -> IO[bytes]:
@@ -134,52 +102,40 @@ def open_binary(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _read(file: IO[bytes], size: int, path: Path) -> bytes:
-    try:
-        return file.read(size)
-    except (EOFError, OSError, zlib.error) as error:
-        raise DamagedInputError(f"{path.name} is damaged: {error}") from None
-
-
 class _Zstandard(io.RawIOBase):
-    """A Zstandard file; the library's own reader takes one that is cut short for a whole one."""
+    """A Zstandard file. The library's own reader does not detect a truncated file."""
 
     def __init__(self, path: Path) -> None:
         zstandard = needed("zstandard", "zst")
-        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._error = zstandard.ZstdError
         self._frame: Any = None
-        self._left = memoryview(b"")
-        self._file = path.open("rb")
-
-    @property
-    def position(self) -> int:
-        """Bytes of the file that are behind."""
-        return self._file.tell()
+        self._data = memoryview(b"")
+        self.fileobj = path.open("rb")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            block = self._file.read(_COMPRESSED_BLOCK)
+        while not self._data:
+            block = self.fileobj.read(_COMPRESSED_BLOCK)
             if not block:
                 if self._frame is not None:
                     raise EOFError("it is cut short")
                 return 0
             try:
-                self._left = memoryview(self._decompress(block))
+                self._data = memoryview(self._decompress(block))
             except self._error as error:
                 raise OSError(str(error)) from None
-        count = min(len(buffer), len(self._left))
-        buffer[:count] = self._left[:count]
-        self._left = self._left[count:]
+        count = min(len(buffer), len(self._data))
+        buffer[:count] = self._data[:count]
+        self._data = self._data[count:]
         return count
 
     def _decompress(self, block: bytes) -> bytes:
         found = []
         while block:
-            self._frame = self._frame or self._new()
+            self._frame = self._frame or self._new_frame()
             found.append(self._frame.decompress(block))
             if not self._frame.eof:
                 break
@@ -187,90 +143,58 @@ class _Zstandard(io.RawIOBase):
         return b"".join(found)
 
     def close(self) -> None:
-        self._file.close()
+        self.fileobj.close()
         super().close()
 
 
 def position(file: IO[bytes]) -> int:
-    """Return how many bytes of an opened file are behind, as it lies on disk."""
-    raw = getattr(file, "raw", None)
-    if isinstance(raw, _Zstandard):
-        return raw.position
-    return int(getattr(file, "fileobj", file).tell())  # of gzip: the file it reads
+    """Return how many bytes on disk have been read of a file from `open_binary`."""
+    raw = getattr(file, "raw", file)
+    return int(getattr(raw, "fileobj", file).tell())  # `fileobj` is the compressed file
 
 
 class StandardInput:
-    """Standard input, kept on disk as it is read: finishing reads the input once more."""
+    """Standard input, copied to a temporary file because a run reads its input twice."""
 
     size = 0
 
     def __init__(self) -> None:
-        self._kept, name = tempfile.mkstemp(prefix="captioner-")
+        self._copy, name = tempfile.mkstemp(prefix="captioner-")
         Path(name).unlink()
-        weakref.finalize(self, os.close, self._kept)
+        weakref.finalize(self, os.close, self._copy)
         self._length = 0
         self._ended = False
 
     async def read(self, size: int) -> AsyncGenerator[bytes, None]:
-        """Yield what came so far, then what comes."""
-        at = 0
+        """Yield the bytes copied so far, then new ones."""
+        offset = 0
         while True:
-            if at < self._length:
-                block = os.pread(self._kept, min(size, self._length - at), at)
-            elif self._ended:
+            if offset < self._length:
+                block = os.pread(self._copy, min(size, self._length - offset), offset)
+            elif self._ended or not (block := await _read_standard_input(size)):
+                self._ended = True
                 return
             else:
-                block = await _in_daemon(lambda: os.read(0, size))
-                if not block:
-                    self._ended = True
-                    return
-                os.pwrite(self._kept, block, self._length)
+                os.pwrite(self._copy, block, self._length)
                 self._length += len(block)
-            at += len(block)
+            offset += len(block)
             yield block
 
 
-async def _in_daemon(work: Callable[[], bytes]) -> bytes:
-    """Wait for a call in a thread that nobody waits for when the run is stopped."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes] = loop.create_future()
+async def _read_standard_input(size: int) -> bytes:
+    """Read in a daemon thread, so that a run can stop while it waits for input."""
+    result: Future[bytes] = Future()
+    result.set_running_or_notify_cancel()
 
-    def settle(result: bytes | None, error: Exception | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result or b"")
-
-    def run() -> None:
+    def read() -> None:
         try:
-            outcome: tuple[bytes | None, Exception | None] = work(), None
-        except Exception as error:  # noqa: BLE001 - raised again for whoever waits
-            outcome = None, error
-        loop.call_soon_threadsafe(settle, *outcome)
+            result.set_result(os.read(0, size))
+        except OSError as error:
+            result.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
-    return await done
+    threading.Thread(target=read, daemon=True).start()
+    return await asyncio.wrap_future(result)
 
 
-async def from_thread(
-    make: Callable[[], Iterator[list[InputRecord]]],
-) -> AsyncIterator[list[InputRecord]]:
-    """Yield what a blocking iterator yields."""
-    batches: Any = await asyncio.to_thread(make)
-    while True:
-        step = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
-        try:
-            batch = await asyncio.shield(step)
-        except asyncio.CancelledError:
-            # The thread is in it still; what it holds is let go when it comes out.
-            step.add_done_callback(lambda done: (done.exception(), batches.close()))
-            raise
-        if batch is None:
-            return
-        try:
-            yield batch
-        except GeneratorExit:
-            batches.close()
-            raise
+ByteStream = LocalFile | StandardInput
+"""Bytes that can be read several times: ``size``, 0 if unknown, and ``read``."""

@@ -1,26 +1,28 @@
-"""Records from a COCO annotation file: its ``images``, one after the other."""
+"""Records from a COCO annotation file: the elements of its ``images``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from captioner.core.extras import needed
-from captioner.readers.bytestreams import from_thread, open_binary, position
-from captioner.readers.rows import Batching, fault_line, line_of
+from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
+from captioner.readers.rows import (
+    RecordSource,
+    broken_input,
+    fault_record,
+    one_line,
+    record_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Generator
     from pathlib import Path
 
     from captioner.core.types import InputRecord
 
 
-class CocoSource:
-    """The ``images`` of a file in the format of COCO captions (https://cocodataset.org/#format-data).
-
-    Args:
-        path: The file.
-    """
+class CocoSource(RecordSource):
+    """The ``images`` of a file in the COCO format (https://cocodataset.org/#format-data)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -31,38 +33,20 @@ class CocoSource:
         """Bytes of the file."""
         return self._path.stat().st_size
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the images in order."""
-        return from_thread(self._images)
-
-    def _images(self) -> Iterator[list[InputRecord]]:
-        batching = Batching()
+    def _records(self) -> Generator[InputRecord, None, None]:
         number = 0
         with open_binary(self._path) as file:
             images = self._ijson.items(file, "images.item", use_float=True)
-            while True:
-                try:
-                    image = next(images)
-                except StopIteration:
-                    break
-                except (self._ijson.JSONError, EOFError, OSError) as error:
-                    number += 1
-                    what = {"file": self._path.name, "after": number - 1}
-                    message = f"the file breaks off: {' '.join(str(error).split())[:200]}"
-                    yield [*batching.rest(), fault_line(number, what, 0, "bad_json", message)]
-                    return
-                number += 1
-                if not isinstance(image, dict):
-                    line = fault_line(
-                        number,
-                        {"image": image},
-                        position(file),
-                        "bad_record",
-                        "it is no JSON object",
-                    )
-                else:
-                    line = line_of(number, image, position(file))
-                if found := batching.add(line):
-                    yield found
-        if found := batching.rest():
-            yield found
+            try:
+                for number, image in enumerate(images, 1):
+                    end = position(file)
+                    if isinstance(image, dict):
+                        yield record_of(number, image, end)
+                    else:
+                        content = {"image": image}
+                        message = "it is no JSON object"
+                        yield fault_record(number, content, end, "bad_record", message)
+            except (self._ijson.JSONError, *FILE_ERRORS) as error:
+                place = {"file": self._path.name}
+                message = f"the file breaks off: {one_line(error)}"
+                yield broken_input(number + 1, place, 0, "bad_json", message)

@@ -1,4 +1,4 @@
-"""Records from images that lie about: a folder of them, or what a pattern matches."""
+"""Records from image files: those in a folder, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.readers.bytestreams import from_thread
-from captioner.readers.rows import Batching, line_of
+from captioner.readers.rows import RecordSource, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Generator, Iterator
 
     from captioner.core.types import InputRecord
 
@@ -21,23 +20,21 @@ IMAGES = frozenset(
         ".avif", ".heic", ".heif", ".jp2", ".ico", ".ppm", ".tga",
     ]
 )  # fmt: skip
-"""Suffixes of files that are taken for images; what a file is, its content says."""
+"""Suffixes of image files. The content decides how a file is decoded."""
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file's name is that of an image."""
+    """Tell whether a file name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in IMAGES  # noqa: PTH122 - for millions of names
 
 
-class ImageFilesSource:
-    """The images of a folder and those below it, by name; ``{"image": path}`` each.
+class ImageFilesSource(RecordSource):
+    """The images in a folder and its subfolders, by name; each record is ``{"image": path}``.
 
     Args:
-        folder: The folder; paths are relative to it.
-        pattern: A glob pattern in place of a folder; paths are as it matches them.
+        folder: The folder; the paths in records are relative to it.
+        pattern: Without a folder, a glob pattern; the paths in records are those it matches.
     """
-
-    size = 0
 
     def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
         self._folder = folder
@@ -45,20 +42,12 @@ class ImageFilesSource:
 
     @property
     def is_empty(self) -> bool:
-        """There is no image."""
+        """Whether there is no image."""
         return next(self._names(), None) is None
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the images in order."""
-        return from_thread(self._images)
-
-    def _images(self) -> Iterator[list[InputRecord]]:
-        batching = Batching()
+    def _records(self) -> Generator[InputRecord, None, None]:
         for number, name in enumerate(self._names(), 1):
-            if found := batching.add(line_of(number, {"image": name}, 0)):
-                yield found
-        if found := batching.rest():
-            yield found
+            yield record_of(number, {"image": name}, 0)
 
     def _names(self) -> Iterator[str]:
         if self._folder is None:
@@ -75,8 +64,8 @@ class ImageFilesSource:
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that a glob pattern matches, in order; a file's own name matches it."""
+    """Return the files that a glob pattern matches, sorted; a path of a file matches itself."""
     if Path(pattern).is_file():
         return [pattern]
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - a whole pattern, absolute or not
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
     return sorted(name for name in found if Path(name).is_file())

@@ -1,4 +1,4 @@
-"""Which source reads an input: by its name, or by ``--input-format``."""
+"""Opening of an input in the format that its name or ``--input-format`` says."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import SettingsError
-from captioner.readers.bytestreams import blocks_of, open_binary
+from captioner.readers.bytestreams import FILE_ERRORS, open_binary, open_stream
+from captioner.readers.coco import CocoSource
+from captioner.readers.hubs import HubSource
 from captioner.readers.imagefiles import ImageFilesSource, is_image, matches
-from captioner.readers.jsonl import JsonlSource
-from captioner.settings.locations import COMPRESSED, is_elsewhere, is_pattern, storage_url
+from captioner.readers.jsonl import MAX_LINE, JsonlSource
+from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, CsvSource, columns_of
+from captioner.readers.webdataset import DownloadsSource, ShardsSource, expand
+from captioner.settings.locations import COMPRESSED, HUBS, is_elsewhere, is_pattern, storage_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from captioner.core.protocols import Source
     from captioner.settings.options import InputFormat
 
@@ -33,14 +35,17 @@ _SUFFIXES: dict[str, InputFormat] = {
 _COCO = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
+FORMATS_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
+"""Formats whose rows may contain images."""
 
-class Input(NamedTuple):
-    """An input that has been found.
+
+class OpenedInput(NamedTuple):
+    """The source of an input's records.
 
     Attributes:
-        source: Reads it.
-        format: What it is.
-        image_field: Member of its records that holds the images, where the format says so.
+        source: Reads the input.
+        format: Format of the input.
+        image_field: Field that holds images, if an option or the format names one.
     """
 
     source: Source
@@ -49,7 +54,7 @@ class Input(NamedTuple):
 
 
 def folder_of(path: Path | None) -> Path | None:
-    """Return the folder that relative paths in an input's records start from, if it has one."""
+    """Return the folder to which paths in an input's records are relative; None if not local."""
     if path is None or is_elsewhere(path):
         return None
     return path if path.is_dir() else path.parent
@@ -60,197 +65,155 @@ def open_input(
     given: InputFormat | None = None,
     *,
     image_field: str | None = None,
-    max_line: int = 16 << 20,
-) -> Input:
-    """Find out what an input is, and return what reads it.
+    max_line: int = MAX_LINE,
+) -> OpenedInput:
+    """Open an input.
 
     Args:
         path: A file, a folder, a pattern, ``-``, or a hub's address.
-        given: What it is, in place of what its name says.
-        image_field: The member that holds images, if an option names one.
-        max_line: Longest record in bytes.
+        given: Format of the input; by default decided by name and content.
+        image_field: Field that holds images, if an option names one.
+        max_line: Length limit of a record in bytes.
 
     Raises:
-        SettingsError: There is no such input, or it cannot be told what it is.
+        SettingsError: The input does not exist, or it is not in its format.
     """
-    kind = given or _kind(path)
-    source, field = _OPENERS[kind](path, _Reading(kind, image_field, max_line))
-    return Input(source, kind, image_field or field)
+    format_ = given or _format_of(path)
+    source, field = _open(path, format_, image_field, max_line)
+    return OpenedInput(source, format_, image_field or field)
 
 
-class _Reading(NamedTuple):
-    """What an opener has to know."""
+def _open(
+    path: Path, format_: InputFormat, image_field: str | None, max_line: int
+) -> tuple[Source, str | None]:
+    """Return the source of an input, and the image field that its format implies."""
+    source: Source
+    field = None
+    match format_:
+        case "jsonl" | "json" | "llava":
+            _check_file(path)
+            array = format_ != "jsonl"
+            source = JsonlSource(open_stream(path), may_be_array=array, max_line=max_line)
+        case "csv" | "tsv":
+            _check_file(path)
+            source = CsvSource(path, "," if format_ == "csv" else "\t", max_line=max_line)
+        case "parquet" | "arrow":
+            files = _files(path, f".{format_}")
+            source = ArrowSource(files, image_field, kind=format_)
+            field = _image_column(files[0], format_)
+        case "images":
+            source = ImageFilesSource(path if path.is_dir() else None, str(path))
+            if source.is_empty:
+                raise SettingsError(f"there is no image in {path}")
+        case "webdataset":
+            source = ShardsSource(_files(path, ".tar"), folder_of(path) or Path())
+        case "img2dataset":
+            source = _downloads(path)
+        case "imagefolder":
+            table = _metadata_of(path)
+            source, _ = _open(table, _SUFFIXES[table.suffix], image_field, max_line)
+            field = "file_name"
+        case "coco":
+            _check_file(path)
+            source, field = CocoSource(path), "file_name"
+        case "hf" | "ms":
+            source = HubSource(str(path), image_field)
+    return source, field
 
-    kind: InputFormat
-    image_field: str | None
-    max_line: int
 
-
-_Opened = tuple["Source", str | None]
-"""What reads an input, and the member of its records that holds the images, if it says so."""
-
-
-def _lines(path: Path, reading: _Reading) -> _Opened:
-    _check_file(path)
-    array = reading.kind != "jsonl"
-    return JsonlSource(blocks_of(path), may_be_array=array, max_line=reading.max_line), None
-
-
-def _csv(path: Path, reading: _Reading) -> _Opened:
-    from captioner.readers.tables import CsvSource
-
-    _check_file(path)
-    delimiter = "," if reading.kind == "csv" else "\t"
-    return CsvSource(path, delimiter, max_line=reading.max_line), None
-
-
-def _arrow(path: Path, reading: _Reading) -> _Opened:
-    from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, columns_of
-
-    files = _files(path, f".{reading.kind}")
-    source = ArrowSource(files, reading.image_field, kind=reading.kind)
-    names = columns_of(files[0], reading.kind)
+def _image_column(file: Path, kind: str) -> str | None:
+    """Return the column of images unless it has a default name."""
+    names = columns_of(file, kind)
     if twice := [name for name in names if names.count(name) > 1]:
-        raise SettingsError(f"{files[0].name} has two columns of the name {twice[0]!r}")
+        raise SettingsError(f"{file.name} has two columns of the name {twice[0]!r}")
     if "image" in names or "images" in names:
-        return source, None
-    return source, next((name for name in names if name in IMAGE_COLUMNS), None)
+        return None
+    return next((name for name in names if name in IMAGE_COLUMNS), None)
 
 
-def _images(path: Path, _: _Reading) -> _Opened:
-    source = ImageFilesSource(path if path.is_dir() else None, str(path))
-    if source.is_empty:
-        raise SettingsError(f"there is no image in {path}")
-    return source, None
-
-
-def _shards(path: Path, _: _Reading) -> _Opened:
-    from captioner.readers.webdataset import ShardsSource
-
-    return ShardsSource(_files(path, ".tar"), folder_of(path) or Path()), None
-
-
-def _downloads(path: Path, _: _Reading) -> _Opened:
-    """Return img2dataset's output, in tar shards or in folders."""
-    from captioner.readers.webdataset import DownloadsSource, ShardsSource
-
+def _downloads(path: Path) -> Source:
+    """Return the source of img2dataset's output: tar shards or folders."""
     if not path.is_dir():
         raise SettingsError(f"{path} is no folder that img2dataset wrote to")
     if shards := sorted(path.glob("*.tar")):
-        return ShardsSource(shards, path, with_failures=True), None
-    return DownloadsSource(path), None
+        return ShardsSource(shards, path, with_failures=True)
+    return DownloadsSource(path)
 
 
-def _image_folder(path: Path, reading: _Reading) -> _Opened:
-    """Return Hugging Face's imagefolder: a table whose ``file_name`` is beside it."""
-    table = path
+def _metadata_of(path: Path) -> Path:
+    """Return the table of Hugging Face's imagefolder."""
     if path.is_dir():
-        table = next((path / name for name in METADATA if (path / name).exists()), path)
-        if table == path:
+        tables = [path / name for name in METADATA if (path / name).exists()]
+        if not tables:
             raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
-    inside = open_input(
-        table, _SUFFIXES[table.suffix], image_field=reading.image_field, max_line=reading.max_line
-    )
-    return inside.source, "file_name"
+        return tables[0]
+    if path.suffix not in _SUFFIXES:
+        raise SettingsError(f"{path} is no table of an imagefolder, such as {METADATA[0]}")
+    return path
 
 
-def _coco(path: Path, _: _Reading) -> _Opened:
-    from captioner.readers.coco import CocoSource
-
-    _check_file(path)
-    return CocoSource(path), "file_name"
-
-
-def _hub(path: Path, reading: _Reading) -> _Opened:
-    from captioner.readers.hubs import HubSource
-
-    return HubSource(str(path), reading.image_field), None
-
-
-_OPENERS: dict[InputFormat, Callable[[Path, _Reading], _Opened]] = {
-    "jsonl": _lines,
-    "json": _lines,
-    "llava": _lines,
-    "csv": _csv,
-    "tsv": _csv,
-    "parquet": _arrow,
-    "arrow": _arrow,
-    "images": _images,
-    "webdataset": _shards,
-    "img2dataset": _downloads,
-    "imagefolder": _image_folder,
-    "coco": _coco,
-    "hf": _hub,
-    "ms": _hub,
-}
-
-
-def _kind(path: Path) -> InputFormat:  # noqa: PLR0911 - one after the other
-    """Return what an input is, by its name and, for a folder, by what is in it."""
+def _format_of(path: Path) -> InputFormat:
+    """Return the format of an input, by its name and, for a folder, by its content."""
     text = str(path)
     if text == "-":
         return "jsonl"
-    if text.startswith("hf:"):
-        return "hf"
-    if text.startswith("ms:"):
-        return "ms"
+    if text.startswith(HUBS):
+        return "hf" if text.startswith("hf:") else "ms"
     if path.is_dir():
-        return _kind_of_folder(path)
+        return _format_of_folder(path)
     if is_pattern(path):
         path = Path(next(iter(matches(text)), text))
     if is_image(path.name):
         return "images"
-    if path.name in METADATA and _names_files(path):
+    if path.name in METADATA and _has_file_names(path):
         return "imagefolder"
     if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".zip")):
         raise SettingsError(f"{path} is compressed as a whole: unpack it, or name a plain .tar")
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    kind = _SUFFIXES.get(name.suffix.lower(), "jsonl")
-    return "coco" if kind == "json" and _is_coco(path) else kind
+    format_ = _SUFFIXES.get(name.suffix.lower(), "jsonl")
+    return "coco" if format_ == "json" and _is_coco(path) else format_
 
 
 def _is_coco(path: Path) -> bool:
     try:
         with open_binary(path) as file:
             return _COCO.match(file.read(4_096)) is not None
-    except (OSError, EOFError):
-        return False  # whoever opens it says why
+    except FILE_ERRORS:
+        return False  # the reader reports the error
 
 
-def _names_files(path: Path) -> bool:
-    """Tell whether a table is imagefolder's: it has a column ``file_name``."""
+def _has_file_names(path: Path) -> bool:
+    """Tell whether a table has a column ``file_name``, as that of an imagefolder has."""
     if path.suffix == ".parquet":
-        from captioner.readers.tables import columns_of
-
         return "file_name" in columns_of(path, "parquet")
     with path.open("rb") as file:
         return b"file_name" in file.read(4_096)
 
 
-def _kind_of_folder(folder: Path) -> InputFormat:
-    names = _not_ours(sorted(entry.name for entry in folder.iterdir()))
+def _format_of_folder(folder: Path) -> InputFormat:
+    names = _without_outputs(sorted(entry.name for entry in folder.iterdir()))
     if any(name in METADATA for name in names):
         return "imagefolder"
     if any(name.endswith("_stats.json") for name in names):
         return "img2dataset"
-    for suffix, kind in _SUFFIXES.items():
+    for suffix, format_ in _SUFFIXES.items():
         if suffix in (".tar", ".parquet", ".arrow") and any(n.endswith(suffix) for n in names):
-            return kind
+            return format_
     if not any(map(is_image, names)) and next(folder.rglob("*.parquet"), None):
         return "parquet"
     return "images"
 
 
-def _not_ours(names: list[str]) -> list[str]:
-    """Return names without those of outputs, which have a journal with a checkpoint beside."""
+def _without_outputs(names: list[str]) -> list[str]:
+    """Return file names without those of outputs, which have a checkpoint next to them."""
     ending = ".jsonl.ckpt"
-    made = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-    numbered = [re.compile(re.sub(r"%0?\\?\d*d", r"\\d+", re.escape(name))) for name in made]
-    return [name for name in names if not any(one.fullmatch(name) for one in numbered)]
+    outputs = [name.removesuffix(ending) for name in names if name.endswith(ending)]
+    patterns = [re.compile(re.sub(r"%0?\\?\d*d", r"\\d+", re.escape(name))) for name in outputs]
+    return [name for name in names if not any(one.fullmatch(name) for one in patterns)]
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no readable regular file.
+    """Check that an input is a readable regular file.
 
     Raises:
         SettingsError: It is not.
@@ -258,7 +221,7 @@ def _check_file(path: Path) -> None:
     if str(path) == "-" or storage_url(path):
         return
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # opening a pipe would wait for a writer
+        regular = stat.S_ISREG(path.stat().st_mode)  # to open a pipe would wait for its writer
         if regular:
             path.open("rb").close()
     except OSError as error:
@@ -268,13 +231,11 @@ def _check_file(path: Path) -> None:
 
 
 def _files(path: Path, suffix: str) -> list[Path]:
-    """Return the files that a path, a folder, a pattern or a range of numbers stands for."""
-    from captioner.readers.webdataset import expand
-
+    """Return the files of a path, a folder, a pattern or a range such as ``{000..099}``."""
     if path.is_dir():
-        every = sorted(path.rglob(f"*{suffix}"))
-        own = set(_not_ours([entry.name for entry in path.iterdir()]))
-        found = [one for one in every if one.parent != path or one.name in own]
+        inputs = set(_without_outputs([entry.name for entry in path.iterdir()]))
+        files = sorted(path.rglob(f"*{suffix}"))
+        found = [file for file in files if file.parent != path or file.name in inputs]
     else:
         found = []
         for one in map(Path, expand(str(path))):

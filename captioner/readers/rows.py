@@ -1,29 +1,92 @@
-"""From a row of a table to a record: JSON that tells it from every other row.
+"""Conversion of rows to records, and delivery of the records in batches.
 
-Images inside a row stay out of the JSON, which would grow by a third of them: it names them by
-their digest, and they come along with the record.
+Images inside a row do not become part of its JSON, because Base64 makes them a third larger.
+The JSON names them by their digest, and the record carries their bytes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
-import decimal
 import json
 import math
-from typing import Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from captioner.core.keys import digest
 from captioner.core.types import DIGEST, InputRecord
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator
+
 BATCH_ROWS = 256
 BATCH_BYTES = 8 << 20
-"""Rows, and bytes of images, that are handed on together."""
+"""A batch is full at this number of rows, or of bytes with their images."""
 
 
-def line_of(
+async def batches_from_thread(
+    records: Generator[InputRecord, None, None],
+) -> AsyncIterator[list[InputRecord]]:
+    """Yield the records of a generator that blocks, in batches."""
+    batches = _batches(records)
+
+    def close(step: asyncio.Future[Any]) -> None:
+        step.exception()  # an error after the run was stopped is not reported
+        batches.close()
+
+    while True:
+        step = asyncio.ensure_future(asyncio.to_thread(next, batches, None))
+        try:
+            batch = await asyncio.shield(step)
+        except asyncio.CancelledError:
+            # A generator cannot be closed while the thread runs it.
+            step.add_done_callback(close)
+            raise
+        if batch is None:
+            return
+        try:
+            yield batch
+        except GeneratorExit:
+            batches.close()
+            raise
+
+
+class RecordSource:
+    """A source whose subclass reads its records one after the other, in a thread."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the input, 0 if unknown."""
+        return 0
+
+    def batches(self) -> AsyncIterator[list[InputRecord]]:
+        """Yield the records in order."""
+        return batches_from_thread(self._records())
+
+    def _records(self) -> Generator[InputRecord, None, None]:
+        raise NotImplementedError
+
+
+def _batches(
+    records: Generator[InputRecord, None, None],
+) -> Generator[list[InputRecord], None, None]:
+    batch: list[InputRecord] = []
+    size = 0
+    with closing(records):
+        for record in records:
+            batch.append(record)
+            size += len(record.raw) + sum(len(data) for _, data in record.images)
+            if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def record_of(
     number: int, row: dict[str, Any], end: int, image_columns: frozenset[str] = frozenset()
 ) -> InputRecord:
     """Return a row as a record.
@@ -32,7 +95,8 @@ def line_of(
         number: Position in the input, from 1.
         row: Values by column.
         end: See `InputRecord`.
-        image_columns: Columns whose bytes are images; ``{bytes, path}`` is one anywhere.
+        image_columns: Columns whose bytes are images. A value ``{bytes, path}`` is an image in
+            any column.
     """
     images: list[tuple[str, bytes]] = []
     record = {
@@ -42,34 +106,38 @@ def line_of(
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON has it, images in it as ``{"bytes": "<base64>"}``."""
-    images: list[tuple[str, bytes]] = []
-    found: dict[str, Any] = _plain(row, images, is_image=False)
-    if not images:
-        return found
-    held = dict(images)
-
-    def unfold(value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.get(DIGEST) in held:
-                return {"bytes": base64.b64encode(held[value[DIGEST]]).decode()}
-            return {name: unfold(one) for name, one in value.items()}
-        return [unfold(one) for one in value] if isinstance(value, list) else value
-
-    unfolded: dict[str, Any] = unfold(found)
-    return unfolded
+    """Return a row as JSON values, with its images as ``{"bytes": "<base64>"}``."""
+    values: dict[str, Any] = _plain(row, None, is_image=False)
+    return values
 
 
-def fault_line(number: int, what: dict[str, Any], end: int, code: str, message: str) -> InputRecord:
-    """Return what stands for a piece of the input that cannot be read."""
-    raw = dumped(what)
-    return InputRecord(
-        number, raw, end, (code, message), digest(raw + message.encode(errors="replace"))
-    )
+def fault_record(
+    number: int, content: dict[str, Any], end: int, code: str, message: str
+) -> InputRecord:
+    """Return the record of a part of the input that cannot be read.
+
+    Its key is computed from ``content`` and ``message``: resumed runs find it only if both stay
+    the same.
+    """
+    raw = dumped(content)
+    key = digest(raw + message.encode(errors="replace"))
+    return InputRecord(number, raw, end, (code, message), key)
+
+
+def broken_input(
+    number: int, place: dict[str, str], end: int, code: str, message: str
+) -> InputRecord:
+    """Return the fault of an input that cannot be read after record ``number - 1``."""
+    return fault_record(number, {**place, "after": number - 1}, end, code, message)
+
+
+def one_line(error: Exception, length: int = 200) -> str:
+    """Return the first characters of an error's message in one line."""
+    return " ".join(str(error).split())[:length]
 
 
 def dumped(record: Any) -> bytes:
-    """Return a value as JSON, integers beyond 64 bits as they are."""
+    """Return a value as JSON; integers may have more than 64 bits."""
     try:
         return orjson.dumps(record)
     except TypeError:
@@ -78,10 +146,10 @@ def dumped(record: Any) -> bytes:
         )
 
 
-def _plain(  # noqa: PLR0911 - a row for each type
-    value: Any, images: list[tuple[str, bytes]], *, is_image: bool
+def _plain(  # noqa: PLR0911 - one return for each type
+    value: Any, images: list[tuple[str, bytes]] | None, *, is_image: bool
 ) -> Any:
-    """Return a value as JSON has it."""
+    """Return a value as a JSON value; add its images to ``images``, or include them."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -89,46 +157,25 @@ def _plain(  # noqa: PLR0911 - a row for each type
     if isinstance(value, dict):
         data = value.get("bytes")
         if isinstance(data, bytes) and value.keys() <= {"bytes", "path"}:
-            return _named(data, images, value.get("path"))
+            return _image(data, images, value.get("path"))
         return {str(name): _plain(one, images, is_image=is_image) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one, images, is_image=is_image) for one in value]
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
-        return _named(data, images) if is_image else base64.b64encode(data).decode()
+        return _image(data, images) if is_image else base64.b64encode(data).decode()
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, dt.timedelta):
         return value.total_seconds()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy's
+    if hasattr(value, "tolist"):  # a NumPy array or scalar
         return _plain(value.tolist(), images, is_image=is_image)
-    return str(value)
+    return str(value)  # a decimal number, among others
 
 
-def _named(data: bytes, images: list[tuple[str, bytes]], path: str | None = None) -> Any:
+def _image(data: bytes, images: list[tuple[str, bytes]] | None, path: str | None = None) -> Any:
+    if images is None:
+        return {"bytes": base64.b64encode(data).decode()}
     name = digest(data).hex()
     images.append((name, data))
     return {"path": path, DIGEST: name} if path else {DIGEST: name}
-
-
-class Batching:
-    """Gathers lines until there are enough to be handed on."""
-
-    def __init__(self) -> None:
-        self._lines: list[InputRecord] = []
-        self._bytes = 0
-
-    def add(self, line: InputRecord) -> list[InputRecord] | None:
-        """Take a line; return those gathered if they are enough."""
-        self._lines.append(line)
-        self._bytes += len(line.raw) + sum(len(data) for _, data in line.images)
-        if len(self._lines) < BATCH_ROWS and self._bytes < BATCH_BYTES:
-            return None
-        return self.rest()
-
-    def rest(self) -> list[InputRecord]:
-        """Return those gathered."""
-        lines, self._lines, self._bytes = self._lines, [], 0
-        return lines

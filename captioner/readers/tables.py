@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import re
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
-from captioner.readers.bytestreams import from_thread, open_binary, position
-from captioner.readers.rows import BATCH_BYTES, BATCH_ROWS, Batching, fault_line, line_of
+from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
+from captioner.readers.rows import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    RecordSource,
+    broken_input,
+    fault_record,
+    one_line,
+    record_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from captioner.core.types import InputRecord
 
 IMAGE_COLUMNS = frozenset({"image", "images", "jpg", "jpeg", "png", "webp"})
-"""Binary columns that hold images where no option names one."""
+"""Binary columns that hold images unless an option names one."""
+
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""Surrogates that stand for bytes that are not UTF-8."""
 
 
-class CsvSource:
-    """The rows of a CSV or TSV file (RFC 4180), each a record of texts.
+class CsvSource(RecordSource):
+    """The rows of a CSV or TSV file (RFC 4180); all values are text.
 
     Args:
-        path: The file, UTF-8, perhaps compressed.
-        delimiter: Between the values.
-        max_line: Longest value in bytes.
+        path: The file: UTF-8, possibly compressed.
+        delimiter: The character between two values.
+        max_line: Length limit of a value in characters.
     """
 
     def __init__(self, path: Path, delimiter: str, *, max_line: int) -> None:
@@ -37,85 +50,63 @@ class CsvSource:
 
     @property
     def size(self) -> int:
-        """Bytes of the file as it is on disk."""
+        """Bytes of the file on disk."""
         return self._path.stat().st_size
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the rows in order."""
-        return from_thread(self._rows)
-
-    def _rows(self) -> Iterator[list[InputRecord]]:
-        batching = Batching()
+    def _records(self) -> Generator[InputRecord, None, None]:
         number = 0
+        header: list[str] | None = None
         with open_binary(self._path) as raw:
             text = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
             rows = csv.reader(text, delimiter=self._delimiter, strict=True)
-            header: list[str] | None = None
             while True:
                 try:
-                    row = next(rows)
-                except StopIteration:
-                    break
-                except csv.Error as error:  # the reader goes on with the next line
+                    row = next(rows, None)
+                except csv.Error as error:  # the reader continues with the next line
                     number += 1
-                    what = {"file": self._path.name, "line": rows.line_num}
-                    line = fault_line(number, what, 0, "bad_row", f"the row is broken: {error}")
-                    if found := batching.add(line):
-                        yield found
+                    place = {"file": self._path.name, "line": rows.line_num}
+                    yield fault_record(number, place, 0, "bad_row", f"the row is broken: {error}")
                     continue
-                except (EOFError, OSError) as error:
-                    number += 1
-                    what = {"file": self._path.name, "line": rows.line_num}
+                except FILE_ERRORS as error:
+                    place = {"file": self._path.name, "line": rows.line_num}
                     message = f"the file breaks off: {error}"
-                    line = fault_line(number, what, self.size, "bad_input", message)
-                    yield [*batching.rest(), line]
+                    yield fault_record(number + 1, place, self.size, "bad_input", message)
                     return
-                if not row:
-                    continue
-                if header is None:
-                    header = _header(row, self._path)
-                    continue
-                number += 1
-                if found := batching.add(self._line(number, row, header, position(raw))):
-                    yield found
-        if found := batching.rest():
-            yield found
+                if row is None:
+                    return
+                if header is None and row:
+                    header = row
+                    if twice := [name for name in row if row.count(name) > 1]:
+                        raise SettingsError(
+                            f"{self._path.name}: the header names {twice[0]!r} twice"
+                        )
+                elif header is not None and row:
+                    number += 1
+                    yield self._record(number, row, header, position(raw))
 
-    def _line(self, number: int, row: list[str], header: list[str], end: int) -> InputRecord:
+    def _record(self, number: int, row: list[str], header: list[str], end: int) -> InputRecord:
         if len(row) != len(header):
             message = f"the row has {len(row)} values, the header {len(header)}"
-            return fault_line(number, {"row": list(map(_text, row))}, end, "bad_row", message)
-        if any(not value.isascii() and _escaped(value) for value in row):
+            return fault_record(number, {"row": list(map(_text, row))}, end, "bad_row", message)
+        if any(not value.isascii() and _NOT_UTF8.search(value) for value in row):
             values = dict(zip(header, map(_text, row), strict=True))
-            return fault_line(number, values, end, "bad_encoding", "the row is not UTF-8")
-        return line_of(number, dict(zip(header, row, strict=True)), end)
-
-
-def _header(row: list[str], path: Path) -> list[str]:
-    if len(set(row)) < len(row):
-        twice = next(name for name in row if row.count(name) > 1)
-        raise SettingsError(f"{path.name}: the header names {twice!r} twice")
-    return row
-
-
-def _escaped(value: str) -> bool:
-    return any("\udc80" <= char <= "\udcff" for char in value)
+            return fault_record(number, values, end, "bad_encoding", "the row is not UTF-8")
+        return record_of(number, dict(zip(header, row, strict=True)), end)
 
 
 def _text(value: str) -> str:
     return value.encode(errors="surrogateescape").decode(errors="replace")
 
 
-class ArrowSource:
+class ArrowSource(RecordSource):
     """The rows of Parquet or Arrow files, one file after the other.
 
     Args:
         paths: The files.
-        image_field: The column that holds images, if an option names one.
-        kind: ``parquet`` or ``arrow``; by default what each file's name says.
+        image_field: Column that holds images; by default one of `IMAGE_COLUMNS`.
+        kind: ``parquet`` or ``arrow``; by default decided by each file's suffix.
 
     Attributes:
-        paths: The files.
         image_columns: Columns whose bytes are images.
     """
 
@@ -133,109 +124,92 @@ class ArrowSource:
         return sum(path.stat().st_size for path in self.paths)
 
     def tables(self, path: Path) -> Iterator[tuple[float, Any]]:
-        """Yield the record batches of one of the files; see `read_tables`."""
+        """Yield the record batches of a file; see `read_tables`."""
         return read_tables(path, self._kind)
 
-    def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the rows in order."""
-        return from_thread(self._rows)
-
-    def _rows(self) -> Iterator[list[InputRecord]]:
-        number = before = 0
+    def _records(self) -> Generator[InputRecord, None, None]:
+        numbers = itertools.count(1)
+        before = 0
         for path in self.paths:
             size = path.stat().st_size
-            batching = Batching()
-            for share, rows in self.tables(path):
+            place = {"file": path.name}
+            for share, batch in self.tables(path):
                 end = before + int(share * size)
-                if isinstance(rows, str):
-                    number += 1
-                    message = f"{path.name} cannot be read: {rows}"
-                    what = {"file": path.name, "after": number - 1}
-                    yield [*batching.rest(), fault_line(number, what, end, "bad_table", message)]
+                if isinstance(batch, str):
+                    message = f"{path.name} cannot be read: {batch}"
+                    yield broken_input(next(numbers), place, end, "bad_table", message)
                     continue
-                for row in python_rows(rows):
-                    number += 1
+                for row in python_rows(batch):
+                    number = next(numbers)
                     if isinstance(row, str):
-                        what = {"file": path.name, "row": number}
                         message = f"the row cannot be read: {row}"
-                        line = fault_line(number, what, end, "bad_row", message)
+                        content = {**place, "row": number}
+                        yield fault_record(number, content, end, "bad_row", message)
                     else:
-                        line = line_of(number, row, end, self.image_columns)
-                    if found := batching.add(line):
-                        yield found
+                        yield record_of(number, row, end, self.image_columns)
             before += size
-            if found := batching.rest():
-                yield found
 
 
 def python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """Yield the rows of a record batch; in place of one that Python cannot hold, why."""
+    """Yield the rows of a record batch; for a row that Python cannot represent, the reason."""
     try:
         yield from batch.to_pylist()
-    except Exception:  # noqa: BLE001 - broken text, dates beyond the year 9999 and more
+    except Exception:  # noqa: BLE001 - invalid text, dates after the year 9999 and more
         for number in range(batch.num_rows):
             try:
                 (row,) = batch.slice(number, 1).to_pylist()
             except Exception as error:  # noqa: BLE001 - as above
-                yield _reason(error)
+                yield one_line(error)
             else:
                 yield row
 
 
 def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
-    """Yield record batches of a Parquet or Arrow file, each with the share of it that is behind.
+    """Yield record batches of a Parquet or Arrow file, each with the share of the file read so far.
 
-    A group of rows that cannot be read is the reason in words, in place of its batches.
+    For a group of rows that cannot be read, the reason takes the place of the batch.
     """
     arrow = needed("pyarrow", "parquet")
     kind = kind or ("parquet" if path.suffix.lower() == ".parquet" else "arrow")
     try:
         if kind == "parquet":
-            file = needed("pyarrow.parquet", "parquet").ParquetFile(path, pre_buffer=False)
+            yield from _parquet_batches(path, arrow)
         else:
-            yield from _ipc(path, arrow)
-            return
+            for batch in _arrow_batches(path, arrow):
+                yield 1.0, batch
     except (arrow.ArrowException, OSError) as error:
-        yield 1.0, _reason(error)
-        return
-    with file:
+        yield 1.0, one_line(error)
+
+
+def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
+    parquet = needed("pyarrow.parquet", "parquet")
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
         groups = file.num_row_groups
         for group in range(groups):
+            share = (group + 1) / groups
             try:
                 size = file.metadata.row_group(group)
-                each = max(1, size.total_byte_size // max(1, size.num_rows))
-                count = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
+                row_bytes = max(1, size.total_byte_size // max(1, size.num_rows))
+                count = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
                 for batch in file.iter_batches(batch_size=count, row_groups=[group]):
-                    yield (group + 1) / groups, batch
+                    yield share, batch
             except (arrow.ArrowException, OSError) as error:
-                yield (group + 1) / groups, _reason(error)
+                yield share, one_line(error)
 
 
-def _ipc(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
+def _arrow_batches(path: Path, arrow: Any) -> Iterator[Any]:
     with arrow.memory_map(str(path)) as mapped:
         try:
             file = arrow.ipc.open_file(mapped)
-            batches: Iterator[Any] = map(file.get_batch, range(file.num_record_batches))
         except arrow.ArrowInvalid:  # the streaming format, as `datasets` writes it
             mapped.seek(0)
-            batches = iter(arrow.ipc.open_stream(mapped))
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (arrow.ArrowException, OSError) as error:
-                yield 1.0, _reason(error)
-                return
-            yield 1.0, batch
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+            yield from arrow.ipc.open_stream(mapped)
+        else:
+            yield from map(file.get_batch, range(file.num_record_batches))
 
 
 def columns_of(path: Path, kind: str) -> list[str]:
-    """Return the names of a table's columns, none if it cannot be read."""
+    """Return the names of a table's columns; an empty list if it cannot be read."""
     for _, batch in read_tables(path, kind):
         return [] if isinstance(batch, str) else list(batch.schema.names)
     return []

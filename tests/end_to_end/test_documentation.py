@@ -146,7 +146,7 @@ def test_json_is_a_record_before_and_after(path) -> None:
 WITH_CODE = {
     "RecordError", "BadRecordError", "BadImageError", "RefusedError", "AttemptError",
     "EndpointFaultError", "BadReplyError", "ParameterError", "ImageRejectedError",
-    "NotFoundError", "Failure", "fault_line",
+    "NotFoundError", "Failure", "fault_record", "broken_input", "fault",
 }  # fmt: skip
 CODE = re.compile(r"[a-z]+(?:_[a-z]+)*")
 

@@ -87,7 +87,7 @@ def test_an_input_without_records_has_none(read, data, name):
 
 
 def test_broken_lines_are_passed_on(read):
-    """What is no JSON stays in its place, to be reported with its line number."""
+    """Invalid JSON is delivered as it is; the run reports it with its line number."""
     data = b'{"a":1}\nnot json\n\xff\xfe\x00\n{"b":2'
     lines = everywhere(read, data)
     assert [line.raw for line in lines] == data.split(b"\n")
@@ -174,12 +174,12 @@ def test_the_elements_of_an_array_are_records(read, indent, ascii_only, bom):
 
 @pytest.mark.parametrize("data", [b"[]", b" [ \n ] \n", b"\xef\xbb\xbf[]"])
 def test_an_empty_array_has_no_records(read, data):
-    """An array of nothing is no error."""
+    """An empty array is no error."""
     assert everywhere(read, data, "input.json") == []
 
 
 def test_elements_keep_their_spelling(read):
-    """Numbers and escapes in an array are not written anew."""
+    """Numbers and escapes in an array are not changed."""
     raws = [b'{"n": 1.50e+2, "b": 123456789012345678901234567890}', b'{"s":"\\u00e9\\/"}', b"7"]
     lines = everywhere(read, b"[ " + b" ,\n".join(raws) + b"\t]", "input.json")
     assert [line.raw for line in lines] == raws
@@ -243,7 +243,7 @@ def test_a_giant_element_cut_short_is_a_fault(read):
 
 
 def test_a_missing_element_does_not_vanish(read):
-    """Two commas in a row leave something to report; a comma at the end does not."""
+    """Two commas in a row make an empty record; a comma at the end does not."""
     lines = everywhere(read, b'[{"a":1},,{"b":2},]', "input.json")
     assert [line.raw for line in lines] == [b'{"a":1}', b"", b'{"b":2}']
     assert [line.number for line in lines] == [1, 2, 3]

@@ -1,5 +1,5 @@
-"""Every input format, in files that the libraries made for it have written: each image is sent,
-each row comes back once, a bad row is a failure, and what is done is known again."""
+"""Every input format, in files that the format's own library wrote: each image is sent, each row is
+written once, a bad row is a failure, and a second run resumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import pyarrow as pa
@@ -29,8 +29,8 @@ from hub import serving
 
 from captioner import SettingsError, run_batch
 from captioner.core.types import InputRecord
-from captioner.readers.bytestreams import from_thread
 from captioner.readers.registry import open_input
+from captioner.readers.rows import batches_from_thread
 from captioner.settings.options import InputFormat
 
 IMAGES = [jpeg(number) for number in range(4)]
@@ -94,6 +94,12 @@ def comma(folder: Path, delimiter: str = ",", name: str = "in.csv") -> Path:
 
 def tabs(folder: Path) -> Path:
     return comma(folder, "\t", "in.tsv")
+
+
+def comma_gz(folder: Path) -> Path:
+    path = folder / "in.csv.gz"
+    path.write_bytes(gzip.compress(comma(folder).read_bytes()))
+    return path
 
 
 def parquet_paths(folder: Path) -> Path:
@@ -284,7 +290,7 @@ def _no_hub(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 async def test_every_format(tmp_path, endpoint, make: Callable[[Path], Path]):
-    """Four images reach the endpoint, once; a second run knows all rows again."""
+    """Four images reach the endpoint, once; a second run resumes."""
     source = make(tmp_path)
     output = tmp_path / "out.jsonl"
     options = {"base_url": endpoint.base_url, "model": "m", "output": output}
@@ -302,7 +308,7 @@ async def test_every_format(tmp_path, endpoint, make: Callable[[Path], Path]):
     assert rows(output) == found
 
 
-async def test_rows_keep_their_members(tmp_path, endpoint):
+async def test_rows_keep_their_fields(tmp_path, endpoint):
     """Texts of a CSV file as they are, leading zeros and all; numbers of a table as numbers."""
     options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
     await run_batch(comma(tmp_path), **options)
@@ -317,7 +323,7 @@ async def test_rows_keep_their_members(tmp_path, endpoint):
     }
 
 
-async def test_members_of_a_sample_become_members_of_the_record(tmp_path, endpoint):
+async def test_members_of_a_sample_become_fields_of_the_record(tmp_path, endpoint):
     options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
     await run_batch(tar(tmp_path), **options)
     first = rows(tmp_path / "out.jsonl")[0]
@@ -328,7 +334,7 @@ async def test_members_of_a_sample_become_members_of_the_record(tmp_path, endpoi
 
 
 async def test_rows_with_other_images_are_other_records(tmp_path, endpoint):
-    """A table whose rows move, or whose images are swapped, gets nobody else's caption."""
+    """A table whose rows move, or whose images are swapped, gets no caption of another row."""
 
     def table(found: list[bytes]) -> Path:
         structs = [{"bytes": one, "path": None} for one in found]
@@ -352,7 +358,10 @@ async def test_several_processes_get_the_images_of_a_table(tmp_path, endpoint):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-@pytest.mark.parametrize("make", [jsonl_gz, jsonl_zst, parquet_paths, tars, coco, arrow_file])
+@pytest.mark.parametrize(
+    "make",
+    [jsonl_gz, jsonl_zst, json_array_gz, comma_gz, parquet_paths, tars, coco, arrow_file],
+)
 async def test_a_damaged_file_fails_where_it_is_damaged(tmp_path, endpoint, make, damage):
     """What can be read is captioned, the rest is one clear failure; never a crash."""
     source = make(tmp_path)
@@ -371,7 +380,7 @@ async def test_a_damaged_file_fails_where_it_is_damaged(tmp_path, endpoint, make
 
 
 def test_standard_input_is_read_as_it_comes(tmp_path, endpoint):
-    """And what is done is known again when the same comes once more."""
+    """A second run with the same input resumes."""
     data = lines_of(records(tmp_path))
     words = command("-", "-o", "out.jsonl", "--base-url", endpoint.base_url, "--model", "m")
     options = {"cwd": tmp_path, "input": data, "capture_output": True}
@@ -430,7 +439,7 @@ def test_a_name_tells_what_an_input_is(tmp_path, monkeypatch, name, kind):
     assert open_input(Path(name)).format == kind
 
 
-def test_what_is_given_goes_before_the_name(tmp_path):
+def test_a_given_format_goes_before_the_name(tmp_path):
     (tmp_path / "a.txt").write_text("image\nx.jpg\n")
     assert open_input(tmp_path / "a.txt", "csv").format == "csv"
 
@@ -438,7 +447,7 @@ def test_what_is_given_goes_before_the_name(tmp_path):
 @pytest.mark.parametrize(
     "text", ["no.jsonl", "no-folder/*.tar", "no-{0..2}.tar", "hf:", "ms:a:b:c"]
 )
-def test_an_input_that_is_not_there_is_refused_in_words(tmp_path, monkeypatch, text):
+def test_a_missing_input_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError):
         open_input(Path(text))
@@ -453,7 +462,7 @@ def test_an_input_that_is_not_there_is_refused_in_words(tmp_path, monkeypatch, t
         ("modelscope", "ms", "captioner[ms]"),
     ],
 )
-def test_what_is_not_installed_is_told_with_what_to_do(tmp_path, monkeypatch, module, kind, hint):
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, module, kind, hint):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     (tmp_path / "x").write_bytes(b"")
     address = {"hf": "hf:a", "ms": "ms:a"}.get(kind, str(tmp_path / "x"))
@@ -462,16 +471,18 @@ def test_what_is_not_installed_is_told_with_what_to_do(tmp_path, monkeypatch, mo
     assert hint in str(error.value)
 
 
-def test_formats_of_the_options_are_those_that_are_read():
-    from typing import get_args
-
-    from captioner.readers.registry import _OPENERS
-
-    assert set(get_args(InputFormat)) == set(_OPENERS)
+@pytest.mark.parametrize("kind", get_args(InputFormat))
+def test_every_format_of_the_options_has_a_reader(tmp_path, kind):
+    path = tmp_path / "nothing"
+    path.write_bytes(b"")
+    try:
+        assert open_input(path, kind).format == kind
+    except SettingsError as error:
+        assert str(path) in str(error)
 
 
 async def test_members_of_a_sample_are_read_without_holding_the_shard(tmp_path):
-    """A member that is neither image nor short text stays where it is."""
+    """A member that is neither an image nor short text is skipped."""
     with tarfile.open(tmp_path / "in.tar", "w") as shard:
         for name, data in (
             ("a.jpg", IMAGES[0]),
@@ -487,7 +498,7 @@ async def test_members_of_a_sample_are_read_without_holding_the_shard(tmp_path):
     assert json.loads(found[0].raw) == {"__key__": "a", "txt": "t", "image": "in.tar#a.jpg"}
 
 
-# -- what a reading with fresh eyes found --------------------------------------------------------
+# -- special cases --------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["cut at a header", "cut in a header", "broken header"])
@@ -508,7 +519,7 @@ async def test_a_shard_that_ends_too_early_says_so(tmp_path, endpoint, damage):
 
 
 async def test_two_samples_of_one_name_are_not_mixed_up(tmp_path, endpoint):
-    """Which image is whose none could tell: the second one fails."""
+    """The second sample fails, because its images cannot be told from those of the first."""
     with tarfile.open(tmp_path / "in.tar", "w") as shard:
         for name, data in (("a.jpg", IMAGES[0]), ("b.jpg", IMAGES[1]), ("a.jpg", IMAGES[2])):
             info = tarfile.TarInfo(name)
@@ -539,7 +550,7 @@ async def test_zstandard_of_every_kind(tmp_path, endpoint, make):
 
 
 async def test_values_that_python_cannot_hold_fail_their_row_alone(tmp_path, endpoint):
-    """Text that is no UTF-8, a date beyond the year 9999."""
+    """Text that is not UTF-8, and a date beyond the year 9999."""
     names = save(tmp_path)
     text = pa.array([b"fine", b"\xff\xfe", b"fine", b"fine"], pa.binary()).view(pa.string())
     days = pa.array([1, 2, 3_000_000, 4], pa.int32()).view(pa.date32())
@@ -559,7 +570,7 @@ async def test_a_table_of_downloads_that_is_damaged_is_one_failure(tmp_path, end
 
 
 async def test_a_single_image_is_that_image(tmp_path, endpoint, monkeypatch):
-    """Whatever lies in a folder of the same name below it."""
+    """A subfolder of the same name does not matter."""
     (tmp_path / "d" / "d").mkdir(parents=True)
     (tmp_path / "d" / "p.jpg").write_bytes(IMAGES[0])
     (tmp_path / "d" / "d" / "p.jpg").write_bytes(IMAGES[1])
@@ -571,7 +582,7 @@ async def test_a_single_image_is_that_image(tmp_path, endpoint, monkeypatch):
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
 async def test_an_output_in_the_folder_of_the_images_is_no_input(tmp_path, endpoint, name):
-    """What a folder was at first, it is for the runs that continue."""
+    """The output does not change the format of the folder for later runs."""
     source = tmp_path / "photos"
     save(source)
     options = {"base_url": endpoint.base_url, "model": "m", "output": source / name}
@@ -585,13 +596,13 @@ async def test_an_output_in_the_folder_of_the_images_is_no_input(tmp_path, endpo
 async def test_an_output_among_the_inputs_is_refused(tmp_path, endpoint, make, name):
     source = make(tmp_path)
     source = source if source.is_dir() else source.parent
-    with pytest.raises(SettingsError, match="among the inputs"):
+    with pytest.raises(SettingsError, match="inside the input folder"):
         await run_batch(source, source / name, base_url=endpoint.base_url, model="m")
     assert endpoint.count == 0
 
 
 async def test_large_images_in_rows_come_in_small_batches(tmp_path):
-    """However many rows a group has: memory is bounded by bytes."""
+    """The size of a batch is limited in bytes, too."""
     data = [bytes([number]) * 3_000_000 for number in range(12)]
     pq.write_table(pa.table({"image": pa.array(data)}), tmp_path / "in.parquet", compression=None)
     sizes = [
@@ -603,7 +614,7 @@ async def test_large_images_in_rows_come_in_small_batches(tmp_path):
 
 
 async def test_being_stopped_while_a_batch_is_read_is_no_error(tmp_path):
-    """The thread that reads comes out when it can; nobody calls into it meanwhile."""
+    """The generator is closed when its thread returns, not before."""
     reading, go_on = threading.Event(), threading.Event()
     closed = threading.Event()
 
@@ -611,12 +622,13 @@ async def test_being_stopped_while_a_batch_is_read_is_no_error(tmp_path):
         try:
             reading.set()
             go_on.wait(10)
-            yield []
+            while True:
+                yield InputRecord(1, b"{}")
         finally:
             closed.set()
 
     async def consume() -> None:
-        async for _ in from_thread(slow):
+        async for _ in batches_from_thread(slow()):
             pass
 
     task = asyncio.create_task(consume())

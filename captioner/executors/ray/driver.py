@@ -45,13 +45,14 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
 from captioner.outputs.export import check_format
+from captioner.readers.registry import FORMATS_WITH_IMAGES
 from captioner.settings.context import RunContext
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.readers.registry import Input
+    from captioner.readers.registry import OpenedInput
     from captioner.settings.settings import Settings
 
 SHARDS_PER_WORKER = 4
@@ -62,8 +63,6 @@ POLL_S = 0.5
 
 MAX_DEATHS = 5
 """Workers that may die over one shard before the run gives up."""
-
-_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
 
 
 async def run_on_ray(
@@ -166,7 +165,7 @@ class _Driver:
             return report
 
     async def _prepare(
-        self, shards: ShardSet, wanted: int, found: Input, journal: Path, failures: Path
+        self, shards: ShardSet, wanted: int, found: OpenedInput, journal: Path, failures: Path
     ) -> bool:
         """Prepare the shards' files; return whether the shards have inputs of their own."""
         settings = self._settings
@@ -181,7 +180,7 @@ class _Driver:
             LOGGER.warning(
                 "the output has %d shards; --shards only applies to a new output", shards.count
             )
-        partitioned = found.format not in _WITH_IMAGES
+        partitioned = found.format not in FORMATS_WITH_IMAGES
         if partitioned:
             self._records = await shards.partition(found.source, settings.records.limit)
         elif settings.records.limit is not None:

@@ -14,7 +14,7 @@ from captioner.core.errors import DiskError
 from captioner.core.extras import needed
 from captioner.core.row import field_names
 from captioner.journal.disk import replacing
-from captioner.readers.rows import dumped, line_of
+from captioner.readers.rows import dumped, record_of
 from captioner.readers.tables import ArrowSource, python_rows
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
                     for row in python_rows(batch):
                         record = None
                         if not isinstance(row, str):
-                            record = line_of(0, row, 0, source.image_columns)
+                            record = record_of(0, row, 0, source.image_columns)
                         found.append(record and reader.take_row(journal, offsets, record))
                     mask = arrow.array([row is not None for row in found], arrow.bool_())
                     table = batch.filter(mask)
