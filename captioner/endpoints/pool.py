@@ -87,7 +87,8 @@ class RefusalGuard:
     def caption(self) -> None:
         """Note a caption."""
         self.works = True
-        self._counts.clear()
+        if self._counts:
+            self._counts.clear()
 
     def refusal(self, error: CaptionerError) -> None:
         """Note a refusal.

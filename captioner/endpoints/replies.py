@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -194,11 +195,10 @@ def _reasoning(message: dict[str, Any]) -> Any:
     return message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
 
 
-def finish_family(reason: Any) -> str:
+@lru_cache(256)
+def finish_family(reason: str) -> str:
     """Return the family of a finish reason: stop, length, filter, broken, loop or unknown."""
-    if isinstance(reason, dict):
-        reason = reason.get("type")
-    word = str(reason or "").strip().lower().replace("-", "_").replace(" ", "_")
+    word = reason.strip().lower().replace("-", "_").replace(" ", "_")
     if word in _FINISHED:
         return "stop"
     return next((family for family, marks in _FINISH if marks.search(word)), "unknown")
@@ -208,8 +208,9 @@ def _completion(
     reply: dict[str, Any], choice: dict[str, Any], message: dict[str, Any]
 ) -> Completion:
     reason = choice.get("finish_reason")
-    reason = str(reason.get("type", reason) if isinstance(reason, dict) else reason or "")
-    family = finish_family(reason)
+    if type(reason) is not str:
+        reason = str(reason.get("type", reason) if isinstance(reason, dict) else reason or "")
+    family = finish_family(reason[:100])
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal.strip():
         raise RefusedError("refused", f"the model refused: {shown(refusal)}")
@@ -220,13 +221,14 @@ def _completion(
     usage = reply.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     text, thought = final_text(_text(message.get("content")))
-    text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written
     return Completion(
         text,
         reason,
         str(reply.get("model") or ""),
         Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),
-        thought or bool(_reasoning(message)),
+        thought or not text and bool(_reasoning(message)),
     )
 
 

@@ -40,7 +40,7 @@ def final_text(text: str) -> tuple[str, bool]:
 
     The text is empty if the thinking has no end: then nothing after it is known to be an answer.
     """
-    if not any(mark in text for mark in "<[◁"):
+    if "<" not in text and "[" not in text and "◁" not in text:
         return text.strip(), False
     thought = False
     if messages := list(_HARMONY.finditer(text)):

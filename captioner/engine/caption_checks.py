@@ -202,13 +202,16 @@ def is_looping(text: str) -> bool:
 
 def looks_refused(text: str) -> bool:
     """Return whether a caption reads like a refusal: it is short and begins like one."""
-    short = len(text) <= REFUSAL_CHARS
-    return short and _REFUSAL.match(text.replace("\u2019", "'")) is not None
+    if len(text) > REFUSAL_CHARS:
+        return False
+    return _REFUSAL.match(text.replace("\u2019", "'")) is not None
 
 
 def says_no_image(text: str) -> bool:
     """Return whether an answer says that the model got no image."""
-    return len(text) <= UNSEEN_CHARS and _UNSEEN.search(text.replace("\u2019", "'")) is not None
+    if len(text) > UNSEEN_CHARS:
+        return False
+    return _UNSEEN.search(text.replace("\u2019", "'")) is not None
 
 
 def _is_garbage(text: str) -> bool:
@@ -220,7 +223,7 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
     """Return code and message of the fault of an answer, empty if there is none."""
     text = completion.text
     length = len(text)
-    family = finish_family(completion.finish_reason)
+    family = finish_family(completion.finish_reason[:100])
     code = message = ""
     if family == "loop" or is_looping(text):
         code, message = "looping", "the caption repeats itself without end"

@@ -174,7 +174,7 @@ class Pipeline:
 
         If the endpoint refuses every record, the run stops and those records stay pending.
         """
-        if is_held := all(map(_is_refusal, outcomes)):
+        if is_held := (isinstance(outcomes[0], Failure) and all(map(_is_refusal, outcomes))):
             self._held += outcomes
             if len(self._held) < MAX_HELD:
                 return

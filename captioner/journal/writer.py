@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import orjson
-from aiofiles.ospath import wrap
+from aiofiles.ospath import wrap  # type: ignore[attr-defined]
 
 from captioner.core.errors import DiskFullError
 from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, replace_values
