@@ -30,6 +30,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("CAPTIONER_", "OPENAI_")) or name == "DF_API_KEY":
             monkeypatch.delenv(name)
+    # Tests count requests; those of the probe switch it on.
+    monkeypatch.setenv("CAPTIONER_PROBE", "false")
+    monkeypatch.setattr("captioner.engine.vision_probe.RECORDS", 1 << 30)
 
 
 @pytest.fixture

@@ -228,7 +228,7 @@ def _completion(
         reason,
         str(reply.get("model") or ""),
         Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),
-        thought or not text and bool(_reasoning(message)),
+        thought or (not text and bool(_reasoning(message))),
     )
 
 

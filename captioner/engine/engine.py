@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +22,7 @@ from captioner.engine.json_schema import read_schema, validator
 from captioner.engine.pipeline import Pipeline
 from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
+from captioner.engine.vision_probe import check_vision
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
@@ -62,7 +64,10 @@ class Engine:
         attempts: RecordAttempts,
         deduplicator: RequestDeduplicator,
         rules: CaptionRules,
+        *,
+        probe: bool,
     ) -> None:
+        self._probe = probe
         self.connected = connected
         self.preparer = preparer
         self.async_preparer = async_preparer
@@ -147,7 +152,17 @@ class Engine:
                 attempts, context.progress, dedup=settings.run.dedup, cache=cache
             )
             stack.callback(deduplicator.close)
-            yield cls(connected, preparer, async_preparer, memory, attempts, deduplicator, rules)
+            known = dialect is None and transport is None and not settings.endpoint.offline
+            yield cls(
+                connected,
+                preparer,
+                async_preparer,
+                memory,
+                attempts,
+                deduplicator,
+                rules,
+                probe=known and settings.run.probe and settings.run.processes == 1,
+            )
 
     def pipeline(
         self,
@@ -156,7 +171,8 @@ class Engine:
         settled: Callable[[Outcome], None] | None = None,
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
-        return Pipeline(self, context, sink, settled)
+        probe = partial(check_vision, self) if self._probe else None
+        return Pipeline(self, context, sink, settled, probe)
 
 
 def _defaults(settings: Settings) -> RequestOverrides:

@@ -25,7 +25,7 @@ from captioner.core.types import Caption, Failure, PreparedRecord
 from captioner.engine.prefetch import HandoffQueue, Prefetcher
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from captioner.core.progress import Progress
     from captioner.core.protocols import Sink
@@ -79,6 +79,7 @@ class Pipeline:
         context: The run. Cancelling it ends intake; requests in flight still finish.
         sink: Takes the outcomes.
         settled: Called with every outcome after it is written.
+        probe: Called with the number of the first records, before they are prepared.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Pipeline:
         context: RunContext,
         sink: Sink,
         settled: Callable[[Outcome], None] | None = None,
+        probe: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._deduplicator = engine.deduplicator
         self._memory = engine.memory
@@ -95,6 +97,7 @@ class Pipeline:
         self._cancel = context.cancel
         self._sink = sink
         self._settled = settled
+        self._probe = probe
         self._ready = HandoffQueue()
         self._prefetcher = Prefetcher(engine, context, self._ready, fail=self._fail)
         self._held: list[Outcome] = []  # refusals, until a caption comes
@@ -128,6 +131,9 @@ class Pipeline:
         """Prepare records until there are no more or the run is cancelled."""
         try:
             async for batch in records:
+                if self._probe is not None:
+                    await self._probe(len(batch))
+                    self._probe = None
                 await self._prefetcher.admit(batch)
                 if self._cancel:
                     return
