@@ -10,18 +10,26 @@ import sys
 import textwrap
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import captioner
 from captioner.core import errors
+from captioner.endpoints.circuit_breaker import LOADING_S, NEVER_CAPTIONED_S
+from captioner.endpoints.pool import STOP_FIRST, STOP_LATER
+from captioner.endpoints.replies import finish_family
+from captioner.endpoints.reply_rules import Verdict, verdict_of
 from captioner.settings.flags import all_options
+from captioner.settings.options import CODES
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "captioner" / "docs").glob("*.md"))
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "captioner" / "ARCHITECTURE.md"
 ALL = [README, ARCHITECTURE, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *DOCS]
+ENDPOINTS = ROOT / "captioner" / "docs" / "endpoints.md"
+CAPTIONS = ROOT / "captioner" / "docs" / "captions.md"
 CODES_PAGE = (ROOT / "captioner" / "docs" / "codes.md").read_text("utf-8")
 
 COMMAND_FLAGS = {
@@ -115,6 +123,61 @@ def test_every_flag_that_is_named_exists(path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose(path))) <= known
 
 
+# -- endpoints and captions ---------------------------------------------------------------------
+
+
+def cells_of(path: Path, heading: str) -> list[list[str]]:
+    """Return the cells of the rows of the first table under a heading."""
+    section = path.read_text("utf-8").partition(f" {heading}\n")[2]
+    table = re.search(r"^\|.*\n\|[ :|-]+\n((?:\|.*\n)+)", section, re.MULTILINE)
+    assert table, heading
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table[1].splitlines()
+    ]
+
+
+def test_every_verdict_of_an_error_response_is_explained() -> None:
+    """The page of endpoints has a row for each verdict, and no other."""
+    rows = cells_of(ENDPOINTS, "What captioner does with an error response")
+    assert {row[0].strip("` |") for row in rows} == set(get_args(Verdict))
+
+
+def test_the_verdicts_of_statuses_are_those_of_the_code() -> None:
+    """An error response with unknown words is treated as the page says."""
+    text = ENDPOINTS.read_text("utf-8").partition("the status decides:\n")[2].partition("\n\n##")[0]
+    rows = re.findall(r"^\| (\d.*?) \| `(\w+)` \|$", text, re.MULTILINE)
+    found = {
+        int(status): verdict for cell, verdict in rows for status in re.findall(r"\d{3}", cell)
+    }
+    assert found == {status: verdict_of(status, "") for status in found}
+    assert len(found) > 20
+
+
+def test_the_numbers_that_stop_a_run_are_those_of_the_code() -> None:
+    """The page says after how many refusals and after which outage a run stops."""
+    stops = cells_of(ENDPOINTS, "When a run stops")
+    assert [int(row[1]) for row in stops] == [STOP_FIRST, STOP_LATER]
+    outages = cells_of(ENDPOINTS, "What is waited for, and how long")
+    assert outages[0][1].startswith(f"{NEVER_CAPTIONED_S:g} s")
+    assert outages[1][1].startswith(f"{LOADING_S / 60:g} minutes")
+
+
+def test_every_fault_of_a_caption_is_explained() -> None:
+    """The page of checks has each code that a check gives, and each that --accept takes."""
+    tree = ast.parse((ROOT / "captioner" / "engine" / "caption_checks.py").read_text("utf-8"))
+    page = CAPTIONS.read_text("utf-8")
+    assert codes_in(tree) | set(CODES) <= set(re.findall(r"`(\w+)`", page))
+    taken = page.partition("`caption_flag`. It takes")[2].partition(".")[0]
+    assert set(re.findall(r"`(\w+)`", taken)) == set(CODES)
+
+
+def test_finish_reasons_are_in_the_family_that_the_page_names() -> None:
+    """The examples of each family belong to it."""
+    for family, examples, _ in cells_of(CAPTIONS, "Finish reasons"):
+        for reason in re.findall(r"`(\w+)`", examples):
+            assert finish_family(reason) == family
+
+
 # -- examples ----------------------------------------------------------------------------------
 
 
@@ -167,6 +230,7 @@ def codes_in(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else ""
             values = node.args if name in WITH_CODE else []
+            values = values[:1] if name.endswith("Error") else values
             values = [*values, *(word.value for word in node.keywords if word.arg == "fault")]
         elif isinstance(node, ast.Assign):
             target = node.targets[0]
@@ -182,7 +246,7 @@ def codes_in(tree: ast.AST) -> set[str]:
 
 
 def test_every_failure_code_is_documented() -> None:
-    """Whoever finds a code in a failures file finds it on the page of codes."""
+    """Each code that a failures file may have is on the page of codes."""
     package = ROOT / "captioner"
     skipped = package / "endpoints" / "offline"  # it answers as a server does, with codes of those
     found: set[str] = set()
