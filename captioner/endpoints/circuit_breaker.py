@@ -39,7 +39,6 @@ class CircuitBreaker:
     Attributes:
         successes: Responses so far that show that the endpoint works.
         captions: Responses with text of the model among them.
-        blamed: Errors so far that a record may have caused.
         is_open: The endpoint keeps failing: workers wait and probes are sent.
         probing: A worker probes, or waits to probe.
         shared: Other endpoints may do the work: waiting workers leave when something changes.
@@ -54,7 +53,6 @@ class CircuitBreaker:
     ) -> None:
         self.successes = 0
         self.captions = 0
-        self.blamed = 0
         self.is_open = False
         self.probing = False
         self.shared = False

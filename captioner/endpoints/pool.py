@@ -225,9 +225,11 @@ class Endpoint:
                 self._guard.refusal(error)
             raise
         except (NotFoundError, EndpointRefusedError, EndpointGaveOutError) as error:
+            if probe:
+                self.breaker.abandon_probe()
             if not (self._guard.works or isinstance(error, NotFoundError)):
                 raise
-            self._refused(error, probe=probe)
+            self._refused(error)
         except BaseException:
             has_verdict = False
             raise
@@ -264,7 +266,7 @@ class Endpoint:
         finally:
             self.limiter.release()
 
-    def _refused(self, error: CaptionerError, *, probe: bool) -> NoReturn:
+    def _refused(self, error: CaptionerError) -> NoReturn:
         """Handle a response by which no record would be captioned.
 
         A router that restarts and a gateway with a full disk send such responses as well, so after
@@ -275,8 +277,6 @@ class Endpoint:
             RunError: See `RefusalGuard.refusal`.
         """
         self._progress.waiting = f"the endpoint: {error}"
-        if probe:
-            self.breaker.abandon_probe()
         self._guard.refusal(error)
         raise EndpointFaultError(getattr(error, "code", "refused"), str(error)) from None
 
