@@ -228,7 +228,7 @@ def _completion(
         reason,
         str(reply.get("model") or ""),
         Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),
-        thought or not text and bool(_reasoning(message)),
+        thought or (not text and bool(_reasoning(message))),
     )
 
 
@@ -254,7 +254,8 @@ def _error(
         verdict = "wait"
     if (left := _tokens_left(message)) is not None and _LENGTHS & {*parameters}:
         return TokenLimitError(f"http_{status}", text, left)
-    name = parameter if parameter in parameters else _named(message, parameters)
+    parts = (parameter, *re.split(r"[.\[\]]+", parameter))
+    name = next((part for part in parts if part in parameters), "") or _named(message, parameters)
     code = f"http_{status}"
     if parameter.endswith(".role"):
         name = _ROLE
@@ -274,7 +275,10 @@ def _error(
 
 def _largest(text: str) -> int | None:
     """Return the most tokens that a message allows, None if it does not say."""
-    found = re.search(r"(?:at most|<=|less than or equal to|maximum(?: is| of)?|up to) (\d+)", text)
+    found = re.search(
+        r"(?:at most|<=|less than or equal to|maximum(?: is| of)?|up to|\[\d+,) (\d+)",
+        text,
+    )
     return int(found[1]) if found else None
 
 
