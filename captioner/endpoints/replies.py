@@ -268,7 +268,7 @@ def _error(
         fault = EndpointFaultError(code, text, wait)
         fault.is_loading = re.search(r"\bload", message, re.IGNORECASE) is not None
         return fault
-    if verdict in ("refused", "schema") and status in (404, 405, 410):
+    if verdict in ("refused", "schema") and status == 404:
         return NotFoundError(code, text, certain=False)
     return _ERRORS.get(verdict, RefusedError)(code, text)
 

@@ -379,7 +379,8 @@ def test_a_description_with_the_words_of_a_fault_is_a_caption(text) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "!" * 200, "?" * 50, "....", "\u200b\u200c", "\ufeff", "\ufffd" * 40, "A \ufffd\ufffd\ufffd dog",
+        "!" * 200, "?" * 50, "....", "\u200b\u200c", "\ufeff", "\ufffd" * 40,
+        "A \ufffd\ufffd\ufffd dog",
         "@" * 99, "-" * 300, "<unk>", "<pad><pad>", "<image>", "\x00\x00", "A cat. " + "!" * 300,
         "A cat " + "\u200b" * 400, "0" * 300, "0 0 0 " * 60, "the the " * 60, "1. \n" * 80,
         "<unk>" * 40, "a" * 100, "嗯" * 90, "啊,  " * 60, "1, 2, " * 60,
