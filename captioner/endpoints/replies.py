@@ -382,8 +382,10 @@ def _describe(reply: Any, body: bytes) -> tuple[str, str, str]:
         return code, error, ""
     if isinstance(error, list) and error and isinstance(error[0], dict):  # FastAPI's validation
         place = error[0].get("loc")
+        message = _excerpt(orjson.dumps(error))  # without the word "detail", a parameter of ours
         if isinstance(place, list) and place[:1] == ["body"] and len(place) > 1:
-            return code, _excerpt(body), str(place[-1])
+            return code, message, str(place[-1])
+        return code, message, ""
     return code, _excerpt(body), ""
 
 
