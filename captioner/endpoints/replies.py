@@ -254,7 +254,8 @@ def _error(
         verdict = "wait"
     if (left := _tokens_left(message)) is not None and _LENGTHS & {*parameters}:
         return TokenLimitError(f"http_{status}", text, left)
-    name = parameter if parameter in parameters else _named(message, parameters)
+    parts = (parameter, *re.split(r"[.\[\]]+", parameter))
+    name = next((part for part in parts if part in parameters), "") or _named(message, parameters)
     code = f"http_{status}"
     if parameter.endswith(".role"):
         name = _ROLE
@@ -267,14 +268,17 @@ def _error(
         fault = EndpointFaultError(code, text, wait)
         fault.is_loading = re.search(r"\bload", message, re.IGNORECASE) is not None
         return fault
-    if verdict in ("refused", "schema") and status in (404, 405, 410):
+    if verdict in ("refused", "schema") and status == 404:
         return NotFoundError(code, text, certain=False)
     return _ERRORS.get(verdict, RefusedError)(code, text)
 
 
 def _largest(text: str) -> int | None:
     """Return the most tokens that a message allows, None if it does not say."""
-    found = re.search(r"(?:at most|<=|less than or equal to|maximum(?: is| of)?|up to) (\d+)", text)
+    found = re.search(
+        r"(?:at most|<=|less than or equal to|maximum(?: is| of)?|up to|\[\d+,) (\d+)",
+        text,
+    )
     return int(found[1]) if found else None
 
 
@@ -378,8 +382,10 @@ def _describe(reply: Any, body: bytes) -> tuple[str, str, str]:
         return code, error, ""
     if isinstance(error, list) and error and isinstance(error[0], dict):  # FastAPI's validation
         place = error[0].get("loc")
+        message = _excerpt(orjson.dumps(error))  # without the word "detail", a parameter of ours
         if isinstance(place, list) and place[:1] == ["body"] and len(place) > 1:
-            return code, _excerpt(body), str(place[-1])
+            return code, message, str(place[-1])
+        return code, message, ""
     return code, _excerpt(body), ""
 
 

@@ -49,21 +49,45 @@ class Rule(NamedTuple):
     seen: str = ""
 
 
-_REFUSING = (400, 402, 403, 404, 405, 412, 415, 422, 429, 451, 500, 501)
+_REFUSING = (400, 402, 403, 404, 405, 412, 415, 422, 429, 451)
 
 RULES = (
+    # What another server said of one image's URL, whatever it was.
+    Rule(
+        "fetch",
+        r"(?:timeout|timed out|fail(?:ed)?|error|unable|cannot|could not).{0,40}"
+        r"(?:download|fetch).{0,40}(?:https?:|image|url|file|media|content)|message='.{0,60}\burl=",
+        (400, 408, 422, 424, 500),
+        "OpenAI, vLLM",
+    ),
+    # A part of the endpoint that is down, though it is named for images or content.
+    Rule(
+        "wait",
+        r"deadline exceeded|connection (?:refused|reset|aborted|error)|broken pipe|timed out"
+        r"|time-?out|service is.{0,20}unavailable",
+        (500,),
+        "Ollama, gateways",
+    ),
     # An account or resource that is blocked as a whole, though its words speak of content.
     Rule(
         "stop",
         r"\b(?:resource|account|project|organi[sz]ation|key)\b.{0,60}\b(?:blocked|banned"
-        r"|deactivated|disabled|terminated)",
-        seen="Azure, OpenAI",
+        r"|deactivated|disabled|terminated|restricted)|public access is disabled"
+        r"|must be verified",
+        seen="Azure, OpenAI, Groq",
+    ),
+    Rule(
+        "quota",
+        r"\bper[ -]day\b|\b(?:RPD|TPD)\b|calls ?(?:/|per) ?month|今日|明日再|每日"
+        r"|insufficient[_ ](?:balance|funds|credit)",
+        (400, 402, 403, 429),
+        "OpenAI, Groq, OpenRouter, Bedrock, Zhipu, MiniMax",
     ),
     # Rates a minute, whatever else the message says of quotas and billing.
     Rule(
         "wait",
         r"#token-limit|\bper[ -]?min(?:ute)?\b|\b(?:TPM|RPM)\b|limit_burst|burst rate"
-        r"|throttl|rate[ _-]?limit(?!.{0,40}\b(?:per day|daily|RPD|TPD)\b)|rate increased"
+        r"|throttl|rate[ _-]?limit|rate increased"
         r"|too many requests|requests? too (?:fast|quickly)|concurren(?:cy|t requests)|并发|限流"
         r"|请求过于频繁",
         (400, 403, 413, 429, 500, 503),
@@ -71,12 +95,13 @@ RULES = (
     ),
     Rule(
         "filtered",
-        r"content[ _-]?(?:filter|moderation|management polic)|\bmoderation\b|\bflagged\b"
+        r"content[ _-]?(?:filter|moderation|management polic|policy)|\bmoderation\b|\bflagged\b"
         r"|data[ _]?inspection|inappropriate|sensitive[ _]?(?:content|information|word|data)"
-        r"|high[ -]risk|(?:usage|content|safety|community) (?:guideline|polic)|responsible ?ai"
+        r"|high[ -]risk|_sensitive\b|censorship|responsible ?ai|response was filtered"
+        r"|(?:usage|content|safety|community) (?:guideline|polic)"
         r"|safety[_ ](?:check|system|filter|violation|reason|block)|prohibited[_ ]content|nsfw"
         r"|\bunsafe\b|harmful|敏感|违规|不合规|违反",
-        _REFUSING,
+        (*_REFUSING, 500, 501),
         "all",
     ),
     Rule(
@@ -86,7 +111,8 @@ RULES = (
         r"|(?:credit|balance).{0,30}(?:too low|exhaust|insufficient|deplet|used up)|billing|arrear"
         r"|overdue|spend(?:ing)?[ _]limit|payment|purchase|top up|recharge|free tier.{0,40}exhaust"
         r"|(?:usage|monthly|daily|per day|quota).{0,30}(?:limit|exceed|exhaust|reached)"
-        r"|\b(?:RPD|TPD)\b|per[- ]day|suspended|good standing|not active|余额|欠费|充值|配额|额度",
+        r"|set ?(?:inference )?limit|daily free|free allocation"
+        r"|suspended|good standing|not active|余额|欠费|充值|配额|额度",
         _REFUSING,
         "all",
     ),
@@ -97,10 +123,11 @@ RULES = (
         r"|crashed|starting|warming)|loading model|failed to load model|cold start|overload"
         r"|server (?:is )?busy|engine_overloaded|temporarily|no deployments available"
         r"|try again (?:later|in)|runner (?:process )?has terminated|cuda error|out of memory"
-        r"|\bOOM\b|worker.{0,20}(?:died|unavailable)|upstream|queue is full|at capacity"
-        r"|in_queue|in progress",
+        r"|\bOOM\b|worker.{0,20}(?:died|unavailable)|queue is full|at capacity"
+        r"|in_queue|in progress|degraded function",
         seen="LM Studio, Ollama, vLLM, LiteLLM, TGI",
     ),
+    Rule("wait", r"upstream", (404, 429, 500), "gateways"),
     Rule(
         "stop",
         r"(?:in(?:correct|valid)|expired|revoked|missing|unknown|bad|wrong|disabled|no)"
@@ -133,12 +160,12 @@ RULES = (
     Rule(
         "stop",
         r"not? (?:a )?(?:multi-?modal|vlm|vision)|(?:not|n't|un)[ -]?support(?:ed)?\b"
-        r"[^.]{0,30}\b(?:image|vision|visual|picture|multi-?modal)(?! (?:format|type))"
+        r"[^.]{0,30}\b(?:image|vision|visual|picture|multi-?modal)(?!/| (?:format|type))"
         r"|(?:image|vision|picture|multi-?modal)s?(?:[ _](?:input|content|url|part)s?)?"
         r" (?:is|are|isn't|aren't|not)\b.{0,12}(?:not )?(?:enabled|supported|only supported)\b"
         r"(?!.{0,20}(?:format|type))|image_url is only supported|at most 0 (?:image|mm)"
         r"|required for image input|content must be a string|mmproj|text[- ]only"
-        r"|no vision|without vision|不支持图",
+        r"|no vision|without vision|unknown variant .?image|不支持图",
         (400, 404, 415, 422, 500, 501),
         "OpenAI, Moonshot, LM Studio, vLLM, Ollama, llama.cpp, Groq",
     ),
@@ -146,10 +173,11 @@ RULES = (
         "stop",
         r"\b(?:models?|deployment|endpoint)\b\W{0,3}\S{0,80}\s+(?:or endpoint \S+ )?"
         r"(?:is |was |does |has been |id )?(?:not[_ ](?:exist|found|supported|available|a valid"
-        r"|valid|a chat|served)|unknown|deprecated|retired|no longer|invalid)"
+        r"|valid|a chat|served)|unknown|deprecated|retired|no longer|invalid"
+        r"|disabled|decommissioned)|model_decommissioned|unable to access (?:\S+ )?model"
         r"|\b(?:unknown|invalid|unsupported|no such|non-?existent) (?:model|deployment)\b"
         r"|model[_ ]?(?:not[_ ]?(?:found|exist|supported)|name passed)|model id|deploymentnotfound"
-        r"|deployment.{0,40}does not exist|invalid_model|(?:\A|\n)model: |no endpoints found for"
+        r"|deployment.{0,40}does not exist|invalid_model|(?:\A|\n)model: |no endpoints found"
         r"|try pulling it|on-demand throughput|invalidendpoint|模型不存在",
         (400, 403, 404, 410, 422),
         "all",
@@ -158,7 +186,7 @@ RULES = (
         "tokens",
         r"max_(?:completion_|output_)?tokens\b.{0,60}(?:too (?:large|big|high|many)"
         r"|exceed|must be (?:less|at most|between|<=|no more)|cannot be greater|larger than"
-        r"|greater than|maximum)",
+        r"|greater than|maximum)|\brange of max_(?:completion_|output_)?tokens\b",
         (400, 422),
         "vLLM, OpenAI, DeepSeek",
     ),
@@ -181,20 +209,16 @@ RULES = (
         r"|(?:payload|entity|body|file|image|upload)\b.{0,40}too (?:large|big|long)"
         r"|dimensions?.{0,40}(?:exceed|too)|exceed.{0,60}\b(?:MB|MiB|bytes|pixels|characters"
         r"|size limit|max\w* (?:allowed )?size|number of tokens)\b|encoder cache"
-        r"|(?:image|pixel).{0,40}exceed|request too long|图片(?:过大|太大)",
+        r"|(?:image|pixel).{0,40}exceed|request too long|exceed.{0,40}token limit"
+        r"|must have (?:less|fewer) than|range of input length|图片(?:过大|太大)|超长|过长",
         (400, 413, 422, 500),
         "all",
     ),
     Rule(
-        "fetch",
-        r"(?:timeout|timed out|fail(?:ed)?|error|unable).{0,40}(?:download|fetch)",
-        (400, 408, 422, 424, 500),
-        "OpenAI",
-    ),
-    Rule(
         "role",
         r"\b(?:system|developer)\b.{0,30}\b(?:role|message|prompt|instruction|turn)s?\b"
-        r".{0,40}(?:not|un|n't)|unexpected role|roles? (?:must|should) alternate"
+        r".{0,40}(?:\bnot|\bunsupported|n't)|unexpected role"
+        r"|roles? (?:must|should) (?:be )?alternat"
         r"|only (?:\W?user\W? and \W?assistant\W?|user/assistant).{0,12}roles?"
         r"|(?:not|n't|un)\w*.{0,20}\b(?:system|developer) (?:role|message|prompt|instruction)"
         r"|\brole\b.{0,40}\b(?:system|developer)\b",
@@ -205,19 +229,23 @@ RULES = (
         "schema",
         r"response_?(?:format|schema)|json[ _]?(?:schema|object|grammar)|structured"
         r"|guided|\bgrammar\b|contain the word .?json|invalid schema",
-        (400, 422, 500, 501),
+        (400, 422, 501),
         "Groq, DeepSeek, LM Studio, llama.cpp, vLLM, SGLang, Ollama, Fireworks",
     ),
+    Rule("schema", r"json schema|response_format|grammar error", (500,), "Ollama, llama.cpp"),
     Rule(
         "encode",
         r"(?:unsupported|invalid|unknown|unrecogni[sz]ed|not a valid|corrupt\w*|bad"
-        r"|malformed) (?:or corrupt\w* )?(?:image|picture|mime|media)|image\w*(?: input)?"
+        r"|malformed) (?:or corrupt\w* )?(?:image|picture|mime|media|file (?:format|type))"
+        r"|image\w*(?: input)?"
         r"(?: file| data| format| type| media type)*\W.{0,40}(?:not (?:supported|recogni|valid)"
         r"|unsupported|invalid|unknown|corrupt)|(?:can(?:not|'t)|could(?: not|n't)|unable to"
         r"|failed to|error) (?:identify|process|decode|load|open|read|pars)\w* "
         r"(?:the |input |an? )*(?:image|picture|base64)|image: unknown format"
         r"|(?:does not|doesn't) match.{0,30}media type"
-        r"|media_?type|\bmime\b|cannot identify",
+        r"|media[_ ]?type|content-type|\bmime\b|cannot identify|invalid[_ ]base64|\bimage\b"
+        r".{0,60}(?:(?:can|could) ?not be (?:load|open|decod|read|identif|process|pars)|truncated"
+        r"|illegal|(?:decod|pars|load)\w* (?:failed|error))|broken data stream",
         (400, 415, 422, 500),
         "all",
     ),

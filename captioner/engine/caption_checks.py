@@ -52,38 +52,76 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
-_IMAGE = r"(?:images?|pictures?|photos?(?:graphs?)?|screenshots?|attachments?|files?)"
+_IMAGE = r"(?:images?|pictures?|photos?(?:graphs?)?|screenshots?|attachments?|files?)\b"
 _NOT = r"(?:not|n't|unable|cannot|no|never|without)"
-_SENTENCE = r"(?:\A|[.!?:\n]\s*|\bbut )[\"'\s]*"
+_START = r"(?:\A|[.!?\n]\s*|\bbut )[\"'\s]*(?:(?:sorry|unfortunately|hello|hi|sure)\b[,.!]? )?"
+_SEEMS = r"(?:it (?:seems|looks|appears) (?:like |that |as if )*)"
+_SEND = r"(?:attach|provid|upload|includ|shar|send|suppl|submit)"
+_NEAR = r"(?:(?!\b(?:in|on|of|from|within|inside)\b)[^.!?\n])"
 _UNSEEN = re.compile(
-    rf"{_SENTENCE}(?:i(?:'m| am|'ve| have)?\b|sorry|apologies|unfortunately|it (?:seems|looks"
-    rf"|appears)|you (?:have|did|need)|your message|as an?\b)[^.!?\n]{{0,120}}?{_NOT}\b"
-    rf"[^.!?\n]{{0,80}}?(?:see|view|find|access|detect|receiv|process|display|open|attach|provid"
-    rf"|upload|includ|shar|contain|have)\w*[^.!?\n]{{0,60}}?\b{_IMAGE}\b"
-    rf"|{_SENTENCE}(?:it (?:seems|looks|appears) )?(?:that )?there(?:(?: is|'s| was) no|(?: isn't"
-    rf"| wasn't| doesn't seem to be) (?:any|an?)) {_IMAGE}\b"
+    # Nothing between verb and image may be what is seen: "I see no people in the image".
+    rf"{_START}(?:i(?:'m| am|'ve| have|'d| would| currently)?\b|apologies|{_SEEMS}(?:you|the|an?)\b"
+    rf"|you (?:have|did|need)|your message|as an? (?:ai|text|large|language|chat|virtual)\b)"
+    rf"[^.!?\n]{{0,120}}?{_NOT}\b[^.!?\n]{{0,80}}?(?:see|view|find|access|detect|receiv|process"
+    rf"|interpret|display|open|contain|have|{_SEND})\w*{_NEAR}{{0,60}}?\b{_IMAGE}"
+    rf"|{_START}(?:{_SEEMS}|i'm sorry,? but )?there(?:(?: is|'s| was) no|(?: isn't| wasn't"
+    rf"| doesn't (?:seem|appear) to be) (?:any|an?)) {_IMAGE}(?:[.!]|\Z| (?:{_SEND}|here|to\b"
+    r"|for me|in (?:your|this|our|the) (?:message|chat|conversation|request|prompt)|that i"
+    r"|available))"
+    rf"|\byou (?:forgot|failed|neglected) to {_SEND}\w*[^.!?\n]{{0,20}}{_IMAGE}"
     rf"|\b(?:issue|problem|error|trouble) with (?:the|your) {_IMAGE}(?: upload)?[^.!?\n]{{0,60}}"
-    rf"{_NOT}|{_SENTENCE}(?:sorry,? )?(?:but )?(?:could|can|would) you (?:please )?(?:re-?)?"
-    rf"(?:upload|provide|share|attach|send)[^.!?\n]{{0,40}}{_IMAGE}"
-    rf"|{_SENTENCE}(?:sure[!,.] )?(?:please|kindly) (?:re-?)?(?:upload|provide|share|attach|send"
-    rf"|include|supply)[^.!?\n]{{0,40}}{_IMAGE}"
-    rf"|\b(?:no|any) {_IMAGE} (?:was|is|were|has been|have been|seems?|appears?)?[^.!?\n]{{0,30}}"
-    rf"(?:attached|provided|uploaded|included|shared|received)"
-    rf"|\b{_IMAGE}[^.!?\n]{{0,20}}(?:did not|didn't|not|n't)[^.!?\n]{{0,20}}(?:attached|provided"
-    rf"|uploaded|come through|load|received|included)"
-    rf"|(?:text-(?:based|only)|language) (?:ai |assistant |model)[^.!?\n]{{0,80}}{_NOT}\b"
-    rf"[^.!?\n]{{0,60}}{_IMAGE}"
-    r"|(?:没有?|未能?|无法|不能)[^。\uff01\uff1f\n]{0,6}(?:看到|看见|收到|查看|识别|访问|检测到|上传|提供|附)"
-    r"[^。\uff01\uff1f\n]{0,10}(?:图片|图像|照片)|(?:看不到|看不见|收不到)[^。\uff01\uff1f\n]{0,8}(?:图片|图像|照片)"
-    r"|请[^。\uff01\uff1f\n]{0,6}(?:上传|提供|发送|附上)[^。\uff01\uff1f\n]{0,8}(?:图片|图像|照片|图)"
-    r"|画像(?:が|を)[^。\n]{0,12}(?:添付|表示|確認|受け取|アップロード|見)[^。\n]{0,10}(?:ません|ていない)"
-    r"|\b(?:ich|leider)\b[^.!?\n]{0,20}(?:kann|sehe|habe)[^.!?\n]{0,30}(?:kein|nicht)[^.!?\n]{0,12}"
-    r"(?:Bild|Foto)\b|je ne (?:vois|peux)[^.!?\n]{0,40}(?:image|photo)|aucune (?:image|photo) n'"
-    r"|(?:\A|[.!?¡¿]\s*)(?:lo siento,? )?(?:pero )?no (?:veo|puedo ver) (?:la|ninguna|una)"
-    r" (?:imagen|foto)",
+    rf"{_NOT}|{_START}(?:could|can|would) you (?:please )?(?:re-?)?(?:{_SEND}|describe)"
+    rf"[^.!?\n]{{0,40}}{_IMAGE}"
+    rf"|\A[\"'\s]*(?:(?:sure|hello|hi|of course|certainly|okay|sorry)[!,.] )?(?:please|kindly) "
+    rf"(?:re-?)?{_SEND}\w*[^.!?\n]{{0,40}}{_IMAGE}"
+    rf"|{_START}(?:please|kindly) (?:re-?)?{_SEND}\w*[^.!?\n]{{0,40}}{_IMAGE}[^.!?\n]{{0,20}}"
+    r"\b(?:you'd|you would|you want|i|me|again)\b"
+    rf"|(?:{_START}|\A\[)(?:{_SEEMS}|i'm sorry,? but )?no {_IMAGE}[^.!?\n]{{0,30}}(?:{_SEND}|receiv"
+    rf"|came through|visible to me)"
+    rf"|{_START}{_SEEMS}?(?:the|your|this) {_IMAGE}[^.!?\n]{{0,40}}(?:not|n't)\b[^.!?\n]{{0,20}}"
+    rf"(?:{_SEND}|come through|load|receiv|visible to me)"
+    rf"|{_START}(?:the|your) {_IMAGE} (?:is|seems to be|appears to be) (?:missing|unavailable)"
+    rf"|\bi(?:'d| would|'ll| will)? need (?:to (?:see|view)|you to \w+) (?:the|your|an?) {_IMAGE}"
+    r"|\bi(?:'m| am|'d be| would be) (?:ready|happy|glad) to (?:help|describe)[^\n]{0,40}?"
+    rf"(?:please|but)\b[^\n]{{0,40}}?(?:{_SEND}\w* (?:the|your|an?) {_IMAGE}|see one)"
+    rf"|{_START}without (?:seeing|viewing|access to|being able to see) (?:the|your|an?) {_IMAGE}"
+    # Chinese and Japanese
+    r"|(?:(?:\A|[。\uff01\uff1f\uff0c,\n])[^。\uff01\uff1f\uff1a\n]{0,4}?|[我您你][^。\uff01\uff1f\uff1a\n]{0,10}?)"
+    r"(?:(?:没有?|未能?|无法|不能)[^。\uff01\uff1f\n]{0,6}(?:看到|看见|收到|查看|识别|访问|检测到|上传|提供|附)"
+    r"|看不到|看不见|收不到)[^。\uff01\uff1f\n]{0,10}?(?:图片|图像|照片)(?![中里上内])"
+    r"|(?:\A|[。\uff01\uff1f\uff0c,\n您你])请[^。\uff01\uff1f\n]{0,6}(?:上传|提供|发送|附上)"
+    r"[^。\uff01\uff1f\n]{0,8}(?:图片|图像|照片|图)"
+    r"|画像(?:が|を)(?:直接)?(?:添付|表示|確認|受け取|アップロード|見(?!ると|えると))"
+    r"[^。、\n]{0,10}(?:ません|ていない)"
+    # German, French, Spanish, Portuguese, Italian, Russian, Korean
+    r"|\b(?:ich|leider|wurde)\b[^.!?\n]{0,50}\bkein\w* (?:\w+ )?(?:Bild|Foto)\w*"
+    r" (?:sehen|gesehen|erkennen|angehängt|hochgeladen|bereitgestellt|erhalten|finden)"
+    r"|\bich (?:kann|sehe)[^.!?\n]{0,20} (?:das|Ihr|dein|ein) (?:Bild|Foto) (?:leider )?nicht"
+    r"|\bich sehe (?:leider |hier )*kein (?:Bild|Foto)"
+    r"|\bje ne (?:vois|peux (?:pas )?voir)(?: pas| aucune?)*(?: d'| l'| les | la | votre | une?)*"
+    r" ?(?:image|photo)"
+    r"|(?:\A|[.!?]\s*|, )aucune (?:image|photo) n'"
+    r"|(?:\A|[.!?¡¿,]\s*|\bpero )no (?:veo|puedo ver)(?: las?| ninguna| una| tu| su)?"
+    r" (?:imagen|imágenes|fotos?)\b|\bno has (?:adjuntado|incluido|subido)[^.!?\n]{0,12}imagen"
+    r"|\bnão (?:vejo|consigo ver|posso ver)(?: as?| nenhuma| uma| sua)? (?:imagem|imagens|fotos?)\b"
+    r"|\bnon (?:vedo|posso vedere|riesco a vedere)(?: alcuna| nessuna| le| la| una)?"
+    r" (?:l')?(?:immagin|foto)"
+    r"|не (?:вижу|могу (?:увидеть|просмотреть|видеть))(?: ваше\w*| это\w*)?"
+    r" (?:изображени|картин|фото)"
+    r"|(?:이미지|사진)(?:를|을|가|이)? ?(?:직접 )?(?:볼 수 없|확인할 수 없|첨부되지|업로드되지"
+    r"|제공되지)",
     re.IGNORECASE,
 )
 """Ways to say that there is no image, at the start of a sentence: a caption may quote them."""
+
+_QUOTED = re.compile(
+    r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|\u2018[^\u2019]*\u2019|`[^`]*`'
+)
+_TOKEN = re.compile(r"<[^<>\s]{1,24}>")
+
+SIGNS_CHARS = 100
+SIGNS_SHARE = 20
+"""A text of `SIGNS_CHARS` or more is garbage if less than one in `SIGNS_SHARE` is a letter."""
 
 
 class CaptionRules(NamedTuple):
@@ -211,12 +249,17 @@ def says_no_image(text: str) -> bool:
     """Return whether an answer says that the model got no image."""
     if len(text) > UNSEEN_CHARS:
         return False
+    unquoted = _QUOTED.sub("…", text)
+    if any(map(str.isalnum, unquoted)):
+        text = unquoted
     return _UNSEEN.search(text.replace("\u2019", "'")) is not None
 
 
 def _is_garbage(text: str) -> bool:
-    """Return whether a text holds no letter or digit, or many replacement characters."""
-    return not any(map(str.isalnum, text)) or text.count("\ufffd") * 5 > len(text)
+    """Return whether a text has no words, or is mostly signs or replacement characters."""
+    words = sum(map(str.isalnum, _TOKEN.sub("", text)))
+    mostly_signs = len(text) >= SIGNS_CHARS and words * SIGNS_SHARE < len(text)
+    return not words or mostly_signs or text.count("\ufffd") * 5 > len(text)
 
 
 def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:

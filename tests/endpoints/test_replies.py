@@ -29,7 +29,9 @@ def test_one_reply_has_one_verdict(reply) -> None:
     body = reply["body"]
     data = body.encode() if isinstance(body, str) else orjson.dumps(body)
     response = Response(reply["status"], reply["headers"], data)
-    dialect = OpenAIChat("m", max_tokens=300, temperature=0.2)
+    dialect = OpenAIChat(
+        "m", max_tokens=300, temperature=0.2, detail="low", schema={"type": "object"}
+    )
     if reply["verdict"] == "Completion":
         assert check(dialect.judge(response), CaptionRules()).value == reply["text"]
         return
@@ -38,16 +40,22 @@ def test_one_reply_has_one_verdict(reply) -> None:
         check(dialect.judge(response), CaptionRules())
     assert type(caught.value) is kind
     assert getattr(caught.value, "code", "") == reply.get("code", "")
+    for name in ("smaller", "parameter"):
+        if name in reply:
+            assert getattr(caught.value, name) == reply[name]
     assert str(caught.value).isprintable()
 
 
 def test_all_servers_are_there() -> None:
     """Whoever removes a file notices."""
     names = {path.stem for path in (Path(__file__).parent / "replies").glob("*.json")}
-    assert names == {
-        *("anthropic", "azure", "gemini", "llama.cpp", "lmdeploy", "ollama", "openai"),
-        *("openrouter", "proxies", "sglang", "vllm"),
-    }
+    expected = (
+        "anthropic azure bedrock cloudflare dashscope deepseek fireworks gemini groq "
+        "huggingface litellm llama.cpp lmdeploy lmstudio misread mistral moonshot ollama "
+        "openai openrouter others proxies sglang siliconflow tgi together vllm volcengine "
+        "xai zhipu"
+    )
+    assert names == set(expected.split())
 
 
 def test_the_wait_in_geminis_body_is_a_wait() -> None:

@@ -118,6 +118,8 @@ class FakeEndpoint:
         self.calls: list[Call] = []
         self.answered: Counter[str] = Counter()  # captions given, by the identity of the request
         self.models = ["m"]
+        self.models_reply: Reply | None = None  # instead of the list
+        self.unknown_paths: list[str] = []  # asked for, and there is nothing
         self.latency_s = 0.0
         self.hold = False  # while true, no reply is sent
         self.in_flight = 0
@@ -164,6 +166,7 @@ class FakeEndpoint:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._list_models)
+        app.router.add_route("*", "/{path:.*}", self._not_found)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await runner.setup()
         site = web.TCPSite(
@@ -199,7 +202,14 @@ class FakeEndpoint:
                 await asyncio.sleep(0)
         return response
 
+    async def _not_found(self, request: web.Request) -> web.Response:
+        self.unknown_paths.append(request.path)
+        return web.Response(status=404, text="404 page not found\n")
+
     async def _list_models(self, _: web.Request) -> web.Response:
+        if reply := self.models_reply:
+            body = reply.body if isinstance(reply.body, bytes) else orjson.dumps(reply.body)
+            return web.Response(status=reply.status, body=body, headers=reply.headers)
         return web.json_response({"object": "list", "data": [{"id": m} for m in self.models]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
