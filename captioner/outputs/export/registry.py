@@ -18,7 +18,7 @@ from captioner.journal.companions import (
     journal_path,
     reviews_path,
 )
-from captioner.journal.disk import Files, replacing
+from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import tables, training, webdataset
 from captioner.outputs.reader import OutputReader
@@ -146,18 +146,9 @@ def _is_target(path: Path, target: Path) -> bool:
     return re.fullmatch(rf"{re.escape(begin)}\d+{re.escape(end)}", path.name) is not None
 
 
-def _copy(reader: OutputReader, target: Path) -> None:
-    with replacing(target) as temporary, temporary.open("wb") as file:
-        file.writelines(line + b"\n" for line in reader.lines())
-
-
-def _write_json(reader: OutputReader, target: Path) -> None:
-    write_array(reader.lines(), target, Files())
-
-
 _WRITERS: dict[str, Callable[[OutputReader, Path], None]] = {
-    "jsonl": _copy,
-    "json": _write_json,
+    "jsonl": lambda reader, target: tables.write_lines(reader.lines(), target),
+    "json": lambda reader, target: write_array(reader.lines(), target, Files()),
     "csv": tables.write_csv,
     "tsv": partial(tables.write_csv, delimiter="\t"),
     "parquet": tables.write_parquet,

@@ -37,6 +37,18 @@ def column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
+def warn_count(count: int, message: str) -> None:
+    """Log a message about a number of captions or files, unless it is 0."""
+    if count:
+        logger.warning("%s %s", f"{count:,}", message)
+
+
+def write_lines(lines: Iterable[bytes], target: Path) -> None:
+    """Write lines, given without their ends, as a file."""
+    with replacing(target) as partial, partial.open("wb") as file:
+        file.writelines(line + b"\n" for line in lines)
+
+
 def write_csv(reader: OutputReader, target: Path, *, delimiter: str = ",") -> None:
     """Write a CSV file with the captions."""
     write_csv_rows(reader.rows(), column_names(reader.rows()), target, delimiter=delimiter)
@@ -68,47 +80,38 @@ def write_sqlite(reader: OutputReader, target: Path) -> None:
     fields = column_names(reader.rows()) or [reader.fields[0]]
     columns, rest = fields[:MOST_COLUMNS], fields[MOST_COLUMNS:]
     names = [*columns, *(["more"] if rest else [])]
+
+    def values(row: dict[str, Any]) -> list[Any]:
+        found = [_sqlite_value(row.get(name)) for name in columns]
+        more = {name: row[name] for name in rest if name in row}
+        return [*found, dumped(more).decode()] if rest else found
+
     try:
-        with replacing(target) as partial:
-            partial.unlink(missing_ok=True)
-            with closing(sqlite3.connect(partial)) as database, database:
-                quoted = ('"' + name.replace('"', '""') + '"' for name in _distinct(names))
-                database.execute(f"CREATE TABLE captions ({', '.join(quoted)})")
-                marks = ", ".join("?" * len(names))
-                database.executemany(
-                    f"INSERT INTO captions VALUES ({marks})",  # noqa: S608 - only question marks
-                    (_sqlite_values(row, columns, rest) for row in reader.rows()),
-                )
+        with replacing(target) as partial, closing(sqlite3.connect(partial)) as database, database:
+            quoted = ('"' + name.replace('"', '""') + '"' for name in _distinct(names))
+            database.execute(f"CREATE TABLE captions ({', '.join(quoted)})")
+            insert = f"INSERT INTO captions VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+            database.executemany(insert, map(values, reader.rows()))
     except sqlite3.Error as error:
         raise DiskError(f"{target.name} cannot be written: {error}") from None
 
 
-def _sqlite_values(row: dict[str, Any], columns: list[str], rest: list[str]) -> list[Any]:
-    values = [_sqlite_value(row.get(name)) for name in columns]
-    if rest:
-        values.append(dumped({name: row[name] for name in rest if name in row}).decode())
-    return values
-
-
 def _sqlite_value(value: Any) -> Any:
-    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
-        return value
-    return _cell(value)
+    fits = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+    return value if fits else _cell(value)
 
 
 def _distinct(columns: list[str]) -> list[str]:
     """Return column names that differ for SQLite, which ignores case and allows no NUL."""
-    seen: set[str] = set()
-    found = []
+    found: dict[str, str] = {}
     for column in columns:
         name = unique = column.replace("\0", "")
-        for number in itertools.count(2):
-            if unique.lower() not in seen:
-                break
+        number = 1
+        while unique.lower() in found:
+            number += 1
             unique = f"{name}_{number}"
-        seen.add(unique.lower())
-        found.append(unique)
-    return found
+        found[unique.lower()] = unique
+    return list(found.values())
 
 
 # -- Parquet -----------------------------------------------------------------------------------
@@ -190,12 +193,13 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
                 for _, batch in source.tables(path):
                     if isinstance(batch, str):
                         continue  # unreadable: the failures file reports it
-                    found = []
+                    found: list[dict[str, Any] | None] = []
                     for row in python_rows(batch):
-                        record = None
-                        if not isinstance(row, str):
-                            record = record_of(0, row, 0, source.image_columns)
-                        found.append(record and reader.take_row(journal, offsets, record))
+                        if isinstance(row, str):
+                            found.append(None)  # as above
+                            continue
+                        record = record_of(0, row, 0, source.image_columns)
+                        found.append(reader.take_row(journal, offsets, record))
                     mask = arrow.array([row is not None for row in found], arrow.bool_())
                     table = batch.filter(mask)
                     arrays = [
@@ -208,10 +212,7 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
 
     columns = _InferredColumns(added, reader.rows())
     _write_batches(target, arrow.schema(kept, schema.metadata), columns, batches)
-    if len(offsets):
-        logger.warning(
-            "%s captions are left out: the input no longer has their rows", f"{len(offsets):,}"
-        )
+    warn_count(len(offsets), "captions are left out: the input no longer has their rows")
 
 
 def _with_fields(schema: Any, fields: list[Any]) -> Any:
@@ -297,24 +298,20 @@ class _InferredColumns:
         Raises:
             _TypeMismatchError: A value does not fit its column.
         """
-        return [self._array(rows, field.name, field.type) for field in self.fields()]
-
-    def _array(self, rows: list[dict[str, Any]], name: str, kind: Any) -> Any:
-        values = [row.get(name) for row in rows]
-        if kind == self._arrow.string():
-            is_json = name in self._json
-            values = [
-                value
-                if value is None or (isinstance(value, str) and not is_json)
-                else dumped(value).decode()
-                for value in values
-            ]
-        try:
-            return self._arrow.array(values, kind)
-        except (self._arrow.ArrowException, OverflowError, TypeError, ValueError):
-            if name in self._json:
-                raise
-            raise _TypeMismatchError(name) from None
+        arrays = []
+        for field in self.fields():
+            values = [row.get(field.name) for row in rows]
+            is_json = field.name in self._json
+            if field.type == self._arrow.string():
+                as_is = (type(None),) if is_json else (type(None), str)
+                values = [one if isinstance(one, as_is) else dumped(one).decode() for one in values]
+            try:
+                arrays.append(self._arrow.array(values, field.type))
+            except (self._arrow.ArrowException, OverflowError, TypeError, ValueError):
+                if is_json:
+                    raise
+                raise _TypeMismatchError(field.name) from None
+        return arrays
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
