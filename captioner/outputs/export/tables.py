@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import DiskError
@@ -170,12 +170,10 @@ def _common_schema(source: ArrowSource) -> Any:
     schemas = []
     for path in source.paths:
         batches = (batch for _, batch in source.tables(path) if not isinstance(batch, str))
-        if (first := next(batches, None)) is not None:
-            schemas.append(first.schema)
-    try:
+        schemas += [batch.schema for batch in itertools.islice(batches, 1)]
+    with suppress(arrow.ArrowException):
         return arrow.unify_schemas(schemas, promote_options="permissive") if schemas else None
-    except arrow.ArrowException:
-        return None
+    return None
 
 
 def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target: Path) -> None:
@@ -202,13 +200,13 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
                         found.append(reader.take_row(journal, offsets, record))
                     mask = arrow.array([row is not None for row in found], arrow.bool_())
                     table = batch.filter(mask)
-                    arrays = [
-                        table.column(field.name).cast(field.type)
-                        if field.name in table.schema.names
-                        else arrow.nulls(table.num_rows, field.type)
-                        for field in kept
-                    ]
-                    yield arrays, [row for row in found if row is not None]
+                    arrays = []
+                    for field in kept:
+                        if field.name in table.schema.names:
+                            arrays.append(table.column(field.name).cast(field.type))
+                        else:
+                            arrays.append(arrow.nulls(table.num_rows, field.type))
+                    yield arrays, list(filter(None, found))
 
     columns = _InferredColumns(added, reader.rows())
     _write_batches(target, arrow.schema(kept, schema.metadata), columns, batches)
@@ -255,16 +253,14 @@ class _InferredColumns:
                 self._infer(name, [row.get(name) for row in some])
 
     def _infer(self, name: str, values: list[Any]) -> None:
-        arrow, known = self._arrow, self._types[name]
+        arrow = self._arrow
         if name in self._json:
             return
         try:
-            kind = arrow.array(values).type
-            if known not in (arrow.null(), kind):
-                schemas = [arrow.schema([("x", one)]) for one in (known, kind)]
-                both = arrow.unify_schemas(schemas, promote_options="permissive")
-                kind = both.field("x").type
-            self._types[name] = kind
+            kinds = self._types[name], arrow.array(values).type
+            schemas = [arrow.schema([("x", kind)]) for kind in kinds]
+            both = arrow.unify_schemas(schemas, promote_options="permissive")
+            self._types[name] = both.field("x").type
         except (arrow.ArrowException, OverflowError, TypeError, ValueError):
             self._json.add(name)
 
@@ -274,22 +270,18 @@ class _InferredColumns:
 
     def fields(self) -> list[Any]:
         """Return the columns as Arrow fields."""
-        string = self._arrow.string()
-        return [
-            self._arrow.field(
-                name, string if name in self._json or self._is_untyped(kind) else kind
-            )
-            for name, kind in self._types.items()
-        ]
+        found = []
+        for name, kind in self._types.items():
+            is_text = name in self._json or self._is_untyped(kind)
+            found.append(self._arrow.field(name, self._arrow.string() if is_text else kind))
+        return found
 
     def _is_untyped(self, kind: Any) -> bool:
         """Return whether a type contains one without a single value, which Parquet lacks."""
         types = self._arrow.types
-        if types.is_struct(kind):
+        if types.is_struct(kind) or types.is_list(kind):
             inside = [kind.field(number).type for number in range(kind.num_fields)]
             return not inside or any(map(self._is_untyped, inside))
-        if types.is_list(kind):
-            return self._is_untyped(kind.value_type)
         return bool(types.is_null(kind))
 
     def arrays(self, rows: list[dict[str, Any]]) -> list[Any]:

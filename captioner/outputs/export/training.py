@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from captioner.core.types import ImageRef
 from captioner.engine.conversation import PLACEHOLDER
 from captioner.images.archives import in_archive
 from captioner.images.inspect import read_structure
-from captioner.journal.disk import replacing
+from captioner.journal.disk import Files, replacing
+from captioner.journal.finalize import write_array
 from captioner.outputs.export.tables import warn_count
 from captioner.outputs.rows import caption_texts
 from captioner.readers.rows import dumped
@@ -40,19 +42,17 @@ def write_llava(reader: OutputReader, target: Path) -> None:
     def entries() -> Iterable[bytes]:
         nonlocal left_out
         for number, row in enumerate(reader.rows()):
-            if image := _image_paths(reader, row):
-                yield dumped(
-                    {
-                        "id": str(row.get("id", number)),
-                        "image": image[0] if len(image) == 1 else image,
-                        "conversations": _conversation(reader, row),
-                    }
-                )
-            else:
-                left_out += 1
+            paths = _image_paths(reader, row)
+            left_out += not paths
+            if paths:
+                entry = {
+                    "id": str(row.get("id", number)),
+                    "image": paths[0] if len(paths) == 1 else paths,
+                    "conversations": _conversation(reader, row),
+                }
+                yield dumped(entry)
 
-    with replacing(target) as partial, partial.open("wb") as file:
-        file.writelines(json_array(entries()))
+    write_array(entries(), target, Files())
     reason = "LLaVA names images by path or URL, and these images are inside a table or a record"
     warn_count(left_out, f"captions are left out: {reason}")
     if changed := sorted(_QUESTIONS.intersection(reader.settings.get("accepted", ()))):
@@ -100,8 +100,7 @@ def write_coco(reader: OutputReader, target: Path) -> None:
     Ids are those of the records if these are distinct integers, else 1, 2, 3 …
     """
     ids = [row.get("id") for row in reader.rows()]
-    integers = all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
-    keep_ids = integers and len(set(ids)) == len(ids)
+    keep_ids = all(type(one) is int for one in ids) and len(set(ids)) == len(ids)
 
     def images() -> Iterable[bytes]:
         for number, (row, embedded) in enumerate(reader.rows_with_images(), 1):
@@ -116,12 +115,11 @@ def write_coco(reader: OutputReader, target: Path) -> None:
             yield dumped(image)
 
     def annotations() -> Iterable[bytes]:
-        count = 0
+        count = itertools.count(1)
         for number, (row, _) in enumerate(reader.rows_with_images(), 1):
+            image_id = row["id"] if keep_ids else number
             for text in caption_texts(row, reader.fields[0]):
-                count += 1
-                image_id = row["id"] if keep_ids else number
-                yield dumped({"id": count, "image_id": image_id, "caption": text})
+                yield dumped({"id": next(count), "image_id": image_id, "caption": text})
 
     with replacing(target) as partial, partial.open("wb") as file:
         file.write(b'{"info":{"description":"made by captioner"},"licenses":[],\n"images":')
@@ -208,7 +206,7 @@ def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:
     if path.exists():
         if path.is_file() and path.read_text("utf-8", errors="replace") == text:
             return True
-        if not overwrite or not path.is_file():
+        if not (overwrite and path.is_file()):
             return False
     with replacing(path) as partial:
         partial.write_text(text, "utf-8")
