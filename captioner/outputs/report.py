@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import random
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -127,11 +127,10 @@ def _data_uri(data: bytes, decoders: DecoderPool) -> str:
     """Return a thumbnail as a data URI; an empty string if the image cannot be decoded."""
     from captioner.outputs.viewer.thumbnails import thumbnail
 
-    try:
+    with suppress(RecordError, DecoderError):
         small = thumbnail(decoders, data)
-    except (RecordError, DecoderError):
-        return ""
-    return f"data:{small.media_type};base64,{base64.b64encode(small.data).decode()}"
+        return f"data:{small.media_type};base64,{base64.b64encode(small.data).decode()}"
+    return ""
 
 
 # -- the page ------------------------------------------------------------------------------------

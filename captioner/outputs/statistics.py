@@ -34,11 +34,11 @@ _WORD = re.compile(r"\w+", re.UNICODE)
 
 
 class Quality(NamedTuple):
-    """Statistics of captions. Counts are of captions unless named otherwise.
+    """Statistics of captions. Counts are of captions unless stated.
 
     Attributes:
         chars: Characters of a caption: minimum, median, mean, 95th percentile, maximum.
-        words: Words of a caption, likewise.
+        words: Words of a caption: the same values.
         histogram: Upper bound of each class of characters, and its count.
         duplicates: Captions that repeat an earlier one word for word.
         near_duplicates: Captions of the sample that nearly repeat another one.

@@ -158,7 +158,7 @@ def _write_batches(
                 for arrays, rows in make_batches():
                     all_arrays = [*arrays, *columns.arrays(rows)]
                     writer.write_batch(arrow.record_batch(all_arrays, schema=whole))
-        except _TypeMismatchError as mismatch:  # for example 2**53 + 1 and, far below it, 1.5
+        except _TypeMismatchError as mismatch:  # for example 2**53 + 1, and 1.5 in a later row
             columns.use_json(str(mismatch))
         else:
             return

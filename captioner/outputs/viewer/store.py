@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.core.errors import CaptionerError, RecordError
-from captioner.core.row import EXTRAS, FLAG
+from captioner.core.row import EXTRAS, field_names
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
     checkpoint_path,
@@ -169,7 +169,7 @@ class ViewerStore:
         review = self.reviews.of(key, row, fields)
         edited = review.edited(row) if review is not None else row
         extras = {f"{fields[0]}_{extra}" for extra in EXTRAS}
-        hidden = {*fields, *(f"{name}_{FLAG}" for name in fields), *extras}
+        hidden = field_names(fields)
         return {
             "key": key.hex(),
             "of": fingerprint(row, fields),
