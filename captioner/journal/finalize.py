@@ -11,6 +11,7 @@ from array import array
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from captioner.core.jsonbytes import json_array
 from captioner.journal.checkpoint import Extent
 from captioner.journal.companions import unused_path
 from captioner.journal.disk import atomic_write, disk_errors, temporary_file
@@ -121,13 +122,11 @@ def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
     Raises:
         DiskError: The disk refused; the target is as it was.
     """
-    rows = iter(lines)
-    separator = b"[\n"
+    parts = json_array(lines)
     with disk_errors("write", target), atomic_write(target, files) as file:
-        while some := list(islice(rows, _ROWS)):
-            file.write(separator + b",\n".join(some))
-            separator = b",\n"
-        file.write(b"\n]\n" if file.size else b"[\n]\n")
+        while some := list(islice(parts, _ROWS)):
+            file.write(b"".join(some))
+        file.write(b"\n")
 
 
 def _lines_at(journal: Journal, offsets: Sequence[int]) -> Iterator[bytes]:

@@ -30,7 +30,6 @@ class CheckReport:
     Attributes:
         output: The journal that was read.
         input: The input it was compared with; empty if there was none.
-        captioned: Lines of the output.
         failed: Input records that only the failures file holds.
         pending: Input records that neither file holds; None without the input.
         orphans: Lines of the output without an input record; None without the input.
@@ -69,9 +68,6 @@ async def check_output(
         output: The output, as given to the run.
         source: The input; by default the one in the checkpoint.
         files: The disk.
-
-    Returns:
-        Counts and every broken invariant, such as unreadable or repeated lines.
 
     Raises:
         SettingsError: There is no such output.

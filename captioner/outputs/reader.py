@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
-from functools import cached_property
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -82,7 +82,6 @@ class OutputReader:
     Attributes:
         settings: The options of the run that wrote the output, by name.
         fields: The fields that hold captions.
-        keys: Computes the keys of records.
         source: Where the input is or was.
         input: The input; None if it cannot be opened any more.
         reviews: The reviews to apply; None if there are none.
@@ -111,25 +110,27 @@ class OutputReader:
         if source is None and checkpoint is not None and checkpoint.source:
             self.source = Path(checkpoint.source)
         self.input = self._open_input()
+        self._length: int | None = None  # bytes of whole lines; the scan is slow
         sidecar = reviews_path(output or journal)
         self.reviews = Reviews(sidecar) if reviewed != "ignore" and sidecar.exists() else None
         self.reviewed_only = reviewed == "only"
         if self.reviewed_only and self.reviews is None:
             raise SettingsError(f"there are no reviews: {sidecar} does not exist")
         folder = folder_of(self.source)
-        roots = [image_root] if image_root else [folder, Path()] if folder else [Path()]
-        self._archives = Archives(max_image_bytes)
+        roots = [image_root] if image_root else [*filter(None, [folder]), Path()]
+        archives = Archives(max_image_bytes)
         folders = ImageFolders(
             roots,
             bound=image_root is not None,
             max_bytes=max_image_bytes,
-            archives=self._archives,
+            archives=archives,
         )
         found = self.input.image_field if self.input else None
         self.contents = RowContents(
             self.settings, self.settings.get("image_field") or found, folders
         )
-        self._batches: list[tuple[Any, asyncio.Runner]] = []
+        self._stack = ExitStack()
+        self._stack.callback(archives.close)
 
     def _open_input(self) -> OpenedInput | None:
         if self.source is None or str(self.source) == "-":
@@ -142,21 +143,7 @@ class OutputReader:
 
     def close(self) -> None:
         """Close the archives and the inputs."""
-        self._archives.close()
-        while self._batches:
-            batches, runner = self._batches.pop()
-            if isinstance(batches, AsyncGenerator):
-                runner.run(batches.aclose())
-            runner.close()
-
-    @cached_property
-    def length(self) -> int:
-        """Bytes of the journal that are whole lines.
-
-        Raises:
-            OutputDamagedError: The journal does not match its checkpoint.
-        """
-        return self._scan(offsets=False).whole.length
+        self._stack.close()
 
     def offsets(self) -> KeyTable:
         """Return the offset of each record's row in the journal, by key."""
@@ -224,7 +211,9 @@ class OutputReader:
         batches = self.input.source.batches()
         runner = asyncio.Runner()
         # `close` ends both: an abandoned generator may be collected in any thread.
-        self._batches.append((batches, runner))
+        self._stack.callback(runner.close)
+        if isinstance(batches, AsyncGenerator):
+            self._stack.callback(lambda: runner.run(batches.aclose()))
         with self.journal.open("rb") as file:
             while (batch := runner.run(anext(batches, None))) is not None:
                 for record in batch:
@@ -254,13 +243,15 @@ class OutputReader:
 
     def rejected(self) -> Iterator[dict[str, Any]]:
         """Yield the rows that the reviews reject."""
-        for line in self._journal_lines() if self.reviews is not None else ():
+        for line in self._journal_lines():
             review = self._review(line)
             if review is not None and review.verdict == "rejected":
                 yield parsed(line)
 
     def _journal_lines(self) -> Iterator[bytes]:
-        remaining = self.length
+        if self._length is None:
+            self._length = self._scan(offsets=False).whole.length
+        remaining = self._length
         with self.journal.open("rb") as file:
             for line in file:
                 remaining -= len(line)
@@ -269,15 +260,12 @@ class OutputReader:
                 yield line[:-1]
 
     def _review(self, line: bytes) -> Review | None:
-        key = self.keys.of_output(line)
-        if key is None or self.reviews is None:
+        if self.reviews is None or (key := self.keys.of_output(line)) is None:
             return None
         return self.reviews.of(key, parsed(line), self.fields)
 
     def _apply_review(self, line: bytes) -> bytes | None:
         """Return a row's line in its reviewed form; None if it is skipped."""
-        if self.reviews is None:
-            return line
         review = self._review(line)
         if review is None:
             return None if self.reviewed_only else line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import random
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -45,9 +45,6 @@ class Report(NamedTuple):
     """The content of a report.
 
     Attributes:
-        output: The output.
-        model: The model that wrote the captions.
-        quality: Statistics of the captions.
         failures: Failures by code.
         sample: Random rows: caption, prompt, and a thumbnail as a data URI or an empty string.
     """
@@ -63,7 +60,7 @@ class Report(NamedTuple):
         return {
             "output": self.output,
             "model": self.model,
-            "quality": self.quality.as_dict(),
+            "quality": self.quality._asdict(),
             "failures": {code: failed._asdict() for code, failed in self.failures.items()},
         }
 
@@ -111,7 +108,7 @@ def _failures(*paths: Path) -> dict[str, Failed]:
 
 
 def _sample(reader: OutputReader, size: int) -> list[tuple[str, str, str]]:
-    from captioner.outputs.viewer.thumbnails import thumbnail_decoders
+    from captioner.outputs.viewer.thumbnails import thumbnail_decoders  # loads slowly
 
     count = sum(1 for _ in reader.lines())
     chosen = set(random.Random(0).sample(range(count), min(size, count)))  # noqa: S311 - of rows
@@ -120,8 +117,7 @@ def _sample(reader: OutputReader, size: int) -> list[tuple[str, str, str]]:
     with thumbnail_decoders(THUMBNAIL, 1) as decoders:
         for number, (row, embedded) in enumerate(reader.rows_with_images()):
             if number in chosen:
-                images = contents.images(row)
-                data = contents.image_bytes(images[0], embedded) if images else None
+                data = contents.first_image(row, embedded)
                 uri = _data_uri(data, decoders) if data else ""
                 found.append((reader.first_caption(row), " ".join(contents.prompt(row)), uri))
     return found
@@ -131,11 +127,10 @@ def _data_uri(data: bytes, decoders: DecoderPool) -> str:
     """Return a thumbnail as a data URI; an empty string if the image cannot be decoded."""
     from captioner.outputs.viewer.thumbnails import thumbnail
 
-    try:
+    with suppress(RecordError, DecoderError):
         small = thumbnail(decoders, data)
-    except (RecordError, DecoderError):
-        return ""
-    return f"data:{small.media_type};base64,{base64.b64encode(small.data).decode()}"
+        return f"data:{small.media_type};base64,{base64.b64encode(small.data).decode()}"
+    return ""
 
 
 # -- the page ------------------------------------------------------------------------------------
@@ -165,12 +160,10 @@ def page(report: Report) -> str:
     parts = [
         f"<p>{escape(report.output)}: {quality.captions:,} captions, {failed:,} failed.</p>",
         "<h2>Statistics</h2><table><tbody>",
-        *(
-            f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>"
-            for name, value in _statistics(quality)
-        ),
-        "</tbody></table>",
     ]
+    for name, value in _statistics(quality):
+        parts.append(f"<tr><th scope=row>{name}</th><td>{value}</td></tr>")
+    parts.append("</tbody></table>")
     if quality.histogram:
         parts += ["<h2>Length in characters</h2>", _chart(quality.histogram)]
     for heading, pairs in (
@@ -186,20 +179,17 @@ def page(report: Report) -> str:
         parts.append("<th>examples</th></tr></thead><tbody>")
         for code, one in report.failures.items():
             shown = "<br>".join(f"line {line:,}: {escape(text)}" for line, text in one.examples)
-            parts.append(f"<tr><td>{escape(code)}</td><td class=n>{one.total:,}</td>")
-            parts.append(f"<td>{shown}</td></tr>")
+            count = f"<td class=n>{one.total:,}</td>"
+            parts.append(f"<tr><td>{escape(code)}</td>{count}<td>{shown}</td></tr>")
         parts.append("</tbody></table>")
     if report.sample:
         parts.append(f"<h2>Sample of {len(report.sample)}</h2><div class=cards>")
         for number, (text, prompt, thumbnail) in enumerate(report.sample, 1):
-            parts.append("<figure>")
-            if thumbnail:
-                parts.append(f'<img alt="image {number} of the sample" src="{thumbnail}">')
-            else:
-                parts.append("<div class=none>the image is not available</div>")
-            parts.append(f"<figcaption>{escape(text)}")
-            parts.append(f"<p class=prompt>{escape(prompt)}</p>" if prompt else "")
-            parts.append("</figcaption></figure>")
+            image = f'<img alt="image {number} of the sample" src="{thumbnail}">'
+            image = image if thumbnail else "<div class=none>the image is not available</div>"
+            shown = f"<p class=prompt>{escape(prompt)}</p>" if prompt else ""
+            parts.append(f"<figure>{image}<figcaption>{escape(text)}")
+            parts.append(f"{shown}</figcaption></figure>")
         parts.append("</div>")
     template = Template(files("captioner.outputs").joinpath("report.html").read_text("utf-8"))
     title = f"Captions of {escape(report.model or 'a run')}"
@@ -228,9 +218,8 @@ def _chart(classes: list[tuple[float, int]]) -> str:
     most = max(count for _, count in classes) or 1
     width = 720 / len(classes)
     label = f"Captions by length, {classes[0][0]} characters per bar, at most {most:,} in a bar"
-    parts = [
-        f'<svg viewBox="0 0 720 190" role="img" aria-label="{label}" preserveAspectRatio="none">'
-    ]
+    view = 'viewBox="0 0 720 190" preserveAspectRatio="none"'
+    parts = [f'<svg {view} role="img" aria-label="{label}">']
     for number, (bound, count) in enumerate(classes):
         height = 160 * count / most
         left, top = number * width + 1, 165 - height

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from captioner.core.errors import BadImageError, RecordError
-from captioner.engine.conversation import image_field_of, images_of, read_turns
+from captioner.engine.conversation import images_of, read_turns
 from captioner.engine.templates import Templates
 from captioner.readers.rows import dumped
 from captioner.settings.options import DEFAULT_PROMPT, RecordSettings
@@ -26,7 +27,7 @@ _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 class RowContents:
-    """Reads the prompt, images and captions of rows.
+    """Reads the prompt and images of rows.
 
     Args:
         settings: The options of the run that wrote the rows, by name.
@@ -39,7 +40,7 @@ class RowContents:
     ) -> None:
         self.folders = folders
         self._settings = settings
-        self._options = RecordSettings(
+        self.options = RecordSettings(
             image_field=image_field,
             conversation_field=settings.get("conversation_field"),
             prompt_field=settings.get("prompt_field"),
@@ -58,7 +59,7 @@ class RowContents:
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Return the turns that were sent for a row; empty if they cannot be rebuilt."""
         try:
-            return read_turns(row, self._options, self._templates.fill(row))
+            return read_turns(row, self.options, self._templates.fill(row))
         except RecordError:
             return []
 
@@ -67,36 +68,29 @@ class RowContents:
         turns = self.turns(row)
         return [part for part in turns[-1].parts if isinstance(part, str)] if turns else []
 
-    def image_field_of(self, row: dict[str, Any]) -> str:
-        """Return the name of the field that holds the images of a row."""
-        return image_field_of(row, self._options.image_field)
-
     def images(self, row: dict[str, Any]) -> list[ImageRef]:
         """Return the images of a row, even if its prompt cannot be filled in."""
-        try:
-            turns = self.turns(row)
-            turns = turns or read_turns(row, self._options, _DEFAULT_TEMPLATES.fill(row))
-        except RecordError:
-            return []
-        return images_of(turns)
+        with suppress(RecordError):
+            default = _DEFAULT_TEMPLATES.fill
+            return images_of(self.turns(row) or read_turns(row, self.options, default(row)))
+        return []
+
+    def first_image(self, row: dict[str, Any], embedded: Mapping[str, bytes]) -> bytes | None:
+        """Return the bytes of a row's first image; None if there is none on this machine."""
+        images = self.images(row)
+        return self.image_bytes(images[0], embedded) if images else None
 
     def image_bytes(self, image: ImageRef, embedded: Mapping[str, bytes]) -> bytes | None:
         """Return the bytes of an image; None if it is not on this machine.
 
-        Args:
-            image: The image.
-            embedded: The images inside the input row, by digest.
+        ``embedded`` contains the images inside the input row, by digest.
         """
-        if image.data is not None:
-            return image.data
         if image.digest is not None:
             return embedded.get(image.digest)
-        if image.path is None:
-            return None
-        try:
-            return self.folders.read(image.path, lambda _: None)
-        except BadImageError:
-            return None
+        if image.data is None and image.path is not None:
+            with suppress(BadImageError):
+                return self.folders.read(image.path, lambda _: None)
+        return image.data
 
 
 def caption_texts(row: Mapping[str, Any], field: str) -> list[str]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +32,6 @@ class Scores(NamedTuple):
     """Similarity of captions to their references, over the whole set.
 
     Attributes:
-        captions: Compared captions.
         unmatched: Captions without a reference.
         bleu: BLEU-4, 0 to 100, with sacrebleu's own tokenizer and smoothing.
         chrf: chrF2, 0 to 100.
@@ -66,26 +66,23 @@ def score(output: Path, references: Path) -> Scores:
     known = read_references(references)
     texts: list[str] = []
     matched: list[list[str]] = []
-    unmatched = 0
+    captions = 0
     with closing(OutputReader(find_journal(output, Files()))) as reader:
         for row in reader.rows():
-            found = next((known[name] for name in _names(reader, row) if name in known), None)
-            if found is None:
-                unmatched += 1
-                continue
-            texts.append(reader.first_caption(row))
-            matched.append(found)
+            captions += 1
+            if found := next(filter(None, map(known.get, _names(reader, row))), None):
+                texts.append(reader.first_caption(row))
+                matched.append(found)
     if not texts:
         raise SettingsError(
             f"references: none of them matches a caption in {output.name}; they are matched by id, "
             "file_name or image path"
         )
-    most = max(map(len, matched))
-    columns = [[each[at] if at < len(each) else None for each in matched] for at in range(most)]
+    columns = list(zip_longest(*matched))
     bleu = sacrebleu.BLEU()
     return Scores(
         len(texts),
-        unmatched,
+        captions - len(texts),
         round(bleu.corpus_score(texts, columns).score, 2),
         round(sacrebleu.CHRF().corpus_score(texts, columns).score, 2),
         round(cider_d(texts, matched), 3),
@@ -96,8 +93,7 @@ def score(output: Path, references: Path) -> Scores:
 def _names(reader: OutputReader, row: dict[str, Any]) -> list[str]:
     """Return the names under which references may list a row."""
     names = [f"id:{row['id']}"] if "id" in row else []
-    if "file_name" in row:
-        names.append(f"path:{row['file_name']}")
+    names += [f"path:{row['file_name']}"] if "file_name" in row else []
     for image in reader.contents.images(row):
         if place := image.path or image.url:
             names += [f"path:{place}", f"path:{Path(place).name}"]

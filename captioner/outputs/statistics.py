@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+from bisect import bisect_left
 from collections import Counter
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.keys import KeyTable, digest
 from captioner.engine.caption_checks import looks_refused
@@ -32,16 +34,14 @@ _WORD = re.compile(r"\w+", re.UNICODE)
 
 
 class Quality(NamedTuple):
-    """Statistics of captions. Counts are of captions unless named otherwise.
+    """Statistics of captions. Counts are of captions unless stated.
 
     Attributes:
-        captions: The captions.
         chars: Characters of a caption: minimum, median, mean, 95th percentile, maximum.
-        words: Words of a caption, likewise.
+        words: Words of a caption: the same values.
         histogram: Upper bound of each class of characters, and its count.
         duplicates: Captions that repeat an earlier one word for word.
         near_duplicates: Captions of the sample that nearly repeat another one.
-        sample: The size of the sample.
         openings: The most frequent first words and their counts.
         refusals: Captions that read like a refusal.
         languages: Captions of a sample by ISO 639-1 code; empty without the library.
@@ -62,14 +62,10 @@ class Quality(NamedTuple):
     vocabulary: int
     top_words: list[tuple[str, int]]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the statistics as a JSON-ready dictionary."""
-        return self._asdict()
 
-
-def caption_statistics(captions: Iterable[str], *, seed: int = 0) -> Quality:
+def caption_statistics(captions: Iterable[str]) -> Quality:
     """Return statistics of captions. Memory is bounded for any number of them."""
-    chance = random.Random(seed)  # noqa: S311 - chooses a sample
+    chance = random.Random(0)  # noqa: S311 - chooses a sample
     lengths: Counter[int] = Counter()
     word_counts: Counter[int] = Counter()
     openings: Counter[str] = Counter()
@@ -86,10 +82,10 @@ def caption_statistics(captions: Iterable[str], *, seed: int = 0) -> Quality:
         words.update(found)
         refusals += looks_refused(text)
         key = digest(text.encode(errors="replace"))
-        if seen.find(key) is None:
-            seen.add(key)
-        else:
+        if key in seen:
             duplicates += 1
+        else:
+            seen.add(key)
         if len(sample) < SAMPLE:
             sample.append(text)
         elif (at := chance.randrange(total)) < SAMPLE:
@@ -130,25 +126,17 @@ def histogram(counts: Counter[int] | Counter[float]) -> list[tuple[float, int]]:
 
 
 def _summary(counts: Counter[int]) -> dict[str, float]:
-    total = counts.total()
-    if not total:
+    if not counts:
         return {"min": 0, "median": 0, "mean": 0.0, "p95": 0, "max": 0}
-    ordered = sorted(counts)
-
-    def percentile(share: float) -> int:
-        below = 0
-        for value in ordered:
-            below += counts[value]
-            if below >= share * total:
-                return value
-        return ordered[-1]
-
+    values = sorted(counts)
+    at_most = list(accumulate(counts[value] for value in values))
+    total = at_most[-1]
     return {
-        "min": ordered[0],
-        "median": percentile(0.5),
+        "min": values[0],
+        "median": values[bisect_left(at_most, 0.5 * total)],
         "mean": round(sum(value * count for value, count in counts.items()) / total, 1),
-        "p95": percentile(0.95),
-        "max": ordered[-1],
+        "p95": values[bisect_left(at_most, 0.95 * total)],
+        "max": values[-1],
     }
 
 

@@ -387,7 +387,7 @@ async def test_a_file_that_no_run_has_made_is_not_replaced(source, endpoint):
     target = source.with_name("mine.csv")
     target.write_text("mine")
     options = {"base_url": endpoint.base_url, "model": "m"}
-    with pytest.raises(SettingsError, match="no run has made it"):
+    with pytest.raises(SettingsError, match="captioner has not written it"):
         await run_batch(source, target, **options)
     assert (target.read_text(), endpoint.count) == ("mine", 0)
     await run_batch(source, target, **options, overwrite=True)

@@ -7,6 +7,8 @@ import json
 import signal
 import subprocess
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import command, jpeg, rows
 from endpoint import Reply, completion
@@ -61,12 +63,34 @@ def test_export_goes_by_the_reviews(run, run_command, tmp_path, name):
     elif target.suffix == ".csv":
         found = list(csv.DictReader(target.read_text().splitlines()))
     else:
-        import pyarrow.parquet
-
-        found = pyarrow.parquet.read_table(target).to_pylist()
+        found = pq.read_table(target).to_pylist()
     assert [int(row["id"]) for row in found] == [0, 2, 3, 4]
     assert found[2]["caption"] == 'two "cats"'
     assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("reviewed", ["apply", "only", "ignore"])
+def test_parquet_export_of_a_table_applies_reviews(endpoint, run_command, tmp_path, reviewed):
+    """The columns of a table input keep their types, and the reviews choose its rows."""
+    source, output, target = (tmp_path / name for name in ("in.parquet", "out.jsonl", "x.parquet"))
+    table = pa.table({"n": pa.array(range(4), pa.int8()), "image": [jpeg(n) for n in range(4)]})
+    pq.write_table(table, source)
+    options = ["--base-url", endpoint.base_url, "--model", "m"]
+    assert run_command(source, "-o", output, *options).returncode == 0
+    captions = {row["n"]: row["caption"] for row in rows(output)}
+    lines = {f"_{row['n']}": f"_{at}" for at, row in enumerate(rows(output))}
+    reviews = {"_0": "accepted", "_1": "rejected", "_3": {"caption": "two cats"}}
+    judge(output, **{lines[name]: verdict for name, verdict in reviews.items()})
+    done = run_command("export", output, "--to", target, "--reviewed", reviewed)
+    assert done.returncode == 0, done.stderr
+    expected = {
+        "apply": {0: captions[0], 2: captions[2], 3: "two cats"},
+        "only": {0: captions[0], 3: "two cats"},
+        "ignore": captions,
+    }
+    found = pq.read_table(target)
+    assert found.schema.field("n").type == pa.int8()
+    assert {row["n"]: row["caption"] for row in found.to_pylist()} == expected[reviewed]
 
 
 def test_export_of_what_was_reviewed_only(run, run_command, tmp_path):
@@ -141,7 +165,7 @@ def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run
     found = {row["id"]: row for row in csv.DictReader(output.read_text().splitlines())}
     assert len(found) == 5
     assert found["1"]["caption"] == "a better caption"
-    refused = run_command("export", output, "--to", tmp_path / "out.review.jsonl", "--overwrite")
+    refused = run_command("export", output, "--to", reviews_path(output), "--overwrite")
     assert refused.returncode == 2
     assert len(Reviews(reviews_path(output))) == 2
 
@@ -209,7 +233,7 @@ def test_a_cache_would_give_the_same_again(run, tmp_path):
     """Asking again with a cache of answers is refused, for it would change nothing."""
     refused = run("--retry-rejected", "--cache", tmp_path / "cache")
     assert refused.returncode == 2
-    assert "--cache would give the same captions again" in refused.stderr
+    assert "with --cache, rejected captions would come back unchanged" in refused.stderr
 
 
 def test_the_command_serves_until_it_is_stopped(run, tmp_path):

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.journal.companions import (
-    companion,
+    checkpoint_path,
     failures_path,
     format_of,
     journal_path,
+    lock_path,
     reviews_path,
 )
-from captioner.journal.disk import Files, replacing
+from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import tables, training, webdataset
 from captioner.outputs.reader import OutputReader
@@ -108,15 +109,12 @@ def targets_of(target: Path) -> list[Path]:
 
 def _describe_reviews(reader: OutputReader) -> str:
     counts = reader.verdicts()
-    rejected, edited, unreviewed = counts["rejected"], counts["edited"], counts["none"]
     parts = [
-        f"{rejected:,} rejected captions are left out" if rejected else "",
-        f"{edited:,} captions are written as edited" if edited else "",
-        f"{unreviewed:,} captions without a review are left out"
-        if unreviewed and reader.reviewed_only
-        else "",
+        (counts["rejected"], "rejected captions are left out"),
+        (counts["edited"], "captions are written as edited"),
+        (counts["none"] * reader.reviewed_only, "captions without a review are left out"),
     ]
-    return "; ".join(filter(None, parts)) or "nothing to change"
+    return "; ".join(f"{count:,} {text}" for count, text in parts if count) or "nothing to change"
 
 
 def _refuse_own_files(
@@ -126,7 +124,7 @@ def _refuse_own_files(
     if target.is_dir():
         return
     journal = reader.journal
-    paths = [journal, companion(journal, ".ckpt"), companion(journal, ".lock")]
+    paths = [journal, checkpoint_path(journal), lock_path(journal)]
     for one in filter(None, (journal, output)):
         paths += [failures_path(one), reviews_path(one)]
     paths += filter(None, (source, reader.source))
@@ -146,18 +144,9 @@ def _is_target(path: Path, target: Path) -> bool:
     return re.fullmatch(rf"{re.escape(begin)}\d+{re.escape(end)}", path.name) is not None
 
 
-def _copy(reader: OutputReader, target: Path) -> None:
-    with replacing(target) as temporary, temporary.open("wb") as file:
-        file.writelines(line + b"\n" for line in reader.lines())
-
-
-def _write_json(reader: OutputReader, target: Path) -> None:
-    write_array(reader.lines(), target, Files())
-
-
 _WRITERS: dict[str, Callable[[OutputReader, Path], None]] = {
-    "jsonl": _copy,
-    "json": _write_json,
+    "jsonl": lambda reader, target: tables.write_lines(reader.lines(), target),
+    "json": lambda reader, target: write_array(reader.lines(), target, Files()),
     "csv": tables.write_csv,
     "tsv": partial(tables.write_csv, delimiter="\t"),
     "parquet": tables.write_parquet,

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import DiskError
@@ -35,6 +35,18 @@ MOST_COLUMNS = 1_000
 def column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Return the fields of all rows in the order of their first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def warn_count(count: int, message: str) -> None:
+    """Log a message about a number of captions or files, unless it is 0."""
+    if count:
+        logger.warning("%s %s", f"{count:,}", message)
+
+
+def write_lines(lines: Iterable[bytes], target: Path) -> None:
+    """Write lines, given without their ends, as a file."""
+    with replacing(target) as partial, partial.open("wb") as file:
+        file.writelines(line + b"\n" for line in lines)
 
 
 def write_csv(reader: OutputReader, target: Path, *, delimiter: str = ",") -> None:
@@ -68,47 +80,38 @@ def write_sqlite(reader: OutputReader, target: Path) -> None:
     fields = column_names(reader.rows()) or [reader.fields[0]]
     columns, rest = fields[:MOST_COLUMNS], fields[MOST_COLUMNS:]
     names = [*columns, *(["more"] if rest else [])]
+
+    def values(row: dict[str, Any]) -> list[Any]:
+        found = [_sqlite_value(row.get(name)) for name in columns]
+        more = {name: row[name] for name in rest if name in row}
+        return [*found, dumped(more).decode()] if rest else found
+
     try:
-        with replacing(target) as partial:
-            partial.unlink(missing_ok=True)
-            with closing(sqlite3.connect(partial)) as database, database:
-                quoted = ('"' + name.replace('"', '""') + '"' for name in _distinct(names))
-                database.execute(f"CREATE TABLE captions ({', '.join(quoted)})")
-                marks = ", ".join("?" * len(names))
-                database.executemany(
-                    f"INSERT INTO captions VALUES ({marks})",  # noqa: S608 - only question marks
-                    (_sqlite_values(row, columns, rest) for row in reader.rows()),
-                )
+        with replacing(target) as partial, closing(sqlite3.connect(partial)) as database, database:
+            quoted = ('"' + name.replace('"', '""') + '"' for name in _distinct(names))
+            database.execute(f"CREATE TABLE captions ({', '.join(quoted)})")
+            insert = f"INSERT INTO captions VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+            database.executemany(insert, map(values, reader.rows()))
     except sqlite3.Error as error:
         raise DiskError(f"{target.name} cannot be written: {error}") from None
 
 
-def _sqlite_values(row: dict[str, Any], columns: list[str], rest: list[str]) -> list[Any]:
-    values = [_sqlite_value(row.get(name)) for name in columns]
-    if rest:
-        values.append(dumped({name: row[name] for name in rest if name in row}).decode())
-    return values
-
-
 def _sqlite_value(value: Any) -> Any:
-    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
-        return value
-    return _cell(value)
+    fits = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+    return value if fits else _cell(value)
 
 
 def _distinct(columns: list[str]) -> list[str]:
     """Return column names that differ for SQLite, which ignores case and allows no NUL."""
-    seen: set[str] = set()
-    found = []
+    found: dict[str, str] = {}
     for column in columns:
         name = unique = column.replace("\0", "")
-        for number in itertools.count(2):
-            if unique.lower() not in seen:
-                break
+        number = 1
+        while unique.lower() in found:
+            number += 1
             unique = f"{name}_{number}"
-        seen.add(unique.lower())
-        found.append(unique)
-    return found
+        found[unique.lower()] = unique
+    return list(found.values())
 
 
 # -- Parquet -----------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ def _write_batches(
                 for arrays, rows in make_batches():
                     all_arrays = [*arrays, *columns.arrays(rows)]
                     writer.write_batch(arrow.record_batch(all_arrays, schema=whole))
-        except _TypeMismatchError as mismatch:  # for example 2**53 + 1 and, far below it, 1.5
+        except _TypeMismatchError as mismatch:  # for example 2**53 + 1, and 1.5 in a later row
             columns.use_json(str(mismatch))
         else:
             return
@@ -167,12 +170,10 @@ def _common_schema(source: ArrowSource) -> Any:
     schemas = []
     for path in source.paths:
         batches = (batch for _, batch in source.tables(path) if not isinstance(batch, str))
-        if (first := next(batches, None)) is not None:
-            schemas.append(first.schema)
-    try:
+        schemas += [batch.schema for batch in itertools.islice(batches, 1)]
+    with suppress(arrow.ArrowException):
         return arrow.unify_schemas(schemas, promote_options="permissive") if schemas else None
-    except arrow.ArrowException:
-        return None
+    return None
 
 
 def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target: Path) -> None:
@@ -190,28 +191,26 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
                 for _, batch in source.tables(path):
                     if isinstance(batch, str):
                         continue  # unreadable: the failures file reports it
-                    found = []
+                    found: list[dict[str, Any] | None] = []
                     for row in python_rows(batch):
-                        record = None
-                        if not isinstance(row, str):
-                            record = record_of(0, row, 0, source.image_columns)
-                        found.append(record and reader.take_row(journal, offsets, record))
+                        if isinstance(row, str):
+                            found.append(None)  # as above
+                            continue
+                        record = record_of(0, row, 0, source.image_columns)
+                        found.append(reader.take_row(journal, offsets, record))
                     mask = arrow.array([row is not None for row in found], arrow.bool_())
                     table = batch.filter(mask)
-                    arrays = [
-                        table.column(field.name).cast(field.type)
-                        if field.name in table.schema.names
-                        else arrow.nulls(table.num_rows, field.type)
-                        for field in kept
-                    ]
-                    yield arrays, [row for row in found if row is not None]
+                    arrays = []
+                    for field in kept:
+                        if field.name in table.schema.names:
+                            arrays.append(table.column(field.name).cast(field.type))
+                        else:
+                            arrays.append(arrow.nulls(table.num_rows, field.type))
+                    yield arrays, list(filter(None, found))
 
     columns = _InferredColumns(added, reader.rows())
     _write_batches(target, arrow.schema(kept, schema.metadata), columns, batches)
-    if len(offsets):
-        logger.warning(
-            "%s captions are left out: the input no longer has their rows", f"{len(offsets):,}"
-        )
+    warn_count(len(offsets), "captions are left out: the input no longer has their rows")
 
 
 def _with_fields(schema: Any, fields: list[Any]) -> Any:
@@ -254,16 +253,14 @@ class _InferredColumns:
                 self._infer(name, [row.get(name) for row in some])
 
     def _infer(self, name: str, values: list[Any]) -> None:
-        arrow, known = self._arrow, self._types[name]
+        arrow = self._arrow
         if name in self._json:
             return
         try:
-            kind = arrow.array(values).type
-            if known not in (arrow.null(), kind):
-                schemas = [arrow.schema([("x", one)]) for one in (known, kind)]
-                both = arrow.unify_schemas(schemas, promote_options="permissive")
-                kind = both.field("x").type
-            self._types[name] = kind
+            kinds = self._types[name], arrow.array(values).type
+            schemas = [arrow.schema([("x", kind)]) for kind in kinds]
+            both = arrow.unify_schemas(schemas, promote_options="permissive")
+            self._types[name] = both.field("x").type
         except (arrow.ArrowException, OverflowError, TypeError, ValueError):
             self._json.add(name)
 
@@ -273,22 +270,18 @@ class _InferredColumns:
 
     def fields(self) -> list[Any]:
         """Return the columns as Arrow fields."""
-        string = self._arrow.string()
-        return [
-            self._arrow.field(
-                name, string if name in self._json or self._is_untyped(kind) else kind
-            )
-            for name, kind in self._types.items()
-        ]
+        found = []
+        for name, kind in self._types.items():
+            is_text = name in self._json or self._is_untyped(kind)
+            found.append(self._arrow.field(name, self._arrow.string() if is_text else kind))
+        return found
 
     def _is_untyped(self, kind: Any) -> bool:
         """Return whether a type contains one without a single value, which Parquet lacks."""
         types = self._arrow.types
-        if types.is_struct(kind):
+        if types.is_struct(kind) or types.is_list(kind):
             inside = [kind.field(number).type for number in range(kind.num_fields)]
             return not inside or any(map(self._is_untyped, inside))
-        if types.is_list(kind):
-            return self._is_untyped(kind.value_type)
         return bool(types.is_null(kind))
 
     def arrays(self, rows: list[dict[str, Any]]) -> list[Any]:
@@ -297,24 +290,20 @@ class _InferredColumns:
         Raises:
             _TypeMismatchError: A value does not fit its column.
         """
-        return [self._array(rows, field.name, field.type) for field in self.fields()]
-
-    def _array(self, rows: list[dict[str, Any]], name: str, kind: Any) -> Any:
-        values = [row.get(name) for row in rows]
-        if kind == self._arrow.string():
-            is_json = name in self._json
-            values = [
-                value
-                if value is None or (isinstance(value, str) and not is_json)
-                else dumped(value).decode()
-                for value in values
-            ]
-        try:
-            return self._arrow.array(values, kind)
-        except (self._arrow.ArrowException, OverflowError, TypeError, ValueError):
-            if name in self._json:
-                raise
-            raise _TypeMismatchError(name) from None
+        arrays = []
+        for field in self.fields():
+            values = [row.get(field.name) for row in rows]
+            is_json = field.name in self._json
+            if field.type == self._arrow.string():
+                as_is = (type(None),) if is_json else (type(None), str)
+                values = [one if isinstance(one, as_is) else dumped(one).decode() for one in values]
+            try:
+                arrays.append(self._arrow.array(values, field.type))
+            except (self._arrow.ArrowException, OverflowError, TypeError, ValueError):
+                if is_json:
+                    raise
+                raise _TypeMismatchError(field.name) from None
+        return arrays
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

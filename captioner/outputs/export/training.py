@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from captioner.core.types import ImageRef
 from captioner.engine.conversation import PLACEHOLDER
 from captioner.images.archives import in_archive
 from captioner.images.inspect import read_structure
-from captioner.journal.disk import replacing
+from captioner.journal.disk import Files, replacing
+from captioner.journal.finalize import write_array
+from captioner.outputs.export.tables import warn_count
 from captioner.outputs.rows import caption_texts
 from captioner.readers.rows import dumped
 
@@ -39,25 +42,19 @@ def write_llava(reader: OutputReader, target: Path) -> None:
     def entries() -> Iterable[bytes]:
         nonlocal left_out
         for number, row in enumerate(reader.rows()):
-            if image := _image_paths(reader, row):
-                yield dumped(
-                    {
-                        "id": str(row.get("id", number)),
-                        "image": image[0] if len(image) == 1 else image,
-                        "conversations": _conversation(reader, row),
-                    }
-                )
-            else:
-                left_out += 1
+            paths = _image_paths(reader, row)
+            left_out += not paths
+            if paths:
+                entry = {
+                    "id": str(row.get("id", number)),
+                    "image": paths[0] if len(paths) == 1 else paths,
+                    "conversations": _conversation(reader, row),
+                }
+                yield dumped(entry)
 
-    with replacing(target) as partial, partial.open("wb") as file:
-        file.writelines(json_array(entries()))
-    if left_out:
-        logger.warning(
-            "%s captions are left out: LLaVA names images by path or URL, and these images are "
-            "inside a table or a record",
-            f"{left_out:,}",
-        )
+    write_array(entries(), target, Files())
+    reason = "LLaVA names images by path or URL, and these images are inside a table or a record"
+    warn_count(left_out, f"captions are left out: {reason}")
     if changed := sorted(_QUESTIONS.intersection(reader.settings.get("accepted", ()))):
         logger.warning(
             "the questions are those of the last run: %s changed between runs "
@@ -103,8 +100,7 @@ def write_coco(reader: OutputReader, target: Path) -> None:
     Ids are those of the records if these are distinct integers, else 1, 2, 3 …
     """
     ids = [row.get("id") for row in reader.rows()]
-    integers = all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
-    keep_ids = integers and len(set(ids)) == len(ids)
+    keep_ids = all(type(one) is int for one in ids) and len(set(ids)) == len(ids)
 
     def images() -> Iterable[bytes]:
         for number, (row, embedded) in enumerate(reader.rows_with_images(), 1):
@@ -119,12 +115,11 @@ def write_coco(reader: OutputReader, target: Path) -> None:
             yield dumped(image)
 
     def annotations() -> Iterable[bytes]:
-        count = 0
+        count = itertools.count(1)
         for number, (row, _) in enumerate(reader.rows_with_images(), 1):
+            image_id = row["id"] if keep_ids else number
             for text in caption_texts(row, reader.fields[0]):
-                count += 1
-                image_id = row["id"] if keep_ids else number
-                yield dumped({"id": count, "image_id": image_id, "caption": text})
+                yield dumped({"id": next(count), "image_id": image_id, "caption": text})
 
     with replacing(target) as partial, partial.open("wb") as file:
         file.write(b'{"info":{"description":"made by captioner"},"licenses":[],\n"images":')
@@ -136,17 +131,15 @@ def write_coco(reader: OutputReader, target: Path) -> None:
 
 def _size(reader: OutputReader, row: dict[str, Any], embedded: dict[str, bytes]) -> tuple[int, int]:
     """Return width and height of a row's first image; zeros if it cannot be read."""
-    images = reader.contents.images(row)
-    data = reader.contents.image_bytes(images[0], embedded) if images else None
+    data = reader.contents.first_image(row, embedded)
     try:
         structure = read_structure(data) if data else None
     except BadImageError:
         structure = None
     if structure is None:
         return 0, 0
-    if structure.orientation in range(5, 9):
-        return structure.height, structure.width
-    return structure.width, structure.height
+    size = structure.width, structure.height
+    return size[::-1] if structure.orientation in range(5, 9) else size
 
 
 def write_sidecars(reader: OutputReader, target: Path, *, suffix: str, overwrite: bool) -> None:
@@ -165,7 +158,7 @@ def write_sidecars(reader: OutputReader, target: Path, *, suffix: str, overwrite
         if path is None or text == "\n":
             without_file += 1
             continue
-        if written.find(key := digest(os.fsencode(path))) is not None:
+        if (key := digest(os.fsencode(path))) in written:
             same_name += 1
             continue
         written.add(key)
@@ -174,16 +167,10 @@ def write_sidecars(reader: OutputReader, target: Path, *, suffix: str, overwrite
         except OSError:
             without_file += 1  # for example, the name is too long
     _remove_rejected(reader, target, written, suffix=suffix, overwrite=overwrite)
-    for count, reason in (
-        (kept, "files with another text exist and were kept; --overwrite replaces them"),
-        (
-            same_name,
-            "captions have no file: an earlier image has the same name, apart from its extension",
-        ),
-        (without_file, "captions have no file: their image has no file of its own"),
-    ):
-        if count:
-            logger.warning("%s %s", f"{count:,}", reason)
+    warn_count(kept, "files with another text exist and were kept; --overwrite replaces them")
+    reason = "an earlier image has the same name, apart from its extension"
+    warn_count(same_name, f"captions have no file: {reason}")
+    warn_count(without_file, "captions have no file: their image has no file of its own")
 
 
 def _sidecar(
@@ -204,19 +191,14 @@ def _remove_rejected(
     kept = 0
     for row in reader.rejected():
         path, text = _sidecar(reader, row, target, suffix)
-        if path is None or written.find(digest(os.fsencode(path))) is not None:
+        if path is None or not path.is_file() or digest(os.fsencode(path)) in written:
             continue
-        if path.is_file():
-            if overwrite or path.read_text("utf-8", errors="replace") == text:
-                path.unlink()
-            else:
-                kept += 1
-    if kept:
-        logger.warning(
-            "%s files of rejected captions contain another text and were kept; --overwrite "
-            "removes them",
-            f"{kept:,}",
-        )
+        if overwrite or path.read_text("utf-8", errors="replace") == text:
+            path.unlink()
+        else:
+            kept += 1
+    reason = "contain another text and were kept; --overwrite removes them"
+    warn_count(kept, f"files of rejected captions {reason}")
 
 
 def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:
@@ -224,7 +206,7 @@ def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:
     if path.exists():
         if path.is_file() and path.read_text("utf-8", errors="replace") == text:
             return True
-        if not overwrite or not path.is_file():
+        if not (overwrite and path.is_file()):
             return False
     with replacing(path) as partial:
         partial.write_text(text, "utf-8")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import tarfile
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
+from captioner.engine.conversation import image_field_of
 from captioner.images.archives import in_archive
 from captioner.images.inspect import media_type_of
 from captioner.journal.disk import replacing
-from captioner.outputs.export.tables import column_names, write_csv_rows, write_rows
+from captioner.outputs.export.tables import (
+    column_names,
+    warn_count,
+    write_csv_rows,
+    write_lines,
+    write_rows,
+)
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
@@ -22,17 +28,12 @@ if TYPE_CHECKING:
 
     from captioner.outputs.reader import OutputReader
 
-logger = logging.getLogger(__name__)
-
 SHARD_SAMPLES = 10_000
 SHARD_BYTES = 1_000_000_000
 """The size at which ``out-%05d.tar`` starts a new shard."""
 
 SHARD_NUMBER = re.compile(r"%0?\d*d(?!.*%0?\d*d)")
 """The last number format in a name, as in ``out-%05d.tar``."""
-
-_Sample = tuple[str, list[bytes], str, dict[str, Any]]
-"""Key, images, caption and the whole row."""
 
 
 def shard_path(target: Path, number: int) -> Path | None:
@@ -69,7 +70,8 @@ def write_webdataset(reader: OutputReader, target: Path) -> None:
         number += 1
 
 
-def _samples(reader: OutputReader) -> Iterator[_Sample]:
+def _samples(reader: OutputReader) -> Iterator[tuple[str, list[bytes], str, dict[str, Any]]]:
+    """Yield the key, the images, the caption and the whole row of each sample."""
     left_out = 0
     used: set[str] = set()
     for number, (row, embedded) in enumerate(reader.rows_with_images()):
@@ -79,21 +81,13 @@ def _samples(reader: OutputReader) -> Iterator[_Sample]:
         if not images or len(found) < len(images):
             left_out += 1
             continue
-        key = _key(row, number)
+        key = row.get("__key__")
+        key = key.replace(".", "_") if isinstance(key, str) and key else f"{number:09d}"
         if key in used:
             key = f"{key}_{number}"
         used.add(key)
         yield key, found, reader.first_caption(row), row
-    if left_out:
-        logger.warning(
-            "%s captions are left out: their images are not on this machine", f"{left_out:,}"
-        )
-
-
-def _key(row: dict[str, Any], number: int) -> str:
-    """Return a sample's key without dots, because a dot ends the key."""
-    given = row.get("__key__")
-    return given.replace(".", "_") if isinstance(given, str) and given else f"{number:09d}"
+    warn_count(left_out, "captions are left out: their images are not on this machine")
 
 
 def _add(
@@ -124,12 +118,9 @@ def write_image_folder(reader: OutputReader, target: Path) -> None:
         left_out = 0
         for row in reader.rows():
             images = reader.contents.images(row)
-            path = images[0].path if len(images) == 1 else None
-            if (
-                path is None
-                or in_archive(path)
-                or not (found := reader.contents.folders.find(path))
-            ):
+            path = (images[0].path if len(images) == 1 else None) or ""
+            found = reader.contents.folders.find(path) if path and not in_archive(path) else None
+            if not found:
                 left_out += 1
                 continue
             name = os.path.relpath(found, target.parent)
@@ -139,7 +130,7 @@ def write_image_folder(reader: OutputReader, target: Path) -> None:
                     f"{path[:200]} is not below it"
                 )
             # `datasets` creates a column with the name of the image field.
-            replaced = "file_name", reader.contents.image_field_of(row)
+            replaced = "file_name", image_field_of(row, reader.contents.options.image_field)
             yield {"file_name": name, **{n: v for n, v in row.items() if n not in replaced}}
 
     columns = column_names(rows()) or ["file_name"]
@@ -148,10 +139,7 @@ def write_image_folder(reader: OutputReader, target: Path) -> None:
     elif target.suffix.lower() == ".csv":
         write_csv_rows(rows(), columns, target)
     else:
-        with replacing(target) as partial, partial.open("wb") as file:
-            file.writelines(dumped(row) + b"\n" for row in rows())
-    if left_out:
-        logger.warning(
-            "%s captions are left out: they do not have exactly one image in its own file",
-            f"{left_out:,}",
-        )
+        write_lines(map(dumped, rows()), target)
+    warn_count(
+        left_out, "captions are left out: they do not have exactly one image in its own file"
+    )

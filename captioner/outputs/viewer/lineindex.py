@@ -6,13 +6,15 @@ import os
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
+from functools import partial
 from typing import TYPE_CHECKING
+
+from captioner.core.lines import iter_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_BLOCK = 1 << 22
 _WINDOW = 1 << 20
 _MOST_LINES = 4_096
 
@@ -32,7 +34,7 @@ class LineIndex:
         self._path = path
         self._fd = -1
         self._starts = array("Q", [0])
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """Return the number of whole lines at the last refresh."""
@@ -45,15 +47,9 @@ class LineIndex:
                 self._reopen()
             if self._fd < 0:
                 return
-            at = self._starts[-1]
-            while block := os.pread(self._fd, _BLOCK, at):
-                end = 0
-                while (found := block.find(b"\n", end)) >= 0:
-                    end = found + 1
-                    self._starts.append(at + end)
-                if not end and len(block) < _BLOCK:
-                    return  # the last line is incomplete
-                at += end or len(block)
+            for lines in iter_lines(partial(os.pread, self._fd), self._starts[-1]):
+                for line in lines:
+                    self._starts.append(self._starts[-1] + len(line) + 1)
 
     def _was_replaced(self) -> bool:
         try:
@@ -66,7 +62,7 @@ class LineIndex:
         return truncated or not os.path.samestat(found, os.fstat(self._fd))
 
     def _reopen(self) -> None:
-        self._close()
+        self.close()
         self._starts = array("Q", [0])
         self.generation += 1
         try:
@@ -117,9 +113,6 @@ class LineIndex:
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            self._close()
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1

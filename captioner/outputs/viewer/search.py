@@ -12,8 +12,7 @@ from captioner.outputs.rows import caption_text, parsed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from captioner.journal.reviews import Reviews
-    from captioner.outputs.reader import OutputReader
+    from captioner.outputs.viewer.store import ViewerStore
 
 LONGEST_TEXT = 2_000
 """Characters of a field that are shown and searched."""
@@ -28,7 +27,6 @@ class Query(NamedTuple):
         flag: A flag of a caption; ``any`` finds every flag.
         shortest: Minimum characters of the caption.
         longest: Maximum characters of the caption.
-        code: The code of a failure.
     """
 
     text: str = ""
@@ -39,8 +37,9 @@ class Query(NamedTuple):
     code: str = ""
 
 
-def row_matcher(query: Query, reader: OutputReader, reviews: Reviews) -> Callable[[bytes], bool]:
+def row_matcher(query: Query, store: ViewerStore) -> Callable[[bytes], bool]:
     """Return a predicate: does the line of a row match the query?"""
+    reader, reviews = store.reader, store.reviews
     fields = reader.fields
     has_text = _text_matcher(query.text)
     edited = any(review.captions for review in reviews)
@@ -72,11 +71,8 @@ def row_matcher(query: Query, reader: OutputReader, reviews: Reviews) -> Callabl
 def failure_matcher(query: Query) -> Callable[[bytes], bool]:
     """Return a predicate: does the line of a failure match the query?"""
     has_text = _text_matcher(query.text)
-    may_match = _prefilter(query.text)
 
     def matches(line: bytes) -> bool:
-        if not may_match(line):
-            return False
         failure = failure_of(line)
         return query.code in ("", failure.get("code")) and has_text(failure)
 
@@ -91,7 +87,7 @@ def _text_matcher(text: str) -> Callable[[Any], bool]:
 def _prefilter(text: str) -> Callable[[bytes], bool]:
     """Return a fast predicate that rejects most lines without the text before they are parsed.
 
-    Lines with escapes or characters beyond ASCII always pass: they may spell the text otherwise.
+    Lines with escapes or characters beyond ASCII always pass: they may spell the text differently.
     """
     wanted = text.casefold().encode(errors="replace")
     if not wanted.isascii():
@@ -122,7 +118,8 @@ def failure_of(line: bytes) -> dict[str, Any]:
 
 def flags_of(row: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
     """Return the flags of a row's captions."""
-    found = [row.get(f"{name}_{FLAG}") for name in fields]
-    return [
-        str(one) for flag in found for one in (flag if isinstance(flag, list) else [flag]) if one
-    ]
+    found: list[Any] = []
+    for name in fields:
+        flags = row.get(f"{name}_{FLAG}")
+        found += flags if isinstance(flags, list) else [flags]
+    return [str(flag) for flag in found if flag]

@@ -90,17 +90,17 @@ class Viewer:
     async def __aenter__(self) -> Self:
         """Start the server."""
         app = web.Application(middlewares=[self._guard], client_max_size=1 << 20)
-        base = "/{token}/"
-        app.router.add_get(base + "{name:[a-z.]*}", self._page)
-        app.router.add_get(base + "api/status", self._status)
-        app.router.add_get(base + "api/find/{kind:rows|failures}", self._find)
-        app.router.add_get(base + "api/{kind:rows|failures}", self._rows)
-        app.router.add_get(base + "api/charts", self._charts)
-        app.router.add_post(base + "api/review", self._review)
-        app.router.add_get(
-            base + r"image/{kind:rows|failures}/{generation:\d+}/{number:\d+}/{which:\d+}/{size}",
-            self._image,
-        )
+        image = r"image/{kind:rows|failures}/{generation:\d+}/{number:\d+}/{which:\d+}/{size}"
+        for path, handler in {
+            "{name:[a-z.]*}": self._page,
+            "api/status": self._status,
+            "api/find/{kind:rows|failures}": self._find,
+            "api/{kind:rows|failures}": self._rows,
+            "api/charts": self._charts,
+            image: self._image,
+        }.items():
+            app.router.add_get("/{token}/" + path, handler)
+        app.router.add_post("/{token}/api/review", self._review)
         self._stack.callback(self._store.close)
         await self._stack.enter_async_context(self._thumbnails)
         silent = logging.getLogger(f"{__name__}.requests")  # invalid requests are not logged
@@ -113,9 +113,8 @@ class Viewer:
             await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
             await self._stack.aclose()
-            raise SettingsError(
-                f"cannot listen on {self._host}:{self._port}: {error.strerror}"
-            ) from None
+            place = f"{self._host}:{self._port}"
+            raise SettingsError(f"cannot listen on {place}: {error.strerror}") from None
         shown = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{shown}:{runner.addresses[0][1]}/{self._token}/"
         if self._timeline is not None:
@@ -178,16 +177,14 @@ class Viewer:
             longest=int(given.get("longest") or 0),
         )
         kind, step = request.match_info["kind"], -1 if given.get("newest") else 1
-        find = self._store.find
-        return _json(
-            (await asyncio.to_thread(find, kind, query, int(given["first"]), step))._asdict()
-        )
+        first = int(given["first"])
+        found = await asyncio.to_thread(self._store.find, kind, query, first, step)
+        return _json(found._asdict())
 
     async def _rows(self, request: web.Request) -> web.Response:
         numbers = [int(one) for one in request.query["numbers"].split(",")][:MOST_ROWS]
-        return _json(
-            await asyncio.to_thread(self._store.display, request.match_info["kind"], numbers)
-        )
+        kind = request.match_info["kind"]
+        return _json(await asyncio.to_thread(self._store.display, kind, numbers))
 
     async def _charts(self, _: web.Request) -> web.Response:
         return _json(await asyncio.to_thread(self._store.charts))

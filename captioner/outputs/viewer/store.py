@@ -6,17 +6,19 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.core.errors import CaptionerError, RecordError
-from captioner.core.row import EXTRAS, FLAG
+from captioner.core.row import EXTRAS, field_names
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
-    companion,
+    checkpoint_path,
     failures_path,
     journal_path,
+    lock_path,
     reviews_path,
 )
 from captioner.journal.disk import Files
@@ -49,21 +51,6 @@ LONGEST_S = 0.3
 
 CHARTED = 100_000
 """Rows that the charts are made from, approximately; at most twice as many."""
-
-_UNREADABLE: dict[str, Any] = {
-    "key": "",
-    "of": "",
-    "prompt": "",
-    "flags": [],
-    "extras": {},
-    "fields": {},
-    "images": [],
-    "verdict": "none",
-    "note": "",
-    "line": None,
-    "code": "",
-    "attempts": None,
-}
 
 
 class Found(NamedTuple):
@@ -113,17 +100,11 @@ class ViewerStore:
         """Return the lines of ``rows`` or ``failures``."""
         return self.failures if kind == "failures" else self.rows
 
-    def refresh(self) -> None:
-        """Read what was appended to the files."""
-        self.rows.refresh()
-        self.failures.refresh()
-        self.reviews.refresh()
-
     @property
     def reader(self) -> OutputReader:
         """Reads the journal; opened again when the checkpoint's settings change."""
         with self._lock:
-            version = self.rows.generation, _version(companion(self.journal, ".ckpt"))
+            version = self.rows.generation, _version(checkpoint_path(self.journal))
             if self._reader is None or version != self._reader_version:
                 checkpoint = read_checkpoint(Files(), self.journal)
                 settings = checkpoint.settings if checkpoint else {}
@@ -137,8 +118,10 @@ class ViewerStore:
             return self._reader
 
     def status(self) -> dict[str, Any]:
-        """Read what is new and return the counts."""
-        self.refresh()
+        """Read what was appended to the files and return the counts."""
+        self.rows.refresh()
+        self.failures.refresh()
+        self.reviews.refresh()
         return {
             "output": self.output.name,
             "model": str(self.reader.settings.get("model") or ""),
@@ -154,14 +137,12 @@ class ViewerStore:
     def _count_codes(self) -> dict[str, int]:
         """Return the failures by code, counting only new lines."""
         with self._lock:
-            generation, counted = self._counted
-            if generation != self.failures.generation:
+            if self._counted[0] != self.failures.generation:
                 self._codes.clear()
-                generation, counted = self.failures.generation, 0
-            for begin, lines in self.failures.blocks(counted, 1):
+                self._counted = self.failures.generation, 0
+            for begin, lines in self.failures.blocks(self._counted[1], 1):
                 self._codes.update(str(failure_of(line).get("code", "")) for line in lines)
-                counted = begin + len(lines)
-            self._counted = generation, counted
+                self._counted = self._counted[0], begin + len(lines)
             return dict(self._codes.most_common())
 
     # -- display -------------------------------------------------------------------------------
@@ -173,11 +154,11 @@ class ViewerStore:
         for number in numbers:
             for line in self.lines(kind).read(number, 1):
                 try:
-                    found.append({"number": number, **display(line)})
+                    shown = display(line)
                 except (CaptionerError, ValueError, TypeError, AttributeError) as error:
                     message = f"this line cannot be read: {error}"
-                    texts = {"captions": {"": message}, "message": message}
-                    found.append({"number": number, **_UNREADABLE, **texts})
+                    shown = {**display(b"{}"), "captions": {"": message}, "message": message}
+                found.append({"number": number, **shown})
         return found
 
     def _display_row(self, line: bytes) -> dict[str, Any]:
@@ -188,7 +169,7 @@ class ViewerStore:
         review = self.reviews.of(key, row, fields)
         edited = review.edited(row) if review is not None else row
         extras = {f"{fields[0]}_{extra}" for extra in EXTRAS}
-        hidden = {*fields, *(f"{name}_{FLAG}" for name in fields), *extras}
+        hidden = field_names(fields)
         return {
             "key": key.hex(),
             "of": fingerprint(row, fields),
@@ -212,9 +193,7 @@ class ViewerStore:
             "message": str(failure.get("message", "")),
             "attempts": failure.get("attempts"),
             "prompt": self._prompt(row),
-            "fields": {
-                name: _shorten(value) for name, value in (row or {"record": record}).items()
-            },
+            "fields": {name: _shorten(one) for name, one in (row or {"record": record}).items()},
             "images": [_describe_image(image) for image in self.reader.contents.images(row)],
         }
 
@@ -226,38 +205,31 @@ class ViewerStore:
                 return self.reader.contents.images(row)
         return []
 
-    def image_bytes(self, image: ImageRef) -> bytes | None:
-        """Return the bytes of an image; None if they are not at hand."""
-        return self.reader.contents.image_bytes(image, {})
-
     def _prompt(self, row: dict[str, Any]) -> str:
         contents = self.reader.contents
-        try:
+        questions: tuple[str, ...] = ()
+        with suppress(RecordError):
             questions = contents.questions(row) if row else ()
-        except RecordError:
-            questions = ()
         return "\n".join(questions or contents.prompt(row))
 
     # -- search --------------------------------------------------------------------------------
 
     def find(self, kind: str, query: Query, first: int, step: int) -> Found:
         """Search rows or failures, forward (step 1) or backward (-1) from one of them."""
-        if kind == "failures":
-            matches = failure_matcher(query)
-        else:
-            matches = row_matcher(query, self.reader, self.reviews)
+        rows = self.lines(kind)
+        is_failures = kind == "failures"
+        matches = failure_matcher(query) if is_failures else row_matcher(query, self)
         until = time.monotonic() + LONGEST_S
         found: list[int] = []
-        searched = 0
-        at = first
-        for begin, lines in self.lines(kind).blocks(first, step):
+        searched, at = 0, first
+        for begin, lines in rows.blocks(first, step):
             numbered = list(enumerate(lines, begin))
             found += [number for number, line in numbered[::step] if matches(line)]
             searched += len(lines)
             at = begin + len(lines) if step > 0 else begin - 1
             if len(found) >= AT_ONCE or time.monotonic() > until or self._stopped:
                 break
-        return Found(found, at if 0 <= at < len(self.lines(kind)) else None, at, searched)
+        return Found(found, at if 0 <= at < len(rows) else None, at, searched)
 
     # -- reviews -------------------------------------------------------------------------------
 
@@ -273,17 +245,15 @@ class ViewerStore:
         fields = self.reader.fields
         row = self._find_row(int(given["number"]), str(given.get("key")), str(given.get("of")))
         captions: dict[str, Any] = {}
+        verdict = verdict_of(given.get("verdict"))
         for name, text in dict(given.get("captions") or {}).items():
             if name not in fields or not isinstance(text, str):
                 raise ValueError(f"{name!r} is not a caption field")
             value = _edited(name, row.get(name), text)
-            if value != row.get(name):
+            if value != row.get(name) and verdict in ("accepted", "edited"):
                 captions[name] = value
-        verdict = verdict_of(given.get("verdict"))
         if verdict in ("accepted", "edited"):
             verdict = "edited" if captions else "accepted"
-        else:
-            captions = {}
         note = str(given.get("note") or "")[:LONGEST_TEXT]
         review = Review(bytes.fromhex(given["key"]), str(given["of"]), verdict, captions, note)
         self.reviews.add(review)
@@ -313,19 +283,17 @@ class ViewerStore:
                 (generation, counted), charts = self._charts
                 if generation == now[0] and counted * 1.1 + 50 > now[1]:
                     return charts
-            extras: dict[str, Counter[float]] = {
-                name: Counter() for name in ("latency", "prompt_tokens", "completion_tokens")
-            }
+            extras: defaultdict[str, Counter[float]] = defaultdict(Counter)
             quality = caption_statistics(self._captions(extras))
             charts = {
                 "rows": len(self.rows),
-                "quality": quality.as_dict(),
-                "histograms": {name: histogram(one) for name, one in extras.items() if one},
+                "quality": quality._asdict(),
+                "histograms": {name: histogram(counts) for name, counts in extras.items()},
             }
             self._charts = now, charts
             return charts
 
-    def _captions(self, extras: dict[str, Counter[float]]) -> Iterator[str]:
+    def _captions(self, extras: defaultdict[str, Counter[float]]) -> Iterator[str]:
         """Yield captions, and count the latencies and tokens of their rows."""
         fields = self.reader.fields
         every = max(1, len(self.rows) // CHARTED)
@@ -339,12 +307,12 @@ class ViewerStore:
                     continue
                 for field in fields:
                     yield from caption_texts(row, field)
+                if isinstance(latency := row.get(f"{fields[0]}_latency"), int | float):
+                    extras["latency"][float(latency)] += 1
                 usage = row.get(f"{fields[0]}_usage")
-                found = dict(usage) if isinstance(usage, dict) else {}
-                found["latency"] = row.get(f"{fields[0]}_latency")
-                for name, counts in extras.items():
-                    if isinstance(value := found.get(name), int | float):
-                        counts[float(value) if name == "latency" else value] += 1
+                for name in ("prompt_tokens", "completion_tokens"):
+                    if isinstance(usage, dict) and isinstance(usage.get(name), int | float):
+                        extras[name][usage[name]] += 1
 
     def stop(self) -> None:
         """End running searches and statistics soon."""
@@ -356,22 +324,20 @@ class ViewerStore:
         self.failures.close()
         if self._reader is not None:
             self._reader.close()
-            self._reader = None
 
 
 def _version(path: Path) -> tuple[int, int] | None:
     """Return a value that changes when a file does."""
-    try:
+    with suppress(OSError):
         found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _is_running(journal: Path) -> bool:
     """Return whether a process on this machine writes to a journal, without taking its lock."""
     try:
-        lock = companion(journal, ".lock").read_text("utf-8", "replace")
+        lock = lock_path(journal).read_text("utf-8", "replace")
         host, _, pid = lock.strip().partition(" ")
         if host == socket.gethostname():
             os.kill(int(pid), 0)
@@ -391,11 +357,8 @@ def _shorten(value: Any) -> Any:
 
 
 def _describe_image(image: ImageRef) -> str:
-    if image.path is not None:
-        return image.path[-200:]
-    if image.url is not None:
-        return image.url[:200]
-    return "an image inside the record" if image.data is not None else "inside the input"
+    place = (image.path or "")[-200:] or (image.url or "")[:200]
+    return place or ("an image inside the record" if image.data is not None else "inside the input")
 
 
 def _edited(name: str, before: Any, text: str) -> Any:

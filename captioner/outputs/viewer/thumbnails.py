@@ -43,11 +43,7 @@ def thumbnail(decoders: DecoderPool, data: bytes) -> Fitted:
 
 
 class Thumbnails:
-    """Makes and caches small images. An async context manager.
-
-    Args:
-        store: Finds the images of rows and failures.
-    """
+    """Makes and caches small images. An async context manager."""
 
     def __init__(self, store: ViewerStore) -> None:
         self._store = store
@@ -106,9 +102,9 @@ class Thumbnails:
             if isinstance(found, Exception):
                 raise found
             return found
-        data = await asyncio.to_thread(self._store.image_bytes, image)
-        if data is not None:
-            return data
-        if image.path is None:
+        data = await asyncio.to_thread(self._store.reader.contents.image_bytes, image, {})
+        if data is None and image.path is None:
             raise LookupError("the image is inside the input, where the viewer does not read it")
-        raise LookupError(f"there is no file {image.path[-200:]} (--image-root)")
+        if data is None:
+            raise LookupError(f"there is no file {str(image.path)[-200:]} (--image-root)")
+        return data

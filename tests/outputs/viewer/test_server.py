@@ -183,7 +183,7 @@ def test_reviews(captioned, view):
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"verdict": "perhaps"}, "no verdict"),
+        ({"verdict": "perhaps"}, "not a verdict"),
         ({"of": "00"}, "no longer exists"),
         ({"key": "00"}, "no longer exists"),
         ({"verdict": "edited", "captions": {"caption": "  "}}, "reject it instead"),
