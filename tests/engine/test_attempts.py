@@ -30,7 +30,13 @@ from captioner.core.types import (
 from captioner.endpoints.circuit_breaker import CircuitBreaker
 from captioner.endpoints.limiter import Limiter
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import POISON_FAULTS, POISON_SUCCESSES, Endpoint, EndpointPool
+from captioner.endpoints.pool import (
+    POISON_FAULTS,
+    POISON_SUCCESSES,
+    STOP_FIRST,
+    Endpoint,
+    EndpointPool,
+)
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
@@ -241,15 +247,18 @@ async def test_faults_spend_time_not_attempts(fault):
     rig.at_rest()
 
 
-@pytest.mark.parametrize("fault", [status(500), DISCONNECTED, TIMEOUT])
-async def test_one_that_breaks_a_healthy_endpoint(fault):
-    """A record that alone breaks the endpoint while others go through is failed."""
+@pytest.mark.parametrize(("fault", "sizes"), [(status(500), 1), (DISCONNECTED, 4), (TIMEOUT, 1)])
+async def test_one_that_breaks_a_healthy_endpoint(fault, sizes):
+    """A record that alone breaks the endpoint while others go through is failed.
+
+    A connection that breaks may mean that the body is too large, so smaller images are tried.
+    """
     rig = Rig(max_attempts=100)
     rig.script.always["q"] = fault
     rig.cancel.during = lambda: rig.others(POISON_SUCCESSES)
     failure = await rig.caption()
     assert failure.ok is False
-    assert failure.attempts == POISON_FAULTS
+    assert failure.attempts == POISON_FAULTS * sizes
     assert "3 times" in failure.message
     assert rig.script.asked == 0
     rig.at_rest()
@@ -278,7 +287,7 @@ async def test_the_last_one_is_told_by_a_known_good_request():
     rig.script.always["q"] = status(500)
     failure = await rig.caption()
     assert (failure.ok, failure.code) == (False, "http_500")
-    assert failure.attempts == rig.script.sent.count("q") < 20
+    assert failure.attempts == rig.script.sent.count("q") <= 30
     assert 2 <= rig.script.sent.count("good") < 10
     rig.at_rest()
 
@@ -440,7 +449,6 @@ async def test_any_sensible_reply_ends_a_rest(reply):
     ("reply", "kind"),
     [
         (status(401), EndpointRefusedError),
-        (status(403), EndpointRefusedError),
         (status(307), EndpointRefusedError),
         (status(402), EndpointGaveOutError),
         (
@@ -464,14 +472,13 @@ async def test_what_no_record_would_survive_stops_the_run(reply, kind, resting):
     assert (await rig.caption("other")).ok  # the probe is not left behind
 
 
-@pytest.mark.parametrize("code", [404, 410])
-async def test_an_unknown_model_stops_the_run_once_that_is_certain(code):
-    """Three 404s before any caption are the model or the address, whichever records meet them."""
+async def test_an_unknown_model_stops_the_run_once_that_is_certain():
+    """Ten 404s before any caption are the model or the address, whichever records meet them."""
     rig = Rig()
-    rig.script.always = dict.fromkeys("abcd", status(code))
+    rig.script.always = dict.fromkeys("abcd", status(404))
     outcomes = await asyncio.gather(*map(rig.caption, "abcd"), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {EndpointRefusedError}
-    assert 3 <= len(rig.script.sent) <= 6
+    assert STOP_FIRST <= len(rig.script.sent) <= STOP_FIRST + 3
     rig.at_rest()
 
 
