@@ -181,7 +181,7 @@ def _caption(
     *,
     as_json: bool,
     dry_run: bool = True,
-    probe: int = 0,
+    probe_records: int = 0,
     debug: bool = False,
     **options: Any,
 ) -> int:
@@ -192,7 +192,7 @@ def _caption(
     from captioner.cli import session
 
     if dry_run:
-        return session.estimate_in_console(settings, probe=probe, as_json=as_json)
+        return session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
     return session.run_in_console(settings, debug=debug, as_json=as_json)
 
 
@@ -290,14 +290,14 @@ ROOT.add_command(
         params=[
             INPUT,
             _number(
-                "--probe",
+                "--probe probe_records",
                 "Send this many records, chosen at random, and correct the estimate by their cost.",
                 0,
             ),
             OUTPUT,
             CONFIG,
             JSON,
-            *OPTIONS,
+            *(option for option in OPTIONS if option.name != "probe"),
         ],
     )
 )

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import time
@@ -194,9 +193,14 @@ class Endpoint:
         while probe := await self.breaker.ready():
             if self._known_good is None:
                 break
-            with contextlib.suppress(EndpointFaultError, *_ALIVE):
+            try:
                 await self._send(self._known_good, NO_OVERRIDES, retry=True, probe=True)
                 self.confirmed += 1
+            except EndpointFaultError:
+                if self.breaker.shared:
+                    raise EndpointBusyError from None
+            except _ALIVE:
+                continue
         completion = await self._send(messages, overrides, retry=retry, probe=probe)
         self._known_good = messages
         return completion

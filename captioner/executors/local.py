@@ -266,7 +266,7 @@ class _Run:
         if run.retry_rejected:
             if Ledger.of(journal.path).batches:  # they refer to offsets in the output
                 raise SettingsError(
-                    "retry-rejected: batches are not finished; run without it until they are"
+                    "retry: batches are not finished; run without it until they are"
                 )
             await asyncio.to_thread(self._quarantine_rejected, journal)
         if run.retry_failed:
@@ -293,7 +293,7 @@ class _Run:
 
         taken = quarantine_rows(journal, self._keys, is_rejected, self._files) if rejected else []
         if not taken:
-            logger.warning("the output has no caption that a reviewer rejected (--retry-rejected)")
+            logger.warning("the output has no caption that a reviewer rejected (--retry rejected)")
         for key in taken:  # an old failure of the same record is outdated now
             if (offset := journal.failures.unclaimed.take(key)) is not None:
                 self._retrying.add(key, offset)

@@ -8,7 +8,7 @@ For an output ``run.csv``, which cannot be appended to, all but the first lie be
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
     run.csv.jsonl.broken-1       what a recovery cut off
-    run.csv.jsonl.rejected-1     rows that --retry-rejected took out
+    run.csv.jsonl.rejected-1     rows that --retry rejected took out
     run.csv.jsonl.batch/         batches of a batch API
     run.csv.jsonl.shards/        shards of an unfinished run on Ray
 

@@ -466,7 +466,7 @@ class RunSettings(_Group):
         if self.metrics_port is not None and self.metrics_port > 65_535:
             raise SettingsError(f"metrics-port: {self.metrics_port} is not between 0 and 65535")
         if self.retry_failed == "":
-            raise SettingsError("retry-failed: name a code, or all")
+            raise SettingsError("retry: name a code, or failed")
         if self.processes > self.concurrency:
             raise SettingsError("processes: must not be more than --concurrency")
 

@@ -51,6 +51,9 @@ SAMPLES = {
     "tpm": 150_000.0,
     "timeout": 1.5,
     "max_outage": 2.5,
+    "stop_after": 9,
+    "thinking": "off",
+    "probe": False,
     "temperature": 0.25,
     "drain": 3.5,
     "disk_wait": 4.5,
@@ -101,6 +104,7 @@ def sample(name: str) -> object:
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
+    monkeypatch.delenv("CAPTIONER_PROBE", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -293,7 +297,7 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         ([""], "INPUT: it is empty"),
         (["in.jsonl", "--cache", ""], "--cache: it is empty"),
         (["in.jsonl", "--image-root="], "--image-root: it is empty"),
-        (["in.jsonl", "--retry-failed="], "retry-failed"),
+        (["in.jsonl", "--retry-failed="], "retry: "),
         (["in.jsonl", "--no-model"], "there is no --no-model"),
         (["in.jsonl", "--hel"], "--help"),
         (["in.jsonl", "--help=3"], "--help takes no value"),

@@ -109,7 +109,7 @@ def test_failures_are_told_by_kind(run_command, make_input, options, tmp_path):
     assert "5 captioned" in done.stderr
     assert "5 failed" in done.stderr
     assert "2 image_missing, for example line" in done.stderr
-    assert f"captioner {path} --retry-failed" in done.stderr
+    assert f"captioner {path} --retry failed" in done.stderr
 
 
 def test_failures_of_earlier_runs_are_told_as_well(run_command, make_input, options, tmp_path):
@@ -448,4 +448,4 @@ def test_an_input_of_a_name_with_spaces_is_quoted(run_command, make_input, optio
     path: Path = make_input(1, "my input.jsonl")
     (tmp_path / "images" / "0.jpg").unlink()
     done = run_command(path, *options)
-    assert f"'{path}' --retry-failed" in done.stderr
+    assert f"'{path}' --retry failed" in done.stderr

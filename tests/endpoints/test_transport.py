@@ -21,7 +21,7 @@ from conftest import StrayResponse, jpeg, rows
 from endpoint import FakeEndpoint, Reply
 from yarl import URL
 
-from captioner.core.errors import EndpointFaultError, SettingsError
+from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.types import Request
 from captioner.endpoints.http1 import MAX_REPLY
@@ -149,6 +149,7 @@ async def test_what_is_sent(ending):
     assert sent == {
         "Host": url.removeprefix("http://").removesuffix("/v1"),
         "Accept": "application/json",
+        "Accept-Encoding": "identity",
         "Authorization": "Bearer sk-1",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
@@ -268,11 +269,6 @@ REFUSED = ConnectionRefusedError(111, "Connection refused")
 FAULTS = [
     (aiohttp.ClientConnectorError(KEY, REFUSED), "connection"),
     (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "Name or service not known")), "connection"),
-    (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "wrong version number")), "connection"),
-    (
-        aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("self-signed")),
-        "connection",
-    ),
     (aiohttp.ClientProxyConnectionError(KEY, REFUSED), "connection"),
     (aiohttp.ConnectionTimeoutError("Connection timeout to host"), "connection"),
     (aiohttp.ServerDisconnectedError(), "disconnected"),
@@ -314,6 +310,24 @@ async def test_every_error_of_a_connection_is_a_fault(monkeypatch, error, code):
     fault = await fault_of(BASE)
     # Before there is a connection, being too late means that there was none.
     assert fault.code == ("connection" if isinstance(error, TimeoutError) else code)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "wrong version number")),
+        aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("self-signed")),
+    ],
+)
+async def test_no_tls_is_told_at_once(monkeypatch, error):
+    """A wrong scheme or an unknown certificate does not mend itself while we wait."""
+
+    async def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", fail)
+    with pytest.raises(EndpointRefusedError, match="SSL_CERT_FILE"):
+        await fault_of(BASE)
 
 
 async def test_cancelling_is_no_fault():
@@ -547,7 +561,7 @@ async def test_a_server_that_does_not_read_keeps_nothing_of_ours():
 async def test_a_key_and_a_name_in_the_address(endpoint: FakeEndpoint, given):
     """Which of them is meant is for the user to say; neither is sent."""
     url = endpoint.base_url.replace("://", "://me:secret@")
-    with pytest.raises(SettingsError, match="name in the address"):
+    with pytest.raises(SettingsError, match="address has a user name"):
         await fault_of(url, **given)
     assert endpoint.count == 0
 
@@ -585,7 +599,7 @@ async def test_real_exchange(endpoint: FakeEndpoint):
     headers = endpoint.calls[0].headers
     assert headers["authorization"] == "Bearer sk-1"
     assert headers["content-type"] == "application/json"
-    assert "accept-encoding" not in headers
+    assert headers["accept-encoding"] == "identity"
 
 
 async def test_no_key_is_sent_without_one(endpoint: FakeEndpoint):
@@ -806,7 +820,7 @@ def test_captions_over_tls(endpoint, make_input, run_command, tmp_path, trusted)
         assert run.returncode == 0, run.stderr
         assert len(rows(tmp_path / "out.jsonl")) == endpoint.count == 3
     else:
-        assert run.returncode == 7
+        assert run.returncode == 2
         assert "certificate" in run.stderr.lower()
         assert endpoint.count == 0
 

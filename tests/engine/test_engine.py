@@ -54,8 +54,8 @@ def test_base_url_precedence(monkeypatch):
     ("url", "message"),
     [
         ("", r"no endpoint(?s:.*)--base-url(?s:.*)--offline"),  # every way to give one
-        ("ftp://host/v1", "does not begin with http"),
-        ("localhost:8000", "does not begin with http"),
+        ("ftp://host/v1", "must begin with http"),
+        ("localhost:8000", "must begin with http"),
         ("http://", "has no host"),
     ],
 )

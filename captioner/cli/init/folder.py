@@ -95,6 +95,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-7B-Instruct",
     "extra_body": '{"seed": 7}',
     "max_outage": 3600.0,
+    "stop_after": 25,
     "rpm": 500.0,
     "tpm": 200_000.0,
     "max_tokens": 512,

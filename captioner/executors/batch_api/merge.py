@@ -202,14 +202,14 @@ def _no_response(batch: Batch) -> AttemptError | RefusedError:
     if batch.remote == LOST:
         return RefusedError(
             "batch_lost",
-            f"the provider no longer has batch {batch.batch_id} or its responses; --retry-failed "
-            "sends, and pays for, the request again",
+            f"the provider no longer has batch {batch.batch_id} or its responses; --retry "
+            "batch_lost sends, and pays for, the request again",
         )
     if batch.remote == "completed":
         return RefusedError(
             "batch_no_answer",
-            f"batch {batch.batch_id} is completed but has no response; --retry-failed sends the "
-            "request again",
+            f"batch {batch.batch_id} is completed but has no response; --retry "
+            "batch_no_answer sends the request again",
         )
     if batch.remote == "failed":  # because of other requests; this one did not run
         return BadReplyError(NEVER_RAN, "the batch was refused before the request was processed")
