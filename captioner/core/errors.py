@@ -166,9 +166,11 @@ class RunError(CaptionerError):
     Attributes:
         exit_code: Exit status of the command.
         report: The report up to then, if the run had started.
+        code: Failure code of a record that alone meets it.
     """
 
     exit_code: ClassVar[int] = 1
+    code: str = "refused"
     report: RunReport | None = None
 
 

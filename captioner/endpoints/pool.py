@@ -25,6 +25,7 @@ from captioner.core.errors import (
     NotFoundError,
     ParameterError,
     RefusedError,
+    RunError,
     TokenLimitError,
 )
 from captioner.core.progress import EndpointState
@@ -270,7 +271,7 @@ class Endpoint:
         finally:
             self.limiter.release()
 
-    def _refused(self, error: CaptionerError) -> NoReturn:
+    def _refused(self, error: RunError | NotFoundError) -> NoReturn:
         """Handle a response by which no record would be captioned.
 
         A router that restarts and a gateway with a full disk send such responses as well, so after
@@ -282,7 +283,7 @@ class Endpoint:
         """
         self._progress.waiting = f"the endpoint: {error}"
         self._guard.refusal(error)
-        raise EndpointFaultError(getattr(error, "code", "refused"), str(error)) from None
+        raise EndpointFaultError(error.code, str(error)) from None
 
     async def _exchange(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool

@@ -283,19 +283,21 @@ def _largest(text: str) -> int | None:
 
 
 def _quota(code: str, text: str) -> EndpointGaveOutError:
-    del code
-    return EndpointGaveOutError(
+    error = EndpointGaveOutError(
         f"The endpoint has no credit or quota left ({text}). Top it up or wait, then run the same "
         "command again."
     )
+    error.code = code
+    return error
 
 
 def _stop(code: str, text: str) -> EndpointRefusedError:
-    del code
-    return EndpointRefusedError(
+    error = EndpointRefusedError(
         f"The endpoint will caption no record ({text}). Check --base-url, --model, the key and "
         "--api-key-env."
     )
+    error.code = code
+    return error
 
 
 _ERRORS: dict[Verdict, Callable[[str, str], CaptionerError]] = {

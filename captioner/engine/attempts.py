@@ -253,7 +253,6 @@ class RecordAttempts:
                 raise RefusedError(fault.code, message)
             # Some gateways answer a body that is too large with a 404, or close the connection.
             await self._shrink(state, ImageRejectedError(fault.code, message, smaller=True))
-            state.poison = None
 
     def _fewer_tokens(
         self, overrides: RequestOverrides, error: TokenLimitError

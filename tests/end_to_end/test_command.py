@@ -27,6 +27,7 @@ from captioner.core.errors import (
     OutputDamagedError,
     SettingsError,
 )
+from captioner.endpoints.pool import STOP_LATER
 from captioner.settings.settings import Settings
 
 KEY = "sk-very-secret-0123456789"
@@ -178,8 +179,8 @@ def test_the_key_that_is_sent(
 @pytest.mark.parametrize(
     ("reply", "code", "said"),
     [
-        (Reply(401, {"error": {"message": f"Incorrect API key: {KEY}"}}), 2, "key"),
-        (Reply(404, {"error": {"message": "The model `m` does not exist"}}), 2, "--model"),
+        (Reply(401, {"error": {"message": f"Incorrect API key: {KEY}"}}), 7, "key"),
+        (Reply(404, {"error": {"message": "The model `m` does not exist"}}), 7, "--model"),
         (
             Reply(429, {"error": {"message": "Pay first", "code": "insufficient_quota"}}),
             7,
@@ -198,7 +199,7 @@ def test_a_fatal_answer_stops_the_run(
     assert done.returncode == code, done.stderr
     assert is_clean(done.stderr)
     assert said in done.stderr.splitlines()[-1]
-    assert endpoint.count <= 10 + 4 + 4
+    assert endpoint.count <= 10 + STOP_LATER + 4
     assert len(rows(path.with_name("input.captions.jsonl"))) == 10
     endpoint.behave = lambda _: None
     assert run_command(path, *options, env=env).returncode == 0

@@ -167,7 +167,7 @@ def test_a_second_run_continues_the_first(folder, endpoint):
     process = run_script(folder, endpoint)
     _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors
-    assert endpoint.given == 60
+    assert endpoint.given == 60 + 2  # each run asks about a test image
     captioned = json.loads((folder / "cache_local" / "caption_step1.json").read_bytes())
     assert all(row["caption"] for row in captioned)
 
@@ -295,7 +295,7 @@ def test_a_wrong_address_is_one_sentence(folder, endpoint, monkeypatch):
     line = ended(folder, endpoint, **{url: f"{url}/v2"})
     assert "404" in line
     assert "api_url" in line
-    monkeypatch.setattr(circuit_breaker, "NEVER_ANSWERED_S", 0.1)
+    monkeypatch.setattr(circuit_breaker, "NEVER_CAPTIONED_S", 0.1)
     serving = APIVLMServing_openai("http://127.0.0.1:9/v1", model_name="m")
     with pytest.raises(SystemExit, match=r"cannot connect to .* Run the script again"):
         serving.generate_from_input(["0.png"], "q")
