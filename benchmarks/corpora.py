@@ -11,7 +11,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from images import photograph, saved
+from photographs import photograph, saved
 
 FOLDER = Path(os.environ.get("CORPORA", Path(tempfile.gettempdir()) / "captioner-corpora"))
 SIZES = {"S": (512, 512, 93, 2_000), "M": (1024, 768, 94, 2_000), "L": (4_000, 3_000, 94, 120)}

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from images import photograph, saved
+from photographs import photograph, saved
 from PIL import Image
 
 from captioner.images.decoder_pool import DecoderPool

@@ -21,7 +21,7 @@ from captioner.core.keys import RecordKeys
 from captioner.core.progress import Progress
 from captioner.core.types import Caption, InputRecord, Request, Response, Usage
 from captioner.journal.journal import Journal
-from captioner.journal.writer import JournalSink, Rows
+from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.readers.jsonl import JsonlSource
 
 RECORD = b'{"id": %d, "image": "https://example.org/%d.jpg", "prompt": "Describe the image."}'
@@ -61,10 +61,9 @@ async def write(folder: Path) -> None:
     begin = time.perf_counter()
     async with JournalSink(
         journal,
-        Rows(identity, ("caption",)),
+        RowEncoder(identity, ("caption",)),
         Progress(),
         CancelToken(),
-        warn=print,
         disk_wait_s=1,
     ) as sink:
         await asyncio.gather(*(work(sink) for _ in range(workers)))
