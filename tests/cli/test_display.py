@@ -425,7 +425,7 @@ def test_the_summary_names_failures_by_kind_most_first():
     assert "3 bad_json" in lines[first + 1]
     assert "\x1b" not in text
     assert "1,003 failed: out.failed.jsonl" in text
-    assert "python -m captioner 'my in.jsonl' -o out.jsonl --retry-failed" in text
+    assert "python -m captioner 'my in.jsonl' -o out.jsonl --retry failed" in text
 
 
 def test_the_summary_of_an_interrupted_run_says_how_to_go_on():
@@ -441,4 +441,4 @@ def test_a_command_to_run_again_can_be_pasted(given):
     """The command ends its line: a shell does not know what a remark in brackets is."""
     text = summarise(report(**given), Settings.create("in.jsonl"))
     line = next(line for line in text.splitlines() if "python -m captioner" in line)
-    assert line.endswith(("in.jsonl", "--retry-failed"))
+    assert line.endswith(("in.jsonl", "--retry failed"))

@@ -14,6 +14,8 @@ from captioner.core.errors import SettingsError
 from captioner.settings import Settings
 from captioner.settings.flags import all_options
 
+pytestmark = pytest.mark.usefixtures("no_option_from_the_environment")
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ from captioner.settings.options import GROUPS
 from captioner.settings.settings import Settings
 from captioner.settings.validation import flag_name
 
+pytestmark = pytest.mark.usefixtures("no_option_from_the_environment")
+
 SAMPLES = {
     "metrics_port": 9_000,
     "log_json": True,
@@ -104,7 +106,6 @@ def sample(name: str) -> object:
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    monkeypatch.delenv("CAPTIONER_PROBE", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
