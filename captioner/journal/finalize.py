@@ -123,6 +123,8 @@ def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
         DiskError: The disk refused; the target is as it was.
     """
     parts = json_array(lines)
+    with disk_errors("write", target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors("write", target), atomic_write(target, files) as file:
         while some := list(islice(parts, _ROWS)):
             file.write(b"".join(some))
