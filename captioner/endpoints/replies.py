@@ -88,7 +88,8 @@ def parse_response(response: Response, parameters: Collection[str] = ()) -> Comp
     broken = reply.get("error") or (first.get("error") if isinstance(first, dict) else None)
     if broken:
         status = broken.get("code") if isinstance(broken, dict) else None
-        status = status if isinstance(status, int) and 400 <= status < 600 else 502
+        if not (isinstance(status, int) and 400 <= status < 600):
+            status = 429 if "quota" in str(status) else 502
         raise _error(response, status, {"error": broken}, parameters)
     message = first.get("message") if isinstance(first, dict) else None
     if not isinstance(first, dict) or not isinstance(message, dict):

@@ -308,7 +308,7 @@ ERRORS = [
     (403, {"error": "forbidden"}, RefusedError, "http_403"),
     (404, error("model_not_found"), EndpointRefusedError, None),
     (404, HTML, NotFoundError, "http_404"),
-    (410, {}, NotFoundError, "http_410"),
+    (410, {}, RefusedError, "http_410"),
     (301, b"", EndpointRefusedError, None),
     (307, HTML, EndpointRefusedError, None),
     (402, {}, EndpointGaveOutError, None),

@@ -172,7 +172,9 @@ def _shard_settings(settings: Settings, output: Path) -> Settings:
         output=output,
         cluster=replace(settings.cluster, engine="local"),
         records=replace(settings.records, limit=None),
-        run=replace(settings.run, order="completion", output_format="jsonl", processes=1),
+        run=replace(
+            settings.run, order="completion", output_format="jsonl", processes=1, probe=False
+        ),
     )
 
 
