@@ -172,7 +172,8 @@ async def test_the_output_can_be_read_while_it_grows(make_input, endpoint) -> No
         run_batch(source, base_url=endpoint.base_url, model="m", concurrency=1)
     )
     output = source.with_name("input.captions.jsonl")
-    while not (output.exists() and len(rows(output)) == 2):
+    # The third request is in: until then `hold` is not yet set, and would be set for ever.
+    while not (endpoint.hold and output.exists() and len(rows(output)) == 2):
         assert not task.done()
         await asyncio.sleep(0.005)
     endpoint.hold = False
