@@ -481,6 +481,7 @@ class PromptedVQAGenerator:
             "conversation_field": input_conversation_key,
             "image_field": input_image_key,
             "output_field": output_answer_key,
+            "existing": "replace",
             "retry_failed": "all",
         }
         _run_blocking(lambda: _answer_rows(storage, options))

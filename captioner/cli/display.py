@@ -159,6 +159,7 @@ class Display:
             (now.cached, "from the cache"),
             (now.failed_before, "failed before"),
             (now.skipped, "skipped"),
+            (now.existing, "had a caption"),
         )
         facts = [f"{now.captioned:,} done", f"{now.failed:,} failed"]
         facts += [f"{count:,} {what}" for count, what in optional if count]

@@ -42,6 +42,7 @@ def summarise(report: RunReport, settings: Settings) -> str:
     )
     lines += _counts(
         (report.skipped, "records skipped: equal ones came before them"),
+        (report.existing, "records had a caption already and were kept (--existing skip)"),
         (report.changed, changed),
         (
             report.orphans,
@@ -69,6 +70,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
     codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
     lines += _counts(
         (sum(found.bad.values()), f"records cannot be sent: {codes}"),
+        (found.existing, "records have a caption already and are kept (--existing skip)"),
         (found.unfetched, "images were not fetched; their size is a guess"),
     )
     by = (

@@ -28,6 +28,7 @@ from captioner.core.types import (
     Completion,
     Failure,
     ImageOverrides,
+    PreparedRecord,
     RequestOverrides,
     Usage,
     ValidatedCompletion,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from captioner.core.cancellation import CancelToken
-    from captioner.core.types import InputRecord, PreparedRecord
+    from captioner.core.types import InputRecord, Outcome
     from captioner.endpoints.pool import Endpoint, EndpointPool
     from captioner.engine.caption_checks import CaptionRules
 
@@ -79,7 +80,7 @@ class RecordAttempts:
     def __init__(
         self,
         endpoints: EndpointPool,
-        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Failure]],
+        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
         compose: Callable[
             [list[list[ValidatedCompletion]], int], tuple[Any, tuple[tuple[str, Any], ...]]
         ],
@@ -294,7 +295,8 @@ class RecordAttempts:
         prepared = await self._prepare_again(state.prepared.record, image_overrides)
         if isinstance(prepared, Failure):
             raise RefusedError(prepared.code, prepared.message)
-        state.prepared, state.image_overrides = prepared, image_overrides
+        if isinstance(prepared, PreparedRecord):  # as every record that was sent before
+            state.prepared, state.image_overrides = prepared, image_overrides
 
 
 @dataclass(slots=True)

@@ -284,6 +284,11 @@ class RecordSettings(_Group):
         "prompt, in records without a conversation."
     )
     output_field: str = _common("Field that receives the caption.", "caption")
+    existing: Literal["error", "replace", "skip"] = _option(
+        "What to do with records that have a caption already: error (do not start), replace the "
+        "caption, or skip (keep the record as it is).",
+        "error",
+    )
     id_field: str | None = _common("Field that identifies a record. Default: its whole content.")
     duplicates: Literal["keep", "skip", "error"] = _option("See --equal-records.", "keep")
     image_root: Path | None = _common(  # noqa: RUF009 - a name with Path in it, no mutable default

@@ -141,7 +141,7 @@ async def test_a_record_comes_back_as_it_was_with_a_caption(
         '{"image":"2.jpg","caption":null}  ',
     ]
     source = write(tmp_path / "in.jsonl", *lines)
-    await run_batch(source, base_url=endpoint.base_url, model="m")
+    await run_batch(source, base_url=endpoint.base_url, model="m", existing="replace")
     written = (tmp_path / "in.captions.jsonl").read_text("utf-8").splitlines()
     captions = [json.dumps(json.loads(line)["caption"], ensure_ascii=False) for line in written]
     assert all("[" in caption for caption in captions)

@@ -31,7 +31,7 @@ from captioner.core.errors import (
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
 from captioner.core.retry import LONGEST_WAIT_S
-from captioner.core.types import NO_OVERRIDES, Failure, InputRecord, PreparedRecord
+from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, BatchApi, UnclearError
@@ -150,9 +150,10 @@ class BatchPipeline:
             pending = [one for one in batch if submitted.take(self._key(one)) is None]
             for at in range(0, len(pending), CHUNK):
                 items = await asyncio.gather(*map(self._requests_of, pending[at : at + CHUNK]))
-                await self._merger.settle([item for item in items if isinstance(item, Failure)])
+                settled = [item for item in items if isinstance(item, Caption | Failure)]
+                await self._merger.settle(settled)
                 for item in items:
-                    if isinstance(item, Failure):
+                    if isinstance(item, Caption | Failure):
                         continue
                     entry, bodies = item
                     if self._writer is not None and not self._writer.fits(bodies):
@@ -177,8 +178,8 @@ class BatchPipeline:
                     table.add(entry.key)
         return table
 
-    async def _requests_of(self, record: InputRecord) -> tuple[Entry, list[bytes]] | Failure:
-        """Return a record's requests, and release its memory."""
+    async def _requests_of(self, record: InputRecord) -> tuple[Entry, list[bytes]] | Outcome:
+        """Return a record's requests and release its memory, or its outcome if it needs none."""
         prepared = await self._async_preparer.prepare(record)
         if not isinstance(prepared, PreparedRecord):
             return prepared
