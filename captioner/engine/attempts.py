@@ -60,6 +60,10 @@ FEWEST_TOKENS = 64
 
 _MAYBE_SIZE = frozenset({"http_404", "disconnected"})
 
+USUAL_FINISH = 3
+"""Captions that ended twice for the same unknown reason, after which it is the endpoint's usual
+one and costs no second request."""
+
 LONGEST_PAUSE_S = 8.0
 """Longest wait of one record between attempts; the circuit breaker handles outages."""
 
@@ -102,6 +106,7 @@ class RecordAttempts:
         self._auto_thinking = defaults.thinking is None
         self._thinking_off = False
         self._has_seen = False  # a caption came that needs an image
+        self._unknown_finishes: Counter[str] = Counter()  # captions flagged for a reason
         self._unseen: set[int] = set()  # records whose answer says that there is no image
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
@@ -156,8 +161,10 @@ class RecordAttempts:
             completion = None
             try:
                 completion, latency_s = await self._complete(state, question, overrides)
+                reason = completion.finish_reason
                 again = bad_replies is not None and bad_replies["unknown_finish"] > 0
-                answer = check(completion, self._rules, any_finish=again)
+                usual = self._unknown_finishes[reason] >= USUAL_FINISH
+                answer = check(completion, self._rules, any_finish=again or usual)
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
                 bad_replies[error.code] += 1
@@ -179,6 +186,8 @@ class RecordAttempts:
                     overrides = RequestOverrides(turns=overrides.turns, thinking=overrides.thinking)
                 await self._pause(state)
             else:
+                if answer.flag == "unknown_finish":
+                    self._unknown_finishes[reason] += 1
                 self._has_seen = True
                 self._size_limit.accepted(state.image_overrides.scale)
                 return ValidatedCompletion(answer.value, completion, answer.flag, latency_s)

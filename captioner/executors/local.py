@@ -271,14 +271,16 @@ class _Run:
         Raises:
             SettingsError: Fewer than a tenth of the output's rows belong to a record of the input.
         """
-        enough = min(len(journal.done) // 10, FIRST)
+        enough = min(len(journal.done), FIRST) // 10
         if not enough or self._settings.run.accept_changes:
             return
         found = 0
         async for batch in self._limited():
-            found += sum(key in journal.done for key in map(self._key, batch))
-            if found >= enough:
-                return
+            for at in range(0, len(batch), FIRST // 10):
+                keys = map(self._key, batch[at : at + FIRST // 10])
+                found += sum(map(journal.done.__contains__, keys))
+                if found >= enough:
+                    return
         raise SettingsError(
             f"{found} of the {len(journal.done)} captions in {journal.path.name} belong to records "
             "of this input, which seems to have been written again in another format. Captioned "
