@@ -167,10 +167,12 @@ class RunError(CaptionerError):
         exit_code: Exit status of the command.
         report: The report up to then, if the run had started.
         code: Failure code of a record that alone meets it.
+        reason: What the endpoint responded, without advice; empty if it is not about a response.
     """
 
     exit_code: ClassVar[int] = 1
     code: str = "refused"
+    reason: str = ""
     report: RunReport | None = None
 
 
