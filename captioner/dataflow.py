@@ -30,6 +30,7 @@ import orjson
 from captioner.cli.session import run_watched
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.extras import needed
+from captioner.core.humanize import counted
 from captioner.core.jsonbytes import json_array
 from captioner.core.log import forward_warnings
 from captioner.core.types import Caption
@@ -495,9 +496,9 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
     report, signal = run_watched(Settings.create(source, journal, **options), summary=False)
     if signal:
         raise KeyboardInterrupt
-    text = f"{report.captioned + report.resumed:,} rows have an answer"
+    text = counted(report.captioned + report.resumed, "row has an answer", "rows have an answer")
     if report.failed:
-        text += f", {report.failed:,} have none: see {report.failures}"
+        text += f", {counted(report.failed, 'has', 'have')} none: see {report.failures}"
     _print(text)
     with closing(OutputReader(journal, source=source)) as reader:
         name = options["output_field"]

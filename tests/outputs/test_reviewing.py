@@ -55,7 +55,7 @@ def test_export_goes_by_the_reviews(run, run_command, tmp_path, name):
     judge(output, _0="accepted", _1="rejected", _3={"caption": 'two "cats"'})
     done = run_command("export", output, "--to", target)
     assert done.returncode == 0, done.stderr
-    assert "1 rejected captions are left out; 1 captions are written as edited" in done.stderr
+    assert "1 rejected caption is left out; 1 caption is written as edited" in done.stderr
     if target.suffix == ".jsonl":
         found = rows(target)
     elif target.suffix == ".json":
@@ -159,7 +159,7 @@ def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run
     assert len(list(csv.DictReader(output.read_text().splitlines()))) == 5
     for named in (output, journal):  # the journal is not another output
         done = run_command("export", named, "--to", tmp_path / "x.jsonl", "--overwrite")
-        assert "1 rejected captions are left out; 1 captions are written as edited" in done.stderr
+        assert "1 rejected caption is left out; 1 caption is written as edited" in done.stderr
     endpoint.behave = lambda _: Reply(body=completion("a better caption"))
     assert run("--retry-rejected", output=output).returncode == 0
     found = {row["id"]: row for row in csv.DictReader(output.read_text().splitlines())}
@@ -195,7 +195,7 @@ def test_sidecars_of_rejected_captions_go(run, run_command, tmp_path):
     (tmp_path / "images/3.txt").write_text("by hand\n")
     judge(output, _1="rejected", _3="rejected")
     done = run_command(*arguments)
-    assert "1 files of rejected captions contain another text and were kept" in done.stderr
+    assert "1 file of a rejected caption was kept" in done.stderr
     assert sorted(path.name for path in (tmp_path / "images").glob("*.txt")) == [
         "0.txt", "2.txt", "3.txt", "4.txt",
     ]  # fmt: skip
