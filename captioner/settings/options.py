@@ -373,7 +373,7 @@ class ImageSettings(_Group):
 
             if rule_of(self.size_for) is None:
                 raise SettingsError(
-                    f"size-for: no rule is known for {self.size_for!r}; rules exist for {FAMILIES}"
+                    f"resize: no rule is known for {self.size_for!r}; rules exist for {FAMILIES}"
                 )
         if self.background not in ("white", "none"):
             from PIL import ImageColor
