@@ -149,15 +149,7 @@ class TokenLimitError(AttemptError):
 
 
 class NotFoundError(AttemptError):
-    """The endpoint answered 404 or 410: an unknown model, or a body too large for a gateway.
-
-    Args:
-        certain: The reply says that the model is unknown.
-    """
-
-    def __init__(self, code: str, message: str, *, certain: bool) -> None:
-        super().__init__(code, message)
-        self.certain = certain
+    """The endpoint responded 404: an unknown model, or a body too large for a gateway."""
 
 
 class RunError(CaptionerError):

@@ -272,7 +272,7 @@ def _error(
         fault.is_loading = re.search(r"\bload", message, re.IGNORECASE) is not None
         return fault
     if verdict in ("refused", "schema") and status == 404:
-        return NotFoundError(code, text, certain=False)
+        return NotFoundError(code, text)
     return _ERRORS.get(verdict, RefusedError)(code, text)
 
 

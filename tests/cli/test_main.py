@@ -15,7 +15,7 @@ import pytest
 
 from captioner.cli.main import run_command as run_in_process
 from captioner.settings.flags import all_options
-from captioner.settings.options import GROUPS
+from captioner.settings.options import CODES, GROUPS
 from captioner.settings.settings import Settings
 from captioner.settings.validation import flag_name
 
@@ -461,6 +461,14 @@ def test_a_folder_with_a_name_like_a_command_is_an_input(parsed, tmp_path, monke
     for name in ("reports", "caption"):
         (tmp_path / name).mkdir()
         assert str(parsed(name).input) == name
+
+
+def test_help_names_every_code_that_can_be_accepted(capsys):
+    assert run_in_process(["--help-all"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    listed = shown.partition("--accept TEXT")[2].partition("Separate several")[0]
+    for code in CODES:
+        assert code in listed
 
 
 def test_help_tells_defaults(capsys):
