@@ -19,6 +19,7 @@ from captioner.core.errors import (
     RefusedError,
     TokenLimitError,
 )
+from captioner.core.humanize import sentence
 from captioner.core.retry import waits
 from captioner.core.types import (
     NO_OVERRIDES,
@@ -201,9 +202,9 @@ class RecordAttempts:
         self._unseen.add(state.prepared.record.number)
         if not self._has_seen and len(self._unseen) >= UNSEEN_TO_STOP:
             raise EndpointRefusedError(
-                f"The first {UNSEEN_TO_STOP} answers all say that there is no image "
-                f"({error.message}). The model reads text only, or a gateway drops the images. "
-                "Choose a vision-language model with --model."
+                f"The first {UNSEEN_TO_STOP} answers all say that there is no image. "
+                f"{sentence(error.message)} The model reads text only, or a gateway drops the "
+                "images. Choose a vision-language model with --model."
             )
 
     async def _complete(

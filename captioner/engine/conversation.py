@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import orjson
 
 from captioner.core.errors import BadRecordError
+from captioner.core.humanize import counted
 from captioner.core.types import DIGEST, STORES, ImageRef, Role, Turn
 from captioner.settings.options import CONVERSATION_FIELDS, IMAGE_FIELDS
 
@@ -149,7 +150,8 @@ def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
     if needed and places > len(images):
         raise BadRecordError(
             "image_count",
-            f"the conversation has {places} places for images, but the record has {len(images)}",
+            f"the conversation has {counted(places, 'place')} for images, but the record has "
+            f"{counted(len(images), 'image')}",
         )
     turns[-1][1][:0] = list(left)
 

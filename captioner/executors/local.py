@@ -238,7 +238,7 @@ class _Run:
         if (shards_folder(path) / "manifest.json").exists():
             raise SettingsError(
                 f"an unfinished run on Ray keeps its captions in {shards_folder(path)}: "
-                "continue it with --engine ray"
+                "continue it with --ray"
             )
         refuse_other_outputs(settings, path)
         if remote := network_file_system(path.parent):

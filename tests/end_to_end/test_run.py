@@ -326,7 +326,7 @@ async def test_running_again_does_only_what_is_left(make_input, endpoint) -> Non
 
 
 async def test_failures_are_retried_only_when_asked_for(make_input, endpoint) -> None:
-    """--retry-failed tries all, --retry-failed=CODE some; what then succeeds leaves the file."""
+    """--retry failed tries all, --retry CODE some; what then succeeds leaves the file."""
     source = make_input(6)
     bad = Reply(400, {"error": {"message": "bad"}})
     filtered = Reply(200, completion(None, finish_reason="content_filter"))
@@ -377,7 +377,7 @@ async def test_a_damaged_output_is_left_alone(make_input, endpoint) -> None:
     data = bytearray(output.read_bytes())
     data[10] ^= 1
     output.write_bytes(data)
-    with pytest.raises(OutputDamagedError, match="accept-edits"):
+    with pytest.raises(OutputDamagedError, match="--accept-changes=edits"):
         await run_batch(source, base_url=endpoint.base_url, model="m")
     assert output.read_bytes() == data
 

@@ -28,6 +28,7 @@ from captioner.core.errors import (
     RunError,
     SettingsError,
 )
+from captioner.core.humanize import counted
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
 from captioner.core.retry import LONGEST_WAIT_S
@@ -251,9 +252,9 @@ class BatchPipeline:
         remaining = api.until - asyncio.get_running_loop().time()
         if remaining <= 0:
             raise LimitReachedError(
-                f"{len(self._ledger.batches)} batches are not finished after "
-                f"{self._options.batch_max_wait:g} hours (--batch-max-wait). Nothing is lost: run "
-                "the same command again later."
+                f"After the time of --batch-max-wait ({self._options.batch_max_wait:g} h), "
+                f"{counted(len(self._ledger.batches), 'batch is', 'batches are')} not finished. "
+                "Nothing is lost: run the same command again later."
             )
         await self._cancel.sleep(min(remaining, self._options.batch_poll))
 
@@ -266,7 +267,8 @@ class BatchPipeline:
         if created:
             statuses = ", ".join(sorted({batch.remote or "submitted" for batch in created}))
             progress.waiting = (
-                f"{len(created)} batches ({statuses}), {done:,} of {of:,} requests done"
+                f"{counted(len(created), 'batch', 'batches')} ({statuses}), "
+                f"{done:,} of {counted(of, 'request')} done"
             )
 
     async def _advance(self, api: BatchApi) -> None:
@@ -369,8 +371,8 @@ class BatchPipeline:
         if batch.alone >= MAX_TRIES:
             await self._give_up(batch)
             raise EndpointRefusedError(
-                f"A batch of {batch.requests:,} requests exceeds the provider's limit of enqueued "
-                "tokens. Run again with smaller batches: --batch-requests."
+                f"A batch of {counted(batch.requests, 'request')} exceeds the provider's limit of "
+                "enqueued tokens. Run again with smaller batches: --batch-requests."
             )
         batch.state, batch.batch_id = "uploaded", ""
         await self._save()

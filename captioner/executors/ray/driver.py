@@ -207,7 +207,7 @@ class _Driver:
         try:
             self._ray.init(address=cluster.ray_address, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises errors of many classes
-            raise SettingsError(f"ray-address: cannot connect to Ray: {_short(error)}") from None
+            raise SettingsError(f"ray: cannot connect to Ray: {_short(error)}") from None
 
     def _check_output(self, journal: Path, failures: Path, shaping: dict[str, Any]) -> None:
         """Check that the run may continue the output, before requests cost money.
