@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -43,24 +44,27 @@ class _Tags(NamedTuple):
 
 
 def is_raw(data: bytes) -> bool:
-    """Tell whether a file is a RAW photograph, although most of these look like TIFF."""
+    """Tell whether a file is a RAW photograph, although most of these look like TIFF.
+
+    A decoder of TIFF would show the thumbnail of a RAW photograph as if it were the photograph.
+
+    Raises:
+        BadImageError: ``image_corrupt``: it is a TIFF without a whole directory.
+    """
     if data.startswith(_BEGINNINGS) or data[4:12] == b"ftypcrx ":
         return True
     if data[:4] not in _TIFFS:
         return False
     if data[8:10] == b"CR":
         return True
-    directories = list(_directories(data))
-    if not directories:
-        return False
-    main = directories[0]
+    main, *others = _directories(data)
     stands_for_another = main.first(_NEW_SUBFILE_TYPE) & 1 == 1
     return (
         _DNG_VERSION in main.names
         or (stands_for_another and {_MAKE, _SUB_IFDS} <= main.names)
         or any(
             tags.first(_PHOTOMETRIC) in _OF_SENSORS or tags.first(_COMPRESSION) in _BY_CAMERAS
-            for tags in directories
+            for tags in (main, *others)
         )
     )
 
@@ -95,9 +99,10 @@ def raw_preview(data: bytes, bound: Callable[[int, int], None]) -> bytes:
             preview = None
         width, height = raw.sizes.width, raw.sizes.height
         if preview is not None and preview.format == rawpy.ThumbFormat.JPEG:
-            found = read_structure(preview.data)
+            shown = bytes(preview.data)
+            found = read_structure(shown)
             if found and max(found.width, found.height) >= min(_SMALLEST, max(width, height)):
-                return bytes(preview.data)
+                return shown
         bound(width, height)
         return _portable(raw.postprocess(half_size=True, use_camera_wb=True))
 
@@ -114,24 +119,34 @@ def _directories(data: bytes) -> Iterator[_Tags]:
     order = _TIFFS.get(data[:4], "")
     if not order:
         return
-    waiting = [int.from_bytes(data[4:8], "little" if order == "<" else "big")]
-    for _ in range(_MOST_IFDS):
-        if not waiting:
-            return
-        at = waiting.pop(0)
-        try:
-            (count,) = struct.unpack_from(order + "H", data, at)
-            tags, names = {}, set()
-            for entry in range(at + 2, at + 2 + 12 * count, 12):
-                tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
-                names.add(tag)
-                if kind in _FORMATS and values <= _MOST_VALUES:
-                    layout = f"{order}{values}{_FORMATS[kind]}"
-                    place = entry + 8
-                    if struct.calcsize(layout) > 4:
-                        (place,) = struct.unpack_from(order + "I", data, place)
-                    tags[tag] = struct.unpack_from(layout, data, place)
-        except struct.error:
+    (at,) = struct.unpack_from(order + "I", data.ljust(8, b"\0"), 4)
+    main = _tags(data, order, at)
+    if main is None:
+        raise corrupt("the TIFF is cut short")
+    yield main
+    for at in main.numbers.get(_SUB_IFDS, ())[:_MOST_IFDS]:
+        tags = _tags(data, order, at)
+        if tags is not None:
+            yield tags
+
+
+def _tags(data: bytes, order: str, at: int) -> _Tags | None:
+    """Return the tags of the directory at a place; None if it runs over the end."""
+    if at + 2 > len(data):
+        return None
+    (count,) = struct.unpack_from(order + "H", data, at)
+    if at + 2 + 12 * count > len(data):
+        return None
+    numbers, names = {}, set()
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
+        names.add(tag)
+        if kind not in _FORMATS or values > _MOST_VALUES:
             continue
-        waiting += tags.get(_SUB_IFDS, ())
-        yield _Tags(tags, frozenset(names))
+        layout = f"{order}{values}{_FORMATS[kind]}"
+        place = entry + 8
+        if struct.calcsize(layout) > 4:
+            (place,) = struct.unpack_from(order + "I", data, place)
+        with contextlib.suppress(struct.error):  # the values are behind the end
+            numbers[tag] = struct.unpack_from(layout, data, place)
+    return _Tags(numbers, frozenset(names))

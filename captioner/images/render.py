@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
 from array import array
 from typing import TYPE_CHECKING, Any, cast
 
@@ -164,7 +165,9 @@ def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrid
     if image.format in ("TIFF", "ICNS"):
         plan = wanted.plan(*image.size, image_overrides.scale)
     background = wanted.images.background
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = 1
+    with contextlib.suppress(SyntaxError, ValueError, OSError, struct.error):  # damaged EXIF
+        orientation = image.getexif().get(0x0112, 1)
     profile = image.info.get("icc_profile")
     image = _eight_bits(image)
     if image.has_transparency_data:

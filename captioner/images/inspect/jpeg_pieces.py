@@ -81,7 +81,8 @@ def jpeg_pieces(data: bytes) -> tuple[bytes, ...]:
         if marker == _SCAN:
             if frame is None:
                 raise corrupt("the JPEG holds no image")
-            restarts = _ceil(frame.units_of(body), interval) - 1 if interval else 0
+            units = frame.units_of(body)
+            restarts = _ceil(units, interval) - 1 if interval else 0
             parts, end = _scan(data, end, restarts)
             for part in parts:
                 pieces.append(bytes(piece) + part)

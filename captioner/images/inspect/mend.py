@@ -32,6 +32,8 @@ def mended(data: bytes) -> Mended:
         BadImageError: ``image_corrupt``: data is missing.
     """
     in_doubt = False
+    if data[1:4] == b"\5\1\x08" and _is_pcx_without_palette(data):
+        raise corrupt("the PCX is cut short")
     try:
         read_structure(data)
     except DoubtfulImageError:
@@ -45,3 +47,9 @@ def mended(data: bytes) -> Mended:
             raise corrupt("its headers cannot be read") from None
         return Mended(b"".join(pieces), in_doubt, pieces)
     return Mended(data, in_doubt)
+
+
+def _is_pcx_without_palette(data: bytes) -> bool:
+    """Tell whether the palette is missing at the end, without which colours would be grey."""
+    is_indexed = data[:1] == b"\n" and data[65:66] == b"\1"
+    return is_indexed and data[68:69] != b"\2" and data[-769:-768] != b"\x0c"

@@ -124,7 +124,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
             length, kind = struct.unpack_from(">I4s", data, at)
             end = at + 12 + length
         if end > len(data):
-            if has_image and kind not in _CRITICAL:  # the end is missing
+            if has_image and kind not in _CRITICAL | _ANIMATION:  # the end is missing
                 return
             raise corrupt("the PNG is cut short")
         is_sound = zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
@@ -141,7 +141,8 @@ def _is_needed(kind: bytes, chunk: memoryview) -> bool:
     if kind in _TEXTS:
         return len(chunk) <= _MAX_TEXT and _ORIENTATION.search(chunk) is not None
     if kind == b"iCCP":
-        return bool(_profile(bytes(chunk)))
+        _, _, packed = bytes(chunk).partition(b"\0")
+        return packed[:1] == b"\0" and bool(_profile(bytes(chunk)))
     return kind in _IMAGE or kind in _ANIMATION or kind == b"eXIf"
 
 
