@@ -92,6 +92,16 @@ def raw_preview(data: bytes, bound: Callable[[int, int], None]) -> bytes:
             places = zip(tags.numbers.get(offsets, ()), tags.numbers.get(lengths, ()), strict=False)
             if any(offset + length > len(data) for offset, length in places):
                 raise corrupt("the RAW file is cut short")
+    try:
+        return _shown(rawpy, data, bound)
+    except rawpy.LibRawError as error:
+        (reason,) = error.args or (b"",)
+        text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise corrupt(f"the RAW file cannot be read: {text}") from None
+
+
+def _shown(rawpy: Any, data: bytes, bound: Callable[[int, int], None]) -> bytes:
+    """Return the preview, or the developed photograph."""
     with rawpy.imread(io.BytesIO(data)) as raw:
         try:
             preview = raw.extract_thumb()
@@ -100,9 +110,10 @@ def raw_preview(data: bytes, bound: Callable[[int, int], None]) -> bytes:
         width, height = raw.sizes.width, raw.sizes.height
         if preview is not None and preview.format == rawpy.ThumbFormat.JPEG:
             shown = bytes(preview.data)
-            found = read_structure(shown)
-            if found and max(found.width, found.height) >= min(_SMALLEST, max(width, height)):
-                return shown
+            with contextlib.suppress(BadImageError):  # a damaged preview is not sent
+                found = read_structure(shown)
+                if found and max(found.width, found.height) >= min(_SMALLEST, max(width, height)):
+                    return shown
         bound(width, height)
         return _portable(raw.postprocess(half_size=True, use_camera_wb=True))
 
