@@ -10,7 +10,7 @@ from captioner.core.errors import SettingsError
 from captioner.settings.validation import did_you_mean
 
 
-def docs_in_console(topic: str) -> int:
+def docs_in_console(topic: str) -> None:
     """Show the page of a topic or, if it is empty, list the pages with their first sentences.
 
     Raises:
@@ -34,4 +34,3 @@ def docs_in_console(topic: str) -> int:
         for name, text in pages.items():
             _, *lines = filter(None, text.split("\n"))
             print(f"{name:16} {lines[0] if lines else ''}")
-    return 0

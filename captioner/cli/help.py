@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,10 @@ PARAMETERS = "Parameters"
 
 def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
     """Return the help of a command, with every visible flag or with the common ones."""
-    text = click.HelpFormatter(width=max(NARROWEST, min(WIDEST, _columns())) - 2)
+    import shutil
+
+    columns = shutil.get_terminal_size().columns
+    text = click.HelpFormatter(width=max(NARROWEST, min(WIDEST, columns)) - 2)
     flags = [param for param in command.params if isinstance(param, Flag) and not param.hidden]
     arguments = [param for param in command.params if isinstance(param, Word)]
     for_runs = any(flag.option for flag in flags)
@@ -64,17 +66,6 @@ def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
         text.write_paragraph()
         text.write_text(paragraph)
     return text.getvalue().rstrip("\n")
-
-
-def _columns() -> int:
-    """Return the width of the terminal, without shutil, which takes long to import."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) > 0:
-        return int(columns)
-    try:
-        return os.get_terminal_size(1).columns or 80
-    except OSError:
-        return 80
 
 
 def _sections(

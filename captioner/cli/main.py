@@ -160,13 +160,16 @@ OPTIONS = run_flags()
 
 
 def _add(name: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
-    """Add a command that calls the function named after its first word with its parameters."""
+    """Add a command that calls the function named after its first word with its parameters.
+
+    The function returns the exit status; None is 0.
+    """
     words = name.split()
     module = "docs" if name == "docs" else "session"
 
-    def run(**given: Any) -> int:
+    def run(**given: Any) -> Any:
         home = import_module(f"captioner.cli.{module}")
-        return int(getattr(home, f"{words[0]}_in_console")(**given, **fixed))
+        return getattr(home, f"{words[0]}_in_console")(**given, **fixed)
 
     group = ROOT if len(words) == 1 else _BATCH
     group.add_command(Command(words[-1], params=list(params), help=text, callback=run))
@@ -192,7 +195,8 @@ def _caption(
     from captioner.cli import session
 
     if dry_run:
-        return session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
+        session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
+        return 0
     return session.run_in_console(settings, debug=debug, as_json=as_json)
 
 
@@ -319,7 +323,7 @@ _add(
     Word(["folder"], hint=Path, default=Path(), about="the folder. Default: the current one."),
     _switch("--download", "Also download DataFlow-MM's example images from Hugging Face."),
 ])  # fmt: skip
-def _init(folder: Path, *, download: bool) -> int:
+def _init(folder: Path, *, download: bool) -> None:
     """Make a working folder with options, a pipeline and images."""
     import shlex
 
@@ -329,14 +333,13 @@ def _init(folder: Path, *, download: bool) -> int:
     if folder != Path():
         lines.insert(0, f"cd {shlex.quote(str(folder))}")
     print("\n".join(lines))
-    return 0
 
 
 @ROOT.command("serve", cls=Command, params=[
     _flag("--host", "Address to listen on.", default="127.0.0.1", envvar="CAPTIONER_HOST"),
     _number("--port", PORT, 8080, envvar="CAPTIONER_PORT"),
 ])  # fmt: skip
-def _serve(host: str, port: int) -> int:
+def _serve(host: str, port: int) -> None:
     """Serve the built-in describer as an OpenAI-compatible endpoint.
 
     It names sizes, colours and legible text. It is not a vision-language model.
@@ -347,7 +350,6 @@ def _serve(host: str, port: int) -> int:
         serve(host, port)
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    return 0
 
 
 _add(
