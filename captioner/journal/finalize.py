@@ -125,10 +125,10 @@ def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
     parts = json_array(lines)
     with disk_errors("write", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors("write", target), atomic_write(target, files) as file:
-        while some := list(islice(parts, _ROWS)):
-            file.write(b"".join(some))
-        file.write(b"\n")
+        with atomic_write(target, files) as file:
+            while some := list(islice(parts, _ROWS)):
+                file.write(b"".join(some))
+            file.write(b"\n")
 
 
 def _lines_at(journal: Journal, offsets: Sequence[int]) -> Iterator[bytes]:
