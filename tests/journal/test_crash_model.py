@@ -135,7 +135,7 @@ class Life:
         async def batches():
             yield self.lines
 
-        await order_output(journal, IDENTITY, batches(), self.disk)
+        await order_output(journal, batches())
         write_array(lines_of(journal), ARRAY, self.disk)
 
     def check_clean_end(self) -> None:
