@@ -20,7 +20,6 @@ class ResumeFilter:
     else pending. Each record uses up one line, so n equal records need n lines.
 
     Args:
-        identity: Computes keys.
         done: The records of the output.
         failed: The records of the failures.
         contents: Hashes of the content of the output's records, if a field identifies records.

@@ -63,11 +63,7 @@ def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
 
 
 class Reviews:
-    """The reviews of an output.
-
-    Args:
-        path: The file; it need not exist yet.
-    """
+    """The reviews of an output, in a file that need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

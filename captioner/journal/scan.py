@@ -61,15 +61,7 @@ def scan_output(
 
     Up to the durable length the checksum proves that the file is intact. After it every line is
     validated, and the first bad one ends the scan. Without a checkpoint only a torn last line is
-    accepted as the trace of a crash.
-
-    Args:
-        files: The disk.
-        path: The output.
-        fd: Its descriptor.
-        identity: Computes keys.
-        checkpoint: Its checkpoint, if there is one.
-        offsets: Keep the offset of each line with its key.
+    accepted as the trace of a crash. With ``offsets``, each key has the offset of its line.
 
     Raises:
         OutputDamagedError: The file differs from its checkpoint; the message says where.

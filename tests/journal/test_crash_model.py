@@ -81,7 +81,9 @@ class Life:
             raise AssertionError(f"a crash was taken for damage: {error}") from error
         if journal.repeated:
             journal.truncate_duplicates(Counter(IDENTITY.of_input(line.raw) for line in self.lines))
-        retrying = journal.failures.take_for_retry("all") if retry else KeyTable()
+        retrying = KeyTable()
+        if retry:
+            journal.failures.take_for_retry("all", retrying)
         progress = Progress()
         resume_filter = ResumeFilter(
             IDENTITY,
