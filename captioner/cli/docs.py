@@ -16,11 +16,9 @@ def docs_in_console(topic: str) -> None:
     Raises:
         SettingsError: There is no such page.
     """
-    folder = files("captioner") / "docs"
-    found = folder.iterdir() if folder.is_dir() else ()
     pages = {
         file.name.removesuffix(".md"): file.read_text("utf-8")
-        for file in sorted(found, key=lambda file: file.name)
+        for file in sorted((files("captioner") / "docs").iterdir(), key=lambda file: file.name)
         if file.name.endswith(".md")
     }
     if topic in pages:
@@ -28,7 +26,7 @@ def docs_in_console(topic: str) -> None:
     elif topic:
         raise SettingsError(
             f"docs: there is no topic {topic!r}.{did_you_mean(topic, pages)} Topics: "
-            f"{', '.join(pages) or 'none'}"
+            f"{', '.join(pages)}"
         )
     else:
         for name, text in pages.items():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from captioner import __version__
-from captioner.cli.params import Flag, Word, is_on, run_flags
+from captioner.cli.params import Flag, Word, as_bool, run_flags
 from captioner.cli.parser import Command, Group, given_options, read_config
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.humanize import printable
@@ -30,7 +30,7 @@ def run_command(argv: Sequence[str]) -> int:
     Internal errors are raised only with ``--debug`` or ``CAPTIONER_DEBUG``.
     """
     words = list(argv)
-    debug = "--debug" in words or is_on(os.environ.get("CAPTIONER_DEBUG", ""))
+    debug = "--debug" in words or as_bool(os.environ.get("CAPTIONER_DEBUG", ""))
     try:
         status = _run(words)
         sys.stdout.flush()
