@@ -31,9 +31,7 @@ _ROWS = 20_000
 async def order_output(journal: Journal, lines: AsyncIterator[list[InputRecord]]) -> int:
     """Put an open output into input order, lines without an input record last.
 
-    Args:
-        journal: The output.
-        lines: The whole input, read again.
+    ``lines`` is the whole input, read again.
 
     Returns:
         The number of lines without an input record.
@@ -62,9 +60,7 @@ async def order_output(journal: Journal, lines: AsyncIterator[list[InputRecord]]
 def quarantine_rows(journal: Journal, unwanted: Callable[[bytes], bool]) -> list[bytes]:
     """Move lines from an open output to a new file beside it; their records are pending again.
 
-    Args:
-        journal: The output.
-        unwanted: Called with a line without its end; returns whether to move it.
+    ``unwanted`` is called with each line without its end and returns whether to move it.
 
     Returns:
         The keys of the moved lines.

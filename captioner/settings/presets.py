@@ -12,7 +12,6 @@ class Preset(NamedTuple):
     """A prompt and the form of its response.
 
     Attributes:
-        system_prompt: System prompt.
         prompt: Question; it replaces the record's own.
         schema: JSON Schema of the response; None for text.
         max_chars: Maximum characters of the response; None for no limit.
