@@ -308,7 +308,8 @@ class Journal:
         """Return the records of the lines from an offset on."""
         table = KeyTable(offsets=False)
         for lines in iter_lines(self.read, start):
-            table.add_each([key for key in self.identity.of_outputs(lines) if key is not None])
+            keys = map(self.identity.of_output, lines)
+            table.add_each([key for key in keys if key is not None])
         return table
 
     def rescan(self) -> KeyTable:
