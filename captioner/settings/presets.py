@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 PresetName = Literal["caption", "dense", "alt-text", "understanding", "search"]
-PRESET_NAMES = get_args(PresetName)
 
 
 class Preset(NamedTuple):
