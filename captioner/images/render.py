@@ -13,7 +13,9 @@ from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 from captioner.core.errors import BadImageError
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
-from captioner.images.inspect import corrupt
+from captioner.images.inspect import corrupt, video_format
+from captioner.images.scenes import miniature, scene_changes
+from captioner.images.video import video_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -95,13 +97,19 @@ def render(
     try:
         if data.startswith(_ICON):
             bound(*_icon_size(data))  # Pillow decodes an icon when it opens it
+        if video_format(data):
+            return tuple(
+                _frame(frame, wanted, image_overrides)._replace(time_s=time_s)
+                for frame, time_s in video_frames(data, wanted, bound)
+            )
         with _open(data) as image:
             bound(*image.size)
             if image_overrides == DECODE_ONLY:
                 image.load()
                 return ()
             return tuple(
-                _frame(frame, wanted, image_overrides) for frame in _frames(image, wanted, bound)
+                _frame(frame, wanted, image_overrides)._replace(time_s=time_s)
+                for frame, time_s in _frames(image, wanted, bound)
             )
     except UnidentifiedImageError:
         raise _unidentified(data) from None
@@ -144,20 +152,37 @@ def _icon_size(data: bytes) -> tuple[int, int]:
 
 def _frames(
     image: Any, wanted: FitOptions, bound: Callable[[int, int], None]
-) -> Iterator[Image.Image]:
-    """Yield the first frame, or ``--frames`` frames spread evenly over an animated image."""
+) -> Iterator[tuple[Image.Image, float | None]]:
+    """Yield the first frame, or the wanted ones of an animated image with their times in seconds.
+
+    Frames are spread evenly, the first and the last among them, or are those at scene changes.
+    """
+    most, by_scene = wanted.images.frames_of(1)
     count = 1
-    if wanted.images.frames > 1 and image.format in _MOVING:
+    if most > 1 and image.format in _MOVING:
         count = int(getattr(image, "n_frames", 1))
-    chosen = min(wanted.images.frames, count)
-    at = 0
-    for number in range(chosen):
-        frame = round(number * (count - 1) / (chosen - 1)) if count > 1 else 0
-        while at < frame:
-            at += 1
-            image.seek(at)
-            bound(*image.size)  # a later frame may be larger
-        yield image
+    if count == 1:
+        yield image, None
+        return
+    chosen = min(most, count)
+    if by_scene:
+        frames = ((at, miniature(image)) for at, _ in _each(image, count, bound))
+        places = scene_changes(frames, chosen)
+    else:
+        places = [round(n * (count - 1) / (chosen - 1)) for n in range(chosen)]
+    for at, time_s in _each(image, places[-1] + 1, bound):
+        if at in places:
+            yield image, time_s
+
+
+def _each(image: Any, count: int, bound: Callable[[int, int], None]) -> Iterator[tuple[int, float]]:
+    """Move an animated image from frame to frame; yield their numbers and times in seconds."""
+    time_s = 0.0
+    for at in range(count):
+        image.seek(at)
+        bound(*image.size)  # a later frame may be larger
+        yield at, time_s
+        time_s += image.info.get("duration", 0) / 1000
 
 
 def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrides) -> Fitted:

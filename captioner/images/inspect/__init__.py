@@ -2,5 +2,9 @@
 
 from captioner.images.inspect.formats import media_type_of, read_structure
 from captioner.images.inspect.structure import Structure, corrupt
+from captioner.images.inspect.video import broken_video, check_whole, video_format
 
-__all__ = ["Structure", "corrupt", "media_type_of", "read_structure"]
+__all__ = [
+    "Structure", "broken_video", "check_whole", "corrupt", "media_type_of", "read_structure",
+    "video_format",
+]  # fmt: skip
