@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from captioner.settings.options import PromptSettings, RecordSettings
 
 PLACEHOLDER = "<image>"
-_PLACE = re.compile("<image>|<video>")
+VIDEO_PLACEHOLDER = "<video>"
+
+_PLACE = re.compile(f"{PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -57,7 +59,8 @@ def read_turns(
     asked = records.prompt_field
     if images and (asked is not None or record.keys().isdisjoint(fields)):
         question = _read_prompt(record, asked) or prompt.prompt
-        if not _PLACE.search(question):  # as nearly all records are: it spares the general way
+        # As nearly all records are: it spares the general way.
+        if PLACEHOLDER not in question and VIDEO_PLACEHOLDER not in question:
             turn = Turn("user", (*images, question))
             return (
                 [Turn("system", (prompt.system_prompt,)), turn] if prompt.system_prompt else [turn]

@@ -254,8 +254,8 @@ class _Survey:
         """Return an image unchanged, with the size that re-encoding would give it."""
         del image_overrides
         if video_format(data):  # which is not decoded here: its frames have one of the usual sizes
-            plan = self._wanted.plan(UNKNOWN_SIDE, UNKNOWN_SIDE)
-            frame = Fitted("image/jpeg", self._blank, *plan.canvas, 0.0)
+            width, height = self._wanted.plan(UNKNOWN_SIDE, UNKNOWN_SIDE).canvas
+            frame = Fitted("image/jpeg", data[: width * height // 5], width, height, 0.0)
             return (frame,) * self._wanted.images.frames_of(FRAMES)[0]
         try:
             with Image.open(io.BytesIO(data)) as image:

@@ -41,6 +41,8 @@ def check_size(shown: str, size: int, most: int, most_of_video: int | None = Non
     Raises:
         BadImageError: ``image_too_large``.
     """
+    if size <= most and (most_of_video is None or size <= most_of_video):
+        return
     limit, option = most, "--max-image-bytes"
     if most_of_video is not None and is_video(shown.partition("?")[0]):
         limit, option = most_of_video, "--max-video-bytes"

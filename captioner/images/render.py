@@ -181,8 +181,10 @@ def _each(image: Any, count: int, bound: Callable[[int, int], None]) -> Iterator
     for at in range(count):
         image.seek(at)
         bound(*image.size)  # a later frame may be larger
+        image.load()
+        shown_s = image.info.get("duration", 0) / 1000
         yield at, time_s
-        time_s += image.info.get("duration", 0) / 1000
+        time_s += shown_s
 
 
 def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrides) -> Fitted:

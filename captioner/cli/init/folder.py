@@ -114,6 +114,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "max_side": 1024,
     "max_pixels": 1_000_000,
     "size_for": "gpt-4o",
+    "frames": 8,
     "budget": 10.0,
     "budget_tokens": 1_000_000,
     "prices": "prices.json",
