@@ -142,6 +142,8 @@ def _stream_of(container: Any, bound: Callable[[int, int], None]) -> Any:
     for stream in container.streams:
         if stream.index != chosen.index:
             stream.discard = Discard.all
+    if chosen.codec_context is None:
+        raise broken_video("no decoder knows its codec")
     bound(chosen.width, chosen.height)
     chosen.codec_context.thread_count = 1
     return chosen

@@ -178,6 +178,24 @@ def test_pixels_that_are_not_square():
     assert found.width / found.height == pytest.approx(64 * 4 / 3 / 48, abs=0.05)
 
 
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("matrix", ["ITU601", "ITU709"])
+def test_colours_follow_what_the_video_says_of_them(matrix, full):
+    """Cameras say BT.709; a decoder that takes it for BT.601 shows other colours."""
+    data = film(cuts(((200, 60, 30), 3)), matrix=matrix, full=full)
+    (found,) = frames(data, frames=1)
+    assert opened(found).getpixel((30, 20)) == pytest.approx((200, 60, 30), abs=6)
+
+
+def test_a_codec_that_nothing_decodes():
+    data = film(cuts((RED, 3)), "h264 in mkv").replace(b"V_MPEG4/ISO/AVC", b"V_XYZW4/ISO/AVC")
+    error = refused(data)
+    assert (error.code, error.message) == (
+        "image_corrupt",
+        "the video is broken: no decoder knows its codec",
+    )
+
+
 def test_frames_are_made_smaller():
     (found,) = frames(film(cuts((RED, 3))), frames=1, max_side=32)
     assert (found.width, found.height) == (32, 24)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 CODECS = {
@@ -32,6 +33,8 @@ def film(
     turned: int = 0,
     pixel: Fraction | None = None,
     options: dict[str, str] | None = None,
+    matrix: str = "",
+    full: bool = False,
 ) -> bytes:
     """Return a video.
 
@@ -43,6 +46,8 @@ def film(
         turned: Degrees by which a player turns it counterclockwise.
         pixel: Width of a pixel divided by its height.
         options: Those of the codec.
+        matrix: Colour space that it has and names; none is named by default.
+        full: Black is 0 and white is 255.
     """
     container, codec = CODECS[kind]
     out = io.BytesIO()
@@ -50,6 +55,9 @@ def film(
         stream: Any = file.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "yuv420p"
+        if matrix:
+            stream.codec_context.colorspace = Colorspace[matrix]
+            stream.codec_context.color_range = ColorRange.JPEG if full else ColorRange.MPEG
         if times_ms:
             stream.codec_context.time_base = Fraction(1, 1000)
         if pixel is not None:
@@ -58,6 +66,12 @@ def film(
             stream.set_display_rotation(turned)
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_image(image)
+            if matrix:
+                frame = frame.reformat(
+                    format="yuv420p",
+                    dst_colorspace=matrix,
+                    dst_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
+                )
             if times_ms:
                 frame.pts, frame.time_base = times_ms[number], Fraction(1, 1000)
             file.mux(stream.encode(frame))
