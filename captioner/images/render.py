@@ -170,8 +170,9 @@ def _frames(
         places = scene_changes(frames, chosen)
     else:
         places = [round(n * (count - 1) / (chosen - 1)) for n in range(chosen)]
+    wished = set(places)
     for at, time_s in _each(image, places[-1] + 1, bound):
-        if at in places:
+        if at in wished:
             yield image, time_s
 
 
