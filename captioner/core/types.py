@@ -32,14 +32,8 @@ Line = InputRecord
 """The name of `InputRecord` until version 0.2."""
 
 STORES = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "hf": "hf",
-    "az": "azure",
-    "abfs": "azure",
-}
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "az": "azure", "abfs": "azure",
+}  # fmt: skip
 """The extra that reads an object store, by the scheme of its addresses."""
 
 

@@ -1,6 +1,7 @@
 """The options. Each is defined once: flags, variables, TOML keys and keywords derive from here.
 
-Option names are unique across the groups, so users never name a group.
+Option names are unique across the groups, so users never name a group. The module is long because
+it holds all options: to add or find one, this is the only place.
 """
 
 from __future__ import annotations
