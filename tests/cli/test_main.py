@@ -68,6 +68,7 @@ SAMPLES = {
     "size_for": "gpt-4o",
     "max_bytes": 23,
     "background": "#ff0000",
+    "existing": "skip",
     "frames": 24,
     "frame_times": True,
     "verify": "full",
