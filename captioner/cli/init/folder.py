@@ -116,7 +116,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "size_for": "gpt-4o",
     "budget": 10.0,
     "budget_tokens": 1_000_000,
-    "prices": "prices.json",
+    "prices": "prices.toml",
     "cache": "cache",
     "retry_failed": "all",
     "output_format": "jsonl",
