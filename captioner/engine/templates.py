@@ -56,7 +56,7 @@ class Filled:
 
 
 class Templates:
-    """Fills what is asked with what the record holds.
+    """Fills in the question with the fields of the record.
 
     Args:
         system_prompt: See `Texts`.
@@ -84,7 +84,7 @@ class Templates:
                 ) from None
 
     def fill(self, record: dict[str, Any]) -> Texts | Filled:
-        """Return what is asked of a record."""
+        """Return the question for a record."""
         return Filled(self, record) if self._render else self.texts
 
     def render(self, number: int, record: dict[str, Any]) -> str:
