@@ -45,7 +45,7 @@ SLACK = 4_096
 """Bytes that a record may reserve more than it needs; returning fewer costs more than it gives."""
 
 _SEED = secrets.randbits(64)
-"""A random seed: nobody can make different images whose keys are equal."""
+"""A random seed, so that different images with equal keys cannot be made on purpose."""
 
 
 class Preparer:

@@ -110,7 +110,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "max_pixels": 1_000_000,
     "frames": 8,
     "budget": "10usd",
-    "prices": "prices.json",
+    "prices": "prices.toml",
     "cache": "cache",
     "output_format": "jsonl",
     "metrics_port": 9090,

@@ -60,7 +60,7 @@ class RemoteBatch(NamedTuple):
 
 
 class UnclearError(Exception):
-    """The provider may have created the batch or not; `BatchApi.find` tells."""
+    """The provider may have created the batch or not; `BatchApi.find` finds out."""
 
 
 class BatchApi:
