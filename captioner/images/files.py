@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import BadImageError, WouldBlockError
+from captioner.core.filenames import spellings
 from captioner.images.archives import Archives, check_size, in_archive
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ MOST_AT_ONCE = 8 << 20
 STEP = 1 << 18
 """Bytes between the samples that are looked for in memory; systems read ahead as much."""
 
+_LONG = 200
+"""Characters above which what looks like base64 is no path."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -97,14 +103,39 @@ class ImageFolders:
 
     def find(self, path: str) -> str | None:
         """Return the full path of a file, or None if there is none."""
-        paths = (os.path.join(root, path) for root in self._roots)  # noqa: PTH118
-        return next(filter(os.path.isfile, paths), None)
+        for one in (path, *spellings(path)):
+            for root in self._roots:
+                full = os.path.join(root, one)  # noqa: PTH118 - as below
+                if os.path.isfile(full):  # noqa: PTH113
+                    return full
+        return None
 
     def _open(self, path: str) -> tuple[int, int]:
         """Return the descriptor of a regular file and its size."""
+        try:
+            found = self._open_as_written(path, path)
+            for one in () if found else spellings(path):
+                found = found or self._open_as_written(one, path)
+        except ValueError:
+            raise BadImageError(
+                "image_missing", f"{_shortened(path)!r} is no path: it holds a NUL character"
+            ) from None
+        if found:
+            return found
+        if len(path) > _LONG and _BASE64.fullmatch(path):
+            raise BadImageError(
+                "image_missing",
+                "there is no such file: this looks like an image in base64, which is read from "
+                '{"bytes": "…"} or after data:image/png;base64,',
+            )
+        where = " or ".join(map(os.path.abspath, self._roots))
+        raise BadImageError("image_missing", f"there is no file {_shortened(path)} in {where}")
+
+    def _open_as_written(self, written: str, path: str) -> tuple[int, int] | None:
+        """Return the descriptor and size of a file that messages call ``path``; None if missing."""
         for root in self._roots:
             # pathlib takes ten times as long, and this runs for every record.
-            full = os.path.join(root, path)  # noqa: PTH118
+            full = os.path.join(root, written)  # noqa: PTH118
             try:
                 if self._inside is None:
                     fd = os.open(full, _FLAGS)
@@ -113,18 +144,15 @@ class ImageFolders:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    continue
                 raise _unreadable(path, error) from None
-            except ValueError:
-                raise BadImageError(
-                    "image_missing", f"{_shortened(path)!r} is no path: it holds a NUL character"
-                ) from None
             info = os.fstat(fd)
             if stat.S_ISREG(info.st_mode):
                 return fd, info.st_size
             os.close(fd)
             raise BadImageError("image_not_a_file", f"{_shortened(path)} is not a regular file")
-        where = " or ".join(map(os.path.abspath, self._roots))
-        raise BadImageError("image_missing", f"there is no file {_shortened(path)} in {where}")
+        return None
 
 
 def _open_inside(root: str, path: str, shown: str) -> int:
