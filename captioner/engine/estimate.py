@@ -118,6 +118,7 @@ async def estimate(
         fields.input_format,
         image_field=fields.image_field,
         max_line=fields.max_line,
+        split=fields.split,
     )
     if found.image_field is not None:
         settings = replace(settings, records=replace(fields, image_field=found.image_field))

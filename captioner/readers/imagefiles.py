@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.readers.rows import RecordSource, record_of
+from captioner.core.filenames import escaped
+from captioner.readers.rows import RecordSource, fault_record, record_of
+from captioner.readers.walk import Walk, is_visible
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -31,6 +33,8 @@ def is_image(name: str) -> bool:
 class ImageFilesSource(RecordSource):
     """The images in a folder and its subfolders, by name; each record is ``{"image": path}``.
 
+    Bytes of a name that are not UTF-8 are written as `escaped` does. Links to folders are followed.
+
     Args:
         folder: The folder; the paths in records are relative to it.
         pattern: Without a folder, a glob pattern; the paths in records are those it matches.
@@ -39,6 +43,7 @@ class ImageFilesSource(RecordSource):
     def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
         self._folder = folder
         self._pattern = pattern
+        self._told = False
 
     @property
     def is_empty(self) -> bool:
@@ -47,20 +52,27 @@ class ImageFilesSource(RecordSource):
 
     def _records(self) -> Generator[InputRecord, None, None]:
         for number, name in enumerate(self._names(), 1):
-            yield record_of(number, {"image": name}, 0)
+            shown = escaped(name)
+            if shown != name and self._exists(shown):
+                message = f"the bytes of the name {shown} are the letters of another file's name"
+                yield fault_record(number, {"file": shown}, 0, "image_ambiguous", message)
+            else:
+                yield record_of(number, {"image": shown}, 0)
+
+    def _exists(self, name: str) -> bool:
+        return ((self._folder or Path()) / name).exists()
 
     def _names(self) -> Iterator[str]:
         if self._folder is None:
             single = Path(self._pattern)
             yield from [single.name] if single.is_file() else matches(self._pattern)
             return
-        root = os.fspath(self._folder)
-        for folder, below, files in os.walk(root):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            inside = os.path.relpath(folder, root)
-            for name in sorted(files):
-                if is_image(name) and not name.startswith("."):
-                    yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
+        walk = Walk(self._folder, is_visible)
+        for inside, names in walk:
+            yield from (os.path.join(inside, name) for name in names if is_image(name))  # noqa: PTH118
+        if not self._told:
+            self._told = True
+            walk.tell()
 
 
 def matches(pattern: str) -> list[str]:

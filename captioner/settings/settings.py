@@ -216,7 +216,9 @@ _SHAPING_PROMPT = (
     "system_prompt", "prompt", "max_tokens", "temperature", "detail", "preset", "schema",
 )  # fmt: skip
 _SHAPING_IMAGES = ("max_pixels", "min_side", "size_for", "max_bytes", "background", "frames")
-_SHAPING_RECORDS = ("image_field", "input_format", "prompt_field", "conversation_field")
+_SHAPING_RECORDS = (
+    "split", "image_field", "input_format", "prompt_field", "conversation_field",
+)  # fmt: skip
 
 
 def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettings:
