@@ -78,6 +78,11 @@ class ArchiveIndex(Generic[Place]):
             )
         raise BadImageError("image_missing", f"there is no {self._member(name)}")
 
+    def is_folder(self, name: str) -> bool:
+        """Tell whether a name, or what it links to, is a folder with files."""
+        inside = self._followed(_normal(name)) + "/"
+        return any(one.startswith(inside) for one in self._places)
+
     def _only(self, name: str, shown: str) -> Place:
         place = self._places[name]
         twice = name in self._links or not all(

@@ -26,10 +26,10 @@ MOST_AT_ONCE = 8 << 20
 STEP = 1 << 18
 """Bytes between the samples that are looked for in memory; systems read ahead as much."""
 
-_LONG = 200
-"""Characters above which what looks like base64 is no path."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR)[\w+/\s-]{100,}={0,2}\s*")
+"""JPEG, PNG, GIF or WebP."""
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -67,7 +67,8 @@ class ImageFolders:
         Raises:
             WouldBlockError: The file is not in memory, and ``waits`` is false.
             BadImageError: ``image_missing``, ``image_unreadable``, ``image_not_a_file``,
-                ``image_outside_root``, ``image_too_large`` or ``image_empty``.
+                ``image_outside_root``, ``image_too_large``, ``image_empty`` or
+                ``image_unknown_type``.
         """
         parts = in_archive(path) if "#" in path else None
         if parts and not waits:
@@ -97,6 +98,11 @@ class ImageFolders:
             os.close(fd)
         if not data:
             raise BadImageError("image_empty", f"{shown} is empty")
+        if data.startswith(_POINTER):
+            raise BadImageError(
+                "image_unknown_type",
+                f"{shown} is a Git LFS pointer, not the image: fetch it with git lfs pull",
+            )
         if len(data) != size:
             raise BadImageError("image_unreadable", f"{shown} changed while it was read")
         return data
@@ -122,7 +128,7 @@ class ImageFolders:
             ) from None
         if found:
             return found
-        if len(path) > _LONG and _BASE64.fullmatch(path):
+        if _BASE64.fullmatch(path):
             raise BadImageError(
                 "image_missing",
                 "there is no such file: this looks like an image in base64, which is read from "
@@ -144,7 +150,7 @@ class ImageFolders:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:
+                if error.errno == errno.ENAMETOOLONG and _BASE64.fullmatch(path):
                     continue
                 raise _unreadable(path, error) from None
             info = os.fstat(fd)

@@ -29,7 +29,7 @@ class Survey(NamedTuple):
 
     Attributes:
         names: Names of the folder's own files, without outputs of this program.
-        files: Number of images and possible tables by suffix, at any depth.
+        files: Number of images and of other possible tables by suffix, at any depth.
         metadata: Files of the names that tables of an imagefolder have.
         exported: Those of them that `captioner export` wrote there.
     """
@@ -50,7 +50,7 @@ def survey(folder: Path) -> Survey:
         has_tables = not inside or all(map(is_data, Path(inside).parts))
         for name in names:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - for millions of names
-            if suffix in IMAGES or (has_tables and is_data(name)):
+            if suffix in IMAGES or (has_tables and is_data(name) and name not in METADATA):
                 found.files[suffix] += 1
         for name in METADATA if has_tables else ():
             if name in names:
@@ -88,7 +88,9 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
         if split is not None and split not in splits:
             raise no_split(split, list(splits))
         wanted = [split] if split is not None else list(splits)
-        return [path for name in wanted for path in splits[name]]
+        if not (files := [path for name in wanted for path in splits[name]]):
+            raise SettingsError(f"the data set in {folder} has no rows")
+        return files
     if split is not None:
         raise no_split(split, [])
     walk = Walk(folder, is_data)
@@ -100,7 +102,11 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
             found += saved
             continue
         here = (name for name in without_outputs(names) if name.endswith(suffix))
-        found += [place / name for name in here if not _is_cache(name, names)]
+        found += [
+            place / name
+            for name in here
+            if not _is_cache(name, names) and not (name in METADATA and is_export(place / name))
+        ]
     walk.tell()
     if not found:
         raise SettingsError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.filenames import escaped
 from captioner.readers.rows import RecordSource, fault_record, record_of
-from captioner.readers.walk import Walk, is_visible
+from captioner.readers.walk import Circles, Walk, is_visible
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -80,4 +80,5 @@ def matches(pattern: str) -> list[str]:
     if Path(pattern).is_file():
         return [pattern]
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
-    return sorted(name for name in found if Path(name).is_file())
+    circles = Circles()
+    return sorted(name for name in found if Path(name).is_file() and name not in circles)

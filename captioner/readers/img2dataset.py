@@ -12,6 +12,7 @@ from captioner.core.filenames import escaped
 from captioner.readers.imagefiles import is_image
 from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.tables import python_rows, read_tables
+from captioner.readers.walk import is_data
 from captioner.readers.webdataset import ShardsSource, add_text, split_name
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def downloads(path: Path, image_field: str | None = None) -> Source:
     if not path.is_dir():
         raise SettingsError(f"{path} is no folder that img2dataset wrote to")
     needed("pyarrow.parquet", "parquet")
-    if not (shards := sorted(path.glob("*.tar"))):
+    if not (shards := sorted(one for one in path.glob("*.tar") if is_data(one.name))):
         return DownloadsSource(path)
     return ShardsSource(
         shards,
@@ -54,6 +55,8 @@ class DownloadsSource(RecordSource):
     def _records(self) -> Generator[InputRecord, None, None]:
         numbers = itertools.count(1)
         for table in sorted(self._folder.glob("*.parquet")):
+            if not is_data(table.name):
+                continue
             shard = self._folder / table.stem
             names = os.listdir(shard) if shard.is_dir() else []  # noqa: PTH208
             own = sorted(name for name in names if not name.startswith("."))
@@ -67,6 +70,10 @@ class DownloadsSource(RecordSource):
                         add_text(record, split_name(name)[1], (shard / name).read_bytes())
                 if image:
                     yield record_of(next(numbers), {**record, "image": image}, 0)
+                else:
+                    message = f"the files of {escaped(key)} in {table.stem} have no image"
+                    content = {"__key__": escaped(key), "folder": table.stem}
+                    yield fault_record(next(numbers), content, 0, "no_image", message)
             yield from _not_downloaded(table, numbers, 0)
 
 

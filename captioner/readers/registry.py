@@ -114,8 +114,6 @@ def open_input(
     format_ = given or _format_of(path)
     options = _Options(image_field, max_line, split)
     source, field = _open(path, format_, options)
-    if isinstance(source, RecordSource):
-        source.max_line = max_line
     if split is not None and format_ not in ("arrow", "imagefolder", "hf", "ms"):
         raise no_split(split, [])
     return OpenedInput(source, format_, image_field or field)
@@ -131,8 +129,9 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
             _check_file(path)
             _check_content(path)
             array = format_ != "jsonl"
+            name = "the input" if str(path) == "-" else path.name
             source = JsonlSource(
-                open_stream(path), may_be_array=array, max_line=max_line, name=path.name
+                open_stream(path), may_be_array=array, max_line=max_line, name=name
             )
         case "csv" | "tsv":
             _check_file(path)
@@ -140,17 +139,16 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
             source = CsvSource(path, "," if format_ == "csv" else "\t", max_line=max_line)
         case "parquet" | "arrow":
             files = _files(path, f".{format_}", split)
-            if files and (why := not_itself(_head(files[0]))):
-                raise SettingsError(f"{files[0]} {why}")
+            _refuse(files[0], not_itself(_head(files[0])))
             source = ArrowSource(files, image_field, kind=format_)
-            field = _image_column(files[0], format_) if files else None
+            field = _image_column(files[0], format_)
         case "images":
             source = ImageFilesSource(path if path.is_dir() else None, str(path))
             if source.is_empty:
                 raise SettingsError(f"there is no image in {path}")
         case "webdataset":
             files = _files(path, ".tar")
-            _check_tar(files[0])
+            _refuse(files[0], not_tar(_head(files[0])))
             source = ShardsSource(files, folder_of(path) or Path(), image_field)
         case "img2dataset":
             source = downloads(path, image_field)
@@ -162,6 +160,8 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
             source, field = CocoSource(path), "file_name"
         case "hf" | "ms":
             source = HubSource(str(path), image_field, split)
+    if isinstance(source, RecordSource):
+        source.max_line = max_line
     return source, field
 
 
@@ -181,7 +181,11 @@ def _image_folder(path: Path, options: _Options) -> Source:
     if path.is_dir():
         found = survey(path)
         own = [table for table in found.metadata if has_file_names(table)]
-        tables = _one_each(own or found.exported or found.metadata)
+        every = own or found.exported or found.metadata
+        tables = _one_each(every)
+        for table in every:
+            if table not in tables:
+                logger.warning("%s is not read: another table is beside it", table)
         if not tables:
             raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
         tables = _of_split(tables, path, options.split)
@@ -244,8 +248,9 @@ def _format_of_folder(folder: Path) -> InputFormat:
     if saved_splits(folder) is not None:
         return "arrow"
     found = survey(folder)
-    tables = next((suffix for suffix in _SHARED if found.files[suffix]), None)
     metadata = [table for table in found.metadata if has_file_names(table)]
+    found.files.update(table.suffix for table in found.metadata if table not in metadata)
+    tables = next((suffix for suffix in _SHARED if found.files[suffix]), None)
     if any(table.parent == folder for table in metadata) or (metadata and tables is None):
         return "imagefolder"
     if any(name.endswith("_stats.json") for name in found.names):
@@ -253,7 +258,7 @@ def _format_of_folder(folder: Path) -> InputFormat:
     for table in found.exported:
         logger.warning("%s is an export of captions and not read; give its path to read it", table)
     for table in found.metadata:
-        if table not in metadata:
+        if table not in metadata and table.suffix != tables:
             logger.warning("%s has no column file_name and is not read", table)
     if tables is None:
         return "images"
@@ -286,8 +291,8 @@ def _check_content(path: Path) -> None:
         check_text(path.name, head_of(path))
 
 
-def _check_tar(path: Path) -> None:
-    if why := not_tar(_head(path)):
+def _refuse(path: Path, why: str) -> None:
+    if why:
         raise SettingsError(f"{path} {why}")
 
 

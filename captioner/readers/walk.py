@@ -25,6 +25,27 @@ def is_visible(name: str) -> bool:
     return name[0] != "." and name != "__MACOSX"
 
 
+class Circles:
+    """Tells of paths, by ``in``, whether one of their folders contains itself through a link."""
+
+    def __init__(self) -> None:
+        self._ways: dict[str, frozenset[tuple[int, int]] | None] = {"": frozenset()}
+
+    def __contains__(self, path: str) -> bool:
+        return self._way(os.path.dirname(path)) is None  # noqa: PTH120 - for many names
+
+    def _way(self, folder: str) -> frozenset[tuple[int, int]] | None:
+        """Return the folders on the way to a folder and itself; None if one is there twice."""
+        if folder not in self._ways:
+            above = os.path.dirname(folder)  # noqa: PTH120
+            way = self._way(above) if above != folder else frozenset()
+            info = os.stat(folder)  # noqa: PTH116
+            identity = info.st_dev, info.st_ino
+            twice = way is None or (identity in way and os.path.islink(folder))  # noqa: PTH114
+            self._ways[folder] = None if twice or way is None else way | {identity}
+        return self._ways[folder]
+
+
 class Walk:
     """Walks over the files below a folder; follows links to folders, but in no circle.
 

@@ -140,8 +140,11 @@ class _Shard:
         """Yield the members of samples, up to where the shard is damaged."""
         try:
             for member in members(self._file):
-                if member.kind != "other" and not _NO_SAMPLE.search(member.name):
-                    yield member
+                if member.kind == "other" or _NO_SAMPLE.search(member.name):
+                    continue
+                if member.kind == "link" and self._is_folder(member.name):
+                    continue
+                yield member
         except NoMemberError as error:
             self._damage = error
 
@@ -200,14 +203,26 @@ class _Shard:
             if shown not in chosen:
                 record.setdefault(field, shown)
 
+    def _is_folder(self, link: str) -> bool:
+        """Tell whether a link without a suffix leads to a folder."""
+        if split_name(link)[1]:
+            return False
+        try:
+            return self._links().is_folder(link)
+        except BadImageError:  # a circle: reported where the member is read
+            return False
+
+    def _links(self) -> ArchiveIndex[tuple[int, int]]:
+        if self._index is None:
+            self._index = tar_index(self._file, self._name)
+        return self._index
+
     def _text(self, member: Member) -> bytes | None:
         """Return the bytes of a member that may be text; None if it is too large."""
         offset, size = member.offset, member.size
         if member.kind == "link":
-            if self._index is None:
-                self._index = tar_index(self._file, self._name)
             try:
-                offset, size = self._index.find(member.name)
+                offset, size = self._links().find(member.name)
             except BadImageError as error:
                 raise BadRecordError("bad_shard", error.message) from None
         if size > LARGEST_TEXT:
