@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 MOST_READ_AGAIN = 64
 """Of the length limit of a row: how much of a file is read again after rows that are broken."""
 
+_EXCEL = re.compile(r'"?sep=(.)"?')
+"""The line in which Excel names the separator."""
+
 _STEP = 1 << 16
 _SEPARATORS = ",;\t|"
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -54,6 +57,7 @@ class CsvSource(RecordSource):
         # It is the same for the whole process. Rows are limited by their lines.
         csv.field_size_limit(max(csv.field_size_limit(), max_line))
         self._header: list[str] = []
+        self._rows_before = 1  # the header, and before it the line with the separator
         try:
             with open_binary(path) as raw:
                 lines = _Lines(raw, max_line)
@@ -71,6 +75,10 @@ class CsvSource(RecordSource):
             first = next((line for line in lines if line.strip(_BLANK)), "")
             if not first:
                 return
+            if excel := _EXCEL.fullmatch(first.strip()):
+                self._delimiter = excel[1]
+                self._rows_before = 2
+                first = next((line for line in lines if line.strip(_BLANK)), "")
             lines.again([first])
             lines.begin()
             self._take_separator(first)
@@ -98,7 +106,7 @@ class CsvSource(RecordSource):
 
     def _records(self) -> Generator[InputRecord, None, None]:
         number = 0
-        header_read = False
+        rows_before = self._rows_before
         read_again = 0
         with open_binary(self._path) as raw:
             lines = _Lines(raw, self.max_line)
@@ -125,8 +133,8 @@ class CsvSource(RecordSource):
                     return
                 if row is None:
                     return
-                if not header_read:
-                    header_read = any(value.strip() for value in row)
+                if rows_before:
+                    rows_before -= any(value.strip() for value in row)
                 elif row:
                     number += 1
                     yield self._record(number, row, lines.first, position(raw))
@@ -147,7 +155,7 @@ class CsvSource(RecordSource):
             return fault_record(number, {"row": list(map(_text, row))}, end, "bad_row", message)
         if any(not value.isascii() and _NOT_UTF8.search(value) for value in row):
             values = dict(zip(header, map(_text, row), strict=True))
-            message = f"the row in line {line} is not UTF-8"
+            message = f"the row in line {line} is not UTF-8: convert the file, as with iconv"
             return fault_record(number, values, end, "bad_encoding", message)
         return record_of(number, dict(zip(header, row, strict=True)), end)
 

@@ -127,21 +127,33 @@ class JsonlSource:
 
 
 def _seems_array(text: bytes, max_line: int, *, ended: bool) -> bool | None:
-    """Tell whether a text is one array of objects; None if more of it is needed to tell."""
-    if (inside := text[1:].lstrip()) and not inside.startswith(b"{"):
+    """Tell whether a text is one array of objects; None if more of it is needed to tell.
+
+    It is none if a whole array is a line of its own, or if no comma follows the first object.
+    """
+    inside = text[1:].lstrip()
+    if inside and not inside.startswith(b"{"):
         return False
     line, newline, rest = text.partition(b"\n")
-    if not ended and not newline and len(line) <= max_line:
-        return None
+    if opens := not line[1:].strip():
+        line, newline, rest = inside.partition(b"\n")
     if len(line) > max_line:
         return True
+    if not newline and not ended:
+        return None
+    if not opens and _is_json(line):
+        return not rest.strip() if ended or rest.strip() else None
+    if not _is_json(line.removeprefix(b"[")):
+        return bool(inside)
+    return rest.lstrip()[:1] in (b",", b"]") if ended or rest.strip() else None
+
+
+def _is_json(line: bytes) -> bool:
     try:
         orjson.loads(line)
     except orjson.JSONDecodeError:
-        return bool(inside) or (False if ended else None)
-    if rest.strip():
         return False
-    return True if ended else None
+    return True
 
 
 class _LongRecord:

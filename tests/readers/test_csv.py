@@ -107,6 +107,13 @@ async def test_another_separator_is_read_with_a_warning(
     assert found.warnings == [f"{name} is separated by {told}, and is read so"]
 
 
+async def test_the_separator_that_excel_names(tmp_path, endpoint, table):
+    source = table("sep=;\r\nimage;t\r\n0.jpg;a, b\r\n")
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert [row["t"] for row in found.rows] == ["a, b"]
+    assert (found.failures, found.warnings) == ([], [])
+
+
 async def test_blanks_around_names_of_columns_are_no_part_of_them(tmp_path, endpoint, table):
     found = await captioned(table(" image , t\n0.jpg,x\n"), endpoint, tmp_path / "out.jsonl")
     assert found.rows[0]["t"] == "x"

@@ -100,14 +100,23 @@ async def test_an_array_called_jsonl_is_read_with_a_warning(tmp_path, endpoint, 
 
 
 @pytest.mark.parametrize(
-    "first", [b'[{"image": "1.jpg"}]\n', b"[INFO] started\n", b"[]\n", b'["image", "n"]\n']
+    "first",
+    [
+        b'[{"image": "1.jpg"}]\n',
+        b"[INFO] started\n",
+        b"[]\n",
+        b'["image", "n"]\n',
+        b"[\n",
+        b'[{"image": "1.jpg"}\n',
+    ],
 )
 async def test_lines_after_one_that_is_an_array_are_lines(tmp_path, endpoint, first):
     (tmp_path / "0.jpg").write_bytes(jpeg(0))
     source = tmp_path / "in.jsonl"
-    source.write_bytes(first + LINE)
+    source.write_bytes(first + LINE + LINE.replace(b"0", b"1"))
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
     done = await captioned(source, endpoint, tmp_path / "out.jsonl")
-    assert [row["image"] for row in rows(tmp_path / "out.jsonl")] == ["0.jpg"]
+    assert [row["image"] for row in rows(tmp_path / "out.jsonl")] == ["0.jpg", "1.jpg"]
     assert len(done.failures) == 1
 
 
