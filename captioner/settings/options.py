@@ -278,8 +278,7 @@ class RecordSettings(_Group):
         "imagefolder. Default: train on a hub, else all, one after the other."
     )
     image_field: str | None = _common(
-        "Field that holds the image or images; in tar shards, the suffix of its member. Default: "
-        "image, else images."
+        "Field that holds the image or images, or suffix of a tar member. Default: image(s)."
     )
     conversation_field: str | None = _option(
         "Field that holds the conversation. Default: conversation, conversations or messages."
