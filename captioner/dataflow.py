@@ -30,6 +30,7 @@ import orjson
 from captioner.cli.session import run_watched
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.extras import needed
+from captioner.core.humanize import counted
 from captioner.core.jsonbytes import json_array
 from captioner.core.log import forward_warnings
 from captioner.core.types import Caption
@@ -264,7 +265,7 @@ def _run_blocking(call: Callable[[], _T]) -> _T:
 
 _SCRIPT_WORDS = (
     (r"no endpoint\.[\s\S]*", "api_url: must not be empty"),
-    (r"If [^.]*--accept-edits\. Otherwise restore", "Restore"),
+    (r"If [^.]*--accept-changes=edits\. If not, restore", "Restore"),
     (
         r", choose another output with -o, or [^,.;]*--[a-z][^,.;]*",
         ", or choose another cache_path",
@@ -481,6 +482,7 @@ class PromptedVQAGenerator:
             "conversation_field": input_conversation_key,
             "image_field": input_image_key,
             "output_field": output_answer_key,
+            "existing": "replace",
             "retry_failed": "all",
         }
         _run_blocking(lambda: _answer_rows(storage, options))
@@ -495,9 +497,9 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
     report, signal = run_watched(Settings.create(source, journal, **options), summary=False)
     if signal:
         raise KeyboardInterrupt
-    text = f"{report.captioned + report.resumed:,} rows have an answer"
+    text = counted(report.captioned + report.resumed, "row has an answer", "rows have an answer")
     if report.failed:
-        text += f", {report.failed:,} have none: see {report.failures}"
+        text += f", {counted(report.failed, 'has', 'have')} none: see {report.failures}"
     _print(text)
     with closing(OutputReader(journal, source=source)) as reader:
         name = options["output_field"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -90,12 +91,23 @@ class _Root(Group):
         """Return the context of the command that is meant."""
         if args and args[0] in self.commands:
             return super().make_context(info_name, args, *more, **extra)
-        if args and args[0].isalpha() and not Path(args[0]).exists():
-            is_help = args[0] == "help"
-            if hint := " Did you mean --help?" if is_help else did_you_mean(args[0], self.commands):
+        if args and re.fullmatch(r"[A-Za-z][\w-]*", args[0], re.ASCII):
+            hint = self._hint(args[0])
+            if hint and not Path(args[0]).exists():
                 raise SettingsError(f"there is no command or file {args[0]}.{hint}")
         return CAPTION.make_context(info_name, args, *more, **extra)
 
+    def _hint(self, word: str) -> str:
+        """Return what to write in place of a word near a command's name; empty if none is near."""
+        if word == "help":
+            return " Did you mean --help?"
+        if word in _RUNS or did_you_mean(word, _RUNS):
+            return " A run needs no command: captioner INPUT"
+        return did_you_mean(word, self.commands)
+
+
+_RUNS = ("caption", "run")
+"""Words that people write before the input of a run."""
 
 ROOT = _Root("captioner")
 _BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")

@@ -175,8 +175,13 @@ class Group(click.Group):
     """Commands under one word."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Show the help if no command is named."""
-        return super().parse_args(ctx, ["--help"] if args in ([], ["-h"]) else args)
+        """Show the help if it is asked for or no command is named."""
+        if not ctx.resilient_parsing and (not args or args[0] in HELP):
+            from captioner.cli.help import help_of_group
+
+            click.echo(help_of_group(self, ctx))
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -55,7 +55,7 @@ class _Collector:
         now = self._progress
         counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
         records = counter("captioner_records", "Records by state.", labels=["state"])
-        for state in ("captioned", "failed", "resumed", "failed_before", "skipped"):
+        for state in ("captioned", "failed", "resumed", "failed_before", "skipped", "existing"):
             records.add_metric([state], getattr(now, state))
         yield records
         failures = counter("captioner_failures", "Failures of this run by code.", labels=["code"])

@@ -29,7 +29,7 @@ from captioner.cli.summaries import (
 )
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
-from captioner.core.humanize import printable
+from captioner.core.humanize import counted, printable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
@@ -310,6 +310,6 @@ class _Session:
         self._signal = signal.SIGTERM if number == signal.SIGHUP else number
         self._cancel.request()
         self._display.say(
-            f"stopping: {self._progress.in_flight} requests may finish within "
+            f"stopping: {counted(self._progress.in_flight, 'request')} may finish within "
             f"{self._settings.run.drain:g} s; repeat the signal to abandon them"
         )

@@ -246,6 +246,7 @@ class Caption(NamedTuple):
         attempts: Requests sent; 0 if it shares the caption of an equal record.
         usage: Tokens of the requests whose answers are kept.
         more: Name and JSON value of each further field of the row.
+        existing: The record had its captions before and is kept as it is (``--existing skip``).
     """
 
     record: InputRecord
@@ -254,6 +255,7 @@ class Caption(NamedTuple):
     attempts: int
     usage: Usage
     more: tuple[tuple[str, Any], ...] = ()
+    existing: bool = False
 
     @property
     def line(self) -> InputRecord:

@@ -28,6 +28,7 @@ from captioner.core.errors import (
     RunError,
     TokenLimitError,
 )
+from captioner.core.humanize import sentence
 from captioner.core.progress import EndpointState
 from captioner.core.types import NO_OVERRIDES
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
@@ -102,16 +103,23 @@ class RefusalGuard:
         limit = self._stop_after or (STOP_LATER if self.works else STOP_FIRST)
         if self._counts[kind] < limit:
             return
+        said = sentence(_reason(error))
         if self.works:
+            many = f"{limit} requests in a row were" if limit > 1 else "a request was"
             raise EndpointGaveOutError(
-                f"{limit} requests in a row were refused alike, after captions with the same "
-                f"settings ({error}). Check the endpoint and run the same command again; "
-                "--stop-after N allows more."
+                f"After captions with the same settings, {many} refused. {said} Check the endpoint "
+                "and run the same command again. --stop-after N allows more."
             )
+        first = "request was" if limit == 1 else f"{limit} requests were all"
         raise EndpointRefusedError(
-            f"The first {limit} requests were all refused ({error}). Check --base-url, --model and "
-            "the key; --stop-after N allows more."
+            f"The first {first} refused. {said} Check --base-url, --model and the key. "
+            "--stop-after N allows more."
         )
+
+
+def _reason(error: CaptionerError) -> str:
+    """Return what the endpoint responded, without the advice in the message of a `RunError`."""
+    return (isinstance(error, RunError) and error.reason) or str(error)
 
 
 class Endpoint:
@@ -218,7 +226,7 @@ class Endpoint:
         try:
             completion = await self._with_permit(messages, overrides, retry=retry)
         except EndpointFaultError as error:
-            self._progress.waiting = f"the endpoint: {error.message}"
+            self._progress.waiting = error.message
             self.breaker.record_fault(error, probe=probe)
             if self.breaker.is_open and self.breaker.shared:
                 self.limiter.reject_waiters()
@@ -281,9 +289,10 @@ class Endpoint:
             EndpointFaultError: The record is retried.
             RunError: See `RefusalGuard.refusal`.
         """
-        self._progress.waiting = f"the endpoint: {error}"
+        reason = _reason(error)
+        self._progress.waiting = reason
         self._guard.refusal(error)
-        raise EndpointFaultError(error.code, str(error)) from None
+        raise EndpointFaultError(error.code, reason) from None
 
     async def _exchange(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool

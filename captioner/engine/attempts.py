@@ -19,6 +19,7 @@ from captioner.core.errors import (
     RefusedError,
     TokenLimitError,
 )
+from captioner.core.humanize import sentence
 from captioner.core.retry import waits
 from captioner.core.types import (
     NO_OVERRIDES,
@@ -28,6 +29,7 @@ from captioner.core.types import (
     Completion,
     Failure,
     ImageOverrides,
+    PreparedRecord,
     RequestOverrides,
     Usage,
     ValidatedCompletion,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from captioner.core.cancellation import CancelToken
-    from captioner.core.types import InputRecord, PreparedRecord
+    from captioner.core.types import InputRecord, Outcome
     from captioner.endpoints.pool import Endpoint, EndpointPool
     from captioner.engine.caption_checks import CaptionRules
 
@@ -58,6 +60,10 @@ FEWEST_TOKENS = 64
 """Tokens below which ``max_tokens`` is not lowered further."""
 
 _MAYBE_SIZE = frozenset({"http_404", "disconnected"})
+
+USUAL_FINISH = 3
+"""Captions that ended twice for the same unknown reason, after which it is the endpoint's usual
+one and costs no second request."""
 
 LONGEST_PAUSE_S = 8.0
 """Longest wait of one record between attempts; the circuit breaker handles outages."""
@@ -79,7 +85,7 @@ class RecordAttempts:
     def __init__(
         self,
         endpoints: EndpointPool,
-        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Failure]],
+        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
         compose: Callable[
             [list[list[ValidatedCompletion]], int], tuple[Any, tuple[tuple[str, Any], ...]]
         ],
@@ -101,6 +107,7 @@ class RecordAttempts:
         self._auto_thinking = defaults.thinking is None
         self._thinking_off = False
         self._has_seen = False  # a caption came that needs an image
+        self._unknown_finishes: Counter[str] = Counter()  # captions flagged for a reason
         self._unseen: set[int] = set()  # records whose answer says that there is no image
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
@@ -155,8 +162,10 @@ class RecordAttempts:
             completion = None
             try:
                 completion, latency_s = await self._complete(state, question, overrides)
+                reason = completion.finish_reason
                 again = bad_replies is not None and bad_replies["unknown_finish"] > 0
-                answer = check(completion, self._rules, any_finish=again)
+                usual = self._unknown_finishes[reason] >= USUAL_FINISH
+                answer = check(completion, self._rules, any_finish=again or usual)
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
                 bad_replies[error.code] += 1
@@ -178,6 +187,8 @@ class RecordAttempts:
                     overrides = RequestOverrides(turns=overrides.turns, thinking=overrides.thinking)
                 await self._pause(state)
             else:
+                if answer.flag == "unknown_finish":
+                    self._unknown_finishes[reason] += 1
                 self._has_seen = True
                 self._size_limit.accepted(state.image_overrides.scale)
                 return ValidatedCompletion(answer.value, completion, answer.flag, latency_s)
@@ -191,9 +202,9 @@ class RecordAttempts:
         self._unseen.add(state.prepared.record.number)
         if not self._has_seen and len(self._unseen) >= UNSEEN_TO_STOP:
             raise EndpointRefusedError(
-                f"The first {UNSEEN_TO_STOP} answers all say that there is no image "
-                f"({error.message}). The model reads text only, or a gateway drops the images. "
-                "Choose a vision-language model with --model."
+                f"The first {UNSEEN_TO_STOP} answers all say that there is no image. "
+                f"{sentence(error.message)} The model reads text only, or a gateway drops the "
+                "images. Choose a vision-language model with --model."
             )
 
     async def _complete(
@@ -294,7 +305,8 @@ class RecordAttempts:
         prepared = await self._prepare_again(state.prepared.record, image_overrides)
         if isinstance(prepared, Failure):
             raise RefusedError(prepared.code, prepared.message)
-        state.prepared, state.image_overrides = prepared, image_overrides
+        if isinstance(prepared, PreparedRecord):  # as every record that was sent before
+            state.prepared, state.image_overrides = prepared, image_overrides
 
 
 @dataclass(slots=True)

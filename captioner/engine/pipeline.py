@@ -52,7 +52,9 @@ def count(
 ) -> None:
     """Count outcomes that are written, and call ``settled`` with each."""
     for outcome in outcomes:
-        if isinstance(outcome, Caption):
+        if isinstance(outcome, Caption) and outcome.existing:
+            progress.existing += 1
+        elif isinstance(outcome, Caption):
             progress.captioned += 1
             progress.prompt_tokens += outcome.usage.prompt_tokens
             progress.completion_tokens += outcome.usage.completion_tokens

@@ -18,6 +18,7 @@ from captioner.core.keys import KeyTable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
+from captioner.engine.first_look import FIRST, check_first_records, first_records
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
@@ -109,13 +110,11 @@ async def run_batch(
         if source is None:
             found = open_source(settings)
             source = found.source
+            engine_context = replace(context, settings=found.with_image_field(context.settings))
             if settings.input is not None and settings.input.is_dir():
                 folder_of = found.format
-            if found.image_field is not None:
-                records = replace(settings.records, image_field=found.image_field)
-                engine_context = replace(
-                    context, settings=replace(context.settings, records=records)
-                )
+            if sink is None:
+                await look_first(source, engine_context.settings)
         if sink is None and settings.input is None and settings.output is None:
             raise SettingsError("an output is needed: there is no input to name it after")
         run = _Run(context, source, files or Files(), folder_of)
@@ -137,6 +136,21 @@ async def run_batch(
                 return await run.into_journal(engine)
         except StoppedError:  # the run was cancelled while it started
             return run.report("interrupted")
+
+
+async def look_first(source: Source, settings: Settings) -> None:
+    """Check the first records of an input before anything is sent.
+
+    Args:
+        source: Reads the input.
+        settings: The settings of the run, with the image field of the input.
+
+    Raises:
+        SettingsError: See `check_first_records`.
+    """
+    slow = str(settings.input) == "-"
+    records = await first_records(source, settings.records.limit, once=slow)
+    await asyncio.to_thread(check_first_records, records, settings)
 
 
 def open_source(settings: Settings) -> OpenedInput:
@@ -209,6 +223,7 @@ class _Run:
             await self._refuse_duplicates()
         await asyncio.to_thread(journal.open)
         try:
+            await self._refuse_reformatted(journal)
             await self._repair(journal)
             await self._take_retries(journal)
             self._progress.stage = "captioning"
@@ -229,7 +244,7 @@ class _Run:
         if (shards_folder(path) / "manifest.json").exists():
             raise SettingsError(
                 f"an unfinished run on Ray keeps its captions in {shards_folder(path)}: "
-                "continue it with --engine ray"
+                "continue it with --ray"
             )
         refuse_other_outputs(settings, path)
         if remote := network_file_system(path.parent):
@@ -254,6 +269,29 @@ class _Run:
             accept_changes=run.accept_changes,
             accept_edits=run.accept_edits,
             files=self._files,
+        )
+
+    async def _refuse_reformatted(self, journal: Journal) -> None:
+        """Refuse an input whose records are written differently than those of the output.
+
+        Raises:
+            SettingsError: Fewer than a tenth of the output's rows belong to a record of the input.
+        """
+        enough = min(len(journal.done), FIRST) // 10
+        if not enough or self._settings.run.accept_changes:
+            return
+        found = 0
+        async for batch in self._limited():
+            for at in range(0, len(batch), FIRST // 10):
+                keys = map(self._key, batch[at : at + FIRST // 10])
+                found += sum(map(journal.done.__contains__, keys))
+                if found >= enough:
+                    return
+        raise SettingsError(
+            f"{found} of the {len(journal.done)} captions in {journal.path.name} belong to records "
+            "of this input, which seems to have been written again in another format. Captioned "
+            "records are found by their bytes: restore the input, use --id-field with a field that "
+            "identifies records, or add --accept-changes to caption all of them."
         )
 
     async def _repair(self, journal: Journal) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from typing import TYPE_CHECKING
 
@@ -27,9 +26,6 @@ STEP = 1 << 18
 """Bytes between the samples that are looked for in memory; systems read ahead as much."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR)[\w+/\s-]{100,}={0,2}\s*")
-"""JPEG, PNG, GIF or WebP."""
-
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -128,12 +124,6 @@ class ImageFolders:
             ) from None
         if found:
             return found
-        if _BASE64.fullmatch(path):
-            raise BadImageError(
-                "image_missing",
-                "there is no such file: this looks like an image in base64, which is read from "
-                '{"bytes": "…"} or after data:image/png;base64,',
-            )
         where = " or ".join(map(os.path.abspath, self._roots))
         raise BadImageError("image_missing", f"there is no file {_shortened(path)} in {where}")
 
@@ -150,8 +140,6 @@ class ImageFolders:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                if error.errno == errno.ENAMETOOLONG and _BASE64.fullmatch(path):
-                    continue
                 raise _unreadable(path, error) from None
             info = os.fstat(fd)
             if stat.S_ISREG(info.st_mode):

@@ -10,6 +10,7 @@ from collections import deque
 from typing import IO, TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
+from captioner.core.humanize import counted
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
 from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.tables import name_twice
@@ -151,7 +152,8 @@ class CsvSource(RecordSource):
     def _record(self, number: int, row: list[str], line: int, end: int) -> InputRecord:
         header = self._header
         if len(row) != len(header):
-            message = f"the row in line {line} has {len(row)} values, the header {len(header)}"
+            count = counted(len(row), "value")
+            message = f"the row in line {line} has {count}, the header {len(header)}"
             return fault_record(number, {"row": list(map(_text, row))}, end, "bad_row", message)
         if any(not value.isascii() and _NOT_UTF8.search(value) for value in row):
             values = dict(zip(header, map(_text, row), strict=True))

@@ -137,12 +137,3 @@ async def test_json_that_is_none_says_why(tmp_path, endpoint, line, told):
     done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
     assert (len(done.rows), done.codes) == (1, ["bad_json"])
     assert told in done.messages
-
-
-async def test_base64_in_place_of_a_path_says_so(tmp_path, endpoint):
-    import base64
-
-    (tmp_path / "in.csv").write_text(f"image\n{base64.b64encode(jpeg(0)).decode()}\n")
-    done = await captioned(tmp_path / "in.csv", endpoint, tmp_path / "out.jsonl")
-    assert done.codes == ["image_missing"]
-    assert "this looks like an image in base64" in done.messages

@@ -16,6 +16,7 @@ from captioner.core.errors import (
     NotFoundError,
     RunError,
 )
+from captioner.core.humanize import sentence
 from captioner.core.retry import LONGEST_WAIT_S, waits
 from captioner.core.secrets import masked
 from captioner.core.types import Request
@@ -209,7 +210,8 @@ class BatchApi:
                 if self._has_answered:
                     raise
                 raise EndpointRefusedError(
-                    f"The endpoint has no batch API ({error.message}). Run without --batch-api."
+                    f"The endpoint has no batch API. {sentence(error.message)} Run without "
+                    "--batch-api."
                 ) from None
             except EndpointFaultError as error:
                 fault = error
@@ -217,9 +219,9 @@ class BatchApi:
             self._breaker.record_fault(fault, probe=False)
             if asyncio.get_running_loop().time() > self.until:
                 raise LimitReachedError(
-                    f"The batch API does not respond ({fault.message}), and the time of "
-                    "--batch-max-wait is over. Submitted batches are noted; run the same command "
-                    "again."
+                    "The batch API does not respond, and the time of --batch-max-wait is over. "
+                    f"{sentence(f'The last error: {fault.message}')} Submitted batches are noted; "
+                    "run the same command again."
                 )
             wait = fault.retry_after_s
             await self._cancel.sleep(min(LONGEST_WAIT_S, next(pauses) if wait is None else wait))

@@ -28,10 +28,11 @@ from captioner.core.errors import (
     RunError,
     SettingsError,
 )
+from captioner.core.humanize import counted
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
 from captioner.core.retry import LONGEST_WAIT_S
-from captioner.core.types import NO_OVERRIDES, Failure, InputRecord, PreparedRecord
+from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, BatchApi, UnclearError
@@ -150,9 +151,10 @@ class BatchPipeline:
             pending = [one for one in batch if submitted.take(self._key(one)) is None]
             for at in range(0, len(pending), CHUNK):
                 items = await asyncio.gather(*map(self._requests_of, pending[at : at + CHUNK]))
-                await self._merger.settle([item for item in items if isinstance(item, Failure)])
+                settled = [item for item in items if isinstance(item, Caption | Failure)]
+                await self._merger.settle(settled)
                 for item in items:
-                    if isinstance(item, Failure):
+                    if isinstance(item, Caption | Failure):
                         continue
                     entry, bodies = item
                     if self._writer is not None and not self._writer.fits(bodies):
@@ -177,8 +179,8 @@ class BatchPipeline:
                     table.add(entry.key)
         return table
 
-    async def _requests_of(self, record: InputRecord) -> tuple[Entry, list[bytes]] | Failure:
-        """Return a record's requests, and release its memory."""
+    async def _requests_of(self, record: InputRecord) -> tuple[Entry, list[bytes]] | Outcome:
+        """Return a record's requests and release its memory, or its outcome if it needs none."""
         prepared = await self._async_preparer.prepare(record)
         if not isinstance(prepared, PreparedRecord):
             return prepared
@@ -250,9 +252,9 @@ class BatchPipeline:
         remaining = api.until - asyncio.get_running_loop().time()
         if remaining <= 0:
             raise LimitReachedError(
-                f"{len(self._ledger.batches)} batches are not finished after "
-                f"{self._options.batch_max_wait:g} hours (--batch-max-wait). Nothing is lost: run "
-                "the same command again later."
+                f"After the time of --batch-max-wait ({self._options.batch_max_wait:g} h), "
+                f"{counted(len(self._ledger.batches), 'batch is', 'batches are')} not finished. "
+                "Nothing is lost: run the same command again later."
             )
         await self._cancel.sleep(min(remaining, self._options.batch_poll))
 
@@ -265,7 +267,8 @@ class BatchPipeline:
         if created:
             statuses = ", ".join(sorted({batch.remote or "submitted" for batch in created}))
             progress.waiting = (
-                f"{len(created)} batches ({statuses}), {done:,} of {of:,} requests done"
+                f"{counted(len(created), 'batch', 'batches')} ({statuses}), "
+                f"{done:,} of {counted(of, 'request')} done"
             )
 
     async def _advance(self, api: BatchApi) -> None:
@@ -368,8 +371,8 @@ class BatchPipeline:
         if batch.alone >= MAX_TRIES:
             await self._give_up(batch)
             raise EndpointRefusedError(
-                f"A batch of {batch.requests:,} requests exceeds the provider's limit of enqueued "
-                "tokens. Run again with smaller batches: --batch-requests."
+                f"A batch of {counted(batch.requests, 'request')} exceeds the provider's limit of "
+                "enqueued tokens. Run again with smaller batches: --batch-requests."
             )
         batch.state, batch.batch_id = "uploaded", ""
         await self._save()

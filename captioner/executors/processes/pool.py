@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from captioner.core.errors import WorkersDiedError, revive
+from captioner.core.humanize import counted
 from captioner.core.log import warn_once
 from captioner.core.progress import EndpointState
 from captioner.core.subprocesses import environment, python
@@ -259,10 +260,10 @@ class Dispatcher:
             )
             return
         logger.warning(
-            "a process of the run %s; the other %d get its %d records",
+            "a process of the run %s: %s back to the queue, %s left",
             how,
-            len(self._live),
-            len(worker.records),
+            counted(len(worker.records), "record goes", "records go"),
+            counted(len(self._live), "process is", "processes are"),
         )
         self._returned += worker.records.values()
         worker.records.clear()
