@@ -279,7 +279,7 @@ class RecordSettings(_Group):
         "imagefolder. Default: train on a hub, else all, one after the other."
     )
     image_field: str | None = _common(
-        "Field that holds the image or images, or suffix of a tar member. Default: image(s)."
+        "Field of the image or images; suffix of a tar member. Default: image, else images."
     )
     conversation_field: str | None = _option(
         "Field that holds the conversation. Default: conversation, conversations or messages."
