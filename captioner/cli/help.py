@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -76,18 +75,10 @@ def help_of_group(group: Group, ctx: click.Context) -> str:
 
 
 def _formatter() -> click.HelpFormatter:
-    return click.HelpFormatter(width=max(NARROWEST, min(WIDEST, _columns())) - 2)
+    import shutil
 
-
-def _columns() -> int:
-    """Return the width of the terminal, without shutil, which takes long to import."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) > 0:
-        return int(columns)
-    try:
-        return os.get_terminal_size(1).columns or 80
-    except OSError:
-        return 80
+    columns = shutil.get_terminal_size().columns
+    return click.HelpFormatter(width=max(NARROWEST, min(WIDEST, columns)) - 2)
 
 
 def _sections(

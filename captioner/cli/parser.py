@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from captioner.cli.params import Flag, Word, is_bool
+from captioner.cli.params import Flag, Word, as_bool
 from captioner.core.errors import SettingsError
 from captioner.settings.flags import all_options, stored_options, variable_of
 from captioner.settings.validation import PRIVATE, did_you_mean, flag_name, typed
@@ -165,7 +165,7 @@ class Command(click.Command):
             if (
                 flag.alone != "true"
                 or (flag.option and flag.option.alone and flag.option.alone[1])
-                or is_bool(word)
+                or as_bool(word) is not None
             ):
                 return f"{word!r} is one word too many. Did you mean {before}={word}?"
         return f"{rest[0]!r} is one word too many. See {ctx.command_path} --help"

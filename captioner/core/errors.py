@@ -138,8 +138,6 @@ class TokenLimitError(AttemptError):
     """``max_tokens`` is more than the model's context leaves.
 
     Args:
-        code: As in `AttemptError`.
-        message: As in `AttemptError`.
         limit: Tokens that the context leaves, if the endpoint says so.
     """
 

@@ -76,10 +76,6 @@ class RecordKeys:
         has_caption = any(field.name == self._quoted[0] for field in fields_in(raw))
         return self.of_input(raw) if has_caption else None
 
-    def of_outputs(self, raws: Iterable[bytes]) -> list[bytes | None]:
-        """Return the keys of many records from their output lines."""
-        return list(map(self.of_output, raws))
-
     def _is_tail(self, raw: bytes, at: int) -> bool:
         """Return whether a line consists of our fields and the closing brace from a comma on."""
         text = at + len(self._added) + 1

@@ -32,14 +32,8 @@ Line = InputRecord
 """The name of `InputRecord` until version 0.2."""
 
 STORES = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "hf": "hf",
-    "az": "azure",
-    "abfs": "azure",
-}
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "az": "azure", "abfs": "azure",
+}  # fmt: skip
 """The extra that reads an object store, by the scheme of its addresses."""
 
 
@@ -79,6 +73,7 @@ class EncodedImage(NamedTuple):
         url: An ``http(s)`` URL that the endpoint fetches by itself.
         width: Pixels; 0 if unknown.
         height: Pixels; 0 if unknown.
+        time_s: When a frame of a video or an animated image is shown; None for other images.
     """
 
     media_type: str = ""
@@ -86,6 +81,7 @@ class EncodedImage(NamedTuple):
     url: str = ""
     width: int = 0
     height: int = 0
+    time_s: float | None = None
 
 
 class ImageOverrides(NamedTuple):

@@ -44,7 +44,7 @@ def _is_refusal(outcome: Outcome) -> bool:
     """Return whether the endpoint refused a record, as it refuses all when the run is doomed."""
     if not isinstance(outcome, Failure) or not outcome.attempts:
         return False
-    return outcome.code.startswith("http_4") or outcome.code == "bad_reply"
+    return outcome.code.startswith("http_") or outcome.code == "bad_reply"
 
 
 def count(

@@ -56,6 +56,7 @@ async def check_vision(engine: Engine, count: int) -> None:
     encoded = EncodedImage("image/jpeg", b64encode(file.getvalue()), "", SIZE, SIZE)
     messages = engine.connected.dialect.messages(turns, [encoded])
     _, result = await engine.connected.endpoints.attempt(messages, NO_OVERRIDES, retry=False)
+    engine.connected.endpoints.forget_captions()  # it is not a caption of a record
     if not isinstance(result, Completion):
         return  # the first records will tell
     text = result.text

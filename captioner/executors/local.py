@@ -335,7 +335,7 @@ class _Run:
             key = self._keys.of_output(line)
             return key in keys and (key, fingerprint(parsed(line), fields)) in rejected
 
-        taken = quarantine_rows(journal, self._keys, is_rejected, self._files) if rejected else []
+        taken = quarantine_rows(journal, is_rejected) if rejected else []
         if not taken:
             logger.warning("the output has no caption that a reviewer rejected (--retry rejected)")
         for key in taken:  # an old failure of the same record is outdated now
@@ -388,7 +388,7 @@ class _Run:
         await asyncio.to_thread(journal.compact_failures, self._outdated)
         is_exported = settings.output_path != journal.path
         if settings.run.order == "input" or is_exported:
-            self._orphans = await order_output(journal, self._keys, self._limited(), self._files)
+            self._orphans = await order_output(journal, self._limited())
         else:
             self._orphans = len(journal.done)
         if is_exported:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import BadImageError
 from captioner.core.types import UNCHANGED, ImageOverrides
-from captioner.images.inspect import media_type_of, read_structure
+from captioner.images.inspect import DoubtfulImageError, media_type_of, read_structure
 from captioner.settings.model_sizes import rule_of, within
 from captioner.settings.options import MAX_SIDE
 
@@ -33,12 +33,17 @@ HEAVY = b"heavy"
 
 
 class Fitted(NamedTuple):
-    """An image ready to be sent. Sides are in pixels."""
+    """An image ready to be sent. Sides are in pixels.
+
+    Attributes:
+        time_s: When a frame of a video or an animated image is shown; None for other images.
+    """
 
     media_type: str
     data: bytes
     width: int
     height: int
+    time_s: float | None = None
 
 
 class Plan(NamedTuple):
@@ -121,7 +126,10 @@ def fit(
         media_type = media_type_of(data)
         if media_type in SENDABLE:
             return (Fitted(media_type, data, 0, 0),)
-    found = read_structure(data)
+    try:
+        found = read_structure(data)
+    except DoubtfulImageError:
+        found = None  # the decoder has the last word
     if found is None:
         return render(data, image_overrides)
     size = found.width, found.height
@@ -133,7 +141,7 @@ def fit(
         and found.orientation == 1
         and found.content
         and not (found.transparent and images.background != "none")
-        and not (found.moving and images.frames > 1)
+        and not (found.moving and images.frames_of(1)[0] > 1)
         and wanted.plan(*size) == (size, size)
         and base64_length(found.content) <= images.max_bytes
     ):

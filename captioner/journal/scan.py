@@ -62,15 +62,7 @@ def scan_output(
 
     Up to the durable length the checksum proves that the file is intact. After it every line is
     validated, and the first bad one ends the scan. Without a checkpoint only a torn last line is
-    accepted as the trace of a crash.
-
-    Args:
-        files: The disk.
-        path: The output.
-        fd: Its descriptor.
-        identity: Computes keys.
-        checkpoint: Its checkpoint, if there is one.
-        offsets: Keep the offset of each line with its key.
+    accepted as the trace of a crash. With ``offsets``, each key has the offset of its line.
 
     Raises:
         OutputDamagedError: The file differs from its checkpoint; the message says where.
@@ -116,7 +108,7 @@ def _add_durable(
     offsets: bool,
 ) -> None:
     """Add lines below the durable length, without validation: their checksum is right."""
-    found = identity.of_outputs(lines)
+    found = list(map(identity.of_output, lines))
     keys = [key for key in found if key is not None]
     if len(keys) < len(lines):
         number = found.index(None)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from captioner.core.errors import SettingsError
 from captioner.core.exports import is_export
-from captioner.readers.imagefiles import IMAGES
+from captioner.readers.imagefiles import MEDIA
 from captioner.readers.walk import Walk, is_data, is_visible
 from captioner.settings.locations import METADATA
 
@@ -50,7 +50,7 @@ def survey(folder: Path) -> Survey:
         has_tables = not inside or all(map(is_data, Path(inside).parts))
         for name in names:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - for millions of names
-            if suffix in IMAGES or (has_tables and is_data(name) and name not in METADATA):
+            if suffix in MEDIA or (has_tables and is_data(name) and name not in METADATA):
                 found.files[suffix] += 1
         for name in METADATA if has_tables else ():
             if name in names:

@@ -1,4 +1,4 @@
-"""Records from image files: those in a folder, or those that match a pattern."""
+"""Records from image and video files: those in a folder, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.core.filenames import escaped
+from captioner.core.media import VIDEOS, is_video
 from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.walk import Circles, Walk, is_visible
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 IMAGES = frozenset(
     [
         ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-        ".avif", ".heic", ".heif", ".jp2", ".ico", ".ppm", ".tga",
+        ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".ico", ".cur", ".icns",
+        ".ppm", ".tga", ".dib", ".mpo", ".psd", ".dds", ".qoi", ".pcx", ".sgi", ".rgb", ".bw",
+        ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
     ]
 )  # fmt: skip
 """Suffixes of image files. The content decides how a file is decoded."""
@@ -30,8 +33,19 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGES  # noqa: PTH122 - for millions of names
 
 
+MEDIA = IMAGES | VIDEOS
+"""Suffixes of images and videos."""
+
+
+def is_media(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image or a video."""
+    return is_image(name) or is_video(name)
+
+
 class ImageFilesSource(RecordSource):
-    """The images in a folder and its subfolders, by name; each record is ``{"image": path}``.
+    """The images and videos in a folder and its subfolders, by name.
+
+    Each record is ``{"image": path}`` or ``{"video": path}``.
 
     Bytes of a name that are not UTF-8 are written as `escaped` does. Links to folders are followed.
 
@@ -47,8 +61,13 @@ class ImageFilesSource(RecordSource):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no image."""
+        """Whether there is neither an image nor a video."""
         return next(self._names(), None) is None
+
+    @property
+    def has_only_videos(self) -> bool:
+        """Whether every file is a video."""
+        return all(map(is_video, self._names()))
 
     def _records(self) -> Generator[InputRecord, None, None]:
         for number, name in enumerate(self._names(), 1):
@@ -57,7 +76,7 @@ class ImageFilesSource(RecordSource):
                 message = f"the bytes of the name {shown} are the letters of another file's name"
                 yield fault_record(number, {"file": shown}, 0, "image_ambiguous", message)
             else:
-                yield record_of(number, {"image": shown}, 0)
+                yield record_of(number, {"video" if is_video(name) else "image": shown}, 0)
 
     def _exists(self, name: str) -> bool:
         return ((self._folder or Path()) / name).exists()
@@ -69,7 +88,7 @@ class ImageFilesSource(RecordSource):
             return
         walk = Walk(self._folder, is_visible)
         for inside, names in walk:
-            yield from (os.path.join(inside, name) for name in names if is_image(name))  # noqa: PTH118
+            yield from (os.path.join(inside, name) for name in names if is_media(name))  # noqa: PTH118
         if not self._told:
             self._told = True
             walk.tell()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.core.filenames import escaped
-from captioner.readers.imagefiles import is_image
+from captioner.readers.imagefiles import is_media
 from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.tables import python_rows, read_tables
 from captioner.readers.walk import is_data
@@ -64,7 +64,7 @@ class DownloadsSource(RecordSource):
                 record: dict[str, Any] = {"__key__": escaped(key)}
                 image = ""
                 for name in files:
-                    if is_image(name):
+                    if is_media(name):
                         image = f"{table.stem}/{escaped(name)}"
                     else:
                         add_text(record, split_name(name)[1], (shard / name).read_bytes())

@@ -6,17 +6,19 @@ import logging
 import re
 import stat
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
 from captioner.readers.bytestreams import open_stream
 from captioner.readers.coco import CocoSource
 from captioner.readers.csvfile import CsvSource
 from captioner.readers.disguises import HEAD, check_text, head_of, not_itself, not_tar
 from captioner.readers.folders import no_split, saved_splits, survey, tables_in
 from captioner.readers.hubs import HubSource
-from captioner.readers.imagefiles import IMAGES, ImageFilesSource, is_image, matches
+from captioner.readers.imagefiles import MEDIA, ImageFilesSource, is_media, matches
 from captioner.readers.imagefolder import ImageFolderSource, Part, has_file_names
 from captioner.readers.img2dataset import downloads
 from captioner.readers.jsonl import JsonlSource
@@ -31,6 +33,7 @@ from captioner.settings.locations import (
     is_pattern,
     storage_url,
 )
+from captioner.settings.options import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -152,9 +155,7 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
             source = ArrowSource(files, image_field, kind=format_)
             field = _image_column(files[0], format_)
         case "images":
-            source = ImageFilesSource(path if path.is_dir() else None, str(path))
-            if source.is_empty:
-                raise SettingsError(f"there is no image in {path}")
+            source = _media_files(path)
         case "webdataset":
             files = _files(path, ".tar")
             _refuse(files[0], not_tar(_head(files[0])))
@@ -174,6 +175,16 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
     return source, field
 
 
+def _media_files(path: Path) -> Source:
+    """Return the source of a folder or pattern of images and videos."""
+    source = ImageFilesSource(path if path.is_dir() else None, str(path))
+    if source.is_empty:
+        raise SettingsError(f"there is no image and no video in {path}")
+    if find_spec("av") is None and source.has_only_videos:
+        needed("av", "video")
+    return source
+
+
 def _image_column(file: Path, kind: str) -> str | None:
     """Return the column of images unless it has a default name."""
     names = columns_of(file, kind)
@@ -181,7 +192,8 @@ def _image_column(file: Path, kind: str) -> str | None:
         raise SettingsError(f"{file.name} has two columns of the name {twice!r}")
     if "image" in names or "images" in names:
         return None
-    return next((name for name in names if name in IMAGE_COLUMNS), None)
+    others = IMAGE_COLUMNS.difference(IMAGE_FIELDS)
+    return next((name for name in names if name in others), None)
 
 
 def _image_folder(path: Path, options: _Options) -> Source:
@@ -241,7 +253,7 @@ def _format_of(path: Path) -> InputFormat:
         return _format_of_folder(path)
     if is_pattern(path):
         path = Path(next(iter(matches(text)), text))
-    if is_image(path.name):
+    if is_media(path.name):
         return "images"
     if path.name in METADATA and has_file_names(path):
         return "imagefolder"
@@ -284,7 +296,7 @@ def _format_of_folder(folder: Path) -> InputFormat:
 def _counts(files: Counter[str], without: str) -> str:
     """Return how many images and other tables there are."""
     several = {
-        "images": sum(count for suffix, count in files.items() if suffix in IMAGES),
+        "images or videos": sum(count for suffix, count in files.items() if suffix in MEDIA),
         **{f"{one} files": files[one] for one in _SHARED if one != without},
     }
     return ", ".join(f"{count} {what}" for what, count in several.items() if count)

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMAGE_COLUMNS = frozenset({"image", "images", "jpg", "jpeg", "png", "webp"})
-"""Binary columns that hold images unless an option names one."""
+IMAGE_COLUMNS = frozenset(
+    {"image", "images", "jpg", "jpeg", "png", "webp", "video", "videos", "mp4", "webm"}
+)
+"""Binary columns that hold images or videos unless an option names one."""
 
 
 class ArrowSource(RecordSource):

@@ -21,7 +21,7 @@ from captioner.core.filenames import escaped
 from captioner.core.keys import KeyTable, digest
 from captioner.core.tarfiles import Member, NoMemberError, members
 from captioner.readers.disguises import HEAD, not_tar
-from captioner.readers.imagefiles import is_image
+from captioner.readers.imagefiles import is_media
 from captioner.readers.rows import RecordSource, broken_input, fault_record, record_of
 from captioner.settings import IMAGE_FIELDS
 
@@ -76,7 +76,9 @@ class ShardsSource(RecordSource):
         self.paths = paths
         self._folder = folder
         self._after = after
-        self._image_field = None if image_field in IMAGE_FIELDS else image_field
+        is_general = image_field is None or image_field in IMAGE_FIELDS
+        self._image_field = None if is_general else image_field
+        self._name = (image_field if is_general else None) or "image"
 
     @property
     def size(self) -> int:
@@ -90,7 +92,7 @@ class ShardsSource(RecordSource):
             name = escaped(os.path.relpath(path, self._folder))
             try:
                 with path.open("rb") as file:
-                    shard = _Shard(file, name, self._image_field)
+                    shard = _Shard(file, name, self._image_field, self._name)
                     yield from shard.records(numbers, before)
             except (tarfile.TarError, OSError, EOFError) as error:
                 message = f"{name} breaks off: {error}"
@@ -104,10 +106,13 @@ class ShardsSource(RecordSource):
 class _Shard:
     """A shard that is open."""
 
-    def __init__(self, file: IO[bytes], name: str, image_field: str | None) -> None:
+    def __init__(
+        self, file: IO[bytes], name: str, image_field: str | None, images_name: str
+    ) -> None:
         self._file = file
         self._name = name
         self._image_field = image_field
+        self._images_name = images_name
         self._damage: NoMemberError | None = None
         self._index: ArchiveIndex[tuple[int, int]] | None = None
         if why := not_tar(file.read(HEAD)):
@@ -166,7 +171,7 @@ class _Shard:
         for member in sample:
             field = split_name(member.name)[1]
             shown = f"{self._name}#{escaped(member.name)}"
-            name = member.name if is_image(f"x.{field}") else field
+            name = member.name if is_media(f"x.{field}") else field
             if name in names:
                 raise BadRecordError(
                     "bad_shard", f"the sample {escaped(key)} has the member {shown} twice"
@@ -176,7 +181,7 @@ class _Shard:
                 raise BadRecordError(
                     "bad_shard", f"{shown} is a sparse file: write the shard without --sparse"
                 )
-            if is_image(f"x.{field}"):
+            if is_media(f"x.{field}"):
                 images.append((field, shown))
             elif (data := self._text(member)) is not None:
                 add_text(record, escaped(field), data)
@@ -198,7 +203,7 @@ class _Shard:
                 f"{', '.join(names[:_NAMES_SHOWN])}{more}",
             )
         if chosen:
-            record[wanted or "image"] = chosen[0] if len(chosen) == 1 else chosen
+            record[wanted or self._images_name] = chosen[0] if len(chosen) == 1 else chosen
         for field, shown in images:
             if shown not in chosen:
                 record.setdefault(field, shown)

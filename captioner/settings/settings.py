@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,11 +135,7 @@ class Settings:
         found: list[EndpointSettings] = []
         for endpoint in self.endpoints or (self.endpoint,):
             urls, keys = endpoint.base_url or ("",), endpoint.api_key_env or ("",)
-            pairs = (
-                zip(urls, keys, strict=True)
-                if len(urls) == len(keys)
-                else ((url, key) for url in urls for key in keys)
-            )
+            pairs = zip(urls, keys, strict=True) if len(urls) == len(keys) else product(urls, keys)
             found += [
                 replace(endpoint, base_url=words(url), api_key_env=words(key)) for url, key in pairs
             ]
@@ -215,7 +212,9 @@ class Settings:
 _SHAPING_PROMPT = (
     "system_prompt", "prompt", "max_tokens", "temperature", "detail", "preset", "schema",
 )  # fmt: skip
-_SHAPING_IMAGES = ("max_pixels", "min_side", "size_for", "max_bytes", "background", "frames")
+_SHAPING_IMAGES = (
+    "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames", "frame_times",
+)  # fmt: skip
 _SHAPING_RECORDS = (
     "split", "image_field", "input_format", "prompt_field", "conversation_field",
 )  # fmt: skip

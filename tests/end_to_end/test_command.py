@@ -27,7 +27,7 @@ from captioner.core.errors import (
     OutputDamagedError,
     SettingsError,
 )
-from captioner.endpoints.pool import STOP_LATER
+from captioner.endpoints.blame import STOP_LATER
 from captioner.settings.settings import Settings
 
 KEY = "sk-very-secret-0123456789"

@@ -25,7 +25,7 @@ from captioner import (
     run_batch,
 )
 from captioner.core.cancellation import CancelToken
-from captioner.endpoints.pool import STOP_LATER
+from captioner.endpoints.blame import STOP_LATER
 
 ASK = "Generate detailed captions based on image content."
 

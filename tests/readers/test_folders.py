@@ -155,7 +155,10 @@ async def test_tables_win_over_images(tmp_path, endpoint):
     table(source / "data" / "train-00000-of-00001.parquet", [0, 1])
     found = await captioned(source, endpoint, tmp_path / "out.jsonl")
     assert [row["n"] for row in found.rows] == [0, 1]
-    assert any("left aside, unless a record names them: 2 images" in one for one in found.warnings)
+    assert any(
+        "left aside, unless a record names them: 2 images or videos" in one
+        for one in found.warnings
+    )
 
 
 async def test_tables_of_different_columns(tmp_path, endpoint):

@@ -135,7 +135,7 @@ class ShardSet:
         with _NewFiles(self.store.folder) as files:
             for lines in _lines(journal):
                 parts: dict[int, list[bytes]] = defaultdict(list)
-                for line, key in zip(lines, self._keys.of_outputs(lines), strict=True):
+                for line, key in zip(lines, map(self._keys.of_output, lines), strict=True):
                     if key is not None:
                         parts[shard_of(key, self.count)].append(line + b"\n")
                 for shard, rows in parts.items():
