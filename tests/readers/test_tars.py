@@ -188,6 +188,13 @@ async def test_the_member_that_is_the_image_can_be_chosen(tmp_path, endpoint):
     assert "sample s2 of in.tar has no image .jpg: its members are s2.seg.png" in found.messages
 
 
+@pytest.mark.parametrize("field", ["image", "images", "video"])
+async def test_a_usual_name_of_the_field_holds_every_image(tmp_path, endpoint, field):
+    source = write_tar(tmp_path / "in.tar", [("a.jpg", A), ("b.png", B)])
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl", image_field=field)
+    assert found.pictures(field) == {"in.tar#a.jpg": mark(A), "in.tar#b.png": mark(B)}
+
+
 async def test_names_that_are_not_utf8(tmp_path, endpoint):
     """Their bytes are escaped, and found again."""
     folder = tmp_path / "files"
