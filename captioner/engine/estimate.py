@@ -123,6 +123,7 @@ async def estimate(
         fields.input_format,
         image_field=fields.image_field,
         max_line=fields.max_line,
+        split=fields.split,
     )
     settings = found.with_image_field(settings)
     slow = str(settings.input) == "-"

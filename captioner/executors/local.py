@@ -169,7 +169,13 @@ def open_source(settings: Settings) -> OpenedInput:
         journal = journal_path(settings.output_path, settings.run.output_format)
         checkpoint = read_checkpoint(Files(), journal)
         given = checkpoint.settings.get("folder_of") if checkpoint else None
-    found = open_input(path, given, image_field=fields.image_field, max_line=fields.max_line)
+    found = open_input(
+        path,
+        given,
+        image_field=fields.image_field,
+        max_line=fields.max_line,
+        split=fields.split,
+    )
     inside = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
     if inside and found.format in ("webdataset", "parquet"):
         raise SettingsError(

@@ -137,7 +137,12 @@ class OutputReader:
             return None
         given = self.settings.get("input_format") or self.settings.get("folder_of")
         try:
-            return open_input(self.source, given, image_field=self.settings.get("image_field"))
+            return open_input(
+                self.source,
+                given,
+                image_field=self.settings.get("image_field"),
+                split=self.settings.get("split"),
+            )
         except CaptionerError:
             return None  # the input was moved or deleted; many exports do not need it
 

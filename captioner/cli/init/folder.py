@@ -99,6 +99,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "preset": "dense",
     "schema": "schema.json",
     "input_format": "jsonl",
+    "split": "train",
     "image_field": "image",
     "conversation_field": "conversation",
     "prompt_field": "prompt",

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
+from captioner.core.exports import mark_export
 from captioner.core.extras import needed
 from captioner.core.humanize import counted
 from captioner.journal.companions import (
@@ -91,6 +92,7 @@ def export(
     )
     with closing(reader):
         _refuse_own_files(reader, target, source, output)
+        is_new = not own and not target.exists()
         if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
             for path in targets_of(target):
                 if path.exists():
@@ -99,6 +101,8 @@ def export(
             training.write_sidecars(reader, target, suffix=f".{kind}", overwrite=overwrite)
         else:
             _WRITERS[kind](reader, target)
+            if kind == "imagefolder" and is_new:
+                mark_export(target)
         if reader.reviews is not None and not own:
             logger.warning("reviews: %s", _describe_reviews(reader))
 
