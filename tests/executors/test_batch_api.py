@@ -436,6 +436,25 @@ async def test_what_the_provider_has_forgotten_fails_its_rows(make_input, stub, 
     assert (report.captioned, report.codes) == (2, {"batch_lost": 2})
 
 
+async def test_a_run_that_continues_finds_its_batch_forgotten(make_input, stub, run_command):
+    """Its first request of all gets a 404: the batch is lost, the endpoint has a batch API."""
+    source = make_input(2)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    stub.faults = {"GET /batches/": [404, 404]}
+    status = run_command("batch", "status", source.with_name("input.captions.jsonl"))
+    assert "the provider no longer has it" in status.stdout, status
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, report.codes) == (0, {"batch_lost": 2})
+
+
+async def test_an_endpoint_that_knows_no_files_has_no_batch_api(make_input, stub):
+    stub.faults = {"POST /files": [404]}
+    with pytest.raises(EndpointRefusedError, match="no batch API"):
+        await run_batch(make_input(1), **options(stub))
+
+
 async def test_rows_of_a_rejected_batch_lose_no_attempt(make_input, stub):
     source = make_input(5)
     stub.fates = ["rejected"] * 3

@@ -89,9 +89,19 @@ class BatchApi:
         self._breaker = CircuitBreaker("(batch API)", max_outage_s=max_outage_s)
 
     async def upload(self, path: Path) -> str:
-        """Upload a file of requests; return its id."""
+        """Upload a file of requests; return its id.
+
+        Raises:
+            EndpointRefusedError: The endpoint has no batch API.
+        """
         purpose = {"purpose": "batch"}
-        return _id_of(await self._call(lambda: self._transport.upload("/files", path, purpose)))
+        try:
+            reply = await self._call(lambda: self._transport.upload("/files", path, purpose))
+        except NotFoundError as error:
+            raise EndpointRefusedError(
+                f"The endpoint has no batch API ({error.message}). Run without --batch-api."
+            ) from None
+        return _id_of(reply)
 
     async def create(self, file_id: str) -> RemoteBatch:
         """Create a batch from a file. It is tried once: a second batch would be paid for again.
@@ -194,7 +204,6 @@ class BatchApi:
                     raise _error(reply)
                 value = _parsed(self._transport.masked(reply.body)) if parse else {}
                 if value is not None:
-                    self._has_answered = True
                     self._breaker.record_success()
                     self._progress.waiting = ""
                     return value
@@ -205,12 +214,6 @@ class BatchApi:
                         "The endpoint has no batch API: its replies are not JSON objects. Check "
                         "--base-url."
                     )
-            except NotFoundError as error:
-                if self._has_answered:
-                    raise
-                raise EndpointRefusedError(
-                    f"The endpoint has no batch API ({error.message}). Run without --batch-api."
-                ) from None
             except EndpointFaultError as error:
                 fault = error
             self._progress.waiting = f"the batch API: {fault.message}"
