@@ -257,7 +257,7 @@ class _Run:
         repeated = {key for _, key in journal.repeated}
         counts: Counter[bytes] = Counter()
         async for batch in self._limited():
-            counts.update(key for key in map(self._key, batch) if key in repeated)
+            counts.update(key for key in self._keys.of_records(batch) if key in repeated)
         await asyncio.to_thread(journal.truncate_duplicates, counts)
 
     async def _take_retries(self, journal: Journal) -> None:
@@ -392,14 +392,10 @@ class _Run:
             if isinstance(batches, AsyncGenerator):
                 await batches.aclose()
 
-    def _key(self, record: InputRecord) -> bytes:
-        return record.key or self._keys.of_input(record.raw)
-
     async def _refuse_duplicates(self) -> None:
         seen = KeyTable()
         async for batch in self._limited():
-            for record in batch:
-                key = self._key(record)
+            for record, key in zip(batch, self._keys.of_records(batch), strict=True):
                 if (first := seen.find(key)) is not None:
                     raise SettingsError(
                         f"line {record.number} of the input repeats line {first} "

@@ -52,7 +52,7 @@ async def order_output(
     ordered = True
     async for batch in lines:
         for line in batch:
-            offset = keys.take(line.key or identity.of_input(line.raw))
+            offset = keys.take(identity.of_record(line))
             if offset is not None:
                 ordered = ordered and offset > last
                 last = offset

@@ -308,7 +308,7 @@ class Journal:
         """Return the records of the lines from an offset on."""
         table = KeyTable(offsets=False)
         for lines in iter_lines(self.read, start):
-            table.add_each([key for key in self._identity.of_outputs(lines) if key is not None])
+            table.add_each([key for key in map(self._identity.of_output, lines) if key is not None])
         return table
 
     def rescan(self) -> KeyTable:

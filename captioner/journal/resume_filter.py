@@ -54,8 +54,7 @@ class ResumeFilter:
         """Return the pending records of a batch."""
         if self._idle:
             return batch
-        computed = self._identity.of_inputs([line.raw for line in batch])
-        keys = [line.key or key for line, key in zip(batch, computed, strict=True)]
+        keys = self._identity.of_records(batch)
         found: list[InputRecord] = []
         if self._seen is not None:
             batch, keys = self._without_repeated(batch, keys, self._seen, found)

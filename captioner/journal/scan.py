@@ -115,7 +115,7 @@ def _add_durable(
     offsets: bool,
 ) -> None:
     """Add lines below the durable length, without validation: their checksum is right."""
-    found = identity.of_outputs(lines)
+    found = list(map(identity.of_output, lines))
     keys = [key for key in found if key is not None]
     if len(keys) < len(lines):
         number = found.index(None)

@@ -223,7 +223,7 @@ class OutputReader:
         self, journal: IO[bytes], offsets: KeyTable, record: InputRecord
     ) -> dict[str, Any] | None:
         """Return the row of an input record, and remove it from ``offsets``."""
-        offset = offsets.take(record.key or self.keys.of_input(record.raw))
+        offset = offsets.take(self.keys.of_record(record))
         return None if offset is None else self.row_at(journal, offset)
 
     def captions(self) -> Iterator[str]:

@@ -147,7 +147,7 @@ class BatchPipeline:
     ) -> None:
         """Write requests for the records that are in no batch yet, and submit full batches."""
         async for batch in records:
-            pending = [one for one in batch if submitted.take(self._key(one)) is None]
+            pending = [one for one in batch if submitted.take(self._keys.of_record(one)) is None]
             for at in range(0, len(pending), CHUNK):
                 items = await asyncio.gather(*map(self._requests_of, pending[at : at + CHUNK]))
                 await self._merger.settle([item for item in items if isinstance(item, Failure)])
@@ -161,9 +161,6 @@ class BatchPipeline:
                     self._writer.add(entry, bodies)
                 self._raise_if_cancelled()
         await self._close_writer()
-
-    def _key(self, record: InputRecord) -> bytes:
-        return record.key or self._keys.of_input(record.raw)
 
     def _submitted(self) -> KeyTable:
         """Return the keys of records in open batches that are not in the journal yet."""
@@ -191,7 +188,7 @@ class BatchPipeline:
         record = prepared.record
         entry = Entry(
             record.number,
-            self._key(record),
+            self._keys.of_record(record),
             1,
             len(prepared.questions),
             self._samples,

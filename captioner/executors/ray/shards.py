@@ -55,14 +55,6 @@ def output_names(shard: int) -> tuple[str, str, str]:
     return f"{shard:04d}.failed.jsonl", f"{shard:04d}.jsonl", f"{shard:04d}.jsonl.ckpt"
 
 
-def _with_shards(
-    records: list[InputRecord], keys: RecordKeys, shards: int
-) -> Iterator[tuple[InputRecord, int]]:
-    computed = keys.of_inputs([record.raw for record in records])
-    for record, key in zip(records, computed, strict=True):
-        yield record, shard_of(record.key or key, shards)
-
-
 class ShardSet:
     """The shards of an output.
 
@@ -120,8 +112,8 @@ class ShardSet:
                 records = batch if limit is None else batch[: limit - count]
                 count += len(records)
                 parts: dict[int, list[bytes]] = defaultdict(list)
-                for record, shard in _with_shards(records, self._keys, self.count):
-                    parts[shard].append(_encode(record))
+                for record, key in zip(records, self._keys.of_records(records), strict=True):
+                    parts[shard_of(key, self.count)].append(_encode(record))
                 for shard, lines in parts.items():
                     files.write(input_name(shard), b"".join(lines))
                 if count == limit:
@@ -135,7 +127,7 @@ class ShardSet:
         with _NewFiles(self.store.folder) as files:
             for lines in _lines(journal):
                 parts: dict[int, list[bytes]] = defaultdict(list)
-                for line, key in zip(lines, self._keys.of_outputs(lines), strict=True):
+                for line, key in zip(lines, map(self._keys.of_output, lines), strict=True):
                     if key is not None:
                         parts[shard_of(key, self.count)].append(line + b"\n")
                 for shard, rows in parts.items():
@@ -263,6 +255,6 @@ class SelectingSource:
     async def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order."""
         async for batch in self._source.batches():
-            records = _with_shards(batch, self._keys, self._shards)
-            if found := [record for record, shard in records if shard == self._shard]:
+            keyed = zip(batch, self._keys.of_records(batch), strict=True)
+            if found := [one for one, key in keyed if shard_of(key, self._shards) == self._shard]:
                 yield found
