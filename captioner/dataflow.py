@@ -30,11 +30,12 @@ import orjson
 from captioner.cli.session import run_watched
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.extras import needed
-from captioner.core.jsonbytes import json_array
 from captioner.core.log import forward_warnings
 from captioner.core.types import Caption
 from captioner.engine.stream import caption_stream
-from captioner.outputs.export import column_names, replacing, write_csv_rows
+from captioner.journal.disk import Files, replacing
+from captioner.journal.finalize import write_array
+from captioner.outputs.export import column_names, write_csv_rows, write_lines
 from captioner.outputs.reader import OutputReader
 from captioner.outputs.rows import parsed
 from captioner.readers.registry import open_input
@@ -411,13 +412,10 @@ def _write(data: Any, path: Path) -> None:
     if path.suffix == ".csv":
         listed = list(rows)
         write_csv_rows(listed, column_names(listed), path)
-        return
-    with replacing(path) as partial, partial.open("wb") as file:
-        if path.suffix == ".json":
-            file.writelines(json_array(map(dumped, rows)))
-            file.write(b"\n")
-        else:
-            file.writelines(dumped(row) + b"\n" for row in rows)
+    elif path.suffix == ".json":
+        write_array(map(dumped, rows), path, Files())
+    else:
+        write_lines(map(dumped, rows), path)
 
 
 # -- the operator ------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.journal.reviews import Reviews, fingerprint
 from captioner.journal.writer import JournalSink, RowEncoder
-from captioner.outputs.export import check_format, export, targets_of
+from captioner.outputs.export import check_format, export, first_file
 from captioner.outputs.rows import parsed
 from captioner.readers.registry import open_input
 from captioner.settings.context import RunContext
@@ -455,9 +455,9 @@ def refuse_other_outputs(settings: Settings, journal: Path) -> None:
         )
     if journal == settings.output_path or settings.run.overwrite or journal.exists():
         return
-    for path in targets_of(settings.output_path):
-        if path.is_file():
-            raise SettingsError(
-                f"{path} already exists, and captioner has not written it; choose another output "
-                "with -o, or replace it with --overwrite"
-            )
+    path = first_file(settings.output_path)
+    if path.is_file():
+        raise SettingsError(
+            f"{path} already exists, and captioner has not written it; choose another output "
+            "with -o, or replace it with --overwrite"
+        )

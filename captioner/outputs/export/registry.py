@@ -91,9 +91,9 @@ def export(
     with closing(reader):
         _refuse_own_files(reader, target, source, output)
         if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
-            for path in targets_of(target):
-                if path.exists():
-                    raise SettingsError(f"{path} exists; replace it with --overwrite")
+            path = first_file(target)
+            if path.exists():
+                raise SettingsError(f"{path} exists; replace it with --overwrite")
         if kind in _SIDECARS:
             training.write_sidecars(reader, target, suffix=f".{kind}", overwrite=overwrite)
         else:
@@ -102,9 +102,9 @@ def export(
             logger.warning("reviews: %s", _describe_reviews(reader))
 
 
-def targets_of(target: Path) -> list[Path]:
+def first_file(target: Path) -> Path:
     """Return the first file of an export: the target, or the first of numbered shards."""
-    return [webdataset.shard_path(target, 0) or target]
+    return webdataset.shard_path(target, 0) or target
 
 
 def _describe_reviews(reader: OutputReader) -> str:
