@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -19,22 +18,16 @@ from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
 from captioner.executors.batch_api.ledger import Ledger
-from captioner.journal.checkpoint import read_checkpoint
-from captioner.journal.companions import (
-    failures_path,
-    journal_path,
-    reviews_path,
-    shards_folder,
-)
+from captioner.executors.opening import open_source, refuse_other_outputs
+from captioner.journal.companions import failures_path, journal_path, reviews_path, shards_folder
 from captioner.journal.disk import Files, network_file_system
 from captioner.journal.finalize import order_output, quarantine_rows
 from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.journal.reviews import Reviews, fingerprint
 from captioner.journal.writer import JournalSink, RowEncoder
-from captioner.outputs.export import check_format, export, first_file
+from captioner.outputs.export import check_format, export
 from captioner.outputs.rows import parsed
-from captioner.readers.registry import open_input
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
 from captioner.settings.settings import Settings
@@ -50,7 +43,6 @@ if TYPE_CHECKING:
     from captioner.engine.pipeline import Pipeline
     from captioner.executors.batch_api.pipeline import BatchPipeline
     from captioner.executors.processes.pool import Dispatcher, WorkerPool
-    from captioner.readers.registry import OpenedInput
 
 logger = logging.getLogger(__name__)
 
@@ -139,37 +131,6 @@ async def run_batch(
             return run.report("interrupted")
 
 
-def open_source(settings: Settings) -> OpenedInput:
-    """Return the input: its source, its format and the field that holds images.
-
-    Raises:
-        SettingsError: There is no input, or it is the output itself.
-    """
-    path = settings.input
-    if path is None:
-        raise SettingsError("an input is needed")
-    fields = settings.records
-    given = fields.input_format
-    if given is None and path.is_dir():
-        # As an earlier run did: its output inside the folder may make it look different.
-        journal = journal_path(settings.output_path, settings.run.output_format)
-        checkpoint = read_checkpoint(Files(), journal)
-        given = checkpoint.settings.get("folder_of") if checkpoint else None
-    found = open_input(path, given, image_field=fields.image_field, max_line=fields.max_line)
-    inside = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
-    if inside and found.format in ("webdataset", "parquet"):
-        raise SettingsError(
-            f"the output would be inside the input folder {path} and be read as input next time; "
-            "choose another place with -o"
-        )
-    if not settings.output_path.name:
-        raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
-    sidecars = settings.run.output_format in ("txt", "caption")
-    if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
-        raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
-    return found
-
-
 class _Run:
     """One run; ``folder_of`` is the input format that a folder was taken for, else empty."""
 
@@ -211,12 +172,7 @@ class _Run:
             journal.close()
 
     def _make_journal(self, model: str) -> Journal:
-        """Return the journal of the output, not opened yet.
-
-        Raises:
-            SettingsError: Another kind of run left the output unfinished, or it is from another
-                program.
-        """
+        """Return the journal of the output, not opened yet, unless it belongs to another run."""
         settings, run = self._settings, self._settings.run
         kind = check_format(settings.output_path, run.output_format)
         path = journal_path(settings.output_path, kind)
@@ -440,24 +396,3 @@ class _Run:
             report.output = str(self._settings.output_path)
             report.failures = str(failures_path(self._settings.output_path))
         return report
-
-
-def refuse_other_outputs(settings: Settings, journal: Path) -> None:
-    """Refuse an output with open batches, or one that no run of captioner has written.
-
-    Raises:
-        SettingsError: The output is such a one.
-    """
-    if not settings.batch.any and Ledger.of(journal).batches:
-        raise SettingsError(
-            f"batches of {journal.name} are not finished: continue with --batch-api or "
-            "--from-batch-file"
-        )
-    if journal == settings.output_path or settings.run.overwrite or journal.exists():
-        return
-    path = first_file(settings.output_path)
-    if path.is_file():
-        raise SettingsError(
-            f"{path} already exists, and captioner has not written it; choose another output "
-            "with -o, or replace it with --overwrite"
-        )

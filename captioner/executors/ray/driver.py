@@ -28,7 +28,8 @@ from captioner.core.log import LOGGER, forward_warnings, warn_once
 from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
 from captioner.endpoints.connect import KEY_NAMES, URL_NAMES
 from captioner.engine.engine import Engine
-from captioner.executors.local import open_source, refuse_other_outputs, run_batch
+from captioner.executors.local import run_batch
+from captioner.executors.opening import open_source, refuse_other_outputs
 from captioner.executors.ray.rate_broker import RateBroker
 from captioner.executors.ray.shard_store import ShardStore
 from captioner.executors.ray.shards import ShardSet, output_names

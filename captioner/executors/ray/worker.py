@@ -15,7 +15,8 @@ from captioner.core.cancellation import CancelToken
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
-from captioner.executors.local import open_source, run_batch
+from captioner.executors.local import run_batch
+from captioner.executors.opening import open_source
 from captioner.executors.ray.rate_broker import RENEW_S, LeaseHolder
 from captioner.executors.ray.shard_store import ShardStore
 from captioner.executors.ray.shards import (
