@@ -21,6 +21,7 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from captioner.core.errors import revive
 from captioner.core.progress import RequestCounters
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class Exited(NamedTuple):
 
     error: str = ""
     message: str = ""
+
+    def as_error(self) -> BaseException:
+        """Return the error that ended the worker."""
+        return revive(self.error, self.message) or RuntimeError(self.message)
 
 
 class Wire:
