@@ -247,11 +247,7 @@ def _print(text: str) -> None:
 
 
 def _run_blocking(call: Callable[[], _T]) -> _T:
-    """Call a function that runs an event loop, in a thread if a loop is running (notebooks).
-
-    Raises:
-        SystemExit: It failed. Python prints the message and no traceback.
-    """
+    """Call a function that runs an event loop, in a thread if a loop is running (notebooks)."""
     try:
         try:
             asyncio.get_running_loop()
@@ -259,7 +255,7 @@ def _run_blocking(call: Callable[[], _T]) -> _T:
             return call()
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(call).result()
-    except CaptionerError as error:
+    except CaptionerError as error:  # Python prints the message and no traceback
         raise SystemExit(_in_script_words(str(error))) from None
 
 

@@ -187,14 +187,7 @@ class BatchApi:
     async def _call(
         self, call: Callable[[], Coroutine[Any, Any, Response]], *, parse: bool = True
     ) -> dict[str, Any]:
-        """Return the response to a call that may be repeated.
-
-        Raises:
-            LimitReachedError: The time to wait is over.
-            NotFoundError: The object does not exist.
-            RunError: The endpoint is unavailable for too long, or refuses the call.
-            StoppedError: The run was cancelled.
-        """
+        """Return the response to a call, which is repeated as long as the endpoint has a fault."""
         pauses = waits()
         unreadable = 0
         while True:

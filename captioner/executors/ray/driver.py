@@ -210,12 +210,7 @@ class _Driver:
             raise SettingsError(f"ray-address: cannot connect to Ray: {_short(error)}") from None
 
     def _check_output(self, journal: Path, failures: Path, shaping: dict[str, Any]) -> None:
-        """Check that the run may continue the output, before requests cost money.
-
-        Raises:
-            SettingsError: Another program wrote it, or a run with other settings.
-            OutputDamagedError: It is damaged.
-        """
+        """Check that the run may continue the output, before requests cost money."""
         refuse_other_outputs(self._settings, journal)
         if journal.exists():
             existing = self._journal(journal, failures, shaping, merging=False)
