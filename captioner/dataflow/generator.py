@@ -5,18 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from captioner.cli.session import run_watched
 from captioner.core.errors import SettingsError
 from captioner.dataflow.running import print_line, run_blocking
 from captioner.dataflow.serving import APIVLMServing_openai
-from captioner.dataflow.storage import FRAMES, read_frame, write_file
+from captioner.dataflow.storage import FRAMES, FileStorage, read_frame, write_file
 from captioner.outputs.reader import OutputReader
 from captioner.settings.settings import Settings
-
-if TYPE_CHECKING:
-    from captioner.dataflow.storage import FileStorage
 
 
 @dataclass(eq=False)

@@ -11,12 +11,11 @@ from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import journal_path
 from captioner.journal.disk import Files
 from captioner.outputs.export import first_file
-from captioner.readers.registry import open_input
+from captioner.readers.registry import OpenedInput, open_input
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from captioner.readers.registry import OpenedInput
     from captioner.settings.settings import Settings
 
 

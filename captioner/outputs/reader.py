@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.jsonbytes import quoted, replace_values
-from captioner.core.keys import RecordKeys
+from captioner.core.keys import KeyTable, RecordKeys
 from captioner.images.archives import Archives
 from captioner.images.files import ImageFolders
-from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.checkpoint import Checkpoint, read_checkpoint
 from captioner.journal.companions import reviews_path
 from captioner.journal.disk import Files
-from captioner.journal.reviews import Reviews
-from captioner.journal.scan import scan_output
+from captioner.journal.reviews import Review, Reviews
+from captioner.journal.scan import Scan, scan_output
 from captioner.outputs.rows import RowContents, caption_texts, parsed
-from captioner.readers.registry import FORMATS_WITH_IMAGES, folder_of, open_input
+from captioner.readers.registry import FORMATS_WITH_IMAGES, OpenedInput, folder_of, open_input
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from captioner.core.keys import KeyTable
     from captioner.core.types import InputRecord
-    from captioner.journal.checkpoint import Checkpoint
-    from captioner.journal.reviews import Review
-    from captioner.journal.scan import Scan
-    from captioner.readers.registry import OpenedInput
 
 Reviewed = Literal["apply", "only", "ignore"]
 

@@ -18,7 +18,7 @@ from captioner.core.errors import (
 )
 from captioner.core.retry import LONGEST_WAIT_S, waits
 from captioner.core.secrets import masked
-from captioner.core.types import Request
+from captioner.core.types import Request, Response
 from captioner.endpoints.circuit_breaker import CircuitBreaker
 from captioner.endpoints.replies import error_of
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from captioner.core.types import Response
     from captioner.endpoints.transport import AiohttpTransport
     from captioner.settings.context import RunContext
 

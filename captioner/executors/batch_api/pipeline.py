@@ -13,29 +13,26 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import DiskError, SettingsError
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
-from captioner.core.types import NO_OVERRIDES, Failure, InputRecord, PreparedRecord
+from captioner.core.types import NO_OVERRIDES, Failure, InputRecord, Outcome, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import BatchApi
-from captioner.executors.batch_api.ledger import BatchWriter, Entry, Ledger, read_entries
+from captioner.executors.batch_api.ledger import Batch, BatchWriter, Entry, Ledger, read_entries
 from captioner.executors.batch_api.merge import BatchMerger, Results
 from captioner.executors.batch_api.steps import BatchSteps
 from captioner.journal.disk import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from captioner.core.types import Outcome
     from captioner.engine.engine import Engine
-    from captioner.executors.batch_api.ledger import Batch
     from captioner.journal.journal import Journal
     from captioner.journal.writer import JournalSink
     from captioner.settings.context import RunContext

@@ -18,14 +18,12 @@ from captioner.core.errors import (
 )
 from captioner.core.retry import LONGEST_WAIT_S
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, UnclearError
-from captioner.executors.batch_api.ledger import BatchWriter
-from captioner.executors.batch_api.merge import LOST, Results
+from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
+from captioner.executors.batch_api.merge import LOST, BatchMerger, Results
 from captioner.journal.disk import atomic_write
 
 if TYPE_CHECKING:
     from captioner.executors.batch_api.client import BatchApi, RemoteBatch
-    from captioner.executors.batch_api.ledger import Batch, Ledger
-    from captioner.executors.batch_api.merge import BatchMerger
     from captioner.settings.context import RunContext
 
 MAX_TRIES = 3

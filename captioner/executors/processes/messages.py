@@ -22,12 +22,11 @@ import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from captioner.core.errors import revive
-from captioner.core.progress import RequestCounters
+from captioner.core.progress import EndpointState, RequestCounters
 
 if TYPE_CHECKING:
     import socket
 
-    from captioner.core.progress import EndpointState
     from captioner.core.types import InputRecord, Outcome
 
 _LENGTH = 8

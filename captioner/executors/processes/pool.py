@@ -16,7 +16,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -27,8 +27,6 @@ from captioner.executors.processes.handle import END_S, WorkerHandle
 from captioner.executors.processes.messages import Done, EndOfInput, Exited, Stop, Written
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
     from captioner.core.protocols import Sink
     from captioner.core.types import InputRecord, Outcome
     from captioner.executors.processes.messages import WorkerStats

@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.endpoints.limiter import AimdLimit, start_of
+from captioner.endpoints.limiter import AimdLimit, Limiter, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.endpoints.limiter import Limiter
 
 LEASE_S = 5.0
 """Seconds that a lease lasts. The share of a worker that died is free afterwards."""

@@ -24,7 +24,7 @@ from captioner.core.errors import OutputDamagedError, SettingsError
 from captioner.core.jsonbytes import one_line
 from captioner.core.lines import iter_lines
 from captioner.core.types import InputRecord
-from captioner.executors.ray.shard_store import MANIFEST
+from captioner.executors.ray.shard_store import MANIFEST, ShardStore
 from captioner.journal.checkpoint import Checkpoint, Extent
 from captioner.journal.disk import Files, TemporaryFile, atomic_write
 from captioner.journal.failures import read_failures
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from captioner.core.keys import RecordKeys
     from captioner.core.protocols import Source
-    from captioner.executors.ray.shard_store import ShardStore
 
 VERSION = 1
 

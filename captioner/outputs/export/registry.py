@@ -22,13 +22,12 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import tables, training, webdataset
-from captioner.outputs.reader import OutputReader
+from captioner.outputs.reader import OutputReader, Reviewed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from captioner.outputs.reader import Reviewed
     from captioner.settings.options import OutputFormat
 
 logger = logging.getLogger(__name__)
