@@ -133,10 +133,20 @@ class BatchApi:
             raise UnclearError from None
 
     async def find(self, file_id: str) -> RemoteBatch | None:
-        """Return the batch that was created from a file; None if there is none."""
+        """Return the batch that was created from a file; None if there is none.
+
+        Raises:
+            EndpointRefusedError: The endpoint does not list its batches.
+        """
         after = ""
         while True:
-            page = await self._get(f"/batches?limit=100{after}")
+            try:
+                page = await self._get(f"/batches?limit=100{after}")
+            except NotFoundError as error:
+                raise EndpointRefusedError(
+                    f"The endpoint does not list its batches ({error.message}): it is not known "
+                    "whether it has created one. Nothing is submitted again."
+                ) from None
             found = [one for one in page.get("data") or () if isinstance(one, dict)]
             for one in found:
                 if one.get("input_file_id") == file_id:

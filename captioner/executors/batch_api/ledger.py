@@ -56,7 +56,8 @@ class Batch:
         errors_id: The provider's id of the file of failed requests; empty if there is none.
         journal_at: Bytes of the journal when merging began.
         failures_at: Bytes of the failures when merging began.
-        missed: Searches that did not find a batch that may have been created.
+        missed: Searches that did not find a batch that may have been created, or attempts to
+            create it that got a 404.
         alone: Times that the provider refused it as too large with no other batch open.
         token: Start of its requests' ids, which distinguishes them from those of other batches.
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from captioner.settings.context import RunContext
 
 MAX_TRIES = 3
-"""Searches without result before a batch counts as not created; refusals before it is given up."""
+"""Searches without result before a batch counts as not created; refusals before a run gives up."""
 
 
 @dataclass
@@ -142,9 +142,15 @@ class BatchSteps:
             remote = await self.api.create(batch.file_id)
         except UnclearError:
             pass
-        except NotFoundError:  # the provider no longer has the file
+        except NotFoundError as error:  # the provider no longer has the file
             batch.state, batch.file_id = "written", ""
+            batch.missed += 1
             await self._save()
+            if batch.missed >= MAX_TRIES:
+                raise EndpointRefusedError(
+                    f"The endpoint takes files but creates no batch ({error.message}). Run without "
+                    "--batch-api."
+                ) from None
         except EndpointFaultError as error:
             batch.state = "uploaded"
             self.context.progress.waiting = f"the batch API: {error.message}"
