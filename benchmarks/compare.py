@@ -2,12 +2,12 @@
 
 Every client is a whole process, started in turn against the same server, which costs next to
 nothing. CPU seconds are those of the process and of all its children, start-up included.
-
-usage: python benchmarks/compare.py [cost] [latency] [draw] [processes]    default: all, 20 minutes
+It needs gcc, and pip install openai.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -95,7 +95,7 @@ def cost(folder: Path, rounds: int = 5) -> None:
     for name, count in (("S", 10_000), ("M", 10_000), ("L", 1_000)):
         source, output = folder / "in.jsonl", folder / "out.jsonl"
         write_input(source, corpus(name), count)
-        more = ["--max-side", "4096"] if name == "L" else []
+        more = ["--resize", "4096"] if name == "L" else []
         with endpoint(0) as url:
             clients = rivals(source, output, url, 64)
             clients["captioner"] += more
@@ -159,7 +159,7 @@ def draw(folder: Path) -> None:
     source, output = folder / "in.jsonl", folder / "out.jsonl"
     write_input(source, images, 240)
     with endpoint(0) as url:
-        command = rivals(source, output, url, 64)["captioner"] + ["--max-side", "1024"]
+        command = rivals(source, output, url, 64)["captioner"] + ["--resize", "1024"]
         taken = measure(command, output)
     print("\n| 12 megapixels to 1024 | CPU ms an image | of thumbnail() | cores busy |")
     print("| --- | ---: | ---: | ---: |")
@@ -200,12 +200,35 @@ def middle(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
+TABLES = {one.__name__: one for one in (cost, latency, draw, processes)}
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line."""
+    lines = (f"  {name:<11}{one.__doc__.splitlines()[0]}" for name, one in TABLES.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="\n".join(["tables:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "tables",
+        nargs="*",
+        metavar="TABLE",
+        help="What to measure. Default: all, which takes 20 minutes.",
+    )
+    found = parser.parse_args()
+    if wrong := next((name for name in found.tables if name not in TABLES), None):
+        parser.error(f"there is no table {wrong}; there are {', '.join(TABLES)}")
+    return found
+
+
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or ["cost", "latency", "draw", "processes"]
+    chosen = arguments().tables or list(TABLES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     place = Path(tempfile.mkdtemp(prefix="captioner-compare-"))
     try:
         for one in chosen:
-            {"cost": cost, "latency": latency, "draw": draw, "processes": processes}[one](place)
+            TABLES[one](place)
     finally:
         shutil.rmtree(place)

@@ -22,6 +22,7 @@ from waiting import LIMIT_S
 # A shell starts what it puts into the background with SIGINT ignored, and so would be all that the
 # tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self, TextIO
 
-from captioner.core.humanize import duration, money, printable, short
+from captioner.core.humanize import counted, duration, money, printable, short
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -133,7 +133,7 @@ class Display:
         more = len(now.codes) - len(codes)
         failures = [f"{count:,} {code}" for code, count in codes]
         if more:
-            failures.append(f"and {more} more kinds")
+            failures.append(f"and {counted(more, 'more kind', 'more kinds')}")
         states = now.states()
         other = len(states) - ENDPOINTS
         if now.waiting:
@@ -144,7 +144,7 @@ class Display:
             ("records", self._records()),
             ("speed", self._speed()),
             *(("endpoint", _describe(state)) for state in states[:ENDPOINTS]),
-            ("", [f"and {other} more endpoints"] if other > 0 else []),
+            ("", [f"and {counted(other, 'more endpoint')}"] if other > 0 else []),
             ("spent", self._spent()),
             ("failures", failures),
             ("now", stage),
@@ -159,6 +159,7 @@ class Display:
             (now.cached, "from the cache"),
             (now.failed_before, "failed before"),
             (now.skipped, "skipped"),
+            (now.existing, "had a caption"),
         )
         facts = [f"{now.captioned:,} done", f"{now.failed:,} failed"]
         facts += [f"{count:,} {what}" for count, what in optional if count]
@@ -175,7 +176,7 @@ class Display:
         if now.answers:
             facts.append(f"{duration(now.answered_s / now.answers)} a request")
         if now.retries:
-            facts.append(f"{now.retries:,} retries")
+            facts.append(counted(now.retries, "retry", "retries"))
         return facts
 
     def _spent(self) -> list[str]:

@@ -10,17 +10,15 @@ from captioner.core.errors import SettingsError
 from captioner.settings.validation import did_you_mean
 
 
-def docs_in_console(topic: str) -> int:
+def docs_in_console(topic: str) -> None:
     """Show the page of a topic or, if it is empty, list the pages with their first sentences.
 
     Raises:
         SettingsError: There is no such page.
     """
-    folder = files("captioner") / "docs"
-    found = folder.iterdir() if folder.is_dir() else ()
     pages = {
         file.name.removesuffix(".md"): file.read_text("utf-8")
-        for file in sorted(found, key=lambda file: file.name)
+        for file in sorted((files("captioner") / "docs").iterdir(), key=lambda file: file.name)
         if file.name.endswith(".md")
     }
     if topic in pages:
@@ -28,10 +26,9 @@ def docs_in_console(topic: str) -> int:
     elif topic:
         raise SettingsError(
             f"docs: there is no topic {topic!r}.{did_you_mean(topic, pages)} Topics: "
-            f"{', '.join(pages) or 'none'}"
+            f"{', '.join(pages)}"
         )
     else:
         for name, text in pages.items():
             _, *lines = filter(None, text.split("\n"))
             print(f"{name:16} {lines[0] if lines else ''}")
-    return 0

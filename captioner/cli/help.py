@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,9 @@ from captioner.cli.params import Flag, Word
 from captioner.settings.validation import choices_of
 
 if TYPE_CHECKING:
-    from captioner.cli.parser import Command
+    from collections.abc import Mapping
+
+    from captioner.cli.parser import Command, Group
 
 NARROWEST, WIDEST = 40, 100
 """Columns of the help, for terminals with fewer or more."""
@@ -38,25 +39,22 @@ COMPLETION = (
     "for fish: _CAPTIONER_COMPLETE=fish_source captioner | source"
 )
 PARAMETERS = "Parameters"
+HELP_ROW = ("-h, --help", "Show this help.")
 
 
 def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
     """Return the help of a command, with every visible flag or with the common ones."""
-    text = click.HelpFormatter(width=max(NARROWEST, min(WIDEST, _columns())) - 2)
+    text = _formatter()
     flags = [param for param in command.params if isinstance(param, Flag) and not param.hidden]
     arguments = [param for param in command.params if isinstance(param, Word)]
     for_runs = any(flag.option for flag in flags)
     needed = [flag.usage for flag in flags if flag.required]
     words = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
     text.write_usage(ctx.command_path, " ".join([*needed, "[OPTIONS]", *words]))
-    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
-    for paragraph in (*paragraphs, *(f"{one.metavar}: {one.about}" for one in arguments)):
-        text.write_paragraph()
-        text.write_text(paragraph)
+    _write_about(text, command, *(f"{one.metavar}: {one.about}" for one in arguments))
     if command.other_commands:
         _write_examples(text)
-        commands = command.other_commands.items()
-        _write_rows(text, "Commands", [(n, one.get_short_help_str(200)) for n, one in commands])
+        _write_commands(text, command.other_commands)
     for title, rows in _sections(flags, for_runs=for_runs, everything=everything).items():
         _write_rows(text, title, rows)
     last = (EVERYWHERE, UNITS, COMPLETION) if everything else (EVERYWHERE,)
@@ -66,15 +64,21 @@ def help_of(command: Command, ctx: click.Context, *, everything: bool) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def _columns() -> int:
-    """Return the width of the terminal, without shutil, which takes long to import."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) > 0:
-        return int(columns)
-    try:
-        return os.get_terminal_size(1).columns or 80
-    except OSError:
-        return 80
+def help_of_group(group: Group, ctx: click.Context) -> str:
+    """Return the help of commands under one word."""
+    text = _formatter()
+    text.write_usage(ctx.command_path, "COMMAND [OPTIONS]")
+    _write_about(text, group)
+    _write_commands(text, group.commands)
+    _write_rows(text, PARAMETERS, [HELP_ROW])
+    return text.getvalue().rstrip("\n")
+
+
+def _formatter() -> click.HelpFormatter:
+    import shutil
+
+    columns = shutil.get_terminal_size().columns
+    return click.HelpFormatter(width=max(NARROWEST, min(WIDEST, columns)) - 2)
 
 
 def _sections(
@@ -91,10 +95,21 @@ def _sections(
             tuning.append(row)
         elif everything or option.common:
             found.setdefault(option.group, []).append(row)
-    found[PARAMETERS].append(("-h, --help", "Show this help."))
+    found[PARAMETERS].append(HELP_ROW)
     if for_runs:
         found[PARAMETERS] += [("--help-all", "Show all flags."), ("--version", "Show the version.")]
     return found | ({"Tuning": tuning} if everything and tuning else {})
+
+
+def _write_about(text: click.HelpFormatter, command: click.Command, *more: str) -> None:
+    for paragraph in (*inspect.cleandoc(command.help or "").split("\n\n"), *more):
+        text.write_paragraph()
+        text.write_text(paragraph)
+
+
+def _write_commands(text: click.HelpFormatter, commands: Mapping[str, click.Command]) -> None:
+    rows = [(name, one.get_short_help_str(200)) for name, one in commands.items()]
+    _write_rows(text, "Commands", rows)
 
 
 def _write_examples(text: click.HelpFormatter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from captioner import __version__
-from captioner.cli.params import Flag, Word, is_on, run_flags
+from captioner.cli.params import Flag, Word, as_bool, run_flags
 from captioner.cli.parser import Command, Group, given_options, read_config
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.humanize import printable
@@ -30,7 +31,7 @@ def run_command(argv: Sequence[str]) -> int:
     Internal errors are raised only with ``--debug`` or ``CAPTIONER_DEBUG``.
     """
     words = list(argv)
-    debug = "--debug" in words or is_on(os.environ.get("CAPTIONER_DEBUG", ""))
+    debug = "--debug" in words or as_bool(os.environ.get("CAPTIONER_DEBUG", ""))
     try:
         status = _run(words)
         sys.stdout.flush()
@@ -90,12 +91,23 @@ class _Root(Group):
         """Return the context of the command that is meant."""
         if args and args[0] in self.commands:
             return super().make_context(info_name, args, *more, **extra)
-        if args and args[0].isalpha() and not Path(args[0]).exists():
-            is_help = args[0] == "help"
-            if hint := " Did you mean --help?" if is_help else did_you_mean(args[0], self.commands):
+        if args and re.fullmatch(r"[A-Za-z][\w-]*", args[0], re.ASCII):
+            hint = self._hint(args[0])
+            if hint and not Path(args[0]).exists():
                 raise SettingsError(f"there is no command or file {args[0]}.{hint}")
         return CAPTION.make_context(info_name, args, *more, **extra)
 
+    def _hint(self, word: str) -> str:
+        """Return what to write in place of a word near a command's name; empty if none is near."""
+        if word == "help":
+            return " Did you mean --help?"
+        if word in _RUNS or did_you_mean(word, _RUNS):
+            return " A run needs no command: captioner INPUT"
+        return did_you_mean(word, self.commands)
+
+
+_RUNS = ("caption", "run")
+"""Words that people write before the input of a run."""
 
 ROOT = _Root("captioner")
 _BATCH = Group("batch", help="Show or cancel the batches of --batch-api.")
@@ -160,13 +172,16 @@ OPTIONS = run_flags()
 
 
 def _add(name: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
-    """Add a command that calls the function named after its first word with its parameters."""
+    """Add a command that calls the function named after its first word with its parameters.
+
+    The function returns the exit status; None is 0.
+    """
     words = name.split()
     module = "docs" if name == "docs" else "session"
 
-    def run(**given: Any) -> int:
+    def run(**given: Any) -> Any:
         home = import_module(f"captioner.cli.{module}")
-        return int(getattr(home, f"{words[0]}_in_console")(**given, **fixed))
+        return getattr(home, f"{words[0]}_in_console")(**given, **fixed)
 
     group = ROOT if len(words) == 1 else _BATCH
     group.add_command(Command(words[-1], params=list(params), help=text, callback=run))
@@ -192,7 +207,8 @@ def _caption(
     from captioner.cli import session
 
     if dry_run:
-        return session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
+        session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
+        return 0
     return session.run_in_console(settings, debug=debug, as_json=as_json)
 
 
@@ -319,7 +335,7 @@ _add(
     Word(["folder"], hint=Path, default=Path(), about="the folder. Default: the current one."),
     _switch("--download", "Also download DataFlow-MM's example images from Hugging Face."),
 ])  # fmt: skip
-def _init(folder: Path, *, download: bool) -> int:
+def _init(folder: Path, *, download: bool) -> None:
     """Make a working folder with options, a pipeline and images."""
     import shlex
 
@@ -329,14 +345,13 @@ def _init(folder: Path, *, download: bool) -> int:
     if folder != Path():
         lines.insert(0, f"cd {shlex.quote(str(folder))}")
     print("\n".join(lines))
-    return 0
 
 
 @ROOT.command("serve", cls=Command, params=[
     _flag("--host", "Address to listen on.", default="127.0.0.1", envvar="CAPTIONER_HOST"),
     _number("--port", PORT, 8080, envvar="CAPTIONER_PORT"),
 ])  # fmt: skip
-def _serve(host: str, port: int) -> int:
+def _serve(host: str, port: int) -> None:
     """Serve the built-in describer as an OpenAI-compatible endpoint.
 
     It names sizes, colours and legible text. It is not a vision-language model.
@@ -347,7 +362,6 @@ def _serve(host: str, port: int) -> int:
         serve(host, port)
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    return 0
 
 
 _add(

@@ -25,14 +25,9 @@ _BOOLS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
 _BOOLS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
 
 
-def is_bool(text: str) -> bool:
-    """Tell whether a text means true or false."""
-    return text.lower() in _BOOLS
-
-
-def is_on(text: str) -> bool:
-    """Tell whether an environment variable switches something on."""
-    return _BOOLS.get(text.lower(), False)
+def as_bool(text: str) -> bool | None:
+    """Return the truth value that a text means; None if it means neither."""
+    return _BOOLS.get(text.lower())
 
 
 class Value(_ParamType):
@@ -61,21 +56,21 @@ class Value(_ParamType):
             raise SettingsError(f"{_source(param, ctx)}: {error}") from None
 
     def _read(self, text: str) -> Any:
-        kinds, choices = kinds_of(self.hint), choices_of(self.hint)
+        kinds, choices, switch = kinds_of(self.hint), choices_of(self.hint), as_bool(text)
         if choices and text not in choices:
             raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
         if self._option is not None and self._option.unit:
             return quantity(text, self._option.unit)
-        if self._option is not None and self._option.alone is not None and is_bool(text):
-            return self._option.typed(is_on(text))
+        if self._option is not None and self._option.alone is not None and switch is not None:
+            return self._option.typed(switch)
         if choices or str in kinds:
             if text.encode(errors="replace").decode() != text:
                 raise ValueError(f"{text!r} is not UTF-8 text")
             return text
         if bool in kinds:
-            if not is_bool(text):
+            if switch is None:
                 raise ValueError(f"{text!r} is neither true nor false")
-            return is_on(text)
+            return switch
         for kind, name in ((int, "a whole number"), (float, "a number")):
             if kind in kinds:
                 try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from captioner.cli.params import Flag, Word, is_bool
+from captioner.cli.params import Flag, Word, as_bool
 from captioner.core.errors import SettingsError
 from captioner.settings.flags import all_options, stored_options, variable_of
 from captioner.settings.validation import PRIVATE, did_you_mean, flag_name, typed
@@ -165,7 +165,7 @@ class Command(click.Command):
             if (
                 flag.alone != "true"
                 or (flag.option and flag.option.alone and flag.option.alone[1])
-                or is_bool(word)
+                or as_bool(word) is not None
             ):
                 return f"{word!r} is one word too many. Did you mean {before}={word}?"
         return f"{rest[0]!r} is one word too many. See {ctx.command_path} --help"
@@ -175,8 +175,13 @@ class Group(click.Group):
     """Commands under one word."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Show the help if no command is named."""
-        return super().parse_args(ctx, ["--help"] if args in ([], ["-h"]) else args)
+        """Show the help if it is asked for or no command is named."""
+        if not ctx.resilient_parsing and (not args or args[0] in HELP):
+            from captioner.cli.help import help_of_group
+
+            click.echo(help_of_group(self, ctx))
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -24,8 +24,10 @@ class Metrics:
 
     def __init__(self, progress: Progress, port: int) -> None:
         library = needed("prometheus_client", "metrics")
+        self._core = needed("prometheus_client.core", "metrics")
+        self._progress = progress
         registry = library.CollectorRegistry()
-        registry.register(_Collector(progress, needed("prometheus_client.core", "metrics")))
+        registry.register(self)
         try:
             self._server, self._thread = library.start_http_server(
                 port, addr=ADDRESS, registry=registry
@@ -42,20 +44,12 @@ class Metrics:
         self._server.server_close()
         self._thread.join()
 
-
-class _Collector:
-    """Makes metrics of the current counters."""
-
-    def __init__(self, progress: Progress, core: Any) -> None:
-        self._progress = progress
-        self._core = core
-
     def collect(self) -> Iterator[Any]:
-        """Yield the metrics."""
+        """Yield the current metrics. The library calls it for each request."""
         now = self._progress
         counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
         records = counter("captioner_records", "Records by state.", labels=["state"])
-        for state in ("captioned", "failed", "resumed", "failed_before", "skipped"):
+        for state in ("captioned", "failed", "resumed", "failed_before", "skipped", "existing"):
             records.add_metric([state], getattr(now, state))
         yield records
         failures = counter("captioner_failures", "Failures of this run by code.", labels=["code"])

@@ -29,7 +29,7 @@ from captioner.cli.summaries import (
 )
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
-from captioner.core.humanize import printable
+from captioner.core.humanize import counted, printable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
@@ -126,20 +126,19 @@ def check_in_console(*, output: Path, source: Path | None, as_json: bool) -> int
 
 
 @forward_warnings(_say)
-def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> int:
-    """Print what a run will take and return the exit status."""
+def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> None:
+    """Print what a run will take."""
     from captioner.engine.estimate import estimate
 
     found = asyncio.run(estimate(settings, probe=probe))
     print(_json(found) if as_json else describe_estimate(found, settings))
-    return 0
 
 
 @forward_warnings(_say)
 def report_in_console(
     *, output: Path, html: Path | None, sample: int, image_root: Path | None, as_json: bool
-) -> int:
-    """Print a report on captions, or write it as a page, and return the exit status."""
+) -> None:
+    """Print a report on captions, or write it as a page."""
     from captioner.outputs.report import make_report, write_page
 
     images = sample if html is not None else 0
@@ -152,48 +151,44 @@ def report_in_console(
         print(describe_report(report))
     else:
         _say(f"written: {html}")
-    return 0
 
 
 @forward_warnings(_say)
-def eval_in_console(*, output: Path, references: Path, as_json: bool) -> int:
-    """Print the scores of captions against references and return the exit status."""
+def eval_in_console(*, output: Path, references: Path, as_json: bool) -> None:
+    """Print the scores of captions against references."""
     from captioner.outputs.scores import score
 
     found = score(output, references)
     print(_json(found) if as_json else describe_scores(found))
-    return 0
 
 
 @forward_warnings(_say)
 def export_in_console(
     *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
-) -> int:
-    """Write the captions of a run in another format and return the exit status."""
+) -> None:
+    """Write the captions of a run in another format."""
     from captioner.outputs.export import check_format, export
 
     output = output_of(output)
     kind = check_format(to, to_format)
     export(find_journal(output, Files()), to, kind, output=output, **options)
     _say(f"written: {to}")
-    return 0
 
 
 @forward_warnings(_say)
-def batch_in_console(*, output: Path, cancel: bool) -> int:
-    """Print the state of a run's batches, cancelled or not, and return the exit status."""
+def batch_in_console(*, output: Path, cancel: bool) -> None:
+    """Print the state of a run's batches, cancelled or not."""
     from captioner.executors.batch_api.ledger import Ledger
     from captioner.executors.batch_api.status import look_at_batches
 
     ledger = Ledger.of(find_journal(output, Files()))
     for line in asyncio.run(look_at_batches(ledger, cancel=cancel)):
         print(printable(line))
-    return 0
 
 
 @forward_warnings(_say)
-def view_in_console(*, output: Path, host: str, port: int, image_root: Path | None) -> int:
-    """Serve the page of an output until a signal arrives and return the exit status."""
+def view_in_console(*, output: Path, host: str, port: int, image_root: Path | None) -> None:
+    """Serve the page of an output until a signal arrives."""
     from captioner.outputs.viewer import Viewer
 
     output = output_of(output)
@@ -213,7 +208,6 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
             await stop.wait()
 
     asyncio.run(serve())
-    return 0
 
 
 class _Session:
@@ -310,6 +304,6 @@ class _Session:
         self._signal = signal.SIGTERM if number == signal.SIGHUP else number
         self._cancel.request()
         self._display.say(
-            f"stopping: {self._progress.in_flight} requests may finish within "
+            f"stopping: {counted(self._progress.in_flight, 'request')} may finish within "
             f"{self._settings.run.drain:g} s; repeat the signal to abandon them"
         )

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.core.humanize import duration, money, printable, short
+from captioner.core.humanize import counted, duration, money, printable, short
 
 if TYPE_CHECKING:
     from captioner.core.progress import RunReport
@@ -17,36 +17,44 @@ if TYPE_CHECKING:
     from captioner.outputs.scores import Scores
     from captioner.settings.settings import Settings
 
+BYTES = ("byte", "bytes")
+ORPHANS = (
+    "caption belongs to a record that the input no longer has",
+    "captions belong to records that the input no longer has",
+)
+
 
 def summarise(report: RunReport, settings: Settings) -> str:
     """Return what a run did and what to do next."""
     if report.complete and not (report.calls or report.captioned or report.failed):
-        what = f"all {report.resumed:,} were captioned before"
+        all_of_them = "the only one was" if report.resumed == 1 else f"all {report.resumed:,} were"
+        what = f"{all_of_them} captioned before"
         return f"nothing to do: {what if report.resumed else 'the input has no records'}"
     rate = f", {report.captioned / report.seconds:.1f}/s" if report.captioned else ""
     lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
     if report.resumed:
-        lines[0] += f"; {report.resumed:,} were done before"
+        lines[0] += f"; {counted(report.resumed, 'was', 'were')} done before"
     tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
-    lines.append(f"{report.calls:,} requests, {report.retries:,} of them retries; tokens: {tokens}")
+    retries = (
+        f", {counted(report.retries, 'retry', 'retries')} among them" if report.retries else ""
+    )
+    lines.append(f"{counted(report.calls, 'request')}{retries}; tokens: {tokens}")
     if report.cost:
         lines[-1] += f"; {money(report.cost)}"
     lines += _counts(
-        (report.shared, "records share the answer to an equal one (--dedup)"),
-        (report.cached, "answers came from the cache"),
+        (report.shared, "record has", "records have", "the caption of an equal request (--dedup)"),
+        (report.cached, "answer", "answers", "came from the cache"),
     )
     lines.append(f"captions: {report.output}")
     changed = (
-        "records have changed since they were captioned (same id); their captions were kept. "
-        "Remove their lines and run with --accept-edits to redo them"
+        "new content under the same id; the old caption was kept. To caption such a record again, "
+        "remove its line from the output and run with --accept-changes=edits"
     )
     lines += _counts(
-        (report.skipped, "records skipped: equal ones came before them"),
-        (report.changed, changed),
-        (
-            report.orphans,
-            "captions belong to records that the input no longer has; they are kept at the end",
-        ),
+        (report.skipped, "record", "records", "skipped, equal to an earlier one"),
+        (report.existing, "record", "records", "kept with its own caption (--existing skip)"),
+        (report.changed, "record has", "records have", changed),
+        (report.orphans, *ORPHANS, "(kept at the end of the output)"),
     )
     if report.failed:
         lines.append(f"{report.failed:,} failed: {report.failures}")
@@ -64,15 +72,18 @@ def summarise(report: RunReport, settings: Settings) -> str:
 
 def describe_estimate(found: Estimate, settings: Settings) -> str:
     """Return what a run will take."""
-    counts = f"{found.records:,} records, {found.requests:,} requests, {found.images:,} images"
-    lines = [f"{counts}, {short(found.upload_bytes)}B to upload"]
+    counts = ((found.records, "record"), (found.requests, "request"), (found.images, "image"))
+    lines = [
+        f"{', '.join(counted(*one) for one in counts)}, {short(found.upload_bytes)}B to upload"
+    ]
     codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
     lines += _counts(
-        (sum(found.bad.values()), f"records cannot be sent: {codes}"),
-        (found.unfetched, "images were not fetched; their size is a guess"),
+        (sum(found.bad.values()), "record", "records", f"cannot be sent: {codes}"),
+        (found.existing, "record", "records", "kept with its own caption (--existing skip)"),
+        (found.unfetched, "image was", "images were", "not fetched; the size is a guess"),
     )
     by = (
-        f"corrected by {found.probed:,} requests that were sent"
+        f"corrected by {counted(found.probed, 'request')} sent"
         if found.probed
         else "by formula; --probe 20 sends 20 records to correct it"
     )
@@ -97,7 +108,7 @@ def describe_report(report: Report) -> str:
     failed = sum(one.total for one in report.failures.values())
     chars = quality.chars
     lines = [
-        f"{report.output}: {quality.captions:,} captions, {failed:,} failed",
+        f"{report.output}: {counted(quality.captions, 'caption')}, {failed:,} failed",
         f"characters: {chars['min']:,} to {chars['max']:,}, median {chars['median']:,}",
         f"duplicates: {quality.duplicates:,}, nearly: {quality.near_duplicates:,} of a sample",
         f"read like a refusal: {quality.refusals:,}",
@@ -115,8 +126,8 @@ def describe_report(report: Report) -> str:
 
 def describe_scores(found: Scores) -> str:
     """Return the scores of captions against references."""
-    lines = [f"{found.captions:,} captions compared with their references"]
-    lines += _counts((found.unmatched, "have no reference"))
+    lines = [f"{counted(found.captions, 'caption')} compared with references"]
+    lines += _counts((found.unmatched, "has", "have", "no reference"))
     lines.append(f"BLEU {found.bleu:.2f}, chrF {found.chrf:.2f}, CIDEr-D {found.cider:.3f}")
     lines.append(f"BLEU signature: {found.bleu_signature}")
     return "\n".join(printable(line) for line in lines)
@@ -130,10 +141,10 @@ def describe_check(report: CheckReport) -> str:
     else:
         lines[0] += f", {report.pending:,} pending of {report.input}"
     lines += _counts(
-        (report.orphans, "captions belong to records that the input no longer has"),
-        (report.tail_bytes, "bytes at the end are torn; the next run cuts them"),
-        (report.torn_failures, "bytes of the failures are torn; their records are pending"),
-        (report.unsynced_bytes, "bytes are not yet known to be on disk"),
+        (report.orphans, *ORPHANS),
+        (report.tail_bytes, *BYTES, "at the end: an incomplete line, which the next run cuts off"),
+        (report.torn_failures, *BYTES, "of the failures file: unreadable; the records are pending"),
+        (report.unsynced_bytes, *BYTES, "not yet known to be on disk"),
     )
     if report.checkpoint != "ok":
         lines.append("there is no checkpoint; the next run reads the whole output")
@@ -143,9 +154,12 @@ def describe_check(report: CheckReport) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
-def _counts(*counts: tuple[int | None, str]) -> list[str]:
-    """Return a line for each count that is not 0."""
-    return [f"{count:,} {what}" for count, what in counts if count]
+def _counts(*counts: tuple[int | None, *tuple[str, ...]]) -> list[str]:
+    """Return a line for each count that is not 0.
+
+    A count comes with the words after 1, those after another number, and those after both.
+    """
+    return [" ".join([counted(n, *words[:2]), *words[2:]]) for n, *words in counts if n]
 
 
 def _again(settings: Settings, *more: str) -> str:

@@ -138,8 +138,6 @@ class TokenLimitError(AttemptError):
     """``max_tokens`` is more than the model's context leaves.
 
     Args:
-        code: As in `AttemptError`.
-        message: As in `AttemptError`.
         limit: Tokens that the context leaves, if the endpoint says so.
     """
 
@@ -149,15 +147,7 @@ class TokenLimitError(AttemptError):
 
 
 class NotFoundError(AttemptError):
-    """The endpoint answered 404 or 410: an unknown model, or a body too large for a gateway.
-
-    Args:
-        certain: The reply says that the model is unknown.
-    """
-
-    def __init__(self, code: str, message: str, *, certain: bool) -> None:
-        super().__init__(code, message)
-        self.certain = certain
+    """The endpoint responded 404: an unknown model, or a body too large for a gateway."""
 
 
 class RunError(CaptionerError):
@@ -167,10 +157,12 @@ class RunError(CaptionerError):
         exit_code: Exit status of the command.
         report: The report up to then, if the run had started.
         code: Failure code of a record that alone meets it.
+        reason: What the endpoint responded, without advice; empty if it is not about a response.
     """
 
     exit_code: ClassVar[int] = 1
     code: str = "refused"
+    reason: str = ""
     report: RunReport | None = None
 
 

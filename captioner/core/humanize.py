@@ -8,6 +8,24 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def sentence(text: str) -> str:
+    """Return a text as a sentence: with a capital letter and a full stop, if it has no ending."""
+    text = text.strip()
+    ended = text.rstrip("\"')]}").endswith((".", "!", "?", "…", "。", "\uff01", "\uff1f"))
+    return text[:1].upper() + text[1:] + ("" if ended else ".")
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a count with its noun: ``1 record``, ``2,000 records``.
+
+    Args:
+        number: The count.
+        one: What follows 1.
+        several: What follows any other number. Default: ``one`` with an s.
+    """
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds in words: ``42 s``, ``3 min 05 s``, ``2 h 07 min``."""
     whole = round(seconds)

@@ -85,14 +85,10 @@ def add_fields(raw: bytes, fields: bytes) -> bytes:
 
 def replace_values(raw: bytes, name: bytes, value: bytes) -> bytes:
     """Return the object with the value of every field with that quoted name replaced."""
-    pieces: list[bytes] = []
-    at = 0
-    for field in fields_in(raw):
+    for field in reversed(fields_in(raw)):
         if field.name == name:
-            pieces += (raw[at : field.value_start], value)
-            at = field.value_end
-    pieces.append(raw[at:])
-    return b"".join(pieces)
+            raw = raw[: field.value_start] + value + raw[field.value_end :]
+    return raw
 
 
 def without_fields(raw: bytes, names: Iterable[bytes]) -> bytes:
@@ -102,22 +98,16 @@ def without_fields(raw: bytes, names: Iterable[bytes]) -> bytes:
     brace. Fields that are followed by others become ``null``, so that records in which they have
     different positions stay different.
     """
-    wanted = frozenset(names)
-    found = fields_in(raw)
-    tail = len(found)
-    while tail and found[tail - 1].name in wanted:
-        tail -= 1
-    pieces: list[bytes] = []
-    at = 0
-    for field in found[:tail]:
-        if field.name in wanted:
-            pieces += (raw[at : field.value_start], b"null")
-            at = field.value_end
-    if tail < len(found):
-        pieces += (raw[at : found[tail].start], b"}")
-    else:
-        pieces.append(raw[at:])
-    return b"".join(pieces)
+    added = frozenset(names)
+    at_end = True
+    for field in reversed(fields_in(raw)):
+        if field.name not in added:
+            at_end = False
+        elif at_end:
+            raw = raw[: field.start] + b"}"
+        else:
+            raw = raw[: field.value_start] + b"null" + raw[field.value_end :]
+    return raw
 
 
 def one_line(raw: bytes) -> bytes:

@@ -57,6 +57,7 @@ class Counters(RequestCounters):
         resumed: Found captioned by an earlier run.
         failed_before: Found failed by an earlier run and not tried again.
         skipped: Left out because an equal record came before (``--equal-records skip``).
+        existing: Kept as they are because they have a caption (``--existing skip``).
         changed: Resumed by their id although their content has changed.
         prompt_tokens: Input tokens of captions, as the endpoint counted them.
         completion_tokens: Output tokens of captions, as the endpoint counted them.
@@ -67,6 +68,7 @@ class Counters(RequestCounters):
     resumed: int = 0
     failed_before: int = 0
     skipped: int = 0
+    existing: int = 0
     changed: int = 0
     read: int = 0
     prompt_tokens: int = 0
@@ -75,7 +77,14 @@ class Counters(RequestCounters):
     @property
     def settled(self) -> int:
         """Records of the input that are not pending."""
-        return self.captioned + self.failed + self.resumed + self.failed_before + self.skipped
+        return (
+            self.captioned
+            + self.failed
+            + self.resumed
+            + self.failed_before
+            + self.skipped
+            + self.existing
+        )
 
 
 class EndpointState(NamedTuple):

@@ -32,14 +32,8 @@ Line = InputRecord
 """The name of `InputRecord` until version 0.2."""
 
 STORES = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "hf": "hf",
-    "az": "azure",
-    "abfs": "azure",
-}
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf", "az": "azure", "abfs": "azure",
+}  # fmt: skip
 """The extra that reads an object store, by the scheme of its addresses."""
 
 
@@ -246,6 +240,7 @@ class Caption(NamedTuple):
         attempts: Requests sent; 0 if it shares the caption of an equal record.
         usage: Tokens of the requests whose answers are kept.
         more: Name and JSON value of each further field of the row.
+        existing: The record had its captions before and is kept as it is (``--existing skip``).
     """
 
     record: InputRecord
@@ -254,6 +249,7 @@ class Caption(NamedTuple):
     attempts: int
     usage: Usage
     more: tuple[tuple[str, Any], ...] = ()
+    existing: bool = False
 
     @property
     def line(self) -> InputRecord:

@@ -9,6 +9,7 @@ from typing import Any
 
 from captioner.cli.session import run_watched
 from captioner.core.errors import SettingsError
+from captioner.core.humanize import counted
 from captioner.dataflow.running import print_line, run_blocking
 from captioner.dataflow.serving import APIVLMServing_openai
 from captioner.dataflow.storage import FRAMES, FileStorage, read_frame, write_file
@@ -74,6 +75,7 @@ class PromptedVQAGenerator:
             "conversation_field": input_conversation_key,
             "image_field": input_image_key,
             "output_field": output_answer_key,
+            "existing": "replace",
             "retry_failed": "all",
         }
         run_blocking(lambda: _answer_rows(storage, options))
@@ -88,9 +90,9 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
     report, signal = run_watched(Settings.create(source, journal, **options), summary=False)
     if signal:
         raise KeyboardInterrupt
-    text = f"{report.captioned + report.resumed:,} rows have an answer"
+    text = counted(report.captioned + report.resumed, "row has an answer", "rows have an answer")
     if report.failed:
-        text += f", {report.failed:,} have none: see {report.failures}"
+        text += f", {counted(report.failed, 'has', 'have')} none: see {report.failures}"
     print_line(text)
     with closing(OutputReader(journal, source=source)) as reader:
         name = options["output_field"]

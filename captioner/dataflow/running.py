@@ -44,7 +44,7 @@ def run_blocking(call: Callable[[], _T]) -> _T:
 
 _SCRIPT_WORDS = (
     (r"no endpoint\.[\s\S]*", "api_url: must not be empty"),
-    (r"If [^.]*--accept-edits\. Otherwise restore", "Restore"),
+    (r"If [^.]*--accept-changes=edits\. If not, restore", "Restore"),
     (
         r", choose another output with -o, or [^,.;]*--[a-z][^,.;]*",
         ", or choose another cache_path",

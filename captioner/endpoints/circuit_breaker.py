@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import EndpointBusyError
 from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
+from captioner.core.humanize import sentence
 from captioner.core.retry import waits
 
 if TYPE_CHECKING:
@@ -129,8 +130,9 @@ class CircuitBreaker:
             self.abandon_probe()
         if self.seconds_left() <= 0:
             raise EndpointGaveOutError(
-                f"The endpoint {self._name} has given no caption for {now - self._since:.0f} s "
-                f"({fault.message}). Run the same command again when it works."
+                f"The endpoint {self._name} has given no caption for {now - self._since:.0f} s. "
+                f"{sentence(f'The last error: {fault.message}')} Run the same command again when "
+                "it works."
             )
 
     def _probe_after(self, now: float) -> None:

@@ -76,7 +76,7 @@ class CostBudget:
         tokens = sum(self._mean)
         if self._max_tokens is not None and self._tokens + requests * tokens > self._max_tokens:
             return (
-                f"The budget of {self._max_tokens * self._parts:,.0f} tokens (--budget-tokens)"
+                f"The budget of {self._max_tokens * self._parts:,.0f} tokens (--budget)"
                 f"{parts} is used up: {self._tokens:,} are spent, and another request may cost "
                 f"{tokens:,.0f}. {again}"
             )

@@ -13,6 +13,7 @@ import logging
 import time
 from dataclasses import dataclass
 from inspect import signature
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
@@ -118,7 +119,7 @@ class SessionClient:
     async def post(self, pieces: Sequence[bytes]) -> Response:
         """See `Client.post`."""
         async with self._session.post(
-            self._url, data=b"".join(pieces), allow_redirects=False, proxy=self._proxy
+            self._url, data=BytesIO(b"".join(pieces)), allow_redirects=False, proxy=self._proxy
         ) as reply:
             return Response(reply.status, reply.headers, await read(reply.headers, reply.content))
 

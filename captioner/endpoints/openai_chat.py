@@ -1,8 +1,8 @@
 """OpenAI's chat completions, as OpenAI, vLLM, SGLang, llama.cpp, Ollama and many others serve them.
 
 The body is assembled as bytes around the images' base64, which is never parsed or copied by a
-JSON encoder. Models differ in the parameters they take: what one refuses is named otherwise or
-left out from then on.
+JSON encoder. Models differ in the parameters they accept: a parameter that the model refuses is
+renamed or left out from then on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class OpenAIChat:
         detail: ``detail`` of each image: ``auto``, ``low`` or ``high``; None sends none.
         stream: Have replies sent in pieces.
         schema: JSON Schema of the answer, asked for by ``response_format``.
-        extra: Further members of the body; they go before ours.
+        extra: Further fields of the body. They replace the fields above.
     """
 
     def __init__(

@@ -8,16 +8,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import re
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, NoReturn
 
 from captioner.core.cancellation import EndpointBusyError, StoppedError
 from captioner.core.errors import (
     BadReplyError,
-    CaptionerError,
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
@@ -30,6 +28,7 @@ from captioner.core.errors import (
 )
 from captioner.core.progress import EndpointState
 from captioner.core.types import NO_OVERRIDES
+from captioner.endpoints.blame import RefusalGuard, reason_of
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
     from captioner.core.protocols import Dialect, Transport
     from captioner.core.types import Completion, RequestOverrides
+    from captioner.endpoints.blame import PoisonDetector
     from captioner.endpoints.circuit_breaker import CircuitBreaker
     from captioner.endpoints.cost_budget import EndpointCosts
     from captioner.endpoints.limiter import Limiter
@@ -44,22 +44,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POISON_FAULTS = 3
-POISON_SUCCESSES = 20
-POISON_CHANCE = 1e-6
-"""A record is blamed only if that many errors in a row would be this unlikely by chance."""
-
-CONFIRMATION = 10
-"""Successes of other records that one success of a known good request stands for."""
-
-STOP_FIRST = 10
-STOP_LATER = 25
-"""Refusals alike in a row, before the first caption and after it, that stop the run."""
-
 FIRST_GUESS_TOKENS = 1_500.0
 """Tokens that a request is assumed to cost until the first responses."""
 
-_OVERLOAD = frozenset({"connection", "http_429", "http_503", "http_529"})
 _ALIVE = (
     BadReplyError,
     RefusedError,
@@ -67,51 +54,6 @@ _ALIVE = (
     ImageRejectedError,
     TokenLimitError,
 )
-
-
-class RefusalGuard:
-    """Stops a doomed run, whatever the words of its refusals.
-
-    Refusals count as alike if their messages differ only in numbers and quoted parts.
-
-    Args:
-        stop_after: Refusals alike in a row that stop the run; None is `STOP_FIRST` before the
-            first caption and `STOP_LATER` after it.
-    """
-
-    def __init__(self, stop_after: int | None) -> None:
-        self._stop_after = stop_after
-        self._counts: Counter[str] = Counter()
-        self.works = False
-
-    def caption(self) -> None:
-        """Note a caption."""
-        self.works = True
-        if self._counts:
-            self._counts.clear()
-
-    def refusal(self, error: CaptionerError) -> None:
-        """Note a refusal.
-
-        Raises:
-            EndpointRefusedError: There were too many, and there never was a caption.
-            EndpointGaveOutError: There were too many since the last caption.
-        """
-        kind = re.sub(r"['\"`][^'\"`]*['\"`]|\d+", "", str(error))[:200]
-        self._counts[kind] += 1
-        limit = self._stop_after or (STOP_LATER if self.works else STOP_FIRST)
-        if self._counts[kind] < limit:
-            return
-        if self.works:
-            raise EndpointGaveOutError(
-                f"{limit} requests in a row were refused alike, after captions with the same "
-                f"settings ({error}). Check the endpoint and run the same command again; "
-                "--stop-after N allows more."
-            )
-        raise EndpointRefusedError(
-            f"The first {limit} requests were all refused ({error}). Check --base-url, --model and "
-            "the key; --stop-after N allows more."
-        )
 
 
 class Endpoint:
@@ -156,6 +98,7 @@ class Endpoint:
         self._cancel = context.cancel
         self._costs = costs
         self._guard = RefusalGuard(context.settings.run.stop_after)
+        self._confirming = asyncio.Lock()
         self._mean_tokens = FIRST_GUESS_TOKENS
         self._known_good: tuple[bytes, ...] | None = None
 
@@ -178,12 +121,24 @@ class Endpoint:
         return self.limiter.backlog_s(self._mean_tokens), self.limiter.load / self.weight
 
     async def attempt(
-        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
+        self,
+        messages: tuple[bytes, ...],
+        overrides: RequestOverrides,
+        *,
+        retry: bool,
+        poison: PoisonDetector | None = None,
     ) -> Completion:
         """Send one request and return the model's text.
 
         While the circuit is open, a request that succeeded before is sent as the probe: a record
-        that makes the endpoint fail then does not keep the others waiting.
+        that makes the endpoint fail then does not keep the others waiting. The same request
+        confirms that the endpoint works where no other record does.
+
+        Args:
+            messages: The messages of the request.
+            overrides: Changes to the settings.
+            retry: It is not the record's first request.
+            poison: The errors of the record so far.
 
         Raises:
             EndpointBusyError: No permit is available soon, and another endpoint may have one.
@@ -202,9 +157,33 @@ class Endpoint:
                     raise EndpointBusyError from None
             except _ALIVE:
                 continue
-        completion = await self._send(messages, overrides, retry=retry, probe=probe)
-        self._known_good = messages
+        if poison is not None and messages is not self._known_good:
+            await self._confirm(poison)
+        try:
+            completion = await self._send(messages, overrides, retry=retry, probe=probe)
+        except (RefusedError, BadReplyError) as error:
+            if _is_refusal(error) and self._guard.works:
+                busy = self.limiter.in_flight > 0
+                if not await self._guard.is_alone(busy=busy):
+                    raise EndpointFaultError(error.code, error.message) from None
+            raise
+        if completion.text:
+            self._known_good = messages
         return completion
+
+    def forget_captions(self) -> None:
+        """Count from now on as an endpoint that has given no caption."""
+        self._guard.works = False
+
+    async def _confirm(self, poison: PoisonDetector) -> None:
+        """Send a request that succeeded before if nothing else shows that the endpoint works."""
+        if not poison.needs_confirmation(self):
+            return
+        async with self._confirming:  # one confirms it for all that wait
+            if self._known_good is not None and poison.needs_confirmation(self):
+                with contextlib.suppress(EndpointFaultError, *_ALIVE):
+                    await self._send(self._known_good, NO_OVERRIDES, retry=True, probe=False)
+                    self.confirmed += 1
 
     async def _send(
         self,
@@ -215,42 +194,57 @@ class Endpoint:
         probe: bool,
     ) -> Completion:
         has_verdict = True
+        guard = self._guard
+        number = 0
         try:
-            completion = await self._with_permit(messages, overrides, retry=retry)
+            estimated = self._mean_tokens
+            epoch = await self.limiter.acquire(estimated)
+            number = guard.begin()
+            permit = epoch, estimated
+            completion = await self._with_permit(permit, messages, overrides, retry=retry)
         except EndpointFaultError as error:
-            self._progress.waiting = f"the endpoint: {error.message}"
-            self.breaker.record_fault(error, probe=probe)
-            if self.breaker.is_open and self.breaker.shared:
-                self.limiter.reject_waiters()
+            self._fault(error, probe=probe)
             raise
         except _ALIVE as error:
             self._progress.waiting = ""
-            self.breaker.record_success(caption=False)
-            if _is_refusal(error):
-                self._guard.refusal(error)
+            if is_refusal := _is_refusal(error):
+                guard.refusal(error, error.code, number, verdict=False)
+            if is_refusal and guard.works and guard.row > 1:
+                # Several were refused since the last caption: it may be the endpoint.
+                self._fault(EndpointFaultError(error.code, error.message), probe=probe)
+            else:
+                self.breaker.record_success(caption=False)
             raise
         except (NotFoundError, EndpointRefusedError, EndpointGaveOutError) as error:
-            if probe:
-                self.breaker.abandon_probe()
-            if not (self._guard.works or isinstance(error, NotFoundError)):
-                raise
-            self._refused(error)
+            self._refused(error, number, probe=probe)
         except BaseException:
             has_verdict = False
             raise
         else:
-            self._guard.caption()
+            guard.caption(number)
             self.breaker.record_success()
             return completion
         finally:
             if probe and not has_verdict:
                 self.breaker.abandon_probe()
+            if not self.limiter.in_flight:
+                guard.settle()
+
+    def _fault(self, error: EndpointFaultError, *, probe: bool) -> None:
+        self._progress.waiting = error.message
+        self.breaker.record_fault(error, probe=probe)
+        if self.breaker.is_open and self.breaker.shared:
+            self.limiter.reject_waiters()
 
     async def _with_permit(
-        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
+        self,
+        permit: tuple[int, float],
+        messages: tuple[bytes, ...],
+        overrides: RequestOverrides,
+        *,
+        retry: bool,
     ) -> Completion:
-        estimated = self._mean_tokens
-        epoch = await self.limiter.acquire(estimated)
+        epoch, estimated = permit
         try:
             if self._cancel:
                 raise StoppedError
@@ -271,19 +265,25 @@ class Endpoint:
         finally:
             self.limiter.release()
 
-    def _refused(self, error: RunError | NotFoundError) -> NoReturn:
+    def _refused(self, error: RunError | NotFoundError, number: int, *, probe: bool) -> NoReturn:
         """Handle a response by which no record would be captioned.
 
-        A router that restarts and a gateway with a full disk send such responses as well, so after
-        a first caption the record is retried until the guard stops the run.
+        Routers that restart, gateways with a full disk and checks of single images send such
+        responses as well, so the record is retried until the guard stops the run.
 
         Raises:
             EndpointFaultError: The record is retried.
             RunError: See `RefusalGuard.refusal`.
         """
-        self._progress.waiting = f"the endpoint: {error}"
-        self._guard.refusal(error)
-        raise EndpointFaultError(error.code, str(error)) from None
+        fault = EndpointFaultError(error.code, reason_of(error))
+        try:
+            self._guard.refusal(error, error.code, number, verdict=isinstance(error, RunError))
+        except BaseException:
+            if probe:
+                self.breaker.abandon_probe()
+            raise
+        self._fault(fault, probe=probe)
+        raise fault from None
 
     async def _exchange(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
@@ -365,6 +365,11 @@ class EndpointPool:
         for endpoint in self._left:
             endpoint.limiter.shared = endpoint.breaker.shared = len(self._left) > 1
 
+    def forget_captions(self) -> None:
+        """Count from now on as endpoints that have given no caption."""
+        for endpoint in self._left:
+            endpoint.forget_captions()
+
     @property
     def seconds_left(self) -> float:
         """Seconds until the last endpoint is given up, infinite while one works."""
@@ -386,9 +391,16 @@ class EndpointPool:
         return min(working or unprobed or self._left, key=lambda endpoint: endpoint.load)
 
     async def attempt(
-        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
+        self,
+        messages: tuple[bytes, ...],
+        overrides: RequestOverrides,
+        *,
+        retry: bool,
+        poison: PoisonDetector | None = None,
     ) -> tuple[Endpoint, Completion | Exception]:
         """Send one request to the best endpoint; return it with the model's text or the error.
+
+        The arguments are those of `Endpoint.attempt`.
 
         Raises:
             RunError: No endpoint is left.
@@ -398,7 +410,7 @@ class EndpointPool:
             endpoint = self.choose()
             was_open = endpoint.breaker.is_open
             try:
-                completion = await endpoint.attempt(messages, overrides, retry=retry)
+                completion = await endpoint.attempt(messages, overrides, retry=retry, poison=poison)
             except EndpointBusyError:
                 await asyncio.sleep(0)
             except (EndpointRefusedError, EndpointGaveOutError) as error:
@@ -425,35 +437,3 @@ class EndpointPool:
             endpoint.breaker.wake()
             self._update_shared()
             logger.warning("going on without %s: %s", endpoint.name, error)
-
-
-class PoisonDetector:
-    """Detects whether one record makes an endpoint fail."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Endpoint, tuple[int, int, int]] = {}
-
-    def check(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
-        """Record an error; return the record's number of errors if it is to blame, else 0.
-
-        A record is to blame if that many errors in a row are too unlikely to come by chance, and
-        the endpoint worked meanwhile: for other records, or for a known good request. Errors of
-        records that succeeded afterwards say how often errors come by chance.
-        """
-        if fault.code in _OVERLOAD:
-            return 0
-        breaker = endpoint.breaker
-        faults, successes, confirmed = self._seen.get(
-            endpoint, (0, breaker.captions, endpoint.confirmed)
-        )
-        faults += 1
-        self._seen[endpoint] = faults, successes, confirmed
-        share = (endpoint.noise + 0.04) / (breaker.captions + endpoint.noise + 2)
-        worked = breaker.captions - successes + CONFIRMATION * (endpoint.confirmed - confirmed)
-        enough = faults >= POISON_FAULTS and worked >= POISON_SUCCESSES
-        return faults if enough and share**faults <= POISON_CHANCE else 0
-
-    def succeeded(self) -> None:
-        """Note that the record succeeded: its errors came by chance."""
-        for endpoint, (faults, _, _) in self._seen.items():
-            endpoint.noise += faults

@@ -25,8 +25,10 @@ from captioner.core.errors import (
     NotFoundError,
     ParameterError,
     RefusedError,
+    RunError,
     TokenLimitError,
 )
+from captioner.core.humanize import sentence
 from captioner.core.retry import retry_after_s
 from captioner.core.secrets import without_secrets
 from captioner.core.types import Completion, Usage
@@ -270,7 +272,7 @@ def _error(
         fault.is_loading = re.search(r"\bload", message, re.IGNORECASE) is not None
         return fault
     if verdict in ("refused", "schema") and status == 404:
-        return NotFoundError(code, text, certain=False)
+        return NotFoundError(code, text)
     return _ERRORS.get(verdict, RefusedError)(code, text)
 
 
@@ -283,28 +285,22 @@ def _largest(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _quota(code: str, text: str) -> EndpointGaveOutError:
-    error = EndpointGaveOutError(
-        f"The endpoint has no credit or quota left ({text}). Top it up or wait, then run the same "
-        "command again."
-    )
-    error.code = code
-    return error
-
-
-def _stop(code: str, text: str) -> EndpointRefusedError:
-    error = EndpointRefusedError(
-        f"The endpoint will caption no record ({text}). Check --base-url, --model, the key and "
-        "--api-key-env."
-    )
-    error.code = code
+def _stop(kind: type[RunError], code: str, reason: str, problem: str, advice: str) -> RunError:
+    error = kind(f"{problem} {sentence(reason)} {advice}")
+    error.code, error.reason = code, reason
     return error
 
 
 _ERRORS: dict[Verdict, Callable[[str, str], CaptionerError]] = {
     "filtered": lambda _, text: RefusedError("filtered", text),
-    "quota": _quota,
-    "stop": _stop,
+    "quota": lambda code, text: _stop(
+        EndpointGaveOutError, code, text, "The endpoint has no credit or quota left.",
+        "Top it up or wait, then run the same command again.",
+    ),
+    "stop": lambda code, text: _stop(
+        EndpointRefusedError, code, text, "The endpoint will caption no record.",
+        "Check --base-url, --model, the key and --api-key-env.",
+    ),
     "tokens": lambda code, text: TokenLimitError(code, text, _largest(text)),
     "smaller": lambda code, text: ImageRejectedError(
         code if code == "http_413" else "too_large", text, smaller=True
@@ -312,7 +308,7 @@ _ERRORS: dict[Verdict, Callable[[str, str], CaptionerError]] = {
     "encode": lambda code, text: ImageRejectedError(code, text, smaller=False),
     "role": lambda code, text: ParameterError(code, text, _ROLE),
     "fetch": BadReplyError,
-}
+}  # fmt: skip
 """The error of each verdict that needs no more than the response's code and text."""
 
 _LENGTHS = frozenset({"max_tokens", "max_completion_tokens"})

@@ -279,5 +279,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, aiohttp.ClientResponseError):  # its text would show a proxy's password
-        return f"{error.status} {error.message}"
+        return " ".join(f"{error.status} {error.message}".split())
     return masked(str(error)) or type(error).__name__

@@ -19,6 +19,7 @@ from captioner.core.errors import (
     RefusedError,
     TokenLimitError,
 )
+from captioner.core.humanize import sentence
 from captioner.core.retry import waits
 from captioner.core.types import (
     NO_OVERRIDES,
@@ -28,18 +29,19 @@ from captioner.core.types import (
     Completion,
     Failure,
     ImageOverrides,
+    PreparedRecord,
     RequestOverrides,
     Usage,
     ValidatedCompletion,
 )
-from captioner.endpoints.pool import PoisonDetector
+from captioner.endpoints.blame import PoisonDetector, RefusalGuard
 from captioner.engine.caption_checks import ask_again, attempts_for, check
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from captioner.core.cancellation import CancelToken
-    from captioner.core.types import InputRecord, PreparedRecord
+    from captioner.core.types import InputRecord, Outcome
     from captioner.endpoints.pool import Endpoint, EndpointPool
     from captioner.engine.caption_checks import CaptionRules
 
@@ -59,6 +61,10 @@ FEWEST_TOKENS = 64
 
 _MAYBE_SIZE = frozenset({"http_404", "disconnected"})
 
+USUAL_FINISH = 3
+"""Captions that ended twice for the same unknown reason, after which it is the endpoint's usual
+one and costs no second request."""
+
 LONGEST_PAUSE_S = 8.0
 """Longest wait of one record between attempts; the circuit breaker handles outages."""
 
@@ -74,12 +80,13 @@ class RecordAttempts:
         rules: What a caption must be like.
         defaults: Temperature and length of the settings.
         samples: Answers to each question.
+        stop_after: See `RefusalGuard`.
     """
 
     def __init__(
         self,
         endpoints: EndpointPool,
-        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Failure]],
+        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
         compose: Callable[
             [list[list[ValidatedCompletion]], int], tuple[Any, tuple[tuple[str, Any], ...]]
         ],
@@ -88,6 +95,7 @@ class RecordAttempts:
         rules: CaptionRules,
         defaults: RequestOverrides = NO_OVERRIDES,
         samples: int = 1,
+        stop_after: int | None = None,
     ) -> None:
         self._endpoints = endpoints
         self._prepare_again = prepare_again
@@ -97,10 +105,12 @@ class RecordAttempts:
         self._defaults = defaults
         self._samples = samples
         self._size_limit = _SizeLimit()
+        self._guard = RefusalGuard(stop_after)
         self._max_tokens: int | None = None  # lowered for the endpoint's context
         self._auto_thinking = defaults.thinking is None
         self._thinking_off = False
         self._has_seen = False  # a caption came that needs an image
+        self._unknown_finishes: Counter[str] = Counter()  # captions flagged for a reason
         self._unseen: set[int] = set()  # records whose answer says that there is no image
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
@@ -123,6 +133,8 @@ class RecordAttempts:
                 for _ in range(self._samples):
                     answers[-1].append(await self._answer(state, question))
         except RecordError as error:
+            if state.attempts and (self._guard.works or not state.unusable):
+                self._failed(error)
             return Failure(prepared.record, error.code, error.message, state.attempts)
         if state.poison is not None:
             state.poison.succeeded()
@@ -155,21 +167,13 @@ class RecordAttempts:
             completion = None
             try:
                 completion, latency_s = await self._complete(state, question, overrides)
+                reason = completion.finish_reason
                 again = bad_replies is not None and bad_replies["unknown_finish"] > 0
-                answer = check(completion, self._rules, any_finish=again)
+                usual = self._unknown_finishes[reason] >= USUAL_FINISH
+                answer = check(completion, self._rules, any_finish=again or usual)
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
-                bad_replies[error.code] += 1
-                if error.code == "no_image_seen":
-                    self._no_image_seen(state, error)
-                elif error.code == "thinking" and self._auto_thinking and not self._thinking_off:
-                    self._thinking_off = True
-                    logger.warning("%s: switching thinking off (--thinking off)", error.message)
-                if (
-                    bad_replies[error.code] >= attempts_for(error.code, self._rules)
-                    or bad_replies.total() >= self._rules.max_attempts
-                ):
-                    raise RefusedError(error.code, error.message) from None
+                self._unusable(state, error, bad_replies)
                 if completion is not None:
                     overrides = ask_again(error, completion, overrides, self._defaults, self._rules)
                     if error.code == "thinking" and self._auto_thinking:
@@ -178,9 +182,42 @@ class RecordAttempts:
                     overrides = RequestOverrides(turns=overrides.turns, thinking=overrides.thinking)
                 await self._pause(state)
             else:
+                if answer.flag == "unknown_finish":
+                    self._unknown_finishes[reason] += 1
                 self._has_seen = True
+                self._guard.caption(self._guard.begin())
                 self._size_limit.accepted(state.image_overrides.scale)
                 return ValidatedCompletion(answer.value, completion, answer.flag, latency_s)
+
+    def _unusable(
+        self, state: _RecordState, error: BadReplyError, bad_replies: Counter[str]
+    ) -> None:
+        """Count a response that is no caption.
+
+        Raises:
+            RefusedError: It was the last attempt.
+            RunError: The first records all got such responses.
+        """
+        bad_replies[error.code] += 1
+        state.unusable += 1
+        if state.unusable > 1 and not self._guard.works:
+            self._failed(error)
+        if error.code == "no_image_seen":
+            self._no_image_seen(state, error)
+        elif error.code == "thinking" and self._auto_thinking and not self._thinking_off:
+            self._thinking_off = True
+            logger.warning("%s: switching thinking off (--thinking off)", error.message)
+        last = bad_replies[error.code] >= attempts_for(error.code, self._rules)
+        if last or bad_replies.total() >= self._rules.max_attempts:
+            raise RefusedError(error.code, error.message) from None
+
+    def _failed(self, error: RecordError | BadReplyError) -> None:
+        """Count a record that fails, or before the first caption a second unusable response.
+
+        Raises:
+            RunError: Too many came in a row; see `RefusalGuard`.
+        """
+        self._guard.refusal(error, error.code, self._guard.begin(), verdict=False)
 
     def _no_image_seen(self, state: _RecordState, error: BadReplyError) -> None:
         """Count records whose answer says that there is no image.
@@ -191,9 +228,9 @@ class RecordAttempts:
         self._unseen.add(state.prepared.record.number)
         if not self._has_seen and len(self._unseen) >= UNSEEN_TO_STOP:
             raise EndpointRefusedError(
-                f"The first {UNSEEN_TO_STOP} answers all say that there is no image "
-                f"({error.message}). The model reads text only, or a gateway drops the images. "
-                "Choose a vision-language model with --model."
+                f"The first {UNSEEN_TO_STOP} answers all say that there is no image. "
+                f"{sentence(error.message)} The model reads text only, or a gateway drops the "
+                "images. Choose a vision-language model with --model."
             )
 
     async def _complete(
@@ -210,7 +247,10 @@ class RecordAttempts:
             state.attempts += 1
             began = time.monotonic()
             endpoint, result = await self._endpoints.attempt(
-                state.prepared.questions[question], overrides, retry=state.is_retry
+                state.prepared.questions[question],
+                overrides,
+                retry=state.is_retry,
+                poison=state.poison,
             )
             state.is_retry = True
             if isinstance(result, Completion):
@@ -294,7 +334,8 @@ class RecordAttempts:
         prepared = await self._prepare_again(state.prepared.record, image_overrides)
         if isinstance(prepared, Failure):
             raise RefusedError(prepared.code, prepared.message)
-        state.prepared, state.image_overrides = prepared, image_overrides
+        if isinstance(prepared, PreparedRecord):  # as every record that was sent before
+            state.prepared, state.image_overrides = prepared, image_overrides
 
 
 @dataclass(slots=True)
@@ -307,6 +348,7 @@ class _RecordState:
     image_overrides: ImageOverrides = UNCHANGED
     attempts: int = 0
     is_retry: bool = False
+    unusable: int = 0  # responses that are no captions
     keep_defaults: bool = False  # the endpoint refused other sampling parameters
 
 

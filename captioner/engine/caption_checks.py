@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import BadReplyError
+from captioner.core.humanize import counted
 from captioner.core.types import RequestOverrides, Turn, ValidatedCompletion
 from captioner.endpoints.replies import finish_family
 
@@ -272,7 +273,7 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
         code, message = "looping", "the caption repeats itself without end"
     elif not text and completion.thought:
         used = completion.usage.completion_tokens
-        tokens = f"its {used} tokens" if used else "all tokens"
+        tokens = f"its {counted(used, 'token')}" if used else "all tokens"
         code, message = "thinking", f"the model used {tokens} for thinking"
     elif text and _is_garbage(text):
         code, message = "garbage", f"the caption has no words: {text[:40]!a}"
@@ -289,8 +290,8 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
         code, message = "unknown_finish", f"the caption ended for an unknown reason ({reason!r})"
     elif length < rules.min_chars:
         code = "too_short"
-        message = f"the caption has {length} characters, fewer than {rules.min_chars}"
+        message = f"the caption has {counted(length, 'character')}, fewer than {rules.min_chars}"
     elif rules.max_chars is not None and length > rules.max_chars:
         code = "too_long"
-        message = f"the caption has {length} characters, more than {rules.max_chars}"
+        message = f"the caption has {counted(length, 'character')}, more than {rules.max_chars}"
     return code, message

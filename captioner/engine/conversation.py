@@ -11,7 +11,10 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import orjson
+
 from captioner.core.errors import BadRecordError
+from captioner.core.humanize import counted
 from captioner.core.types import DIGEST, STORES, ImageRef, Role, Turn
 from captioner.settings.options import CONVERSATION_FIELDS, IMAGE_FIELDS
 
@@ -31,6 +34,12 @@ _ROLES: dict[str, Role] = {
 }
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
+_BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+"""How the base64 of a JPEG, PNG, GIF and WebP begins."""
+
+_LONG = 100
+"""Characters; shorter text is taken for a path."""
+
 _Turn = tuple[Role, list[Any]]
 _IS_IMAGE = object()
 """Stands in a list of parts for the next image of the record's image field."""
@@ -64,7 +73,8 @@ def read_turns(
     _place_images(turns, images)
     _ask(turns, record, asked, prompt)  # where there was but a placeholder
     if not any(isinstance(part, ImageRef) for _, parts in turns for part in parts):
-        raise BadRecordError("no_image", "the record names no image")
+        names = ", ".join(repr(name)[:40] for name in list(record)[:10]) or "none"
+        raise BadRecordError("no_image", f"the record names no image; its fields: {names}")
     if not any(role == "system" for role, _ in turns) and (system := prompt.system_prompt):
         turns.insert(0, ("system", [system]))
     return [Turn(role, tuple(parts)) for role, parts in turns]
@@ -140,7 +150,8 @@ def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
     if needed and places > len(images):
         raise BadRecordError(
             "image_count",
-            f"the conversation has {places} places for images, but the record has {len(images)}",
+            f"the conversation has {counted(places, 'place')} for images, but the record has "
+            f"{counted(len(images), 'image')}",
         )
     turns[-1][1][:0] = list(left)
 
@@ -149,6 +160,8 @@ def _read_conversation(record: dict[str, Any], field: str | None) -> list[_Turn]
     name, value = _first(record, (field,) if field else CONVERSATION_FIELDS)
     if value is None:
         return []
+    if isinstance(value, str):
+        value = _from_cell(value)
     if isinstance(value, str):
         return [("user", _read_content(value, 1))]
     if not isinstance(value, list):
@@ -212,7 +225,19 @@ def _read_images(record: dict[str, Any], field: str | None) -> list[ImageRef]:
     _, value = _first(record, (field,) if field else IMAGE_FIELDS)
     if value is None:
         return []
+    if isinstance(value, str):
+        value = _from_cell(value)
     return [_read_image(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _from_cell(text: str) -> Any:
+    """Return the list or object whose JSON a cell of a table holds; other text unchanged."""
+    if text[:1] not in "[{" or text[-1:] not in "]}":
+        return text
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
 
 
 def _read_image(value: Any) -> ImageRef:
@@ -233,6 +258,8 @@ def _read_image(value: Any) -> ImageRef:
         if head is None or not head[1].lower().endswith(";base64"):
             raise BadRecordError("bad_image_reference", "a data URI is not in base64")
         return ImageRef(data=_base64(value[head.end() :]))
+    if value.startswith(_BASE64_IMAGES) and len(value) >= _LONG:
+        return ImageRef(data=_base64(value))
     return ImageRef(path=value)
 
 

@@ -147,6 +147,7 @@ class Engine:
                 rules=rules,
                 defaults=_defaults(settings),
                 samples=settings.prompt.samples,
+                stop_after=settings.run.stop_after,
             )
             deduplicator = RequestDeduplicator(
                 attempts, context.progress, dedup=settings.run.dedup, cache=cache

@@ -6,7 +6,7 @@ import asyncio
 import io
 import random
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
@@ -23,6 +23,7 @@ from captioner.core.types import (
 from captioner.endpoints.connect import price_at
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.engine.engine import Engine, image_folders
+from captioner.engine.first_look import check_first_records, first_records
 from captioner.engine.prepare import Preparer
 from captioner.images.archives import Archives
 from captioner.images.fit import FitOptions, Fitted
@@ -72,6 +73,7 @@ class Estimate:
         batch_cost: The same through the provider's batch API.
         seconds: Time at the limits that are known; None where none is.
         unfetched: Images that are elsewhere, whose size was guessed.
+        existing: Records that have a caption and are kept (``--existing skip``).
     """
 
     records: int = 0
@@ -86,6 +88,7 @@ class Estimate:
     batch_cost: float | None = None
     seconds: float | None = None
     unfetched: int = 0
+    existing: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a JSON-ready dictionary."""
@@ -119,8 +122,10 @@ async def estimate(
         image_field=fields.image_field,
         max_line=fields.max_line,
     )
-    if found.image_field is not None:
-        settings = replace(settings, records=replace(fields, image_field=found.image_field))
+    settings = found.with_image_field(settings)
+    slow = str(settings.input) == "-"
+    first = await first_records(found.source, fields.limit, once=slow)
+    await asyncio.to_thread(check_first_records, first, settings)
     settings = RunContext(settings).settings
     survey = _Survey(settings, probe, seed)
     left = settings.records.limit
@@ -211,6 +216,9 @@ class _Survey:
                 self.report.unfetched += len(item.urls)
                 blanks: dict[str, bytes | Exception] = dict.fromkeys(item.urls, self._blank)
                 item = self._preparer.prepare(line, fetched=FetchedImages(blanks, 0))
+            if isinstance(item, Caption):
+                self.report.existing += 1
+                continue
             if not isinstance(item, PreparedRecord):
                 code = getattr(item, "code", "")
                 self.report.bad[code] = self.report.bad.get(code, 0) + 1
@@ -334,7 +342,7 @@ def _corrected(survey: _Survey, sizes: list[_Size], billed: list[int]) -> float:
     ys = [float(tokens) for tokens in billed]
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     spread = sum((x - mean_x) ** 2 for x in xs)
-    count = survey.report.records - sum(survey.report.bad.values())
+    count = survey.report.records - sum(survey.report.bad.values()) - survey.report.existing
     requests = survey.report.requests or 1
     if spread > 1e-6 * len(xs) and len(xs) > 2:
         factor = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread

@@ -44,7 +44,7 @@ def _is_refusal(outcome: Outcome) -> bool:
     """Return whether the endpoint refused a record, as it refuses all when the run is doomed."""
     if not isinstance(outcome, Failure) or not outcome.attempts:
         return False
-    return outcome.code.startswith("http_4") or outcome.code == "bad_reply"
+    return outcome.code.startswith("http_") or outcome.code == "bad_reply"
 
 
 def count(
@@ -52,7 +52,9 @@ def count(
 ) -> None:
     """Count outcomes that are written, and call ``settled`` with each."""
     for outcome in outcomes:
-        if isinstance(outcome, Caption):
+        if isinstance(outcome, Caption) and outcome.existing:
+            progress.existing += 1
+        elif isinstance(outcome, Caption):
             progress.captioned += 1
             progress.prompt_tokens += outcome.usage.prompt_tokens
             progress.completion_tokens += outcome.usage.completion_tokens

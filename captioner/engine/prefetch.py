@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import StoppedError
-from captioner.core.types import Failure, NeedsFetch, PreparedRecord
+from captioner.core.types import NeedsFetch, Outcome, PreparedRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ AHEAD = 32
 """Prepared records that may wait for a worker while none blocks; at least `CHUNK`. With fewer, the
 prefetcher and the workers alternate for each record, which costs more than a cold cache."""
 
-Item = PreparedRecord | Failure
+Item = PreparedRecord | Outcome
 
 
 def slots_of(record: InputRecord) -> int:

@@ -15,6 +15,7 @@ from captioner.core.jsonbytes import fields_in, quoted
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
     UNCHANGED,
+    Caption,
     EncodedImage,
     Failure,
     ImageRef,
@@ -22,17 +23,18 @@ from captioner.core.types import (
     NeedsFetch,
     PreparedRecord,
     Turn,
+    Usage,
 )
 from captioner.engine.conversation import ask_each, images_of, read_turns
 from captioner.engine.templates import Templates
 from captioner.images.fit import FitOptions, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
-    from captioner.core.types import FetchedImages, ImageOverrides
+    from captioner.core.types import FetchedImages, ImageOverrides, Outcome
     from captioner.engine.cache import Cache
     from captioner.images.files import ImageFolders
     from captioner.images.fit import Fitted, Render
@@ -84,8 +86,10 @@ class Preparer:
         record: InputRecord,
         image_overrides: ImageOverrides | None = None,
         fetched: FetchedImages | None = None,
-    ) -> PreparedRecord | NeedsFetch | Failure:
-        """Return the record ready to be sent, a failure, or the URLs to fetch first.
+    ) -> PreparedRecord | NeedsFetch | Outcome:
+        """Return the record ready to be sent, the URLs to fetch first, or its outcome.
+
+        The outcome is a failure, or a caption that the record had before.
 
         Args:
             record: The record.
@@ -103,13 +107,13 @@ class Preparer:
             record, reservation, self._render, image_overrides or UNCHANGED, fetched
         )
 
-    def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Failure | None:
+    def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Outcome | None:
         """Return the same if that needs no waiting for disk, memory or a decoder; else None."""
         if self._cache is not None:
             return None
         reservation = _Reservation(self._memory, _Mode.TRY)
         try:
-            return self._prepare(record, reservation, _would_block, UNCHANGED, None)
+            return self._prepare(record, reservation, would_block, UNCHANGED, None)
         except WouldBlockError:
             return None
 
@@ -120,11 +124,14 @@ class Preparer:
         render: Render,
         image_overrides: ImageOverrides,
         fetched: FetchedImages | None,
-    ) -> PreparedRecord | NeedsFetch | Failure:
+    ) -> PreparedRecord | NeedsFetch | Outcome:
         try:
             if record.fault is not None:
                 raise BadRecordError(*record.fault)  # noqa: TRY301 - becomes a failure below
             fields, replaces = self._parse(record.raw)
+            if replaces and self._keeps(fields):
+                text = fields[self._settings.fields[0]]
+                return Caption(record, text, replaces, 0, Usage(), existing=True)
             texts = self._templates.fill(fields)
             turns = read_turns(fields, self._settings.records, texts)
             images = images_of(turns)
@@ -196,6 +203,21 @@ class Preparer:
             raise BadRecordError("no_id", f"the record has no field {id_field!r}")
         return fields, replaces
 
+    def _keeps(self, fields: dict[str, object]) -> bool:
+        """Return whether a record is kept as it is because it has captions already.
+
+        Raises:
+            BadRecordError: ``existing_caption``: it has one, and ``--existing`` is ``error``.
+        """
+        choice = self._settings.records.existing
+        present = existing_captions(fields, self._settings.fields)
+        if choice == "error" and present:
+            raise BadRecordError(
+                "existing_caption",
+                f"the record has a {present[0]!r} already (--existing replace or skip)",
+            )
+        return choice == "skip" and len(present) == len(self._settings.fields)
+
     def _urls_to_fetch(self, images: list[ImageRef]) -> tuple[str, ...]:
         """Return the URLs of the images that must be fetched."""
         urls = [image.url for image in images if image.url is not None]
@@ -246,6 +268,16 @@ class Preparer:
         ]
 
 
+def existing_captions(record: Mapping[str, object], fields: Sequence[str]) -> list[str]:
+    """Return which caption fields of a record are not empty."""
+    return [
+        name
+        for name in fields
+        if (value := record.get(name)) not in (None, "", [])
+        and not (isinstance(value, str) and not value.strip())
+    ]
+
+
 def _is_http(url: str) -> bool:
     return url[:5].lower() in ("http:", "https")
 
@@ -260,7 +292,8 @@ def _loaded(fetched: FetchedImages) -> dict[str, bytes]:
     return loaded
 
 
-def _would_block(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
+def would_block(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
+    """Take the place of `Render` where nothing is decoded: raise `WouldBlockError`."""
     raise WouldBlockError
 
 

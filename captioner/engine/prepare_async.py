@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from captioner.core.types import Failure, NeedsFetch, PreparedRecord
+from captioner.core.types import NeedsFetch, Outcome, PreparedRecord
 
 if TYPE_CHECKING:
     from captioner.core.memory import MemoryBudget
@@ -41,14 +41,14 @@ class AsyncPreparer:
         self._waiting.shutdown(wait=False)
         self._holding.shutdown(wait=False)
 
-    async def prepare(self, record: InputRecord) -> PreparedRecord | Failure:
-        """Return a record ready to be sent, or its failure."""
+    async def prepare(self, record: InputRecord) -> PreparedRecord | Outcome:
+        """Return a record ready to be sent, or its outcome if it needs no request."""
         item = await self._in_thread(self._waiting, record)
         return await self.fetch(item) if isinstance(item, NeedsFetch) else item
 
     async def again(
         self, record: InputRecord, image_overrides: ImageOverrides
-    ) -> PreparedRecord | Failure:
+    ) -> PreparedRecord | Outcome:
         """Return a record that was sent before, its images encoded differently.
 
         Its memory is reserved already.
@@ -58,7 +58,7 @@ class AsyncPreparer:
 
     async def fetch(
         self, remote: NeedsFetch, image_overrides: ImageOverrides | None = None
-    ) -> PreparedRecord | Failure:
+    ) -> PreparedRecord | Outcome:
         """Return a record ready to be sent after fetching its images."""
         fetched = await self._fetcher.fetch(remote.urls, reserve=image_overrides is None)
         item = await self._in_thread(self._holding, remote.record, image_overrides, fetched)
@@ -72,7 +72,7 @@ class AsyncPreparer:
         record: InputRecord,
         image_overrides: ImageOverrides | None = None,
         fetched: FetchedImages | None = None,
-    ) -> PreparedRecord | NeedsFetch | Failure:
+    ) -> PreparedRecord | NeedsFetch | Outcome:
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(
             pool, self._preparer.prepare, record, image_overrides, fetched
@@ -81,7 +81,7 @@ class AsyncPreparer:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
 
-            def release(done: asyncio.Future[PreparedRecord | NeedsFetch | Failure]) -> None:
+            def release(done: asyncio.Future[PreparedRecord | NeedsFetch | Outcome]) -> None:
                 if not done.cancelled() and isinstance(item := done.result(), PreparedRecord):
                     self._memory.release(item.reserved)
 

@@ -145,12 +145,14 @@ class Captioner:
                 "bad_record", f"the record cannot be written as JSON: {error}"
             ) from None
         prepared = await self._engine.async_preparer.prepare(found)
-        if not isinstance(prepared, PreparedRecord):
-            raise CaptionError(prepared.code, prepared.message)
-        try:
-            outcome = await self._engine.deduplicator.caption(prepared)
-        finally:
-            self._engine.memory.release(prepared.reserved)
+        outcome: Outcome
+        if isinstance(prepared, PreparedRecord):
+            try:
+                outcome = await self._engine.deduplicator.caption(prepared)
+            finally:
+                self._engine.memory.release(prepared.reserved)
+        else:
+            outcome = prepared
         if isinstance(outcome, Caption):
             return outcome.text
         raise CaptionError(outcome.code, outcome.message)
@@ -194,7 +196,8 @@ class _QueueSink:
 
 def _settings(settings: Settings | None, options: dict[str, Any]) -> Settings:
     if settings is None:
-        settings = Settings.create(**options)
+        # A stream overwrites nothing: the caller has the record and its earlier caption.
+        settings = Settings.create(**{"existing": "replace", **options})
     elif options:
         raise SettingsError("give either settings or single options, not both")
     if settings.run.processes > 1:

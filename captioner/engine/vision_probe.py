@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw
 
 from captioner.core.errors import EndpointRefusedError
+from captioner.core.humanize import sentence
 from captioner.core.types import NO_OVERRIDES, Completion, EncodedImage, ImageRef, Turn
 from captioner.engine.caption_checks import says_no_image
 
@@ -55,14 +56,16 @@ async def check_vision(engine: Engine, count: int) -> None:
     encoded = EncodedImage("image/jpeg", b64encode(file.getvalue()), "", SIZE, SIZE)
     messages = engine.connected.dialect.messages(turns, [encoded])
     _, result = await engine.connected.endpoints.attempt(messages, NO_OVERRIDES, retry=False)
+    engine.connected.endpoints.forget_captions()  # it is not a caption of a record
     if not isinstance(result, Completion):
         return  # the first records will tell
     text = result.text
     if says_no_image(text):
         raise EndpointRefusedError(
-            f"The model says that a test image is not there ({' '.join(text.split())[:200]}). It "
-            "reads text only, or a gateway drops the images. Choose a vision-language model with "
-            "--model, or skip this test with --no-probe."
+            "The model says that a test image is not there. "
+            f"{sentence('It answered: ' + ' '.join(text.split())[:200])} It reads text only, or a "
+            "gateway drops the images. Choose a vision-language model with --model, or skip this "
+            "test with --no-probe."
         )
     if text and not any(word in text.lower() for word in EXPECTED):
         logger.warning(

@@ -17,8 +17,9 @@ from captioner.core.keys import KeyTable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
+from captioner.engine.first_look import FIRST
 from captioner.executors.batch_api.ledger import Ledger
-from captioner.executors.opening import open_source, refuse_other_outputs
+from captioner.executors.opening import look_first, open_source, refuse_other_outputs
 from captioner.journal.companions import failures_path, journal_path, reviews_path, shards_folder
 from captioner.journal.disk import Files, network_file_system
 from captioner.journal.finalize import order_output, quarantine_rows
@@ -99,13 +100,11 @@ async def run_batch(
         if source is None:
             found = open_source(settings)
             source = found.source
+            engine_context = replace(context, settings=found.with_image_field(context.settings))
             if settings.input is not None and settings.input.is_dir():
                 folder_of = found.format
-            if found.image_field is not None:
-                records = replace(settings.records, image_field=found.image_field)
-                engine_context = replace(
-                    context, settings=replace(context.settings, records=records)
-                )
+            if sink is None:
+                await look_first(source, engine_context.settings)
         if sink is None and settings.input is None and settings.output is None:
             raise SettingsError("an output is needed: there is no input to name it after")
         run = _Run(context, source, files or Files(), folder_of)
@@ -162,6 +161,7 @@ class _Run:
             await self._refuse_duplicates()
         await asyncio.to_thread(journal.open)
         try:
+            await self._refuse_reformatted(journal)
             await self._repair(journal)
             await self._take_retries(journal)
             self._progress.stage = "captioning"
@@ -177,7 +177,7 @@ class _Run:
         if (shards_folder(path) / "manifest.json").exists():
             raise SettingsError(
                 f"an unfinished run on Ray keeps its captions in {shards_folder(path)}: "
-                "continue it with --engine ray"
+                "continue it with --ray"
             )
         refuse_other_outputs(settings, path)
         if remote := network_file_system(path.parent):
@@ -202,6 +202,29 @@ class _Run:
             accept_changes=run.accept_changes,
             accept_edits=run.accept_edits,
             files=self._files,
+        )
+
+    async def _refuse_reformatted(self, journal: Journal) -> None:
+        """Refuse an input whose records are written differently than those of the output.
+
+        Raises:
+            SettingsError: Fewer than a tenth of the output's rows belong to a record of the input.
+        """
+        enough = min(len(journal.done), FIRST) // 10
+        if not enough or self._settings.run.accept_changes:
+            return
+        found = 0
+        async for batch in self._limited():
+            for at in range(0, len(batch), FIRST // 10):
+                keys = self._keys.of_records(batch[at : at + FIRST // 10])
+                found += sum(map(journal.done.__contains__, keys))
+                if found >= enough:
+                    return
+        raise SettingsError(
+            f"{found} of the {len(journal.done)} captions in {journal.path.name} belong to records "
+            "of this input, which seems to have been written again in another format. Captioned "
+            "records are found by their bytes: restore the input, use --id-field with a field that "
+            "identifies records, or add --accept-changes to caption all of them."
         )
 
     async def _repair(self, journal: Journal) -> None:
@@ -245,7 +268,7 @@ class _Run:
             key = self._keys.of_output(line)
             return key in keys and (key, fingerprint(parsed(line), fields)) in rejected
 
-        taken = quarantine_rows(journal, self._keys, is_rejected, self._files) if rejected else []
+        taken = quarantine_rows(journal, is_rejected) if rejected else []
         if not taken:
             logger.warning("the output has no caption that a reviewer rejected (--retry rejected)")
         for key in taken:  # an old failure of the same record is outdated now
@@ -298,7 +321,7 @@ class _Run:
         await asyncio.to_thread(journal.compact_failures, self._outdated)
         is_exported = settings.output_path != journal.path
         if settings.run.order == "input" or is_exported:
-            self._orphans = await order_output(journal, self._keys, self._limited(), self._files)
+            self._orphans = await order_output(journal, self._limited())
         else:
             self._orphans = len(journal.done)
         if is_exported:

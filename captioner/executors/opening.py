@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
+from captioner.engine.first_look import check_first_records, first_records
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import journal_path
@@ -16,6 +18,7 @@ from captioner.readers.registry import OpenedInput, open_input
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from captioner.core.protocols import Source
     from captioner.settings.settings import Settings
 
 
@@ -48,6 +51,21 @@ def open_source(settings: Settings) -> OpenedInput:
     if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
     return found
+
+
+async def look_first(source: Source, settings: Settings) -> None:
+    """Check the first records of an input before anything is sent.
+
+    Args:
+        source: Reads the input.
+        settings: The settings of the run, with the image field of the input.
+
+    Raises:
+        SettingsError: See `check_first_records`.
+    """
+    slow = str(settings.input) == "-"
+    records = await first_records(source, settings.records.limit, once=slow)
+    await asyncio.to_thread(check_first_records, records, settings)
 
 
 def refuse_other_outputs(settings: Settings, journal: Path) -> None:

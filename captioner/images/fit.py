@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import BadImageError
 from captioner.core.types import UNCHANGED, ImageOverrides
-from captioner.images.inspect import media_type_of, read_structure
+from captioner.images.inspect import DoubtfulImageError, media_type_of, read_structure
 from captioner.settings.model_sizes import rule_of, within
 from captioner.settings.options import MAX_SIDE
 
@@ -122,7 +122,10 @@ def fit(
         media_type = media_type_of(data)
         if media_type in SENDABLE:
             return (Fitted(media_type, data, 0, 0),)
-    found = read_structure(data)
+    try:
+        found = read_structure(data)
+    except DoubtfulImageError:
+        found = None  # the decoder has the last word
     if found is None:
         return render(data, image_overrides)
     size = found.width, found.height

@@ -9,11 +9,14 @@ import struct
 from array import array
 from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageColor, PngImagePlugin, UnidentifiedImageError
 
 from captioner.core.errors import BadImageError
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
-from captioner.images.inspect import corrupt
+from captioner.images.icons import bounded_icon, merged_photoshop
+from captioner.images.inspect import corrupt, mended
+from captioner.images.raw import is_raw, raw_preview
+from captioner.images.whole import prove_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +29,7 @@ HEAVY_PIXELS = 25_000_000
 
 _FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA",
-    "HEIF",
+    "PSD", "DDS", "ICNS", "QOI", "PCX", "SGI", "HEIF",
 )  # fmt: skip
 """Pillow's other decoders are not used: some start programs or open further files."""
 
@@ -45,11 +48,10 @@ _UPRIGHT = {
 }
 """The transposition that reverses each EXIF orientation."""
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_ICON = b"\0\0\1\0"
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_BEGINNINGS = (b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51", _ICON)
+_BEGINNINGS = (b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51", b"\0\0\1\0")
 _BOXES = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n")
+_LFS = b"version https://git-lfs.github.com/spec/"
 _OTHER_FILES = {
     b"%pdf": "a PDF",
     b"<svg": "an SVG drawing",
@@ -59,10 +61,13 @@ _OTHER_FILES = {
     b"pk\3\4": "a zip archive",
     b"\x1f\x8b": "gzip",
     b"{": "JSON",
+    b"8bps": "a Photoshop file of a kind that cannot be read; save it with 8 bits a channel",
+    _LFS: "a Git LFS pointer; run `git lfs pull`",
 }
 """First bytes in lower case."""
 
 Image.MAX_IMAGE_PIXELS = None  # --max-image-pixels is the limit
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # bytes; colour profiles count as text
 
 
 def render(
@@ -93,13 +98,18 @@ def render(
             before_heavy()
 
     try:
-        if data.startswith(_ICON):
-            bound(*_icon_size(data))  # Pillow decodes an icon when it opens it
-        with _open(data) as image:
+        if is_raw(data):
+            data = raw_preview(data, bound)
+        source = mended(data)
+        with _open(bounded_icon(source.data, bound)) as image:
             bound(*image.size)
+            if source.in_doubt:
+                prove_whole(source)
             if image_overrides == DECODE_ONLY:
                 image.load()
                 return ()
+            if image.format == "PSD":
+                return (_frame(merged_photoshop(image, data), wanted, image_overrides),)
             return tuple(
                 _frame(frame, wanted, image_overrides) for frame in _frames(image, wanted, bound)
             )
@@ -128,20 +138,6 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=formats)
 
 
-def _icon_size(data: bytes) -> tuple[int, int]:
-    """Return the size of an icon's largest image, from the headers of the images."""
-    (count,) = struct.unpack_from("<H", data, 4)
-    sizes = [(1, 1)]
-    for entry in range(6, 6 + 16 * count, 16):
-        (at,) = struct.unpack_from("<I", data, entry + 12)
-        if data.startswith(_PNG, at):
-            sizes.append(struct.unpack_from(">II", data, at + 16))
-        else:
-            width, height = struct.unpack_from("<ii", data, at + 4)
-            sizes.append((abs(width), abs(height) // 2))  # the height includes a mask
-    return max(sizes, key=math.prod)
-
-
 def _frames(
     image: Any, wanted: FitOptions, bound: Callable[[int, int], None]
 ) -> Iterator[Image.Image]:
@@ -166,10 +162,12 @@ def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrid
     if max(plan.size) < max(image.size):
         image.draft(None, plan.size)  # a JPEG can be decoded at 1/2, 1/4 or 1/8
     image.load()  # turns a TIFF upright
-    if image.format == "TIFF":
+    if image.format in ("TIFF", "ICNS"):
         plan = wanted.plan(*image.size, image_overrides.scale)
     background = wanted.images.background
-    orientation = image.getexif().get(0x0112, 1)
+    orientation = 1
+    with contextlib.suppress(SyntaxError, ValueError, OSError, struct.error):  # damaged EXIF
+        orientation = image.getexif().get(0x0112, 1)
     profile = image.info.get("icc_profile")
     image = _eight_bits(image)
     if image.has_transparency_data:

@@ -61,7 +61,7 @@ class Checkpoint:
         )
 
 
-class FutureCheckpointError(ValueError):
+class FutureCheckpointError(Exception):
     """A newer version wrote the checkpoint."""
 
 
@@ -75,23 +75,22 @@ def decode(data: bytes) -> Checkpoint:
     try:
         value = orjson.loads(data)
         version = int(value["version"])
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        if version <= VERSION:
+            return Checkpoint(
+                _extent(value["length"], value["crc32"]),
+                _extent(*value["next"]) if value["next"] else None,
+                dict(value["settings"]),
+                str(value["input"]),
+            )
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError("not a checkpoint") from error
-    if version > VERSION:
-        raise FutureCheckpointError(f"version {version}")
-    try:
-        after = value["next"]
-        checkpoint = Checkpoint(
-            Extent(int(value["length"]), int(value["crc32"])),
-            Extent(int(after[0]), int(after[1])) if after else None,
-            dict(value["settings"]),
-            str(value["input"]),
-        )
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise ValueError("not a checkpoint") from error
-    if checkpoint.durable.length < 0 or (checkpoint.next and checkpoint.next.length < 0):
-        raise ValueError("not a checkpoint")
-    return checkpoint
+    raise FutureCheckpointError(f"version {version}")
+
+
+def _extent(length: Any, crc32: Any) -> Extent:
+    if int(length) < 0:
+        raise ValueError
+    return Extent(int(length), int(crc32))
 
 
 def read_checkpoint(files: Files, journal: Path) -> Checkpoint | None:

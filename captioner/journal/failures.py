@@ -39,10 +39,6 @@ def read_failures(files: Files, fd: int) -> Iterator[tuple[int, bytes, str, byte
 class FailuresFile:
     """One file of failures; created when the first record fails.
 
-    Args:
-        files: The disk.
-        path: The file.
-
     Attributes:
         unclaimed: Failures found at opening that no input record has claimed yet, with offsets.
         dirty: Something was written since the last sync.
@@ -89,13 +85,11 @@ class FailuresFile:
                 table.add(key)
         return table
 
-    def take_for_retry(self, code: str, into: KeyTable | None = None) -> KeyTable:
-        """Move failures of one code, or ``all``, from `unclaimed` to a table; return the table."""
-        retrying = KeyTable() if into is None else into
+    def take_for_retry(self, code: str, retrying: KeyTable) -> None:
+        """Move failures of one code, or ``all``, from `unclaimed` to another table."""
         for offset, key, its_code, _ in self._read():
             if code in ("all", its_code) and self.unclaimed.take(key, offset) is not None:
                 retrying.add(key, offset)
-        return retrying
 
     def by_code(self) -> dict[str, tuple[int, int, str]]:
         """Return for each code the number of failures, and line and message of the first."""
@@ -128,12 +122,8 @@ class FailuresFile:
     def superseded(self, offsets: Collection[int], captioned: KeyTable) -> set[int]:
         """Return which of the failures that no input record claimed have a newer outcome.
 
-        Their key is in the output, or in a line that a record claimed. The others have lost their
-        input record and are kept.
-
-        Args:
-            offsets: Lines that no input record claimed.
-            captioned: The records in the output.
+        Their key is in the output (``captioned``), or in a line that a record claimed. The others
+        have lost their input record and are kept.
         """
         if not offsets:
             return set()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from captioner.core.keys import RecordKeys
     from captioner.core.types import InputRecord
     from captioner.journal.disk import Files, TemporaryFile
     from captioner.journal.journal import Journal
@@ -29,16 +28,10 @@ _WINDOW = 1 << 20
 _ROWS = 20_000
 
 
-async def order_output(
-    journal: Journal, identity: RecordKeys, lines: AsyncIterator[list[InputRecord]], files: Files
-) -> int:
-    """Put the output into input order, lines without an input record last.
+async def order_output(journal: Journal, lines: AsyncIterator[list[InputRecord]]) -> int:
+    """Put an open output into input order, lines without an input record last.
 
-    Args:
-        journal: The journal, open.
-        identity: Computes keys.
-        lines: The whole input, read again.
-        files: The disk.
+    ``lines`` is the whole input, read again.
 
     Returns:
         The number of lines without an input record.
@@ -52,7 +45,7 @@ async def order_output(
     ordered = True
     async for batch in lines:
         for line in batch:
-            offset = keys.take(identity.of_record(line))
+            offset = keys.take(journal.identity.of_record(line))
             if offset is not None:
                 ordered = ordered and offset > last
                 last = offset
@@ -60,20 +53,14 @@ async def order_output(
     orphans = sorted(keys.offsets())
     if not ordered or (orphans and orphans[0] < last):
         offsets.extend(orphans)
-        await asyncio.to_thread(_replace, journal, offsets, files)
+        await asyncio.to_thread(_replace, journal, offsets)
     return len(orphans)
 
 
-def quarantine_rows(
-    journal: Journal, identity: RecordKeys, unwanted: Callable[[bytes], bool], files: Files
-) -> list[bytes]:
+def quarantine_rows(journal: Journal, unwanted: Callable[[bytes], bool]) -> list[bytes]:
     """Move lines from an open output to a new file beside it; their records are pending again.
 
-    Args:
-        journal: The journal, open.
-        identity: Computes keys.
-        unwanted: Called with a line without its end; returns whether to move it.
-        files: The disk.
+    ``unwanted`` is called with each line without its end and returns whether to move it.
 
     Returns:
         The keys of the moved lines.
@@ -87,22 +74,22 @@ def quarantine_rows(
         (moved if unwanted(line[:-1]) else kept).append(offset)
     keys: list[bytes] = []
     if moved:
-        target = unused_path(files, journal.path, ".rejected")
-        with disk_errors("write", target), atomic_write(target, files) as file:
+        target = unused_path(journal.files, journal.path, ".rejected")
+        with disk_errors("write", target), atomic_write(target, journal.files) as file:
             _copy(journal, moved, file)
         for line in _lines_at(journal, moved):
-            if (key := identity.of_output(line[:-1])) is not None:
+            if (key := journal.identity.of_output(line[:-1])) is not None:
                 journal.done.take(key)
                 keys.append(key)
-        _replace(journal, kept, files)
+        _replace(journal, kept)
     return keys
 
 
-def _replace(journal: Journal, offsets: Sequence[int], files: Files) -> None:
+def _replace(journal: Journal, offsets: Sequence[int]) -> None:
     """Replace the journal by its lines at some offsets, in that order."""
-    with disk_errors("write", journal.path), temporary_file(journal.path, files) as file:
+    with disk_errors("write", journal.path), temporary_file(journal.path, journal.files) as file:
         _copy(journal, offsets, file)
-        files.sync(file.fd)
+        journal.files.sync(file.fd)
         journal.replace(file.path, Extent(file.size, file.crc32))
 
 
@@ -112,12 +99,7 @@ def _copy(journal: Journal, offsets: Sequence[int], file: TemporaryFile) -> None
 
 
 def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
-    """Write rows as one JSON array, a row a line.
-
-    Args:
-        lines: The rows, without line ends.
-        target: The file to replace.
-        files: The disk.
+    """Write rows (without line ends) as one JSON array, a row a line.
 
     Raises:
         DiskError: The disk refused; the target is as it was.
@@ -125,10 +107,10 @@ def write_array(lines: Iterable[bytes], target: Path, files: Files) -> None:
     parts = json_array(lines)
     with disk_errors("write", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors("write", target), atomic_write(target, files) as file:
-        while some := list(islice(parts, _ROWS)):
-            file.write(b"".join(some))
-        file.write(b"\n")
+        with atomic_write(target, files) as file:
+            while some := list(islice(parts, _ROWS)):
+                file.write(b"".join(some))
+            file.write(b"\n")
 
 
 def _lines_at(journal: Journal, offsets: Sequence[int]) -> Iterator[bytes]:

@@ -88,13 +88,13 @@ class Journal:
         self.done = KeyTable()
         self.contents = KeyTable()
         self.repeated: list[tuple[int, bytes]] = []
-        self._identity = identity
+        self.identity = identity
         self._settings = dict(settings)
         self._source = source
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
-        self._files = files or Files()
-        self.failures = FailuresFile(self._files, failures or failures_path(path))
+        self.files = files or Files()
+        self.failures = FailuresFile(self.files, failures or failures_path(path))
         self._checkpoint_path = checkpoint_path(path)
         self._lock_path = lock_path(path)
         self._lock = -1
@@ -115,9 +115,9 @@ class Journal:
             DiskError: The disk refused.
         """
         self._check_paths()
-        crashed = self._files.kind(self._lock_path) != "missing"  # a normal end removes it
+        crashed = self.files.kind(self._lock_path) != "missing"  # a normal end removes it
         try:
-            self._lock = self._files.lock(self._lock_path)
+            self._lock = self.files.lock(self._lock_path)
         except PermissionError as error:
             raise SettingsError(f"cannot write in {self.path.parent}: {error.strerror}") from None
         except OSError as error:
@@ -128,15 +128,15 @@ class Journal:
                 self.failures.open()
                 if crashed:
                     targets = self.path, self._checkpoint_path, self.failures.path
-                    remove_temporary_files(self._files, *targets)
+                    remove_temporary_files(self.files, *targets)
         except BaseException:
             self.close()
             raise
 
     def _check_paths(self) -> None:
         try:
-            folder = self._files.kind(self.path.parent.resolve())
-            kinds = {path: self._files.kind(path) for path in (self.path, self.failures.path)}
+            folder = self.files.kind(self.path.parent.resolve())
+            kinds = {path: self.files.kind(path) for path in (self.path, self.failures.path)}
         except OSError as error:
             raise SettingsError(f"cannot use {self.path}: {error.strerror}") from None
         if folder != "folder":
@@ -149,8 +149,8 @@ class Journal:
                 )
 
     def _recover(self) -> None:
-        found = read_checkpoint(self._files, self.path)
-        if self._files.kind(self.path) == "missing":
+        found = read_checkpoint(self.files, self.path)
+        if self.files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
                     f"{self.path.name} is gone, but it held {found.durable.length:,} bytes "
@@ -158,14 +158,14 @@ class Journal:
                     "checkpoint to start over."
                 )
             self._write_checkpoint(self._checkpoint(Extent()))
-            self._fd = self._files.open(self.path, create=True)
-            self._files.sync_folder(self.path.parent)
+            self._fd = self.files.open(self.path, create=True)
+            self.files.sync_folder(self.path.parent)
             return
         try:
-            self._fd = self._files.open(self.path)
+            self._fd = self.files.open(self.path)
         except PermissionError as error:
             raise SettingsError(f"cannot write to {self.path}: {error.strerror}") from None
-        if not self._files.size(self._fd) and (found is None or not found.durable.length):
+        if not self.files.size(self._fd) and (found is None or not found.durable.length):
             self._write_checkpoint(self._checkpoint(Extent()))
             return
         if found is not None:
@@ -180,7 +180,7 @@ class Journal:
             self.commit()
 
     def _scan(self, checkpoint: Checkpoint | None) -> Scan:
-        scan = scan_output(self._files, self.path, self._fd, self._identity, checkpoint)
+        scan = scan_output(self.files, self.path, self._fd, self.identity, checkpoint)
         self.done, self.contents = scan.keys, scan.contents
         self.repeated, self._written = scan.repeated, scan.whole
         return scan
@@ -233,10 +233,10 @@ class Journal:
 
     def _cut(self, at: int, size: int) -> None:
         """Cut the output at the start of a line; keep the bytes in a file of their own."""
-        with atomic_write(unused_path(self._files, self.path, ".broken"), self._files) as file:
-            file.write(self._files.read(self._fd, size - at, at))
-        self._files.truncate(self._fd, at)
-        self._files.sync(self._fd)
+        with atomic_write(unused_path(self.files, self.path, ".broken"), self.files) as file:
+            file.write(self.files.read(self._fd, size - at, at))
+        self.files.truncate(self._fd, at)
+        self.files.sync(self._fd)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class Journal:
             OSError: Nothing was written; the call can be repeated.
         """
         before = self._written
-        write_all(self._files, self._fd, lines, before.length)
+        write_all(self.files, self._fd, lines, before.length)
         self._written = Extent(before.length + len(lines), zlib.crc32(lines, before.crc32))
 
     def commit(self) -> None:
@@ -271,7 +271,7 @@ class Journal:
             raise DiskError(f"{self.path.name}: an earlier sync failed")
         written = self._written
         try:
-            self._files.sync(self._fd)
+            self.files.sync(self._fd)
             self.failures.sync()
             self._write_checkpoint(self._checkpoint(written))
         except OSError as error:
@@ -285,7 +285,7 @@ class Journal:
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         written = False
         try:
-            with atomic_write(self._checkpoint_path, self._files) as file:
+            with atomic_write(self._checkpoint_path, self.files) as file:
                 file.write(checkpoint.encode())
                 written = True
         except OSError as error:
@@ -297,7 +297,7 @@ class Journal:
 
     def read(self, size: int, offset: int) -> bytes:
         """Return bytes of the output."""
-        return self._files.read(self._fd, size, offset)
+        return self.files.read(self._fd, size, offset)
 
     @property
     def length(self) -> int:
@@ -308,14 +308,15 @@ class Journal:
         """Return the records of the lines from an offset on."""
         table = KeyTable(offsets=False)
         for lines in iter_lines(self.read, start):
-            table.add_each([key for key in map(self._identity.of_output, lines) if key is not None])
+            keys = map(self.identity.of_output, lines)
+            table.add_each([key for key in keys if key is not None])
         return table
 
     def rescan(self) -> KeyTable:
         """Commit, and return every record of the output with its line's offset."""
         self.commit()
         found = Checkpoint(self._durable)
-        scan = scan_output(self._files, self.path, self._fd, self._identity, found, offsets=True)
+        scan = scan_output(self.files, self.path, self._fd, self.identity, found, offsets=True)
         return scan.keys
 
     def replace(self, partial: Path, extent: Extent) -> None:
@@ -329,10 +330,10 @@ class Journal:
         """
         try:
             self._write_checkpoint(self._checkpoint(self._durable, extent))
-            self._files.replace(partial, self.path)
-            self._files.sync_folder(self.path.parent)
-            self._files.close(self._fd)
-            self._fd = self._files.open(self.path)
+            self.files.replace(partial, self.path)
+            self.files.sync_folder(self.path.parent)
+            self.files.close(self._fd)
+            self._fd = self.files.open(self.path)
             self._written = extent
             self._write_checkpoint(self._checkpoint(extent))
             self._durable = extent
@@ -352,11 +353,11 @@ class Journal:
     def close(self) -> None:
         """Release the files and the lock; commits nothing."""
         if self._fd >= 0:
-            self._files.close(self._fd)
+            self.files.close(self._fd)
             self._fd = -1
         self.failures.close()
         if self._lock >= 0:
-            self._files.unlock(self._lock, self._lock_path)
+            self.files.unlock(self._lock, self._lock_path)
             self._lock = -1
 
 

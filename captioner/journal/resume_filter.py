@@ -20,7 +20,6 @@ class ResumeFilter:
     else pending. Each record uses up one line, so n equal records need n lines.
 
     Args:
-        identity: Computes keys.
         done: The records of the output.
         failed: The records of the failures.
         contents: Hashes of the content of the output's records, if a field identifies records.
@@ -54,52 +53,42 @@ class ResumeFilter:
         """Return the pending records of a batch."""
         if self._idle:
             return batch
-        keys = self._identity.of_records(batch)
-        found: list[InputRecord] = []
+        keyed = list(zip(batch, self._identity.of_records(batch), strict=True))
         if self._seen is not None:
-            batch, keys = self._without_repeated(batch, keys, self._seen, found)
-        taken = self._done.take_each(keys)
+            keyed = self._without_repeated(keyed, self._seen)
+        taken = self._done.take_each([key for _, key in keyed])
         self._progress.resumed += sum(taken)
-        if self._identity.by_field:
-            self._progress.changed += sum(map(self._has_changed, batch, keys, taken))
-        for line, key, done in zip(batch, keys, taken, strict=True):
+        found: list[InputRecord] = []
+        for (line, key), done in zip(keyed, taken, strict=True):
             if done:
-                continue
-            if len(self._failed) and self._failed.take(key) is not None:
+                self._progress.changed += self._has_changed(line, key)
+            elif len(self._failed) and self._failed.take(key) is not None:
                 self._progress.failed_before += 1
             else:
                 found.append(line._replace(key=key))
         return found
 
-    def _has_changed(self, line: InputRecord, key: bytes, done: bool) -> bool:  # noqa: FBT001 - mapped
-        """Return whether a captioned record that a field identifies has new content."""
-        return done and self._contents.take(key, self._identity.content(line.raw)) is None
+    def _has_changed(self, line: InputRecord, key: bytes) -> bool:
+        """Return whether a captioned record has new content under its old id."""
+        by_field = self._identity.by_field
+        return by_field and self._contents.take(key, self._identity.content(line.raw)) is None
 
     def _without_repeated(
-        self, batch: list[InputRecord], keys: list[bytes], seen: KeyTable, found: list[InputRecord]
-    ) -> tuple[list[InputRecord], list[bytes]]:
-        """Return the batch without repeated records; add those with a conflicting id to found."""
+        self, keyed: list[tuple[InputRecord, bytes]], seen: KeyTable
+    ) -> list[tuple[InputRecord, bytes]]:
+        """Return records without repeated ones; a different record with a known id gets a fault."""
         kept: list[tuple[InputRecord, bytes]] = []
-        for line, key in zip(batch, keys, strict=True):
+        for line, key in keyed:
             content = self._identity.content(line.raw) if self._identity.by_field else 0
-            if line.fault is not None:
-                kept.append((line, key))
-            elif key not in seen:
+            if line.fault is None and key in seen:
+                if self._skip:
+                    self._progress.skipped += 1
+                    continue
+                if seen.find(key, content) is None:
+                    fault = ("duplicate_id", "another record with other content has the same id")
+                    kept.append((line._replace(fault=fault), digest(line.raw)))
+                    continue
+            elif line.fault is None:
                 seen.add(key, content)
-                kept.append((line, key))
-            elif self._skip:
-                self._progress.skipped += 1
-            elif seen.find(key, content) is None:
-                found += self._conflict(line)
-            else:
-                kept.append((line, key))
-        return [line for line, _ in kept], [key for _, key in kept]
-
-    def _conflict(self, line: InputRecord) -> list[InputRecord]:
-        """Return a record as a fault because a different record has the same id."""
-        key = digest(line.raw)
-        if self._failed.take(key) is not None:
-            self._progress.failed_before += 1
-            return []
-        fault = ("duplicate_id", "another record with other content has the same id")
-        return [line._replace(key=key, fault=fault)]
+            kept.append((line, key))
+        return kept

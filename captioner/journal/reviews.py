@@ -63,11 +63,7 @@ def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
 
 
 class Reviews:
-    """The reviews of an output.
-
-    Args:
-        path: The file; it need not exist yet.
-    """
+    """The reviews of an output, in a file that need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -125,9 +121,12 @@ class Reviews:
         }
         line = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
         with self._lock:
-            with self._path.open("ab") as file:
-                torn = file.tell() and not _ends_on_a_line(self._path)
-                file.write((_NEWLINE if torn else b"") + line + _NEWLINE)
+            with self._path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != _NEWLINE:  # a crash tore the last line
+                        file.write(_NEWLINE)
+                file.write(line + _NEWLINE)
                 file.flush()
                 os.fsync(file.fileno())
                 self._size = file.tell()
@@ -139,12 +138,6 @@ class Reviews:
         else:
             self._found[review.key, review.of] = review
             self._keys.add(review.key)
-
-
-def _ends_on_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == _NEWLINE
 
 
 def _parsed(line: bytes) -> Review:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from captioner.core.errors import OutputDamagedError
+from captioner.core.humanize import counted
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.lines import BLOCK, iter_lines
 from captioner.journal.checkpoint import Checkpoint, Extent
@@ -61,15 +62,7 @@ def scan_output(
 
     Up to the durable length the checksum proves that the file is intact. After it every line is
     validated, and the first bad one ends the scan. Without a checkpoint only a torn last line is
-    accepted as the trace of a crash.
-
-    Args:
-        files: The disk.
-        path: The output.
-        fd: Its descriptor.
-        identity: Computes keys.
-        checkpoint: Its checkpoint, if there is one.
-        offsets: Keep the offset of each line with its key.
+    accepted as the trace of a crash. With ``offsets``, each key has the offset of its line.
 
     Raises:
         OutputDamagedError: The file differs from its checkpoint; the message says where.
@@ -147,14 +140,14 @@ def _durable_extent(
     length = checkpoint.durable.length
     if size < length:
         raise OutputDamagedError(
-            f"{path.name} has {size:,} bytes, but {length:,} were safely written: something cut "
-            "it. Restore it, or keep the rest with --accept-edits (missing records are captioned "
-            "again), or choose another output with -o."
+            f"{path.name} was shortened: it has {counted(size, 'byte')}, and {length:,} were on "
+            "disk. Restore it, or keep the rest with --accept-changes=edits (missing records are "
+            "captioned again), or choose another output with -o."
         )
     raise OutputDamagedError(
-        f"{path.name} was changed after it was written (checksum differs in its first "
-        f"{length:,} bytes{_first_bad_line(files, fd, length)}). If you changed it on purpose, "
-        "run again with --accept-edits. Otherwise restore it or choose another output with -o."
+        f"{path.name} was changed after it was written: the checksum of its first {length:,} "
+        f"bytes differs{_first_bad_line(files, fd, length)}. If you changed it on purpose, run "
+        "again with --accept-changes=edits. If not, restore it or choose another output with -o."
     )
 
 

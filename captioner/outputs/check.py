@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import OutputDamagedError
+from captioner.core.humanize import counted
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.progress import Progress
 from captioner.journal.checkpoint import read_checkpoint
@@ -131,4 +132,5 @@ async def _compare(
     # A repeated key is fine if the input repeats it too: then both lines were matched.
     repeated = sum(1 for _, key in scan.repeated if scan.keys.take(key) is not None)
     if repeated:
-        report.violations.append(f"{repeated} lines repeat a record that is captioned above them")
+        lines = counted(repeated, "line repeats", "lines repeat")
+        report.violations.append(f"{lines} a record that an earlier line captions")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from captioner.core.errors import DecoderError, RecordError, SettingsError
+from captioner.core.humanize import counted
 from captioner.journal.companions import failures_path, find_journal
 from captioner.journal.disk import Files, replacing
 from captioner.journal.failures import read_failures
@@ -157,8 +158,9 @@ def page(report: Report) -> str:
     """Return the HTML page. Captions and records appear as text only."""
     quality = report.quality
     failed = sum(one.total for one in report.failures.values())
+    captions = counted(quality.captions, "caption")
     parts = [
-        f"<p>{escape(report.output)}: {quality.captions:,} captions, {failed:,} failed.</p>",
+        f"<p>{escape(report.output)}: {captions}, {failed:,} failed.</p>",
         "<h2>Statistics</h2><table><tbody>",
     ]
     for name, value in _statistics(quality):

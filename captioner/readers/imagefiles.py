@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 IMAGES = frozenset(
     [
         ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-        ".avif", ".heic", ".heif", ".jp2", ".ico", ".ppm", ".tga",
+        ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".ico", ".cur", ".icns",
+        ".ppm", ".tga", ".dib", ".mpo", ".psd", ".dds", ".qoi", ".pcx", ".sgi", ".rgb", ".bw",
+        ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
     ]
 )  # fmt: skip
 """Suffixes of image files. The content decides how a file is decoded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from captioner.settings.locations import COMPRESSED, HUBS, is_elsewhere, is_patt
 if TYPE_CHECKING:
     from captioner.core.protocols import Source
     from captioner.settings.options import InputFormat
+    from captioner.settings.settings import Settings
 
 _SUFFIXES: dict[str, InputFormat] = {
     ".jsonl": "jsonl",
@@ -51,6 +53,13 @@ class OpenedInput(NamedTuple):
     source: Source
     format: InputFormat
     image_field: str | None = None
+
+    def with_image_field(self, settings: Settings) -> Settings:
+        """Return settings that name the image field of this input."""
+        if self.image_field is None:
+            return settings
+        records = replace(settings.records, image_field=self.image_field)
+        return replace(settings, records=records)
 
 
 def folder_of(path: Path | None) -> Path | None:

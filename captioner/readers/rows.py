@@ -11,6 +11,7 @@ import base64
 import datetime as dt
 import json
 import math
+from abc import ABC, abstractmethod
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ async def batches_from_thread(
             raise
 
 
-class RecordSource:
+class RecordSource(ABC):
     """A source whose subclass reads its records one after the other, in a thread."""
 
     @property
@@ -66,8 +67,9 @@ class RecordSource:
         """Yield the records in order."""
         return batches_from_thread(self._records())
 
+    @abstractmethod
     def _records(self) -> Generator[InputRecord, None, None]:
-        raise NotImplementedError
+        """Yield the records in order, in a thread."""
 
 
 def _batches(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
+from captioner.core.humanize import counted
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
 from captioner.readers.rows import (
     BATCH_BYTES,
@@ -86,7 +87,7 @@ class CsvSource(RecordSource):
 
     def _record(self, number: int, row: list[str], header: list[str], end: int) -> InputRecord:
         if len(row) != len(header):
-            message = f"the row has {len(row)} values, the header {len(header)}"
+            message = f"the row has {counted(len(row), 'value')}, the header {len(header)}"
             return fault_record(number, {"row": list(map(_text, row))}, end, "bad_row", message)
         if any(not value.isascii() and _NOT_UTF8.search(value) for value in row):
             values = dict(zip(header, map(_text, row), strict=True))

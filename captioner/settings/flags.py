@@ -20,9 +20,7 @@ class Option(NamedTuple):
 
     Attributes:
         name: The name in Python.
-        hint: The type.
-        default: The default value.
-        help: The description.
+        hint: The type, as annotated.
         group: The title of the group.
         unit: Unit of a number: bytes, seconds or hours.
         alone: The value of the flag without one, and the name of the value that it may have.

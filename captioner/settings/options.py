@@ -1,6 +1,7 @@
 """The options. Each is defined once: flags, variables, TOML keys and keywords derive from here.
 
-Option names are unique across the groups, so users never name a group.
+Option names are unique across the groups, so users never name a group. The module is long because
+it holds all options: to add or find one, this is the only place.
 """
 
 from __future__ import annotations
@@ -125,8 +126,9 @@ class EndpointSettings(_Group):
     )
     timeout: float = _option("Seconds that one request may take.", 300.0, unit="seconds")
     max_outage: float | None = _option(
-        "Seconds to wait for an endpoint that does not respond before the run ends with exit "
-        "code 7. Default: no limit, once the endpoint has responded.",
+        "Seconds that an endpoint may give no caption before the run ends with exit code 7. "
+        "Default: before the first caption 60, or longer if the endpoint says how long to wait or "
+        "that it loads its model; after it no limit.",
         unit="seconds",
     )
     rpm: float | None = _common(
@@ -284,6 +286,11 @@ class RecordSettings(_Group):
         "prompt, in records without a conversation."
     )
     output_field: str = _common("Field that receives the caption.", "caption")
+    existing: Literal["error", "replace", "skip"] = _option(
+        "What to do with records that have a caption already: error (do not start), replace the "
+        "caption, or skip (keep the record as it is).",
+        "error",
+    )
     id_field: str | None = _common("Field that identifies a record. Default: its whole content.")
     duplicates: Literal["keep", "skip", "error"] = _option("See --equal-records.", "keep")
     image_root: Path | None = _common(  # noqa: RUF009 - a name with Path in it, no mutable default
@@ -307,8 +314,8 @@ class CaptionSettings(_Group):
     """Captions."""
 
     accept: tuple[str, ...] = _option(
-        "Faults of captions to accept and flag in a field caption_flag: truncated, refused, "
-        "looping, too_short or too_long. Separate several by commas.",
+        "Faults of captions to accept and flag in a field caption_flag: "
+        f"{', '.join(CODES[:-1])} or {CODES[-1]}. Separate several by commas.",
         (),
     )
     min_length: int = _option("Minimum characters of a caption.", 1)
@@ -373,7 +380,7 @@ class ImageSettings(_Group):
 
             if rule_of(self.size_for) is None:
                 raise SettingsError(
-                    f"size-for: no rule is known for {self.size_for!r}; rules exist for {FAMILIES}"
+                    f"resize: no rule is known for {self.size_for!r}; rules exist for {FAMILIES}"
                 )
         if self.background not in ("white", "none"):
             from PIL import ImageColor

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 PresetName = Literal["caption", "dense", "alt-text", "understanding", "search"]
-PRESET_NAMES = get_args(PresetName)
 
 
 class Preset(NamedTuple):
     """A prompt and the form of its response.
 
     Attributes:
-        system_prompt: System prompt.
         prompt: Question; it replaces the record's own.
         schema: JSON Schema of the response; None for text.
         max_chars: Maximum characters of the response; None for no limit.

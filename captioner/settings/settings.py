@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,11 +135,7 @@ class Settings:
         found: list[EndpointSettings] = []
         for endpoint in self.endpoints or (self.endpoint,):
             urls, keys = endpoint.base_url or ("",), endpoint.api_key_env or ("",)
-            pairs = (
-                zip(urls, keys, strict=True)
-                if len(urls) == len(keys)
-                else ((url, key) for url in urls for key in keys)
-            )
+            pairs = zip(urls, keys, strict=True) if len(urls) == len(keys) else product(urls, keys)
             found += [
                 replace(endpoint, base_url=words(url), api_key_env=words(key)) for url, key in pairs
             ]

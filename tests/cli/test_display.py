@@ -26,7 +26,7 @@ import captioner.cli.display
 import captioner.core.progress
 from captioner.cli.display import Display, Pace
 from captioner.cli.summaries import summarise
-from captioner.core.humanize import duration, printable, short
+from captioner.core.humanize import counted, duration, printable, short
 from captioner.core.progress import EndpointState, Progress, RunReport
 from captioner.settings.settings import Settings
 
@@ -236,7 +236,7 @@ def test_what_the_live_display_tells():
     assert records in lines["records"]
     assert "256 in flight · 0.8 s a request · 77 retries" in lines["speed"]
     assert "5.0M tokens in, 321.0k out · $12.50 · about $40.49 in all" in lines["spent"]
-    failures = "80 image_missing · 5 filtered · 2 bad_json · 1 http_400 · and 1 more kinds"
+    failures = "80 image_missing · 5 filtered · 2 bad_json · 1 http_400 · and 1 more kind"
     assert failures in lines["failures"]
     assert "http://gpu:8000/v1 · 31 of 48 in flight · 600/min · paused for 3.0 s" in text
     assert (
@@ -311,7 +311,7 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
         taken = [*tmux, "capture-pane", "-p"]
         return subprocess.run(taken, check=True, capture_output=True, text=True).stdout
 
-    parts = ("5 done", "0 failed", "in flight", "ETA", "waiting: the endpoint:")
+    parts = ("5 done", "0 failed", "in flight", "ETA", "waiting: the endpoint responded 503")
     until = time.monotonic() + LIMIT_S
     try:
         seen = screen()
@@ -387,7 +387,33 @@ async def test_a_terminal_that_is_gone_does_not_end_the_run():
         display.say("is anybody there?")
 
 
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 batches"), (1, "1 batch"), (2_000, "2,000 batches")]
+)
+def test_a_noun_after_a_count(number, text):
+    assert counted(number, "batch", "batches") == text
+
+
 # -- the summary -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, ["1 was done before", "1 request, 1 retry among them", "1 record has the caption",
+             "1 answer came", "1 record skipped", "1 record has new content",
+             "1 caption belongs to a record"]),
+        (2, ["2 were done before", "2 requests, 2 retries among them", "2 records have the caption",
+             "2 answers came", "2 records skipped", "2 records have new content",
+             "2 captions belong to records"]),
+    ],
+)  # fmt: skip
+def test_each_count_has_its_noun(count, expected):
+    names = ("resumed", "calls", "retries", "shared", "cached", "skipped", "changed", "orphans")
+    found = report(captioned=count, **dict.fromkeys(names, count))
+    text = summarise(found, Settings.create("in.jsonl"))
+    for part in expected:
+        assert part in text
 
 
 def test_the_summary_of_a_good_run_is_short():

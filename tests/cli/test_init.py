@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from conftest import command
 from hub import serving
 
 from captioner.cli.init.folder import options_file
-from captioner.settings.options import GROUPS
+from captioner.settings.flags import all_options
 from captioner.settings.settings import Settings
-from captioner.settings.validation import flag_name
 
 BIN = Path(sys.executable).parent
 
@@ -60,9 +58,7 @@ def test_every_option_is_in_the_file_as_a_comment():
     """With its # removed, each line is TOML with an option that captioner accepts."""
     text = options_file()
     assert tomllib.loads(text) == {}
-    names = {
-        flag_name(option.name): option.name for kind in GROUPS.values() for option in fields(kind)
-    }
+    names = {option.key: option.name for option in all_options().values() if not option.hidden}
     found = {}
     for line in text.splitlines():
         name, equals, _ = line.removeprefix("# ").partition(" = ")
@@ -74,7 +70,7 @@ def test_every_option_is_in_the_file_as_a_comment():
 
 
 def test_with_every_comment_sign_of_an_option_removed_the_file_is_toml():
-    names = {flag_name(option.name) for kind in GROUPS.values() for option in fields(kind)}
+    names = {option.key for option in all_options().values() if not option.hidden}
     lines = [
         line.removeprefix("# ") if line.removeprefix("# ").partition(" = ")[0] in names else line
         for line in options_file().splitlines()

@@ -15,7 +15,7 @@ import pytest
 
 from captioner.cli.main import run_command as run_in_process
 from captioner.settings.flags import all_options
-from captioner.settings.options import GROUPS
+from captioner.settings.options import CODES, GROUPS
 from captioner.settings.settings import Settings
 from captioner.settings.validation import flag_name
 
@@ -266,6 +266,14 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["export", "out.jsonl", "--to=x", "--to-format=xml"], "webdataset"),
         (["batch", "stat"], "status"),
         (["batch", ""], "no command"),
+        (["batch", "statsu", "out.jsonl"], "Did you mean status?"),
+        (["reprot", "out.jsonl"], "no command or file reprot. Did you mean report?"),
+        (["view2", "out.jsonl", "--port=1"], "Did you mean view?"),
+        (["eval-", "out.jsonl"], "Did you mean eval?"),
+        (["captoin", "in.jsonl"], "no command or file captoin. A run needs no command: captioner"),
+        (["caption", "in.jsonl"], "A run needs no command: captioner INPUT"),
+        (["run", "in.jsonl", "--offline"], "A run needs no command: captioner INPUT"),
+        (["help"], "Did you mean --help?"),
         (["in.jsonl", "--no-dedup=true"], "--no-dedup takes no value"),
         (["in.jsonl", "x", "--", "y"], "'x'"),
         (["-", "-"], "'-'"),
@@ -304,7 +312,6 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["in.jsonl", "--help=3"], "--help takes no value"),
         (["in.jsonl", "--dedup", "false"], "--dedup=false"),
         (["chek", "out.jsonl"], "Did you mean check?"),
-        (["help"], "Did you mean --help?"),
         (["--offline", "check", "out.jsonl"], "check is a command: it comes first"),
         (["check", "."], "is a folder"),
         (["view", "/"], "is a folder"),
@@ -436,6 +443,32 @@ def test_help_is_given_wherever_it_is_asked_for(capsys, arguments):
     """Whoever is lost in the middle of a line gets help, not an error."""
     assert run_in_process(arguments) == 0
     assert capsys.readouterr().out.startswith("Usage: captioner ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["--help-all"]])
+def test_batch_has_the_same_layout_as_the_other_commands(capsys, arguments):
+    assert run_in_process(["batch", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "Usage: captioner batch COMMAND [OPTIONS]\n\nShow or cancel the batches of --batch-api.\n"
+        "\nCommands:\n  status "
+    )
+    assert shown.endswith("\nParameters:\n  -h, --help  Show this help.\n")
+
+
+def test_a_folder_with_a_name_like_a_command_is_an_input(parsed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("reports", "caption"):
+        (tmp_path / name).mkdir()
+        assert str(parsed(name).input) == name
+
+
+def test_help_names_every_code_that_can_be_accepted(capsys):
+    assert run_in_process(["--help-all"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    listed = shown.partition("--accept TEXT")[2].partition("Separate several")[0]
+    for code in CODES:
+        assert code in listed
 
 
 def test_help_tells_defaults(capsys):

@@ -27,7 +27,7 @@ from captioner.core.errors import (
     OutputDamagedError,
     SettingsError,
 )
-from captioner.endpoints.pool import STOP_LATER
+from captioner.endpoints.blame import STOP_LATER
 from captioner.settings.settings import Settings
 
 KEY = "sk-very-secret-0123456789"
@@ -114,7 +114,7 @@ def test_failures_are_told_by_kind(run_command, make_input, options, tmp_path):
 
 
 def test_failures_of_earlier_runs_are_told_as_well(run_command, make_input, options, tmp_path):
-    """Run again without --retry-failed: the exit code is 3 still, and why is told again."""
+    """Run again without --retry: the exit code is still 3, and the failures are shown again."""
     path = make_input(2)
     (tmp_path / "images" / "0.jpg").unlink()
     assert run_command(path, *options).returncode == 3
@@ -125,7 +125,7 @@ def test_failures_of_earlier_runs_are_told_as_well(run_command, make_input, opti
 
 
 def test_retrying_failures(run_command, make_input, endpoint, options):
-    """--retry-failed asks for the failed ones only, --retry-failed=code for those of one kind."""
+    """--retry failed asks for the failed ones only, --retry CODE for those of one kind."""
     path = make_input(6)
 
     def behave(call: Call) -> Reply | None:
@@ -138,7 +138,7 @@ def test_retrying_failures(run_command, make_input, endpoint, options):
     assert run_command(path, *options).returncode == 3
     assert endpoint.count == 6
     endpoint.behave = lambda _: None
-    assert run_command(path, *options, "--retry-failed=http_400").returncode == 3
+    assert run_command(path, *options, "--retry", "http_400").returncode == 3
     assert sorted(call.texts[0] for call in endpoint.calls[6:]) == ["q1", "q2"]
     assert run_command(path, *options, "--retry=http_401,http_422").returncode == 0
     assert [call.texts[0] for call in endpoint.calls[8:]] == ["q3"]
@@ -152,7 +152,7 @@ def test_retrying_a_kind_that_did_not_occur_is_told(run_command, make_input, opt
     path = make_input(1)
     (tmp_path / "images" / "0.jpg").unlink()
     assert run_command(path, *options).returncode == 3
-    done = run_command(path, *options, "--retry-failed=image_mising")
+    done = run_command(path, *options, "--retry", "image_mising")
     assert done.returncode in {2, 3}
     assert "image_mising" in done.stderr
 

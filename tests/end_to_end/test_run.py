@@ -25,7 +25,7 @@ from captioner import (
     run_batch,
 )
 from captioner.core.cancellation import CancelToken
-from captioner.endpoints.pool import STOP_LATER
+from captioner.endpoints.blame import STOP_LATER
 
 ASK = "Generate detailed captions based on image content."
 
@@ -141,7 +141,7 @@ async def test_a_record_comes_back_as_it_was_with_a_caption(
         '{"image":"2.jpg","caption":null}  ',
     ]
     source = write(tmp_path / "in.jsonl", *lines)
-    await run_batch(source, base_url=endpoint.base_url, model="m")
+    await run_batch(source, base_url=endpoint.base_url, model="m", existing="replace")
     written = (tmp_path / "in.captions.jsonl").read_text("utf-8").splitlines()
     captions = [json.dumps(json.loads(line)["caption"], ensure_ascii=False) for line in written]
     assert all("[" in caption for caption in captions)
@@ -326,7 +326,7 @@ async def test_running_again_does_only_what_is_left(make_input, endpoint) -> Non
 
 
 async def test_failures_are_retried_only_when_asked_for(make_input, endpoint) -> None:
-    """--retry-failed tries all, --retry-failed=CODE some; what then succeeds leaves the file."""
+    """--retry failed tries all, --retry CODE some; what then succeeds leaves the file."""
     source = make_input(6)
     bad = Reply(400, {"error": {"message": "bad"}})
     filtered = Reply(200, completion(None, finish_reason="content_filter"))
@@ -377,7 +377,7 @@ async def test_a_damaged_output_is_left_alone(make_input, endpoint) -> None:
     data = bytearray(output.read_bytes())
     data[10] ^= 1
     output.write_bytes(data)
-    with pytest.raises(OutputDamagedError, match="accept-edits"):
+    with pytest.raises(OutputDamagedError, match="--accept-changes=edits"):
         await run_batch(source, base_url=endpoint.base_url, model="m")
     assert output.read_bytes() == data
 

@@ -47,7 +47,7 @@ async def test_money_is_never_spent_beyond_the_cap(make_input, endpoint, prices,
 
 async def test_tokens_are_never_spent_beyond_the_cap(make_input, endpoint):
     endpoint.behave = costly
-    with pytest.raises(LimitReachedError, match="--budget-tokens"):
+    with pytest.raises(LimitReachedError, match=r"tokens \(--budget\)"):
         await run_batch(make_input(80), base_url=endpoint.base_url, model="m", budget_tokens=22_000)
     assert 18 <= endpoint.count <= 20
 

@@ -38,6 +38,20 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+@pytest.fixture(params=["Http1Client", "SessionClient"])
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send requests by the fast client, and as with an aiohttp whose internals do not fit it."""
+    if request.param == "SessionClient":
+        monkeypatch.setattr("captioner.endpoints.http1.Http1Client", unfit)
+
+
+def unfit(*_: Any) -> None:
+    raise AttributeError("type object 'ResponseHandler' has no attribute 'read'")
+
+
+both_clients = pytest.mark.usefixtures("client")
+
+
 @asynccontextmanager
 async def transport_to(base_url: str, **options: Any) -> AsyncIterator[AiohttpTransport]:
     options = {"api_key": None, "timeout_s": 20.0, **options}
@@ -98,6 +112,7 @@ def body_with(text: str) -> Request:
 
 @pytest.mark.parametrize("status", [200, 301, 400, 404, 429, 500, 503])
 @pytest.mark.parametrize("method", ["GET", "POST"])
+@both_clients
 async def test_any_status_is_a_reply(status, method):
     """What a status means is not decided here: status, headers and body come back as they are."""
     answers = 0
@@ -168,12 +183,15 @@ async def test_what_is_asked(base):
     assert asked["allow_redirects"] is False
 
 
+@both_clients
 async def test_through_a_proxy(monkeypatch):
     """Where a proxy has to be used, caption requests go through it, whole and with their key."""
     heads: list[bytes] = []
     bodies: list[bytes] = []
+    connections: list[asyncio.Task[Any]] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError):
             while head := await reader.readuntil(b"\r\n\r\n"):
                 heads.append(head)
@@ -190,6 +208,7 @@ async def test_through_a_proxy(monkeypatch):
     async with server, transport_to(BASE, api_key="sk-1") as transport:
         for _ in range(2):
             assert (await transport.send(POST)).body == b"{}"
+    await asyncio.gather(*connections)
     assert bodies == [b"".join(PIECES)] * 2
     for head in heads:
         lines = head.decode().split("\r\n")
@@ -219,6 +238,7 @@ async def test_proxy_of_the_environment(monkeypatch, name, scheme):
 
 
 @pytest.mark.parametrize("status", [407, 502])
+@both_clients
 async def test_what_a_proxy_says_to_connect_is_a_reply(monkeypatch, status):
     """It is judged as any other, and the proxy's password is nowhere in it."""
     for name in ("no_proxy", "NO_PROXY"):
@@ -300,10 +320,11 @@ async def test_every_error_of_the_client_is_a_fault(error, code):
 
 
 @pytest.mark.parametrize(("error", "code"), FAULTS, ids=lambda value: type(value).__name__)
+@both_clients
 async def test_every_error_of_a_connection_is_a_fault(monkeypatch, error, code):
     """So it is for caption requests, whose connections are used without aiohttp's session."""
 
-    async def fail(*_: Any) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(aiohttp.TCPConnector, "connect", fail)
@@ -319,10 +340,11 @@ async def test_every_error_of_a_connection_is_a_fault(monkeypatch, error, code):
         aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("self-signed")),
     ],
 )
+@both_clients
 async def test_no_tls_is_told_at_once(monkeypatch, error):
     """A wrong scheme or an unknown certificate does not mend itself while we wait."""
 
-    async def fail(*_: Any) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(aiohttp.TCPConnector, "connect", fail)
@@ -339,6 +361,7 @@ async def test_cancelling_is_no_fault():
                 await transport.send(MODELS)
 
 
+@both_clients
 async def test_several_exchanges_in_order(endpoint: FakeEndpoint):
     """A transport is used over and over, whatever the exchange before has come to."""
     faults = {1: Reply(fault="reset"), 2: Reply(status=500)}
@@ -350,6 +373,7 @@ async def test_several_exchanges_in_order(endpoint: FakeEndpoint):
         assert (await transport.send(body_with("x"))).status == 200
 
 
+@both_clients
 async def test_a_server_that_asks_to_go_on():
     """Replies that only say that there will be one are no replies."""
     parts = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 102 Processing\r\n\r\n", HEAD
@@ -361,6 +385,7 @@ async def test_a_server_that_asks_to_go_on():
     assert (reply.status, reply.body) == (200, b"{}")
 
 
+@both_clients
 async def test_a_reply_before_the_request_has_been_heard():
     """A server that refuses a large body while it comes is understood; the next is not mixed up."""
     connections = 0
@@ -380,6 +405,7 @@ async def test_a_reply_before_the_request_has_been_heard():
 
 
 @pytest.mark.parametrize("status", [308, 413])
+@both_clients
 async def test_a_connection_on_which_the_body_may_not_have_been_read(status):
     """What has left for the network is not what was heard: the next request takes another one."""
     connections = 0
@@ -428,6 +454,7 @@ async def test_connections_are_used_again(monkeypatch, how, expected):
     assert connections == expected
 
 
+@both_clients
 async def test_a_reply_that_nobody_asked_for():
     """A reply that comes twice is never taken for that to the next request."""
     asked = 0
@@ -456,6 +483,7 @@ async def test_a_reply_that_nobody_asked_for():
     assert asked == 4
 
 
+@both_clients
 async def test_a_late_reply_to_another_question():
     """What comes again to a question about models is never taken for a reply to a caption."""
     sent = asyncio.Event()
@@ -513,6 +541,7 @@ async def test_connections_that_nobody_needs_are_closed(monkeypatch):
             await asyncio.sleep(0.02)
 
 
+@both_clients
 async def test_a_refusal_ends_its_connection():
     """A server that refuses a large body unheard may take the rest of it for requests."""
     connections = 0
@@ -532,6 +561,7 @@ async def test_a_refusal_ends_its_connection():
     assert connections == 2
 
 
+@both_clients
 async def test_a_server_that_does_not_read_keeps_nothing_of_ours():
     """When its time is over, a request is given up with what was still to be sent."""
     closed = asyncio.Event()
@@ -558,6 +588,7 @@ async def test_a_server_that_does_not_read_keeps_nothing_of_ours():
 
 
 @pytest.mark.parametrize("given", [{"api_key": "k"}, {"headers": [("authorization", "Bearer k")]}])
+@both_clients
 async def test_a_key_and_a_name_in_the_address(endpoint: FakeEndpoint, given):
     """Which of them is meant is for the user to say; neither is sent."""
     url = endpoint.base_url.replace("://", "://me:secret@")
@@ -566,6 +597,7 @@ async def test_a_key_and_a_name_in_the_address(endpoint: FakeEndpoint, given):
     assert endpoint.count == 0
 
 
+@both_clients
 async def test_what_a_broken_server_repeats_is_masked():
     """The key is not in the message although the server sent it back in what is no HTTP."""
     answer = says(b"HTTP/1.1 200 OK\r\nAuthorization: Bearer sk-secret-key\0\r\n\r\n")
@@ -574,6 +606,7 @@ async def test_what_a_broken_server_repeats_is_masked():
 
 
 @pytest.mark.parametrize("headers", [[("X-Odd", "a\r\nHost: else")], [("X\n", "value")]])
+@both_clients
 async def test_a_header_that_would_be_two(endpoint: FakeEndpoint, headers):
     """Whatever a header's value is taken from, it cannot smuggle in another one."""
     fault = await fault_of(endpoint.base_url, headers=headers)
@@ -581,6 +614,7 @@ async def test_a_header_that_would_be_two(endpoint: FakeEndpoint, headers):
     assert endpoint.count == 0
 
 
+@both_clients
 async def test_a_name_and_a_password_in_the_address(endpoint: FakeEndpoint):
     """They are sent as HTTP's basic authentication, and not in the address."""
     url = endpoint.base_url.replace("://", "://me:secret@")
@@ -590,6 +624,7 @@ async def test_a_name_and_a_password_in_the_address(endpoint: FakeEndpoint):
     assert {call.headers["authorization"] for call in endpoint.calls} == {"Basic bWU6c2VjcmV0"}
 
 
+@both_clients
 async def test_real_exchange(endpoint: FakeEndpoint):
     """Over a real connection the request arrives with its key and the reply comes back."""
     async with transport_to(endpoint.base_url, api_key="sk-1") as transport:
@@ -602,6 +637,7 @@ async def test_real_exchange(endpoint: FakeEndpoint):
     assert headers["accept-encoding"] == "identity"
 
 
+@both_clients
 async def test_no_key_is_sent_without_one(endpoint: FakeEndpoint):
     """Without a key there is no key header, not an empty one."""
     for nothing in (None, ""):
@@ -611,6 +647,7 @@ async def test_no_key_is_sent_without_one(endpoint: FakeEndpoint):
 
 
 @pytest.mark.parametrize("size", [(1 << 18) - 200, 1 << 18, 5 << 20])
+@both_clients
 async def test_large_bodies_arrive_intact(endpoint: FakeEndpoint, size):
     """A request with large images, sent in pieces, arrives whole and with its length."""
     pieces = tuple(bytes([65 + n % 26]) * (size // 40) for n in range(40))
@@ -626,6 +663,7 @@ async def test_large_bodies_arrive_intact(endpoint: FakeEndpoint, size):
         assert call.headers["content-type"] == "application/json"
 
 
+@both_clients
 async def test_hanging_server(endpoint: FakeEndpoint):
     """A server that never answers costs the deadline and no more."""
     endpoint.behave = lambda _: Reply(fault="hang")
@@ -634,6 +672,7 @@ async def test_hanging_server(endpoint: FakeEndpoint):
     assert "0.2 s (--timeout)" in fault.message
 
 
+@both_clients
 async def test_the_deadline_covers_slow_drips():
     """A server that sends a byte now and then does not hold a worker beyond the deadline."""
 
@@ -649,6 +688,7 @@ async def test_the_deadline_covers_slow_drips():
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncate"])
+@both_clients
 async def test_broken_connections(endpoint: FakeEndpoint, fault):
     """A reply that never comes or ends in the middle is no reply; the next one works."""
     endpoint.behave = lambda call: (
@@ -662,6 +702,7 @@ async def test_broken_connections(endpoint: FakeEndpoint, fault):
     assert endpoint.count == 2  # nothing was sent a second time behind our back
 
 
+@both_clients
 async def test_nobody_listens(endpoint: FakeEndpoint):
     """A server that is not there is told with its host, port and the system's reason."""
     url = endpoint.base_url
@@ -690,6 +731,7 @@ async def test_nobody_listens(endpoint: FakeEndpoint):
     ],
     ids=range(13),
 )
+@both_clients
 async def test_servers_that_speak_no_http(parts):
     """Whatever listens there and whatever it says, it is a fault and not a crash."""
     async with raw_server(says(*parts)) as url:
@@ -697,6 +739,7 @@ async def test_servers_that_speak_no_http(parts):
 
 
 @pytest.mark.parametrize("how", ["length", "chunked", "until closed", "gzip"])
+@both_clients
 async def test_huge_replies_are_cut_off(how):
     """A server gone mad does not fill the memory, however it announces what it sends."""
     block = b"x" * (1 << 16)
@@ -730,6 +773,7 @@ async def test_huge_replies_are_cut_off(how):
 
 
 @pytest.mark.parametrize("length", [True, False])
+@both_clients
 async def test_replies_up_to_the_largest_are_read(length):
     """A long reply within bounds arrives whole."""
     body = bytes(range(256)) * 20_000
@@ -738,6 +782,7 @@ async def test_replies_up_to_the_largest_are_read(length):
         assert (await transport.send(POST)).body == body
 
 
+@both_clients
 async def test_compressed_replies_are_understood():
     """A server that compresses though nobody asked it to is understood."""
     packed = gzip.compress(b'{"a":1}')
@@ -746,6 +791,7 @@ async def test_compressed_replies_are_understood():
         assert (await transport.send(POST)).body == b'{"a":1}'
 
 
+@both_clients
 async def test_redirects_are_not_followed():
     """A key is never carried to another address: a redirect is handed back as it is."""
     head = b"HTTP/1.1 307 Moved\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
@@ -772,6 +818,7 @@ async def test_cookies_are_not_kept():
     assert b"cookie" not in seen[0].lower()
 
 
+@both_clients
 async def test_cancelling_a_real_request(endpoint: FakeEndpoint):
     """A request on the wire can be given up at once, and the transport closed after it."""
     arrived = asyncio.Event()
@@ -788,6 +835,18 @@ async def test_cancelling_a_real_request(endpoint: FakeEndpoint):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_an_aiohttp_with_other_internals_is_told_once(monkeypatch, caplog, endpoint):
+    """Requests go through aiohttp's session then, whatever the address; a warning says so."""
+    monkeypatch.setattr("captioner.endpoints.http1.Http1Client", unfit)
+    monkeypatch.setattr("captioner.endpoints.http1._warned", False)
+    for _ in range(2):
+        async with transport_to(endpoint.base_url) as transport:
+            assert (await transport.send(body_with("x"))).status == 200
+    assert endpoint.count == 2
+    warning = f"aiohttp {aiohttp.__version__} does not fit the fast HTTP client"
+    assert [record.getMessage().startswith(warning) for record in caplog.records] == [True]
 
 
 async def test_closing_twice_and_unused():

@@ -27,16 +27,11 @@ from captioner.core.types import (
     Response,
     Turn,
 )
+from captioner.endpoints.blame import POISON_FAULTS, POISON_SUCCESSES, STOP_FIRST, STOP_VERDICT
 from captioner.endpoints.circuit_breaker import CircuitBreaker
 from captioner.endpoints.limiter import Limiter
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import (
-    POISON_FAULTS,
-    POISON_SUCCESSES,
-    STOP_FIRST,
-    Endpoint,
-    EndpointPool,
-)
+from captioner.endpoints.pool import Endpoint, EndpointPool
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
@@ -468,7 +463,7 @@ async def test_what_no_record_would_survive_stops_the_run(reply, kind, resting):
     with pytest.raises(kind):
         await rig.caption()
     rig.at_rest()
-    assert rig.script.sent == ["q"]
+    assert rig.script.sent == ["q"] * STOP_VERDICT
     assert (await rig.caption("other")).ok  # the probe is not left behind
 
 

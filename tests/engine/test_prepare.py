@@ -126,7 +126,7 @@ def test_an_absolute_path_is_read(folder):
 )
 def test_a_record_that_has_the_field_already(folder, record, replaces):
     """Only a member of the record itself is replaced, be it null."""
-    prepared = Bench(folder)(record)
+    prepared = Bench(folder, existing="replace")(record)
     assert prepared.replaces is replaces
     assert prepared.record.raw == json.dumps(record).encode()
 
@@ -283,7 +283,7 @@ def test_big_integers_do_not_trouble_a_record(folder):
 
 def test_other_field_names(folder):
     """The output field and the id field have the names the settings give them."""
-    bench = Bench(folder, output_field="légende", id_field="ключ")
+    bench = Bench(folder, output_field="légende", id_field="ключ", existing="replace")
     raw = '{"ключ":null,"légende":"x","image":"a.jpg","caption":1}'.encode()
     assert bench(raw).replaces is True
     assert bench(b'{"image":"a.jpg"}').code == "no_id"

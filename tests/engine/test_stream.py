@@ -23,7 +23,7 @@ from captioner import (
     SettingsError,
     caption_stream,
 )
-from captioner.endpoints.pool import STOP_LATER
+from captioner.endpoints.blame import STOP_LATER
 
 
 @pytest.fixture

@@ -81,7 +81,9 @@ class Life:
             raise AssertionError(f"a crash was taken for damage: {error}") from error
         if journal.repeated:
             journal.truncate_duplicates(Counter(IDENTITY.of_input(line.raw) for line in self.lines))
-        retrying = journal.failures.take_for_retry("all") if retry else KeyTable()
+        retrying = KeyTable()
+        if retry:
+            journal.failures.take_for_retry("all", retrying)
         progress = Progress()
         resume_filter = ResumeFilter(
             IDENTITY,
@@ -135,7 +137,7 @@ class Life:
         async def batches():
             yield self.lines
 
-        await order_output(journal, IDENTITY, batches(), self.disk)
+        await order_output(journal, batches())
         write_array(lines_of(journal), ARRAY, self.disk)
 
     def check_clean_end(self) -> None:

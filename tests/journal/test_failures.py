@@ -77,12 +77,14 @@ def test_unreadable_lines_are_dropped(path, opened):
 def test_take_for_retry(opened):
     """Failures of the given code are retried, all others stay failed."""
     failures = opened(line(A, "refused") + line(B, "image_missing") + line(C, "refused"))
-    retrying = failures.take_for_retry("refused")
+    retrying = KeyTable()
+    failures.take_for_retry("refused", retrying)
     assert (len(retrying), A in retrying, C in retrying) == (2, True, True)
     assert (len(failures.unclaimed), B in failures.unclaimed) == (1, True)
-    assert not len(failures.take_for_retry("refused"))
-    assert len(failures.take_for_retry("all")) == 1
-    assert not len(failures.unclaimed)
+    failures.take_for_retry("refused", retrying)
+    assert len(retrying) == 2
+    failures.take_for_retry("all", retrying)
+    assert (len(retrying), len(failures.unclaimed)) == (3, 0)
 
 
 def test_by_code(opened):

@@ -89,7 +89,7 @@ def test_equal_records_are_kept():
 
 
 def test_equal_records_are_skipped():
-    """With --duplicates skip only the first of equal records is captioned, and the rest counted."""
+    """With --equal-records skip only the first is captioned, and the others are counted."""
     batch = lines({"a": 1}, {"b": 1}, {"a": 1}, {"a": 1}, {"b": 1})
     case = Case(done=batch[:1], duplicates="skip")
     assert case.numbers(batch[:3]) == [2]

@@ -233,7 +233,7 @@ async def test_sidecars(caption, endpoint, source, kind, caplog):
     journal = rows(source.parent.with_name("photos.jsonl"))
     assert (source.parent / f"0.{kind}").read_text() == journal[0]["caption"] + "\n"
     assert (source.parent / f"1.{kind}").read_text() == "mine"
-    assert "1 files with another text" in caplog.text
+    assert "1 file with another text" in caplog.text
     await run_batch(source, source.parent, **options, overwrite=True)
     assert (source.parent / f"1.{kind}").read_text() == journal[1]["caption"] + "\n"
     await run_batch(source, output, **options)
@@ -311,7 +311,7 @@ async def test_images_without_a_file_are_told(tmp_path, endpoint, caplog):
         output_format="llava",
     )
     assert json.loads((tmp_path / "out.json").read_bytes()) == []
-    assert "1 captions are left out" in caplog.text
+    assert "1 caption is left out" in caplog.text
 
 
 # -- what a reading with fresh eyes found --------------------------------------------------------

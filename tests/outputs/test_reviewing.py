@@ -1,4 +1,4 @@
-"""What a reviewer said, and what export and --retry-rejected make of it."""
+"""What a reviewer said, and what export and --retry rejected make of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_export_goes_by_the_reviews(run, run_command, tmp_path, name):
     judge(output, _0="accepted", _1="rejected", _3={"caption": 'two "cats"'})
     done = run_command("export", output, "--to", target)
     assert done.returncode == 0, done.stderr
-    assert "1 rejected captions are left out; 1 captions are written as edited" in done.stderr
+    assert "1 rejected caption is left out; 1 caption is written as edited" in done.stderr
     if target.suffix == ".jsonl":
         found = rows(target)
     elif target.suffix == ".json":
@@ -115,7 +115,7 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
     first = rows(output)
     judge(output, _0="accepted", _1="rejected", _3="rejected", _4={"caption": "two cats"})
     endpoint.behave = lambda _: Reply(body=completion("a better caption"))
-    again = run("--retry-rejected")
+    again = run("--retry", "rejected")
     assert again.returncode == 0, again.stderr
     assert endpoint.count == 7
     now = rows(output)
@@ -132,7 +132,7 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
     }
     assert said == {0: "accepted", 1: None, 2: None, 3: None, 4: "edited"}
     assert len(reviews.rejected()) == 2  # who gets the same caption again finds it rejected
-    once_more = run("--retry-rejected")
+    once_more = run("--retry", "rejected")
     assert once_more.returncode == 0
     assert "the output has no caption that a reviewer rejected" in once_more.stderr
     assert endpoint.count == 7
@@ -144,7 +144,7 @@ def test_the_same_caption_again_is_still_rejected(endpoint, run, tmp_path):
     assert run().returncode == 0
     judge(output, _1="rejected")
     for count in (6, 7):
-        assert run("--retry-rejected").returncode == 0
+        assert run("--retry", "rejected").returncode == 0
         assert endpoint.count == count
     assert len(rows(output)) == 5
 
@@ -159,9 +159,9 @@ def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run
     assert len(list(csv.DictReader(output.read_text().splitlines()))) == 5
     for named in (output, journal):  # the journal is not another output
         done = run_command("export", named, "--to", tmp_path / "x.jsonl", "--overwrite")
-        assert "1 rejected captions are left out; 1 captions are written as edited" in done.stderr
+        assert "1 rejected caption is left out; 1 caption is written as edited" in done.stderr
     endpoint.behave = lambda _: Reply(body=completion("a better caption"))
-    assert run("--retry-rejected", output=output).returncode == 0
+    assert run("--retry", "rejected", output=output).returncode == 0
     found = {row["id"]: row for row in csv.DictReader(output.read_text().splitlines())}
     assert len(found) == 5
     assert found["1"]["caption"] == "a better caption"
@@ -182,7 +182,7 @@ def test_equal_records_are_told_apart_by_their_captions(endpoint, run_command, t
     kept = [row["caption"] for row in rows(output)[1:]]
     run_command("export", output, "--to", tmp_path / "x.jsonl")
     assert [row["caption"] for row in rows(tmp_path / "x.jsonl")] == kept
-    assert run_command(*arguments, "--no-dedup", "--retry-rejected").returncode == 0
+    assert run_command(*arguments, "--no-dedup", "--retry", "rejected").returncode == 0
     assert sorted(row["caption"] for row in rows(output)) == sorted([*kept, "caption 4"])
 
 
@@ -195,7 +195,7 @@ def test_sidecars_of_rejected_captions_go(run, run_command, tmp_path):
     (tmp_path / "images/3.txt").write_text("by hand\n")
     judge(output, _1="rejected", _3="rejected")
     done = run_command(*arguments)
-    assert "1 files of rejected captions contain another text and were kept" in done.stderr
+    assert "1 file of a rejected caption was kept" in done.stderr
     assert sorted(path.name for path in (tmp_path / "images").glob("*.txt")) == [
         "0.txt", "2.txt", "3.txt", "4.txt",
     ]  # fmt: skip
@@ -210,7 +210,7 @@ def test_open_batches_go_first(run, tmp_path):
     assert run("--to-batch-file", tmp_path / "requests.jsonl").returncode in (0, 3)
     judge(output, _1="rejected")
     before = output.read_bytes()
-    refused = run("--retry-rejected", "--from-batch-file", tmp_path / "answers.jsonl")
+    refused = run("--retry", "rejected", "--from-batch-file", tmp_path / "answers.jsonl")
     assert refused.returncode == 2
     assert "batches are not finished" in refused.stderr
     assert output.read_bytes() == before
@@ -222,7 +222,7 @@ def test_a_retry_that_is_interrupted_goes_on(endpoint, run, tmp_path):
     assert run().returncode == 0
     judge(output, _1="rejected", _3="rejected")
     endpoint.behave = lambda _: Reply(status=500)
-    assert run("--retry-rejected", "--max-outage", "0.1").returncode == 7
+    assert run("--retry", "rejected", "--max-outage", "0.1").returncode == 7
     assert [row["id"] for row in rows(output)] == [0, 2, 4]
     endpoint.behave = lambda _: Reply(body=completion("a better caption"))
     assert run().returncode == 0
@@ -231,7 +231,7 @@ def test_a_retry_that_is_interrupted_goes_on(endpoint, run, tmp_path):
 
 def test_a_cache_would_give_the_same_again(run, tmp_path):
     """Asking again with a cache of answers is refused, for it would change nothing."""
-    refused = run("--retry-rejected", "--cache", tmp_path / "cache")
+    refused = run("--retry", "rejected", "--cache", tmp_path / "cache")
     assert refused.returncode == 2
     assert "with --cache, rejected captions would come back unchanged" in refused.stderr
 

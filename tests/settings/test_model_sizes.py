@@ -81,7 +81,7 @@ def test_sending_what_the_provider_makes_costs_the_same(pattern, rule):
 
 def test_an_unknown_model_is_said_to_be_one():
     """Who names a model of which nothing is known hears so, rather than losing detail."""
-    with pytest.raises(SettingsError, match=r"size-for: no rule is known for 'my-model'.*Qwen"):
+    with pytest.raises(SettingsError, match=r"resize: no rule is known for 'my-model'.*Qwen"):
         ImageSettings(size_for="my-model")
 
 

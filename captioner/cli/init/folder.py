@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
-from captioner.settings.options import GROUPS
-from captioner.settings.validation import flag_name
+from captioner.settings.flags import all_options
 
 DEMO = "OpenDCAI/dataflow-demo-image"
 """DataFlow-MM's demo images on the Hugging Face hub."""
@@ -75,20 +74,16 @@ def options_file() -> str:
         "# Options of captioner. Remove the # from a line to set its option. The command line",
         "# overrides this file. Keep API keys in environment variables, not here.",
     ]
-    for kind in GROUPS.values():
-        lines += ["", f"# ---- {kind.__doc__.rstrip('.')} ----"]
-        for option in fields(kind):
-            text = option.metadata["help"]
-            lines += ["", *(f"# {line}" for line in textwrap.wrap(text, 94))]
+    shown = [option for option in all_options().values() if not option.hidden]
+    for group, options in groupby(shown, lambda option: option.group):
+        lines += ["", f"# ---- {group} ----"]
+        for option in options:
+            lines += ["", *(f"# {line}" for line in textwrap.wrap(option.help, 94))]
             if option.default is None:
                 lines.append("# Not set by default; for example:")
             value = _EXAMPLES_OF[option.name] if option.default is None else option.default
-            lines.append(f"# {flag_name(option.name)} = {_toml(value)}")
+            lines.append(f"# {option.key} = {json.dumps(value)}")
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 _EXAMPLES_OF: dict[str, Any] = {
@@ -111,20 +106,16 @@ _EXAMPLES_OF: dict[str, Any] = {
     "image_root": ".",
     "limit": 100,
     "max_length": 2000,
-    "max_side": 1024,
+    "resize": 1024,
     "max_pixels": 1_000_000,
-    "size_for": "gpt-4o",
-    "budget": 10.0,
-    "budget_tokens": 1_000_000,
+    "budget": "10usd",
     "prices": "prices.json",
     "cache": "cache",
-    "retry_failed": "all",
     "output_format": "jsonl",
     "metrics_port": 9090,
     "batch_max_wait": 24.0,
     "to_batch_file": "requests.jsonl",
     "from_batch_file": "replies.jsonl",
-    "ray_address": "auto",
     "shards": 8,
     "workers": 4,
 }

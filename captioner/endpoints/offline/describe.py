@@ -32,20 +32,16 @@ _NEUTRAL = frozenset({"beige", "black", "brown", "grey", "white"})
 class RequestError(ValueError):
     """The request cannot be answered. `code` is that of the protocol, if there is one."""
 
-    code: str | None = None
-
-
-class UndecodableImageError(RequestError):
-    """The bytes are not an image that can be decoded, or an image that is too large."""
-
-    code = "invalid_image"
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def describe_file(data: bytes) -> tuple[str, tuple[int, int]]:
     """Return the caption and the size of an encoded image. Thread-safe.
 
     Raises:
-        UndecodableImageError: The bytes are not an image or have more than 80 million pixels.
+        RequestError: The bytes are not an image or have more than 80 million pixels.
     """
     rgb = _as_rgb(_open_image(data))
     return describe(rgb, texts=read_text(rgb)), rgb.size
@@ -78,8 +74,9 @@ def _open_image(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         pass
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
-        raise UndecodableImageError("The data is not an image that can be decoded.") from error
-    raise UndecodableImageError("The image has more than 80 million pixels.")
+        reason = "The data is not an image that can be decoded."
+        raise RequestError(reason, "invalid_image") from error
+    raise RequestError("The image has more than 80 million pixels.", "invalid_image")
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

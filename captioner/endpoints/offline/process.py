@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -60,20 +59,14 @@ async def offline_endpoint(*, start_timeout: float = 60.0) -> AsyncIterator[str]
             process.kill()
 
 
-def _exit_with_parent() -> None:
-    while os.read(0, 4096):
-        pass
-    os._exit(0)  # at once: an image in work would delay an orderly exit
-
-
 async def _serve_parent() -> None:
     async with running() as base_url:
         print(base_url, flush=True)  # noqa: T201 - the parent reads it
         # From now on the pipe is not read. A library that prints must not fill it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        await asyncio.Event().wait()
+        await asyncio.to_thread(sys.stdin.buffer.read)
+        os._exit(0)  # at once: an image in work would delay an orderly exit
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
     asyncio.run(_serve_parent())

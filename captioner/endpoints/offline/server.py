@@ -93,8 +93,8 @@ def _answer(body: bytes) -> web.Response:
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "finish_reason": "stop"}
     if not request.get("stream"):
-        choices = [{**choice, "message": message}]
-        return _json({**reply, "object": "chat.completion", "choices": choices, "usage": usage})
+        reply |= {"object": "chat.completion", "choices": [{**choice, "message": message}]}
+        return web.json_response({**reply, "usage": usage})
     reply |= {"object": "chat.completion.chunk", "choices": [{**choice, "delta": message}]}
     chunks = [reply, {**reply, "choices": [], "usage": usage}]
     events = b"".join(b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in chunks)
@@ -133,7 +133,7 @@ def _decode(url: str) -> bytes:
 
 async def _list_models(_: web.Request) -> web.Response:
     model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "captioner"}
-    return _json({"object": "list", "data": [model]})
+    return web.json_response({"object": "list", "data": [model]})
 
 
 @web.middleware
@@ -154,8 +154,4 @@ async def _errors_as_json(
         status, message = 500, f"{type(error).__name__}: {error}"
     kind = "server_error" if status >= 500 else "invalid_request_error"
     shown = {"message": message, "type": kind, "param": None, "code": code}
-    return _json({"error": shown}, status)
-
-
-def _json(value: dict[str, Any], status: int = 200) -> web.Response:
-    return web.Response(status=status, body=orjson.dumps(value), content_type="application/json")
+    return web.json_response({"error": shown}, status=status)

@@ -16,6 +16,7 @@ from captioner.core.errors import (
     NotFoundError,
     RunError,
 )
+from captioner.core.humanize import sentence
 from captioner.core.retry import LONGEST_WAIT_S, waits
 from captioner.core.secrets import masked
 from captioner.core.types import Request, Response
@@ -98,7 +99,7 @@ class BatchApi:
             reply = await self._call(lambda: self._transport.upload("/files", path, purpose))
         except NotFoundError as error:
             raise EndpointRefusedError(
-                f"The endpoint has no batch API ({error.message}). Run without --batch-api."
+                f"The endpoint has no batch API. {sentence(error.message)} Run without --batch-api."
             ) from None
         return _id_of(reply)
 
@@ -144,8 +145,8 @@ class BatchApi:
                 page = await self._get(f"/batches?limit=100{after}")
             except NotFoundError as error:
                 raise EndpointRefusedError(
-                    f"The endpoint does not list its batches ({error.message}): it is not known "
-                    "whether it has created one. Nothing is submitted again."
+                    f"The endpoint does not list its batches. {sentence(error.message)} It is not "
+                    "known whether it has created one, so nothing is submitted again."
                 ) from None
             found = [one for one in page.get("data") or () if isinstance(one, dict)]
             for one in found:
@@ -222,9 +223,9 @@ class BatchApi:
             self._breaker.record_fault(fault, probe=False)
             if asyncio.get_running_loop().time() > self.until:
                 raise LimitReachedError(
-                    f"The batch API does not respond ({fault.message}), and the time of "
-                    "--batch-max-wait is over. Submitted batches are noted; run the same command "
-                    "again."
+                    "The batch API does not respond, and the time of --batch-max-wait is over. "
+                    f"{sentence(f'The last error: {fault.message}')} Submitted batches are noted; "
+                    "run the same command again."
                 )
             wait = fault.retry_after_s
             await self._cancel.sleep(min(LONGEST_WAIT_S, next(pauses) if wait is None else wait))

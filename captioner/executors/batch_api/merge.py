@@ -18,6 +18,7 @@ from captioner.core.errors import (
     RefusedError,
     RunError,
 )
+from captioner.core.humanize import counted
 from captioner.core.secrets import masked
 from captioner.core.types import CaptionResult, Failure, InputRecord, Response, ValidatedCompletion
 from captioner.engine.caption_checks import attempts_for, check
@@ -126,7 +127,8 @@ class BatchMerger:
                 retries.abandon()
             raise
         if missing:
-            logger.warning("%d records have no response yet and are pending again", missing)
+            records = counted(missing, "record has", "records have")
+            logger.warning("%s no response yet; pending again", records)
         return await asyncio.to_thread(retries.close) if retries else None
 
     def _outcome(self, entry: Entry, index: int, batch: Batch, results: Results) -> Outcome | Entry:

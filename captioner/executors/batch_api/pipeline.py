@@ -20,7 +20,7 @@ from captioner.core.cancellation import StoppedError
 from captioner.core.errors import DiskError, SettingsError
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
-from captioner.core.types import NO_OVERRIDES, Failure, InputRecord, Outcome, PreparedRecord
+from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import BatchApi
@@ -32,6 +32,7 @@ from captioner.journal.disk import replacing
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from captioner.core.types import Outcome
     from captioner.engine.engine import Engine
     from captioner.journal.journal import Journal
     from captioner.journal.writer import JournalSink
@@ -128,9 +129,10 @@ class BatchPipeline:
             pending = [one for one in batch if submitted.take(self._keys.of_record(one)) is None]
             for at in range(0, len(pending), CHUNK):
                 items = await asyncio.gather(*map(self._requests_of, pending[at : at + CHUNK]))
-                await self._merger.settle([item for item in items if isinstance(item, Failure)])
+                settled = [item for item in items if isinstance(item, Caption | Failure)]
+                await self._merger.settle(settled)
                 for item in items:
-                    if isinstance(item, Failure):
+                    if isinstance(item, Caption | Failure):
                         continue
                     entry, bodies = item
                     if self._writer is not None and not self._writer.fits(bodies):
@@ -154,8 +156,8 @@ class BatchPipeline:
                     table.add(entry.key)
         return table
 
-    async def _requests_of(self, record: InputRecord) -> tuple[Entry, list[bytes]] | Failure:
-        """Return a record's requests, and release its memory."""
+    async def _requests_of(self, record: InputRecord) -> tuple[Entry, list[bytes]] | Outcome:
+        """Return a record's requests and release its memory, or its outcome if it needs none."""
         prepared = await self._engine.async_preparer.prepare(record)
         if not isinstance(prepared, PreparedRecord):
             return prepared

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import NotFoundError, SettingsError
+from captioner.core.humanize import counted
 from captioner.endpoints.connect import api_key
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, BatchApi
@@ -38,7 +39,7 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
         for batch in ledger.batches:
             name = batch.batch_id or f"batch {batch.number}"
             status: str = batch.state
-            done = batch.done
+            done, requests = batch.done, counted(batch.requests, "request")
             if batch.state == "created":
                 try:
                     remote = await api.get(batch.batch_id)
@@ -48,7 +49,7 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
                     lines.append(f"{name}: the provider no longer has it")
                     continue
                 status, done = remote.status, remote.done
-            lines.append(f"{name}: {status}, {done:,} of {batch.requests:,} requests done")
+            lines.append(f"{name}: {status}, {done:,} of {requests} done")
     finally:
         await transport.close()
     return lines

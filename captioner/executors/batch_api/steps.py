@@ -16,6 +16,7 @@ from captioner.core.errors import (
     NotFoundError,
     RunError,
 )
+from captioner.core.humanize import counted, sentence
 from captioner.core.retry import LONGEST_WAIT_S
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, UnclearError
 from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
@@ -77,9 +78,9 @@ class BatchSteps:
         remaining = self.api.until - asyncio.get_running_loop().time()
         if remaining <= 0:
             raise LimitReachedError(
-                f"{len(self.ledger.batches)} batches are not finished after "
-                f"{options.batch_max_wait:g} hours (--batch-max-wait). Nothing is lost: run "
-                "the same command again later."
+                f"After the time of --batch-max-wait ({options.batch_max_wait:g} h), "
+                f"{counted(len(self.ledger.batches), 'batch is', 'batches are')} not finished. "
+                "Nothing is lost: run the same command again later."
             )
         await self.context.cancel.sleep(min(remaining, options.batch_poll))
 
@@ -93,7 +94,8 @@ class BatchSteps:
         if created:
             statuses = ", ".join(sorted({batch.remote or "submitted" for batch in created}))
             progress.waiting = (
-                f"{len(created)} batches ({statuses}), {done:,} of {of:,} requests done"
+                f"{counted(len(created), 'batch', 'batches')} ({statuses}), "
+                f"{done:,} of {counted(of, 'request')} done"
             )
 
     async def _advance(self) -> None:
@@ -148,8 +150,8 @@ class BatchSteps:
             await self._save()
             if batch.missed >= MAX_TRIES:
                 raise EndpointRefusedError(
-                    f"The endpoint takes files but creates no batch ({error.message}). Run without "
-                    "--batch-api."
+                    f"The endpoint takes files but creates no batch. {sentence(error.message)} "
+                    "Run without --batch-api."
                 ) from None
         except EndpointFaultError as error:
             batch.state = "uploaded"
@@ -199,8 +201,8 @@ class BatchSteps:
         if batch.alone >= MAX_TRIES:
             await self._give_up(batch)
             raise EndpointRefusedError(
-                f"A batch of {batch.requests:,} requests exceeds the provider's limit of enqueued "
-                "tokens. Run again with smaller batches: --batch-requests."
+                f"A batch of {counted(batch.requests, 'request')} exceeds the provider's limit of "
+                "enqueued tokens. Run again with smaller batches: --batch-requests."
             )
         batch.state, batch.batch_id = "uploaded", ""
         await self._save()

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from captioner.core.errors import WorkersDiedError
+from captioner.core.humanize import counted
 from captioner.core.progress import EndpointState
 from captioner.engine.pipeline import count, error_to_report
 from captioner.executors.processes.handle import END_S, WorkerHandle
@@ -232,10 +233,10 @@ class Dispatcher:
             )
             return
         logger.warning(
-            "a process of the run %s; the other %d get its %d records",
+            "a process of the run %s: %s back to the queue, %s left",
             how,
-            len(self._live),
-            len(worker.records),
+            counted(len(worker.records), "record goes", "records go"),
+            counted(len(self._live), "process is", "processes are"),
         )
         self._returned += worker.records.values()
         worker.records.clear()

@@ -29,7 +29,7 @@ from captioner.core.progress import Counters, Progress, RequestCounters, RunRepo
 from captioner.endpoints.connect import KEY_NAMES, URL_NAMES
 from captioner.engine.engine import Engine
 from captioner.executors.local import run_batch
-from captioner.executors.opening import open_source, refuse_other_outputs
+from captioner.executors.opening import look_first, open_source, refuse_other_outputs
 from captioner.executors.ray.rate_broker import RateBroker
 from captioner.executors.ray.shard_store import ShardStore
 from captioner.executors.ray.shards import ShardSet, output_names
@@ -128,6 +128,7 @@ class _Driver:
         """Run on an output in an object store, or on a local one with an empty address."""
         settings = self._settings
         found = open_source(settings)
+        await look_first(found.source, found.with_image_field(settings))
         output = settings.output_path
         kind = check_format(output, settings.run.output_format)
         if url and kind != "jsonl":
@@ -206,7 +207,7 @@ class _Driver:
         try:
             self._ray.init(address=cluster.ray_address, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises errors of many classes
-            raise SettingsError(f"ray-address: cannot connect to Ray: {_short(error)}") from None
+            raise SettingsError(f"ray: cannot connect to Ray: {_short(error)}") from None
 
     def _check_output(self, journal: Path, failures: Path, shaping: dict[str, Any]) -> None:
         """Check that the run may continue the output, before requests cost money."""

@@ -18,7 +18,7 @@ class CaptionBatch:
 
     Rows are like records of an input; bytes in them are images. It never raises, because Ray would
     repeat whole blocks: a row without a caption has None and the reason. Blocks that Ray repeats,
-    for example after the loss of a node, are paid for again. ``captioner INPUT --engine ray``
+    for example after the loss of a node, are paid for again. ``captioner INPUT --ray``
     keeps a journal and repeats only what was in flight.
 
     Args:

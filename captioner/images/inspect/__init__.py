@@ -1,6 +1,15 @@
 """What the bytes of an image say about it. The structure is read; nothing is decoded."""
 
 from captioner.images.inspect.formats import media_type_of, read_structure
-from captioner.images.inspect.structure import Structure, corrupt
+from captioner.images.inspect.mend import Mended, mended
+from captioner.images.inspect.structure import DoubtfulImageError, Structure, corrupt
 
-__all__ = ["Structure", "corrupt", "media_type_of", "read_structure"]
+__all__ = [
+    "DoubtfulImageError",
+    "Mended",
+    "Structure",
+    "corrupt",
+    "media_type_of",
+    "mended",
+    "read_structure",
+]

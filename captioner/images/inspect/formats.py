@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import BadImageError
 from captioner.images.inspect.gif import read_gif
 from captioner.images.inspect.jpeg import read_jpeg
 from captioner.images.inspect.png import read_png
-from captioner.images.inspect.structure import corrupt
+from captioner.images.inspect.structure import corrupt, doubtful
 from captioner.images.inspect.webp import read_webp
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ _READERS = {
     "image/gif": read_gif,
     "image/webp": read_webp,
 }
+
+
+_LATE_JPEG = re.compile(rb"\xff\xd8.{1,999}?\xff[\xc4\xdb\xe0-\xef\xfe]", re.DOTALL)
+"""Stray bytes behind the first marker."""
 
 
 def media_type_of(data: bytes) -> str:
@@ -37,9 +42,12 @@ def read_structure(data: bytes) -> Structure | None:
     """Return the structure of a JPEG, PNG, GIF or WebP; None for any other format.
 
     Raises:
-        BadImageError: ``image_corrupt``: the file is of one of these formats but broken.
+        BadImageError: ``image_corrupt``: the file is of one of these formats but broken, or, if
+            it is a `DoubtfulImageError`, damaged where that may not matter.
     """
     read = _READERS.get(media_type_of(data))
+    if read is None and _LATE_JPEG.match(data):
+        raise doubtful("a JPEG marker is missing")
     try:
         return read(data) if read else None
     except BadImageError:

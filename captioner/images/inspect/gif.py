@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from captioner.images.inspect.structure import Structure, corrupt
+from captioner.images.inspect.structure import Structure, doubtful
 
 
 def read_gif(data: bytes) -> Structure:
@@ -26,7 +26,7 @@ def read_gif(data: bytes) -> Structure:
         else:  # the end; behind the first frame, damage counts as the end too
             break
     if not (width and height and frames):
-        raise corrupt("the GIF holds no image")
+        raise doubtful("the GIF holds no image")
     return Structure("image/gif", width, height, plain=False, moving=frames > 1)
 
 

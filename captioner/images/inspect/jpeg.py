@@ -11,6 +11,7 @@ from captioner.images.inspect.structure import (
     XMP_ORIENTATION,
     Structure,
     corrupt,
+    doubtful,
     orientation_of,
     without,
 )
@@ -51,7 +52,7 @@ def read_jpeg(data: bytes) -> Structure:
     The content has the segments that a decoder needs, and nothing behind EOI.
 
     Raises:
-        BadImageError: ``image_corrupt``.
+        BadImageError: ``image_corrupt``; `DoubtfulImageError` unless data is missing.
     """
     frame = precision = height = width = components = end = 0
     has_scan = in_xmp = False
@@ -63,7 +64,7 @@ def read_jpeg(data: bytes) -> Structure:
             has_scan = has_scan or marker == _SCAN
         elif marker in _FRAMES:
             if frame:
-                raise corrupt("the JPEG has two headers")
+                raise doubtful("the JPEG has two headers")
             frame = marker
             precision, height, width, components = struct.unpack_from(">BHHB", data, begin + 4)
         else:
@@ -101,7 +102,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     while marker != _END:
         begin = end
         if data[begin] != 0xFF:
-            raise corrupt("a JPEG marker is missing")
+            raise doubtful("a JPEG marker is missing")
         marker = data[begin + 1]
         if marker == _FILL:
             end = begin + 1
@@ -109,7 +110,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             end = begin + 2
         else:
             end = begin + 2 + (data[begin + 2] << 8 | data[begin + 3])
-            if not begin + 4 <= end <= len(data):
+            if end < begin + 4:
+                raise doubtful("a JPEG segment has no length")
+            if end > len(data):
                 raise corrupt("a JPEG segment is cut short")
         if marker == _SCAN:
             found = _next_marker(data, end)
@@ -122,7 +125,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _needed(marker: int, segment: bytes) -> bytes:
     """Return the part of a segment that tells a decoder how to show the image."""
     if marker < 0xC0 or marker == _START:
-        raise corrupt(f"the JPEG has a marker {marker:02X} that cannot be there")
+        raise doubtful(f"the JPEG has a marker {marker:02X} that cannot be there")
     head = segment[4:16]
     if marker == _RESTART_INTERVAL and len(segment) == 6:
         return segment

@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from typing import TYPE_CHECKING
 
 from captioner.images.inspect.profile import is_srgb
-from captioner.images.inspect.structure import Structure, corrupt, orientation_of, without
+from captioner.images.inspect.structure import (
+    Structure,
+    corrupt,
+    doubtful,
+    orientation_of,
+    without,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _IMAGE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT"})
+_ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _ORIENTATION = re.compile(
@@ -17,7 +29,8 @@ _ORIENTATION = re.compile(
 )
 """Text that may hold an orientation; compressed XMP may hold one too."""
 
-_MAX_PROFILE = 1 << 20
+_WRONG = "a checksum in the PNG is wrong (chunk {!r})"
+_MAX_PROFILE = _MAX_TEXT = 1 << 20
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits by colour type."""
 
@@ -28,27 +41,21 @@ def read_png(data: bytes) -> Structure:
     The content has only the chunks that hold the image.
 
     Raises:
-        BadImageError: ``image_corrupt``.
+        BadImageError: ``image_corrupt``; `DoubtfulImageError` if the chunks of the image are sound.
     """
-    at = 8
     first: dict[bytes, memoryview] = {}  # the data of the first chunk of each type
     cuts: list[tuple[int, int, bytes]] = []
-    view = memoryview(data)
     in_text = False
-    while b"IEND" not in first:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        begin, at = at, at + 12 + length
-        if at > len(data):
-            raise corrupt("the PNG is cut short")
-        if zlib.crc32(view[begin + 4 : at - 4]) != int.from_bytes(view[at - 4 : at]):
-            raise corrupt(f"a checksum in the PNG is wrong (chunk {kind.decode('latin-1')!r})")
-        if not first and (kind != b"IHDR" or length != 13):
-            raise corrupt("the PNG does not begin with its size")
-        chunk = view[begin + 8 : at - 4]
+    doubt = ""
+    at = 8
+    for kind, chunk, is_sound in _chunks(data):
+        begin, at = at, at + 12 + len(chunk)
+        if not is_sound:
+            doubt = _WRONG.format(kind.decode("latin-1"))
         if kind not in _IMAGE:
             cuts.append((begin, at, b""))
             in_text = in_text or (kind in _TEXTS and _ORIENTATION.search(chunk) is not None)
-        elif kind == b"IEND" and length:
+        elif kind == b"IEND" and chunk:
             cuts.append((begin, at, _END))
         first.setdefault(kind, chunk)
     if at < len(data):
@@ -58,6 +65,10 @@ def read_png(data: bytes) -> Structure:
         raise corrupt("the PNG holds no image")
     if depth not in _DEPTHS.get(colours, ()):
         raise corrupt("the PNG's colours are of no kind that exists")
+    if b"IEND" not in first:
+        doubt = "the PNG is cut short"
+    if doubt:
+        raise doubtful(doubt)
     return Structure(
         "image/png",
         width,
@@ -68,6 +79,71 @@ def read_png(data: bytes) -> Structure:
         moving=b"acTL" in first,
         content=without(data, cuts),
     )
+
+
+def reduced_png(data: bytes) -> bytes:
+    """Return a PNG with the chunks that a decoder needs, of those that are sound.
+
+    Text is left out unless it may hold an orientation: decoders refuse long text.
+
+    Raises:
+        BadImageError: ``image_corrupt``.
+    """
+    kept: list[bytes | memoryview] = [data[:8]]
+    view = memoryview(data)
+    animation = True
+    at = 8
+    for kind, chunk, is_sound in _chunks(data):
+        begin, at = at, at + 12 + len(chunk)
+        if kind in _ANIMATION:
+            animation = animation and is_sound
+        if is_sound and kind != b"IEND" and _is_needed(kind, chunk):
+            kept.append(view[begin:at])
+    if not animation:
+        kept = [piece for piece in kept if piece[4:8] not in _ANIMATION]
+    return b"".join((*kept, _END))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Yield the type and data of each chunk, and whether its checksum is right.
+
+    The last one is IEND, or the last one before the end of the file.
+
+    Raises:
+        BadImageError: ``image_corrupt``: a chunk of the image is damaged.
+    """
+    view = memoryview(data)
+    has_image = False
+    at = 8
+    kind = b""
+    while kind != b"IEND":
+        is_first = not kind
+        if at + 8 > len(data):
+            length, kind, end = 0, b"", len(data) + 1
+        else:
+            length, kind = struct.unpack_from(">I4s", data, at)
+            end = at + 12 + length
+        if end > len(data):
+            if has_image and kind not in _CRITICAL | _ANIMATION:  # the end is missing
+                return
+            raise corrupt("the PNG is cut short")
+        is_sound = zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
+        if not is_sound and kind in _CRITICAL:
+            raise corrupt(_WRONG.format(kind.decode("latin-1")))
+        if is_first and (kind != b"IHDR" or length != 13):
+            raise corrupt("the PNG does not begin with its size")
+        has_image = has_image or kind == b"IDAT"
+        yield kind, view[at + 8 : end - 4], is_sound
+        at = end
+
+
+def _is_needed(kind: bytes, chunk: memoryview) -> bool:
+    if kind in _TEXTS:
+        return len(chunk) <= _MAX_TEXT and _ORIENTATION.search(chunk) is not None
+    if kind == b"iCCP":
+        _, _, packed = bytes(chunk).partition(b"\0")
+        return packed[:1] == b"\0" and bool(_profile(bytes(chunk)))
+    return kind in _IMAGE or kind in _ANIMATION or kind == b"eXIf"
 
 
 def _profile(chunk: bytes) -> bytes:

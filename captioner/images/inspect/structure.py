@@ -37,9 +37,18 @@ class Structure(NamedTuple):
     content: bytes = b""
 
 
+class DoubtfulImageError(BadImageError):
+    """The structure is not as it must be, but no data is missing: the decoder has the last word."""
+
+
 def corrupt(reason: str) -> BadImageError:
     """Return the error for a broken image."""
     return BadImageError("image_corrupt", f"the image is broken: {reason}")
+
+
+def doubtful(reason: str) -> DoubtfulImageError:
+    """Return the error for an image that may be whole although its structure is damaged."""
+    return DoubtfulImageError("image_corrupt", f"the image is broken: {reason}")
 
 
 def without(data: bytes, cuts: list[tuple[int, int, bytes]]) -> bytes:

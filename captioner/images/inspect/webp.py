@@ -5,7 +5,13 @@ from __future__ import annotations
 import struct
 
 from captioner.images.inspect.profile import is_srgb
-from captioner.images.inspect.structure import XMP_ORIENTATION, Structure, corrupt, orientation_of
+from captioner.images.inspect.structure import (
+    XMP_ORIENTATION,
+    Structure,
+    corrupt,
+    doubtful,
+    orientation_of,
+)
 
 _ALPHA, _ANIMATION = 0x10, 0x02  # flags of the VP8X chunk
 
@@ -21,7 +27,7 @@ def read_webp(data: bytes) -> Structure:
     chunks = _chunks(data)
     image = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
     if image is None and not (b"VP8X" in chunks and b"ANMF" in chunks):
-        raise corrupt("the WebP holds no image")
+        raise doubtful("the WebP holds no image")
     flags = 0
     if header := chunks.get(b"VP8X"):
         flags = header[8]
@@ -33,9 +39,9 @@ def read_webp(data: bytes) -> Structure:
         if header is None:
             width, height = own_width, own_height
         elif not flags & _ANIMATION and (own_width, own_height) != (width, height):
-            raise corrupt("the WebP has two sizes")
+            raise doubtful("the WebP has two sizes")
     if not width or not height:
-        raise corrupt("the WebP has no size")
+        raise doubtful("the WebP has no size")
     moving = bool(flags & _ANIMATION)
     return Structure(
         "image/webp",
@@ -74,11 +80,11 @@ def _bitstream(chunk: memoryview) -> tuple[int, int, int]:
     """Return the width, the height and the transparency flag of a VP8 or VP8L chunk."""
     if bytes(chunk[:4]) == b"VP8L":
         if chunk[8] != 0x2F:
-            raise corrupt("the WebP's image does not begin as it must")
+            raise doubtful("the WebP's image does not begin as it must")
         (bits,) = struct.unpack_from("<I", chunk, 9)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, _ALPHA if bits >> 28 & 1 else 0
     if bytes(chunk[11:14]) != b"\x9d\x01\x2a":
-        raise corrupt("the WebP's image does not begin as it must")
+        raise doubtful("the WebP's image does not begin as it must")
     width, height = struct.unpack_from("<HH", chunk, 14)
     return width & 0x3FFF, height & 0x3FFF, 0
 

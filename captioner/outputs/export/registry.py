@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
+from captioner.core.humanize import counted
 from captioner.journal.companions import (
     checkpoint_path,
     failures_path,
@@ -109,11 +110,15 @@ def first_file(target: Path) -> Path:
 def _describe_reviews(reader: OutputReader) -> str:
     counts = reader.verdicts()
     parts = [
-        (counts["rejected"], "rejected captions are left out"),
-        (counts["edited"], "captions are written as edited"),
-        (counts["none"] * reader.reviewed_only, "captions without a review are left out"),
+        (counts["rejected"], "rejected caption is", "rejected captions are", "left out"),
+        (counts["edited"], "caption is", "captions are", "written as edited"),
+        (
+            counts["none"] * reader.reviewed_only,
+            *("caption without a review is", "captions without a review are", "left out"),
+        ),
     ]
-    return "; ".join(f"{count:,} {text}" for count, text in parts if count) or "nothing to change"
+    found = [f"{counted(count, one, many)} {what}" for count, one, many, what in parts if count]
+    return "; ".join(found) or "nothing to change"
 
 
 def _refuse_own_files(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import DiskError
 from captioner.core.extras import needed
+from captioner.core.humanize import counted
 from captioner.core.row import field_names
 from captioner.journal.disk import replacing
 from captioner.readers.rows import dumped, record_of
@@ -37,10 +38,20 @@ def column_names(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def warn_count(count: int, message: str) -> None:
-    """Log a message about a number of captions or files, unless it is 0."""
+LEFT_OUT = ("caption is left out", "captions are left out")
+
+
+def warn_count(count: int, one: str, several: str, reason: str) -> None:
+    """Log what happened to a number of captions or files, and why, unless the number is 0.
+
+    Args:
+        count: The number.
+        one: What follows 1.
+        several: What follows any other number.
+        reason: The reason, which fits both.
+    """
     if count:
-        logger.warning("%s %s", f"{count:,}", message)
+        logger.warning("%s: %s", counted(count, one, several), reason)
 
 
 def write_lines(lines: Iterable[bytes], target: Path) -> None:
@@ -210,7 +221,7 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
 
     columns = _InferredColumns(added, reader.rows())
     _write_batches(target, arrow.schema(kept, schema.metadata), columns, batches)
-    warn_count(len(offsets), "captions are left out: the input no longer has their rows")
+    warn_count(len(offsets), *LEFT_OUT, "the row is no longer in the input")
 
 
 def _with_fields(schema: Any, fields: list[Any]) -> Any:

@@ -16,7 +16,7 @@ from captioner.images.archives import in_archive
 from captioner.images.inspect import read_structure
 from captioner.journal.disk import Files, replacing
 from captioner.journal.finalize import write_array
-from captioner.outputs.export.tables import warn_count
+from captioner.outputs.export.tables import LEFT_OUT, warn_count
 from captioner.outputs.rows import caption_texts
 from captioner.readers.rows import dumped
 
@@ -54,7 +54,7 @@ def write_llava(reader: OutputReader, target: Path) -> None:
 
     write_array(entries(), target, Files())
     reason = "LLaVA names images by path or URL, and these images are inside a table or a record"
-    warn_count(left_out, f"captions are left out: {reason}")
+    warn_count(left_out, *LEFT_OUT, reason)
     if changed := sorted(_QUESTIONS.intersection(reader.settings.get("accepted", ()))):
         logger.warning(
             "the questions are those of the last run: %s changed between runs "
@@ -167,10 +167,11 @@ def write_sidecars(reader: OutputReader, target: Path, *, suffix: str, overwrite
         except OSError:
             without_file += 1  # for example, the name is too long
     _remove_rejected(reader, target, written, suffix=suffix, overwrite=overwrite)
-    warn_count(kept, "files with another text exist and were kept; --overwrite replaces them")
-    reason = "an earlier image has the same name, apart from its extension"
-    warn_count(same_name, f"captions have no file: {reason}")
-    warn_count(without_file, "captions have no file: their image has no file of its own")
+    kept_files = ("file with another text was kept", "files with another text were kept")
+    warn_count(kept, *kept_files, "--overwrite replaces them")
+    no_file = ("caption has no file", "captions have no file")
+    warn_count(same_name, *no_file, "an earlier image has the same name, apart from its extension")
+    warn_count(without_file, *no_file, "the image has no file of its own")
 
 
 def _sidecar(
@@ -197,8 +198,8 @@ def _remove_rejected(
             path.unlink()
         else:
             kept += 1
-    reason = "contain another text and were kept; --overwrite removes them"
-    warn_count(kept, f"files of rejected captions {reason}")
+    files = ("file of a rejected caption was kept", "files of rejected captions were kept")
+    warn_count(kept, *files, "another text is in the file; --overwrite removes it")
 
 
 def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:

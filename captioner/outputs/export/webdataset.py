@@ -14,6 +14,7 @@ from captioner.images.archives import in_archive
 from captioner.images.inspect import media_type_of
 from captioner.journal.disk import replacing
 from captioner.outputs.export.tables import (
+    LEFT_OUT,
     column_names,
     warn_count,
     write_csv_rows,
@@ -87,7 +88,7 @@ def _samples(reader: OutputReader) -> Iterator[tuple[str, list[bytes], str, dict
             key = f"{key}_{number}"
         used.add(key)
         yield key, found, reader.first_caption(row), row
-    warn_count(left_out, "captions are left out: their images are not on this machine")
+    warn_count(left_out, *LEFT_OUT, "the images are not on this machine")
 
 
 def _add(
@@ -140,6 +141,4 @@ def write_image_folder(reader: OutputReader, target: Path) -> None:
         write_csv_rows(rows(), columns, target)
     else:
         write_lines(map(dumped, rows()), target)
-    warn_count(
-        left_out, "captions are left out: they do not have exactly one image in its own file"
-    )
+    warn_count(left_out, *LEFT_OUT, "the record does not have exactly one image in its own file")

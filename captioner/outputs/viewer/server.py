@@ -109,12 +109,14 @@ class Viewer:
         runner = web.AppRunner(app, access_log=None, logger=silent, shutdown_timeout=1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, self._host, self._port)
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            await site.start()
         except OSError as error:
             await self._stack.aclose()
             place = f"{self._host}:{self._port}"
             raise SettingsError(f"cannot listen on {place}: {error.strerror}") from None
+        self._stack.push_async_callback(_close, site)
         shown = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{shown}:{runner.addresses[0][1]}/{self._token}/"
         if self._timeline is not None:
@@ -247,6 +249,12 @@ class ViewerThread:
         """Stop the server."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+
+
+async def _close(site: web.TCPSite) -> None:
+    """Accept no more connections; those that are being accepted are closed with the others."""
+    await site.stop()
+    await asyncio.sleep(0)
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -185,11 +185,11 @@ def test_the_command_says_what_to_do_and_accept_edits_does_it(
     output.write_bytes(b"".join(lines[:2] + lines[3:]))
     refused = run_command(source, *options)
     assert refused.returncode == 5
-    assert "--accept-edits" in refused.stderr
+    assert "--accept-changes=edits" in refused.stderr
     checked = run_command("check", output)
     assert checked.returncode == 5
     assert "damaged" in checked.stdout
-    assert run_command(source, *options, "--accept-edits").returncode == 0
+    assert run_command(source, *options, "--accept-changes=edits").returncode == 0
     assert output.read_bytes() == b"".join(lines)
     assert endpoint.count == 7
 

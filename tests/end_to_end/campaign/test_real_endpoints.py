@@ -147,6 +147,14 @@ async def test_an_unknown_end_is_asked_for_twice_and_flagged(make_input, endpoin
     assert all("unknown_finish" in row.values() for row in seen.done)
 
 
+async def test_the_usual_unknown_end_costs_no_second_request(make_input, endpoint, caption) -> None:
+    """A server that always ends so is not paid twice for every record."""
+    endpoint.behave = lambda _: Reply(200, completion("A red square.", finish_reason="zorp"))
+    seen = await caption(make_input(40), **{**FEW, "concurrency": 1})
+    assert endpoint.count == 43
+    assert all("unknown_finish" in row.values() for row in seen.done)
+
+
 async def test_thinking_boxes_and_tokens_are_not_the_caption(make_input, endpoint, caption) -> None:
     """The marks of model families; the caption is what is left."""
     texts = [

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from captioner.endpoints import offline
 from captioner.endpoints.offline import ocr, ocr_available
-from captioner.endpoints.offline.describe import UndecodableImageError, describe, describe_file
+from captioner.endpoints.offline.describe import RequestError, describe, describe_file
 
 
 def caption(data):
@@ -166,14 +166,14 @@ def test_bytes_that_are_no_image_are_refused():
     """Broken, cut off and foreign files raise one error that says so."""
     whole = encoded(poster((40, "Harvest Market")))
     for data in (b"", b"not an image", whole[: len(whole) // 2], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
-        with pytest.raises(UndecodableImageError, match="not an image that can be decoded"):
+        with pytest.raises(RequestError, match="not an image that can be decoded"):
             caption(data)
 
 
 def test_a_decompression_bomb_is_refused():
     """A few kilobytes that unpack to gigabytes do not take the machine down."""
     for side in (9_000, 12_000, 20_000):  # below and above Pillow's own two limits
-        with pytest.raises(UndecodableImageError, match="80 million"):
+        with pytest.raises(RequestError, match="80 million"):
             caption(encoded(Image.new("1", (side, side))))
 
 

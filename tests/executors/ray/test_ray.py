@@ -115,7 +115,7 @@ async def test_a_run_that_was_stopped_goes_on_with_other_workers(ray, make_input
     report = await run_on_ray(settings(source, output, endpoint), cancel=cancel)
     assert not report.complete
     assert report.resumed <= 30
-    with pytest.raises(SettingsError, match="--engine ray"):
+    with pytest.raises(SettingsError, match="--ray"):
         await run_batch(source, output, **local)
     report = await run_on_ray(settings(source, output, endpoint, workers=1, shards=None))
     assert report.complete

@@ -319,7 +319,7 @@ function showCounts() {
   const now = state.status, verdicts = now.verdicts;
   $("title").textContent = now.model ? `Captions of ${now.model}` : "Captions";
   document.title = `${now.output} – captioner`;
-  const facts = [now.output, `${now.rows.toLocaleString("en")} captions`,
+  const facts = [now.output, `${now.rows.toLocaleString("en")} caption${now.rows === 1 ? "" : "s"}`,
     `${now.failures.toLocaleString("en")} failed`];
   for (const verdict of ["accepted", "edited", "rejected"]) {
     if (verdicts[verdict]) facts.push(`${verdicts[verdict].toLocaleString("en")} ${verdict}`);

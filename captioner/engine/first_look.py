@@ -1,0 +1,107 @@
+"""A look at the first records of an input, before anything is sent or written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import orjson
+
+from captioner.core.errors import SettingsError, WouldBlockError
+from captioner.core.memory import MemoryBudget
+from captioner.core.types import Failure
+from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.engine.engine import image_folders
+from captioner.engine.prepare import Preparer, existing_captions, would_block
+from captioner.images.archives import Archives
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captioner.core.protocols import Source
+    from captioner.core.types import InputRecord
+    from captioner.settings.settings import Settings
+
+FIRST = 1_000
+"""Records that are looked at."""
+
+
+async def first_records(source: Source, limit: int | None, *, once: bool) -> list[InputRecord]:
+    """Return the first records of an input.
+
+    Args:
+        source: Reads the input, which is closed again.
+        limit: Most records to return, if the run has a limit below `FIRST`.
+        once: Take only what one read returns: the input may come slowly.
+    """
+    most = min(FIRST, limit or FIRST)
+    found: list[InputRecord] = []
+    batches = source.batches()
+    try:
+        async for batch in batches:
+            found += batch[: most - len(found)]
+            if len(found) >= most or once:
+                break
+    finally:
+        if hasattr(batches, "aclose"):
+            await batches.aclose()
+    return found
+
+
+def check_first_records(records: Sequence[InputRecord], settings: Settings) -> None:
+    """Check that a run would not overwrite captions, and that its records have images.
+
+    Args:
+        records: The first records of the input, at most `FIRST`.
+        settings: The settings of the run.
+
+    Raises:
+        SettingsError: Records have captions already and ``existing`` is ``error``, or not one of
+            `FIRST` records can be sent.
+    """
+    if settings.records.existing == "error":
+        _refuse_existing(records, settings.fields)
+    if len(records) >= FIRST:
+        _refuse_unusable(records, settings)
+
+
+def _refuse_existing(records: Sequence[InputRecord], fields: Sequence[str]) -> None:
+    found: Counter[str] = Counter()
+    for record in records:
+        with suppress(orjson.JSONDecodeError):
+            fields_of = orjson.loads(record.raw)
+            if isinstance(fields_of, dict):
+                found.update(existing_captions(fields_of, fields))
+    if found:
+        name, count = found.most_common(1)[0]
+        raise SettingsError(
+            f"{count} of the first {len(records)} records have a {name!r} already. Choose "
+            "--existing skip to keep those captions, --existing replace to overwrite them, or "
+            "another --output-field to have both."
+        )
+
+
+def _refuse_unusable(records: Sequence[InputRecord], settings: Settings) -> None:
+    images = settings.images
+    first = ""
+    with closing(Archives(images.max_image_bytes)) as archives:
+        preparer = Preparer(
+            settings,
+            OpenAIChat(""),
+            image_folders(settings, archives),
+            MemoryBudget(images.memory),
+            would_block,
+        )
+        for record in records:
+            try:
+                item = preparer.prepare(record)
+            except WouldBlockError:
+                return  # the image is to be decoded
+            if not isinstance(item, Failure):
+                return
+            first = first or f"{item.code}: {item.message}"
+    raise SettingsError(
+        f"none of the first {len(records)} records can be sent. The first: {first}. "
+        "Check --image-field, --image-root and the format of the input."
+    )

@@ -1,0 +1,55 @@
+"""What a decoder gets of a damaged image."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from captioner.images.inspect.formats import media_type_of, read_structure
+from captioner.images.inspect.jpeg_pieces import jpeg_pieces
+from captioner.images.inspect.png import reduced_png
+from captioner.images.inspect.structure import DoubtfulImageError, corrupt
+
+
+class Mended(NamedTuple):
+    """An image as a decoder can read it.
+
+    Attributes:
+        data: The file, without what decoders stumble over.
+        in_doubt: Only decoding tells whether the image is whole.
+        pieces: The data of a JPEG in doubt; each piece but the last ends with data of a scan.
+    """
+
+    data: bytes
+    in_doubt: bool = False
+    pieces: tuple[bytes, ...] = ()
+
+
+def mended(data: bytes) -> Mended:
+    """Return what a decoder gets. Sound files are unchanged, except that a PNG loses its text.
+
+    Raises:
+        BadImageError: ``image_corrupt``: data is missing.
+    """
+    in_doubt = False
+    if data[1:4] == b"\5\1\x08" and _is_pcx_without_palette(data):
+        raise corrupt("the PCX is cut short")
+    try:
+        read_structure(data)
+    except DoubtfulImageError:
+        in_doubt = True
+    if media_type_of(data) == "image/png":
+        return Mended(reduced_png(data), in_doubt)
+    if in_doubt and data.startswith(b"\xff\xd8"):
+        try:
+            pieces = jpeg_pieces(data)
+        except (IndexError, KeyError, ValueError, struct.error):
+            raise corrupt("its headers cannot be read") from None
+        return Mended(b"".join(pieces), in_doubt, pieces)
+    return Mended(data, in_doubt)
+
+
+def _is_pcx_without_palette(data: bytes) -> bool:
+    """Tell whether the palette is missing at the end, without which colours would be grey."""
+    is_indexed = data[:1] == b"\n" and data[65:66] == b"\1"
+    return is_indexed and data[68:69] != b"\2" and data[-769:-768] != b"\x0c"
