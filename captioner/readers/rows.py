@@ -136,9 +136,14 @@ def record_of(
     return InputRecord(number, dumped(record), end, images=tuple(images))
 
 
-def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON values, with its images as ``{"bytes": "<base64>"}``."""
-    values: dict[str, Any] = _plain(row, None, is_image=False)
+def plain(row: dict[str, Any], *, is_image: bool = False) -> dict[str, Any]:
+    """Return a row as JSON values, with its images as ``{"bytes": "<base64>"}``.
+
+    Args:
+        row: Values by column.
+        is_image: All bytes are images. By default only those in ``{bytes, path}`` are.
+    """
+    values: dict[str, Any] = _plain(row, None, is_image=is_image)
     return values
 
 

@@ -24,13 +24,12 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import tables, training, webdataset
-from captioner.outputs.reader import OutputReader
+from captioner.outputs.reader import OutputReader, Reviewed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from captioner.outputs.reader import Reviewed
     from captioner.settings.options import OutputFormat
 
 logger = logging.getLogger(__name__)
@@ -94,9 +93,9 @@ def export(
         _refuse_own_files(reader, target, source, output)
         is_new = not own and not target.exists()
         if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
-            for path in targets_of(target):
-                if path.exists():
-                    raise SettingsError(f"{path} exists; replace it with --overwrite")
+            path = first_file(target)
+            if path.exists():
+                raise SettingsError(f"{path} exists; replace it with --overwrite")
         if kind in _SIDECARS:
             training.write_sidecars(reader, target, suffix=f".{kind}", overwrite=overwrite)
         else:
@@ -107,9 +106,9 @@ def export(
             logger.warning("reviews: %s", _describe_reviews(reader))
 
 
-def targets_of(target: Path) -> list[Path]:
+def first_file(target: Path) -> Path:
     """Return the first file of an export: the target, or the first of numbered shards."""
-    return [webdataset.shard_path(target, 0) or target]
+    return webdataset.shard_path(target, 0) or target
 
 
 def _describe_reviews(reader: OutputReader) -> str:
