@@ -26,6 +26,8 @@ from waiting import LIMIT_S
 # tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+# The datasets package counts its uses at a server; it reads this when it is imported.
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +91,14 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return False
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries and probes follow each other quickly, and a second of refusals is long."""
+    monkeypatch.setattr("captioner.engine.attempts.LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("captioner.endpoints.circuit_breaker.SHORTEST_PAUSE_S", 0.02)
+    monkeypatch.setattr("captioner.endpoints.blame.STOP_S", 0.2)
 
 
 @pytest.fixture

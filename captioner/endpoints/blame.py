@@ -168,6 +168,7 @@ class PoisonDetector:
     def __init__(self) -> None:
         self._seen: dict[Endpoint, tuple[int, int, int]] = {}
         self._last: tuple[int, int] = (-1, -1)
+        self._was_refusal = False
 
     def check(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
         """Record an error; return the record's number of errors if it is to blame, else 0.
@@ -178,6 +179,7 @@ class PoisonDetector:
         """
         breaker = endpoint.breaker
         self._last = breaker.captions, endpoint.confirmed
+        self._was_refusal = fault.code.startswith("http_4") and fault.code not in _OVERLOAD
         if fault.code == "connection":
             return 0
         faults, successes, confirmed = self._seen.get(endpoint, (0, *self._last))
@@ -192,10 +194,14 @@ class PoisonDetector:
             enough = faults >= POISON_FAULTS and worked >= POISON_SUCCESSES
         return faults if enough and share**faults <= POISON_CHANCE else 0
 
+    def has_worked(self, endpoint: Endpoint) -> bool:
+        """Return whether the endpoint gave a caption since the record's last error."""
+        return self._last != (endpoint.breaker.captions, endpoint.confirmed)
+
     def needs_confirmation(self, endpoint: Endpoint) -> bool:
-        """Return whether nothing shows since the last of several errors that the endpoint works."""
+        """Return whether nothing shows since a refusal, or several errors, that it works."""
         faults = self._seen.get(endpoint, (0, 0, 0))[0]
-        return faults > 1 and self._last == (endpoint.breaker.captions, endpoint.confirmed)
+        return faults > (0 if self._was_refusal else 1) and not self.has_worked(endpoint)
 
     def succeeded(self) -> None:
         """Note that the record succeeded: its errors came by chance."""

@@ -164,7 +164,8 @@ class Endpoint:
         except (RefusedError, BadReplyError) as error:
             if _is_refusal(error) and self._guard.works:
                 busy = self.limiter.in_flight > 0
-                if not await self._guard.is_alone(busy=busy):
+                is_own = poison is not None and poison.has_worked(self)
+                if not is_own and not await self._guard.is_alone(busy=busy):
                     raise EndpointFaultError(error.code, error.message) from None
             raise
         if completion.text:

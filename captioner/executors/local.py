@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FEW = 10
+"""Records of an input that are too few to say that it was written in another format."""
+
 
 async def run_batch(
     settings: Settings | str | Path,
@@ -213,13 +216,16 @@ class _Run:
         enough = min(len(journal.done), FIRST) // 10
         if not enough or self._settings.run.accept_changes:
             return
-        found = 0
+        found = seen = 0
         async for batch in self._limited():
+            seen += len(batch)
             for at in range(0, len(batch), FIRST // 10):
                 keys = self._keys.of_records(batch[at : at + FIRST // 10])
                 found += sum(map(journal.done.__contains__, keys))
                 if found >= enough:
                     return
+        if seen < FEW:  # too few to tell
+            return
         raise SettingsError(
             f"{found} of the {len(journal.done)} captions in {journal.path.name} belong to records "
             "of this input, which seems to have been written again in another format. Captioned "

@@ -322,7 +322,9 @@ async def test_a_table_that_has_captions_already_keeps_its_rows(tmp_path, endpoi
     table = pa.table({"image": pa.array(IMAGES[:2]), "caption": ["old"] * 2, "n": [1, 2]})
     pq.write_table(table, tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
-    await run_batch(tmp_path / "in.parquet", tmp_path / "out.parquet", **options)
+    await run_batch(
+        tmp_path / "in.parquet", tmp_path / "out.parquet", existing="replace", **options
+    )
     found = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["n"] for row in found] == [1, 2]
     assert all(row["caption"] not in ("old", None) for row in found)

@@ -35,7 +35,7 @@ def test_coco_references(output, run_command, tmp_path):
     assert found["cider"] > 5
     told = run_command("eval", output, "--references", path)
     assert "3 captions compared" in told.stdout
-    assert "1 have no reference" in told.stdout
+    assert "1 has no reference" in told.stdout
 
 
 def test_references_in_lines_by_id(output, run_command, tmp_path):

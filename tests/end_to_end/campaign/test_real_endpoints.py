@@ -329,7 +329,7 @@ DOOMED = {
 @pytest.mark.parametrize(
     ("code", "reply"),
     [
-        ("http_403", Reply(403, {"error": {"message": "Your account was flagged: this image."}})),
+        ("http_403", Reply(403, {"error": {"message": "This key may not read it."}})),
         ("http_401", Reply(401, {"error": {"message": "Unauthorized"}})),
         ("http_429", Reply(429, {"error": {"message": "Request too large: limit 3, need 4"}})),
         ("http_500", Reply(500, {"error": {"message": "Internal Server Error"}})),
@@ -410,7 +410,7 @@ async def test_a_run_that_never_worked_stops_with_2(many, endpoint, caption, nam
 
 
 @pytest.mark.parametrize("name", DOOMED)
-async def test_a_run_that_worked_stops_with_7(many, endpoint, caption, name) -> None:
+async def test_a_run_that_worked_stops_with_7(many, endpoint, caption, name, short_pauses) -> None:
     """The records that were refused are pending for the next run."""
     endpoint.behave = lambda call: None if call.number <= 30 else DOOMED[name]
     seen = await caption(many)
