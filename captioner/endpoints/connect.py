@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 import orjson
 
 from captioner.core.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
-from captioner.core.secrets import without_secrets
+from captioner.core.secrets import remember, secrets_in, without_secrets
 from captioner.core.types import Request
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
+from captioner.endpoints.error_shapes import decoded
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import Endpoint, EndpointPool
@@ -201,6 +202,8 @@ def _dialect(
 
 
 def _transport(endpoint: EndpointSettings, url: str) -> AiohttpTransport:
+    for secret in secrets_in(endpoint.extra_fields()):
+        remember(secret)
     return AiohttpTransport(
         url,
         api_key=None if endpoint.offline else api_key(endpoint),
@@ -326,7 +329,7 @@ async def only_model(transport: Transport, cancel: CancelToken) -> str:
         return models[0]
     problem = f"serves {', '.join(models[:8])}{' …' if len(models) > 8 else ''}"
     if not models:
-        said = shown(response.body[:4_000].decode(errors="replace"))
+        said = shown(decoded(response.body[:4_000]))
         problem = f"does not say which models it serves ({response.status}: {said})"
     raise SettingsError(
         f"no model is given, and the endpoint {problem}; choose one with --model NAME"

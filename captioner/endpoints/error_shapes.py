@@ -48,11 +48,14 @@ def loads(data: bytes, *, lenient: bool = False) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(
-            data.decode("utf-8-sig", "replace" if lenient else "strict"), strict=False
-        )
+        return json.loads(decoded(data, "replace" if lenient else "strict"), strict=False)
     except (ValueError, RecursionError):
         return None
+
+
+def decoded(data: bytes, errors: str = "replace") -> str:
+    """Return a body as text: UTF-8, or UTF-16 and UTF-32 with or without a byte-order mark."""
+    return data.decode(json.detect_encoding(data) if b"\0" in data else "utf-8-sig", errors)
 
 
 def states_error(reply: dict[str, Any], *, beside_choices: bool = False) -> bool:

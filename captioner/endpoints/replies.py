@@ -25,10 +25,11 @@ from captioner.core.errors import (
     TokenLimitError,
 )
 from captioner.core.retry import LONGEST_RETRY_AFTER_S, asked_wait_s, retry_after_s
-from captioner.core.secrets import without_secrets
+from captioner.core.secrets import without_keys, without_secrets
 from captioner.core.types import Completion, Usage
 from captioner.endpoints.error_shapes import (
     Stated,
+    decoded,
     describe,
     error_in,
     filter_in,
@@ -114,7 +115,7 @@ def error_of(response: Response) -> CaptionerError:
 
 
 def shown(text: str) -> str:
-    """Return the beginning of a text from outside, safe to show: printable, without payload.
+    """Return the beginning of a text from outside, safe to show: no payload, no key, printable.
 
     Of a page of HTML only the title, or else its text, is left.
     """
@@ -125,6 +126,7 @@ def shown(text: str) -> str:
         text = html.unescape(title[1] if title and title[1].strip() else plain)
     text = re.sub(r"data:[\w/+.-]*;base64,[\w+/=]*", "data:…", text)
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    clean = without_keys(clean)
     return clean if len(clean) <= SHOWN_CHARS else clean[: SHOWN_CHARS - 1] + "…"
 
 
@@ -333,7 +335,7 @@ def _tokens_left(message: str) -> int | None:
 
 
 def _excerpt(body: bytes) -> str:
-    return shown(body[: 50 * SHOWN_CHARS].decode(errors="replace")) or "an empty body"
+    return shown(decoded(body[: 50 * SHOWN_CHARS])) or "an empty body"
 
 
 def _count(value: Any) -> int:

@@ -869,3 +869,32 @@ async def test_captions_over_tls_through_a_proxy(endpoint, make_input, run_comma
     assert asked[0].startswith(f"CONNECT vlm.example:{port} HTTP/1.1\r\n".encode())
     assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in asked[0]
     assert b"sk-1" not in asked[0]
+
+
+ECHOED = "sk-Echo5d1234567890"
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("", {"api_key": ECHOED}),
+        ("", {"headers": [("X-Goog-Api-Key", ECHOED)]}),
+        ("", {"headers": [("Authorization", f"Bearer {ECHOED}")]}),
+        (f"?key={ECHOED}", {}),
+    ],
+)
+async def test_a_key_that_comes_back_is_masked(endpoint, status, query, options):
+    """Whatever the status of a response, and wherever the key was given."""
+    endpoint.behave = lambda _: Reply(status, {"message": f"bad {ECHOED}", "x": "y" * 2_000})
+    async with transport_to(endpoint.base_url + query, **options) as transport:
+        reply = await transport.send(body_with("x"))
+    assert b"bad ***" in reply.body
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "lm-studio", "k"])
+async def test_a_word_that_is_the_key_stays_in_captions(endpoint, key):
+    """Local servers take any key; what the caption says is not touched."""
+    endpoint.behave = lambda _: Reply(200, {"caption": f"An {key} street"})
+    async with transport_to(endpoint.base_url, api_key=key) as transport:
+        assert key.encode() in (await transport.send(body_with("x"))).body
