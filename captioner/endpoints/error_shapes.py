@@ -10,6 +10,9 @@ import orjson
 
 MESSAGES = ("message", "msg", "error_msg", "status_msg")
 _CODES = ("code", "error_code", "status_code", "http_code", "statusCode", "status")
+_STATING = frozenset({*MESSAGES, *_CODES[:3], "error", "base_resp"})
+"""Members of a reply with a caption that may state an error."""
+
 _FINE = re.compile(
     r"\W*(?:ok|success\w*|succeed\w*|done|finish\w*|complete\w*|成功)?\W*\Z", re.IGNORECASE
 )
@@ -83,6 +86,8 @@ def error_in(reply: dict[str, Any], choice: dict[str, Any] | None) -> dict[str, 
     Returns:
         What `describe` takes. An error that the reply has as a member is a member ``error``.
     """
+    if choice is not None and "error" not in choice and reply.keys().isdisjoint(_STATING):
+        return reply if reply.get("object") == "error" else None
     for error in (reply.get("error"), choice and choice.get("error")):
         if error and not _is_empty(error):
             return {"error": error}
