@@ -513,3 +513,41 @@ def test_a_signal_does_not_wait_for_a_reply(make_input, stub):
     _, errors = process.communicate(timeout=LIMIT_S)
     stub.hang = False
     assert process.returncode == 130, errors
+
+
+@pytest.mark.parametrize("missing", ["POST /files", "POST /batches"])
+async def test_an_endpoint_without_a_batch_api_says_so(make_input, stub, missing):
+    """With or without files, after few calls; then the records are captioned without it."""
+    source = make_input(3)
+    stub.faults = {missing: [404] * 100}
+    with pytest.raises(EndpointRefusedError, match="no batch API"):
+        await run_batch(source, **options(stub))
+    assert len(stub.requests) <= 6
+    assert not [*source.parent.glob("*.batch/[0-9]*")]
+    stub.faults = {}
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, report.complete) == (3, True)
+
+
+async def test_a_file_that_the_provider_lost_is_uploaded_again(make_input, stub):
+    """One 404 may be of an old file; the batch is made from a fresh one, and paid for once."""
+    source = make_input(3)
+    stub.faults = {"POST /batches": [404]}
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, report.complete) == (3, True)
+    assert max(stub.paid.values()) == 1
+
+
+async def test_a_batch_is_not_lost_at_a_wrong_address(make_input, stub):
+    """A paid batch is not given up because nothing is at the address of the second run."""
+    source = make_input(3)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=0.00001))
+    stub.hold = False
+    stub.faults = {"GET /batches": [404] * 2}
+    with pytest.raises(EndpointRefusedError, match="no batch API"):
+        await run_batch(source, **options(stub))
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, report.complete) == (3, True)
+    assert max(stub.paid.values()) == 1

@@ -62,6 +62,20 @@ class UnclearError(Exception):
     """The provider may have created the batch or not; `BatchApi.find` tells."""
 
 
+class NoBatchApiError(EndpointRefusedError):
+    """The endpoint has no batch API; nothing was submitted.
+
+    Args:
+        reason: What the endpoint responded.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The endpoint has no batch API ({reason}). Check --base-url, or run without "
+            "--batch-api."
+        )
+
+
 class BatchApi:
     """Calls the API, and repeats calls that fail, until it responds or the run is cancelled.
 
@@ -86,6 +100,7 @@ class BatchApi:
         self._transport = transport
         self._cancel = context.cancel
         self._progress = context.progress
+        self._has_answered = False
         self._breaker = CircuitBreaker("(batch API)", max_outage_s=max_outage_s)
 
     async def upload(self, path: Path) -> str:
@@ -142,12 +157,13 @@ class BatchApi:
         Raises:
             NotFoundError: The provider no longer has it.
         """
-        return _remote(await self._get(f"/batches/{batch_id}"))
+        request = Request("GET", f"/batches/{batch_id}")
+        return _remote(await self._call_on_object(lambda: self._transport.send(request)))
 
     async def cancel(self, batch_id: str) -> RemoteBatch:
         """Request the cancellation of a batch; finished requests keep their responses."""
         request = Request("POST", f"/batches/{batch_id}/cancel", (b"{}",))
-        return _remote(await self._call(lambda: self._transport.send(request)))
+        return _remote(await self._call_on_object(lambda: self._transport.send(request)))
 
     async def download(self, file_id: str, target: Path) -> None:
         """Download a file.
@@ -157,7 +173,7 @@ class BatchApi:
         """
         path = f"/files/{file_id}/content"
         while True:
-            await self._call(lambda: self._transport.download(path, target), parse=False)
+            await self._call_on_object(lambda: self._transport.download(path, target), parse=False)
             if await asyncio.to_thread(_is_complete, target):
                 return
             self._progress.waiting = "the batch API sent an incomplete file"
@@ -174,14 +190,37 @@ class BatchApi:
     async def _get(self, path: str) -> dict[str, Any]:
         return await self._call(lambda: self._transport.send(Request("GET", path)))
 
-    async def _call(
+    async def _call_on_object(
         self, call: Callable[[], Coroutine[Any, Any, Response]], *, parse: bool = True
+    ) -> dict[str, Any]:
+        """Return the response to a call on one object, as `_call` does.
+
+        Before an object counts as lost, the API must be there at all: with a wrong address, a
+        batch that is paid for would be given up.
+
+        Raises:
+            NotFoundError: The object does not exist.
+        """
+        try:
+            return await self._call(call, parse=parse, on_object=True)
+        except NotFoundError:
+            if not self._has_answered:
+                await self._get("/batches?limit=1")
+            raise
+
+    async def _call(
+        self,
+        call: Callable[[], Coroutine[Any, Any, Response]],
+        *,
+        parse: bool = True,
+        on_object: bool = False,
     ) -> dict[str, Any]:
         """Return the response to a call that may be repeated.
 
         Raises:
             LimitReachedError: The time to wait is over.
-            NotFoundError: The object does not exist.
+            NoBatchApiError: There is nothing at the address.
+            NotFoundError: The object of a call ``on_object`` does not exist.
             RunError: The endpoint is unavailable for too long, or refuses the call.
             StoppedError: The run was cancelled.
         """
@@ -201,16 +240,11 @@ class BatchApi:
                 fault = EndpointFaultError("bad_reply", "the reply is not a JSON object")
                 unreadable += 1
                 if unreadable >= MAX_UNREADABLE:
-                    raise EndpointRefusedError(
-                        "The endpoint has no batch API: its replies are not JSON objects. Check "
-                        "--base-url."
-                    )
+                    raise NoBatchApiError("its replies are not JSON objects")
             except NotFoundError as error:
-                if self._has_answered:
+                if on_object:
                     raise
-                raise EndpointRefusedError(
-                    f"The endpoint has no batch API ({error.message}). Run without --batch-api."
-                ) from None
+                raise NoBatchApiError(error.message) from None
             except EndpointFaultError as error:
                 fault = error
             self._progress.waiting = f"the batch API: {fault.message}"
@@ -246,9 +280,7 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
 
 def _id_of(value: dict[str, Any]) -> str:
     if not (found := _text(value.get("id"))):
-        raise EndpointRefusedError(
-            "The endpoint has no batch API: its reply has no id. Check --base-url."
-        )
+        raise NoBatchApiError("its reply has no id")
     return found
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
+from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,13 @@ from captioner.core.retry import LONGEST_WAIT_S
 from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
-from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, BatchApi, UnclearError
+from captioner.executors.batch_api.client import (
+    ENDED,
+    TOO_MANY_TOKENS,
+    BatchApi,
+    NoBatchApiError,
+    UnclearError,
+)
 from captioner.executors.batch_api.ledger import BatchWriter, Entry, Ledger, read_entries
 from captioner.executors.batch_api.merge import LOST, BatchMerger, Results
 from captioner.journal.disk import atomic_write, replacing
@@ -54,6 +61,9 @@ if TYPE_CHECKING:
 
 MAX_TRIES = 3
 """Searches without result before a batch counts as not created; refusals before it is given up."""
+
+MAX_UPLOADS = 2
+"""Uploads of one file that no batch can be made from, after which there is no batch API."""
 
 CHUNK = 16
 """Records prepared at once."""
@@ -95,6 +105,7 @@ class BatchPipeline:
         self._merger = BatchMerger(engine, context, ledger, journal, sink, settled)
         self._writer: BatchWriter | None = None
         self._full = False  # the provider accepts no batch until another one ends
+        self._uploads: Counter[int] = Counter()  # of each batch since it was created last
 
     async def run(self, records: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or as many as possible before the run stops.
@@ -119,6 +130,9 @@ class BatchPipeline:
                     await self._pause(self._api)
         except StoppedError:
             return
+        except NoBatchApiError:
+            await self._drop_unsubmitted()
+            raise
         except OSError as error:
             raise DiskError(
                 f"the disk refused to write beside {self._journal.path.name}: "
@@ -279,6 +293,7 @@ class BatchPipeline:
         if batch.state == "written":
             batch.file_id = await api.upload(self._ledger.path(batch, "requests"))
             batch.state = "uploaded"
+            self._uploads[batch.number] += 1
             await self._save()
         if batch.state == "creating":  # the response that creates it may have been lost
             await self._find(batch, api)
@@ -314,9 +329,13 @@ class BatchPipeline:
             remote = await api.create(batch.file_id)
         except UnclearError:
             pass
-        except NotFoundError:  # the provider no longer has the file
-            batch.state, batch.file_id = "written", ""
+        except NotFoundError as error:
+            batch.state = "written"
             await self._save()
+            if self._uploads[batch.number] >= MAX_UPLOADS:
+                await api.delete(batch.file_id)
+                raise NoBatchApiError(error.message) from None
+            batch.file_id = ""  # the provider no longer has it
         except EndpointFaultError as error:
             batch.state = "uploaded"
             self._progress.waiting = f"the batch API: {error.message}"
@@ -333,6 +352,7 @@ class BatchPipeline:
         batch.batch_id = remote.id
         batch.remote = remote.status
         batch.state, batch.missed = "created", 0
+        self._uploads[batch.number] = 0
         self._progress.calls += batch.requests
         await self._save()
 
@@ -406,6 +426,12 @@ class BatchPipeline:
                         out.write(orjson.dumps(row) + b"\n")
 
         await asyncio.to_thread(write)
+
+    async def _drop_unsubmitted(self) -> None:
+        """Drop the batches that were not submitted: the user may go on without the batch API."""
+        for batch in list(self._ledger.batches):
+            if batch.state in ("written", "uploaded"):
+                await self._give_up(batch)
 
     async def _give_up(self, batch: Batch) -> None:
         """Drop a batch without results: its records are pending again."""
