@@ -31,7 +31,7 @@ from captioner.endpoints.http1 import (
     HEADER_LIMITS,
     Client,
     open_client,
-    read,
+    response_of,
 )
 from captioner.endpoints.shared_timer import SharedTimer
 
@@ -136,7 +136,7 @@ class AiohttpTransport:
         finally:
             deadline.end()
         if reply.status >= 400:
-            return reply._replace(body=self.masked(reply.body))
+            return self._masked(reply)
         for key in self._plain:
             if key in reply.body:
                 reply = reply._replace(body=reply.body.replace(key, b"***"))
@@ -159,7 +159,7 @@ class AiohttpTransport:
             allow_redirects=False,
             proxy=self._proxy,
         ) as reply:
-            return Response(reply.status, reply.headers, await read(reply.headers, reply.content))
+            return await response_of(reply)
 
     def _url(self, path: str) -> URL:
         base, mark, query = self._base_url.partition("?")  # Azure's api-version, say
@@ -170,6 +170,9 @@ class AiohttpTransport:
         for secret in self._secrets:
             data = secret.sub(b"***", data)
         return data
+
+    def _masked(self, reply: Response) -> Response:
+        return reply._replace(body=self.masked(reply.body))
 
     async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
         """Upload a file as a form field, streamed, however long that takes; return the response.
@@ -182,11 +185,7 @@ class AiohttpTransport:
             form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
             body = form()
             async with self._whole("POST", path, body, body.headers) as reply:
-                return Response(
-                    reply.status,
-                    reply.headers,
-                    self.masked(await read(reply.headers, reply.content)),
-                )
+                return self._masked(await response_of(reply))
 
     async def download(self, path: str, target: Path) -> Response:
         """Write the body of a successful response to a file; return the response without it.
@@ -196,11 +195,7 @@ class AiohttpTransport:
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
-                return Response(
-                    reply.status,
-                    reply.headers,
-                    self.masked(await read(reply.headers, reply.content)),
-                )
+                return self._masked(await response_of(reply))
             partial = target.with_name(target.name + ".partial")
             with partial.open("wb") as file:
                 async for chunk in reply.content.iter_any():
