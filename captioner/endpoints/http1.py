@@ -9,6 +9,7 @@ response parser and its body reader. `Http1Client` uses parts of aiohttp that ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -276,8 +277,9 @@ class _Wire:
 
 def _is_goodbye(protocol: ResponseHandler) -> bool:
     """Return whether a server only said that a connection was idle for too long."""
-    parsed = [message.code for message, _ in getattr(protocol, "_buffer", ())]
-    return parsed == [408] or b" 408" in bytes(getattr(protocol, "_tail", b""))[:16]
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
+        return [message.code for (message, _), _ in protocol._buffer] == [408]
+    return False
 
 
 def _abort(connection: Connection) -> None:
