@@ -278,7 +278,7 @@ class _Wire:
 def _is_goodbye(protocol: ResponseHandler) -> bool:
     """Return whether a server only said that a connection was idle for too long."""
     with contextlib.suppress(AttributeError, TypeError, ValueError):
-        return [message.code for (message, _), _ in protocol._buffer] == [408]
+        return [message.code for (message, _), _ in getattr(protocol, "_buffer", ())] == [408]
     return False
 
 
