@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHORTEST = 8
+"""Characters from which a value may be a secret: shorter ones are words of captions as well."""
+
+_LONG = 20
+"""Characters from which a secret needs no digit to be told from words (``lm-studio``)."""
+
+_NAME = re.compile(
+    r"(?:key|token|secret|password|passwd|authorization|auth|credentials?|cookie|sig|signature)\Z",
+    re.IGNORECASE,
+)
+_GAP = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]{0,2}"
+"""What may stand between the letters of a secret that a page or a terminal wrapped."""
+
+_known: set[str] = set()
 
 
 def without_secrets(url: str) -> str:
@@ -11,8 +31,59 @@ def without_secrets(url: str) -> str:
 
 
 def masked(text: str) -> str:
-    """Return a text on one line, with secrets removed from its URLs."""
-    return re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), " ".join(text.split()))
+    """Return a text on one line, without known keys and with secrets removed from its URLs."""
+    line = " ".join(text.split())
+    return without_keys(re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), line))
+
+
+def remember(secret: str) -> None:
+    """Have a secret removed from every text that this process shows, if it is one."""
+    if is_secret(secret):
+        _known.add(secret)
+
+
+def is_secret(value: str) -> bool:
+    """Return whether a value is no word that a caption may have too."""
+    return len(value) >= _LONG or (len(value) >= SHORTEST and any(map(str.isdigit, value)))
+
+
+def names_secret(name: str) -> bool:
+    """Return whether the name of a header, parameter or field is that of a secret."""
+    return _NAME.search(name) is not None
+
+
+def secrets_in(value: Any) -> Iterator[str]:
+    """Yield the texts in JSON-like data whose names are those of secrets."""
+    members = value.items() if isinstance(value, dict) else ()
+    for name, member in members:
+        if isinstance(member, str) and names_secret(name):
+            yield member
+        yield from secrets_in(member)
+    for member in value if isinstance(value, list) else ():
+        yield from secrets_in(member)
+
+
+def without_keys(text: str) -> str:
+    """Return a text without the known secrets, also escaped, wrapped, or half of one."""
+    for secret in tuple(_known):
+        text = _in_any_form(secret).sub("***", text)
+    return text
+
+
+def in_any_escape(secret: str, between: str = "") -> str:
+    """Return a regular expression that finds a secret however JSON or a URL may have escaped it."""
+    return between.join(
+        rf"(?:\\?{re.escape(char)}|\\u{ord(char):04x}|%{ord(char):02x})" for char in secret
+    )
+
+
+@lru_cache(64)
+def _in_any_form(secret: str) -> re.Pattern[str]:
+    half = max(SHORTEST, (len(secret) + 1) // 2)
+    forms = [in_any_escape(secret, _GAP), in_any_escape(secret[:half], _GAP) + r"[\w~+/=.%\\-]*"]
+    if len(secret) - half >= SHORTEST:
+        forms.append(in_any_escape(secret[half:], _GAP))
+    return re.compile("|".join(forms), re.IGNORECASE)
 
 
 _SECRET = re.compile(r"//[^/]*@|[?#].*", re.DOTALL)

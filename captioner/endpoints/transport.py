@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiohttp
 from yarl import URL
 
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
-from captioner.core.secrets import masked
+from captioner.core.secrets import (
+    SHORTEST,
+    in_any_escape,
+    is_secret,
+    masked,
+    names_secret,
+    remember,
+    without_keys,
+)
 from captioner.core.types import Response
 from captioner.endpoints.http1 import (
     CONNECT_S,
@@ -22,7 +31,7 @@ from captioner.endpoints.http1 import (
     HEADER_LIMITS,
     Client,
     open_client,
-    read,
+    response_of,
 )
 from captioner.endpoints.shared_timer import SharedTimer
 
@@ -31,9 +40,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.types import Request
-
-SECRET_LENGTH = 8
-"""Characters from which a header's value may be a key, and is masked in responses."""
 
 
 class AiohttpTransport:
@@ -64,8 +70,15 @@ class AiohttpTransport:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
         }
-        long_values = [value for _, value in headers if len(value) >= SECRET_LENGTH]
-        self._secrets = [_in_any_escape(secret) for secret in (api_key, *long_values) if secret]
+        long_values = [value for _, value in headers if len(value) >= SHORTEST]
+        keys = [*_keys_in(headers), *_keys_of(base_url), *([api_key] if api_key else ())]
+        for key in keys:
+            remember(key)
+        self._plain = [key.encode() for key in keys if is_secret(key)]
+        self._secrets = [
+            re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
+            for secret in dict.fromkeys((*keys, *long_values))
+        ]
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -122,10 +135,12 @@ class AiohttpTransport:
             raise self._broken(error) from None
         finally:
             deadline.end()
-        # An error may come with status 200.
-        if reply.status < 400 and b'"error"' not in reply.body[:1_000]:
-            return reply
-        return reply._replace(body=self.masked(reply.body))
+        if reply.status >= 400:
+            return self._masked(reply)
+        for key in self._plain:
+            if key in reply.body:
+                reply = reply._replace(body=reply.body.replace(key, b"***"))
+        return reply
 
     async def _sent(self, request: Request) -> Response:
         if request.method == "POST":
@@ -144,7 +159,7 @@ class AiohttpTransport:
             allow_redirects=False,
             proxy=self._proxy,
         ) as reply:
-            return Response(reply.status, reply.headers, await read(reply.headers, reply.content))
+            return await response_of(reply)
 
     def _url(self, path: str) -> URL:
         base, mark, query = self._base_url.partition("?")  # Azure's api-version, say
@@ -155,6 +170,9 @@ class AiohttpTransport:
         for secret in self._secrets:
             data = secret.sub(b"***", data)
         return data
+
+    def _masked(self, reply: Response) -> Response:
+        return reply._replace(body=self.masked(reply.body))
 
     async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
         """Upload a file as a form field, streamed, however long that takes; return the response.
@@ -167,11 +185,7 @@ class AiohttpTransport:
             form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
             body = form()
             async with self._whole("POST", path, body, body.headers) as reply:
-                return Response(
-                    reply.status,
-                    reply.headers,
-                    self.masked(await read(reply.headers, reply.content)),
-                )
+                return self._masked(await response_of(reply))
 
     async def download(self, path: str, target: Path) -> Response:
         """Write the body of a successful response to a file; return the response without it.
@@ -181,11 +195,7 @@ class AiohttpTransport:
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
-                return Response(
-                    reply.status,
-                    reply.headers,
-                    self.masked(await read(reply.headers, reply.content)),
-                )
+                return self._masked(await response_of(reply))
             partial = target.with_name(target.name + ".partial")
             with partial.open("wb") as file:
                 async for chunk in reply.content.iter_any():
@@ -223,7 +233,7 @@ class AiohttpTransport:
     def _broken(self, error: BaseException) -> EndpointFaultError:
         """Return the error of a broken connection; its text may quote the server."""
         reason = self.masked(_reason(error).encode()).decode(errors="replace")
-        return EndpointFaultError("disconnected", f"the connection broke: {reason}")
+        return EndpointFaultError("disconnected", f"the connection broke: {without_keys(reason)}")
 
     def _timed_out(self) -> EndpointFaultError:
         return EndpointFaultError(
@@ -255,14 +265,20 @@ class AiohttpTransport:
         return self._session
 
 
-def _in_any_escape(secret: str) -> re.Pattern[bytes]:
-    """Return a pattern that finds a secret however JSON or a URL may have escaped it."""
-    return re.compile(
-        "".join(
-            rf"(?:\\?{re.escape(char)}|\\u{ord(char):04x}|%{ord(char):02x})" for char in secret
-        ).encode(),
-        re.IGNORECASE,
-    )
+def _keys_in(headers: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the keys in headers, without the word before them (``Bearer``)."""
+    values = [value for name, value in headers if names_secret(name)]
+    return [word for value in values for word in value.split() if len(word) >= SHORTEST]
+
+
+def _keys_of(url: str) -> list[str]:
+    """Return the password and the keys in an address, as written and as sent."""
+    parts = urlsplit(url)
+    keys = [value for name, value in parse_qsl(parts.query) if names_secret(name)]
+    if password := unquote(parts.password or ""):
+        user = unquote(parts.username or "")
+        keys += [password, base64.b64encode(f"{user}:{password}".encode()).decode()]
+    return [key for key in keys if len(key) >= SHORTEST]
 
 
 def _is_azure(url: str) -> bool:

@@ -300,7 +300,7 @@ ERRORS = [
     (400, {"detail": "bad"}, RefusedError, "http_400"),
     (400, b"", RefusedError, "http_400"),
     (413, HTML, ImageRejectedError, "http_413"),
-    (415, {}, RefusedError, "http_415"),
+    (415, {}, ImageRejectedError, "http_415"),
     (422, {"detail": [{"loc": ["body"], "msg": "wrong", "type": "x"}]}, RefusedError, "http_422"),
     (501, b"", RefusedError, "http_501"),
     (401, error("invalid_api_key"), EndpointRefusedError, None),

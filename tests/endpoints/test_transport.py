@@ -932,3 +932,86 @@ async def test_captions_over_tls_through_a_proxy(endpoint, make_input, run_comma
     assert asked[0].startswith(f"CONNECT vlm.example:{port} HTTP/1.1\r\n".encode())
     assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in asked[0]
     assert b"sk-1" not in asked[0]
+
+
+ECHOED = "sk-Echo5d1234567890"
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("", {"api_key": ECHOED}),
+        ("", {"headers": [("X-Goog-Api-Key", ECHOED)]}),
+        ("", {"headers": [("Authorization", f"Bearer {ECHOED}")]}),
+        (f"?key={ECHOED}", {}),
+    ],
+)
+async def test_a_key_that_comes_back_is_masked(endpoint, status, query, options):
+    """Whatever the status of a response, and wherever the key was given."""
+    endpoint.behave = lambda _: Reply(status, {"message": f"bad {ECHOED}", "x": "y" * 2_000})
+    async with transport_to(endpoint.base_url + query, **options) as transport:
+        reply = await transport.send(body_with("x"))
+    assert b"bad ***" in reply.body
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "lm-studio", "k"])
+async def test_a_word_that_is_the_key_stays_in_captions(endpoint, key):
+    """Local servers take any key; what the caption says is not touched."""
+    endpoint.behave = lambda _: Reply(200, {"caption": f"An {key} street"})
+    async with transport_to(endpoint.base_url, api_key=key) as transport:
+        assert key.encode() in (await transport.send(body_with("x"))).body
+
+
+@pytest.mark.parametrize(
+    ("surplus", "connections"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", 5),
+        (b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", 2),
+    ],
+)
+async def test_a_server_that_repeats_itself_gets_no_connection_twice(surplus, connections):
+    """Its next repeated response might come a little later, as that to another request."""
+    opened = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        first = opened == 1
+        while True:
+            await reader.readexactly(1)
+            writer.write(HEAD + b"Content-Length: 1\r\n\r\ny" + (surplus if first else b""))
+            await writer.drain()
+            await reader.readuntil(b"\r\n\r\n")
+
+    async with raw_server(answer) as url, transport_to(url) as transport:
+        for _ in range(5):
+            assert (await transport.send(Request("POST", POST.path, (b"q",)))).body == b"y"
+    assert opened == connections
+
+
+@pytest.mark.parametrize("request_", [POST, MODELS], ids=["POST", "GET"])
+@pytest.mark.parametrize("how", ["long", "slow", "not gzip", "broken off", "gzip"])
+async def test_the_status_of_an_error_is_not_lost_with_its_body(monkeypatch, request_, how):
+    """A wrong key is one, however unusable the page is that says so."""
+    monkeypatch.setattr("captioner.endpoints.http1.ERROR_BODY_S", 0.2)
+    words = b'{"error":{"message":"bad key"}}'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, body = b"HTTP/1.1 401 Unauthorized\r\n", words
+        if how == "gzip":
+            body = gzip.compress(words)
+        if "gzip" in how:
+            head += b"Content-Encoding: gzip\r\n"
+        if how == "long":
+            body += b" " * (MAX_REPLY + 1)
+        more = 9 if how in ("slow", "broken off") else 0
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % (len(body) + more) + body)
+        if how == "slow":
+            await reader.read()
+
+    async with raw_server(answer) as url, transport_to(url) as transport:
+        reply = await transport.send(request_)
+    assert reply.status == 401
+    assert reply.body.startswith(b"" if how == "not gzip" else words)
+    assert len(reply.body) < MAX_REPLY

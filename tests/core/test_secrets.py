@@ -1,0 +1,79 @@
+"""No key in a text that is shown, whatever was done to it on its way."""
+
+from __future__ import annotations
+
+import html
+
+import pytest
+
+from captioner.core.secrets import is_secret, masked, remember, secrets_in, without_keys
+from captioner.endpoints.replies import shown
+
+KEY = "sk-Zq9xT7vB2mN4pL6k"
+
+
+@pytest.fixture(autouse=True)
+def known() -> None:
+    remember(KEY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEY,
+        KEY.lower(),
+        KEY[:-1],
+        KEY[:-4],
+        KEY[:8] + " " + KEY[8:],
+        KEY[:10] + "\u200b" + KEY[10:],
+        KEY[:10] + "\n" + KEY[10:],
+        "".join(f"\\u{ord(char):04x}" for char in KEY),
+        "".join(f"%{ord(char):02X}" for char in KEY),
+        f"https://example.org/{KEY}/x",
+        "\\" + "\\".join(KEY),
+    ],
+)
+def test_a_key_is_found_in_any_form(text) -> None:
+    """Escaped, wrapped, cut or in lower case: nothing of it is left."""
+    for show in (without_keys, masked, shown):
+        clean = show(f"bad {text} here")
+        assert "***" in clean
+        assert KEY[:8].lower() not in clean.lower()
+        assert KEY[10:-4].lower() not in clean.lower()
+        assert clean.startswith("bad ")
+        assert clean.endswith("here")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html><body>bad " + "".join(f"&#{ord(char)};" for char in KEY) + "</body></html>",
+        f"<html><title>bad &#x73;{html.escape(KEY[1:])}</title></html>",
+        f"<html><body>bad {KEY[:8]}<wbr>{KEY[8:]}</body></html>",
+        "x" * 185 + " " + KEY,
+    ],
+)
+def test_a_key_in_a_page_is_not_shown(page) -> None:
+    """What is decoded or cut for showing is looked through afterwards."""
+    clean = shown(page)
+    assert not any(KEY[at : at + 6] in clean for at in range(len(KEY) - 6))
+
+
+@pytest.mark.parametrize("word", ["EMPTY", "ollama", "lm-studio", "none", "x", "k", "12345"])
+def test_a_placeholder_is_no_secret(word) -> None:
+    """A local server's key may be any word, which captions have too."""
+    remember(word)
+    assert not is_secret(word)
+    assert without_keys(f"An {word} street.") == f"An {word} street."
+
+
+def test_texts_without_the_key_stay() -> None:
+    """What only begins like a key is no key."""
+    for text in ("sk-proj", "sk-Zq9x", "A cat, 2 dogs and 3 birds.", ""):
+        assert without_keys(text) == text
+
+
+def test_keys_are_found_by_their_names() -> None:
+    """Fields of the body that hold keys, however deep."""
+    body = {"api_key": "a1", "seed": 5, "auth": {"token": "b2", "max_tokens": 7}, "model": "c"}
+    assert list(secrets_in({**body, "list": [{"X-Api-Key": "d"}]})) == ["a1", "b2", "d"]
