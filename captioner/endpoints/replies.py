@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -32,6 +31,7 @@ from captioner.core.humanize import sentence
 from captioner.core.retry import retry_after_s
 from captioner.core.secrets import without_secrets
 from captioner.core.types import Completion, Usage
+from captioner.endpoints.finish_reasons import finish_family
 from captioner.endpoints.reply_rules import Verdict, verdict_of
 from captioner.endpoints.thinking import final_text
 
@@ -47,20 +47,6 @@ ENOUGH_TOKENS = 256
 
 _TEXT_PARTS = (None, "text", "output_text")
 _ROLE = "messages[0].role"
-
-_FINISHED = frozenset(
-    {"", "none", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed",
-     "finished", "finish_reason_stop", "end", "tool_calls", "function_call", "stop_token"}
-)  # fmt: skip
-_FINISH = (
-    ("length", re.compile(r"length|max_?(?:new_?)?tokens|token_?limit|context_window|max_output")),
-    ("filter", re.compile(r"safety|recitation|prohibited|blocklist|spii|sensitive|filter|blocked"
-                          r"|refusal|policy|language")),
-    ("broken", re.compile(r"abort|error|insufficient|overload|cancel|timeout|interrupt|preempt"
-                          r"|malformed|unavailable|disconnect")),
-    ("loop", re.compile(r"repetition|repeat|loop")),
-)  # fmt: skip
-"""Families of finish reasons, compared in lower case; `_FINISHED` are those of a whole text."""
 
 
 def parse_response(response: Response, parameters: Collection[str] = ()) -> Completion:
@@ -181,30 +167,23 @@ def _assemble(body: bytes) -> dict[str, Any]:
 
 
 def _text(content: Any) -> str:
+    """Return the text of a message's content: a string, a part, or a list of either."""
     if isinstance(content, str):
         return content
-    if not isinstance(content, list):
+    parts = content if isinstance(content, list) else [content]
+    return "".join(part if isinstance(part, str) else _text_of_part(part) for part in parts)
+
+
+def _text_of_part(part: Any) -> str:
+    if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
         return ""
-    return "".join(
-        part["text"]
-        for part in content
-        if isinstance(part, dict)
-        and part.get("type") in _TEXT_PARTS
-        and isinstance(part.get("text"), str)
-    )
+    text = part.get("text")
+    text = text.get("value") if isinstance(text, dict) else text  # OpenAI's assistants
+    return text if isinstance(text, str) else ""
 
 
 def _reasoning(message: dict[str, Any]) -> Any:
     return message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
-
-
-@lru_cache(256)
-def finish_family(reason: str) -> str:
-    """Return the family of a finish reason: stop, length, filter, broken, loop or unknown."""
-    word = reason.strip().lower().replace("-", "_").replace(" ", "_")
-    if word in _FINISHED:
-        return "stop"
-    return next((family for family, marks in _FINISH if marks.search(word)), "unknown")
 
 
 def _completion(
@@ -213,10 +192,10 @@ def _completion(
     reason = choice.get("finish_reason")
     if type(reason) is not str:
         reason = str(reason.get("type", reason) if isinstance(reason, dict) else reason or "")
-    family = finish_family(reason[:100])
+    family = finish_family(reason)
     refusal = message.get("refusal")
-    if isinstance(refusal, str) and refusal.strip():
-        raise RefusedError("refused", f"the model refused: {shown(refusal)}")
+    if refusal and (said := _text(refusal).strip()):
+        raise RefusedError("refused", f"the model refused: {shown(said)}")
     if family == "filter":
         raise RefusedError("filtered", f"a content filter stopped the caption ({shown(reason)})")
     if family == "broken":

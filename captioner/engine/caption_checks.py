@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from captioner.core.errors import BadReplyError
 from captioner.core.humanize import counted
 from captioner.core.types import RequestOverrides, Turn, ValidatedCompletion
-from captioner.endpoints.replies import finish_family
+from captioner.endpoints.finish_reasons import finish_family
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,7 +267,7 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
     """Return code and message of the fault of an answer, empty if there is none."""
     text = completion.text
     length = len(text)
-    family = finish_family(completion.finish_reason[:100])
+    family = finish_family(completion.finish_reason)
     code = message = ""
     if family == "loop" or is_looping(text):
         code, message = "looping", "the caption repeats itself without end"
