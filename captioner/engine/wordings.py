@@ -1,0 +1,103 @@
+"""What models and gateways say instead of a caption: a table of rows, and one matcher.
+
+To teach captioner another wording, add one row: its kind, its language and a regular expression.
+An expression is matched at the beginning of a clause, in lower case, after politeness like "sorry,"
+(`POLITENESS`). It has no capturing groups. Write it for a kind of answer, not for one sentence, and
+add examples to `tests/engine/answers`, among them captions with the same words.
+
+Kinds:
+
+============== =================================================================================
+unseen         the model says that there is no image; in any clause
+unseen_whole   the same, if the whole answer is made of such rows and politeness
+refused        the model refuses; in the first clause that is not only polite
+refused_whole  a filter's notice, if it is the whole answer
+error          an error, in the first clause: no caption begins so
+error_whole    an error, if it is the whole answer
+polite         what is said beside: "please try again", "let me know"
+============== =================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Literal
+
+from captioner.engine.wordings_en import ENGLISH
+from captioner.engine.wordings_other import OTHERS, POLITENESS
+
+Fault = Literal["unseen", "refused", "error", ""]
+
+UNSEEN_CHARS = 500
+"""Most characters of an answer that says that there is no image, or that is an error."""
+
+REFUSAL_CHARS = 300
+"""Most characters of a refusal: a longer text that begins like one is a description."""
+
+REST_CHARS = 12
+"""Most characters of a clause after a row that stands for all of the clause."""
+
+ROWS = (*ENGLISH, *OTHERS)
+_ORDER = ("unseen", "error", "refused", "unseen_whole", "error_whole", "refused_whole", "polite")
+
+_BY_BEGINNING = frozenset({"unseen", "error", "refused"})
+
+_QUOTED = re.compile(
+    r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』|\u2018[^\u2019]*\u2019|`[^`]*`'
+)
+_CLAUSE_END = re.compile(
+    r"(?:[.!?…\u061f]++[\"')\]*]*+(?=\s|\Z)|[;\n。\uff01\uff1f\uff1b]"
+    r"|[\uff0c,、](?=\s?[\u3040-\u30ff\u4e00-\u9fff])|,? (?:but|however)\b,?"
+    r"|, ?(?:aber|pero|mais|ma|mas|però|но|але|maar|ale|tetapi|ama|men|nhưng)(?=\s))\s*+"
+)
+_SORRY = re.compile(r"sorry|apolog|désolé|lo siento|tut mir leid|抱歉|对不起|申し訳|죄송|извините")
+
+
+def fault_in(text: str) -> Fault:
+    """Return what an answer says instead of describing an image; empty if it is none of that."""
+    said = text[:UNSEEN_CHARS].replace("\u2019", "'").lower()
+    unquoted = _QUOTED.sub("@", said)
+    if any(map(str.isalnum, unquoted)):
+        said = unquoted
+    clauses = filter(None, _CLAUSE_END.split(said))
+    if len(text) > UNSEEN_CHARS:
+        return "error" if next(filter(_tells, map(_kind_of, clauses)), "") == "error" else ""
+    kinds = [_kind_of(clause) for clause in clauses]
+    telling = [kind for kind in kinds if _tells(kind)]
+    first = telling[0] if telling else ""
+    if first == "error":
+        return "error"
+    if "unseen" in telling:
+        return "unseen"
+    is_short = len(text) <= REFUSAL_CHARS
+    if first == "refused":
+        return "refused" if is_short else ""
+    if first and "" not in telling:
+        whole = min(telling, key=_ORDER.index)
+        return "unseen" if whole == "unseen_whole" else "error" if "error" in whole else "refused"
+    return "refused" if kinds and not telling and is_short and _SORRY.search(said) else ""
+
+
+@cache
+def _rows() -> re.Pattern[str]:
+    """Return the table as one expression, a group for each kind; it is made when first needed."""
+    kinds = (
+        f"(?P<{kind}>{'|'.join(row.pattern for row in ROWS if row.kind == kind)})"
+        for kind in _ORDER
+    )
+    polite = rf"(?:(?:{POLITENESS})(?:[\s,:…\u2013\u2014\uff0c\u060c.!-]++|\Z))*+"
+    nothing = r"(?P<nothing>[\s\"'*_)\]]*\Z)"
+    return re.compile(rf"[\s\"'*_#>\[(¡¿~-]*+{polite}(?:{'|'.join(kinds)}|{nothing})")
+
+
+def _tells(kind: str) -> bool:
+    return kind not in ("polite", "nothing")
+
+
+def _kind_of(clause: str) -> str:
+    """Return the kind of the row that a clause begins with; empty if there is none."""
+    found = _rows().match(clause)
+    kind = found.lastgroup or "" if found else ""
+    goes_on = found is not None and len(clause) - found.end() > REST_CHARS
+    return "" if goes_on and kind not in _BY_BEGINNING else kind
