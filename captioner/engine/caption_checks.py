@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from captioner.core.types import Completion
-    from captioner.engine.wordings import Fault
 
 
 HOTTER = 0.3
@@ -184,17 +183,14 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
 
 def _instead(text: str, rules: CaptionRules) -> tuple[str, str]:
     """Return code and message of what a text says instead of a caption, empty if it is one."""
-    fault = fault_in(text)
-    if not fault and rules.parse is None and is_error_document(text):
-        fault = "error"
-    if not fault:
-        return "", ""
-    code, message = _INSTEAD[fault]
-    return code, f"{message}: {' '.join(text.split())[:SHOWN_CHARS]}"
-
-
-_INSTEAD: dict[Fault, tuple[str, str]] = {
-    "unseen": ("no_image_seen", "the model saw no image"),
-    "refused": ("refused", "the model refused"),
-    "error": ("bad_reply", "the caption is an error message"),
-}
+    kind = fault_in(text)
+    if not kind and rules.parse is None and is_error_document(text):
+        kind = "error"
+    code = message = ""
+    if kind == "unseen":
+        code, message = "no_image_seen", "the model saw no image"
+    elif kind == "refused":
+        code, message = "refused", "the model refused"
+    elif kind == "error":
+        code, message = "bad_reply", "the caption is an error message"
+    return code, f"{message}: {' '.join(text.split())[:SHOWN_CHARS]}" if code else ""

@@ -89,6 +89,7 @@ def _is_error_object(value: Any) -> bool:
     return (
         failed
         or any(number >= 400 for number in numbers)
-        or "detail" in names
+        or names.keys() == {"detail"}
+        or names.get("status") in ("error", "failed", "failure")
         or any(fault_in(one) == "error" for one in texts)
     )

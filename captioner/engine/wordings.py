@@ -25,7 +25,7 @@ from functools import cache
 from typing import Literal
 
 from captioner.engine.wordings_en import ENGLISH
-from captioner.engine.wordings_other import OTHERS, POLITENESS
+from captioner.engine.wordings_other import OTHERS
 
 Fault = Literal["unseen", "refused", "error", ""]
 
@@ -37,6 +37,45 @@ REFUSAL_CHARS = 300
 
 REST_CHARS = 12
 """Most characters of a clause after a row that stands for all of the clause."""
+
+POLITENESS = (
+    # English
+    r"(?:i am |i'm |we're |we are |my )?(?:very |so |really |terribly |deeply )?(?:sorry|apologies)"
+    r"(?: about that| for (?:the|any) (?:confusion|inconvenience))?"
+    r"|(?:i|we) (?:sincerely )?apologi[sz]e(?: for (?:the|any) (?:confusion|inconvenience))?"
+    r"|unfortunately|regrettably|i'm afraid(?: that)?|i regret(?: to (?:inform|say"
+    r"|tell)(?: you)?)?(?: that)?|hello|hi(?: there)?|hey"
+    r"|oops|hmm+|uh-oh|oh|ok(?:ay)?|sure|of course|certainly|absolutely|well|note(?: that)?"
+    r"|since|because|given that|currently|at the moment|right now|but|and|however"
+    r"|it (?:seems|looks|appears)(?: to me)?(?: like| that| as if| as though)*|(?:that said|so)"
+    r"|i (?:think|believe|must say|have to say)(?: that)?|unfortunately for (?:me|us)|still"
+    r"|actually"
+    # German, French, Spanish, Portuguese, Italian, Dutch, Polish, Swedish, Danish, Czech
+    r"|(?:es )?tut mir (?:wirklich |sehr )?leid|leider|entschuldigung|entschuldige[n]?(?: sie)?"
+    r"|ich bedaue?re|aber|hallo|es scheint(?:, dass| dass)?"
+    r"|(?:je suis |nous sommes )?(?:vraiment )?désolée?s?|malheureusement|pardon|bonjour|mais"
+    r"|il semble (?:que|qu)|excusez-moi|je m'excuse"
+    r"|(?:lo siento|lo lamento)(?: mucho)?|lamentablemente|desafortunadamente|disculpa|disculpe"
+    r"|hola"
+    r"|pero|parece que|perdón|por favor"
+    r"|desculpe|desculpa|lamento|sinto muito|infelizmente|olá|parece que|mas"
+    r"|mi dispiace|spiacente|purtroppo|ciao|sembra che|scusa|ma"
+    r"|het spijt me|sorry|helaas|maar|het lijkt erop dat|przepraszam|niestety|przykro mi|ale"
+    r"|wygląda na to, że|förlåt|tyvärr|beklager|desværre|undskyld|jag är ledsen|men|bohužel"
+    r"|omlouvám se"
+    # Russian, Ukrainian, Turkish, Arabic, Persian, Vietnamese, Indonesian
+    r"|извините|простите|к сожалению|мне (?:очень )?жаль|но|похоже(?:, что)?|вибачте|на жаль"
+    r"|üzgünüm|maalesef|özür dilerim|ancak|عذر[اً]+|آسف|للأسف|أعتذر|لكن|متأسفم|متأسفانه"
+    r"|(?:tôi )?(?:rất |thành thật )?xin lỗi|rất tiếc|nhưng|maaf|mohon maaf|maafkan saya|sayangnya"
+    # Chinese, Japanese, Korean, Hindi, Thai
+    r"|(?:非常|很|十分|真的?)?(?:抱歉|对不起|對不起|不好意思|遗憾)(?:的是)?|您好|你好|但是?|不过"
+    r"|好的|目前|由于|因为|看起来|似乎"
+    r"|申し訳(?:ありません|ございません|ないです)?(?:が|けど)?|すみません(?:が)?|ごめんなさい"
+    r"|残念ながら|恐れ入りますが"
+    r"|(?:정말 |대단히 )?(?:죄송합니다만?|죄송하지만|미안합니다|유감스럽게도|안녕하세요|아쉽게도)"
+    r"|क्षमा करें|माफ़? ?कीजिए|माफ़ करें|ขออภัย(?:ครับ|ค่ะ)?|ขอโทษ(?:ครับ|ค่ะ)?"
+)
+"""What may stand before a row, in any language."""
 
 ROWS = (*ENGLISH, *OTHERS)
 _ORDER = ("unseen", "error", "refused", "unseen_whole", "error_whole", "refused_whole", "polite")

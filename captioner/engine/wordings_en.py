@@ -40,7 +40,8 @@ SENT = (
     r"|submit(?:ted)?|posted|pasted?)\b"
 )
 SEE = (
-    r"(?:see|view|find|access|detect|receiv|process|interpret|display|open|contain|have|analy[sz]"
+    r"(?:see|view|get|find|access|detect|receiv|process|interpret|display|open|contain|have"
+    r"|analy[sz]"
     r"|perceiv|look at|attach|provid|upload|includ|shar|sen[dt]|suppl|submit)\w*"
 )
 NEAR = r"(?:(?!\b(?:in|on|of|from|within|inside)\b).){0,60}?"
@@ -74,7 +75,8 @@ SERVICE = (
 NOW = (
     r"(?: (?:right now|at the moment|at this time|now|currently|today|for maintenance|again"
     r"|on our (?:end|side)|due to\b.{0,60}|because of\b.{0,60}"
-    r"|(?:with|by) (?:\w+ ){0,2}(?:requests?|traffic|users|load)))?\W*\Z"
+    r"|(?:with|by) (?:\w+ ){0,2}(?:requests?|traffic|users|load)))?(?:, (?:please|try|retry"
+    r"|wait)\b.*|\W*\Z)"
 )
 
 # fmt: off
@@ -114,7 +116,16 @@ ENGLISH = rows(
         ("unseen_whole",
             r"(?:i|we) (?:can't|cannot|do not|don't) (?:see|view|access|open) (?:it|that|them)",
             r"\b.{0,20}\Z"),
+        ("unseen",
+            r"i (?:do not|don't|lack) ?(?:have )?(?:the |any )?(?:vision|visual",
+            r"|image)\b.{0,12}(?:capabilit|abilit|support)\w*"),
+        ("unseen",
+            r"i (?:do not|don't) have (?:the |any )?(?:ability|capability|way) to (?:see|view",
+            r"|look)"),
         # The user is asked for it.
+        ("unseen",
+            r"you(?:'ve| have)? (?:sent|provided|shared|uploaded",
+            rf"|submitted) .{{0,30}}without (?:any|an?) {IMAGE}"),
         ("unseen",
             rf"(?:you (?:have|did|need)|your (?:message|request|prompt)).{{0,120}}?{NOT}\b",
             rf".{{0,80}}?{SEE}{NEAR}\b{IMAGE}"),
@@ -165,7 +176,30 @@ ENGLISH = rows(
             r"(?:there (?:is|was|seems to be|appears to be) )?(?:an? )?(?:issue|problem|error",
             r"|trouble) (?:with|loading|opening|accessing|viewing|processing|reading",
             rf"|uploading) (?:the|your) {IMAGE}"),
+        ("unseen_whole",
+            rf"(?:the |your )?{IMAGE} (?:could not|couldn't|cannot|can't|can not) be (?:opened",
+            r"|displayed|processed|read|decoded|viewed|accessed|fetched|retrieved)\W*\Z"),
+        ("unseen_whole",
+            rf"{IMAGE}(?: inputs?)? (?:is|are) not (?:supported|allowed|accepted",
+            r"|enabled)(?:\W*\Z| (?:by|for|in)\b.*)"),
+        ("unseen_whole",
+            r"(?:the |your )?(?:image )?(?:url|link)(?: to the image)? (?:is|was|seems to be",
+            r"|appears to be) (?:invalid|broken|expired|not)\b.*"),
         # Refusals.
+        ("refused",
+            r"(?:that|this)(?:'s| is)(?: not)? something (?:that )?i(?:'m| am)?(?: can(?:not",
+            r"|'t)?| unable| not (?:able|allowed|comfortable)| able)\b"),
+        ("refused",
+            r"i(?:'m going to| am going to)? (?:have to|must|need to|will have to) (?:decline",
+            r"|refuse|pass)\b"),
+        ("refused", r"(?:this|that|it) goes against my\b"),
+        ("refused_whole",
+            r"(?:the|this|your) (?:image|picture|photo|content|request|prompt) (?:may|might",
+            r"|appears to|seems to) (?:contain|include) (?:\w+ )?(?:inappropriate|sensitive",
+            r"|harmful|explicit|prohibited|unsafe)\b.*"),
+        ("refused_whole",
+            r"(?:blocked|filtered|censored|flagged|rejected) (?:for|due to|because of",
+            r"|by)\b.{0,24}(?:safety|polic|content|filter|moderation).*"),
         ("refused", rf"{CANNOT}\b.{{0,30}}?\b{HELP}(?!\w*(?:ed|ten)\b)"),
         ("refused", r"(?:i'm|i am) (?:unable|not able) to (?:do so|say|tell)\W*\Z"),
         ("refused", r"i can(?:'t|not| not) (?:do|say|tell)(?: (?:that|this|so))?\W*\Z"),
@@ -186,7 +220,8 @@ ENGLISH = rows(
             r"|for|as|under)\b.*)"),
         ("refused_whole",
             r"(?:(?:potentially )?(?:sensitive|unsafe|harmful|explicit|inappropriate) content",
-            r"|content (?:warning|filter|polic\w+)|safety filter).{0,40}\Z"),
+            r"|content (?:filter|polic\w+)|safety filter) (?:detected|found|filtered|blocked",
+            r"|removed|violat\w+|triggered|applied|error)\b.{0,40}\Z"),
         # Errors that no caption begins with.
         ("error", r"traceback \(most recent call last\)"),
         ("error", r"(?:http )?error(?: code)?: ?\W{0,3}[1-5]\d\d\b"),
@@ -202,16 +237,45 @@ ENGLISH = rows(
             r"|torch|asyncio)\.[a-z_.]{0,40}(?:error|exception|timeout|exceeded)"),
         ("error", r"(?:cuda|hip|gpu|torch|device)\W{1,2}(?:error|out of memory)"),
         ("error", r"network error due to high traffic"),
+        ("error", r"(?:[a-z_]\w{0,30}\.){1,6}\w{0,40}(?:error|exception)(?:\W*\Z|:)"),
+        ("error",
+            r"panic: |segmentation fault\b|(?:\w+ )?(?:econn[a-z]+|etimedout|enotfound|epipe)\b"),
         # Errors, if there is nothing else.
+        ("error_whole", r"(?:http )?error:? ?(?:code )?[45]\d\d(?:\W*\Z|: .{0,40}\Z)"),
+        ("error_whole",
+            r"(?:unknown|server|inference|internal|network|api|system|unexpected",
+            r"|generation) error(?: \(?\d+\)?)?\W*\Z"),
+        ("error_whole",
+            r"(?:time-?out|timed out|fetch failed|socket hang ?up|killed|unauthorized)\W*\Z"),
+        ("error_whole",
+            r"(?:the|your|this) request (?:could not|couldn't|cannot|can't) be \w+ed\b.*"),
+        ("error_whole",
+            r"there (?:was|is|has been|seems to be) (?:an?|some) (?:\w+ )?(?:error|problem",
+            r"|issue) (?:processing|handling|generating|completing|while|with|connecting",
+            r"|in)\b.{0,24}(?:request|response|server|connection|model|api|input|service)\b.*"),
+        ("error_whole",
+            r"there (?:was|is|has been) an? (?:technical|temporary|unexpected|internal) (?:issue",
+            r"|problem|error|glitch)\b.*"),
+        ("error_whole",
+            r"i(?:'ve| have)? (?:encountered|ran into|hit) an? (?:\w+ )?(?:error|issue",
+            r"|problem)\b.*"),
+        ("error_whole",
+            r"i(?:'m| am) (?:having|experiencing) (?:\w+ )?(?:trouble|difficult\w+|issues?",
+            r"|problems?)\b.{0,16}(?:processing|connect\w+|generating|accessing|completing",
+            r"|responding)\b.*"),
+        ("error_whole", r"you(?:'re| are) (?:being )?(?:rate[- ]limited|throttled)\b.*"),
+        ("error_whole",
+            r"(?:the |your )?(?:api|access|secret) ?(?:key|token) (?:is |was )?(?:not valid",
+            r"|invalid|expired|missing|not found|required|incorrect)\b.*"),
         ("error_whole",
             r"(?:http(?:/\d(?:\.\d)?)? )?(?:\(?[45]\d\d\)?\W{1,3})?(?:internal (?:server )?error",
             r"|bad gateway|service (?:temporarily )?unavailable|gateway time-?out",
             r"|too many requests|request (?:entity|body) too large|payload too large",
             r"|request time-?out|method not allowed|payment required|unprocessable \w+",
-            r"|bad request)\W*\Z"),
+            r"|bad request)(?:\W*\Z|, (?:please|try|you)\b.*)"),
         ("error_whole",
             r"(?:http(?:/\d(?:\.\d)?)? )?\(?[45]\d\d\)?\W{1,3}(?:not found|unauthorized",
-            r"|forbidden|error|server error|client error).{0,30}\Z"),
+            r"|forbidden|page not found|error|server error|client error)(?:\W*\Z|: .{0,40}\Z)"),
         ("error_whole",
             r"(?:the |your |this )?(?:upstream|endpoint|gateway|proxy|request|connection|read",
             r"|server",
@@ -251,7 +315,8 @@ ENGLISH = rows(
             r"|expired|exhausted|invalid|insufficient|too low|used up|suspended|disabled",
             r"|exceeded|reached|blocked|not \w+|empty|overdue|deactivated).*"),
         ("error_whole",
-            r"(?:the |your )?(?:rate|request|usage|token|quota|credit|daily|monthly|spending",
+            r"(?:the |your )?(?:maximum )?(?:rate|request|usage|token|quota|credit|daily|monthly",
+            r"|spending",
             r"|context|concurrency)s?(?: \w+)?(?: limit)?(?: has been| was| is)? (?:exceeded",
             r"|reached|exhausted)\b.*"),
         ("error_whole",

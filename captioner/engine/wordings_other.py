@@ -1,53 +1,16 @@
 # ruff: noqa: RUF001 - other languages have letters that look like Latin ones
-"""Rows of `captioner.engine.wordings` in other languages, and politeness in all of them."""
+"""Rows of `captioner.engine.wordings` in other languages than English."""
 
 from __future__ import annotations
 
 from captioner.engine.wordings_en import rows
 
-POLITENESS = (
-    # English
-    r"(?:i am |i'm |we're |we are |my )?(?:very |so |really |terribly |deeply )?(?:sorry|apologies)"
-    r"(?: about that| for (?:the|any) (?:confusion|inconvenience))?"
-    r"|(?:i|we) (?:sincerely )?apologi[sz]e(?: for (?:the|any) (?:confusion|inconvenience))?"
-    r"|unfortunately|regrettably|i'm afraid(?: that)?|i regret(?: that)?|hello|hi(?: there)?|hey"
-    r"|oops|hmm+|uh-oh|oh|ok(?:ay)?|sure|of course|certainly|absolutely|well|note(?: that)?"
-    r"|since|because|given that|currently|at the moment|right now|but|and|however"
-    r"|it (?:seems|looks|appears)(?: to me)?(?: like| that| as if| as though)*|(?:that said|so)"
-    r"|i (?:think|believe|must say|have to say)(?: that)?|unfortunately for (?:me|us)|still"
-    r"|actually"
-    # German, French, Spanish, Portuguese, Italian, Dutch, Polish, Swedish, Danish, Czech
-    r"|(?:es )?tut mir (?:wirklich |sehr )?leid|leider|entschuldigung|entschuldige[n]?(?: sie)?"
-    r"|ich bedaue?re|aber|hallo|es scheint(?:, dass| dass)?"
-    r"|(?:je suis |nous sommes )?(?:vraiment )?désolée?s?|malheureusement|pardon|bonjour|mais"
-    r"|il semble (?:que|qu)|excusez-moi|je m'excuse"
-    r"|(?:lo siento|lo lamento)(?: mucho)?|lamentablemente|desafortunadamente|disculpa|disculpe"
-    r"|hola"
-    r"|pero|parece que|perdón|por favor"
-    r"|desculpe|desculpa|lamento|sinto muito|infelizmente|olá|parece que|mas"
-    r"|mi dispiace|spiacente|purtroppo|ciao|sembra che|scusa|ma"
-    r"|het spijt me|sorry|helaas|maar|het lijkt erop dat|przepraszam|niestety|przykro mi|ale"
-    r"|wygląda na to, że|förlåt|tyvärr|beklager|desværre|undskyld|jag är ledsen|men|bohužel"
-    r"|omlouvám se"
-    # Russian, Ukrainian, Turkish, Arabic, Persian, Vietnamese, Indonesian
-    r"|извините|простите|к сожалению|мне (?:очень )?жаль|но|похоже(?:, что)?|вибачте|на жаль"
-    r"|üzgünüm|maalesef|özür dilerim|ancak|عذر[اً]+|آسف|للأسف|أعتذر|لكن|متأسفم|متأسفانه"
-    r"|(?:tôi )?(?:rất |thành thật )?xin lỗi|rất tiếc|nhưng|maaf|mohon maaf|maafkan saya|sayangnya"
-    # Chinese, Japanese, Korean, Hindi, Thai
-    r"|(?:非常|很|十分|真的?)?(?:抱歉|对不起|對不起|不好意思|遗憾)(?:的是)?|您好|你好|但是?|不过"
-    r"|好的|目前|由于|因为|看起来|似乎"
-    r"|申し訳(?:ありません|ございません|ないです)?(?:が|けど)?|すみません(?:が)?|ごめんなさい"
-    r"|残念ながら|恐れ入りますが"
-    r"|(?:정말 |대단히 )?(?:죄송합니다만?|죄송하지만|미안합니다|유감스럽게도|안녕하세요|아쉽게도)"
-    r"|क्षमा करें|माफ़? ?कीजिए|माफ़ करें|ขออภัย(?:ครับ|ค่ะ)?|ขอโทษ(?:ครับ|ค่ะ)?"
-)
-
 _ZH_IMAGE = r"(?:图片|图像|照片|影像|圖片|圖像|附件)"
 _ZH_SEE = (
     r"(?:看到|看见|看清|收到|查看|识别|訪問|访问|检测到|处理|處理|分析|解析|读取|打开|接收|获取"
-    r"|加载|浏览|上传|上傳|提供|附)"
+    r"|加载|浏览|上传|上傳|提供|附|看)"
 )
-_ZH_NOT = r"(?:没有?|沒有?|未能?|无法|無法|不能|还不能|不支持|不具备|并未)"
+_ZH_NOT = r"(?:没有?|沒有?|未能?|无法|無法|不能|还不能|没办法|没法|不支持|不具备|并未)"
 _DE_IMAGE = r"(?:bild|foto|bilddatei|anhang|grafik)\w*"
 _DE_DONE = (
     r"(?:sehen|gesehen|erkennen|ange\w+|beigefügt|hochgeladen|bereitgestellt|erhalten|finden"
@@ -91,7 +54,7 @@ OTHERS = (
             r"(?:无法|不能|暂时无法)(?:为您|给您|向您|对此|就此|提供|回答|描述|协助|满足|讨论",
             r"|生成|处理)[^\uff1a]{0,4}(?:这|该|您|你|此|相关|问题|请求|帮助|描述|内容|回答)"),
         ("refused",
-            r"(?:该|此|这张|这个|您的|图片|本)[^\uff1a]{0,8}(?:涉嫌|可能",
+            r"(?:该|此|内容|这张|这个|您的|图片|本)[^\uff1a]{0,8}(?:涉嫌|可能",
             r"|包含)?[^\uff1a]{0,4}(?:违规|违反|不合规|违法|敏感|不当|不适宜|色情)"),
         ("refused", r"(?:让我们|我们)?(?:换个|换一个|聊点|聊聊)[^\uff1a]{0,6}话题|这个问题我"),
         ("error_whole",
@@ -112,6 +75,8 @@ OTHERS = (
             r"(?:我(?:来|会|可以|将|就|才|很)|以便|这样|如果|如需|谢谢|感谢|请|作为|有什么|重新",
             r"|联系",
             r"|才能|或).*"),
+        ("unseen", r"我[^\uff1a]{0,6}(?:不能|没办法|无法|没法|不会)看图"),
+        ("error_whole", r"服务器?(?:好像|似乎)?(?:开小差|挂了|崩溃|累了)"),
     )),
     *rows("ja", (
         ("unseen",
@@ -179,8 +144,13 @@ OTHERS = (
         ("polite",
             r"(?:bitte|wenn|gerne|falls|danke|ich kann ihnen|wie kann ich|können sie",
             r"|kannst du)\b.*"),
+        ("unseen_whole",
+            r"(?:das |ihr |dein )?(?:bild|foto) konnte nicht (?:geladen|geöffnet",
+            r"|angezeigt)(?: werden)?"),
+        ("refused", r"das kann ich (?:leider )?nicht\W*\Z"),
     )),
     *rows("fr", (
+        ("unseen_whole", r"(?:l'image|la photo) n'est pas (?:disponible|accessible|lisible)"),
         ("unseen",
             r"je ne (?:vois|peux (?:pas |malheureusement pas )?(?:voir|visualiser|accéder",
             r"|analyser|traiter|ouvrir)|suis pas (?:en mesure|capable) de (?:voir|visualiser)",
@@ -263,7 +233,8 @@ OTHERS = (
     )),
     *rows("it", (
         ("unseen",
-            r"(?:io )?non (?:vedo|posso (?:vedere|visualizzare|accedere)|riesco a (?:vedere",
+            r"(?:io )?non (?:vedo|posso (?:vedere|visualizzare|accedere)",
+            r"|sono in grado di (?:vedere|visualizzare)|riesco a (?:vedere",
             r"|visualizzare|aprire)|ho accesso a)(?: alcuna?| nessuna| le| la| una| al)* ?(?:l'",
             r"|all')?(?:immagin|foto)\w*(?! d(?:i|el|ella) )"),
         ("unseen",
