@@ -55,10 +55,12 @@ _FINAL_HEAD = re.compile(
 _BEFORE_QUOTED = frozenset("\"'“\u2018`«「『")
 _AFTER_QUOTED = frozenset("\"'”\u2019`»」』")
 
-_LEAD = re.compile(
-    r"[\s#*_]*(?:thinking|thoughts?|reasoning|reflection|analysis|assistant\b|model\n)",
-    re.IGNORECASE,
+_LEADS = frozenset(
+    begin
+    for word in ("thi", "tho", "rea", "ref", "ana", "ass", "mod")
+    for begin in (word, word.capitalize(), word.upper())
 )
+_SIGNS = frozenset("#*_ \n\t")
 """Beginnings of a text that may hold thinking or a role without having any sign of a mark."""
 
 
@@ -74,7 +76,8 @@ def final_text(text: str) -> tuple[str, bool]:
         and "\\" not in text
         and "&" not in text
         and "assistantfinal" not in text
-        and not _LEAD.match(text)
+        and text[:3] not in _LEADS
+        and text[:1] not in _SIGNS
     ):
         return text.strip(), False
     text, thought = _without_channels(text)

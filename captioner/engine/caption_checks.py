@@ -13,7 +13,7 @@ from captioner.core.humanize import counted
 from captioner.core.types import RequestOverrides, Turn, ValidatedCompletion
 from captioner.endpoints.finish_reasons import finish_family
 from captioner.engine.error_documents import is_error_document
-from captioner.engine.garbage import is_empty_value, is_garbage, is_looping
+from captioner.engine.garbage import EMPTY_BEGINS, is_empty_value, is_garbage, is_looping
 from captioner.engine.wordings import fault_in
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
         used = completion.usage.completion_tokens
         tokens = f"its {counted(used, 'token')}" if used else "all tokens"
         code, message = "thinking", f"the model used {tokens} for thinking"
-    elif text and (is_garbage(text) or is_empty_value(text)):
+    elif text and (is_garbage(text) or (text[0] in EMPTY_BEGINS and is_empty_value(text))):
         code, message = "garbage", f"the caption has no words: {text[:40]!a}"
     elif text and (said := _instead(text, rules))[0]:
         code, message = said
@@ -184,7 +184,7 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
 def _instead(text: str, rules: CaptionRules) -> tuple[str, str]:
     """Return code and message of what a text says instead of a caption, empty if it is one."""
     kind = fault_in(text)
-    if not kind and rules.parse is None and is_error_document(text):
+    if not kind and text[0] in "<{[(`" and rules.parse is None and is_error_document(text):
         kind = "error"
     code = message = ""
     if kind == "unseen":

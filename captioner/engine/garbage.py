@@ -39,6 +39,8 @@ _EMPTY_VALUE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_EMPTY_VALUE = 40
+EMPTY_BEGINS = frozenset(" nNuUeE\"'`([{<")
+"""First characters of an empty value."""
 
 
 def is_looping(text: str) -> bool:
@@ -59,19 +61,17 @@ def is_looping(text: str) -> bool:
 
 def is_garbage(text: str) -> bool:
     """Return whether a text has no words, is mostly signs, or has what nobody can see."""
-    marks = _NO_WORD.sub("", text)
+    has_marks = "<" in text or "[" in text or "\\" in text
+    marks = _NO_WORD.sub("", text) if has_marks else text
     seen = _HIDDEN.sub("", marks)
     words = sum(map(str.isalnum, seen))
     if not words:
         return not _EMOJI.search(seen) or _ends_in_one_sign(text)
-    mostly_signs = len(text) >= SIGNS_CHARS and words * SIGNS_SHARE < len(text)
-    hidden = len(marks) - len(seen)
-    return (
-        mostly_signs
-        or hidden * HIDDEN_SHARE > len(text)
-        or "\x00" in text
-        or _ends_in_one_sign(text)
-    )
+    if words * SIGNS_SHARE < len(text) and len(text) >= SIGNS_CHARS:
+        return True
+    if seen != marks and (len(marks) - len(seen)) * HIDDEN_SHARE > len(text):
+        return True
+    return "\x00" in text or (text[-4:-1] == text[-1] * 3 and _ends_in_one_sign(text))
 
 
 def is_empty_value(text: str) -> bool:
@@ -82,8 +82,6 @@ def is_empty_value(text: str) -> bool:
 def _ends_in_one_sign(text: str) -> bool:
     """Return whether a text ends in one character, over and over."""
     last = text[-1]
-    if text[-4:-1] != last * 3:
-        return False
     run = len(text) - len(text.rstrip(last))
     if run == len(text):
         return run >= (LONGEST_DIGITS if last.isdigit() else LONGEST_WHOLE)

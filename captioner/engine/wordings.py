@@ -80,6 +80,11 @@ POLITENESS = (
 ROWS = (*ENGLISH, *OTHERS)
 _ORDER = ("unseen", "error", "refused", "unseen_whole", "error_whole", "refused_whole", "polite")
 
+_FAULTS: dict[str, Fault] = {
+    "unseen": "unseen", "unseen_whole": "unseen", "error": "error", "error_whole": "error",
+    "refused": "refused", "refused_whole": "refused",
+}  # fmt: skip
+_BESIDE = frozenset({"polite", "nothing"})
 _BY_BEGINNING = frozenset({"unseen", "error", "refused"})
 
 _QUOTED = re.compile(
@@ -95,27 +100,44 @@ _SORRY = re.compile(r"sorry|apolog|désolé|lo siento|tut mir leid|抱歉|对不
 
 def fault_in(text: str) -> Fault:
     """Return what an answer says instead of describing an image; empty if it is none of that."""
-    said = text[:UNSEEN_CHARS].replace("\u2019", "'").lower()
+    said = _unquoted(text)
+    match = _rows().match
+    telling: list[str] = []
+    for clause in _CLAUSE_END.split(said):  # with few calls: it runs for every caption
+        found = match(clause) if clause else None
+        kind = (found.lastgroup or "") if found is not None else ""
+        if found is not None and kind not in _BY_BEGINNING:
+            kind = "" if len(clause) - found.end() > REST_CHARS else kind
+        if clause and kind not in _BESIDE:
+            telling = [*telling, kind]
+    if telling and not telling[0] and "unseen" not in telling:
+        return ""
+    return _verdict(telling, said, len(text))
+
+
+def _unquoted(text: str) -> str:
+    """Return the beginning of a text in lower case without quotations, unless it is one."""
+    said = text[:UNSEEN_CHARS].lower()
+    if "\u2019" in said:
+        said = said.replace("\u2019", "'")
     unquoted = _QUOTED.sub("@", said)
-    if any(map(str.isalnum, unquoted)):
-        said = unquoted
-    clauses = filter(None, _CLAUSE_END.split(said))
-    if len(text) > UNSEEN_CHARS:
-        return "error" if next(filter(_tells, map(_kind_of, clauses)), "") == "error" else ""
-    kinds = [_kind_of(clause) for clause in clauses]
-    telling = [kind for kind in kinds if _tells(kind)]
-    first = telling[0] if telling else ""
-    if first == "error":
-        return "error"
-    if "unseen" in telling:
-        return "unseen"
-    is_short = len(text) <= REFUSAL_CHARS
-    if first == "refused":
-        return "refused" if is_short else ""
-    if first and "" not in telling:
-        whole = min(telling, key=_ORDER.index)
-        return "unseen" if whole == "unseen_whole" else "error" if "error" in whole else "refused"
-    return "refused" if kinds and not telling and is_short and _SORRY.search(said) else ""
+    return unquoted if unquoted != said and any(map(str.isalnum, unquoted)) else said
+
+
+def _verdict(telling: list[str], said: str, length: int) -> Fault:
+    """Return what the kinds of the clauses, but for polite ones, make of an answer."""
+    is_short = length <= REFUSAL_CHARS
+    if not telling:
+        return "refused" if is_short and _SORRY.search(said) else ""
+    kind = telling[0]
+    if kind not in ("error", "refused"):
+        kind = "" if "" in telling else min(telling, key=_ORDER.index)
+    if "unseen" in telling and kind != "error":
+        kind = "unseen"
+    if kind == "error" or length <= UNSEEN_CHARS:
+        fault = _FAULTS.get(kind, "")
+        return "" if fault == "refused" and not is_short else fault
+    return ""
 
 
 @cache
@@ -128,15 +150,3 @@ def _rows() -> re.Pattern[str]:
     polite = rf"(?:(?:{POLITENESS})(?:[\s,:…\u2013\u2014\uff0c\u060c.!-]++|\Z))*+"
     nothing = r"(?P<nothing>[\s\"'*_)\]]*\Z)"
     return re.compile(rf"[\s\"'*_#>\[(¡¿~-]*+{polite}(?:{'|'.join(kinds)}|{nothing})")
-
-
-def _tells(kind: str) -> bool:
-    return kind not in ("polite", "nothing")
-
-
-def _kind_of(clause: str) -> str:
-    """Return the kind of the row that a clause begins with; empty if there is none."""
-    found = _rows().match(clause)
-    kind = found.lastgroup or "" if found else ""
-    goes_on = found is not None and len(clause) - found.end() > REST_CHARS
-    return "" if goes_on and kind not in _BY_BEGINNING else kind
