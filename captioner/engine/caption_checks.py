@@ -13,7 +13,13 @@ from captioner.core.humanize import counted
 from captioner.core.types import RequestOverrides, Turn, ValidatedCompletion
 from captioner.endpoints.finish_reasons import finish_family
 from captioner.engine.error_documents import is_error_document
-from captioner.engine.garbage import EMPTY_BEGINS, is_empty_value, is_garbage, is_looping
+from captioner.engine.garbage import (
+    EMPTY_BEGINS,
+    LOOP_CHARS,
+    is_empty_value,
+    is_garbage,
+    is_looping,
+)
 from captioner.engine.wordings import fault_in
 
 if TYPE_CHECKING:
@@ -155,7 +161,7 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
     length = len(text)
     family = finish_family(completion.finish_reason)
     code = message = ""
-    if family == "loop" or is_looping(text):
+    if family == "loop" or (length >= LOOP_CHARS and is_looping(text)):
         code, message = "looping", "the caption repeats itself without end"
     elif not text and completion.thought:
         used = completion.usage.completion_tokens
