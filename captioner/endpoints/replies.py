@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import (
@@ -38,6 +37,7 @@ from captioner.endpoints.error_shapes import (
     loads,
     retry_delay_of,
 )
+from captioner.endpoints.finish_reasons import finish_family
 from captioner.endpoints.refused_parameters import named_in
 from captioner.endpoints.reply_rules import Verdict, verdict_by_status, verdict_by_words
 from captioner.endpoints.stream import assemble, first_of, is_stream, reasoning_of, text_of
@@ -58,20 +58,6 @@ LONGEST_QUOTA_S = 40 * 86_400.0
 
 _ROLE = "messages[0].role"
 _QUEUED = ("in_queue", "queued", "in_progress", "pending")
-
-_FINISHED = frozenset(
-    {"", "none", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed",
-     "finished", "finish_reason_stop", "end", "tool_calls", "function_call", "stop_token"}
-)  # fmt: skip
-_FINISH = (
-    ("length", re.compile(r"length|max_?(?:new_?)?tokens|token_?limit|context_window|max_output")),
-    ("filter", re.compile(r"safety|recitation|prohibited|blocklist|spii|sensitive|filter|blocked"
-                          r"|refusal|policy|language")),
-    ("broken", re.compile(r"abort|error|insufficient|overload|cancel|timeout|interrupt|preempt"
-                          r"|malformed|unavailable|disconnect")),
-    ("loop", re.compile(r"repetition|repeat|loop")),
-)  # fmt: skip
-"""Families of finish reasons, compared in lower case; `_FINISHED` are those of a whole text."""
 
 
 def parse_response(response: Response, parameters: Collection[str] = ()) -> Completion:
@@ -132,25 +118,16 @@ def shown(text: str) -> str:
     return clean if len(clean) <= SHOWN_CHARS else clean[: SHOWN_CHARS - 1] + "…"
 
 
-@lru_cache(256)
-def finish_family(reason: str) -> str:
-    """Return the family of a finish reason: stop, length, filter, broken, loop or unknown."""
-    word = reason.strip().lower().replace("-", "_").replace(" ", "_")
-    if word in _FINISHED:
-        return "stop"
-    return next((family for family, marks in _FINISH if marks.search(word)), "unknown")
-
-
 def _completion(
     reply: dict[str, Any], choice: dict[str, Any], message: dict[str, Any]
 ) -> Completion:
     reason = choice.get("finish_reason")
     if type(reason) is not str:
         reason = str(reason.get("type", reason) if isinstance(reason, dict) else reason or "")
-    family = finish_family(reason[:100])
+    family = finish_family(reason)
     refusal = message.get("refusal")
-    if isinstance(refusal, str) and refusal.strip():
-        raise RefusedError("refused", f"the model refused: {shown(refusal)}")
+    if refusal and (said := text_of(refusal).strip()):
+        raise RefusedError("refused", f"the model refused: {shown(said)}")
     if family == "filter":
         raise RefusedError("filtered", f"a content filter stopped the caption ({shown(reason)})")
     if family == "broken":

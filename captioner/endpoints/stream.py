@@ -26,18 +26,19 @@ def is_stream(body: bytes) -> bool:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of a message's content: a string or a list of parts."""
+    """Return the text of a message's content: a string, a part, or a list of either."""
     if isinstance(content, str):
         return content
-    if not isinstance(content, list):
+    parts = content if isinstance(content, list) else [content]
+    return "".join(part if isinstance(part, str) else _text_of_part(part) for part in parts)
+
+
+def _text_of_part(part: Any) -> str:
+    if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS:
         return ""
-    return "".join(
-        part["text"]
-        for part in content
-        if isinstance(part, dict)
-        and part.get("type") in _TEXT_PARTS
-        and isinstance(part.get("text"), str)
-    )
+    text = part.get("text")
+    text = text.get("value") if isinstance(text, dict) else text  # OpenAI's assistants
+    return text if isinstance(text, str) else ""
 
 
 def reasoning_of(message: dict[str, Any]) -> Any:

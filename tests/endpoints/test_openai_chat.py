@@ -217,7 +217,7 @@ NOT_CAPTIONS = [
     (completion(""), "empty"),
     (completion(" \n\t "), "empty"),
     (completion([]), "empty"),
-    (completion({"text": "a cat"}), "empty"),
+    (completion({"type": "image", "text": "a cat"}), "empty"),
     (completion(7), "empty"),
     (completion("<think>hm</think>"), "thinking"),
     (completion("<think>hm</think>\n \n"), "thinking"),
