@@ -293,14 +293,18 @@ class Endpoint:
         if costs is not None:
             await costs.begin()
         request = dialect.request(messages, overrides)
-        progress.calls += 1
-        progress.retries += retry
+        is_sent = True
         progress.in_flight += 1
         ticket = object()
         progress.began[ticket] = began = time.monotonic()
         try:
             response = await self._transport.send(request)
+        except EndpointFaultError as error:
+            is_sent = error.code != "connection"
+            raise
         finally:
+            progress.calls += is_sent
+            progress.retries += retry and is_sent
             progress.in_flight -= 1
             del progress.began[ticket]
             if costs is not None:
