@@ -80,6 +80,7 @@ class EncodedImage(NamedTuple):
         url: An ``http(s)`` URL that the endpoint fetches by itself.
         width: Pixels; 0 if unknown.
         height: Pixels; 0 if unknown.
+        time_s: When a frame of a video or an animated image is shown; None for other images.
     """
 
     media_type: str = ""
@@ -87,6 +88,7 @@ class EncodedImage(NamedTuple):
     url: str = ""
     width: int = 0
     height: int = 0
+    time_s: float | None = None
 
 
 class ImageOverrides(NamedTuple):

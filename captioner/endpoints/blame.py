@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ STOP_VERDICT = 3
 STOP_ROUNDS = 6
 """Rounds of refusals after the first caption: a request counts as a new round if it was sent after
 the previous refusal came. A fault of a second refuses all requests in flight, but only them."""
+
+STOP_S = 5.0
+"""Seconds that refusals last after the first caption before they stop the run."""
 
 POISON_FAULTS = 3
 POISON_SUCCESSES = 20
@@ -63,6 +67,7 @@ class RefusalGuard:
         self._counts: Counter[str] = Counter()
         self._rounds = 0
         self._round_at = 0  # requests sent when the last round began
+        self._began = 0.0  # when the first refusal of the row came
         self._since = 0  # requests sent when the first refusal of the row came
         self._alone: asyncio.Future[bool] | None = None
 
@@ -99,6 +104,7 @@ class RefusalGuard:
         """
         if not self._counts:
             self._since = self._sent
+            self._began = time.monotonic()
         if not self._rounds or number > self._round_at:
             self._rounds += 1
             self._round_at = self._sent
@@ -111,7 +117,8 @@ class RefusalGuard:
         said = sentence(reason_of(error))
         limit = self._stop_after or (STOP_LATER if self.works else STOP_FIRST)
         too_many = alike >= limit or coded >= 2 * limit
-        if self.works and too_many and self._rounds >= min(limit, STOP_ROUNDS):
+        lasting = self._stop_after or time.monotonic() - self._began >= STOP_S
+        if self.works and too_many and lasting and self._rounds >= min(limit, STOP_ROUNDS):
             many = f"{self.row} requests in a row were" if self.row > 1 else "a request was"
             raise EndpointGaveOutError(
                 f"After captions with the same settings, {many} refused. {said} Check the endpoint "

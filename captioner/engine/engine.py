@@ -120,7 +120,7 @@ class Engine:
 
                 cache = Cache(settings.run.cache, _cache_key_of(settings, _model(connected), rules))
                 stack.callback(cache.close)
-            archives = Archives(images.max_image_bytes)
+            archives = Archives(images.max_image_bytes, images.max_video_bytes)
             stack.callback(archives.close)
             decoders = stack.enter_context(
                 DecoderPool(
@@ -239,5 +239,6 @@ def image_folders(settings: Settings, archives: Archives) -> ImageFolders:
         [root] if root is not None else list(dict.fromkeys([*here, Path()])),
         bound=root is not None,
         max_bytes=settings.images.max_image_bytes,
+        max_video_bytes=settings.images.max_video_bytes,
         archives=archives,
     )

@@ -27,6 +27,8 @@ from captioner.engine.first_look import check_first_records, first_records
 from captioner.engine.prepare import Preparer
 from captioner.images.archives import Archives
 from captioner.images.fit import FitOptions, Fitted
+from captioner.images.inspect import video_format
+from captioner.images.video import FRAMES
 from captioner.readers.registry import open_input
 from captioner.settings.context import RunContext
 from captioner.settings.model_sizes import rule_of
@@ -198,7 +200,7 @@ class _Survey:
         self._preparer = Preparer(
             settings,
             self._dialect,
-            image_folders(settings, Archives(images.max_image_bytes)),
+            image_folders(settings, Archives(images.max_image_bytes, images.max_video_bytes)),
             self._budget,
             self._measure,
         )
@@ -259,6 +261,10 @@ class _Survey:
     def _measure(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
         """Return an image unchanged, with the size that re-encoding would give it."""
         del image_overrides
+        if video_format(data):  # which is not decoded here: its frames have one of the usual sizes
+            width, height = self._wanted.plan(UNKNOWN_SIDE, UNKNOWN_SIDE).canvas
+            frame = Fitted("image/jpeg", data[: width * height // 5], width, height, 0.0)
+            return (frame,) * self._wanted.images.frames_of(FRAMES)[0]
         try:
             with Image.open(io.BytesIO(data)) as image:
                 size = image.size

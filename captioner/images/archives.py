@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
 from captioner.core.errors import BadImageError
+from captioner.core.media import is_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,16 +29,27 @@ def in_archive(reference: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def check_size(shown: str, size: int, most: int) -> None:
+def check_size(shown: str, size: int, most: int, most_of_video: int | None = None) -> None:
     """Refuse a file that is too large to be read.
+
+    Args:
+        shown: The file, as messages name it; its suffix tells whether it is a video.
+        size: Its bytes.
+        most: The most bytes of an image.
+        most_of_video: The most bytes of a video; by default those of an image.
 
     Raises:
         BadImageError: ``image_too_large``.
     """
-    if size > most:
+    if size <= most and (most_of_video is None or size <= most_of_video):
+        return
+    limit, option = most, "--max-image-bytes"
+    if most_of_video is not None and is_video(shown.partition("?")[0]):
+        limit, option = most_of_video, "--max-video-bytes"
+    if size > limit:
         raise BadImageError(
             "image_too_large",
-            f"{shown} has {size:,} bytes or more; the most is {most:,} (--max-image-bytes)",
+            f"{shown} has {size:,} bytes or more; the most is {limit:,} ({option})",
         )
 
 
@@ -46,10 +58,11 @@ class Archives:
 
     Args:
         max_bytes: Largest file that is read.
+        max_video_bytes: Largest video that is read; by default ``max_bytes``.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, max_video_bytes: int | None = None) -> None:
+        self._most = max_bytes, max_video_bytes
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Archive] = OrderedDict()
 
@@ -76,7 +89,7 @@ class Archives:
         try:
             archive = self._archive(name, opening)
             size = archive.size(member)
-            check_size(shown, size, self._max_bytes)
+            check_size(shown, size, *self._most)
             reserve(size)
             data = archive.read(member)
         except KeyError:

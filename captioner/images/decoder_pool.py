@@ -103,8 +103,8 @@ class _Decoder:
             if isinstance(frames, dict):
                 return BadImageError(frames["code"], frames["message"])
             return tuple(
-                Fitted(media_type, _receive(connection, self._timeout_s), width, height)
-                for media_type, width, height in frames
+                Fitted(media_type, _receive(connection, self._timeout_s), width, height, time_s)
+                for media_type, width, height, time_s in frames
             )
         except BaseException as error:
             self._end()

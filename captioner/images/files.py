@@ -34,6 +34,7 @@ class ImageFolders:
         roots: Folders tried in order for a relative path.
         bound: Refuse files outside the first folder, by ``..``, absolute path or link.
         max_bytes: Largest file that is read.
+        max_video_bytes: Largest video that is read; by default ``max_bytes``.
         archives: The archives of the run.
     """
 
@@ -43,12 +44,13 @@ class ImageFolders:
         *,
         bound: bool,
         max_bytes: int,
+        max_video_bytes: int | None = None,
         archives: Archives | None = None,
     ) -> None:
         self._roots = [os.fspath(root) for root in roots]
         self._inside = os.path.realpath(roots[0]).rstrip(os.sep) + os.sep if bound else None
-        self._max_bytes = max_bytes
-        self._archives = archives or Archives(max_bytes)
+        self._most = max_bytes, max_video_bytes
+        self._archives = archives or Archives(max_bytes, max_video_bytes)
 
     def read(self, path: str, reserve: Callable[[int], None], *, waits: bool = True) -> bytes:
         """Return a file's bytes.
@@ -77,7 +79,7 @@ class ImageFolders:
             )
         shown = _shortened(path)
         try:
-            check_size(shown, size, self._max_bytes)
+            check_size(shown, size, *self._most)
             reserve(size)
             if not (waits or _in_memory(fd, size)):
                 raise WouldBlockError

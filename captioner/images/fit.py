@@ -33,12 +33,17 @@ HEAVY = b"heavy"
 
 
 class Fitted(NamedTuple):
-    """An image ready to be sent. Sides are in pixels."""
+    """An image ready to be sent. Sides are in pixels.
+
+    Attributes:
+        time_s: When a frame of a video or an animated image is shown; None for other images.
+    """
 
     media_type: str
     data: bytes
     width: int
     height: int
+    time_s: float | None = None
 
 
 class Plan(NamedTuple):
@@ -137,7 +142,7 @@ def fit(
         and found.orientation == 1
         and found.content
         and not (found.transparent and images.background != "none")
-        and not (found.moving and images.frames > 1)
+        and not (found.moving and images.frames_of(1)[0] > 1)
         and wanted.plan(*size) == (size, size)
         and base64_length(found.content) <= images.max_bytes
     ):

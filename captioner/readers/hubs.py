@@ -73,10 +73,12 @@ class HubSource(RecordSource):
 
 
 def _without_decoding(data: Any, datasets: Any) -> Any:
-    """Return a data set whose images are bytes and a path."""
+    """Return a data set whose images and videos are bytes and a path."""
+    kinds = tuple(getattr(datasets, n) for n in ("Image", "Video") if hasattr(datasets, n))
     for name, feature in (getattr(data, "features", None) or {}).items():
-        if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            data = data.cast_column(name, type(feature)(datasets.Image(decode=False)))
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, kinds):
+            data = data.cast_column(name, type(feature)(decode=False))
+        elif isinstance(inner, kinds):
+            data = data.cast_column(name, type(feature)(type(inner)(decode=False)))
     return data

@@ -1,4 +1,4 @@
-"""Records from image files: those in a folder, or those that match a pattern."""
+"""Records from image and video files: those in a folder, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.core.media import is_video
 from captioner.readers.rows import RecordSource, record_of
 
 if TYPE_CHECKING:
@@ -30,8 +31,15 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGES  # noqa: PTH122 - for millions of names
 
 
+def is_media(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image or a video."""
+    return is_image(name) or is_video(name)
+
+
 class ImageFilesSource(RecordSource):
-    """The images in a folder and its subfolders, by name; each record is ``{"image": path}``.
+    """The images and videos in a folder and its subfolders, by name.
+
+    Each record is ``{"image": path}`` or ``{"video": path}``.
 
     Args:
         folder: The folder; the paths in records are relative to it.
@@ -44,12 +52,17 @@ class ImageFilesSource(RecordSource):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no image."""
+        """Whether there is neither an image nor a video."""
         return next(self._names(), None) is None
+
+    @property
+    def has_only_videos(self) -> bool:
+        """Whether every file is a video."""
+        return all(map(is_video, self._names()))
 
     def _records(self) -> Generator[InputRecord, None, None]:
         for number, name in enumerate(self._names(), 1):
-            yield record_of(number, {"image": name}, 0)
+            yield record_of(number, {"video" if is_video(name) else "image": name}, 0)
 
     def _names(self) -> Iterator[str]:
         if self._folder is None:
@@ -61,7 +74,7 @@ class ImageFilesSource(RecordSource):
             below[:] = sorted(name for name in below if not name.startswith("."))
             inside = os.path.relpath(folder, root)
             for name in sorted(files):
-                if is_image(name) and not name.startswith("."):
+                if is_media(name) and not name.startswith("."):
                     yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import stat
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import SettingsError
+from captioner.core.extras import needed
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, open_stream
 from captioner.readers.coco import CocoSource
 from captioner.readers.hubs import HubSource
-from captioner.readers.imagefiles import ImageFilesSource, is_image, matches
+from captioner.readers.imagefiles import ImageFilesSource, is_media, matches
 from captioner.readers.jsonl import MAX_LINE, JsonlSource
 from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, CsvSource, columns_of
 from captioner.readers.webdataset import DownloadsSource, ShardsSource, expand
 from captioner.settings.locations import COMPRESSED, HUBS, is_elsewhere, is_pattern, storage_url
+from captioner.settings.options import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from captioner.core.protocols import Source
@@ -118,7 +121,9 @@ def _open(
         case "images":
             source = ImageFilesSource(path if path.is_dir() else None, str(path))
             if source.is_empty:
-                raise SettingsError(f"there is no image in {path}")
+                raise SettingsError(f"there is no image and no video in {path}")
+            if find_spec("av") is None and source.has_only_videos:
+                needed("av", "video")
         case "webdataset":
             source = ShardsSource(_files(path, ".tar"), folder_of(path) or Path())
         case "img2dataset":
@@ -142,7 +147,8 @@ def _image_column(file: Path, kind: str) -> str | None:
         raise SettingsError(f"{file.name} has two columns of the name {twice[0]!r}")
     if "image" in names or "images" in names:
         return None
-    return next((name for name in names if name in IMAGE_COLUMNS), None)
+    others = IMAGE_COLUMNS.difference(IMAGE_FIELDS)
+    return next((name for name in names if name in others), None)
 
 
 def _downloads(path: Path) -> Source:
@@ -177,7 +183,7 @@ def _format_of(path: Path) -> InputFormat:
         return _format_of_folder(path)
     if is_pattern(path):
         path = Path(next(iter(matches(text)), text))
-    if is_image(path.name):
+    if is_media(path.name):
         return "images"
     if path.name in METADATA and not storage_url(path) and _has_file_names(path):
         return "imagefolder"
@@ -213,7 +219,7 @@ def _format_of_folder(folder: Path) -> InputFormat:
     for suffix, format_ in _SUFFIXES.items():
         if suffix in (".tar", ".parquet", ".arrow") and any(n.endswith(suffix) for n in names):
             return format_
-    if not any(map(is_image, names)) and next(folder.rglob("*.parquet"), None):
+    if not any(map(is_media, names)) and next(folder.rglob("*.parquet"), None):
         return "parquet"
     return "images"
 

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     from captioner.core.types import InputRecord
 
-IMAGE_COLUMNS = frozenset({"image", "images", "jpg", "jpeg", "png", "webp"})
-"""Binary columns that hold images unless an option names one."""
+IMAGE_COLUMNS = frozenset(
+    {"image", "images", "jpg", "jpeg", "png", "webp", "video", "videos", "mp4", "webm"}
+)
+"""Binary columns that hold images or videos unless an option names one."""
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """Surrogates that stand for bytes that are not UTF-8."""

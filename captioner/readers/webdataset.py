@@ -17,7 +17,7 @@ import orjson
 
 from captioner.core.extras import needed
 from captioner.core.keys import KeyTable, digest
-from captioner.readers.imagefiles import is_image
+from captioner.readers.imagefiles import is_media
 from captioner.readers.rows import RecordSource, broken_input, fault_record, record_of
 from captioner.readers.tables import python_rows, read_tables
 
@@ -140,7 +140,7 @@ def _sample(
         if not member.isfile():
             continue
         field = _split(member.name)[1]
-        if is_image(f"x.{field}"):
+        if is_media(f"x.{field}"):
             images.append(f"{shard_name}#{member.name}")
         elif member.size <= LARGEST_TEXT:
             data = cast("IO[bytes]", shard.extractfile(member)).read()
@@ -185,7 +185,7 @@ class DownloadsSource(RecordSource):
                 record: dict[str, Any] = {"__key__": key}
                 image = ""
                 for name in files:
-                    if is_image(name):
+                    if is_media(name):
                         image = f"{table.stem}/{name}"
                     else:
                         _add_text(record, _split(name)[1], (shard / name).read_bytes())

@@ -219,7 +219,9 @@ class Settings:
 _SHAPING_PROMPT = (
     "system_prompt", "prompt", "max_tokens", "temperature", "detail", "preset", "schema",
 )  # fmt: skip
-_SHAPING_IMAGES = ("max_pixels", "min_side", "size_for", "max_bytes", "background", "frames")
+_SHAPING_IMAGES = (
+    "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames", "frame_times",
+)  # fmt: skip
 _SHAPING_RECORDS = ("image_field", "input_format", "prompt_field", "conversation_field")
 
 

@@ -69,6 +69,7 @@ SAMPLES = {
     "max_bytes": 23,
     "background": "#ff0000",
     "frames": 24,
+    "frame_times": True,
     "verify": "full",
     "pass_urls": True,
     "allow_private_urls": True,
@@ -79,6 +80,7 @@ SAMPLES = {
     "dedup": False,
     "cache": Path("some-cache"),
     "max_image_bytes": 14,
+    "max_video_bytes": 27,
     "memory": 15,
     "concurrency": 16,
     "max_attempts": 17,
@@ -433,7 +435,7 @@ def test_tuning_flags_have_a_section_of_their_own(capsys):
     tuning = capsys.readouterr().out.partition("\nTuning:\n")[2]
     listed = set(re.findall(r"^  --([\w-]+)", tuning, re.MULTILINE))
     assert listed == {option.key for option in all_options().values() if option.tuning}
-    assert len(listed) == 15
+    assert len(listed) == 16
 
 
 @pytest.mark.parametrize(

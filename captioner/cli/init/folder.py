@@ -108,6 +108,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "max_length": 2000,
     "resize": 1024,
     "max_pixels": 1_000_000,
+    "frames": 8,
     "budget": "10usd",
     "prices": "prices.json",
     "cache": "cache",

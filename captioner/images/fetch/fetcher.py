@@ -46,7 +46,7 @@ class Fetcher:
         self._timeout_s = images.fetch_timeout
         self._slots = asyncio.Semaphore(images.fetch_concurrency)
         self._http = HttpFetcher(images)
-        self._stores = ObjectStores(images.max_image_bytes, archives)
+        self._stores = ObjectStores(images.max_image_bytes, archives, images.max_video_bytes)
         self._guard = StoreGuard(stop_after)
         self._threads = ThreadPoolExecutor(
             images.fetch_concurrency, thread_name_prefix="captioner-fetch"

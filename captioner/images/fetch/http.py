@@ -212,8 +212,9 @@ class HttpFetcher:
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
             size = reply.content_length or 0
+            most = self._images.max_image_bytes, self._images.max_video_bytes
             async for chunk in reply.content.iter_any():
-                check_size(shown, max(size, file.tell() + len(chunk)), self._images.max_image_bytes)
+                check_size(shown, max(size, file.tell() + len(chunk)), *most)
                 try:
                     file.write(chunk)
                 except OSError as error:

@@ -37,10 +37,13 @@ class ObjectStores:
     Args:
         max_bytes: Largest object.
         archives: The archives of the run.
+        max_video_bytes: Largest video; by default ``max_bytes``.
     """
 
-    def __init__(self, max_bytes: int, archives: Archives) -> None:
-        self._max_bytes = max_bytes
+    def __init__(
+        self, max_bytes: int, archives: Archives, max_video_bytes: int | None = None
+    ) -> None:
+        self._most = max_bytes, max_video_bytes
         self._archives = archives
         self._systems: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -65,11 +68,11 @@ class ObjectStores:
                 )
             # By keyword: the second parameter of s3fs is the version of the object.
             data: bytes = system.cat_file(url, start=0, end=SMALL)
-            check_size(shown, len(data), self._max_bytes)
+            check_size(shown, len(data), *self._most)
             if len(data) < SMALL:
                 return data
             size = int(system.info(url)["size"])
-            check_size(shown, size, self._max_bytes)
+            check_size(shown, size, *self._most)
             return (
                 data + bytes(system.cat_file(url, start=SMALL, end=size)) if size > SMALL else data
             )

@@ -112,7 +112,7 @@ class ViewerStore:
                     self._reader = OutputReader(
                         self.journal,
                         image_root=self._image_root,
-                        max_image_bytes=ImageSettings().max_image_bytes,
+                        max_image_bytes=ImageSettings().max_video_bytes,
                     )
                 self._reader_version = version
             return self._reader

@@ -1,4 +1,4 @@
-"""Small versions of images, for the viewer and the report."""
+"""Small versions of images, and of the middle frame of videos, for the viewer and the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AT_ONCE = 2
 
 def thumbnail_decoders(side: int, count: int) -> DecoderPool:
     """Return decoders for images of at most ``side`` pixels."""
-    return DecoderPool(FitOptions(ImageSettings(max_side=side, min_side=1)), count)
+    return DecoderPool(FitOptions(ImageSettings(max_side=side, min_side=1, frames=1)), count)
 
 
 def thumbnail(decoders: DecoderPool, data: bytes) -> Fitted:
@@ -58,7 +58,7 @@ class Thumbnails:
             for name, side in SIDES.items()
         }
         images = ImageSettings()
-        archives = Archives(images.max_image_bytes)
+        archives = Archives(images.max_image_bytes, images.max_video_bytes)
         self._stack.callback(archives.close)
         fetcher = Fetcher(images, MemoryBudget(CACHE_BYTES), archives)
         self._fetcher = await self._stack.enter_async_context(fetcher)

@@ -10,6 +10,7 @@ import pytest
 from conftest import rows
 from PIL import Image
 
+from captioner import run_batch
 from captioner.core.errors import SettingsError
 
 
@@ -373,3 +374,21 @@ def test_a_review_of_a_row_that_has_moved(captioned, view):
     about = {name: row[name] for name in ("number", "key", "of")}
     assert say(page, **about, verdict="rejected")["verdict"] == "rejected"
     assert found(page.url + "api/find/rows?first=0&verdict=rejected")["numbers"] == [37]
+
+
+async def test_a_video_is_shown_by_its_middle_frame(endpoint, view, tmp_path):
+    """The page has a picture of each clip."""
+    pytest.importorskip("av", reason="videos are tested with the extra video")
+    from films import cuts, film
+
+    blue, red = (0, 0, 255), (255, 0, 0)
+    (tmp_path / "a.mp4").write_bytes(film(cuts((blue, 9), (red, 9), (blue, 9))))
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"video": "a.mp4"}\n')
+    await run_batch(source, output, base_url=endpoint.base_url, model="m")
+    page = view(output)
+    generation = found(f"{page.url}api/status")["generation"]
+    status, headers, data = get(f"{page.url}image/rows/{generation}/0/0/small")
+    assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+    pixel = Image.open(io.BytesIO(data)).convert("RGB").getpixel((9, 9))
+    assert [value > 127 for value in pixel] == [True, False, False]
