@@ -102,9 +102,11 @@ class EndpointFaultError(AttemptError):
 
     Attributes:
         is_loading: The endpoint says that it loads its model.
+        is_unknown_host: There is no host of that name.
     """
 
     is_loading: bool = False
+    is_unknown_host: bool = False
 
 
 class BadReplyError(AttemptError):

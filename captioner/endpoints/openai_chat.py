@@ -25,6 +25,9 @@ _LENGTHS = ("max_tokens", "max_completion_tokens")
 """Names of one parameter: o-series and GPT-5 models of OpenAI refuse the first."""
 
 _ROLE = "system role"
+THINKING = "parameters for thinking"
+"""Stands for all of them in `OpenAIChat.adapt`; those that the user gave are not among them."""
+
 _SYSTEM_THEN_USER = re.compile(
     rb'(\A\[)\{"role":"system","content":("(?:[^"\\]|\\.)*")\},\{"role":"user","content":\['
 )
@@ -149,6 +152,12 @@ class OpenAIChat:
 
     def adapt(self, parameter: str) -> str:
         """Leave a parameter out from now on, or rename it; return what changed, in words."""
+        if parameter == THINKING:
+            if THINKING in self._refused or not self._thinking:
+                return ""
+            self._refused.add(THINKING)
+            self.version += 1
+            return f"no {THINKING}"
         name = re.split(r"[.\[]", parameter)[0]
         if name == "messages" and parameter.endswith(".role"):
             name = _ROLE
@@ -184,7 +193,7 @@ class OpenAIChat:
             options["temperature"] = overrides.temperature
         if overrides.max_tokens is not None:
             options["max_tokens"] = overrides.max_tokens
-        if overrides.thinking is not None:
+        if overrides.thinking is not None and THINKING not in self._refused:
             self._thinking = True
             options = {**(_THINKING_ON if overrides.thinking else _THINKING_OFF), **options}
         for name in self._refused & options.keys():

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -115,9 +116,7 @@ class AiohttpTransport:
                 "file in SSL_CERT_FILE."
             ) from None
         except aiohttp.ClientConnectorError as error:
-            raise EndpointFaultError(
-                "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
-            ) from None
+            raise _cannot_connect(error) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._broken(error) from None
         finally:
@@ -263,6 +262,15 @@ def _in_any_escape(secret: str) -> re.Pattern[bytes]:
         ).encode(),
         re.IGNORECASE,
     )
+
+
+def _cannot_connect(error: aiohttp.ClientConnectorError) -> EndpointFaultError:
+    fault = EndpointFaultError(
+        "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
+    )
+    why = error.os_error
+    fault.is_unknown_host = isinstance(why, socket.gaierror) and why.errno == socket.EAI_NONAME
+    return fault
 
 
 def _is_azure(url: str) -> bool:

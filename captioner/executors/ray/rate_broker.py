@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.endpoints.limiter import AimdLimit, start_of
+from captioner.endpoints.limiter import DECREASE, AimdLimit, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,9 +121,9 @@ class LeasedLimit(AimdLimit):
         del in_flight
         self.good += 1
 
-    def overloaded(self, epoch: int) -> None:
+    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
         """Count an overload."""
-        del epoch
+        del epoch, factor
         self.bad += 1
 
 
