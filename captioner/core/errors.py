@@ -19,6 +19,7 @@
     └─ RunError               the run stops and can be resumed
        ├─ EndpointRefusedError   wrong key, model or address                    exit 2
        ├─ EndpointGaveOutError   out of quota, or unavailable for too long      exit 7
+       ├─ StoreGaveOutError      the object stores of the images give nothing   exit 7
        ├─ LimitReachedError      a limit set by the user                        exit 8
        ├─ DecoderError           image decoders cannot be started               exit 1
        ├─ WorkersDiedError       all worker processes died                      exit 1
@@ -101,9 +102,11 @@ class EndpointFaultError(AttemptError):
 
     Attributes:
         is_loading: The endpoint says that it loads its model.
+        is_unknown_host: There is no host of that name.
     """
 
     is_loading: bool = False
+    is_unknown_host: bool = False
 
 
 class BadReplyError(AttemptError):
@@ -180,6 +183,12 @@ class EndpointRefusedError(RunError):
 
 class EndpointGaveOutError(RunError):
     """The endpoint is out of quota, or was unavailable longer than allowed."""
+
+    exit_code = 7
+
+
+class StoreGaveOutError(RunError):
+    """The object stores of the images cannot be reached, or refuse everything."""
 
     exit_code = 7
 

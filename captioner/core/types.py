@@ -36,6 +36,13 @@ STORES = {
 }  # fmt: skip
 """The extra that reads an object store, by the scheme of its addresses."""
 
+_LIBRARIES = {"s3": "s3fs", "gcs": "gcsfs", "hf": "huggingface_hub", "azure": "adlfs"}
+
+
+def library_of(url: str) -> str:
+    """Return the package that reads the object store of a URL, for ``pip install``."""
+    return _LIBRARIES.get(STORES.get(url.partition(":")[0].lower(), ""), "fsspec")
+
 
 class ImageRef(NamedTuple):
     """The location of one image: exactly one of the four is set.

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from captioner.core.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
+from captioner.core.errors import EndpointFaultError, RunError, SettingsError
 from captioner.core.retry import retry_after_s
 from captioner.core.secrets import remember, secrets_in, without_secrets
-from captioner.core.types import Request
+from captioner.endpoints import reach
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
 from captioner.endpoints.error_shapes import decoded, loads
@@ -22,7 +22,8 @@ from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import Endpoint, EndpointPool
 from captioner.endpoints.prices import FREE, Price, price_of
-from captioner.endpoints.replies import shown
+from captioner.endpoints.reach import patience_of, reached
+from captioner.endpoints.replies import error_of, shown
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
 LOADING_PAUSE_S = 2.0
-MODELS_TIMEOUT_S = 15.0
-"""Seconds that an endpoint may take to list its models."""
 
 MODELS_TRIES = 3
 """Requests for the models of an endpoint in trouble."""
@@ -116,11 +115,16 @@ async def connect(
             name = base_url(one)
             carrier = _transport(one, name)
             stack.push_async_callback(carrier.close)
-            if (found_at := await find_base(carrier, name, context.cancel)) != name:
+            patience_s = patience_of(one) if len(found) == 1 else 0.0
+            found_at = await find_base(carrier, name, context.cancel, patience_s)
+            if found_at != name:
                 name, carrier = found_at, _transport(one, found_at)
                 stack.push_async_callback(carrier.close)
         transports.append(carrier)
-        model = one.model or ("" if dialect else await only_model(carrier, context.cancel))
+        model = one.model or ""
+        if not model and dialect is None:
+            patience_s = patience_of(one) if len(found) == 1 else 0.0
+            model = await only_model(carrier, context.cancel, patience_s)
         models.append(model)
         label = without_secrets(name)
         if tracing is not None:
@@ -272,19 +276,29 @@ def _key_in(name: str) -> str:
     return key
 
 
-async def find_base(transport: AiohttpTransport, url: str, cancel: CancelToken) -> str:
+async def find_base(
+    transport: AiohttpTransport, url: str, cancel: CancelToken, patience_s: float = 0.0
+) -> str:
     """Return a base URL, with ``/v1`` added if the API is there and not at the URL itself.
 
     Only a URL whose path has no version is questioned.
+
+    Args:
+        transport: The connection to the URL.
+        url: The URL.
+        cancel: Ends waits.
+        patience_s: Seconds to wait for an endpoint that cannot be reached.
+
+    Raises:
+        EndpointRefusedError: There is no host of its name.
+        EndpointGaveOutError: It was not reached in time.
     """
     if re.search(r"/v\d|/deployments/", urlsplit(url).path):
         return url
     address, mark, query = url.partition("?")
     for path, found in (("/models", url), ("/v1/models", f"{address}/v1{mark}{query}")):
         try:
-            response = await cancel.race(
-                transport.send(Request("GET", path)), timeout_s=MODELS_TIMEOUT_S
-            )
+            response = await reached(transport, path, cancel, patience_s)
         except (EndpointFaultError, TimeoutError):
             return url
         if response.status in (401, 403) or _models_of(response.body) is not None:
@@ -307,22 +321,28 @@ def _models_of(body: bytes) -> list[str] | None:
     return list(dict.fromkeys(texts))
 
 
-async def only_model(transport: Transport, cancel: CancelToken) -> str:
+async def only_model(transport: Transport, cancel: CancelToken, patience_s: float = 0.0) -> str:
     """Return the model of an endpoint that serves only one.
 
     An endpoint that loads its model is waited for, and one in trouble is asked again.
 
+    Args:
+        transport: The connection to it.
+        cancel: Ends waits.
+        patience_s: Seconds to wait for an endpoint that cannot be reached.
+
     Raises:
         SettingsError: It serves several, or does not say.
+        EndpointRefusedError: There is no host of its name.
+        EndpointGaveOutError: It was not reached in time.
         StoppedError: The run was cancelled first.
     """
     until = time.monotonic() + LOADING_S
     for tries in itertools.count(1):
         try:
-            request = transport.send(Request("GET", "/models"))
-            response = await cancel.race(request, timeout_s=MODELS_TIMEOUT_S)
+            response = await reached(transport, "/models", cancel, patience_s)
         except (EndpointFaultError, TimeoutError) as error:
-            reason = f"no response within {MODELS_TIMEOUT_S:g} s"
+            reason = f"no response within {reach.MODELS_TIMEOUT_S:g} s"
             if isinstance(error, EndpointFaultError):
                 reason = error.message
             raise SettingsError(
@@ -332,9 +352,12 @@ async def only_model(transport: Transport, cancel: CancelToken) -> str:
         if not (in_trouble or response.status == 503) or time.monotonic() > until:
             break
         wait = retry_after_s(response.headers) or 0.0
-        await cancel.sleep(min(max(wait, LOADING_PAUSE_S), MODELS_TIMEOUT_S))
-    if response.status == 407:
-        raise SettingsError(PROXY_REFUSES)
+        await cancel.sleep(min(max(wait, LOADING_PAUSE_S), reach.MODELS_TIMEOUT_S))
+    said_no = 300 <= response.status < 400 or response.status in (401, 403, 407)
+    if said_no and isinstance(refusal := error_of(response), RunError):
+        raise SettingsError(
+            f"no model is given, and the endpoint cannot be asked for its models. {refusal}"
+        )
     models = _models_of(response.body) or []
     if len(models) == 1:
         return models[0]

@@ -27,6 +27,10 @@ round trip until the first overload; four doublings reach the ceiling."""
 DECREASE = 0.9
 """Factor of one decrease. All of one cohort fail together: halving for each collapses a pool."""
 
+HALVE = 0.5
+"""The factor for requests that were given up, by a proxy or by us, while the server still works on
+them: each retry adds to its work, so the limit must come down faster than they come back."""
+
 CALM_ROUNDS = 5
 CALM_STEP = 0.1
 """Round trips without trouble after which the limit grows by a tenth each: the endpoint may have
@@ -82,13 +86,18 @@ class AimdLimit:
                 step = max(step, CALM_STEP)
             self.limit = min(float(self.ceiling), self.limit + step)
 
-    def overloaded(self, epoch: int) -> None:
-        """Note that the endpoint had too much, for a request of some epoch."""
+    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
+        """Note that the endpoint had too much, for a request of some epoch.
+
+        Args:
+            epoch: The epoch that the request was sent in.
+            factor: `DECREASE`, or `HALVE` for a request that was given up.
+        """
         if epoch != self.epoch:
             return
         self.bad += 1
         if self.bad >= ERRORS_TO_SLOW and self.bad >= SHARE_TO_SLOW * (self.good + self.bad):
-            self.limit = max(1.0, self.limit * DECREASE)
+            self.limit = max(1.0, self.limit * factor)
             self.slow_start = False
             self.epoch += 1
             self.good = self.bad = self.calm = 0
@@ -264,9 +273,9 @@ class Limiter:
         """Note a success, before its permit is given back."""
         self.window.succeeded(self.in_flight)
 
-    def overloaded(self, epoch: int) -> None:
-        """Note that the endpoint had too much."""
-        self.window.overloaded(epoch)
+    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
+        """Note that the endpoint had too much; see `AimdLimit.overloaded`."""
+        self.window.overloaded(epoch, factor)
 
     def learn_requests(self, per_minute: float | None, left: float | None) -> None:
         """Note what the endpoint says of its limit; what the user fixed stands."""

@@ -208,7 +208,7 @@ class OpenAIChat:
             options["temperature"] = overrides.temperature
         if overrides.max_tokens is not None:
             options["max_tokens"] = overrides.max_tokens
-        if overrides.thinking is not None:
+        if overrides.thinking is not None and THINKING not in self._refused:
             self._thinking = True
             options = {**(_THINKING_ON if overrides.thinking else _THINKING_OFF), **options}
         for name in self._refused & options.keys():

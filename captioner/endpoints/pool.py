@@ -29,13 +29,15 @@ from captioner.core.errors import (
 from captioner.core.progress import EndpointState
 from captioner.core.types import NO_OVERRIDES
 from captioner.endpoints.blame import RefusalGuard, reason_of
+from captioner.endpoints.limiter import ERRORS_TO_SLOW, HALVE
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
+from captioner.endpoints.replies import THINKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from captioner.core.protocols import Dialect, Transport
-    from captioner.core.types import Completion, RequestOverrides
+    from captioner.core.types import Completion, Request, RequestOverrides, Response
     from captioner.endpoints.blame import PoisonDetector
     from captioner.endpoints.circuit_breaker import CircuitBreaker
     from captioner.endpoints.cost_budget import EndpointCosts
@@ -43,6 +45,17 @@ if TYPE_CHECKING:
     from captioner.settings.context import RunContext
 
 logger = logging.getLogger(__name__)
+
+_PROXY_GAVE_UP = (
+    "The proxy in front of the server waited too long for it: lower --concurrency, or raise the "
+    "proxy's read timeout."
+)
+GIVEN_UP = {
+    "http_504": _PROXY_GAVE_UP,
+    "http_524": _PROXY_GAVE_UP,
+    "timeout": "The server is too slow for so many: lower --concurrency, or raise --timeout.",
+}
+"""Advice for requests that were given up while the server may still work on them, by code."""
 
 FIRST_GUESS_TOKENS = 1_500.0
 """Tokens that a request is assumed to cost until the first responses."""
@@ -72,6 +85,7 @@ class Endpoint:
     Attributes:
         noise: Errors of records that succeeded afterwards: those that came by chance.
         confirmed: Probes with a known good request that succeeded.
+        thinking_settled: It is known whether the endpoint takes parameters for thinking.
     """
 
     def __init__(
@@ -92,6 +106,7 @@ class Endpoint:
         self.weight = weight
         self.noise = 0
         self.confirmed = 0
+        self.thinking_settled = False
         self._dialect = dialect
         self._transport = transport
         self._progress = context.progress
@@ -101,6 +116,8 @@ class Endpoint:
         self._confirming = asyncio.Lock()
         self._mean_tokens = FIRST_GUESS_TOKENS
         self._known_good: tuple[bytes, ...] | None = None
+        self._given_up = 0
+        self._thinking_left_out = False
 
     @property
     def state(self) -> EndpointState:
@@ -162,7 +179,7 @@ class Endpoint:
         try:
             completion = await self._send(messages, overrides, retry=retry, probe=probe)
         except (RefusedError, BadReplyError) as error:
-            if _is_refusal(error) and self._guard.works:
+            if self._is_refusal(error, overrides) and self._guard.works:
                 busy = self.limiter.in_flight > 0
                 is_own = poison is not None and poison.has_worked(self)
                 if not is_own and not await self._guard.is_alone(busy=busy):
@@ -171,6 +188,21 @@ class Endpoint:
         if completion.text:
             self._known_good = messages
         return completion
+
+    def leave_out_thinking(self, refusal: Exception) -> None:
+        """Send no parameters for thinking: the endpoint answers without them.
+
+        Args:
+            refusal: What it said to a request with them.
+        """
+        self.thinking_settled = True
+        if self._dialect.adapt(THINKING):
+            self._thinking_left_out = True
+            logger.warning(
+                "%s refuses parameters for thinking without naming them (%s): sending none",
+                self.name,
+                refusal,
+            )
 
     def forget_captions(self) -> None:
         """Count from now on as an endpoint that has given no caption."""
@@ -208,7 +240,7 @@ class Endpoint:
             raise
         except _ALIVE as error:
             self._progress.waiting = ""
-            if is_refusal := _is_refusal(error):
+            if is_refusal := self._is_refusal(error, overrides):
                 guard.refusal(error, error.code, number, verdict=False)
             if is_refusal and guard.works and guard.row > 1:
                 # Several were refused since the last caption: it may be the endpoint.
@@ -223,6 +255,7 @@ class Endpoint:
             raise
         else:
             guard.caption(number)
+            self.thinking_settled |= overrides.thinking is not None
             self.breaker.record_success()
             return completion
         finally:
@@ -230,6 +263,17 @@ class Endpoint:
                 self.breaker.abandon_probe()
             if not self.limiter.in_flight:
                 guard.settle()
+
+    def _is_refusal(self, error: Exception, overrides: RequestOverrides) -> bool:
+        """Return whether a response refuses a record, and not its content.
+
+        A request with parameters for thinking, which no other got through with yet, is sent again
+        without them: its first refusal says nothing.
+        """
+        if isinstance(error, RefusedError):
+            is_tried = overrides.thinking is None or self.thinking_settled
+            return error.code.startswith("http_") and is_tried
+        return isinstance(error, BadReplyError) and error.code == "bad_reply"
 
     def _fault(self, error: EndpointFaultError, *, probe: bool) -> None:
         self._progress.waiting = error.message
@@ -255,7 +299,7 @@ class Endpoint:
             if error.retry_after_s is not None:
                 self.limiter.pause(min(error.retry_after_s, self.breaker.patience_s))
             if error.code != "connection":
-                self.limiter.overloaded(epoch)
+                self._slow_down(epoch, error)
             raise
         else:
             self.limiter.succeeded()
@@ -265,6 +309,15 @@ class Endpoint:
             return completion
         finally:
             self.limiter.release()
+
+    def _slow_down(self, epoch: int, error: EndpointFaultError) -> None:
+        if (advice := GIVEN_UP.get(error.code)) is None:
+            self.limiter.overloaded(epoch)
+            return
+        self.limiter.overloaded(epoch, HALVE)
+        self._given_up += 1
+        if self._given_up == ERRORS_TO_SLOW:
+            logger.warning("%s: %s. Sending fewer at once. %s", self.name, error.message, advice)
 
     def _refused(self, error: RunError | NotFoundError, number: int, *, probe: bool) -> NoReturn:
         """Handle a response by which no record would be captioned.
@@ -289,32 +342,50 @@ class Endpoint:
     async def _exchange(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> Completion:
-        progress, dialect, costs = self._progress, self._dialect, self._costs
+        dialect, costs = self._dialect, self._costs
         version = dialect.version
         if costs is not None:
             await costs.begin()
-        request = dialect.request(messages, overrides)
-        progress.calls += 1
-        progress.retries += retry
-        progress.in_flight += 1
-        ticket = object()
-        progress.began[ticket] = began = time.monotonic()
-        try:
-            response = await self._transport.send(request)
-        finally:
-            progress.in_flight -= 1
-            del progress.began[ticket]
-            if costs is not None:
-                costs.end()
-        progress.answers += 1
-        progress.answered_s += time.monotonic() - began
+        response = await self._response(dialect.request(messages, overrides), retry=retry)
         limits = read_limits(response.headers)
         if limits is not NO_LIMITS:
             requests, tokens = limits
             self.limiter.learn_requests(*requests)
             self.limiter.learn_tokens(*tokens)
+        completion = self._judged(response, overrides, version)
+        self._progress.waiting = ""
+        if costs is not None:
+            costs.charge(completion.usage)
+        return completion
+
+    async def _response(self, request: Request, *, retry: bool) -> Response:
+        """Send a request; count it unless no connection was made for it."""
+        progress = self._progress
+        is_sent = True
+        progress.in_flight += 1
+        ticket = object()
+        progress.began[ticket] = began = time.monotonic()
         try:
-            completion = dialect.judge(response)
+            response = await self._transport.send(request)
+        except EndpointFaultError as error:
+            is_sent = error.code != "connection"
+            raise
+        finally:
+            progress.calls += is_sent
+            progress.retries += retry and is_sent
+            progress.in_flight -= 1
+            del progress.began[ticket]
+            if self._costs is not None:
+                self._costs.end()
+        progress.answers += 1
+        progress.answered_s += time.monotonic() - began
+        return response
+
+    def _judged(self, response: Response, overrides: RequestOverrides, version: int) -> Completion:
+        """Return the completion in a response to a request of that version of the dialect."""
+        dialect = self._dialect
+        try:
+            return dialect.judge(response)
         except ParameterError as error:
             # Many requests may be refused at once; the first one adapts for all.
             if dialect.version == version:
@@ -325,21 +396,15 @@ class Endpoint:
                     "%s refuses a parameter (%s): sending %s", self.name, error.message, change
                 )
             raise
+        except RefusedError as error:
+            is_outdated = dialect.version != version and overrides.thinking is not None
+            if self._thinking_left_out and is_outdated:
+                raise ParameterError(error.code, error.message, THINKING) from None
+            raise
         except NotFoundError as error:
             if self._guard.works:  # a router whose server restarts
                 raise EndpointFaultError(error.code, error.message) from None
             raise
-        progress.waiting = ""
-        if costs is not None:
-            costs.charge(completion.usage)
-        return completion
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Return whether a response refuses a record, and not its content."""
-    if isinstance(error, RefusedError):
-        return error.code.startswith("http_")
-    return isinstance(error, BadReplyError) and error.code == "bad_reply"
 
 
 class EndpointPool:

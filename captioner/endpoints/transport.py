@@ -7,6 +7,7 @@ import base64
 import contextlib
 import os
 import re
+import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -128,9 +129,7 @@ class AiohttpTransport:
                 "file in SSL_CERT_FILE."
             ) from None
         except aiohttp.ClientConnectorError as error:
-            raise EndpointFaultError(
-                "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
-            ) from None
+            raise _cannot_connect(error) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._broken(error) from None
         finally:
@@ -279,6 +278,15 @@ def _keys_of(url: str) -> list[str]:
         user = unquote(parts.username or "")
         keys += [password, base64.b64encode(f"{user}:{password}".encode()).decode()]
     return [key for key in keys if len(key) >= SHORTEST]
+
+
+def _cannot_connect(error: aiohttp.ClientConnectorError) -> EndpointFaultError:
+    fault = EndpointFaultError(
+        "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
+    )
+    why = error.os_error
+    fault.is_unknown_host = isinstance(why, socket.gaierror) and why.errno == socket.EAI_NONAME
+    return fault
 
 
 def _is_azure(url: str) -> bool:

@@ -136,7 +136,9 @@ class Engine:
                 decoders.render,
                 cache,
             )
-            fetcher = await stack.enter_async_context(Fetcher(images, memory, archives))
+            fetcher = await stack.enter_async_context(
+                Fetcher(images, memory, archives, settings.run.stop_after)
+            )
             async_preparer = AsyncPreparer(preparer, fetcher, memory)
             stack.callback(async_preparer.close)
             attempts = RecordAttempts(

@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
+from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +78,11 @@ def find_journal(output: Path, files: Files) -> Path:
     """
     if not output.name:
         raise SettingsError(f"{output} is a folder: give the captions file of a run")
+    if url := storage_url(output):
+        raise SettingsError(
+            f"an output in an object store cannot be read in place: copy {url} and the files whose "
+            "names begin alike to a local folder"
+        )
     for path in (journal_path(output), companion(output, ".jsonl"), output):
         if files.kind(path) == "file":
             return path

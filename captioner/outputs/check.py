@@ -18,6 +18,7 @@ from captioner.journal.failures import read_failures
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.outputs.reader import record_keys, scan_journal
 from captioner.readers.registry import open_input
+from captioner.settings.locations import location, storage_url
 
 if TYPE_CHECKING:
     from captioner.core.protocols import Source
@@ -91,7 +92,9 @@ async def check_output(
     report.tail_bytes = scan.size - scan.whole.length
     failed, report.torn_failures = _read_failure_keys(files, failures_path(Path(output)))
     found = Path(source or (checkpoint.source if checkpoint else "") or "-")
-    if await asyncio.to_thread(found.exists):
+    # A check of a local output reads an object store only when it is told to.
+    stored = source is not None and storage_url(found) is not None
+    if stored or await asyncio.to_thread(found.exists):
         settings = checkpoint.settings if checkpoint else {}
         records = open_input(
             found,
@@ -99,7 +102,7 @@ async def check_output(
             image_field=settings.get("image_field"),
             split=settings.get("split"),
         ).source
-        report.input = str(found)
+        report.input = location(found)
         await _compare(report, records, keys, scan, failed)
     else:
         report.failed = len(failed)

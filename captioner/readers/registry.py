@@ -124,6 +124,11 @@ def open_input(
         SettingsError: The input does not exist, it is not in its format, or it lacks the split.
     """
     format_ = given or _format_of(path)
+    if (url := storage_url(path)) and format_ not in ("jsonl", "json", "llava", "hf"):
+        raise SettingsError(
+            f"cannot read {url} as {format_}: from an object store only JSON Lines and JSON are "
+            "read. Copy it to a local folder"
+        )
     options = _Options(image_field, max_line, split)
     source, field = _open(path, format_, options)
     if split is not None and format_ not in ("arrow", "imagefolder", "hf", "ms"):
@@ -255,7 +260,7 @@ def _format_of(path: Path) -> InputFormat:
         path = Path(next(iter(matches(text)), text))
     if is_media(path.name):
         return "images"
-    if path.name in METADATA and has_file_names(path):
+    if path.name in METADATA and not storage_url(path) and has_file_names(path):
         return "imagefolder"
     if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".zip")):
         raise SettingsError(f"{path} is compressed as a whole: unpack it, or name a plain .tar")

@@ -27,6 +27,11 @@ def storage_url(path: Path) -> str | None:
     return f"{found[1]}://{slash}{found[2]}"
 
 
+def location(path: Path) -> str:
+    """Return a path as users write it: an object in a store by its URL."""
+    return storage_url(path) or str(path)
+
+
 def is_pattern(path: Path) -> bool:
     """Tell whether a path is a pattern: ``*.jpg``, ``shard-{000..099}.tar``."""
     return _PATTERN.search(str(path)) is not None and not path.exists()

@@ -212,7 +212,8 @@ class PromptSettings(_Group):
         "and text, search is keywords."
     )
     schema: str | None = _option(
-        "File with a JSON Schema that every response must follow. The caption is an object."
+        "File with a JSON Schema that responses must follow. The caption is an object; only with "
+        "--accept truncated may it be the beginning of one, as text."
     )
     ask: tuple[str, ...] = _option(
         "NAME=QUESTION: replace the record's question and write the response to field NAME. "

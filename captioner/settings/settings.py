@@ -11,7 +11,7 @@ from captioner.core.errors import SettingsError
 from captioner.core.keys import RecordKeys
 from captioner.core.row import FLAG, field_names
 from captioner.settings.flags import all_options, stored_options
-from captioner.settings.locations import COMPRESSED, is_elsewhere
+from captioner.settings.locations import COMPRESSED, is_elsewhere, location, storage_url
 from captioner.settings.options import (
     CONVERSATION_FIELDS,
     GROUPS,
@@ -69,6 +69,11 @@ class Settings:
         if self.output == Path("-"):
             raise SettingsError("output: name a file; captions cannot go to standard output")
         run, batch, ray = self.run, self.batch, self.cluster.engine == "ray"
+        if self.output is not None and (url := storage_url(self.output)) and not ray:
+            raise SettingsError(
+                f"output: only a run with --ray can write to an object store ({url}); name a local "
+                "file with -o and copy it when the run is finished"
+            )
         if batch.any and (run.processes > 1 or len(self.each_endpoint) > 1):
             raise SettingsError("batch-api: it takes one endpoint and one process")
         if ray and (batch.any or run.processes > 1):
@@ -180,7 +185,9 @@ class Settings:
             raise SettingsError("name an output: without an input there is no default")
         named = self.input if self.input.name not in ("", "..") else self.input.resolve()
         if is_elsewhere(self.input) or not named.name:
-            raise SettingsError(f"name the output with -o: {self.input} has no default output")
+            raise SettingsError(
+                f"name the output with -o: {location(self.input)} has no default output"
+            )
         if named.suffix.lower() in COMPRESSED:
             named = named.with_suffix("")
         return named.with_name(f"{named.stem}.captions.jsonl")

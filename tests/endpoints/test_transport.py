@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import hashlib
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -292,9 +293,12 @@ async def test_proxy_is_ignored_on_loopback(monkeypatch, endpoint, host):
 KEY = SimpleNamespace(host="example.org", port=443, ssl=True, is_ssl=True)
 INFO = aiohttp.RequestInfo(CHAT, "POST", {}, CHAT)
 REFUSED = ConnectionRefusedError(111, "Connection refused")
+NO_NAME = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+AGAIN = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 FAULTS = [
     (aiohttp.ClientConnectorError(KEY, REFUSED), "connection"),
     (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "Name or service not known")), "connection"),
+    (aiohttp.ClientConnectorDNSError(KEY, NO_NAME), "connection"),
     (aiohttp.ClientProxyConnectionError(KEY, REFUSED), "connection"),
     (aiohttp.ConnectionTimeoutError("Connection timeout to host"), "connection"),
     (aiohttp.ServerDisconnectedError(), "disconnected"),
@@ -323,6 +327,14 @@ async def test_every_error_of_the_client_is_a_fault(error, code):
     with aioresponses() as mock:
         mock.get(MODELS_URL, exception=error)
         assert (await fault_of(BASE, MODELS)).code == code
+
+
+@pytest.mark.parametrize(("why", "unknown"), [(NO_NAME, True), (AGAIN, False), (REFUSED, False)])
+async def test_a_host_that_does_not_exist_is_told_from_one_that_is_not_found_now(why, unknown):
+    """A name service in trouble is waited for; a wrong name is not."""
+    with aioresponses() as mock:
+        mock.get(MODELS_URL, exception=aiohttp.ClientConnectorDNSError(KEY, why))
+        assert (await fault_of(BASE, MODELS)).is_unknown_host is unknown
 
 
 @pytest.mark.parametrize(("error", "code"), FAULTS, ids=lambda value: type(value).__name__)

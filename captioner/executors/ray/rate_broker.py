@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.endpoints.limiter import AimdLimit, Limiter, start_of
+from captioner.endpoints.limiter import DECREASE, AimdLimit, Limiter, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,9 +110,9 @@ class LeasedLimit(AimdLimit):
         del in_flight
         self.good += 1
 
-    def overloaded(self, epoch: int) -> None:
+    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
         """Count an overload."""
-        del epoch
+        del epoch, factor
         self.bad += 1
 
 
