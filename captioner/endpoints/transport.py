@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
+from captioner.core import descriptors
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.secrets import masked
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 SECRET_LENGTH = 8
 """Characters from which a header's value may be a key, and is masked in responses."""
+
+
+class _NoDescriptorError(Exception):
+    """No connection can be opened because this process has too many files open."""
 
 
 class AiohttpTransport:
@@ -85,13 +90,24 @@ class AiohttpTransport:
         self._proxy = proxy_for(base_url)
 
     async def send(self, request: Request) -> Response:
-        """Return the response, whatever its status.
+        """Return the response, whatever its status; wait while no connection can be opened here.
 
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
                 or ``reply_too_large``.
             EndpointRefusedError: TLS does not work with this address or certificate.
         """
+        for _ in range(round(descriptors.PATIENCE_S / descriptors.PAUSE_S)):
+            try:
+                return await self._send(request)
+            except _NoDescriptorError:
+                descriptors.warn_used_up()
+                await asyncio.sleep(descriptors.PAUSE_S)
+        raise EndpointFaultError(
+            "connection", "too many files and connections are open (ulimit -n)"
+        )
+
+    async def _send(self, request: Request) -> Response:
         deadline = self._timer.begin()
         try:
             reply = await self._sent(request)
@@ -115,6 +131,8 @@ class AiohttpTransport:
                 "file in SSL_CERT_FILE."
             ) from None
         except aiohttp.ClientConnectorError as error:
+            if descriptors.are_used_up(error.os_error) or descriptors.none_left():
+                raise _NoDescriptorError from None
             raise EndpointFaultError(
                 "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
             ) from None

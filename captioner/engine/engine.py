@@ -131,7 +131,7 @@ class Engine:
             preparer = Preparer(
                 settings,
                 connected.dialect,
-                image_folders(settings, archives),
+                image_folders(settings, archives, context.cancel.__bool__),
                 memory,
                 decoders.render,
                 cache,
@@ -228,7 +228,9 @@ def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
     )
 
 
-def image_folders(settings: Settings, archives: Archives) -> ImageFolders:
+def image_folders(
+    settings: Settings, archives: Archives, is_over: Callable[[], bool] = bool
+) -> ImageFolders:
     """Return the folders that relative image paths start from."""
     root = settings.records.image_root
     folder = folder_of(settings.input)
@@ -239,4 +241,5 @@ def image_folders(settings: Settings, archives: Archives) -> ImageFolders:
         max_bytes=settings.images.max_image_bytes,
         max_video_bytes=settings.images.max_video_bytes,
         archives=archives,
+        is_over=is_over,
     )

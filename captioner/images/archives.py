@@ -11,7 +11,8 @@ import zipfile
 from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
-from captioner.core.errors import BadImageError
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import BadImageError, RunError
 from captioner.core.media import is_video
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Archives:
             data = archive.read(member)
         except KeyError:
             raise BadImageError("image_missing", f"there is no {shown}") from None
-        except BadImageError:
+        except (BadImageError, RunError, StoppedError):
             raise
         except Exception as error:  # noqa: BLE001 - broken archives raise many kinds of errors
             reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,9 +11,11 @@ import threading
 import weakref
 import zlib
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from captioner.core.descriptors import patiently
 from captioner.core.errors import DamagedInputError, SettingsError
 from captioner.core.extras import needed
 from captioner.settings.locations import COMPRESSED, storage_url
@@ -96,10 +98,10 @@ def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, decompressed by its suffix."""
     kind = path.suffix.lower()
     if kind == ".gz":
-        return cast("IO[bytes]", gzip.open(path))
+        return cast("IO[bytes]", patiently(partial(gzip.open, path)))
     if kind == ".zst":
         return cast("IO[bytes]", io.BufferedReader(_Zstandard(path)))
-    return path.open("rb")
+    return patiently(partial(path.open, "rb"))
 
 
 class _Zstandard(io.RawIOBase):
@@ -111,7 +113,7 @@ class _Zstandard(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._frame: Any = None
         self._data = memoryview(b"")
-        self.fileobj = path.open("rb")
+        self.fileobj = patiently(partial(path.open, "rb"))
 
     def readable(self) -> bool:
         return True

@@ -8,6 +8,7 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
+from captioner.core.descriptors import patiently
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.core.humanize import counted
@@ -186,7 +187,7 @@ def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
 
 def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
     parquet = needed("pyarrow.parquet", "parquet")
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
+    with patiently(lambda: parquet.ParquetFile(path, pre_buffer=False)) as file:
         groups = file.num_row_groups
         for group in range(groups):
             share = (group + 1) / groups
@@ -201,7 +202,7 @@ def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
 
 
 def _arrow_batches(path: Path, arrow: Any) -> Iterator[Any]:
-    with arrow.memory_map(str(path)) as mapped:
+    with patiently(lambda: arrow.memory_map(str(path))) as mapped:
         try:
             file = arrow.ipc.open_file(mapped)
         except arrow.ArrowInvalid:  # the streaming format, as `datasets` writes it

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import orjson
 
+from captioner.core.descriptors import patiently
 from captioner.core.extras import needed
 from captioner.core.keys import KeyTable, digest
 from captioner.readers.imagefiles import is_media
@@ -86,7 +87,7 @@ class ShardsSource(RecordSource):
 
 def _samples(path: Path, name: str, numbers: Iterator[int], before: int) -> Iterator[InputRecord]:
     """Yield the samples of a shard that begins ``before`` bytes after the start of the input."""
-    with tarfile.open(path, "r:") as shard:
+    with patiently(lambda: tarfile.open(path, "r:")) as shard:
         seen = KeyTable(offsets=False)
         for key, members in itertools.groupby(_members(shard), lambda one: _split(one.name)[0]):
             record = _sample(key, members, name, shard)
@@ -116,7 +117,7 @@ def _check_end(shard: tarfile.TarFile, path: Path) -> None:
     Raises:
         tarfile.ReadError: The shard has no end marker.
     """
-    with path.open("rb") as file:
+    with patiently(lambda: path.open("rb")) as file:
         file.seek(shard.offset)
         mark = file.read(tarfile.BLOCKSIZE)
     if mark != tarfile.NUL * tarfile.BLOCKSIZE:
