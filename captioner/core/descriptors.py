@@ -5,19 +5,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
-
-try:
-    import resource
-except ImportError:  # a system without limits
-    resource = None  # type: ignore[assignment]
+from functools import partial, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+P = ParamSpec("P")
 logger = logging.getLogger(__name__)
 
 MOST = 1 << 16
@@ -39,8 +37,6 @@ def raise_limit() -> None:
 
     For processes of the command, not for a program that uses captioner as a library.
     """
-    if resource is None:
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -50,8 +46,6 @@ def raise_limit() -> None:
 
 def limit() -> int:
     """Return how many descriptors this process may have."""
-    if resource is None:
-        return MOST
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if soft == resource.RLIM_INFINITY else soft
 
@@ -117,3 +111,13 @@ def patiently(work: Callable[[], T], is_over: Callable[[], bool] = bool) -> T:
                 raise
         warn_used_up()
         time.sleep(PAUSE_S)
+
+
+def patient(work: Callable[P, T]) -> Callable[P, T]:
+    """Make a function that opens a file wait while no descriptor is left."""
+
+    @wraps(work)
+    def waiting(*arguments: P.args, **options: P.kwargs) -> T:
+        return patiently(partial(work, *arguments, **options))
+
+    return waiting

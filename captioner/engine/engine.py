@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,7 @@ from captioner.engine.pipeline import Pipeline
 from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
 from captioner.engine.vision_probe import check_vision
+from captioner.engine.within_limits import within_limits
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
@@ -65,8 +67,10 @@ class Engine:
         deduplicator: RequestDeduplicator,
         rules: CaptionRules,
         *,
+        settings: Settings,
         probe: bool,
     ) -> None:
+        self._settings = settings
         self._probe = probe
         self.connected = connected
         self.preparer = preparer
@@ -102,7 +106,9 @@ class Engine:
         Raises:
             SettingsError: There is no endpoint or no model, or the cache cannot be opened.
         """
-        settings = context.settings
+        decoders = max(1, min(8, os.cpu_count() or 1) // context.settings.run.processes)
+        settings = within_limits(context.settings, decoders)
+        context = replace(context, settings=settings)
         schema, rules = _rules(settings)
         images = settings.images
         async with contextlib.AsyncExitStack() as stack:
@@ -122,18 +128,15 @@ class Engine:
                 stack.callback(cache.close)
             archives = Archives(images.max_image_bytes, images.max_video_bytes)
             stack.callback(archives.close)
-            decoders = stack.enter_context(
-                DecoderPool(
-                    FitOptions(images, settings.prompt.detail),
-                    max(1, min(8, os.cpu_count() or 1) // settings.run.processes),
-                )
+            pool = stack.enter_context(
+                DecoderPool(FitOptions(images, settings.prompt.detail), decoders)
             )
             preparer = Preparer(
                 settings,
                 connected.dialect,
                 image_folders(settings, archives, context.cancel.__bool__),
                 memory,
-                decoders.render,
+                pool.render,
                 cache,
             )
             fetcher = await stack.enter_async_context(Fetcher(images, memory, archives))
@@ -162,6 +165,7 @@ class Engine:
                 attempts,
                 deduplicator,
                 rules,
+                settings=settings,
                 probe=known and settings.run.probe and settings.run.processes == 1,
             )
 
@@ -173,6 +177,7 @@ class Engine:
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
         probe = partial(check_vision, self) if self._probe else None
+        context = replace(context, settings=self._settings)
         return Pipeline(self, context, sink, settled, probe)
 
 

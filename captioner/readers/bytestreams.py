@@ -11,7 +11,6 @@ import threading
 import weakref
 import zlib
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -98,10 +97,10 @@ def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, decompressed by its suffix."""
     kind = path.suffix.lower()
     if kind == ".gz":
-        return cast("IO[bytes]", patiently(partial(gzip.open, path)))
+        return cast("IO[bytes]", patiently(lambda: gzip.open(path)))
     if kind == ".zst":
         return cast("IO[bytes]", io.BufferedReader(_Zstandard(path)))
-    return patiently(partial(path.open, "rb"))
+    return patiently(lambda: path.open("rb"))
 
 
 class _Zstandard(io.RawIOBase):
@@ -113,7 +112,7 @@ class _Zstandard(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._frame: Any = None
         self._data = memoryview(b"")
-        self.fileobj = patiently(partial(path.open, "rb"))
+        self.fileobj = patiently(lambda: path.open("rb"))
 
     def readable(self) -> bool:
         return True

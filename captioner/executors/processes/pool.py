@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from captioner.core.errors import WorkersDiedError, revive
+from captioner.core.errors import RunError, WorkersDiedError, revive
 from captioner.core.humanize import counted
 from captioner.core.log import warn_once
 from captioner.core.progress import EndpointState
@@ -213,9 +213,13 @@ class Dispatcher:
     async def _write(self, worker: _Worker, numbered: list[tuple[int, Outcome]]) -> None:
         outcomes = [outcome._replace(record=worker.take(number)) for number, outcome in numbered]
         self._changed.set()
-        await self._sink.put(outcomes)
+        try:
+            await self._sink.put(outcomes)
+        except RunError as error:  # the sink keeps them; the worker may finish what is in flight
+            self._fail(error)
+        else:
+            count(outcomes, self._progress, self._settled)
         worker.send(Written())
-        count(outcomes, self._progress, self._settled)
 
     def _update(self, worker: _Worker, stats: WorkerStats) -> None:
         progress, before = self._progress, worker.stats
