@@ -18,6 +18,7 @@ import orjson
 
 from captioner.cli.display import Display
 from captioner.cli.jsonlog import JsonLog
+from captioner.cli.page_address import address_file
 from captioner.cli.prometheus import ADDRESS, Metrics
 from captioner.cli.signals import SIGNALS, handled, status_of, unwinding
 from captioner.cli.summaries import (
@@ -204,9 +205,16 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
         stop = asyncio.Event()
         with handled(lambda _: stop.set()):
             async with viewer:
-                print(viewer.url, flush=True)
-                _say("open it in a browser on this machine; Ctrl-C ends it")
-                await stop.wait()
+                with contextlib.ExitStack() as stack:
+                    what = "it"
+                    if sys.stdout.isatty():
+                        print(viewer.url, flush=True)
+                    else:
+                        path = stack.enter_context(address_file(viewer.url, output))
+                        print(viewer.origin, flush=True)
+                        what = f"the address in {path}"
+                    _say(f"open {what} in a browser on this machine; Ctrl-C ends it")
+                    await stop.wait()
 
     asyncio.run(serve())
 
@@ -255,7 +263,7 @@ class _Session:
                 "--processes the processes"
             )
         if page is not None:
-            say(f"captions: {page.url}")
+            say(f"captions: {self._address(page, stack)}")
         if metrics is not None:
             say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
         if settings.cluster.engine == "ray":
@@ -263,6 +271,13 @@ class _Session:
 
             return await run_on_ray(settings, progress=progress, cancel=cancel)
         return await run_batch(settings, progress=progress, cancel=cancel)
+
+    def _address(self, page: ViewerThread, stack: contextlib.AsyncExitStack) -> str:
+        """Return the page's address; its token is for terminals, not for logs."""
+        if sys.stderr.isatty() and not self._settings.run.log_json:
+            return page.url
+        path = stack.enter_context(address_file(page.url, self._settings.output_path))
+        return f"{page.origin} (the address with its token is in {path})"
 
     def _open_page(self) -> ViewerThread:
         from captioner.outputs.viewer import Viewer, ViewerThread
