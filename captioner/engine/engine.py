@@ -124,7 +124,8 @@ class Engine:
             if settings.run.cache is not None:
                 from captioner.engine.cache import Cache
 
-                cache = Cache(settings.run.cache, _cache_key_of(settings, _model(connected), rules))
+                key = _cache_key_of(settings, _model(connected), rules)
+                cache = Cache(settings.run.cache, key, settings.run.cache_size)
                 stack.callback(cache.close)
             archives = Archives(images.max_image_bytes, images.max_video_bytes)
             stack.callback(archives.close)
