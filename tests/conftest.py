@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,58 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # Tests count requests; those of the probe switch it on.
     monkeypatch.setenv("CAPTIONER_PROBE", "false")
     monkeypatch.setattr("captioner.engine.vision_probe.RECORDS", 1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fail a test whose process connects to another machine, or asks for the address of a name.
+
+    The list has what was tried; each try is refused as by a machine without a network.
+    """
+    tried: list[str] = []
+    lookup = socket.getaddrinfo
+
+    def refuse(place: str) -> None:
+        tried.append(place)
+        raise OSError(errno.ENETUNREACH, f"tests stay on this machine: {place}")
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name and name != "localhost" and not _is_numeric(name):
+            refuse(name)
+        return lookup(host, *args, **kwargs)
+
+    def guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def call(sock: socket.socket, address: Any) -> Any:
+            if sock.family != socket.AF_UNIX and not _is_loopback(address[0]):
+                refuse(address[0])
+            return connect(sock, address)
+
+        return call
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+    yield tried
+    assert not tried, f"the test reached for {', '.join(tried)}"
+
+
+def _is_numeric(host: str) -> bool:
+    """Return whether a host is an address in any form that the system reads without a lookup."""
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return ":" in host
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What an endpoint's response means: a completion, or an error named for who suffers.
+"""What an endpoint's response means: a completion, or an error named for what it affects.
 
 A response is judged by its shape, not by its status alone: servers respond 200 with an error, with
 nothing, or with the notice of a filter. `captioner.endpoints.reply_rules` says what errors mean.

@@ -224,7 +224,7 @@ def _read_prompt(record: dict[str, Any], field: str | None) -> str:
 
 
 def image_field_of(record: dict[str, Any], field: str | None) -> str:
-    """Return the name of the member that holds a record's images."""
+    """Return the name of the field that holds a record's images."""
     return _first(record, (field,) if field else IMAGE_FIELDS)[0]
 
 
@@ -300,7 +300,7 @@ def _base64(text: str) -> bytes:
 
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
-    """Return the first member that holds anything: tables with both spellings leave one empty."""
+    """Return the first field with a value: tables with both spellings leave one empty."""
     for name in names:
         if record.get(name) not in (None, "", []):
             return name, record[name]

@@ -10,6 +10,7 @@ import orjson
 from pybase64 import b64encode
 from xxhash import xxh3_128
 
+from captioner.core.badjson import why_no_json
 from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
 from captioner.core.jsonbytes import fields_in, quoted
 from captioner.core.media import is_video
@@ -45,7 +46,7 @@ SLACK = 4_096
 """Bytes that a record may reserve more than it needs; returning fewer costs more than it gives."""
 
 _SEED = secrets.randbits(64)
-"""A random seed: nobody can make different images whose keys are equal."""
+"""A random seed, so that different images with equal keys cannot be made on purpose."""
 
 
 class Preparer:
@@ -188,7 +189,7 @@ class Preparer:
         try:
             fields = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            raise BadRecordError("bad_json", f"the line is not valid JSON: {error}") from None
+            raise BadRecordError("bad_json", why_no_json(raw, error)) from None
         if not isinstance(fields, dict):
             raise BadRecordError("bad_record", "the line is not a JSON object")
         replaces = not self._names.isdisjoint(fields)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from captioner.core.cancellation import StoppedError
 from captioner.core.descriptors import TOO_MANY_OPEN, are_used_up, patiently
 from captioner.core.errors import BadImageError, DescriptorsError, WouldBlockError
+from captioner.core.filenames import spellings
 from captioner.images.archives import Archives, check_size, in_archive
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ MOST_AT_ONCE = 8 << 20
 STEP = 1 << 18
 """Bytes between the samples that are looked for in memory; systems read ahead as much."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -69,7 +71,8 @@ class ImageFolders:
         Raises:
             WouldBlockError: The file is not in memory, and ``waits`` is false.
             BadImageError: ``image_missing``, ``image_unreadable``, ``image_not_a_file``,
-                ``image_outside_root``, ``image_too_large`` or ``image_empty``.
+                ``image_outside_root``, ``image_too_large``, ``image_empty`` or
+                ``image_unknown_type``.
         """
         parts = in_archive(path) if "#" in path else None
         if parts and not waits:
@@ -99,14 +102,23 @@ class ImageFolders:
             os.close(fd)
         if not data:
             raise BadImageError("image_empty", f"{shown} is empty")
+        if data.startswith(_POINTER):
+            raise BadImageError(
+                "image_unknown_type",
+                f"{shown} is a Git LFS pointer, not the image: fetch it with git lfs pull",
+            )
         if len(data) != size:
             raise BadImageError("image_unreadable", f"{shown} changed while it was read")
         return data
 
     def find(self, path: str) -> str | None:
         """Return the full path of a file, or None if there is none."""
-        paths = (os.path.join(root, path) for root in self._roots)  # noqa: PTH118
-        return next(filter(os.path.isfile, paths), None)
+        for one in (path, *spellings(path)):
+            for root in self._roots:
+                full = os.path.join(root, one)  # noqa: PTH118 - as below
+                if os.path.isfile(full):  # noqa: PTH113
+                    return full
+        return None
 
     def _opened(self, path: str, *, waits: bool = True) -> tuple[int, int]:
         """Return the descriptor of a regular file and its size; wait for a free descriptor."""
@@ -128,9 +140,24 @@ class ImageFolders:
         Raises:
             OSError: No file can be opened now.
         """
+        try:
+            found = self._open_as_written(path, path)
+            for one in () if found else spellings(path):
+                found = found or self._open_as_written(one, path)
+        except ValueError:
+            raise BadImageError(
+                "image_missing", f"{_shortened(path)!r} is no path: it holds a NUL character"
+            ) from None
+        if found:
+            return found
+        where = " or ".join(map(os.path.abspath, self._roots))
+        raise BadImageError("image_missing", f"there is no file {_shortened(path)} in {where}")
+
+    def _open_as_written(self, written: str, path: str) -> tuple[int, int] | None:
+        """Return the descriptor and size of a file that messages call ``path``; None if missing."""
         for root in self._roots:
             # pathlib takes ten times as long, and this runs for every record.
-            full = os.path.join(root, path)  # noqa: PTH118
+            full = os.path.join(root, written)  # noqa: PTH118
             try:
                 if self._inside is None:
                     fd = os.open(full, _FLAGS)
@@ -142,17 +169,12 @@ class ImageFolders:
                 if are_used_up(error):
                     raise
                 raise _unreadable(path, error) from None
-            except ValueError:
-                raise BadImageError(
-                    "image_missing", f"{_shortened(path)!r} is no path: it holds a NUL character"
-                ) from None
             info = os.fstat(fd)
             if stat.S_ISREG(info.st_mode):
                 return fd, info.st_size
             os.close(fd)
             raise BadImageError("image_not_a_file", f"{_shortened(path)} is not a regular file")
-        where = " or ".join(map(os.path.abspath, self._roots))
-        raise BadImageError("image_missing", f"there is no file {_shortened(path)} in {where}")
+        return None
 
 
 def _open_inside(root: str, path: str, shown: str) -> int:

@@ -81,8 +81,7 @@ class FitOptions:
         if width * height > most:
             raise BadImageError(
                 "image_too_large",
-                f"the image has {width:,} x {height:,} pixels; the most is {most:,} "
-                "(--max-image-pixels)",
+                f"the image has {width} x {height} pixels; the most is {most} (--max-image-pixels)",
             )
 
     def _plan(self, width: int, height: int, scale: float = 1.0) -> Plan:

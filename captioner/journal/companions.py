@@ -1,6 +1,6 @@
 """Paths and formats of an output and of the files that belong to it.
 
-For an output ``run.csv``, which cannot be appended to, all but the first lie beside it as::
+For an output ``run.csv``, which cannot be appended to, the files beside it are::
 
     run.csv.jsonl                the journal; for a JSONL output the output itself
     run.csv.failed.jsonl         the failures

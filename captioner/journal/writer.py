@@ -83,7 +83,7 @@ class RowEncoder:
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""
         raw = failure.record.raw
-        key = failure.record.key or self._identity.of_input(raw)
+        key = self._identity.of_record(failure.record)
         try:
             orjson.loads(raw)
         except orjson.JSONDecodeError:

@@ -92,9 +92,15 @@ async def check_output(
     failed, report.torn_failures = _read_failure_keys(files, failures_path(Path(output)))
     found = Path(source or (checkpoint.source if checkpoint else "") or "-")
     if await asyncio.to_thread(found.exists):
-        given = checkpoint.settings.get("input_format") if checkpoint else None
+        settings = checkpoint.settings if checkpoint else {}
+        records = open_input(
+            found,
+            settings.get("input_format") or settings.get("folder_of"),
+            image_field=settings.get("image_field"),
+            split=settings.get("split"),
+        ).source
         report.input = str(found)
-        await _compare(report, open_input(found, given).source, keys, scan, failed)
+        await _compare(report, records, keys, scan, failed)
     else:
         report.failed = len(failed)
     return report

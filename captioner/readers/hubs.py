@@ -20,19 +20,24 @@ class HubSource(RecordSource):
 
     Args:
         address: ``hf:name``, ``hf:name:split`` or ``hf:name:config:split`` for Hugging Face;
-            ``ms:name`` or ``ms:name:split`` for ModelScope. The default split is ``train``.
+            ``ms:name`` or ``ms:name:split`` for ModelScope.
         image_field: Column that holds images; by default one of `IMAGE_COLUMNS`.
+        split: The split if the address names none; by default ``train``.
 
     Raises:
         SettingsError: The address is not valid, or a package is not installed.
     """
 
-    def __init__(self, address: str, image_field: str | None = None) -> None:
+    def __init__(
+        self, address: str, image_field: str | None = None, split: str | None = None
+    ) -> None:
         self._hub, _, rest = address.partition(":")
         self._name, *parts = rest.split(":")
         if not self._name or len(parts) > (2 if self._hub == "hf" else 1):
             raise SettingsError(f"{address!r} is not {self._hub}:name[:config][:split]")
-        self._split = parts.pop() if parts else "train"
+        if parts and split not in (None, parts[-1]):
+            raise SettingsError(f"split: {address} names the split {parts[-1]} already")
+        self._split = parts.pop() if parts else split or "train"
         self._config = parts.pop() if parts else None
         self._image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
         needed("datasets", "hf") if self._hub == "hf" else needed("modelscope", "ms")

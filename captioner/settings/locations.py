@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 HUBS = ("hf:", "ms:")
 COMPRESSED = (".gz", ".zst")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of the table of Hugging Face's imagefolder."""
+
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 STORAGE = re.compile(r"(s3a?|gs|gcs|hf|az|abfs|memory|file):/+(.+)")
 """URLs of object stores as paths, which have one slash instead of two."""

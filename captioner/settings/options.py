@@ -275,8 +275,13 @@ class RecordSettings(_Group):
     input_format: InputFormat | None = _common(  # noqa: RUF009 - a Literal by another name
         "Format of INPUT. Default: by its name."
     )
+    split: str | None = _option(
+        "Split to read: of a data set on a hub, of a folder that save_to_disk wrote, or of an "
+        "imagefolder. Default: train on a hub, else all, one after the other."
+    )
     image_field: str | None = _common(
-        "Field that holds the image or images. Default: image, images, video or videos."
+        "Field of the image or images; suffix of a tar member. Default: image, images, video or "
+        "videos."
     )
     conversation_field: str | None = _option(
         "Field that holds the conversation. Default: conversation, conversations or messages."
@@ -301,6 +306,8 @@ class RecordSettings(_Group):
     max_line: int = _tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
 
     def _check(self) -> None:
+        if self.split == "":
+            raise SettingsError("split: must not be empty")
         if not self.output_field:
             raise SettingsError("output-field: must not be empty")
         if self.id_field == self.output_field:

@@ -215,7 +215,9 @@ _SHAPING_PROMPT = (
 _SHAPING_IMAGES = (
     "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames", "frame_times",
 )  # fmt: skip
-_SHAPING_RECORDS = ("image_field", "input_format", "prompt_field", "conversation_field")
+_SHAPING_RECORDS = (
+    "split", "image_field", "input_format", "prompt_field", "conversation_field",
+)  # fmt: skip
 
 
 def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettings:

@@ -68,6 +68,7 @@ SAMPLES = {
     "size_for": "gpt-4o",
     "max_bytes": 23,
     "background": "#ff0000",
+    "existing": "skip",
     "frames": 24,
     "frame_times": True,
     "verify": "full",
@@ -235,7 +236,7 @@ def test_the_key_variable_is_no_unknown_option(parsed, monkeypatch):
 
 
 def test_retry_failed_stands_alone_or_with_a_code(parsed):
-    """--retry-failed means all of them, wherever it stands."""
+    """The older --retry-failed without a code means all failures, wherever it stands."""
     assert parsed("--retry-failed", "in.jsonl").run.retry_failed == "all"
     assert parsed("in.jsonl", "--retry-failed").run.retry_failed == "all"
     assert parsed("in.jsonl", "--retry-failed=bad_json").run.retry_failed == "bad_json"
@@ -253,7 +254,7 @@ def test_retry_failed_is_a_switch_as_well(parsed, monkeypatch, tmp_path):
 
 
 def test_a_code_after_a_space_is_told_how_to_be_written(refused):
-    """Whoever writes --retry-failed CODE, as with any other flag, is told to use =."""
+    """The older --retry-failed CODE without = is refused with the spelling that works."""
     assert "--retry-failed=" in refused("in.jsonl", "--retry-failed", "bad_json")
 
 

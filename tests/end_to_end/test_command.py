@@ -180,7 +180,7 @@ def test_the_key_that_is_sent(
     ("reply", "code", "said"),
     [
         (Reply(401, {"error": {"message": f"Incorrect API key: {KEY}"}}), 7, "key"),
-        (Reply(404, {"error": {"message": "The model `m` does not exist"}}), 7, "--model"),
+        (Reply(404, {"error": {"message": "The model `m` does not exist"}}), 7, "does not exist"),
         (
             Reply(429, {"error": {"message": "Pay first", "code": "insufficient_quota"}}),
             7,

@@ -208,6 +208,15 @@ def test_an_endpoint_that_is_not_there_is_told_before_anything_is_written(make_i
     assert not source.with_name("input.captions.jsonl").exists()
 
 
+async def test_a_setting_that_fails_after_connecting_is_told(tmp_path, make_input, endpoint):
+    cache = tmp_path / "cache"
+    cache.write_text("not a folder")
+    options = {"base_url": endpoint.base_url, "model": "m", "cache": cache}
+    with pytest.raises(SettingsError, match="cache"):
+        await run_batch(make_input(3), processes=2, **options)
+    assert not endpoint.calls
+
+
 def test_what_a_model_refuses_is_told_once(make_input, endpoint, run_command):
     """Every worker meets the same endpoint."""
 

@@ -14,38 +14,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import subprocess
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from captioner.core.errors import RunError, WorkersDiedError, revive
+from captioner.core.errors import RunError, WorkersDiedError
 from captioner.core.humanize import counted
-from captioner.core.log import warn_once
 from captioner.core.progress import EndpointState
-from captioner.core.subprocesses import environment, python
 from captioner.engine.pipeline import count, error_to_report
-from captioner.executors.processes.messages import (
-    Done,
-    EndOfInput,
-    Exited,
-    Ready,
-    Stop,
-    Warned,
-    Wire,
-    Work,
-    WorkerStats,
-    Written,
-)
+from captioner.executors.processes.handle import END_S, WorkerHandle
+from captioner.executors.processes.messages import Done, EndOfInput, Exited, Stop, Written
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
     from captioner.core.protocols import Sink
     from captioner.core.types import InputRecord, Outcome
+    from captioner.executors.processes.messages import WorkerStats
     from captioner.settings.context import RunContext
     from captioner.settings.settings import Settings
 
@@ -53,18 +38,6 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 16
 """Records sent at once."""
-
-AHEAD = 64
-"""Records that a worker holds beyond those that it may have in flight."""
-
-AHEAD_BYTES = 16 << 20
-"""Bytes of records that a worker holds; one record may be larger."""
-
-START_S = 120.0
-"""Seconds in which a worker must connect to the endpoints."""
-
-END_S = 5.0
-"""Seconds in which a worker must end after its work."""
 
 
 class WorkerPool:
@@ -74,7 +47,7 @@ class WorkerPool:
         model: See `Engine`.
     """
 
-    def __init__(self, workers: list[_Worker], model: str) -> None:
+    def __init__(self, workers: list[WorkerHandle], model: str) -> None:
         self.model = model
         self._workers = workers
 
@@ -92,7 +65,7 @@ class WorkerPool:
         async with contextlib.AsyncExitStack() as stack:
             workers = []
             for number in range(context.settings.run.processes):
-                worker = await _Worker.start(part(context.settings, number), warned)
+                worker = await WorkerHandle.start(part(context.settings, number), warned)
                 stack.push_async_callback(worker.close)
                 workers.append(worker)
             models = await context.cancel.race(_models(workers))
@@ -108,7 +81,7 @@ class WorkerPool:
         return Dispatcher(self._workers, context, sink, settled)
 
 
-async def _models(workers: list[_Worker]) -> list[str]:
+async def _models(workers: list[WorkerHandle]) -> list[str]:
     return await asyncio.gather(*(worker.wait_until_ready() for worker in workers))
 
 
@@ -117,7 +90,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        workers: list[_Worker],
+        workers: list[WorkerHandle],
         context: RunContext,
         sink: Sink,
         settled: Callable[[Outcome], None] | None,
@@ -180,7 +153,7 @@ class Dispatcher:
             self._returned.popleft()
 
     @property
-    def _live(self) -> list[_Worker]:
+    def _live(self) -> list[WorkerHandle]:
         return [worker for worker in self._workers if not worker.gone]
 
     async def _give(self, chunk: list[InputRecord]) -> None:
@@ -193,7 +166,7 @@ class Dispatcher:
         self._changed.clear()
         await self._changed.wait()
 
-    async def _listen(self, worker: _Worker) -> None:
+    async def _listen(self, worker: WorkerHandle) -> None:
         """Process a worker's messages until it ends."""
         try:
             while isinstance(message := await worker.receive(), Done):
@@ -203,14 +176,14 @@ class Dispatcher:
             if not isinstance(message, Exited):
                 self._redistribute(worker)
             elif message.error:
-                self._fail(_error(message))
+                self._fail(message.as_error())
         except Exception as error:  # noqa: BLE001 - any error stops the run in order
             self._fail(error)
         finally:
             worker.gone = True
             self._changed.set()
 
-    async def _write(self, worker: _Worker, numbered: list[tuple[int, Outcome]]) -> None:
+    async def _write(self, worker: WorkerHandle, numbered: list[tuple[int, Outcome]]) -> None:
         outcomes = [outcome._replace(record=worker.take(number)) for number, outcome in numbered]
         self._changed.set()
         try:
@@ -221,7 +194,7 @@ class Dispatcher:
             count(outcomes, self._progress, self._settled)
         worker.send(Written())
 
-    def _update(self, worker: _Worker, stats: WorkerStats) -> None:
+    def _update(self, worker: WorkerHandle, stats: WorkerStats) -> None:
         progress, before = self._progress, worker.stats
         progress.add(stats.counters)
         progress.add(before.counters, -1)
@@ -248,7 +221,7 @@ class Dispatcher:
                 )
         return list(total.values())
 
-    def _redistribute(self, worker: _Worker) -> None:
+    def _redistribute(self, worker: WorkerHandle) -> None:
         """Give the records of a worker that died to the others."""
         worker.gone = True
         self._update(worker, worker.stats._replace(in_flight=0, waiting=""))
@@ -296,140 +269,6 @@ class Dispatcher:
             worker.kill()
 
 
-class _Worker:
-    """One worker process.
-
-    Attributes:
-        records: Records sent to it that have no outcome yet, by number.
-        stats: Its latest statistics.
-        gone: It has ended, or is about to.
-    """
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        wire: Wire,
-        max_records: int,
-        warned: set[str],
-    ) -> None:
-        self.records: dict[int, InputRecord] = {}
-        self.stats = WorkerStats()
-        self.gone = False
-        self._process = process
-        self._wire = wire
-        self._max_records = max_records
-        self._warned = warned
-        self._bytes = 0
-
-    @classmethod
-    async def start(cls, settings: Settings, warned: set[str]) -> Self:
-        """Start a process.
-
-        Args:
-            settings: The settings of the worker.
-            warned: Warnings that were logged, shared by all workers of a run.
-
-        Raises:
-            WorkersDiedError: It cannot be started.
-        """
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = subprocess.Popen(  # noqa: ASYNC220, S603 - milliseconds; our own program
-                    python("captioner.executors.processes.worker", str(theirs.fileno())),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=environment(),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # only the parent handles Ctrl-C
-                )
-        except OSError as error:
-            ours.close()
-            raise WorkersDiedError(f"cannot start a process: {error.strerror}") from None
-        wire = await Wire.over(ours)
-        wire.send(settings)
-        return cls(process, wire, settings.run.concurrency + AHEAD, warned)
-
-    async def wait_until_ready(self) -> str:
-        """Return the model that it requests when it has connected to the endpoints.
-
-        Raises:
-            SettingsError: See `Engine.open`.
-            WorkersDiedError: It ended, or takes too long.
-        """
-        try:
-            async with asyncio.timeout(START_S):
-                message = await self.receive()
-        except TimeoutError:
-            raise WorkersDiedError(f"a process was not ready within {START_S:g} s") from None
-        if isinstance(message, Exited):
-            raise _error(message)
-        if not isinstance(message, Ready):
-            raise WorkersDiedError(f"a process {self.how_it_ended()} before it was ready")
-        return message.model
-
-    async def receive(self) -> Ready | Done | Exited | None:
-        """Return the next message and log warnings; None if the process has died."""
-        while isinstance(message := await self._wire.receive(), Warned):
-            warn_once(message.text, self._warned)
-        return message  # type: ignore[no-any-return]
-
-    def send(self, message: Work | Written | Stop | EndOfInput) -> None:
-        """Send a message."""
-        if not self.gone:
-            self._wire.send(message)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it may get more records."""
-        return len(self.records) < self._max_records and self._bytes < AHEAD_BYTES
-
-    @property
-    def fullness(self) -> float:
-        """Its records as a part of those that it may have."""
-        return len(self.records) / self._max_records
-
-    def give(self, records: list[InputRecord]) -> None:
-        """Send records."""
-        for record in records:
-            self.records[record.number] = record
-            self._bytes += _size(record)
-        self.send(Work(records))
-
-    def take(self, number: int) -> InputRecord:
-        """Return a record that has an outcome."""
-        record = self.records.pop(number)
-        self._bytes -= _size(record)
-        return record
-
-    def how_it_ended(self) -> str:
-        """Return in words how the process ended."""
-        try:
-            status = self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            return "closed its connection"
-        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-
-    def kill(self) -> None:
-        """Kill the process."""
-        self._process.kill()
-
-    async def close(self) -> None:
-        """Wait until the process ends; kill it if that takes too long."""
-        self._wire.close()
-        try:
-            await asyncio.to_thread(self._process.wait, END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def _size(record: InputRecord) -> int:
-    """Return the bytes of a record, with the images that it carries."""
-    return len(record.raw) + sum(len(data) for _, data in record.images)
-
-
 def part(settings: Settings, number: int) -> Settings:
     """Return the settings of one worker, with its share of the run's limits."""
     run, images = settings.run, settings.images
@@ -446,7 +285,3 @@ def part(settings: Settings, number: int) -> Settings:
             fetch_concurrency=share(images.fetch_concurrency),
         ),
     )
-
-
-def _error(message: Exited) -> BaseException:
-    return revive(message.error, message.message) or RuntimeError(message.message)

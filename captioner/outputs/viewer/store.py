@@ -362,11 +362,7 @@ def _describe_image(image: ImageRef) -> str:
 
 
 def _edited(name: str, before: Any, text: str) -> Any:
-    """Return the edited value of a caption; an untouched one keeps its exact value.
-
-    Raises:
-        ValueError: The text is not a valid caption.
-    """
+    """Return the edited value of a caption; an untouched one keeps its exact value."""
     text = text.replace("\r\n", "\n").strip()
     if text == caption_text(before).replace("\r\n", "\n").strip():
         return before

@@ -8,16 +8,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
 from captioner.core.memory import MemoryBudget
-from captioner.core.types import ImageOverrides
+from captioner.core.types import ImageOverrides, ImageRef
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
-from captioner.images.fit import FitOptions
+from captioner.images.fit import FitOptions, Fitted
 from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
-    from captioner.core.types import ImageRef
-    from captioner.images.fit import Fitted
     from captioner.outputs.viewer.store import ViewerStore
 
 SIDES = {"small": 320, "large": 1_280}

@@ -326,6 +326,76 @@ DOOMED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("code", "reply"),
+    [
+        ("http_403", Reply(403, {"error": {"message": "Your account was flagged: this image."}})),
+        ("http_401", Reply(401, {"error": {"message": "Unauthorized"}})),
+        ("http_429", Reply(429, {"error": {"message": "Request too large: limit 3, need 4"}})),
+        ("http_500", Reply(500, {"error": {"message": "Internal Server Error"}})),
+    ],
+)
+async def test_the_last_record_of_a_run_does_not_hold_it(
+    make_input, endpoint, caption, code, reply
+) -> None:
+    """Refused again and again with no other record left, it fails; the endpoint is asked to show
+    that it works."""
+    count = 30
+    endpoint.behave = lambda call: reply if call.texts[-1] == f"q{count - 1}" else None
+    seen = await caption(make_input(count))
+    assert seen.error is None
+    assert (len(seen.done), seen.codes) == (count - 1, {count - 1: code})
+    assert endpoint.count <= count + 25
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 501])
+async def test_a_moment_in_which_all_is_refused_costs_no_record(
+    make_input, endpoint, caption, status
+) -> None:
+    """All requests in flight are refused at once, and a moment later nothing is: none fails."""
+    count, first, last = 200, 60, 110
+    endpoint.latency_s = 0.02
+    page = Reply(status, HTML, {"Content-Type": "text/html"})
+    endpoint.behave = lambda call: page if first <= call.number <= last else None
+    seen = await caption(make_input(count), concurrency=64)
+    assert seen.error is None
+    assert (len(seen.done), seen.failed) == (count, [])
+
+
+async def test_a_run_of_unusable_answers_stops(many, endpoint, caption) -> None:
+    """A model that writes nothing is not paid five times for every record."""
+    endpoint.behave = lambda _: Reply(200, completion(""))
+    seen = await caption(many)
+    assert isinstance(seen.error, EndpointRefusedError)
+    assert (seen.done, seen.failed) == ([], [])
+    assert endpoint.count <= STOPS_AFTER
+
+
+async def test_identifiers_make_no_refusal_unlike_the_others(many, endpoint, caption) -> None:
+    """Servers put the number of the request into their words."""
+
+    def refuse(call: Call) -> Reply:
+        name = f"req_{call.number:08x}abcdef"
+        return Reply(400, {"error": {"message": f"Something went wrong (request id: {name})"}})
+
+    endpoint.behave = refuse
+    seen = await caption(many)
+    assert isinstance(seen.error, EndpointRefusedError)
+    assert endpoint.count <= STOPS_AFTER
+
+
+async def test_a_test_image_is_no_caption_of_a_record(
+    make_input, endpoint, caption, monkeypatch
+) -> None:
+    """If the test image works and no record does, the run never worked: exit code 2."""
+    monkeypatch.setattr("captioner.engine.vision_probe.RECORDS", 20)
+    refused = Reply(400, {"error": {"message": "Something about your request"}})
+    endpoint.behave = lambda call: refused if call.texts[-1].startswith("q") else None
+    seen = await caption(make_input(100), probe=True)
+    assert isinstance(seen.error, EndpointRefusedError)
+    assert endpoint.count <= STOPS_AFTER
+
+
 @pytest.mark.parametrize("name", DOOMED)
 async def test_a_run_that_never_worked_stops_with_2(many, endpoint, caption, name) -> None:
     """At most `STOPS_AFTER` requests, and no record is called a failure."""
