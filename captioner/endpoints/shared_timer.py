@@ -43,7 +43,7 @@ class SharedTimer:
         late = loop.time() - due
         if late > STOPPED_S:
             for deadline in self.running:
-                deadline.when += late
+                deadline.when += late + TICK_S  # it may have been stopped since the last look
         for deadline in list(self.running):
             if deadline.when > loop.time():
                 self._look_at(loop, deadline.when)
