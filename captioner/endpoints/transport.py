@@ -89,25 +89,18 @@ class AiohttpTransport:
         self._timer = SharedTimer(timeout_s)
         self._proxy = proxy_for(base_url)
 
-    async def send(self, request: Request) -> Response:
-        """Return the response, whatever its status; wait while no connection can be opened here.
+    async def send(self, request: Request, *, is_patient: bool = True) -> Response:
+        """Return the response, whatever its status.
+
+        Args:
+            request: The request.
+            is_patient: Wait while this process has no file descriptor for a connection.
 
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
                 or ``reply_too_large``.
             EndpointRefusedError: TLS does not work with this address or certificate.
         """
-        for _ in range(round(descriptors.PATIENCE_S / descriptors.PAUSE_S)):
-            try:
-                return await self._send(request)
-            except _NoDescriptorError:
-                descriptors.warn_used_up()
-                await asyncio.sleep(descriptors.PAUSE_S)
-        raise EndpointFaultError(
-            "connection", "too many files and connections are open (ulimit -n)"
-        )
-
-    async def _send(self, request: Request) -> Response:
         deadline = self._timer.begin()
         try:
             reply = await self._sent(request)
@@ -132,7 +125,10 @@ class AiohttpTransport:
             ) from None
         except aiohttp.ClientConnectorError as error:
             if descriptors.are_used_up(error.os_error) or descriptors.none_left():
-                raise _NoDescriptorError from None
+                if not is_patient:
+                    raise _NoDescriptorError from None
+                deadline.end()
+                return await self._send_when_possible(request)
             raise EndpointFaultError(
                 "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
             ) from None
@@ -144,6 +140,17 @@ class AiohttpTransport:
         if reply.status < 400 and b'"error"' not in reply.body[:1_000]:
             return reply
         return reply._replace(body=self.masked(reply.body))
+
+    async def _send_when_possible(self, request: Request) -> Response:
+        """Send a request as soon as a connection can be opened."""
+        for _ in range(round(descriptors.PATIENCE_S / descriptors.PAUSE_S)):
+            descriptors.warn_used_up()
+            await asyncio.sleep(descriptors.PAUSE_S)
+            with contextlib.suppress(_NoDescriptorError):
+                return await self.send(request, is_patient=False)
+        raise EndpointFaultError(
+            "connection", "too many files and connections are open (ulimit -n)"
+        )
 
     async def _sent(self, request: Request) -> Response:
         if request.method == "POST":

@@ -78,7 +78,12 @@ class ImageFolders:
         if parts and not waits:
             raise WouldBlockError
         try:
-            fd, size = self._opened(path, waits=waits)
+            try:
+                fd, size = self._open(path)
+            except OSError:
+                if not waits:
+                    raise WouldBlockError from None
+                fd, size = self._opened(path)
         except BadImageError:
             if parts is None:
                 raise
@@ -120,13 +125,8 @@ class ImageFolders:
                     return full
         return None
 
-    def _opened(self, path: str, *, waits: bool = True) -> tuple[int, int]:
+    def _opened(self, path: str) -> tuple[int, int]:
         """Return the descriptor of a regular file and its size; wait for a free descriptor."""
-        try:
-            return self._open(path)
-        except OSError:
-            if not waits:
-                raise WouldBlockError from None
         try:
             return patiently(partial(self._open, path), self._is_over)
         except OSError as error:
@@ -135,7 +135,7 @@ class ImageFolders:
             raise DescriptorsError(TOO_MANY_OPEN) from error
 
     def _open(self, path: str) -> tuple[int, int]:
-        """Return the same.
+        """Return the descriptor of a regular file and its size.
 
         Raises:
             OSError: No file can be opened now.
