@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import signal
 import subprocess
 import threading
 import time
@@ -37,6 +38,9 @@ MOST_FAILED = 3
 MOST_KILLED = 20
 """Processes in a row that end while they start, by themselves or by a signal, before the pool gives
 up."""
+
+TRIES = 2
+"""Processes that try an image; one more if the last was killed by signal 9."""
 
 LONGEST_PAUSE_S = 2.0
 """Longest pause before a process is started again; the first is `PAUSE_S`, each the double."""
@@ -104,6 +108,7 @@ class _Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._closing = threading.Event()
+        self._killed = False  # the last process was, by signal 9
 
     @property
     def _closed(self) -> bool:
@@ -112,13 +117,18 @@ class _Decoder:
     def render(
         self, data: bytes, image_overrides: ImageOverrides
     ) -> tuple[Fitted, ...] | BadImageError:
-        """Return the frames or the error of an image; one more process tries it after a crash."""
-        try:
-            return self._render(data, image_overrides)
-        except BadImageError as error:
-            if error.code != "image_crashed":
-                raise
-        return self._render(data, image_overrides)
+        """Return the frames or the error of an image; another process tries it after a crash.
+
+        A process that is killed (signal 9) may be the system's choice, not the image's fault.
+        """
+        tries = TRIES
+        while True:
+            try:
+                return self._render(data, image_overrides)
+            except BadImageError as error:
+                tries -= 1
+                if error.code != "image_crashed" or tries + self._killed <= 0:
+                    raise
 
     def _render(
         self, data: bytes, image_overrides: ImageOverrides
@@ -142,6 +152,7 @@ class _Decoder:
                 for media_type, width, height, time_s in frames
             )
         except BaseException as error:
+            self._killed = self._status() == -signal.SIGKILL
             self._end()
             if self._closed:
                 raise StoppedError from None
@@ -171,7 +182,7 @@ class _Decoder:
                 return self._start_once()
             except DecoderError as error:
                 used_up = are_used_up(error.__cause__)
-                most = MOST_KILLED if self._was_killed() else MOST_FAILED
+                most = MOST_KILLED if self._status() < 0 else MOST_FAILED
                 self._end()
                 last = time.monotonic() > until if used_up else tries >= most
                 if last or (isinstance(error.__cause__, OSError) and not used_up):
@@ -186,13 +197,14 @@ class _Decoder:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         raise StoppedError
 
-    def _was_killed(self) -> bool:
-        """Return whether the process was ended by a signal."""
-        if self._process is None:
-            return False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._process.wait(END_S) < 0
-        return False
+    def _status(self) -> int:
+        """Return the status of the process if it has ended, negative for a signal; else 0."""
+        if self._process is None or self._connection is None:
+            return 0
+        if self._connection.poll():  # what is there is the end, or another message
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(END_S)
+        return self._process.poll() or 0
 
     def _start_once(self) -> Connection:
         from multiprocessing.connection import Pipe
