@@ -6,6 +6,7 @@ import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
+from captioner.core.descriptors import patiently
 from captioner.core.extras import needed
 from captioner.readers.disguises import HEAD, not_itself
 from captioner.readers.rows import (
@@ -132,7 +133,7 @@ def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
     """
     arrow = needed("pyarrow", "parquet")
     try:
-        with path.open("rb") as file:
+        with patiently(lambda: path.open("rb")) as file:
             why = not_itself(file.read(HEAD))
         if why:
             yield 1.0, f"it {why}"
@@ -147,7 +148,7 @@ def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
 
 def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
     parquet = needed("pyarrow.parquet", "parquet")
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
+    with patiently(lambda: parquet.ParquetFile(path, pre_buffer=False)) as file:
         groups = file.num_row_groups
         for group in range(groups):
             share = (group + 1) / groups
@@ -162,7 +163,7 @@ def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
 
 
 def _arrow_batches(path: Path, arrow: Any) -> Iterator[Any]:
-    with arrow.memory_map(str(path)) as mapped:
+    with patiently(lambda: arrow.memory_map(str(path))) as mapped:
         file = _opened(mapped, arrow)
         streamed = not hasattr(file, "num_record_batches")
         batches = file if streamed else map(file.get_batch, range(file.num_record_batches))
