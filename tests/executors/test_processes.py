@@ -230,9 +230,10 @@ def test_a_wrong_key_ends_the_run_once(make_input, endpoint, run_command):
 
 def test_an_endpoint_that_is_not_there_is_told_before_anything_is_written(make_input, run_command):
     source = make_input(2)
-    ended = run_command(source, "--base-url", "http://127.0.0.1:9/v1", "--processes", 2)
-    assert ended.returncode == 2
-    assert "no model is given" in ended.stderr
+    options = ("--base-url", "http://127.0.0.1:9/v1", "--processes", 2, "--max-outage", 0.5)
+    ended = run_command(source, *options)
+    assert ended.returncode == 7
+    assert "cannot connect to 127.0.0.1:9" in ended.stderr
     assert not source.with_name("input.captions.jsonl").exists()
 
 
