@@ -31,6 +31,7 @@ SAMPLES = {
     "workers": 2,
     "batch_api": True,
     "batch_requests": 10,
+    "max_images": 10,
     "batch_bytes": 1_000,
     "batch_poll": 1.5,
     "batch_max_wait": 2.5,
@@ -436,7 +437,7 @@ def test_tuning_flags_have_a_section_of_their_own(capsys):
     tuning = capsys.readouterr().out.partition("\nTuning:\n")[2]
     listed = set(re.findall(r"^  --([\w-]+)", tuning, re.MULTILINE))
     assert listed == {option.key for option in all_options().values() if option.tuning}
-    assert len(listed) == 16
+    assert len(listed) == 17
 
 
 @pytest.mark.parametrize(
