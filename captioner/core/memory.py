@@ -18,10 +18,13 @@ class MemoryBudget:
 
     Args:
         total: Bytes.
+
+    Attributes:
+        total: Bytes.
     """
 
     def __init__(self, total: int) -> None:
-        self._total = total
+        self.total = total
         self._held = 0
         self._closed = False
         self._lock = threading.Lock()
@@ -87,7 +90,7 @@ class MemoryBudget:
             self._wake()
 
     def _fits(self, size: int) -> bool:
-        return not self._held or self._held + size <= self._total or self._closed
+        return not self._held or self._held + size <= self.total or self._closed
 
     def _wake(self) -> None:
         self._condition.notify_all()

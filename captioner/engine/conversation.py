@@ -46,6 +46,12 @@ _BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 _LONG = 100
 """Characters; shorter text is taken for a path."""
 
+MAX_PARTS = 10_000
+"""Most turns of a conversation, and most parts of all its turns together."""
+
+MAX_TEXT = 4 << 20
+"""Most characters of the texts of a request; no model reads as many."""
+
 _Turn = tuple[Role, list[Any]]
 _IS_IMAGE = object()
 """Stands in a list of parts for the next image of the record's image field."""
@@ -61,15 +67,18 @@ def read_turns(
     are not sent. A system turn of the record's own takes the place of the default system prompt.
 
     Raises:
-        BadRecordError: The record has no image, an unknown role, or a value of a wrong type.
+        BadRecordError: The record has no image, too many images, turns or characters, an unknown
+            role, or a value of a wrong type.
     """
-    images = _read_images(record, records.image_field)
+    images = _read_images(record, records.image_field, records.max_images)
     fields = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
     asked = records.prompt_field
     if images and (asked is not None or record.keys().isdisjoint(fields)):
         question = _read_prompt(record, asked) or prompt.prompt
         # As nearly all records are: it spares the general way.
         if PLACEHOLDER not in question and VIDEO_PLACEHOLDER not in question:
+            if len(question) > MAX_TEXT:
+                raise _too_long(len(question))
             turn = Turn("user", (*images, question))
             return (
                 [Turn("system", (prompt.system_prompt,)), turn] if prompt.system_prompt else [turn]
@@ -79,12 +88,43 @@ def read_turns(
     _ask(turns, record, asked, prompt)
     _place_images(turns, images)
     _ask(turns, record, asked, prompt)  # where there was but a placeholder
-    if not any(isinstance(part, ImageRef) for _, parts in turns for part in parts):
+    pictured = sum(isinstance(part, ImageRef) for _, parts in turns for part in parts)
+    _check_count(pictured, records.max_images)
+    _check_length(sum(len(part) for _, parts in turns for part in parts if isinstance(part, str)))
+    if not pictured:
         names = ", ".join(repr(name)[:40] for name in list(record)[:10]) or "none"
         raise BadRecordError("no_image", f"the record names no image; its fields: {names}")
     if not any(role == "system" for role, _ in turns) and (system := prompt.system_prompt):
         turns.insert(0, ("system", [system]))
     return [Turn(role, tuple(parts)) for role, parts in turns]
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_TEXT:
+        raise _too_long(length)
+
+
+def _too_long(length: int) -> BadRecordError:
+    return BadRecordError(
+        "record_too_large",
+        f"the texts of the record have {length:,} characters; the most is {MAX_TEXT:,}",
+    )
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise BadRecordError(
+            "too_many_images",
+            f"the record has {count:,} images; the most is {most:,} (--max-images)",
+        )
+
+
+def _check_parts(count: int) -> None:
+    if count > MAX_PARTS:
+        raise BadRecordError(
+            "record_too_large",
+            f"the conversation has more than {MAX_PARTS:,} turns, parts or places for images",
+        )
 
 
 def ask_each(turns: list[Turn], questions: tuple[str, ...]) -> list[list[Turn]]:
@@ -95,6 +135,7 @@ def ask_each(turns: list[Turn], questions: tuple[str, ...]) -> list[list[Turn]]:
     """
     if not questions:
         return [turns]
+    _check_length(sum(map(len, questions)))
     system = [turn for turn in turns if turn.role == "system"]
     images = images_of([turn for turn in turns if turn.role != "system"])
     return [[*system, Turn("user", (*images, question))] for question in questions]
@@ -130,7 +171,7 @@ def _ask(
 def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
     """Put the images where the placeholders are, in order; the rest into the last turn."""
     left = iter(images)
-    places = 0
+    places = marks = 0
     needed = bool(images)  # a placeholder in a text may stand for an image among the parts
     for at, (role, parts) in enumerate(turns):
         if role != "user":
@@ -146,6 +187,9 @@ def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
                 placed.append(part)
                 continue
             needed = needed or part is _IS_IMAGE
+            if isinstance(part, str):
+                marks += part.count(PLACEHOLDER) + part.count(VIDEO_PLACEHOLDER)
+                _check_parts(marks)
             texts = ["", ""] if part is _IS_IMAGE else _PLACE.split(str(part))
             for number, text in enumerate(texts):
                 if number:
@@ -173,7 +217,9 @@ def _read_conversation(record: dict[str, Any], field: str | None) -> list[_Turn]
         return [("user", _read_content(value, 1))]
     if not isinstance(value, list):
         raise BadRecordError("bad_conversation", f"{name!r} is not a list of turns")
+    _check_parts(len(value))
     turns: list[_Turn] = []
+    count = 0
     for number, turn in enumerate(value, 1):
         if not isinstance(turn, dict):
             raise BadRecordError("bad_conversation", f"turn {number} of {name!r} is not an object")
@@ -185,6 +231,9 @@ def _read_conversation(record: dict[str, Any], field: str | None) -> list[_Turn]
                 f"turn {number} of {name!r} is by {str(who)[:40]!r}; known are {', '.join(_ROLES)}",
             )
         _, content = _first(turn, ("value", "content"))
+        if isinstance(content, list):
+            count += len(content)
+            _check_parts(count)
         turns.append((role, _read_content(content, number)))
     return turns
 
@@ -228,13 +277,16 @@ def image_field_of(record: dict[str, Any], field: str | None) -> str:
     return _first(record, (field,) if field else IMAGE_FIELDS)[0]
 
 
-def _read_images(record: dict[str, Any], field: str | None) -> list[ImageRef]:
+def _read_images(record: dict[str, Any], field: str | None, most: int) -> list[ImageRef]:
     _, value = _first(record, (field,) if field else IMAGE_FIELDS)
     if value is None:
         return []
     if isinstance(value, str):
         value = _from_cell(value)
-    return [_read_image(one) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list):
+        _check_count(len(value), most)
+        return [_read_image(one) for one in value]
+    return [_read_image(value)]
 
 
 def _from_cell(text: str) -> Any:

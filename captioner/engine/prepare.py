@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import orjson
@@ -28,6 +27,7 @@ from captioner.core.types import (
     Usage,
 )
 from captioner.engine.conversation import ask_each, images_of, read_turns
+from captioner.engine.reservation import Mode, Reservation
 from captioner.engine.templates import Templates
 from captioner.images.fit import FitOptions, fit
 
@@ -42,8 +42,11 @@ if TYPE_CHECKING:
     from captioner.images.fit import Fitted, Render
     from captioner.settings.settings import Settings
 
-SLACK = 4_096
-"""Bytes that a record may reserve more than it needs; returning fewer costs more than it gives."""
+MOST_VALUES = 300_000
+"""Most lists and objects in a record; each takes up to 200 bytes of memory."""
+
+_SHORT = 1 << 20
+"""Bytes of a record in which lists and objects are not counted."""
 
 _SEED = secrets.randbits(64)
 """A random seed, so that different images with equal keys cannot be made on purpose."""
@@ -100,11 +103,11 @@ class Preparer:
             fetched: Its remote images.
         """
         if image_overrides is not None:
-            reservation = _Reservation(self._memory, _Mode.NOTHING)
+            reservation = Reservation(self._memory, Mode.NOTHING)
         elif fetched is not None:
-            reservation = _Reservation(self._memory, _Mode.FORCE, fetched.reserved)
+            reservation = Reservation(self._memory, Mode.FORCE, fetched.reserved)
         else:
-            reservation = _Reservation(self._memory, _Mode.WAIT)
+            reservation = Reservation(self._memory, Mode.WAIT)
         return self._prepare(
             record, reservation, self._render, image_overrides or UNCHANGED, fetched
         )
@@ -113,7 +116,7 @@ class Preparer:
         """Return the same if that needs no waiting for disk, memory or a decoder; else None."""
         if self._cache is not None:
             return None
-        reservation = _Reservation(self._memory, _Mode.TRY)
+        reservation = Reservation(self._memory, Mode.TRY)
         try:
             return self._prepare(record, reservation, would_block, UNCHANGED, None)
         except WouldBlockError:
@@ -122,7 +125,7 @@ class Preparer:
     def _prepare(
         self,
         record: InputRecord,
-        reservation: _Reservation,
+        reservation: Reservation,
         render: Render,
         image_overrides: ImageOverrides,
         fetched: FetchedImages | None,
@@ -142,13 +145,14 @@ class Preparer:
             loaded = _loaded(fetched) if fetched else {}
             if record.images:
                 loaded = {**loaded, **dict(record.images)}
-            several = [
-                self._encode(image, reservation, render, image_overrides, loaded)
-                for image in images
-            ]
-            frames = several[0] if len(several) == 1 else [one for each in several for one in each]
+            several: list[list[EncodedImage]] = []
+            for image in images:
+                if several:
+                    reservation.keep(several[-1])
+                several.append(self._encode(image, reservation, render, image_overrides, loaded))
+            frames = [one for each in several for one in each] if images[1:] else several[0]
             timed = self._settings.images.frame_times
-            if texts.questions or timed or len(frames) > len(several):
+            if texts.questions or timed or frames[len(images) :]:
                 encoded = dict(zip(map(id, images), several, strict=True))
                 questions = tuple(
                     self._dialect.messages(*_with_frames(question, encoded, timed=timed))
@@ -186,6 +190,10 @@ class Preparer:
 
     def _parse(self, raw: bytes) -> tuple[dict[str, object], bool]:
         """Return the fields of a record, and whether it has a field that the run writes."""
+        if len(raw) > _SHORT and raw.count(b"{") + raw.count(b"[") > MOST_VALUES:
+            raise BadRecordError(
+                "record_too_large", f"the record has more than {MOST_VALUES:,} lists and objects"
+            )
         try:
             fields = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
@@ -238,7 +246,7 @@ class Preparer:
     def _encode(
         self,
         image: ImageRef,
-        reservation: _Reservation,
+        reservation: Reservation,
         render: Render,
         image_overrides: ImageOverrides,
         loaded: Mapping[str, bytes],
@@ -298,60 +306,6 @@ def _loaded(fetched: FetchedImages) -> dict[str, bytes]:
 def would_block(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
     """Take the place of `Render` where nothing is decoded: raise `WouldBlockError`."""
     raise WouldBlockError
-
-
-class _Mode(Enum):
-    """How a reservation gets memory."""
-
-    WAIT = auto()
-    """Wait until there is room."""
-    TRY = auto()
-    """Take it if there is room, else raise `WouldBlockError`."""
-    FORCE = auto()
-    """Take it without waiting: others may wait for this record."""
-    NOTHING = auto()
-    """Take nothing: the memory is reserved already."""
-
-
-class _Reservation:
-    """The memory that one record holds.
-
-    Args:
-        memory: The budget.
-        mode: How to get memory.
-        size: Bytes that the record holds already.
-    """
-
-    def __init__(self, memory: MemoryBudget, mode: _Mode, size: int = 0) -> None:
-        self._memory = memory
-        self._mode = mode
-        self.size = size
-        self.waits = mode is not _Mode.TRY
-
-    def reserve(self, size: int) -> None:
-        """Reserve memory for an image as a file and in base64; may block."""
-        size += size // 3
-        if self._mode is _Mode.NOTHING:
-            return
-        if self._mode is _Mode.TRY:
-            if not self._memory.try_reserve(size):
-                raise WouldBlockError
-        else:
-            # A record that holds memory must not wait for others that do the same.
-            self._memory.reserve(size, wait=self._mode is _Mode.WAIT and not self.size)
-        self.size += size
-
-    def settle(self, size: int) -> None:
-        """Adjust the reservation to the bytes that are really held."""
-        if self._mode is not _Mode.NOTHING and not 0 <= self.size - size < SLACK:
-            self._memory.change(size - self.size)
-            self.size = size
-
-    def cancel(self) -> None:
-        """Release everything."""
-        if self.size:
-            self._memory.release(self.size)
-            self.size = 0
 
 
 def _with_frames(

@@ -142,8 +142,12 @@ class _Decoder:
             reply = _receive(connection, self._timeout_s)
             if reply == HEAVY:
                 with self._heavy:
-                    connection.send_bytes(b"go")
-                    reply = _receive(connection, self._timeout_s)
+                    try:
+                        connection.send_bytes(b"go")
+                        reply = _receive(connection, self._timeout_s)
+                    except BaseException:
+                        self._kill()  # its memory is free before the next one takes some
+                        raise
             frames = orjson.loads(reply)
             if isinstance(frames, dict):
                 return BadImageError(frames["code"], frames["message"])

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, ImageColor, PngImagePlugin, UnidentifiedImageEr
 from captioner.core.errors import BadImageError
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
 from captioner.images.icons import bounded_icon, merged_photoshop
-from captioner.images.inspect import corrupt, mended, video_format
+from captioner.images.inspect import corrupt, media_type_of, mended, video_format, webp_sizes
 from captioner.images.raw import is_raw, raw_preview
 from captioner.images.scenes import miniature, scene_changes
 from captioner.images.video import video_frames
@@ -84,21 +84,13 @@ def render(
         data: The file.
         wanted: The requirements for the result.
         image_overrides: Changes to them for this image.
-        before_heavy: Called once before a large image is decoded.
+        before_heavy: Called once before an image is read that may take much memory.
 
     Raises:
         BadImageError: ``image_corrupt``, ``image_unknown_type``, ``image_too_large`` or
             ``image_needs_extra``.
     """
-    heavy = False
-
-    def bound(width: int, height: int) -> None:
-        nonlocal heavy
-        wanted.bound(width, height)
-        if width * height > HEAVY_PIXELS and not heavy:
-            heavy = True
-            before_heavy()
-
+    bound = _Bound(wanted, before_heavy)
     try:
         if video_format(data):
             return tuple(
@@ -107,8 +99,8 @@ def render(
             )
         if is_raw(data):
             data = raw_preview(data, bound)
-        source = mended(data)
-        with _open(bounded_icon(source.data, bound)) as image:
+        source = mended(data, bound.take_turn)
+        with _open(_bounded(source.data, bound)) as image:
             bound(*image.size)
             if source.in_doubt:
                 prove_whole(source)
@@ -131,6 +123,39 @@ def render(
         ) from None
     except Exception as error:  # noqa: BLE001 - decoders raise many kinds of errors on bad bytes
         raise corrupt(str(error) or "it cannot be decoded") from None
+
+
+class _Bound:
+    """Refuses images of too many pixels, and waits before large ones; called with the sides.
+
+    Args:
+        wanted: The requirements, with the limit.
+        before_heavy: Called once, before an image is read that may take much memory.
+    """
+
+    def __init__(self, wanted: FitOptions, before_heavy: Callable[[], None]) -> None:
+        self._wanted = wanted
+        self._before_heavy = before_heavy
+        self._has_turn = False
+
+    def __call__(self, width: int, height: int) -> None:
+        self._wanted.bound(width, height)
+        if width * height > HEAVY_PIXELS:
+            self.take_turn()
+
+    def take_turn(self) -> None:
+        """Wait until no other decoder reads an image that may take much memory."""
+        if not self._has_turn:
+            self._has_turn = True
+            self._before_heavy()
+
+
+def _bounded(data: bytes, bound: Callable[[int, int], None]) -> bytes:
+    """Return a file as Pillow opens it, its size bound if opening takes memory for the image."""
+    if media_type_of(data) == "image/webp":
+        for size in webp_sizes(data):
+            bound(*size)
+    return bounded_icon(data, bound)
 
 
 def _open(data: bytes) -> Image.Image:

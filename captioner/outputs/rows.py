@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class RowContents:
             image_field=image_field,
             conversation_field=settings.get("conversation_field"),
             prompt_field=settings.get("prompt_field"),
+            max_images=sys.maxsize,  # the run decided
         )
 
     @cached_property

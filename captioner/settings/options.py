@@ -305,6 +305,7 @@ class RecordSettings(_Group):
     )
     limit: int | None = _common("Number of records to read.")
     max_line: int = _tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
+    max_images: int = _tuning("Maximum images of a record. One with more fails.", 64)
 
     def _check(self) -> None:
         if self.split == "":

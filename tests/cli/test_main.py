@@ -31,6 +31,7 @@ SAMPLES = {
     "workers": 2,
     "batch_api": True,
     "batch_requests": 10,
+    "max_images": 10,
     "batch_bytes": 1_000,
     "batch_poll": 1.5,
     "batch_max_wait": 2.5,

@@ -260,7 +260,7 @@ def test_a_image_that_its_decoder_chokes_on_fails_alone(folder):
 def test_one_record_larger_than_the_budget_passes(folder):
     """A record whose images exceed the whole budget neither waits for itself nor fails."""
     bench = Bench(folder, total=1)
-    assert isinstance(bench({"image": ["a.jpg", "b.jpg", "a.jpg"]}), PreparedRecord)
+    assert isinstance(bench({"image": "a.jpg"}), PreparedRecord)
 
 
 def test_a_large_image_is_made_smaller(folder):
@@ -319,3 +319,71 @@ def test_what_would_wait_is_not_prepared_at_once(folder, what, monkeypatch):
         is None
     )
     assert bench.budget.held == held
+
+
+def test_a_record_has_no_more_images_than_are_allowed(folder, tmp_path):
+    """No memory is taken for a record that names too many."""
+    bench = Bench(folder, max_images=3)
+    assert isinstance(bench({"image": ["a.jpg"] * 3, "prompt": "?"}), PreparedRecord)
+    held = bench.budget.held
+    parts = [{"type": "image", "image": "a.jpg"}] * 4
+    for record in (
+        {"image": ["a.jpg"] * 4, "prompt": "?"},
+        {"image": json.dumps(["a.jpg"] * 4), "prompt": "?"},
+        {"messages": [{"role": "user", "content": parts}]},
+        {"image": ["a.jpg"] * 2, "messages": [{"role": "user", "content": parts[:2]}]},
+        {"image": [f"http://a.example/{n}.jpg" for n in range(4)], "prompt": "?"},
+    ):
+        failure = bench(record)
+        assert isinstance(failure, Failure)
+        assert (failure.code, "--max-images" in failure.message) == ("too_many_images", True)
+    assert bench.budget.held == held
+    assert Bench(folder)({"image": ["a.jpg"] * 65, "prompt": "?"}).code == "too_many_images"
+
+
+@pytest.mark.parametrize("resize", [None, "16"])
+def test_the_images_of_a_record_take_no_more_than_the_memory(folder, monkeypatch, resize):
+    """The first image may be larger than the budget; what follows is not even read."""
+    noise = Image.frombytes("RGB", (200, 200), os.urandom(120_000))
+    noise.save(folder / "a.jpg", quality=90)
+    size = (folder / "a.jpg").stat().st_size
+    bench = Bench(folder, total=3 * size, **({"resize": resize} if resize else {}))
+    reads = []
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda fd, most: reads.append(most) or read(fd, most))
+    failure = bench({"image": ["a.jpg"] * 60, "prompt": "?"})
+    if resize:  # small images are left, so that many fit
+        assert isinstance(failure, PreparedRecord)
+        return
+    assert isinstance(failure, Failure)
+    assert (failure.code, "--memory" in failure.message) == ("record_too_large", True)
+    assert len(reads) == 2
+    assert bench.budget.held == 0
+    bench = Bench(folder, total=size // 2)
+    assert isinstance(bench({"image": "a.jpg", "prompt": "?"}), PreparedRecord)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"image": "a.jpg", "conversation": [{"from": "human", "value": "a"}] * 10_001},
+        {"image": "a.jpg", "messages": [{"role": "user", "content": ["a"] * 10_001}]},
+        {"image": "a.jpg", "messages": [{"role": "user", "content": ["a"] * 5_001}] * 2},
+        {"image": "a.jpg", "prompt": "<image>" * 10_001},
+        {"image": "a.jpg", "prompt": "a" * ((4 << 20) + 1)},
+        {"image": "a.jpg", "messages": [{"role": "user", "content": "a" * (3 << 20)}] * 2},
+        {"image": "a.jpg", "prompt": "?", "more": [[]] * 400_000},
+    ],
+    ids=["turns", "parts", "parts of turns", "places", "prompt", "texts", "values"],
+)
+def test_the_turns_and_texts_of_a_record_are_bounded(folder, record):
+    failure = Bench(folder)(record)
+    assert isinstance(failure, Failure)
+    assert failure.code == "record_too_large"
+
+
+def test_the_text_of_a_template_is_bounded(folder):
+    bench = Bench(folder, prompt="{% for n in range(100000) %}{{ text }}{% endfor %}")
+    failure = bench({"image": "a.jpg", "text": "a" * 50})
+    assert isinstance(failure, Failure)
+    assert failure.code == "record_too_large"

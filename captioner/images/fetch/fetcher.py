@@ -104,6 +104,7 @@ class Fetcher:
         self, urls: tuple[str, ...], files: dict[str, IO[bytes]], stack: contextlib.ExitStack
     ) -> tuple[str, BadImageError] | None:
         """Fetch what is not in ``files`` yet; return the first URL that failed, with its error."""
+        size = sum(file.tell() for file in files.values())
         async with self._slots:
             for url in dict.fromkeys(urls):
                 if url not in files:
@@ -111,6 +112,9 @@ class Fetcher:
                         files[url] = stack.enter_context(await self._fetch(url))
                     except BadImageError as error:
                         return url, error
+                    size += files[url].tell()
+                    if len(files) > 1 and size + size // 3 > self._budget.total:
+                        return url, _too_large(self._budget.total)
         return None
 
     async def _fetch(self, url: str) -> IO[bytes]:
@@ -150,6 +154,14 @@ class Fetcher:
             if none_left():  # the store's library hides the reason
                 raise OSError(errno.EMFILE, TOO_MANY_OPEN) from None
             raise
+
+
+def _too_large(most: int) -> BadImageError:
+    return BadImageError(
+        "record_too_large",
+        "the images of the record take more memory than all records may together: "
+        f"{most:,} bytes (--memory)",
+    )
 
 
 def _is_http(url: str) -> bool:

@@ -4,6 +4,7 @@ from captioner.images.inspect.formats import media_type_of, read_structure
 from captioner.images.inspect.mend import Mended, mended
 from captioner.images.inspect.structure import DoubtfulImageError, Structure, corrupt
 from captioner.images.inspect.video import broken_video, check_whole, video_format
+from captioner.images.inspect.webp import webp_sizes
 
 __all__ = [
     "DoubtfulImageError",
@@ -16,4 +17,5 @@ __all__ = [
     "mended",
     "read_structure",
     "video_format",
+    "webp_sizes",
 ]

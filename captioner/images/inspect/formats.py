@@ -9,7 +9,7 @@ from captioner.core.errors import BadImageError
 from captioner.images.inspect.gif import read_gif
 from captioner.images.inspect.jpeg import read_jpeg
 from captioner.images.inspect.png import read_png
-from captioner.images.inspect.structure import corrupt, doubtful
+from captioner.images.inspect.structure import MOST_STEPS, corrupt, doubtful
 from captioner.images.inspect.webp import read_webp
 
 if TYPE_CHECKING:
@@ -38,10 +38,15 @@ def media_type_of(data: bytes) -> str:
     return "image/webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else ""
 
 
-def read_structure(data: bytes) -> Structure | None:
+def read_structure(data: bytes, most: int = MOST_STEPS) -> Structure | None:
     """Return the structure of a JPEG, PNG, GIF or WebP; None for any other format.
 
+    Args:
+        data: The file.
+        most: Most segments, chunks or blocks to read.
+
     Raises:
+        LongWalkError: It has more.
         BadImageError: ``image_corrupt``: the file is of one of these formats but broken, or, if
             it is a `DoubtfulImageError`, damaged where that may not matter.
     """
@@ -49,7 +54,7 @@ def read_structure(data: bytes) -> Structure | None:
     if read is None and _LATE_JPEG.match(data):
         raise doubtful("a JPEG marker is missing")
     try:
-        return read(data) if read else None
+        return read(data, most) if read else None
     except BadImageError:
         raise
     except Exception:  # noqa: BLE001 - reading past the end raises many kinds of errors

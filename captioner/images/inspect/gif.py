@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 
-from captioner.images.inspect.structure import Structure, doubtful
+from captioner.images.inspect.structure import Structure, doubtful, long_walk
 
 
-def read_gif(data: bytes) -> Structure:
+def read_gif(data: bytes, most: int) -> Structure:
     """Read the blocks up to the second frame. A GIF is never plain: it is re-encoded.
 
     Raises:
+        LongWalkError: There are more than ``most``.
         BadImageError: ``image_corrupt``.
     """
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -19,9 +20,9 @@ def read_gif(data: bytes) -> Structure:
     while frames < 2:
         kind = data[at : at + 1]
         if kind == b"!":  # an extension
-            at = _sub_blocks(data, at + 2)
+            at, most = _sub_blocks(data, at + 2, most)
         elif kind == b",":  # a frame
-            at = _sub_blocks(data, at + 10 + _color_table(data[at + 9]) + 1)
+            at, most = _sub_blocks(data, at + 10 + _color_table(data[at + 9]) + 1, most)
             frames += 1
         else:  # the end; behind the first frame, damage counts as the end too
             break
@@ -35,8 +36,11 @@ def _color_table(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _sub_blocks(data: bytes, at: int) -> int:
-    """Return where a sequence of sub-blocks ends."""
+def _sub_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
+    """Return where a sequence of sub-blocks ends, and how many may follow."""
     while size := data[at]:
         at += size + 1
-    return at + 1
+        most -= 1
+        if most < 0:
+            raise long_walk()
+    return at + 1, most - 1

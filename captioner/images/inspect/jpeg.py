@@ -11,7 +11,9 @@ from captioner.images.inspect.structure import (
     XMP_ORIENTATION,
     Structure,
     corrupt,
+    cut_out,
     doubtful,
+    long_walk,
     orientation_of,
     without,
 )
@@ -46,12 +48,13 @@ def _search() -> Any:
 _next_marker = _search()
 
 
-def read_jpeg(data: bytes) -> Structure:
+def read_jpeg(data: bytes, most: int) -> Structure:
     """Read the marker segments and scans (T.81, B.1.1) from SOI to the first EOI.
 
     The content has the segments that a decoder needs, and nothing behind EOI.
 
     Raises:
+        LongWalkError: There are more than ``most``.
         BadImageError: ``image_corrupt``; `DoubtfulImageError` unless data is missing.
     """
     frame = precision = height = width = components = end = 0
@@ -59,7 +62,7 @@ def read_jpeg(data: bytes) -> Structure:
     exif = b""
     profile: dict[int, bytes] = {}
     cuts: list[tuple[int, int, bytes]] = []
-    for marker, begin, end in _segments(data):
+    for marker, begin, end in _segments(data, most):
         if marker in _ALWAYS_KEPT:
             has_scan = has_scan or marker == _SCAN
         elif marker in _FRAMES:
@@ -70,7 +73,9 @@ def read_jpeg(data: bytes) -> Structure:
         else:
             segment = data[begin:end]
             needed = _needed(marker, segment)
-            if needed != segment:
+            if not needed:
+                cut_out(cuts, begin, end)
+            elif needed != segment:
                 cuts.append((begin, end, needed))
             if marker == _APP1 and segment.startswith(b"Exif\0\0", 4):
                 exif = exif or segment[4:]  # the first one counts
@@ -79,7 +84,7 @@ def read_jpeg(data: bytes) -> Structure:
             elif marker == _APP2 and segment.startswith(b"ICC_PROFILE\0", 4):
                 profile[data[begin + 16]] = segment[18:]
     if end < len(data):
-        cuts.append((end, len(data), b""))
+        cut_out(cuts, end, len(data))
     if not (width and height and has_scan):
         raise corrupt("the JPEG holds no image")
     return Structure(
@@ -95,11 +100,14 @@ def read_jpeg(data: bytes) -> Structure:
     )
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def _segments(data: bytes, most: int) -> Iterator[tuple[int, int, int]]:
     """Yield the marker, begin and end of each segment, of SOS with its scan."""
     end = 2
     marker = _START
     while marker != _END:
+        most -= 1
+        if most < 0:
+            raise long_walk()
         begin = end
         if data[begin] != 0xFF:
             raise doubtful("a JPEG marker is missing")

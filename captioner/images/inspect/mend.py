@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.images.inspect.formats import media_type_of, read_structure
 from captioner.images.inspect.jpeg_pieces import jpeg_pieces
 from captioner.images.inspect.png import reduced_png
-from captioner.images.inspect.structure import DoubtfulImageError, corrupt
+from captioner.images.inspect.structure import DoubtfulImageError, LongWalkError, corrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LARGE = 4 << 20
+"""Bytes of a damaged file; each may take 60 when it is taken apart."""
 
 
 class Mended(NamedTuple):
@@ -25,8 +31,12 @@ class Mended(NamedTuple):
     pieces: tuple[bytes, ...] = ()
 
 
-def mended(data: bytes) -> Mended:
+def mended(data: bytes, before_heavy: Callable[[], None] = lambda: None) -> Mended:
     """Return what a decoder gets. Sound files are unchanged, except that a PNG loses its text.
+
+    Args:
+        data: The file.
+        before_heavy: Called before the parts of a file are read that may take much memory.
 
     Raises:
         BadImageError: ``image_corrupt``: data is missing.
@@ -35,9 +45,15 @@ def mended(data: bytes) -> Mended:
     if data[1:4] == b"\5\1\x08" and _is_pcx_without_palette(data):
         raise corrupt("the PCX is cut short")
     try:
-        read_structure(data)
+        try:
+            read_structure(data)
+        except LongWalkError:
+            before_heavy()
+            read_structure(data, len(data))
     except DoubtfulImageError:
         in_doubt = True
+        if len(data) > _LARGE:
+            before_heavy()
     if media_type_of(data) == "image/png":
         return Mended(reduced_png(data), in_doubt)
     if in_doubt and data.startswith(b"\xff\xd8"):

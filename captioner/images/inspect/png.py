@@ -11,7 +11,9 @@ from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import (
     Structure,
     corrupt,
+    cut_out,
     doubtful,
+    long_walk,
     orientation_of,
     without,
 )
@@ -35,12 +37,13 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 """Bits by colour type."""
 
 
-def read_png(data: bytes) -> Structure:
+def read_png(data: bytes, most: int) -> Structure:
     """Read the chunks (section 5.3) from IHDR to IEND and verify their checksums.
 
     The content has only the chunks that hold the image.
 
     Raises:
+        LongWalkError: There are more than ``most``.
         BadImageError: ``image_corrupt``; `DoubtfulImageError` if the chunks of the image are sound.
     """
     first: dict[bytes, memoryview] = {}  # the data of the first chunk of each type
@@ -49,17 +52,20 @@ def read_png(data: bytes) -> Structure:
     doubt = ""
     at = 8
     for kind, chunk, is_sound in _chunks(data):
+        most -= 1
+        if most < 0:
+            raise long_walk()
         begin, at = at, at + 12 + len(chunk)
         if not is_sound:
             doubt = _WRONG.format(kind.decode("latin-1"))
         if kind not in _IMAGE:
-            cuts.append((begin, at, b""))
+            cut_out(cuts, begin, at)
             in_text = in_text or (kind in _TEXTS and _ORIENTATION.search(chunk) is not None)
         elif kind == b"IEND" and chunk:
             cuts.append((begin, at, _END))
         first.setdefault(kind, chunk)
     if at < len(data):
-        cuts.append((at, len(data), b""))
+        cut_out(cuts, at, len(data))
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     if not (width and height and b"IDAT" in first) or (colours == 3 and b"PLTE" not in first):
         raise corrupt("the PNG holds no image")

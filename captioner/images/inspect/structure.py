@@ -37,8 +37,28 @@ class Structure(NamedTuple):
     content: bytes = b""
 
 
+MOST_STEPS = 10_000
+"""Most segments, chunks or blocks that are read outside a decoder process."""
+
+
 class DoubtfulImageError(BadImageError):
     """The structure is not as it must be, but no data is missing: the decoder has the last word."""
+
+
+class LongWalkError(DoubtfulImageError):
+    """The structure has so many parts that only a decoder process may read them."""
+
+
+def long_walk() -> LongWalkError:
+    """Return the error for an image of more parts than may be read."""
+    return LongWalkError("image_corrupt", "the image is broken: it has too many parts")
+
+
+def cut_out(cuts: list[tuple[int, int, bytes]], begin: int, end: int) -> None:
+    """Append a cut without a replacement, or make the last one longer if they adjoin."""
+    if cuts and cuts[-1][1] == begin and not cuts[-1][2]:
+        begin = cuts.pop()[0]
+    cuts.append((begin, end, b""))
 
 
 def corrupt(reason: str) -> BadImageError:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from typing import TYPE_CHECKING
 
+from captioner.core.errors import BadImageError
 from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import (
     XMP_ORIENTATION,
     Structure,
     corrupt,
     doubtful,
+    long_walk,
     orientation_of,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ALPHA, _ANIMATION = 0x10, 0x02  # flags of the VP8X chunk
 
 
-def read_webp(data: bytes) -> Structure:
+def read_webp(data: bytes, most: int) -> Structure:
     """Read the chunks of the RIFF container (RFC 9649, 2.3 to 2.7).
 
     The content is a new container with only the chunks that hold the image.
 
     Raises:
+        LongWalkError: There are more than ``most``.
         BadImageError: ``image_corrupt``.
     """
-    chunks = _chunks(data)
+    chunks = _chunks(data, most)
     image = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
     if image is None and not (b"VP8X" in chunks and b"ANMF" in chunks):
         raise doubtful("the WebP holds no image")
@@ -58,7 +66,7 @@ def read_webp(data: bytes) -> Structure:
     )
 
 
-def _chunks(data: bytes) -> dict[bytes, memoryview]:
+def _chunks(data: bytes, most: int) -> dict[bytes, memoryview]:
     """Return the first chunk of each type, with its header and without padding."""
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
@@ -67,6 +75,9 @@ def _chunks(data: bytes) -> dict[bytes, memoryview]:
     view = memoryview(data)
     at = 12
     while at + 8 <= length + 8:
+        most -= 1
+        if most < 0:
+            raise long_walk()
         kind, size = struct.unpack_from("<4sI", data, at)
         begin, at = at, at + 8 + size
         if at > len(data):
@@ -74,6 +85,23 @@ def _chunks(data: bytes) -> dict[bytes, memoryview]:
         chunks.setdefault(kind, view[begin:at])
         at += size % 2
     return chunks
+
+
+def webp_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each width and height in pixels that a WebP's headers state.
+
+    A decoder makes room for the canvas when it opens the file, damaged or not.
+    """
+    at = 12
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        if kind == b"VP8X":
+            head = data[at + 12 : at + 18].ljust(6, b"\0")
+            yield int.from_bytes(head[:3], "little") + 1, int.from_bytes(head[3:], "little") + 1
+        elif kind in (b"VP8 ", b"VP8L"):
+            with contextlib.suppress(BadImageError, struct.error, IndexError):
+                yield _bitstream(memoryview(data)[at : at + 18])[:2]
+        at += 8 + size + size % 2
 
 
 def _bitstream(chunk: memoryview) -> tuple[int, int, int]:

@@ -116,6 +116,19 @@ async def test_what_cannot_be_read_says_why(bucket, url, code) -> None:
     assert url.partition("#")[0] in error.message
 
 
+async def test_the_images_of_a_record_take_no_more_than_the_memory(bucket) -> None:
+    """Fetching ends with the image that is too much; a single one may be larger."""
+    urls = [f"s3://b/{number}.jpg" for number in range(9)]
+    for url in urls:
+        bucket.pipe_file(url, bytes(30_000))
+    found = await fetch(*urls, total=100_000)
+    (error,) = found.values()
+    assert isinstance(error, BadImageError)
+    assert error.code == "record_too_large"
+    assert len(TokenBucket.asked) == 3
+    assert await fetch(urls[0], total=1_000) == {urls[0]: bytes(30_000)}
+
+
 def archive() -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as file:
