@@ -67,6 +67,8 @@ class TableReader:
         """Yield what the child sends; ask another one if the system killed the first."""
         received = 0
         for is_last in (False, True):
+            if self._stopped:
+                return
             child = self._child = self._child or self._start()
             finished = False
             try:
@@ -104,7 +106,7 @@ class TableReader:
             child.close()
 
     def stop(self) -> None:
-        """End the process while another thread waits for it; the table ends there."""
+        """End the process while another thread waits for it; this table ends, others are empty."""
         self._stopped = True
         if (child := self._child) is not None:
             child.kill()

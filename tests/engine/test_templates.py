@@ -114,6 +114,12 @@ async def test_in_an_export(make_input, endpoint):
     assert entry["conversations"][0]["value"] == "<image>\nWho is Tom?"
 
 
+MACRO = (
+    "{% macro m(b) %}{% for a in b %}{% for c in b %}x{% endfor %}{% endfor %}{% endmacro %}"
+    "{{ m(many) }}"
+)
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -134,8 +140,7 @@ async def test_in_an_export(make_input, endpoint):
         "{{ text.join(many) }}",
         "{% for a in many %}{% for b in many %}{% endfor %}{% endfor %}x",
         "{% for a in many %}{{ text }}{% endfor %}",
-        "{% macro m(b) %}{% for a in b %}{% for c in b %}x{% endfor %}{% endfor %}{% endmacro %}"
-        + "{{ m(many) }}",
+        MACRO,
         "{% set s = namespace(x=text) %}{% for a in many %}{% set s.x = s.x + s.x %}{% endfor %}x",
         "{{ lipsum(n) }}",
     ],
