@@ -23,6 +23,7 @@
        ├─ LimitReachedError      a limit set by the user                        exit 8
        ├─ DecoderError           image decoders cannot be started               exit 1
        ├─ WorkersDiedError       all worker processes died                      exit 1
+       ├─ DescriptorsError       no file can be opened for a minute             exit 1
        ├─ OutputBusyError        another run is writing the output              exit 4
        ├─ OutputDamagedError     the output was damaged or changed              exit 5
        └─ DiskError              a write or a sync failed                       exit 9
@@ -217,6 +218,10 @@ class DecoderError(RunError):
 
 class WorkersDiedError(RunError):
     """All worker processes died, or cannot be started."""
+
+
+class DescriptorsError(RunError):
+    """No file can be opened for a minute: too many are open."""
 
 
 class DiskError(RunError):

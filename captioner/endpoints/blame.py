@@ -13,7 +13,7 @@ from captioner.core.humanize import sentence
 
 if TYPE_CHECKING:
     from captioner.core.errors import CaptionerError, EndpointFaultError
-    from captioner.endpoints.pool import Endpoint
+    from captioner.endpoints.endpoint import Endpoint
 
 STOP_FIRST = 10
 STOP_LATER = 25

@@ -17,10 +17,11 @@ from captioner.core.secrets import remember, secrets_in, without_secrets
 from captioner.endpoints import reach
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
+from captioner.endpoints.endpoint import Endpoint
 from captioner.endpoints.error_shapes import decoded, loads
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import Endpoint, EndpointPool
+from captioner.endpoints.pool import EndpointPool
 from captioner.endpoints.prices import FREE, Price, price_of
 from captioner.endpoints.reach import patience_of, reached
 from captioner.endpoints.replies import error_of, shown

@@ -1,7 +1,7 @@
 """Permits for requests: how many in flight, how many a minute, and the pauses a server asks for.
 
 `AimdLimit` and `TokenBucket` are pure: the caller passes the time. `Limiter` adds the waiting.
-Nothing here knows HTTP: `pool.py` decides what a 429 does to the limit.
+Nothing here knows HTTP: `endpoint.py` decides what a 429 does to the limit.
 """
 
 from __future__ import annotations

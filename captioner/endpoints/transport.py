@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import aiohttp
 from yarl import URL
 
+from captioner.core import descriptors
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.secrets import (
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.types import Request
+
+
+class _NoDescriptorError(Exception):
+    """No connection can be opened because this process has too many files open."""
 
 
 class AiohttpTransport:
@@ -98,8 +103,12 @@ class AiohttpTransport:
         self._timer = SharedTimer(timeout_s)
         self._proxy = proxy_for(base_url)
 
-    async def send(self, request: Request) -> Response:
+    async def send(self, request: Request, *, is_patient: bool = True) -> Response:
         """Return the response, whatever its status.
+
+        Args:
+            request: The request.
+            is_patient: Wait while this process has no file descriptor for a connection.
 
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
@@ -129,17 +138,35 @@ class AiohttpTransport:
                 "file in SSL_CERT_FILE."
             ) from None
         except aiohttp.ClientConnectorError as error:
+            if descriptors.are_used_up(error.os_error) or descriptors.none_left():
+                if not is_patient:
+                    raise _NoDescriptorError from None
+                deadline.end()
+                return await self._send_when_possible(request)
             raise _cannot_connect(error) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._broken(error) from None
         finally:
             deadline.end()
-        if reply.status >= 400:
-            return self._masked(reply)
+        return self._masked(reply) if reply.status >= 400 else self._without_plain(reply)
+
+    def _without_plain(self, reply: Response) -> Response:
+        """Return a reply without keys in their plain spelling: a caption costs one search each."""
         for key in self._plain:
             if key in reply.body:
                 reply = reply._replace(body=reply.body.replace(key, b"***"))
         return reply
+
+    async def _send_when_possible(self, request: Request) -> Response:
+        """Send a request as soon as a connection can be opened."""
+        for _ in range(round(descriptors.PATIENCE_S / descriptors.PAUSE_S)):
+            descriptors.warn_used_up()
+            await asyncio.sleep(descriptors.PAUSE_S)
+            with contextlib.suppress(_NoDescriptorError):
+                return await self.send(request, is_patient=False)
+        raise EndpointFaultError(
+            "connection", "too many files and connections are open (ulimit -n)"
+        )
 
     async def _sent(self, request: Request) -> Response:
         if request.method == "POST":

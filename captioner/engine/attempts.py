@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
     from captioner.core.cancellation import CancelToken
     from captioner.core.types import InputRecord, Outcome
-    from captioner.endpoints.pool import Endpoint, EndpointPool
+    from captioner.endpoints.endpoint import Endpoint
+    from captioner.endpoints.pool import EndpointPool
     from captioner.engine.caption_checks import CaptionRules
 
 logger = logging.getLogger(__name__)

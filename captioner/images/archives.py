@@ -13,7 +13,8 @@ from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
 from captioner.core.archive_index import ArchiveIndex, tar_index
-from captioner.core.errors import BadImageError
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import BadImageError, RunError
 from captioner.core.media import is_video
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Archives:
             check_size(shown, size, *self._most)
             reserve(size)
             data = archive.read(member)
-        except BadImageError:
+        except (BadImageError, RunError, StoppedError):
             raise
         except Exception as error:  # noqa: BLE001 - broken archives raise many kinds of errors
             reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING
 
-from captioner.core.errors import BadImageError, WouldBlockError
+from captioner.core.cancellation import StoppedError
+from captioner.core.descriptors import TOO_MANY_OPEN, are_used_up, patiently
+from captioner.core.errors import BadImageError, DescriptorsError, WouldBlockError
 from captioner.core.filenames import spellings
 from captioner.images.archives import Archives, check_size, in_archive
 
@@ -38,6 +41,7 @@ class ImageFolders:
         max_bytes: Largest file that is read.
         max_video_bytes: Largest video that is read; by default ``max_bytes``.
         archives: The archives of the run.
+        is_over: Whether to give up waiting for a file descriptor; for any thread.
     """
 
     def __init__(
@@ -48,10 +52,12 @@ class ImageFolders:
         max_bytes: int,
         max_video_bytes: int | None = None,
         archives: Archives | None = None,
+        is_over: Callable[[], bool] = bool,
     ) -> None:
         self._roots = [os.fspath(root) for root in roots]
         self._inside = os.path.realpath(roots[0]).rstrip(os.sep) + os.sep if bound else None
         self._most = max_bytes, max_video_bytes
+        self._is_over = is_over
         self._archives = archives or Archives(max_bytes, max_video_bytes)
 
     def read(self, path: str, reserve: Callable[[int], None], *, waits: bool = True) -> bytes:
@@ -72,13 +78,18 @@ class ImageFolders:
         if parts and not waits:
             raise WouldBlockError
         try:
-            fd, size = self._open(path)
+            try:
+                fd, size = self._open(path)
+            except OSError:
+                if not waits:
+                    raise WouldBlockError from None
+                fd, size = self._opened(path)
         except BadImageError:
             if parts is None:
                 raise
             archive, member = parts
             return self._archives.read(
-                archive, member, lambda: os.fdopen(self._open(archive)[0], "rb"), reserve
+                archive, member, lambda: os.fdopen(self._opened(archive)[0], "rb"), reserve
             )
         shown = _shortened(path)
         try:
@@ -114,8 +125,21 @@ class ImageFolders:
                     return full
         return None
 
+    def _opened(self, path: str) -> tuple[int, int]:
+        """Return the descriptor of a regular file and its size; wait for a free descriptor."""
+        try:
+            return patiently(partial(self._open, path), self._is_over)
+        except OSError as error:
+            if self._is_over():
+                raise StoppedError from None
+            raise DescriptorsError(TOO_MANY_OPEN) from error
+
     def _open(self, path: str) -> tuple[int, int]:
-        """Return the descriptor of a regular file and its size."""
+        """Return the descriptor of a regular file and its size.
+
+        Raises:
+            OSError: No file can be opened now.
+        """
         try:
             found = self._open_as_written(path, path)
             for one in () if found else spellings(path):
@@ -142,6 +166,8 @@ class ImageFolders:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
+                if are_used_up(error):
+                    raise
                 raise _unreadable(path, error) from None
             info = os.fstat(fd)
             if stat.S_ISREG(info.st_mode):

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captioner.core.errors import DiskError, OutputBusyError
+from captioner.core.descriptors import TOO_MANY_OPEN, are_used_up, patient
+from captioner.core.errors import DescriptorsError, DiskError, OutputBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves da
 class Files:
     """The real disk. Every method may raise `OSError`."""
 
+    @patient
     def open(self, path: Path, *, create: bool = False, new: bool = False) -> int:
         """Open a file to read and write; ``create`` a missing one, or only a ``new`` one."""
         flags = os.O_RDWR | os.O_CLOEXEC
@@ -39,6 +41,7 @@ class Files:
         flags |= os.O_EXCL if new else 0
         return os.open(path, flags, 0o666)
 
+    @patient
     def open_to_read(self, path: Path) -> int:
         """Open a file for reading."""
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -72,6 +75,7 @@ class Files:
         else:
             os.fsync(fd)
 
+    @patient
     def sync_folder(self, folder: Path) -> None:
         """Return when the folder's entries are on the disk."""
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -91,6 +95,7 @@ class Files:
         """Remove a file if it exists."""
         path.unlink(missing_ok=True)
 
+    @patient
     def names(self, folder: Path) -> list[str]:
         """Return the names in a folder."""
         return [path.name for path in folder.iterdir()]
@@ -105,6 +110,7 @@ class Files:
             return "file"
         return "folder" if stat.S_ISDIR(mode) else "other"
 
+    @patient
     def lock(self, path: Path) -> int:
         """Take an exclusive lock, which ends with this process; return a descriptor for `unlock`.
 
@@ -238,8 +244,10 @@ def remove_temporary_files(files: Files, *targets: Path) -> None:
                 files.remove(folder / name)
 
 
-def disk_error(verb: str, path: Path, error: OSError) -> DiskError:
+def disk_error(verb: str, path: Path, error: OSError) -> DiskError | DescriptorsError:
     """Return the error of a run whose disk refused to do something with a file."""
+    if are_used_up(error):
+        return DescriptorsError(TOO_MANY_OPEN)
     return DiskError(
         f"the disk refused to {verb} {path.name}: {error.strerror or error}. Captions written "
         "before are safe. Make room or repair the disk, then run the same command again."

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from captioner.core.descriptors import patiently
 from captioner.core.errors import DamagedInputError, SettingsError
 from captioner.core.extras import needed
 from captioner.core.secrets import masked, without_secrets
@@ -117,10 +118,10 @@ def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, decompressed by its suffix."""
     kind = path.suffix.lower()
     if kind == ".gz":
-        return cast("IO[bytes]", gzip.open(path))
+        return cast("IO[bytes]", patiently(lambda: gzip.open(path)))
     if kind == ".zst":
         return cast("IO[bytes]", io.BufferedReader(_Zstandard(path)))
-    return path.open("rb")
+    return patiently(lambda: path.open("rb"))
 
 
 class _Zstandard(io.RawIOBase):
@@ -132,7 +133,7 @@ class _Zstandard(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._frame: Any = None
         self._data = memoryview(b"")
-        self.fileobj = path.open("rb")
+        self.fileobj = patiently(lambda: path.open("rb"))
 
     def readable(self) -> bool:
         return True

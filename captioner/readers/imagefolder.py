@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from captioner.core.badjson import why_no_json
+from captioner.core.descriptors import patiently
 from captioner.core.filenames import escaped
 from captioner.core.jsonbytes import quoted, replace_values
 from captioner.core.keys import digest
@@ -44,7 +45,7 @@ def has_file_names(path: Path) -> bool:
     if path.suffix == ".parquet":
         return FILE_NAME in columns_of(path, "parquet")
     try:
-        with path.open("rb") as file:
+        with patiently(lambda: path.open("rb")) as file:
             return FILE_NAME.encode() in file.read(_BEGINNING)
     except OSError:
         return False

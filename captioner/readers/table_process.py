@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from contextlib import suppress
 from multiprocessing.connection import Pipe
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from captioner.core.descriptors import patiently
 from captioner.core.errors import DecoderError
 from captioner.core.extras import needed
 from captioner.core.subprocesses import environment, python
@@ -39,7 +41,7 @@ class TableReader:
 
     def __init__(self) -> None:
         self._child: _Child | None = None
-        self._stopped = False
+        self._stopped = threading.Event()
 
     def tables(self, path: Path, kind: str) -> Iterator[tuple[float, Any]]:
         """Yield the validated record batches of a file, each with the share of it read so far.
@@ -67,7 +69,7 @@ class TableReader:
         """Yield what the child sends; ask another one if the system killed the first."""
         received = 0
         for is_last in (False, True):
-            if self._stopped:
+            if self._stopped.is_set():
                 return
             child = self._child = self._child or self._start()
             finished = False
@@ -77,7 +79,7 @@ class TableReader:
                     received += 1
                 finished = True
             except (EOFError, OSError):
-                if self._stopped:
+                if self._stopped.is_set():
                     return
                 if is_last or child.status() != -signal.SIGKILL:
                     yield 1.0, "reading it crashed the process that reads tables"
@@ -90,12 +92,17 @@ class TableReader:
 
     def _start(self) -> _Child:
         for _ in range(_STARTS):
-            child = _Child()
+            try:
+                child = patiently(_Child, self._stopped.is_set)
+            except OSError as error:
+                raise DecoderError(
+                    f"cannot start a process that reads tables: {error.strerror}"
+                ) from None
             with suppress(EOFError, OSError):
                 if child.is_ready():
                     return child
             child.close()
-            if self._stopped:
+            if self._stopped.is_set():
                 break
         raise DecoderError("cannot start a process that reads tables")
 
@@ -107,7 +114,7 @@ class TableReader:
 
     def stop(self) -> None:
         """End the process while another thread waits for it; this table ends, others are empty."""
-        self._stopped = True
+        self._stopped.set()
         if (child := self._child) is not None:
             child.kill()
 
@@ -128,11 +135,9 @@ class _Child:
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # Ctrl-C stops the run, which may still need it
                 )
-        except OSError as error:
+        except OSError:
             self._connection.close()
-            raise DecoderError(
-                f"cannot start a process that reads tables: {error.strerror}"
-            ) from None
+            raise
 
     def is_ready(self) -> bool:
         """Wait until it has started."""

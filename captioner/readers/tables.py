@@ -6,6 +6,7 @@ import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
+from captioner.core.descriptors import patiently
 from captioner.core.extras import needed
 from captioner.readers.disguises import HEAD, not_itself
 from captioner.readers.rows import (
@@ -148,7 +149,7 @@ def read_tables(
     """
     needed("pyarrow", "parquet")
     try:
-        with path.open("rb") as file:
+        with patiently(lambda: path.open("rb")) as file:
             why = not_itself(file.read(HEAD))
     except OSError as error:
         yield 1.0, one_line(error)

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.archive_index import ArchiveIndex, tar_index
+from captioner.core.descriptors import patiently
 from captioner.core.errors import BadImageError, BadRecordError, RecordError
 from captioner.core.filenames import escaped
 from captioner.core.keys import KeyTable, digest
@@ -91,7 +92,7 @@ class ShardsSource(RecordSource):
         for path in self.paths:
             name = escaped(os.path.relpath(path, self._folder))
             try:
-                with path.open("rb") as file:
+                with patiently(lambda: path.open("rb")) as file:  # noqa: B023 - called at once
                     shard = _Shard(file, name, self._image_field, self._name)
                     yield from shard.records(numbers, before)
             except (tarfile.TarError, OSError, EOFError) as error:

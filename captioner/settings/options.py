@@ -497,6 +497,9 @@ class RunSettings(_Group):
         unit="seconds",
         zero=True,
     )
+    cache_size: int = _tuning(
+        "Maximum size of the cache. Its oldest captions are removed first.", 10 << 30, unit="bytes"
+    )
     disk_wait: float = _tuning(
         "Seconds to wait for space on a full disk.", 600.0, unit="seconds", zero=True
     )

@@ -59,6 +59,7 @@ SAMPLES = {
     "temperature": 0.25,
     "drain": 3.5,
     "disk_wait": 4.5,
+    "cache_size": 5_000_000,
     "max_tokens": 11,
     "limit": 12,
     "max_side": 13,
@@ -436,7 +437,7 @@ def test_tuning_flags_have_a_section_of_their_own(capsys):
     tuning = capsys.readouterr().out.partition("\nTuning:\n")[2]
     listed = set(re.findall(r"^  --([\w-]+)", tuning, re.MULTILINE))
     assert listed == {option.key for option in all_options().values() if option.tuning}
-    assert len(listed) == 16
+    assert len(listed) == 17
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
 import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -22,6 +25,7 @@ from conftest import StrayResponse, jpeg, rows
 from endpoint import FakeEndpoint, Reply
 from yarl import URL
 
+from captioner.core import descriptors
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.types import Request
@@ -1027,3 +1031,54 @@ async def test_the_status_of_an_error_is_not_lost_with_its_body(monkeypatch, req
     assert reply.status == 401
     assert reply.body.startswith(b"" if how == "not gzip" else words)
     assert len(reply.body) < MAX_REPLY
+
+
+async def test_a_response_that_came_while_the_process_was_stopped_is_read() -> None:
+    """A stop longer than the time limit does not throw away what lies in the socket."""
+    sent = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(1 << 16)
+                peer.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}")
+                sent.set()
+                peer.recv(1)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        base_url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        async with transport_to(base_url, timeout_s=0.5) as transport:
+            sending = asyncio.create_task(transport.send(POST))
+            while not sending.done() and not sent.is_set():
+                await asyncio.sleep(0)
+                if sent.wait(0.001):
+                    time.sleep(1.5)  # noqa: ASYNC251 - as SIGSTOP does
+            assert (await sending).body == b"{}"
+        thread.join()
+
+
+async def test_a_request_waits_for_a_file_descriptor(monkeypatch, caplog) -> None:
+    """Too many open files are no fault of the endpoint, and are told once."""
+    monkeypatch.setattr(descriptors, "PAUSE_S", 0.001)
+    monkeypatch.setattr(descriptors, "_warned", False)
+    refused = iter([errno.EMFILE, errno.ENFILE, errno.EMFILE])
+    connect = aiohttp.TCPConnector.connect
+
+    async def scarce(self: Any, request: Any, *more: Any) -> Any:
+        if number := next(refused, None):
+            key = request.connection_key
+            raise aiohttp.ClientConnectorError(key, OSError(number, os.strerror(number)))
+        return await connect(self, request, *more)
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", scarce)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"Content-Length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with raw_server(answer) as base_url, transport_to(base_url) as transport:
+        assert (await transport.send(POST)).body == b"{}"
+    assert len(caplog.messages) == 1
+    assert "ulimit -n" in caplog.messages[0]

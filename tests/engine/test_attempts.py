@@ -29,9 +29,10 @@ from captioner.core.types import (
 )
 from captioner.endpoints.blame import POISON_FAULTS, POISON_SUCCESSES, STOP_FIRST, STOP_VERDICT
 from captioner.endpoints.circuit_breaker import CircuitBreaker
+from captioner.endpoints.endpoint import Endpoint
 from captioner.endpoints.limiter import Limiter
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import Endpoint, EndpointPool
+from captioner.endpoints.pool import EndpointPool
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -18,7 +20,7 @@ from fakes import EchoTransport
 from tally import tally
 from waiting import LIMIT_S, wait_until
 
-from captioner import Captioner, SettingsError, run_batch
+from captioner import Captioner, EndpointRefusedError, SettingsError, run_batch
 from captioner.executors.processes.pool import part
 from captioner.settings.settings import Settings
 
@@ -58,7 +60,8 @@ def start(
 
 def kill(processes: list[int]) -> None:
     for process in processes:
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 async def test_several_processes_write_what_one_does(tmp_path, make_input, endpoint):
@@ -101,13 +104,38 @@ def test_a_worker_that_is_killed_costs_what_it_had_on_the_wire(make_input, endpo
     assert endpoint.count <= 600 + IN_FLIGHT // 2
 
 
-def test_a_run_without_workers_ends_and_can_be_run_again(make_input, endpoint):
+def test_workers_that_are_all_killed_are_replaced(make_input, endpoint):
+    """The system may kill any process at any time: the run goes on with new ones."""
     endpoint.latency_s = 0.05
     source = make_input(300)
     process = start(source, endpoint, 2, lambda run: kill(workers_of(run.pid)), 50)
     _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, errors
+    assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(300)]
+    assert endpoint.count <= 300 + IN_FLIGHT
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(make_input, endpoint):
+    endpoint.latency_s = 0.05
+    source = make_input(100)
+    process = start(source, endpoint)
+    wait_until(lambda: workers_of(process.pid) or endpoint.count, process)
+    kill(workers_of(process.pid))
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, errors
+    assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(100)]
+
+
+def test_a_run_whose_workers_keep_dying_ends_and_can_be_run_again(make_input, endpoint):
+    endpoint.behave = lambda _: Reply(fault="hang")
+    source = make_input(300)
+    process = start(source, endpoint)
+    while process.poll() is None:
+        kill(workers_of(process.pid))
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
-    assert "run the same command again" in errors
+    endpoint.behave = lambda _: None
     assert "Traceback" not in errors
     process = start(source, endpoint)
     _, errors = process.communicate(timeout=LIMIT_S)
@@ -202,9 +230,10 @@ def test_a_wrong_key_ends_the_run_once(make_input, endpoint, run_command):
 
 def test_an_endpoint_that_is_not_there_is_told_before_anything_is_written(make_input, run_command):
     source = make_input(2)
-    ended = run_command(source, "--base-url", "http://127.0.0.1:9/v1", "--processes", 2)
-    assert ended.returncode == 2
-    assert "no model is given" in ended.stderr
+    options = ("--base-url", "http://127.0.0.1:9/v1", "--processes", 2, "--max-outage", 0.5)
+    ended = run_command(source, *options)
+    assert ended.returncode == 7
+    assert "cannot connect to 127.0.0.1:9" in ended.stderr
     assert not source.with_name("input.captions.jsonl").exists()
 
 
@@ -315,3 +344,18 @@ def test_records_of_a_dead_worker_do_not_wait_for_more_input(tmp_path, make_inpu
     wait_until(lambda: len(endpoint.answered) == 20, process)
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize("count", [4, 40])
+async def test_refusals_of_all_records_end_the_run(make_input, endpoint, count) -> None:
+    """Few refused records fail, and many stop the run and stay pending, as in one process."""
+    endpoint.behave = lambda _: Reply(400, {"error": {"message": "no"}})
+    options = {"base_url": endpoint.base_url, "model": "m", "processes": 2}
+    async with asyncio.timeout(LIMIT_S):
+        if count == 4:
+            report = await run_batch(make_input(count), **options)
+            assert report.codes == {"http_400": 4}
+            return
+        with pytest.raises(EndpointRefusedError) as caught:
+            await run_batch(make_input(count), **options)
+    assert caught.value.report.failed == 0

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
+import urllib.request
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -237,18 +240,27 @@ def test_a_cache_would_give_the_same_again(run, tmp_path):
 
 
 def test_the_command_serves_until_it_is_stopped(run, tmp_path):
-    """captioner view prints the address alone on standard output and ends well on Ctrl-C."""
+    """captioner view prints the address without its token if the output is no terminal.
+
+    The token is in a file for the user alone. Ctrl-C ends the command and removes the file.
+    """
     output = tmp_path / "out.jsonl"
     assert run().returncode == 0
     with subprocess.Popen(
         command("view", output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as serving:
         url = serving.stdout.readline()
-        assert url.startswith("http://127.0.0.1:")
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\n", url)
+        told = serving.stderr.readline()
+        kept = Path(re.search(r"open the address in (\S+) in", told)[1])
+        assert kept.stat().st_mode & 0o777 == 0o600
+        with urllib.request.urlopen(kept.read_text().strip()) as page:
+            assert page.status == 200
         serving.send_signal(signal.SIGINT)
         rest, said = serving.communicate(timeout=20)
     assert (serving.returncode, rest) == (0, "")
-    assert "Ctrl-C" in said
+    assert "Ctrl-C" in told
+    assert not kept.exists()
     assert "Traceback" not in said
 
 

@@ -68,8 +68,9 @@ class WorkerHandle:
     @classmethod
     async def start(cls, settings: Settings, warned: set[str]) -> Self:
         """Start a process; ``warned`` has the warnings that a worker of the run has logged."""
-        ours, theirs = socket.socketpair()
+        ours = None
         try:
+            ours, theirs = socket.socketpair()
             with theirs:
                 process = subprocess.Popen(  # noqa: ASYNC220, S603 - milliseconds; our own program
                     python("captioner.executors.processes.worker", str(theirs.fileno())),
@@ -81,7 +82,8 @@ class WorkerHandle:
                     start_new_session=True,  # only the parent handles Ctrl-C
                 )
         except OSError as error:
-            ours.close()
+            if ours is not None:
+                ours.close()
             raise WorkersDiedError(f"cannot start a process: {error.strerror}") from None
         wire = await Wire.over(ours)
         wire.send(settings)

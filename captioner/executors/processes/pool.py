@@ -6,28 +6,32 @@
                                                │
     sink ◀─ outcomes ── one task each ◀── Done
 
-If a worker dies, the other workers get its records.
+If a worker dies, its records go back to the queue and another one is started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from captioner.core.errors import WorkersDiedError
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import RunError, WorkersDiedError
 from captioner.core.humanize import counted
 from captioner.core.progress import EndpointState
-from captioner.engine.pipeline import count, error_to_report
+from captioner.core.retry import waits
+from captioner.engine.pipeline import HeldRefusals, count, error_to_report
 from captioner.executors.processes.handle import END_S, WorkerHandle
 from captioner.executors.processes.messages import Done, EndOfInput, Exited, Stop, Written
 
 if TYPE_CHECKING:
+    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Sink
     from captioner.core.types import InputRecord, Outcome
     from captioner.executors.processes.messages import WorkerStats
@@ -39,6 +43,17 @@ logger = logging.getLogger(__name__)
 CHUNK = 16
 """Records sent at once."""
 
+MOST_DEATHS = 5
+"""Workers that die while they start, or in a row without an outcome, after which no more are
+started."""
+
+LONGEST_PAUSE_S = 4.0
+"""Longest pause before a worker that died while it started is started again."""
+
+T = TypeVar("T")
+ReplaceWorker = Callable[[int], Awaitable[WorkerHandle]]
+"""Starts a worker with the share of one that died, by its number."""
+
 
 class WorkerPool:
     """The workers of a run, in place of an `Engine`.
@@ -47,9 +62,12 @@ class WorkerPool:
         model: See `Engine`.
     """
 
-    def __init__(self, workers: list[WorkerHandle], model: str) -> None:
+    def __init__(
+        self, workers: list[WorkerHandle], model: str, replace_worker: ReplaceWorker
+    ) -> None:
         self.model = model
         self._workers = workers
+        self._replace_worker = replace_worker
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -63,13 +81,25 @@ class WorkerPool:
         """
         warned: set[str] = set()
         async with contextlib.AsyncExitStack() as stack:
-            workers = []
-            for number in range(context.settings.run.processes):
-                worker = await WorkerHandle.start(part(context.settings, number), warned)
-                stack.push_async_callback(worker.close)
-                workers.append(worker)
-            models = await context.cancel.race(_models(workers))
-            yield cls(workers, models[0])
+
+            async def begin(number: int) -> tuple[WorkerHandle, str]:
+                settings = part(context.settings, number)
+                return await _started(settings, warned, stack, context.cancel)
+
+            async def replace_worker(number: int) -> WorkerHandle:
+                return (await begin(number))[0]
+
+            tasks = [
+                asyncio.create_task(begin(number))
+                for number in range(context.settings.run.processes)
+            ]
+            try:
+                started = await context.cancel.race(_all(tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            yield cls([worker for worker, _ in started], started[0][1], replace_worker)
 
     def pipeline(
         self,
@@ -78,11 +108,36 @@ class WorkerPool:
         settled: Callable[[Outcome], None] | None = None,
     ) -> Dispatcher:
         """Return a pipeline from the workers into a sink."""
-        return Dispatcher(self._workers, context, sink, settled)
+        return Dispatcher(self._workers, context, sink, settled, self._replace_worker)
 
 
-async def _models(workers: list[WorkerHandle]) -> list[str]:
-    return await asyncio.gather(*(worker.wait_until_ready() for worker in workers))
+async def _all(tasks: list[asyncio.Task[T]]) -> list[T]:
+    return await asyncio.gather(*tasks)
+
+
+async def _started(
+    settings: Settings,
+    warned: set[str],
+    stack: contextlib.AsyncExitStack,
+    cancel: CancelToken,
+) -> tuple[WorkerHandle, str]:
+    """Return a worker that is ready, and its model; one that dies is started again.
+
+    Raises:
+        WorkersDiedError: The last of `MOST_DEATHS` could not be started.
+        StoppedError: The run was cancelled.
+    """
+    pauses = waits(LONGEST_PAUSE_S)
+    for tries in itertools.count(1):
+        try:
+            worker = await WorkerHandle.start(settings, warned)
+            stack.push_async_callback(worker.close)
+            return worker, await worker.wait_until_ready()
+        except WorkersDiedError:
+            if tries >= MOST_DEATHS:
+                raise
+        await cancel.sleep(next(pauses))
+    raise AssertionError
 
 
 class Dispatcher:
@@ -94,14 +149,20 @@ class Dispatcher:
         context: RunContext,
         sink: Sink,
         settled: Callable[[Outcome], None] | None,
+        replace_worker: ReplaceWorker,
     ) -> None:
         self._workers = workers
+        self._replace_worker = replace_worker
+        self._deaths = 0  # since the last outcome
+        self._starting = 0  # workers that take the place of others
+        self._ended = False  # the workers know that there are no more records
         self._sink = sink
         self._progress = context.progress
         self._progress.states = self._states
         self._cancel = context.cancel
         self._drain_s = context.settings.run.drain
         self._settled = settled
+        self._held = HeldRefusals()  # the workers hold none back: each sees a part of the records
         self._returned: deque[InputRecord] = deque()  # records of workers that died
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
@@ -124,6 +185,7 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        await self._put(self._held.rest(self._error))
         if self._error is not None:
             raise self._error
 
@@ -136,6 +198,7 @@ class Dispatcher:
             self._progress.complete = True
             while any(worker.records for worker in self._live) or self._returned:
                 await self._change()
+            self._ended = True
             for worker in self._live:
                 worker.send(EndOfInput())
         except Exception as error:  # noqa: BLE001 - any error stops the run in order
@@ -167,15 +230,20 @@ class Dispatcher:
         await self._changed.wait()
 
     async def _listen(self, worker: WorkerHandle) -> None:
-        """Process a worker's messages until it ends."""
+        """Process the messages of a worker, and of those that take its place, until it ends."""
         try:
-            while isinstance(message := await worker.receive(), Done):
-                self._update(worker, message.stats)
-                if message.outcomes:
-                    await self._write(worker, message.outcomes)
-            if not isinstance(message, Exited):
-                self._redistribute(worker)
-            elif message.error:
+            while not isinstance(message := await worker.receive(), Exited):
+                if message is None:
+                    number = self._workers.index(worker)
+                    self._redistribute(worker)
+                    if not await self._replaced(number):
+                        return
+                    worker = self._workers[number]
+                elif isinstance(message, Done):
+                    self._update(worker, message.stats)
+                    if message.outcomes:
+                        await self._write(worker, message.outcomes)
+            if message.error:
                 self._fail(message.as_error())
         except Exception as error:  # noqa: BLE001 - any error stops the run in order
             self._fail(error)
@@ -185,10 +253,20 @@ class Dispatcher:
 
     async def _write(self, worker: WorkerHandle, numbered: list[tuple[int, Outcome]]) -> None:
         outcomes = [outcome._replace(record=worker.take(number)) for number, outcome in numbered]
+        self._deaths = 0
         self._changed.set()
-        await self._sink.put(outcomes)
+        await self._put(self._held.to_write(outcomes))
         worker.send(Written())
-        count(outcomes, self._progress, self._settled)
+
+    async def _put(self, outcomes: list[Outcome]) -> None:
+        if not outcomes:
+            return
+        try:
+            await self._sink.put(outcomes)
+        except RunError as error:  # the sink keeps them; the worker may finish what is in flight
+            self._fail(error)
+        else:
+            count(outcomes, self._progress, self._settled)
 
     def _update(self, worker: WorkerHandle, stats: WorkerStats) -> None:
         progress, before = self._progress, worker.stats
@@ -218,13 +296,14 @@ class Dispatcher:
         return list(total.values())
 
     def _redistribute(self, worker: WorkerHandle) -> None:
-        """Give the records of a worker that died to the others."""
+        """Put the records of a worker that died back into the queue."""
+        self._deaths += 1
         worker.gone = True
         self._update(worker, worker.stats._replace(in_flight=0, waiting=""))
         how = worker.how_it_ended()
-        if self._cancel or (self._progress.complete and not (worker.records or self._returned)):
+        if self._is_over(worker):
             return
-        if not self._live:
+        if not self._live and not self._starting and self._deaths >= MOST_DEATHS:
             self._fail(
                 WorkersDiedError(
                     f"the last process of the run {how}. What was finished is saved; run the same "
@@ -241,6 +320,37 @@ class Dispatcher:
         self._returned += worker.records.values()
         worker.records.clear()
         self._changed.set()
+
+    def _is_over(self, worker: WorkerHandle) -> bool:
+        """Return whether nothing is left for a worker that died, or for another one."""
+        pending = worker.records or self._returned
+        return bool(self._cancel) or (self._progress.complete and not pending)
+
+    async def _replaced(self, number: int) -> bool:
+        """Start a worker in the place of one that died; return whether there is work for it.
+
+        Raises:
+            WorkersDiedError: None can be started, and there is no other.
+        """
+        if self._cancel or self._ended or self._deaths >= MOST_DEATHS:
+            return False
+        self._starting += 1
+        try:
+            worker = await self._replace_worker(number)
+        except StoppedError:
+            return False
+        except WorkersDiedError as error:
+            if not self._live and self._starting == 1:
+                raise
+            logger.warning("%s; the others go on", error)
+            return False
+        finally:
+            self._starting -= 1
+        self._workers[number] = worker
+        if self._cancel or self._ended:
+            worker.send(Stop(forced=True))
+        self._changed.set()
+        return True
 
     def _fail(self, error: BaseException) -> None:
         """Stop the run."""

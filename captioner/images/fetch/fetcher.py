@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING
 
-from captioner.core.errors import BadImageError
+from captioner.core.descriptors import TOO_MANY_OPEN, none_left, patiently
+from captioner.core.errors import BadImageError, DescriptorsError
 from captioner.core.secrets import without_secrets
 from captioner.core.types import FetchedImages
 from captioner.images.fetch.http import IN_MEMORY, HttpFetcher
@@ -133,10 +135,21 @@ class Fetcher:
 
     def _read(self, url: str) -> IO[bytes]:
         """Return a file that holds an object, at its end."""
-        data = self._stores.read(url)
+        try:
+            data = patiently(lambda: self._read_store(url))
+        except OSError:
+            raise DescriptorsError(TOO_MANY_OPEN) from None
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the caller closes it
         file.write(data)
         return file
+
+    def _read_store(self, url: str) -> bytes:
+        try:
+            return self._stores.read(url)
+        except BadImageError:
+            if none_left():  # the store's library hides the reason
+                raise OSError(errno.EMFILE, TOO_MANY_OPEN) from None
+            raise
 
 
 def _is_http(url: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import command, jpeg, rows
@@ -279,7 +280,10 @@ def test_a_run_is_seen_live(endpoint, make_input, tmp_path, tab):
     )  # fmt: skip
     try:
         said = run.stderr.readline()
-        url = re.fullmatch(r"captions: (http://127\.0\.0\.1:\d+/\S+/)\n", said)[1]
+        kept = re.fullmatch(
+            r"captions: http://127\.0\.0\.1:\d+/ \(the address with its token is in (.*)\)\n", said
+        )[1]
+        url = Path(kept).read_text().strip()
         page = tab(url)
         expect(cards(page)).to_have_count(3)
         expect(page.locator("#counts")).to_contain_text("3 captions")
