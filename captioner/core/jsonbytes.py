@@ -15,8 +15,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_TOKEN = re.compile(STRING + rb'|[{}\[\],:"]', re.DOTALL)
 _SPACE = b" \t\r\n"
+_LEVELS = 8
+_OBJECT = re.compile(rb"\s*\{")
+_NAME = re.compile(rb"\s*+(" + STRING + rb")\s*+:\s*+", re.DOTALL)
+_SCALAR = re.compile(STRING + rb'|[^"{}\[\],\s]++', re.DOTALL)
+_END = re.compile(rb"\s*+([,}])")
+
+
+def _balanced(levels: int) -> bytes:
+    """Return the pattern of a run of anything nested no deeper than so many levels."""
+    flat = rb'[^"{}\[\]]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+    pattern = rb"(?:" + flat + rb")*+"
+    for _ in range(levels):
+        pattern = rb"(?:" + flat + rb"|[\[{]" + pattern + rb"[\]}])*+"
+    return pattern
+
+
+_NESTED = re.compile(_balanced(_LEVELS) + rb"([\[{]++|[\]}]++)", re.DOTALL)
+"""A run that needs no look, and the brackets after it: openers, then, lead deeper than the run may.
+
+A value of a megabyte takes one match, not a token for each of its brackets.
+"""
 
 
 class Field(NamedTuple):
@@ -38,42 +58,39 @@ class Field(NamedTuple):
 def fields_in(raw: bytes) -> list[Field]:
     """Return the top-level fields of an object, in order; none if it is incomplete."""
     found: list[Field] = []
-    depth = 0
+    begin = _OBJECT.match(raw)
+    at = begin.end() if begin else len(raw)
     start = 0
-    name: bytes | None = None
-    value_start = -1
-
-    def close(end: int) -> None:
-        if name is not None and value_start >= 0:
-            value = raw[value_start:end]
-            lead = len(value) - len(value.lstrip(_SPACE))
-            found.append(
-                Field(name, start, value_start + lead, value_start + len(value.rstrip(_SPACE)))
-            )
-
-    for token in _TOKEN.finditer(raw):
-        at = token.start()
-        char = raw[at : at + 1]
-        if char == b'"':
-            if len(token.group()) == 1:
-                break  # an unterminated string: the object is incomplete
-            if depth == 1 and name is None:
-                name = token.group()
-                start = start if found else at
-        elif char in b"{[":
-            depth += 1
-        elif char in b"}]":
-            depth -= 1
-            if depth == 0:
-                close(at)
-                return found
-        elif depth == 1:
-            if char == b":":
-                value_start = at + 1 if value_start < 0 else value_start
-            else:
-                close(at)
-                start, name, value_start = at, None, -1
+    while name := _NAME.match(raw, at):
+        value_start = name.end()
+        if raw.startswith((b"{", b"["), value_start):
+            value_end = _end_of_nested(raw, value_start)
+        else:
+            scalar = _SCALAR.match(raw, value_start)
+            value_end = scalar.end() if scalar else len(raw)
+        end = _END.match(raw, value_end)
+        if end is None:
+            return []
+        found.append(Field(name[1], start if found else name.start(1), value_start, value_end))
+        if end[1] == b"}":
+            return found
+        start, at = end.span(1)
     return []
+
+
+def _end_of_nested(raw: bytes, at: int) -> int:
+    """Return the offset after the array or object at an offset; the end if it is incomplete."""
+    depth = 1
+    at += 1
+    while run := _NESTED.match(raw, at):
+        first, at = run.span(1)
+        if raw[first] in b"[{":
+            depth += at - first
+        elif at - first >= depth:
+            return first + depth
+        else:
+            depth -= at - first
+    return len(raw)
 
 
 def add_fields(raw: bytes, fields: bytes) -> bytes:

@@ -5,17 +5,22 @@ Validation is jsonschema's (the extra ``schema``), imported when a schema is use
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from captioner.core.errors import BadReplyError, SettingsError
+from captioner.engine.schema_patterns import with_safe_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL | re.IGNORECASE)
+
+_MOST_ERRORS = 20
+"""Errors of a reply that are compared for the one to tell."""
 
 
 def read_schema(text: str, place: str) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
     except jsonschema.SchemaError as error:
         raise SettingsError(f"schema: it is no JSON Schema: {error.message}") from None
     _resolve_references(schema)
-    checker = kind(schema)
+    checker = with_safe_keywords(kind, schema)(schema)
 
     def parse(text: str) -> Any:
         fenced = _FENCED.match(text)
@@ -68,7 +73,8 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
         except orjson.JSONDecodeError as error:
             reason = f"it is not valid JSON ({error})"
         else:
-            broken = jsonschema.exceptions.best_match(checker.iter_errors(value))
+            errors = itertools.islice(checker.iter_errors(value), _MOST_ERRORS)
+            broken = jsonschema.exceptions.best_match(errors)
             if broken is None:
                 return value
             reason = f"at {broken.json_path} {broken.message[:200]}"

@@ -201,7 +201,7 @@ class Preparer:
         if not isinstance(fields, dict):
             raise BadRecordError("bad_record", "the line is not a JSON object")
         replaces = not self._names.isdisjoint(fields)
-        if replaces:
+        if replaces and b"\\" in raw:
             for field in fields_in(raw):
                 if field.name not in self._quoted_names:
                     name = orjson.loads(field.name)

@@ -7,11 +7,12 @@ template, and needs nothing installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.core.errors import BadRecordError, SettingsError
 from captioner.core.extras import needed
+from captioner.engine.template_sandbox import sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,14 +75,15 @@ class Templates:
         if not any("{{" in text or "{%" in text for text in texts):
             return
         self._jinja = needed("jinja2", "templates")
-        sandbox = _sandbox(self._jinja)
+        environment = sandbox(self._jinja)
         for text in texts:
             try:
-                self._render.append(sandbox.from_string(text).render)
+                template = environment.from_string(text)
             except self._jinja.TemplateSyntaxError as error:
                 raise SettingsError(
                     f"prompt: the template is wrong in line {error.lineno}: {error.message}"
                 ) from None
+            self._render.append(partial(environment.text_of, template))
 
     def fill(self, record: dict[str, Any]) -> Texts | Filled:
         """Return the question for a record."""
@@ -108,23 +110,3 @@ class Templates:
         if not text:
             raise BadRecordError("prompt_template", "the prompt made of the record is empty")
         return text
-
-
-def _sandbox(jinja: Any) -> Any:
-    """Return the environment of templates: fields hide methods, and null is an error."""
-    base: Any = needed("jinja2.sandbox", "templates").ImmutableSandboxedEnvironment
-
-    class Sandbox(base):  # type: ignore[misc]
-        def getattr(self, obj: Any, attribute: str) -> Any:
-            if isinstance(obj, Mapping) and attribute in obj:
-                return obj[attribute]
-            return super().getattr(obj, attribute)
-
-    def shown(value: Any) -> Any:
-        if value is None:
-            raise jinja.UndefinedError("a field that it names is null")
-        if callable(value) and not isinstance(value, jinja.Undefined):
-            raise jinja.UndefinedError("it names a method in place of a field")
-        return value
-
-    return Sandbox(undefined=jinja.StrictUndefined, finalize=shown)

@@ -21,7 +21,7 @@ from captioner.core.keys import digest
 from captioner.core.types import DIGEST, InputRecord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator
+    from collections.abc import AsyncIterator, Callable, Generator
 
 MAX_LINE = 16 << 20
 """Bytes of JSON; a longer record is a fault."""
@@ -35,13 +35,16 @@ BATCH_BYTES = 8 << 20
 
 
 async def batches_from_thread(
-    records: Generator[InputRecord, None, None], max_line: int = MAX_LINE
+    records: Generator[InputRecord, None, None],
+    max_line: int = MAX_LINE,
+    stop: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[list[InputRecord]]:
     """Yield the records of a generator that blocks, in batches.
 
     Args:
         records: The generator.
         max_line: Length limit of a record in bytes, without images.
+        stop: Called if the run was stopped while the generator blocks.
     """
     batches = _batches(records, max_line)
 
@@ -56,6 +59,7 @@ async def batches_from_thread(
         except asyncio.CancelledError:
             # A generator cannot be closed while the thread runs it.
             step.add_done_callback(close)
+            stop()
             raise
         if batch is None:
             return
@@ -82,7 +86,10 @@ class RecordSource(ABC):
 
     def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order."""
-        return batches_from_thread(self._records(), self.max_line)
+        return batches_from_thread(self._records(), self.max_line, self.stop)
+
+    def stop(self) -> None:  # noqa: B027 - most sources have nothing to end
+        """End what a thread waits for, if the source can; its records end there."""
 
     @abstractmethod
     def _records(self) -> Generator[InputRecord, None, None]:

@@ -10,14 +10,13 @@ from captioner.core.descriptors import patiently
 from captioner.core.extras import needed
 from captioner.readers.disguises import HEAD, not_itself
 from captioner.readers.rows import (
-    BATCH_BYTES,
-    BATCH_ROWS,
     RecordSource,
     broken_input,
     fault_record,
     one_line,
     record_of,
 )
+from captioner.readers.table_process import TableReader, UnreadableRow
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -51,6 +50,7 @@ class ArrowSource(RecordSource):
         needed("pyarrow", "parquet")
         self._kind = kind
         self._told = False
+        self._reader = TableReader()
         self.paths = paths
         self.image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
 
@@ -61,7 +61,15 @@ class ArrowSource(RecordSource):
 
     def tables(self, path: Path) -> Iterator[tuple[float, Any]]:
         """Yield the record batches of a file; see `read_tables`."""
-        return read_tables(path, self._kind)
+        return read_tables(path, self._kind, self._reader)
+
+    def schema(self, path: Path) -> Any:
+        """Return the schema of a file; None if it cannot be read."""
+        return self._reader.schema(path, self._kind or _kind_of(path))
+
+    def stop(self) -> None:
+        """End the process that reads, while a thread waits for it."""
+        self._reader.stop()
 
     def _records(self) -> Generator[InputRecord, None, None]:
         numbers = itertools.count(1)
@@ -72,6 +80,9 @@ class ArrowSource(RecordSource):
             self._compare(path)
             for share, batch in self.tables(path):
                 end = before + int(share * size)
+                if isinstance(batch, UnreadableRow):
+                    yield _bad_row(next(numbers), place, end, batch)
+                    continue
                 if isinstance(batch, str):
                     message = f"{path.name} cannot be read: {batch}"
                     yield broken_input(next(numbers), place, end, "bad_table", message)
@@ -81,22 +92,20 @@ class ArrowSource(RecordSource):
                     yield broken_input(next(numbers), place, end, "bad_table", message)
                     break
                 for row in python_rows(batch):
-                    number = next(numbers)
                     if isinstance(row, str):
-                        message = (
-                            f"row {number} of the input, in {path.name}, cannot be read: {row}"
-                        )
-                        content = {**place, "row": number}
-                        yield fault_record(number, content, end, "bad_row", message)
+                        yield _bad_row(next(numbers), place, end, row)
                     else:
-                        yield record_of(number, row, end, self.image_columns)
+                        yield record_of(next(numbers), row, end, self.image_columns)
             before += size
+        self._reader.end()
 
     def _compare(self, path: Path) -> None:
         """Tell of the first file whose columns are not those of the first of all."""
         if self._told or path == self.paths[0]:
             return
-        own, first = (set(columns_of(one, self._kind)) for one in (path, self.paths[0]))
+        own, first = (
+            set(columns_of(one, self._kind, self._reader)) for one in (path, self.paths[0])
+        )
         if own and first and own != first:
             self._told = True
             lacks = [
@@ -105,6 +114,11 @@ class ArrowSource(RecordSource):
                 if names
             ]
             logger.warning("the tables have different columns: %s", "; ".join(lacks))
+
+
+def _bad_row(number: int, place: dict[str, str], end: int, reason: str) -> InputRecord:
+    message = f"row {number} of the input, in {place['file']}, cannot be read: {reason}"
+    return fault_record(number, {**place, "row": number}, end, "bad_row", message)
 
 
 def name_twice(names: Sequence[str]) -> str:
@@ -126,74 +140,31 @@ def python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
                 yield row
 
 
-def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
+def read_tables(
+    path: Path, kind: str = "", reader: TableReader | None = None
+) -> Iterator[tuple[float, Any]]:
     """Yield record batches of a Parquet or Arrow file, each with the share of the file read so far.
 
-    For a group of rows that cannot be read, the reason takes the place of the batch.
+    For rows that cannot be read, the reason takes the place of the batch; see `TableReader`.
     """
-    arrow = needed("pyarrow", "parquet")
+    needed("pyarrow", "parquet")
     try:
         with patiently(lambda: path.open("rb")) as file:
             why = not_itself(file.read(HEAD))
-        if why:
-            yield 1.0, f"it {why}"
-        elif (kind or _kind_of(path)) == "parquet":
-            yield from _parquet_batches(path, arrow)
-        else:
-            for batch in _arrow_batches(path, arrow):
-                yield 1.0, batch
-    except (arrow.ArrowException, OSError) as error:
+    except OSError as error:
         yield 1.0, one_line(error)
+        return
+    if why:
+        yield 1.0, f"it {why}"
+        return
+    yield from (reader or TableReader()).tables(path, kind or _kind_of(path))
 
 
-def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
-    parquet = needed("pyarrow.parquet", "parquet")
-    with patiently(lambda: parquet.ParquetFile(path, pre_buffer=False)) as file:
-        groups = file.num_row_groups
-        for group in range(groups):
-            share = (group + 1) / groups
-            try:
-                size = file.metadata.row_group(group)
-                row_bytes = max(1, size.total_byte_size // max(1, size.num_rows))
-                count = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
-                for batch in file.iter_batches(batch_size=count, row_groups=[group]):
-                    yield share, batch
-            except (arrow.ArrowException, OSError) as error:
-                yield share, one_line(error)
-
-
-def _arrow_batches(path: Path, arrow: Any) -> Iterator[Any]:
-    with patiently(lambda: arrow.memory_map(str(path))) as mapped:
-        file = _opened(mapped, arrow)
-        streamed = not hasattr(file, "num_record_batches")
-        batches = file if streamed else map(file.get_batch, range(file.num_record_batches))
-        for batch in batches:
-            row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
-            count = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
-            for first in range(0, batch.num_rows, count):
-                yield batch.slice(first, count)
-
-
-def _opened(mapped: Any, arrow: Any) -> Any:
-    """Return the reader of an Arrow file, or of the streaming format that `datasets` writes."""
-    try:
-        return arrow.ipc.open_file(mapped)
-    except arrow.ArrowInvalid:
-        mapped.seek(0)
-        return arrow.ipc.open_stream(mapped)
-
-
-def columns_of(path: Path, kind: str = "") -> list[str]:
+def columns_of(path: Path, kind: str = "", reader: TableReader | None = None) -> list[str]:
     """Return the names of a table's columns; an empty list if it cannot be read."""
-    arrow = needed("pyarrow", "parquet")
-    try:
-        if (kind or _kind_of(path)) == "parquet":
-            with needed("pyarrow.parquet", "parquet").ParquetFile(path) as file:
-                return list(file.schema_arrow.names)
-        with arrow.memory_map(str(path)) as mapped:
-            return list(_opened(mapped, arrow).schema.names)
-    except (arrow.ArrowException, OSError):
-        return []
+    needed("pyarrow", "parquet")
+    schema = (reader or TableReader()).schema(path, kind or _kind_of(path))
+    return [] if schema is None else list(schema.names)
 
 
 def _kind_of(path: Path) -> str:

@@ -127,3 +127,38 @@ def test_a_long_torn_text_is_scanned_once():
     """A line cut off inside a megabyte of escaped quotes does not bring the run to a halt."""
     raw = b'{"caption":"' + b'\\"' * 500_000
     assert without_fields(raw, [b'"caption"']) == raw
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        b"[" + b"[]," * 1_000 + b"{}]",
+        b"[" * 900 + b"]" * 900,
+        b'{"a":[' * 400 + b"0" + b"]}" * 400,
+        b'["]",{"}":"["},' * 300 + b"1" + b"]" * 300,
+        b"[" + (b'[["}",' * 12 + b"1" + b"]]" * 12 + b",") * 50 + b"0]",
+    ],
+    ids=lambda nested: nested[:6].decode(),
+)
+def test_what_is_nested_is_passed_over_whole(nested):
+    """However deep it is, and with brackets in its strings."""
+    assert spans(b'{"a":' + nested + b' , "b" : 2}') == [(b'"a"', nested), (b'"b"', b"2")]
+    assert spans(b'{"a":' + nested[:-1] + b',"b":2}') == []
+
+
+def test_a_megabyte_of_brackets_takes_few_steps():
+    """A step for each bracket takes most of a second, several times a record."""
+    raw = b'{"a":[' + b"[]," * 10_000 + b'0],"b":[' + b"[" * 900 + b"]" * 900 + b"]}"
+    steps = 0
+
+    def count(*_):
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(count)
+    try:
+        found = fields_in(raw)
+    finally:
+        sys.setprofile(None)
+    assert len(found) == 2
+    assert steps < 100

@@ -112,3 +112,53 @@ async def test_in_an_export(make_input, endpoint):
     )
     (entry,) = json.loads(source.with_name("out.json").read_bytes())
     assert entry["conversations"][0]["value"] == "<image>\nWho is Tom?"
+
+
+MACRO = (
+    "{% macro m(b) %}{% for a in b %}{% for c in b %}x{% endfor %}{% endfor %}{% endmacro %}"
+    "{{ m(many) }}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ text * n }}",
+        "{{ [1] * n }}",
+        "{{ n ** n }}",
+        "{{ text.ljust(n) }}",
+        "{{ text|center(n) }}",
+        "{{ text|indent(n) }}",
+        "{{ text|tojson(n) }}",
+        "{{ 'x'|batch(n, '-')|list|length }}",
+        "{{ wide % 1 }}",
+        "{{ wide|format(1) }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ text|replace('', text) }}",
+        "{{ text.replace('', text) }}",
+        "{{ many|join(text) }}",
+        "{{ text.join(many) }}",
+        "{% for a in many %}{% for b in many %}{% endfor %}{% endfor %}x",
+        "{% for a in many %}{{ text }}{% endfor %}",
+        MACRO,
+        "{% set s = namespace(x=text) %}{% for a in many %}{% set s.x = s.x + s.x %}{% endfor %}x",
+        "{{ lipsum(n) }}",
+    ],
+)
+def test_no_value_of_a_record_makes_endless_work(template):
+    """It is the failure of the record, before memory or time is spent."""
+    record = {"text": "x" * 10_000, "n": 10**9, "wide": "%999999999d", "many": [0] * 5_000}
+    with pytest.raises(BadRecordError) as error:
+        _ = Templates("", template).fill(record).prompt
+    assert error.value.code in ("prompt_template", "prompt_field")
+
+
+def test_what_templates_usually_do_is_not_limited():
+    template = (
+        "{% for tag in tags %}{{ loop.index }}/{{ loop.length }} {{ tag|center(3) }}"
+        "{% if not loop.last %}, {% endif %}{% else %}none{% endfor %} "
+        "{{ '%.1f' % score }} {{ '{:.2f}'.format(score) }} {{ 2 ** 10 * 3 }} {{ '-' * 3 }} "
+        "{{ tags|join('; ')|replace('a', 'o')|indent(2) }} {{ tags|tojson }} {{ [1] + [2] }}"
+    )
+    filled = Templates("", template).fill({"tags": ["cat", "bat"], "score": 0.5}).prompt
+    assert filled == ('1/2 cat, 2/2 bat 0.5 0.50 3072 --- cot; bot ["cat", "bat"] [1, 2]')

@@ -178,10 +178,7 @@ def _write_batches(
 def _common_schema(source: ArrowSource) -> Any:
     """Return the schema that all files of a source share; None if there is none."""
     arrow = needed("pyarrow", "parquet")
-    schemas = []
-    for path in source.paths:
-        batches = (batch for _, batch in source.tables(path) if not isinstance(batch, str))
-        schemas += [batch.schema for batch in itertools.islice(batches, 1)]
+    schemas = [schema for schema in map(source.schema, source.paths) if schema is not None]
     with suppress(arrow.ArrowException):
         return arrow.unify_schemas(schemas, promote_options="permissive") if schemas else None
     return None

@@ -27,6 +27,7 @@ from captioner.outputs.reader import OutputReader
 from captioner.outputs.rows import caption_text, caption_texts, parsed
 from captioner.outputs.statistics import caption_statistics, histogram
 from captioner.outputs.viewer.lineindex import LineIndex
+from captioner.outputs.viewer.room import Room
 from captioner.outputs.viewer.search import (
     LONGEST_TEXT,
     Query,
@@ -51,6 +52,8 @@ LONGEST_S = 0.3
 
 CHARTED = 100_000
 """Rows that the charts are made from, approximately; at most twice as many."""
+
+LONGEST_PROMPT = 20_000
 
 
 class Found(NamedTuple):
@@ -148,15 +151,22 @@ class ViewerStore:
     # -- display -------------------------------------------------------------------------------
 
     def display(self, kind: str, numbers: list[int]) -> list[dict[str, Any]]:
-        """Return what the page shows of rows or failures, even of unreadable ones."""
+        """Return what the page shows of rows or failures, even of unreadable ones.
+
+        A row for which there is no `Room` is shown as a message: a part of its caption could be
+        saved as the whole.
+        """
         display = self._display_failure if kind == "failures" else self._display_row
         found = []
+        room = Room()
         for number in numbers:
             for line in self.lines(kind).read(number, 1):
                 try:
+                    room.read(line)
                     shown = display(line)
+                    room.show(shown)
                 except (CaptionerError, ValueError, TypeError, AttributeError) as error:
-                    message = f"this line cannot be read: {error}"
+                    message = f"this line cannot be shown: {error}"
                     shown = {**display(b"{}"), "captions": {"": message}, "message": message}
                 found.append({"number": number, **shown})
         return found
@@ -174,7 +184,7 @@ class ViewerStore:
             "key": key.hex(),
             "of": fingerprint(row, fields),
             "captions": {name: caption_text(edited.get(name)) for name in fields},
-            "prompt": self._prompt(row),
+            "prompt": _shorten(self._prompt(row), LONGEST_PROMPT),
             "flags": flags_of(row, fields),
             "extras": {name: row[name] for name in sorted(extras & row.keys())},
             "fields": {name: _shorten(row[name]) for name in row if name not in hidden},
@@ -190,9 +200,9 @@ class ViewerStore:
         return {
             "line": failure.get("line"),
             "code": str(failure.get("code", "")),
-            "message": str(failure.get("message", "")),
+            "message": _shorten(str(failure.get("message", ""))),
             "attempts": failure.get("attempts"),
-            "prompt": self._prompt(row),
+            "prompt": _shorten(self._prompt(row), LONGEST_PROMPT),
             "fields": {name: _shorten(one) for name, one in (row or {"record": record}).items()},
             "images": [_describe_image(image) for image in self.reader.contents.images(row)],
         }
@@ -348,12 +358,12 @@ def _is_running(journal: Path) -> bool:
     return True
 
 
-def _shorten(value: Any) -> Any:
+def _shorten(value: Any, longest: int = LONGEST_TEXT) -> Any:
     """Return a value for display; long text is truncated."""
     if isinstance(value, int | float) or value is None:
         return value
     text = caption_text(value)
-    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _describe_image(image: ImageRef) -> str:

@@ -392,3 +392,21 @@ async def test_a_video_is_shown_by_its_middle_frame(endpoint, view, tmp_path):
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
     pixel = Image.open(io.BytesIO(data)).convert("RGB").getpixel((9, 9))
     assert [value > 127 for value in pixel] == [True, False, False]
+
+
+def test_a_response_is_bounded_whatever_the_rows_hold(tmp_path, view):
+    """A caption that is too long for the page is not shown in part: that could be saved."""
+    lengths = [10, 2_000_000, *[900_000] * 25, 10]
+    output = tmp_path / "out.jsonl"
+    lines = [{"n": n, "text": "y" * 10_000, "caption": "x" * n} for n in lengths]
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = view(output)
+    assert found(f"{page.url}api/status")["rows"] == len(lengths)
+    numbers = ",".join(map(str, range(len(lengths))))
+    status, _, body = get(f"{page.url}api/rows?numbers={numbers}")
+    assert status == 200
+    assert len(body) < 18 << 20
+    captions = [next(iter(row["captions"].values())) for row in json.loads(body)]
+    shown = [len(text) if text.strip("x") == "" else text for text in captions]
+    assert [shown[0], *shown[2:20], shown[-1]] == [10, *[900_000] * 18, 10]
+    assert all("too large" in text for text in [shown[1], *shown[20:-1]])
