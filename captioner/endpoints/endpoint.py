@@ -353,20 +353,21 @@ class Endpoint:
         return completion
 
     async def _response(self, request: Request, *, retry: bool) -> Response:
-        """Send a request; count it unless no connection was made for it."""
+        """Send a request and count it; without a connection it does not count."""
         progress = self._progress
-        is_sent = True
+        progress.calls += 1
+        progress.retries += retry
         progress.in_flight += 1
         ticket = object()
         progress.began[ticket] = began = time.monotonic()
         try:
             response = await self._transport.send(request)
         except EndpointFaultError as error:
-            is_sent = error.code != "connection"
+            if error.code == "connection":
+                progress.calls -= 1
+                progress.retries -= retry
             raise
         finally:
-            progress.calls += is_sent
-            progress.retries += retry and is_sent
             progress.in_flight -= 1
             del progress.began[ticket]
             if self._costs is not None:
