@@ -22,6 +22,7 @@ from captioner.engine.first_look import FIRST, check_first_records, first_record
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
+    check_companions,
     failures_path,
     journal_path,
     reviews_path,
@@ -117,6 +118,8 @@ async def run_batch(
                 await look_first(source, engine_context.settings)
         if sink is None and settings.input is None and settings.output is None:
             raise SettingsError("an output is needed: there is no input to name it after")
+        if sink is None:
+            refuse_strange_companions(settings, files or Files())
         run = _Run(context, source, files or Files(), folder_of)
         try:
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
@@ -221,7 +224,9 @@ class _Run:
             await self._repair(journal)
             await self._take_retries(journal)
             self._progress.stage = "captioning"
-            return await self._reporting(self._caption(engine, journal))
+            report = await self._reporting(self._caption(engine, journal))
+            await asyncio.to_thread(journal.refuse_damage)
+            return report
         finally:
             journal.close()
 
@@ -482,6 +487,20 @@ class _Run:
             report.output = str(self._settings.output_path)
             report.failures = str(failures_path(self._settings.output_path))
         return report
+
+
+def refuse_strange_companions(settings: Settings, files: Files) -> None:
+    """Refuse an output with a link, a pipe or a folder in the place of one of its files.
+
+    Raises:
+        SettingsError: There is one.
+    """
+    output = settings.output_path
+    journal = journal_path(output, settings.run.output_format)
+    try:
+        check_companions(output, journal, files)
+    except OSError as error:
+        raise SettingsError(f"cannot use {output}: {error.strerror}") from None
 
 
 def refuse_other_outputs(settings: Settings, journal: Path) -> None:
