@@ -30,9 +30,10 @@ import orjson
 from captioner.cli.session import run_watched
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.extras import needed
-from captioner.core.humanize import counted
+from captioner.core.humanize import counted, printable_lines
 from captioner.core.jsonbytes import json_array
 from captioner.core.log import forward_warnings
+from captioner.core.regular import writing
 from captioner.core.types import Caption
 from captioner.engine.stream import caption_stream
 from captioner.outputs.export import column_names, replacing, write_csv_rows
@@ -243,7 +244,7 @@ def _run_coroutine(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201 - scripts without logging see it
+    print(printable_lines(text), file=sys.stderr)  # noqa: T201 - scripts without logging see it
 
 
 def _run_blocking(call: Callable[[], _T]) -> _T:
@@ -301,12 +302,15 @@ class FileStorage:
         cache_path: Folder of the other files.
         file_name_prefix: Beginning of their names.
         cache_type: ``json``, ``jsonl``, ``csv``, ``parquet`` or ``pickle``.
+        allow_pickle: Read pickle files, which runs the code in them: only for files of your own.
+            The environment variable ``DF_ALLOW_PICKLE=1`` does the same.
     """
 
     first_entry_file_name: str
     cache_path: str = "./cache"
     file_name_prefix: str = "dataflow_cache"
     cache_type: CacheType = "jsonl"
+    allow_pickle: bool = field(default=False, kw_only=True)
     operator_step: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
@@ -341,13 +345,14 @@ class FileStorage:
             output_type: ``dataframe`` for a pandas DataFrame, ``dict`` for a list of dicts.
 
         Raises:
+            SettingsError: It is a pickle file, and reading these is not allowed.
             ValueError: `output_type` is neither.
         """
         if output_type not in ("dataframe", "dict"):
             raise ValueError(f"Unsupported output type: {output_type}")
         path = self.path_of(self.operator_step)
         if path.suffix in _FRAMES:
-            frame = _read_frame(path)
+            frame = _read_frame(path, self)
             return frame if output_type == "dataframe" else frame.to_dict(orient="records")
         rows = _run_coroutine(_rows(path))
         return needed("pandas", "dataflow").DataFrame(rows) if output_type == "dataframe" else rows
@@ -370,8 +375,14 @@ class FileStorage:
 _FRAMES = (".parquet", ".pickle", ".pkl")
 
 
-def _read_frame(path: Path) -> Any:
+def _read_frame(path: Path, storage: FileStorage) -> Any:
     pandas = needed("pandas", "dataflow")
+    allowed = storage.allow_pickle or os.environ.get("DF_ALLOW_PICKLE") == "1"
+    if path.suffix != ".parquet" and not allowed:
+        raise SettingsError(
+            f"{path} is a pickle, and reading it runs the code in it: if the file is yours, "
+            "create FileStorage with allow_pickle=True or set DF_ALLOW_PICKLE=1"
+        )
     return pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_pickle(path)
 
 
@@ -402,18 +413,18 @@ def _write(data: Any, path: Path) -> None:
     """Write rows, or a DataFrame for Parquet and pickle, as a file of the type of its name."""
     if path.suffix in _FRAMES:
         frame = data if hasattr(data, "columns") else needed("pandas", "dataflow").DataFrame(data)
-        with replacing(path) as partial:
+        with replacing(path) as partial, writing(partial) as file:
             if path.suffix == ".parquet":
-                frame.to_parquet(partial)
+                frame.to_parquet(file)
             else:
-                frame.to_pickle(partial, compression=None)
+                frame.to_pickle(file, compression=None)
         return
     rows = map(plain, data)
     if path.suffix == ".csv":
         listed = list(rows)
         write_csv_rows(listed, column_names(listed), path)
         return
-    with replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, writing(partial) as file:
         if path.suffix == ".json":
             file.writelines(json_array(map(dumped, rows)))
             file.write(b"\n")
@@ -505,7 +516,7 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
         name = options["output_field"]
         rows = ({**row, name: (found or {}).get(name)} for row, found in reader.input_rows())
         if source.suffix == ".parquet" and target.suffix in _FRAMES:
-            frame = _read_frame(source)  # its columns keep their types
+            frame = _read_frame(source, storage)  # its columns keep their types
             frame[name] = [row[name] for row in rows]
             _write(frame, target)
         else:
@@ -520,5 +531,5 @@ def _as_input(storage: FileStorage) -> Path:
     if not path.exists():
         raise SettingsError(f"cannot read the input {path}: there is no such file")
     rows = Path(storage.cache_path) / f"{path.stem}.rows.jsonl"
-    _write(_read_frame(path).to_dict(orient="records"), rows)
+    _write(_read_frame(path, storage).to_dict(orient="records"), rows)
     return rows
