@@ -116,10 +116,8 @@ async def run_batch(
                 folder_of = found.format
             if sink is None:
                 await look_first(source, engine_context.settings)
-        if sink is None and settings.input is None and settings.output is None:
-            raise SettingsError("an output is needed: there is no input to name it after")
         if sink is None:
-            refuse_strange_companions(settings, files or Files())
+            refuse_strange_files(settings, files or Files())
         run = _Run(context, source, files or Files(), folder_of)
         try:
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
@@ -401,6 +399,7 @@ class _Run:
                 source=settings.input,
                 overwrite=settings.run.overwrite,
                 own=True,
+                csv_safe=self._settings.run.csv_safe,
                 reviewed="ignore",
             )
 
@@ -489,12 +488,14 @@ class _Run:
         return report
 
 
-def refuse_strange_companions(settings: Settings, files: Files) -> None:
+def refuse_strange_files(settings: Settings, files: Files) -> None:
     """Refuse an output with a link, a pipe or a folder in the place of one of its files.
 
     Raises:
-        SettingsError: There is one.
+        SettingsError: There is one, or there is no output.
     """
+    if settings.input is None and settings.output is None:
+        raise SettingsError("an output is needed: there is no input to name it after")
     output = settings.output_path
     journal = journal_path(output, settings.run.output_format)
     try:
