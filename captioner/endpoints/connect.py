@@ -26,6 +26,7 @@ from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import AsyncExitStack
 
     from captioner.core.cancellation import CancelToken
@@ -206,6 +207,7 @@ def _transport(endpoint: EndpointSettings, url: str) -> AiohttpTransport:
         api_key=None if endpoint.offline else api_key(endpoint),
         timeout_s=endpoint.timeout,
         headers=[_header(line) for line in endpoint.header],
+        fields=endpoint.extra_fields(),
     )
 
 
@@ -246,6 +248,16 @@ def api_key(endpoint: EndpointSettings) -> str | None:
         shown = name if name.isupper() else f"{name[:3]}…"  # it may be the key itself
         raise SettingsError(f"api-key-env: the environment variable {shown} is not set")
     return next(filter(None, map(_key_in, KEY_NAMES)), None)
+
+
+def variables_of(endpoints: Iterable[EndpointSettings]) -> set[str]:
+    """Return the names of the environment variables from which endpoints get address and key."""
+    found: set[str] = set()
+    for one in endpoints:
+        if not one.offline:
+            found.update(one.api_key_env or KEY_NAMES)
+            found.update(() if one.base_url else URL_NAMES)
+    return found
 
 
 _AROUND_KEYS = " \t\r\n\ufeff\u00a0\"'"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,7 +13,8 @@ from yarl import URL
 
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
-from captioner.core.secrets import masked
+from captioner.core.regular import reading, writing
+from captioner.core.secrets import Mask, masked, secrets_of
 from captioner.core.types import Response
 from captioner.endpoints.http1 import (
     CONNECT_S,
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
     from captioner.core.types import Request
 
-SECRET_LENGTH = 8
-"""Characters from which a header's value may be a key, and is masked in responses."""
-
 
 class AiohttpTransport:
     """Sends requests to one base URL over kept-alive connections.
@@ -44,6 +41,7 @@ class AiohttpTransport:
         api_key: Sent as a bearer token; None sends no key.
         timeout_s: Seconds for one request from start to end, however slowly bytes arrive.
         headers: Further headers; they replace ours.
+        fields: Further fields of requests; what looks like a secret in them is masked in responses.
 
     Raises:
         SettingsError: There are two keys, or the proxy cannot be used.
@@ -56,6 +54,7 @@ class AiohttpTransport:
         api_key: str | None,
         timeout_s: float,
         headers: Sequence[tuple[str, str]] = (),
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
@@ -64,8 +63,7 @@ class AiohttpTransport:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
         }
-        long_values = [value for _, value in headers if len(value) >= SECRET_LENGTH]
-        self._secrets = [_in_any_escape(secret) for secret in (api_key, *long_values) if secret]
+        self._mask = Mask(secrets_of(base_url, api_key, headers, fields))
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -124,7 +122,8 @@ class AiohttpTransport:
             deadline.end()
         # An error may come with status 200.
         if reply.status < 400 and b'"error"' not in reply.body[:1_000]:
-            return reply
+            body = self._mask.captions(reply.body)
+            return reply if body is reply.body else reply._replace(body=body)
         return reply._replace(body=self.masked(reply.body))
 
     async def _sent(self, request: Request) -> Response:
@@ -152,9 +151,7 @@ class AiohttpTransport:
 
     def masked(self, data: bytes) -> bytes:
         """Return a response without our secrets: some endpoints repeat the key."""
-        for secret in self._secrets:
-            data = secret.sub(b"***", data)
-        return data
+        return self._mask.errors(data)
 
     async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
         """Upload a file as a form field, streamed, however long that takes; return the response.
@@ -162,7 +159,7 @@ class AiohttpTransport:
         Raises:
             EndpointFaultError: As `send` does.
         """
-        with file.open("rb") as opened:
+        with reading(file) as opened:
             form = aiohttp.FormData(dict(fields))
             form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
             body = form()
@@ -187,7 +184,7 @@ class AiohttpTransport:
                     self.masked(await read(reply.headers, reply.content)),
                 )
             partial = target.with_name(target.name + ".partial")
-            with partial.open("wb") as file:
+            with writing(partial, new=True) as file:
                 async for chunk in reply.content.iter_any():
                     file.write(chunk)
                 file.flush()
@@ -253,16 +250,6 @@ class AiohttpTransport:
             **HEADER_LIMITS,
         )
         return self._session
-
-
-def _in_any_escape(secret: str) -> re.Pattern[bytes]:
-    """Return a pattern that finds a secret however JSON or a URL may have escaped it."""
-    return re.compile(
-        "".join(
-            rf"(?:\\?{re.escape(char)}|\\u{ord(char):04x}|%{ord(char):02x})" for char in secret
-        ).encode(),
-        re.IGNORECASE,
-    )
 
 
 def _is_azure(url: str) -> bool:

@@ -27,6 +27,7 @@ from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, 
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.lines import iter_lines
 from captioner.core.regular import not_regular
+from captioner.core.secrets import SEALED, sealed, without_secrets
 from captioner.journal.checkpoint import Checkpoint, Extent, read_checkpoint
 from captioner.journal.companions import checkpoint_path, failures_path, lock_path, unused_path
 from captioner.journal.disk import (
@@ -91,8 +92,8 @@ class Journal:
         self.contents = KeyTable()
         self.repeated: list[tuple[int, bytes]] = []
         self.identity = identity
-        self._settings = dict(settings)
-        self._source = source
+        self._settings = sealed(settings)
+        self._source = without_secrets(source) if "://" in source else source
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
         self.files = files or Files()
@@ -195,6 +196,7 @@ class Journal:
         return scan
 
     def _check_settings(self, before: dict[str, Any]) -> None:
+        before = sealed(before)  # earlier versions wrote them as they are
         changed = [
             name
             for name in sorted((before.keys() | self._settings.keys()) - REMEMBERED)
@@ -208,7 +210,9 @@ class Journal:
             self._settings["accepted"] = sorted({*before.get("accepted", ()), *changed})
             return
         changes = "; ".join(
-            f"{name.replace('_', '-')} was {_short(before.get(name))}, "
+            f"{name.replace('_', '-')} differs"
+            if name in SEALED
+            else f"{name.replace('_', '-')} was {_short(before.get(name))}, "
             f"now {_short(self._settings.get(name))}"
             for name in changed
         )

@@ -31,6 +31,7 @@ from captioner.core.errors import (
 from captioner.core.humanize import counted
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
+from captioner.core.regular import reading, writing
 from captioner.core.retry import LONGEST_WAIT_S
 from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
@@ -236,8 +237,9 @@ class BatchPipeline:
     def _export(self, batch: Batch) -> None:
         target = self._options.to_batch_file
         if target is not None:
-            with replacing(target) as partial:
-                shutil.copyfile(self._ledger.path(batch, "requests"), partial)
+            requests = self._ledger.path(batch, "requests")
+            with replacing(target) as partial, reading(requests) as file, writing(partial) as copy:
+                shutil.copyfileobj(file, copy)
 
     # -- the provider's side ------------------------------------------------------------------
 
@@ -396,8 +398,8 @@ class BatchPipeline:
         def write() -> None:
             errors = self._ledger.path(batch, "errors")
             with (
-                self._ledger.path(batch, "requests").open("rb") as requests,
-                atomic_write(errors, self._ledger.files) as out,
+                reading(self._ledger.path(batch, "requests")) as requests,
+                atomic_write(errors, self._ledger.files, private=True) as out,
             ):
                 for number, line in enumerate(requests, 1):
                     if number in faults:
@@ -434,7 +436,7 @@ class BatchPipeline:
         if not await asyncio.to_thread(path.is_file):
             raise SettingsError(f"from-batch-file: there is no file {path}")
         found = False
-        with await asyncio.to_thread(Results, path) as results:
+        with await asyncio.to_thread(lambda: Results(path.resolve())) as results:
             for batch in list(self._ledger.batches):
                 if batch.state in ("exported", "merging") and results.has(batch.token):
                     found = True

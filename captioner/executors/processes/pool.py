@@ -27,6 +27,7 @@ from captioner.core.humanize import counted
 from captioner.core.log import warn_once
 from captioner.core.progress import EndpointState
 from captioner.core.subprocesses import environment, python
+from captioner.endpoints.connect import variables_of
 from captioner.engine.pipeline import count, error_to_report
 from captioner.executors.processes.messages import (
     Done,
@@ -336,7 +337,7 @@ class _Worker:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env=environment(),
+                    env=environment(fetching=True, more=variables_of(settings.each_endpoint)),
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # only the parent handles Ctrl-C
                 )
