@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from captioner.core.errors import SettingsError
+from captioner.core.errors import OutputDamagedError, SettingsError
+from captioner.core.regular import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,10 +46,28 @@ class Cache:
         self._writing: threading.Thread | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._make_private()
             self._reader = self._connect()
             self._begin()
         except (OSError, sqlite3.Error) as error:
             raise SettingsError(f"cache: cannot use {self._path}: {error}") from None
+
+    def _make_private(self) -> None:
+        """Create the file, for its owner only; SQLite gives its other files the same mode.
+
+        SQLite would follow links, so there must be none.
+
+        Raises:
+            SettingsError: Something else than a regular file has the name of one of the files.
+        """
+        for ending in ("", "-wal", "-shm", "-journal"):
+            path = self._path.with_name(FILE + ending)
+            try:
+                os.close(open_regular(path, os.O_RDONLY if ending else os.O_RDWR | os.O_CREAT))
+            except FileNotFoundError:
+                continue
+            except OutputDamagedError:
+                raise SettingsError(f"cache: {path} is not a regular file; remove it") from None
 
     def _begin(self) -> None:
         """Create the table. Another run may do the same now, which SQLite does not wait for."""

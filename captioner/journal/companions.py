@@ -120,6 +120,11 @@ def lock_path(journal: Path) -> Path:
     return companion(journal, ".lock")
 
 
+def shards_lock_path(journal: Path) -> Path:
+    """Return the path of the lock of a run on Ray."""
+    return companion(journal, ".shards.lock")
+
+
 def batch_folder(journal: Path) -> Path:
     """Return the folder of the batches that were sent to a batch API."""
     return companion(journal, ".batch")
@@ -143,7 +148,8 @@ def check_companions(output: Path, journal: Path, files: Files) -> None:
     Raises:
         SettingsError: It is a link, a pipe, a device, or a folder in the place of a file.
     """
-    ours = failures_path(output), reviews_path(output), lock_path(journal)
+    locks = lock_path(journal), shards_lock_path(journal)
+    ours = failures_path(output), reviews_path(output), *locks
     for path in (journal, *ours, checkpoint_path(journal), gathered_path(journal)):
         if (kind := files.kind(path)) not in ("missing", "file"):
             raise SettingsError(not_regular(path))

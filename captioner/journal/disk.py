@@ -169,11 +169,7 @@ class Files:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The holder removes the file at its end: ours may be another one by now.
                 if self.is_at(fd, path):
-                    if not _LOCK.fullmatch(os.pread(fd, 300, 0)):
-                        raise SettingsError(
-                            f"{path} is in the place of a lock, but captioner has not written it; "
-                            "remove it or choose another output with -o"
-                        )
+                    _refuse_other_content(path, os.pread(fd, 300, 0))
                     os.ftruncate(fd, 0)
                     os.pwrite(fd, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
                     return fd
@@ -211,6 +207,15 @@ class Files:
 _LOCK = re.compile(rb"\0*|\S+ \d+\n")  # a power loss may leave zeros
 
 
+def _refuse_other_content(path: Path, content: bytes) -> None:
+    """Raise `SettingsError` for a lock that is another program's file under a name of ours."""
+    if not _LOCK.fullmatch(content):
+        raise SettingsError(
+            f"{path} is in the place of a lock, but captioner has not written it; "
+            "remove it or choose another output with -o"
+        )
+
+
 def _busy(path: Path, who: str) -> OutputBusyError:
     return OutputBusyError(
         f"{path.name} is being written by {who}; "
@@ -219,7 +224,7 @@ def _busy(path: Path, who: str) -> OutputBusyError:
 
 
 def _umask() -> int:
-    """Return the mode bits that new files do not get; without setting it, other threads see that."""
+    """Return the mode bits that new files do not get, as far as possible without setting them."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
         return int(status.partition("\nUmask:")[2].split(maxsplit=1)[0], 8)
@@ -281,9 +286,7 @@ def temporary_file(target: Path, files: Files) -> Iterator[TemporaryFile]:
 
 
 @contextmanager
-def atomic_write(
-    target: Path, files: Files, *, private: bool = False
-) -> Iterator[TemporaryFile]:
+def atomic_write(target: Path, files: Files, *, private: bool = False) -> Iterator[TemporaryFile]:
     """Yield a new file that is synced and takes the target's place and mode at the end.
 
     After an exception or a crash the target is as it was. A link in its place is replaced.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from captioner.core.errors import OutputDamagedError
 from captioner.core.lines import BLOCK
 from captioner.journal.companions import unused_path
-from captioner.journal.disk import atomic_write, write_all
+from captioner.journal.disk import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path
