@@ -57,7 +57,7 @@ _SECRET = re.compile(r"//[^/]*@|[?#].*", re.DOTALL)
 SECRET_LENGTH = 8
 """Characters from which a header's value may be a key, and is masked."""
 
-_UNLIKE_WORDS = 12  # characters of a secret that no caption has by chance
+_UNLIKE_WORDS = 10  # characters of a secret that no caption has by chance
 
 
 def secrets_of(
@@ -95,6 +95,12 @@ def _secret_fields(value: Any, *, secret: bool) -> Iterator[str]:
         yield value
 
 
+_ESCAPED_ASCII = re.compile(
+    rb"\\(?:u00[2-7]|u\{|x[2-7]|[01][0-7]{2}|/)|%[2-7][0-9a-fA-F]|&(?:#|amp;|lt;|gt;|quot;|apos;)"
+)
+"""What a printable character may be hidden in; hardly any caption has it."""
+
+
 class Mask:
     """Replaces secrets by ``***``, however they are escaped.
 
@@ -126,8 +132,8 @@ class Mask:
             if plain in data:
                 break
         else:
-            # Most captions have no escape that letters could be hidden in.
-            if not (b"\\u00" in data or b"%" in data or b"&#" in data or b"\\x" in data):
+            escaped = b"\\" in data or b"%" in data or b"&" in data
+            if not escaped or _ESCAPED_ASCII.search(data) is None:
                 return data
         return self._distinct.sub(b"***", data)
 
@@ -146,7 +152,7 @@ def _escapes_of(byte: int) -> bytes:
     plain = re.escape(chr(byte)) if byte < 128 else re.escape(bytes([byte]).decode("latin-1"))
     ways = [
         plain,
-        rf"\\{{1,8}}(?:{plain}|u00{code}|u\{{0{{0,4}}{code}\}}|x{code}|{byte:03o})",
+        rf"\\{{1,4}}(?:{plain}|u00{code}|u\{{0{{0,4}}{code}\}}|x{code}|{byte:03o})",
         rf"%(?:25){{0,4}}{code}",
         rf"&(?:amp;){{0,4}}#(?:0{{0,6}}{byte}|[xX]0{{0,6}}{code});?",
     ]

@@ -98,8 +98,10 @@ def _cell(value: Any) -> Any:
 
 
 def _safe_cell(value: Any) -> Any:
-    found = _cell(value)
-    return f"'{found}" if isinstance(found, str) and _FORMULA.match(found) else found
+    if value is None or isinstance(value, int | float):
+        return _cell(value)
+    found = str(_cell(value))
+    return f"'{found}" if _FORMULA.match(found) else found
 
 
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n\0]")  # wide forms as well
