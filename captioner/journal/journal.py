@@ -21,13 +21,11 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.lines import iter_lines
 from captioner.core.regular import not_regular
-from captioner.core.secrets import SEALED, sealed, without_secrets
+from captioner.core.secrets import sealed, without_secrets
 from captioner.journal.checkpoint import Checkpoint, Extent, read_checkpoint
 from captioner.journal.companions import checkpoint_path, failures_path, lock_path, unused_path
 from captioner.journal.disk import (
@@ -41,6 +39,7 @@ from captioner.journal.disk import (
 )
 from captioner.journal.failures import FailuresFile
 from captioner.journal.scan import scan_output
+from captioner.journal.settings import continued
 from captioner.journal.watch import Watch
 
 if TYPE_CHECKING:
@@ -48,12 +47,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.journal.scan import Scan
-
-REMEMBERED = frozenset({"folder_of", "accepted"})
-"""Kept among the settings of a checkpoint, but allowed to change."""
-
-IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
-"""Settings that a record's key depends on: they can never change for an output."""
 
 
 class Journal:
@@ -178,9 +171,8 @@ class Journal:
             self._write_checkpoint(self._checkpoint(Extent()))
             return
         if found is not None:
-            self._check_settings(found.settings)
-            for name in REMEMBERED & found.settings.keys():
-                self._settings.setdefault(name, found.settings[name])
+            accept = self._accept_changes
+            self._settings = continued(found.settings, self._settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:
             self._cut(scan.whole.length, scan.size)
@@ -194,35 +186,6 @@ class Journal:
         self.repeated = scan.repeated
         self._written = self._compared = scan.whole
         return scan
-
-    def _check_settings(self, before: dict[str, Any]) -> None:
-        before = sealed(before)  # earlier versions wrote them as they are
-        changed = [
-            name
-            for name in sorted((before.keys() | self._settings.keys()) - REMEMBERED)
-            if before.get(name) != self._settings.get(name)
-        ]
-        if not changed:
-            return
-        fatal = IDENTITY_SETTINGS.intersection(changed)
-        if self._accept_changes and not fatal:
-            # So that later readers know that the captions were not all made with these settings.
-            self._settings["accepted"] = sorted({*before.get("accepted", ()), *changed})
-            return
-        changes = "; ".join(
-            f"{name.replace('_', '-')} differs"
-            if name in SEALED
-            else f"{name.replace('_', '-')} was {_short(before.get(name))}, "
-            f"now {_short(self._settings.get(name))}"
-            for name in changed
-        )
-        advice = (
-            "choose another output with -o"
-            if fatal
-            else "restore the old settings, choose another output with -o, "
-            "or caption the rest with the new settings with --accept-changes"
-        )
-        raise SettingsError(f"{self.path.name} was begun with other settings: {changes}; {advice}")
 
     def truncate_duplicates(self, allowed: Mapping[bytes, int]) -> None:
         """Cut the output at the first line with a key that occurs more often than in the input.
@@ -427,10 +390,3 @@ class Journal:
         if self._lock >= 0:
             self.files.unlock(self._lock, self._lock_path)
             self._lock = -1
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "not set"
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return repr(text if len(text) <= 60 else text[:57] + "…")
