@@ -10,10 +10,10 @@ package costs next to nothing.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # the command can be interrupted while typing is imported
 if TYPE_CHECKING:
+    from typing import Any
+
     from captioner.core.cancellation import CancelToken, Stopping
     from captioner.core.errors import (
         CaptionerError,
@@ -91,6 +91,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"captioner.{home}"), name)

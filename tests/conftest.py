@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from waiting import LIMIT_S
 # tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+# The datasets package counts its uses at a server; it reads this when it is imported.
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +39,66 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # Tests count requests; those of the probe switch it on.
     monkeypatch.setenv("CAPTIONER_PROBE", "false")
     monkeypatch.setattr("captioner.engine.vision_probe.RECORDS", 1 << 30)
+
+
+@pytest.fixture(autouse=True)
+def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fail a test whose process connects to another machine, or asks for the address of a name.
+
+    The list has what was tried; each try is refused as by a machine without a network.
+    """
+    tried: list[str] = []
+    lookup = socket.getaddrinfo
+
+    def refuse(place: str) -> None:
+        tried.append(place)
+        raise OSError(errno.ENETUNREACH, f"tests stay on this machine: {place}")
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name and name != "localhost" and not _is_numeric(name):
+            refuse(name)
+        return lookup(host, *args, **kwargs)
+
+    def guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def call(sock: socket.socket, address: Any) -> Any:
+            if sock.family != socket.AF_UNIX and not _is_loopback(address[0]):
+                refuse(address[0])
+            return connect(sock, address)
+
+        return call
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+    yield tried
+    assert not tried, f"the test reached for {', '.join(tried)}"
+
+
+def _is_numeric(host: str) -> bool:
+    """Return whether a host is an address in any form that the system reads without a lookup."""
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return ":" in host
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries and probes follow each other quickly, and a second of refusals is long."""
+    monkeypatch.setattr("captioner.engine.attempts.LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("captioner.endpoints.circuit_breaker.SHORTEST_PAUSE_S", 0.02)
+    monkeypatch.setattr("captioner.endpoints.blame.STOP_S", 0.2)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import click
 from captioner import __version__
 from captioner.cli.params import Flag, Word, as_bool, run_flags
 from captioner.cli.parser import Command, Group, given_options, read_config
+from captioner.core.descriptors import raise_limit
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.humanize import printable_lines
 from captioner.settings.options import CSV_SAFE, OutputFormat
@@ -30,6 +31,7 @@ def run_command(argv: Sequence[str]) -> int:
 
     Internal errors are raised only with ``--debug`` or ``CAPTIONER_DEBUG``.
     """
+    raise_limit()
     words = list(argv)
     debug = "--debug" in words or as_bool(os.environ.get("CAPTIONER_DEBUG", ""))
     try:

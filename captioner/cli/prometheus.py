@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aiohttp import web
+
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
+from captioner.outputs.visitors import ServerThread, Visitors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,24 +28,29 @@ class Metrics:
     def __init__(self, progress: Progress, port: int) -> None:
         library = needed("prometheus_client", "metrics")
         self._core = needed("prometheus_client.core", "metrics")
+        self._encoder = needed("prometheus_client.exposition", "metrics").choose_encoder
         self._progress = progress
-        registry = library.CollectorRegistry()
-        registry.register(self)
+        self._registry = library.CollectorRegistry()
+        self._registry.register(self)
+        app = web.Application(client_max_size=1)
+        app.router.add_get("/{path:.*}", self._answer)
+        server = Visitors(app, ADDRESS, port)
         try:
-            self._server, self._thread = library.start_http_server(
-                port, addr=ADDRESS, registry=registry
-            )
+            self._thread = ServerThread(server, "captioner-metrics")
         except OSError as error:
             raise SettingsError(
                 f"metrics-port: cannot listen on {port}: {error.strerror}"
             ) from None
-        self.port = int(self._server.server_port)
+        self.port = server.port
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        encode, content_type = self._encoder(request.headers.get("Accept", ""))
+        headers = {"Content-Type": content_type}
+        return web.Response(body=encode(self._registry), headers=headers)
 
     def close(self) -> None:
         """Stop the server."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._thread.close()
 
     def collect(self) -> Iterator[Any]:
         """Yield the current metrics. The library calls it for each request."""

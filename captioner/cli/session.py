@@ -11,7 +11,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,9 @@ import orjson
 
 from captioner.cli.display import Display
 from captioner.cli.jsonlog import JsonLog
+from captioner.cli.page_address import address_file
 from captioner.cli.prometheus import ADDRESS, Metrics
+from captioner.cli.signals import SIGNALS, handled, status_of, unwinding
 from captioner.cli.summaries import (
     describe_check,
     describe_estimate,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from captioner.settings.options import OutputFormat
     from captioner.settings.settings import Settings
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SOME_FAILED = 3
 
 
@@ -86,7 +86,7 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
             _say(f"captioner: {text}")
         return status
     if signalled:
-        return 128 + signalled
+        return status_of(signalled)
     pending = settings.batch.any and not report.complete and settings.batch.to_batch_file is None
     return SOME_FAILED if report.failed or pending else 0
 
@@ -135,6 +135,7 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> Non
     print(_json(found) if as_json else describe_estimate(found, settings))
 
 
+@unwinding()
 @forward_warnings(_say)
 def report_in_console(
     *, output: Path, html: Path | None, sample: int, image_root: Path | None, as_json: bool
@@ -163,6 +164,7 @@ def eval_in_console(*, output: Path, references: Path, as_json: bool) -> None:
     print(_json(found) if as_json else describe_scores(found))
 
 
+@unwinding()
 @forward_warnings(_say)
 def export_in_console(
     *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
@@ -176,6 +178,7 @@ def export_in_console(
     _say(f"written: {to}")
 
 
+@unwinding()
 @forward_warnings(_say)
 def batch_in_console(*, output: Path, cancel: bool) -> None:
     """Print the state of a run's batches, cancelled or not."""
@@ -201,12 +204,18 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
 
     async def serve() -> None:
         stop = asyncio.Event()
-        for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with viewer:
-            print(viewer.url, flush=True)
-            _say("open it in a browser on this machine; Ctrl-C ends it")
-            await stop.wait()
+        with handled(lambda _: stop.set()):
+            async with viewer:
+                with contextlib.ExitStack() as stack:
+                    what = "it"
+                    if sys.stdout.isatty():
+                        print(viewer.url, flush=True)
+                    else:
+                        path = stack.enter_context(address_file(viewer.url, output))
+                        print(viewer.origin, flush=True)
+                        what = f"the address in {path}"
+                    _say(f"open {what} in a browser on this machine; Ctrl-C ends it")
+                    await stop.wait()
 
     asyncio.run(serve())
 
@@ -227,11 +236,7 @@ class _Session:
 
     async def run(self) -> tuple[RunReport, int]:
         """Run with the page and the metrics server of the settings, and show the result."""
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._on_signal, number)
-        with forward_warnings(self._display.say):
+        with handled(self._on_signal), forward_warnings(self._display.say):
             try:
                 async with contextlib.AsyncExitStack() as stack:
                     report = await self._run(stack)
@@ -259,7 +264,7 @@ class _Session:
                 "--processes the processes"
             )
         if page is not None:
-            say(f"captions: {page.url}")
+            say(f"captions: {self._address(page, stack)}")
         if metrics is not None:
             say(f"metrics: http://{ADDRESS}:{metrics.port}/metrics")
         if settings.cluster.engine == "ray":
@@ -267,6 +272,13 @@ class _Session:
 
             return await run_on_ray(settings, progress=progress, cancel=cancel)
         return await run_batch(settings, progress=progress, cancel=cancel)
+
+    def _address(self, page: ViewerThread, stack: contextlib.AsyncExitStack) -> str:
+        """Return the page's address; its token is for terminals, not for logs."""
+        if sys.stderr.isatty() and not self._settings.run.log_json:
+            return page.url
+        path = stack.enter_context(address_file(page.url, self._settings.output_path))
+        return f"{page.origin} (the address with its token is in {path})"
 
     def _open_page(self) -> ViewerThread:
         from captioner.outputs.viewer import Viewer, ViewerThread

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.core.humanize import counted, duration, money, printable, short
+from captioner.settings.locations import location
 
 if TYPE_CHECKING:
     from captioner.core.progress import RunReport
@@ -164,5 +165,6 @@ def _counts(*counts: tuple[int | None, *tuple[str, ...]]) -> list[str]:
 
 def _again(settings: Settings, *more: str) -> str:
     called = "captioner" if Path(sys.argv[0]).name == "captioner" else "python -m captioner"
-    output = ["-o", str(settings.output)] if settings.output is not None else []
-    return shlex.join([*called.split(), str(settings.input), *output, *more])
+    output = ["-o", location(settings.output)] if settings.output is not None else []
+    source = [location(settings.input)] if settings.input is not None else []
+    return shlex.join([*called.split(), *source, *output, *more])

@@ -19,9 +19,11 @@
     └─ RunError               the run stops and can be resumed
        ├─ EndpointRefusedError   wrong key, model or address                    exit 2
        ├─ EndpointGaveOutError   out of quota, or unavailable for too long      exit 7
+       ├─ StoreGaveOutError      the object stores of the images give nothing   exit 7
        ├─ LimitReachedError      a limit set by the user                        exit 8
        ├─ DecoderError           image decoders cannot be started               exit 1
        ├─ WorkersDiedError       all worker processes died                      exit 1
+       ├─ DescriptorsError       no file can be opened for a minute             exit 1
        ├─ OutputBusyError        another run is writing the output              exit 4
        ├─ OutputDamagedError     the output was damaged or changed              exit 5
        └─ DiskError              a write or a sync failed                       exit 9
@@ -101,9 +103,11 @@ class EndpointFaultError(AttemptError):
 
     Attributes:
         is_loading: The endpoint says that it loads its model.
+        is_unknown_host: There is no host of that name.
     """
 
     is_loading: bool = False
+    is_unknown_host: bool = False
 
 
 class BadReplyError(AttemptError):
@@ -184,6 +188,12 @@ class EndpointGaveOutError(RunError):
     exit_code = 7
 
 
+class StoreGaveOutError(RunError):
+    """The object stores of the images cannot be reached, or refuse everything."""
+
+    exit_code = 7
+
+
 class LimitReachedError(RunError):
     """The run reached a limit set by the user; the same command continues it."""
 
@@ -208,6 +218,10 @@ class DecoderError(RunError):
 
 class WorkersDiedError(RunError):
     """All worker processes died, or cannot be started."""
+
+
+class DescriptorsError(RunError):
+    """No file can be opened for a minute: too many are open."""
 
 
 class DiskError(RunError):

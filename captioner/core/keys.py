@@ -20,6 +20,8 @@ from captioner.core.row import field_names
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from captioner.core.types import InputRecord
+
 KEY_BYTES = 16
 _OFFSET = 6
 _PER_BUCKET = 12
@@ -60,12 +62,17 @@ class RecordKeys:
             raw = without_fields(raw, self._quoted)
         return digest(raw)
 
-    def of_inputs(self, raws: Sequence[bytes]) -> list[bytes]:
-        """Return the keys of many records from their input lines."""
+    def of_record(self, record: InputRecord) -> bytes:
+        """Return the key of a record, computed unless the record has it."""
+        return record.key or self.of_input(record.raw)
+
+    def of_records(self, records: Sequence[InputRecord]) -> list[bytes]:
+        """Return the keys of many records."""
+        lines = b"".join([record.raw for record in records])
         # One search of all lines for what most records do not contain.
-        if self._id is None and not _contains_any(b"".join(raws), (b"\n", b"\r", *self._marks)):
-            return list(map(digest, raws))
-        return list(map(self.of_input, raws))
+        if self._id is None and not _contains_any(lines, (b"\n", b"\r", *self._marks)):
+            return [record.key or digest(record.raw) for record in records]
+        return list(map(self.of_record, records))
 
     def of_output(self, raw: bytes) -> bytes | None:
         """Return the key of a record from its output line; None without a caption."""

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import base64
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
-"""What the names of variables, headers and fields with secrets have in them."""
+"""What names of variables and parameters that may hold a secret have in them."""
 
 SEALED = frozenset({"extra_body"})
 """Settings that may hold a secret; files have their digests instead."""
 
 _DIGEST = "blake2b:"
+
+SHORTEST = 8
+"""Characters from which a value may be a secret: shorter ones are words of captions as well."""
+
+_LONG = 20
+"""Characters from which a secret needs no digit to be told from words (``lm-studio``)."""
+
+_NAME = re.compile(
+    r"(?:key|token|secret|password|passwd|authorization|auth|credentials?|cookie|sig|signature)\Z",
+    re.IGNORECASE,
+)
+_GAP = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]{0,2}"
+"""What may stand between the letters of a secret that a page or a terminal wrapped."""
+
+_known: set[str] = set()
 
 
 def sealed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,120 +57,69 @@ def without_secrets(url: str) -> str:
 def without_login(url: str) -> str:
     """Return a URL without user and password, and without parameters that may be a secret."""
     parts = urlsplit(url)
-    query = [one for one in parts.query.split("&") if not SECRET_NAME.search(one.split("=")[0])]
+    query = [one for one in parts.query.split("&") if not _may_be_secret(one.split("=")[0])]
     netloc = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=netloc, query="&".join(query)))
 
 
+def _may_be_secret(name: str) -> bool:
+    return SECRET_NAME.search(name) is not None or names_secret(name)
+
+
 def masked(text: str) -> str:
-    """Return a text on one line, with secrets removed from its URLs."""
-    return re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), " ".join(text.split()))
+    """Return a text on one line, without known keys and with secrets removed from its URLs."""
+    line = " ".join(text.split())
+    return without_keys(re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), line))
+
+
+def remember(secret: str) -> None:
+    """Have a secret removed from every text that this process shows, if it is one."""
+    if is_secret(secret):
+        _known.add(secret)
+
+
+def is_secret(value: str) -> bool:
+    """Return whether a value is no word that a caption may have too."""
+    return len(value) >= _LONG or (len(value) >= SHORTEST and any(map(str.isdigit, value)))
+
+
+def names_secret(name: str) -> bool:
+    """Return whether the name of a header, parameter or field is that of a secret."""
+    return _NAME.search(name) is not None
+
+
+def secrets_in(value: Any) -> Iterator[str]:
+    """Yield the texts in JSON-like data whose names are those of secrets."""
+    members = value.items() if isinstance(value, dict) else ()
+    for name, member in members:
+        if isinstance(member, str) and names_secret(name):
+            yield member
+        yield from secrets_in(member)
+    for member in value if isinstance(value, list) else ():
+        yield from secrets_in(member)
+
+
+def without_keys(text: str) -> str:
+    """Return a text without the known secrets, also escaped, wrapped, or half of one."""
+    for secret in tuple(_known):
+        text = _in_any_form(secret).sub("***", text)
+    return text
+
+
+def in_any_escape(secret: str, between: str = "") -> str:
+    """Return a regular expression that finds a secret however JSON or a URL may have escaped it."""
+    return between.join(
+        rf"(?:\\?{re.escape(char)}|\\u{ord(char):04x}|%{ord(char):02x})" for char in secret
+    )
+
+
+@lru_cache(64)
+def _in_any_form(secret: str) -> re.Pattern[str]:
+    half = max(SHORTEST, (len(secret) + 1) // 2)
+    forms = [in_any_escape(secret, _GAP), in_any_escape(secret[:half], _GAP) + r"[\w~+/=.%\\-]*"]
+    if len(secret) - half >= SHORTEST:
+        forms.append(in_any_escape(secret[half:], _GAP))
+    return re.compile("|".join(forms), re.IGNORECASE)
 
 
 _SECRET = re.compile(r"//[^/]*@|[?#].*", re.DOTALL)
-
-SECRET_LENGTH = 8
-"""Characters from which a header's value may be a key, and is masked."""
-
-_UNLIKE_WORDS = 10  # characters of a secret that no caption has by chance
-
-
-def secrets_of(
-    url: str, key: str | None, headers: Iterable[tuple[str, str]], body: Any
-) -> Iterator[str]:
-    """Yield what must not be shown of what is sent to an endpoint.
-
-    Args:
-        url: Its address.
-        key: Its key, if it has one.
-        headers: Further headers.
-        body: Further fields of requests: an object with any values.
-    """
-    if key:
-        yield key
-    if "@" in urlsplit(url).netloc:
-        user = urlsplit(url).netloc.rpartition("@")[0]
-        password = user.partition(":")[2]
-        yield from (one for one in (password, unquote(password)) if len(one) >= SECRET_LENGTH)
-        yield base64.b64encode(unquote(user).encode()).decode()
-    for _, value in headers:
-        # After the scheme, as in "Bearer ...".
-        yield from (one for one in (value, value.split(" ")[-1]) if len(one) >= SECRET_LENGTH)
-    yield from _secret_fields(body, secret=False)
-
-
-def _secret_fields(value: Any, *, secret: bool) -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, one in value.items():
-            yield from _secret_fields(one, secret=bool(SECRET_NAME.search(str(name))))
-    elif isinstance(value, list):
-        for one in value:
-            yield from _secret_fields(one, secret=secret)
-    elif secret and isinstance(value, str) and len(value) >= SECRET_LENGTH:
-        yield value
-
-
-_ESCAPED_ASCII = re.compile(
-    rb"\\(?:u00[2-7]|u\{|x[2-7]|[01][0-7]{2}|/)|%[2-7][0-9a-fA-F]|&(?:#|amp;|lt;|gt;|quot;|apos;)"
-)
-"""What a printable character may be hidden in; hardly any caption has it."""
-
-
-class Mask:
-    """Replaces secrets by ``***``, however they are escaped.
-
-    Args:
-        secrets: The secrets, ASCII text.
-    """
-
-    def __init__(self, secrets: Iterable[str]) -> None:
-        found = sorted({one for one in secrets if one}, key=len, reverse=True)
-        self._pattern = _in_any_escape(found)
-        distinct = [
-            one for one in found if len(one) >= _UNLIKE_WORDS and re.search(r"\d", one) is not None
-        ]
-        self._distinct = _in_any_escape(distinct)
-        self._plain = tuple(one.encode() for one in distinct)
-
-    def errors(self, data: bytes) -> bytes:
-        """Return an error response without the secrets."""
-        return self._pattern.sub(b"***", data) if self._pattern else data
-
-    def captions(self, data: bytes) -> bytes:
-        """Return a response with a caption without those secrets that are unlike any word.
-
-        A short one might be a word of a caption.
-        """
-        if self._distinct is None:
-            return data
-        for plain in self._plain:
-            if plain in data:
-                break
-        else:
-            escaped = b"\\" in data or b"%" in data or b"&" in data
-            if not escaped or _ESCAPED_ASCII.search(data) is None:
-                return data
-        return self._distinct.sub(b"***", data)
-
-
-def _in_any_escape(secrets: list[str]) -> re.Pattern[bytes] | None:
-    """Return a pattern that finds secrets however JSON, a URL or HTML may have escaped them."""
-    whole = b"|".join(b"".join(map(_escapes_of, one.encode())) for one in secrets)
-    return re.compile(whole) if whole else None
-
-
-_NAMED = {ord("&"): "amp", ord("<"): "lt", ord(">"): "gt", ord('"'): "quot", ord("'"): "apos"}
-
-
-def _escapes_of(byte: int) -> bytes:
-    code = "".join(f"[{digit}{digit.upper()}]" if digit > "9" else digit for digit in f"{byte:02x}")
-    plain = re.escape(chr(byte)) if byte < 128 else re.escape(bytes([byte]).decode("latin-1"))
-    ways = [
-        plain,
-        rf"\\{{1,4}}(?:{plain}|u00{code}|u\{{0{{0,4}}{code}\}}|x{code}|{byte:03o})",
-        rf"%(?:25){{0,4}}{code}",
-        rf"&(?:amp;){{0,4}}#(?:0{{0,6}}{byte}|[xX]0{{0,6}}{code});?",
-    ]
-    if byte in _NAMED:
-        ways.append(f"&(?:amp;){{0,4}}{_NAMED[byte]};")
-    return f"(?:{'|'.join(ways)})".encode("latin-1")

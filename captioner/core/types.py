@@ -36,6 +36,13 @@ STORES = {
 }  # fmt: skip
 """The extra that reads an object store, by the scheme of its addresses."""
 
+_LIBRARIES = {"s3": "s3fs", "gcs": "gcsfs", "hf": "huggingface_hub", "azure": "adlfs"}
+
+
+def library_of(url: str) -> str:
+    """Return the package that reads the object store of a URL, for ``pip install``."""
+    return _LIBRARIES.get(STORES.get(url.partition(":")[0].lower(), ""), "fsspec")
+
 
 class ImageRef(NamedTuple):
     """The location of one image: exactly one of the four is set.
@@ -73,6 +80,7 @@ class EncodedImage(NamedTuple):
         url: An ``http(s)`` URL that the endpoint fetches by itself.
         width: Pixels; 0 if unknown.
         height: Pixels; 0 if unknown.
+        time_s: When a frame of a video or an animated image is shown; None for other images.
     """
 
     media_type: str = ""
@@ -80,6 +88,7 @@ class EncodedImage(NamedTuple):
     url: str = ""
     width: int = 0
     height: int = 0
+    time_s: float | None = None
 
 
 class ImageOverrides(NamedTuple):

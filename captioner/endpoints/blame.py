@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from captioner.core.humanize import sentence
 
 if TYPE_CHECKING:
     from captioner.core.errors import CaptionerError, EndpointFaultError
-    from captioner.endpoints.pool import Endpoint
+    from captioner.endpoints.endpoint import Endpoint
 
 STOP_FIRST = 10
 STOP_LATER = 25
@@ -24,6 +25,9 @@ STOP_VERDICT = 3
 STOP_ROUNDS = 6
 """Rounds of refusals after the first caption: a request counts as a new round if it was sent after
 the previous refusal came. A fault of a second refuses all requests in flight, but only them."""
+
+STOP_S = 5.0
+"""Seconds that refusals last after the first caption before they stop the run."""
 
 POISON_FAULTS = 3
 POISON_SUCCESSES = 20
@@ -63,6 +67,7 @@ class RefusalGuard:
         self._counts: Counter[str] = Counter()
         self._rounds = 0
         self._round_at = 0  # requests sent when the last round began
+        self._began = 0.0  # when the first refusal of the row came
         self._since = 0  # requests sent when the first refusal of the row came
         self._alone: asyncio.Future[bool] | None = None
 
@@ -99,6 +104,7 @@ class RefusalGuard:
         """
         if not self._counts:
             self._since = self._sent
+            self._began = time.monotonic()
         if not self._rounds or number > self._round_at:
             self._rounds += 1
             self._round_at = self._sent
@@ -111,7 +117,8 @@ class RefusalGuard:
         said = sentence(reason_of(error))
         limit = self._stop_after or (STOP_LATER if self.works else STOP_FIRST)
         too_many = alike >= limit or coded >= 2 * limit
-        if self.works and too_many and self._rounds >= min(limit, STOP_ROUNDS):
+        lasting = self._stop_after or time.monotonic() - self._began >= STOP_S
+        if self.works and too_many and lasting and self._rounds >= min(limit, STOP_ROUNDS):
             many = f"{self.row} requests in a row were" if self.row > 1 else "a request was"
             raise EndpointGaveOutError(
                 f"After captions with the same settings, {many} refused. {said} Check the endpoint "
@@ -161,6 +168,7 @@ class PoisonDetector:
     def __init__(self) -> None:
         self._seen: dict[Endpoint, tuple[int, int, int]] = {}
         self._last: tuple[int, int] = (-1, -1)
+        self._was_refusal = False
 
     def check(self, endpoint: Endpoint, fault: EndpointFaultError) -> int:
         """Record an error; return the record's number of errors if it is to blame, else 0.
@@ -171,6 +179,7 @@ class PoisonDetector:
         """
         breaker = endpoint.breaker
         self._last = breaker.captions, endpoint.confirmed
+        self._was_refusal = fault.code.startswith("http_4") and fault.code not in _OVERLOAD
         if fault.code == "connection":
             return 0
         faults, successes, confirmed = self._seen.get(endpoint, (0, *self._last))
@@ -185,10 +194,14 @@ class PoisonDetector:
             enough = faults >= POISON_FAULTS and worked >= POISON_SUCCESSES
         return faults if enough and share**faults <= POISON_CHANCE else 0
 
+    def has_worked(self, endpoint: Endpoint) -> bool:
+        """Return whether the endpoint gave a caption since the record's last error."""
+        return self._last != (endpoint.breaker.captions, endpoint.confirmed)
+
     def needs_confirmation(self, endpoint: Endpoint) -> bool:
-        """Return whether nothing shows since the last of several errors that the endpoint works."""
+        """Return whether nothing shows since a refusal, or several errors, that it works."""
         faults = self._seen.get(endpoint, (0, 0, 0))[0]
-        return faults > 1 and self._last == (endpoint.breaker.captions, endpoint.confirmed)
+        return faults > (0 if self._was_refusal else 1) and not self.has_worked(endpoint)
 
     def succeeded(self) -> None:
         """Note that the record succeeded: its errors came by chance."""

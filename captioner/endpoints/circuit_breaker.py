@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import EndpointBusyError
-from captioner.core.errors import EndpointFaultError, EndpointGaveOutError
+from captioner.core.errors import EndpointFaultError, EndpointGaveOutError, EndpointRefusedError
 from captioner.core.humanize import sentence
 from captioner.core.retry import waits
 
@@ -27,6 +27,14 @@ NEVER_CAPTIONED_S = 60.0
 
 LOADING_S = 1_800.0
 """The same while the endpoint says that it loads its model."""
+
+
+def unknown_host(fault: EndpointFaultError) -> EndpointRefusedError:
+    """Return the error that stops a run whose endpoint has a name that does not exist."""
+    return EndpointRefusedError(
+        f"{sentence(fault.message)} There is no host of that name: check --base-url, and a proxy "
+        "in the environment."
+    )
 
 
 class CircuitBreaker:
@@ -111,8 +119,13 @@ class CircuitBreaker:
         """Record an error of the endpoint.
 
         Raises:
+            EndpointRefusedError: There is no such host, and there never was a caption.
             EndpointGaveOutError: The outage has lasted longer than allowed.
         """
+        if fault.is_unknown_host and not self.captions:
+            if probe:
+                self.abandon_probe()
+            raise unknown_host(fault)
         now = asyncio.get_running_loop().time()
         if not self._faults:
             self._since = now

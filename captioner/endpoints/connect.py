@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -10,18 +11,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-import orjson
-
-from captioner.core.errors import PROXY_REFUSES, EndpointFaultError, SettingsError
-from captioner.core.secrets import without_secrets
-from captioner.core.types import Request
+from captioner.core.errors import EndpointFaultError, RunError, SettingsError
+from captioner.core.retry import retry_after_s
+from captioner.core.secrets import secrets_in, without_secrets
+from captioner.endpoints import reach
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
+from captioner.endpoints.endpoint import Endpoint
+from captioner.endpoints.error_shapes import decoded, loads
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import Endpoint, EndpointPool
+from captioner.endpoints.pool import EndpointPool
 from captioner.endpoints.prices import FREE, Price, price_of
-from captioner.endpoints.replies import shown
+from captioner.endpoints.reach import patience_of, reached
+from captioner.endpoints.replies import error_of, shown
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
@@ -40,8 +43,11 @@ logger = logging.getLogger(__name__)
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
 LOADING_PAUSE_S = 2.0
-MODELS_TIMEOUT_S = 15.0
-"""Seconds that an endpoint may take to list its models."""
+
+MODELS_TRIES = 3
+"""Requests for the models of an endpoint in trouble."""
+
+_TROUBLE = frozenset({408, 425, 429, 500, 502, 504, 529})
 
 OFFLINE_MODEL = "captioner-offline"
 OCR_MISSING = (
@@ -111,11 +117,16 @@ async def connect(
             name = base_url(one)
             carrier = _transport(one, name)
             stack.push_async_callback(carrier.close)
-            if (found_at := await find_base(carrier, name, context.cancel)) != name:
+            patience_s = patience_of(one) if len(found) == 1 else 0.0
+            found_at = await find_base(carrier, name, context.cancel, patience_s)
+            if found_at != name:
                 name, carrier = found_at, _transport(one, found_at)
                 stack.push_async_callback(carrier.close)
         transports.append(carrier)
-        model = one.model or ("" if dialect else await only_model(carrier, context.cancel))
+        model = one.model or ""
+        if not model and dialect is None:
+            patience_s = patience_of(one) if len(found) == 1 else 0.0
+            model = await only_model(carrier, context.cancel, patience_s)
         models.append(model)
         label = without_secrets(name)
         if tracing is not None:
@@ -207,7 +218,7 @@ def _transport(endpoint: EndpointSettings, url: str) -> AiohttpTransport:
         api_key=None if endpoint.offline else api_key(endpoint),
         timeout_s=endpoint.timeout,
         headers=[_header(line) for line in endpoint.header],
-        fields=endpoint.extra_fields(),
+        secrets=tuple(secrets_in(endpoint.extra_fields())),
     )
 
 
@@ -224,9 +235,11 @@ def base_url(endpoint: EndpointSettings) -> str:
     """
     urls = (*endpoint.base_url, *(os.environ.get(name) for name in URL_NAMES))
     if url := next(filter(None, urls), None):
-        replace(endpoint, base_url=(url.strip(),))  # checks a URL of the environment, too
-        address, mark, query = url.strip().partition("?")
-        address = re.sub(r"(?:/+chat)?/+completions/*\Z|/+\Z", "", address)
+        scheme, colon, rest = url.strip(_AROUND).partition(":")
+        url = f"{scheme.lower()}{colon}{rest}"
+        replace(endpoint, base_url=(url,))  # checks a URL of the environment, too
+        address, mark, query = url.partition("#")[0].partition("?")
+        address = re.sub(_PASTED, "", address)
         return f"{address}{mark}{query}"
     raise SettingsError(
         "no endpoint. Give one of:\n"
@@ -260,29 +273,43 @@ def variables_of(endpoints: Iterable[EndpointSettings]) -> set[str]:
     return found
 
 
-_AROUND_KEYS = " \t\r\n\ufeff\u00a0\"'"
-"""What surrounds keys that were copied from a page or an .env file."""
+_AROUND = " \t\r\n\ufeff\u00a0\"'"
+"""What surrounds keys and addresses that were copied from a page or an .env file."""
+
+_PASTED = r"(?:/+chat)?/+completions/*\Z|(?<=/v\d)/+(?:chat|models)/*\Z|/+\Z"
+"""What follows the base in an address of one of the API's calls."""
 
 
 def _key_in(name: str) -> str:
-    key = os.environ.get(name, "").strip(_AROUND_KEYS).removeprefix("Bearer ").strip(_AROUND_KEYS)
+    key = os.environ.get(name, "").strip(_AROUND).removeprefix("Bearer ").strip(_AROUND)
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(f"the key in {name} has characters that cannot be sent in a header")
     return key
 
 
-async def find_base(transport: AiohttpTransport, url: str, cancel: CancelToken) -> str:
+async def find_base(
+    transport: AiohttpTransport, url: str, cancel: CancelToken, patience_s: float = 0.0
+) -> str:
     """Return a base URL, with ``/v1`` added if the API is there and not at the URL itself.
 
-    Only a URL without a path is questioned.
+    Only a URL whose path has no version is questioned.
+
+    Args:
+        transport: The connection to the URL.
+        url: The URL.
+        cancel: Ends waits.
+        patience_s: Seconds to wait for an endpoint that cannot be reached.
+
+    Raises:
+        EndpointRefusedError: There is no host of its name.
+        EndpointGaveOutError: It was not reached in time.
     """
-    if urlsplit(url).path.strip("/"):
+    if re.search(r"/v\d|/deployments/", urlsplit(url).path):
         return url
-    for path, found in (("/models", url), ("/v1/models", f"{url}/v1")):
+    address, mark, query = url.partition("?")
+    for path, found in (("/models", url), ("/v1/models", f"{address}/v1{mark}{query}")):
         try:
-            response = await cancel.race(
-                transport.send(Request("GET", path)), timeout_s=MODELS_TIMEOUT_S
-            )
+            response = await reached(transport, path, cancel, patience_s)
         except (EndpointFaultError, TimeoutError):
             return url
         if response.status in (401, 403) or _models_of(response.body) is not None:
@@ -294,51 +321,60 @@ async def find_base(transport: AiohttpTransport, url: str, cancel: CancelToken) 
 
 def _models_of(body: bytes) -> list[str] | None:
     """Return the models in a response to ``/models``, None if it lists none."""
-    try:
-        listed = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
+    listed = loads(body)
     if isinstance(listed, dict):
         listed = listed.get("data", listed.get("models"))
     if not isinstance(listed, list):
         return None
     names = [one.get("id") or one.get("name") for one in listed if isinstance(one, dict)]
     names += [one for one in listed if isinstance(one, str)]
-    return [" ".join(name.split())[:80] for name in names if isinstance(name, str) and name]
+    texts = (" ".join(name.split())[:80] for name in names if isinstance(name, str) and name)
+    return list(dict.fromkeys(texts))
 
 
-async def only_model(transport: Transport, cancel: CancelToken) -> str:
+async def only_model(transport: Transport, cancel: CancelToken, patience_s: float = 0.0) -> str:
     """Return the model of an endpoint that serves only one.
 
-    An endpoint that loads its model is waited for.
+    An endpoint that loads its model is waited for, and one in trouble is asked again.
+
+    Args:
+        transport: The connection to it.
+        cancel: Ends waits.
+        patience_s: Seconds to wait for an endpoint that cannot be reached.
 
     Raises:
         SettingsError: It serves several, or does not say.
+        EndpointRefusedError: There is no host of its name.
+        EndpointGaveOutError: It was not reached in time.
         StoppedError: The run was cancelled first.
     """
     until = time.monotonic() + LOADING_S
-    while True:
+    for tries in itertools.count(1):
         try:
-            request = transport.send(Request("GET", "/models"))
-            response = await cancel.race(request, timeout_s=MODELS_TIMEOUT_S)
+            response = await reached(transport, "/models", cancel, patience_s)
         except (EndpointFaultError, TimeoutError) as error:
-            reason = f"no response within {MODELS_TIMEOUT_S:g} s"
+            reason = f"no response within {reach.MODELS_TIMEOUT_S:g} s"
             if isinstance(error, EndpointFaultError):
                 reason = error.message
             raise SettingsError(
                 f"no model is given, and the endpoint cannot be asked for its models: {reason}"
             ) from None
-        if response.status != 503 or time.monotonic() > until:
+        in_trouble = response.status in _TROUBLE and tries < MODELS_TRIES
+        if not (in_trouble or response.status == 503) or time.monotonic() > until:
             break
-        await cancel.sleep(LOADING_PAUSE_S)
-    if response.status == 407:
-        raise SettingsError(PROXY_REFUSES)
+        wait = retry_after_s(response.headers) or 0.0
+        await cancel.sleep(min(max(wait, LOADING_PAUSE_S), reach.MODELS_TIMEOUT_S))
+    said_no = 300 <= response.status < 400 or response.status in (401, 403, 407)
+    if said_no and isinstance(refusal := error_of(response), RunError):
+        raise SettingsError(
+            f"no model is given, and the endpoint cannot be asked for its models. {refusal}"
+        )
     models = _models_of(response.body) or []
     if len(models) == 1:
         return models[0]
     problem = f"serves {', '.join(models[:8])}{' …' if len(models) > 8 else ''}"
     if not models:
-        said = shown(response.body[:4_000].decode(errors="replace"))
+        said = shown(decoded(response.body[:4_000]))
         problem = f"does not say which models it serves ({response.status}: {said})"
     raise SettingsError(
         f"no model is given, and the endpoint {problem}; choose one with --model NAME"

@@ -9,6 +9,7 @@ response parser and its body reader. `Http1Client` uses parts of aiohttp that ar
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ logger = logging.getLogger(__name__)
 CONNECT_S = 15.0
 MAX_REPLY = 10 << 20
 """Bytes of a response. No caption is longer, and a broken server must not fill the memory."""
+
+MAX_ERROR = 1 << 18
+"""Bytes that are read of an error response."""
+
+ERROR_BODY_S = 5.0
+"""Seconds that the body of an error response may take."""
 
 ALWAYS_READ = 1 << 16
 """Bytes of a request that a server reads before it responds, or that are not worth closing a
@@ -121,7 +128,7 @@ class SessionClient:
         async with self._session.post(
             self._url, data=BytesIO(b"".join(pieces)), allow_redirects=False, proxy=self._proxy
         ) as reply:
-            return Response(reply.status, reply.headers, await read(reply.headers, reply.content))
+            return await response_of(reply)
 
     def close(self) -> None:
         """Do nothing: the session closes its connections."""
@@ -159,6 +166,7 @@ class Http1Client:
         )
         self._head = self._written()
         self._idle: list[_Wire] = []
+        self._reuses = True  # until a server sends what nobody asked for
 
     def _written(self) -> bytes:
         """Return the bytes before a body, up to its length."""
@@ -187,11 +195,18 @@ class Http1Client:
                 # Other informational responses come before the real one.
                 if not 100 <= message.code < 200 or message.code == 101:
                     break
-            reply = Response(message.code, message.headers, await read(message.headers, content))
+            headers = message.headers
+            whole = True
+            if message.code < 400:
+                body = await read(headers, content)
+            else:
+                body = await read_error(content)
+                whole = content.is_eof() and content.exception() is None
+            reply = Response(message.code, headers, body)
             # A server may refuse a request before it has read all of it, and take the rest for
             # another request.
             early = reply.status >= 300 and size > ALWAYS_READ
-            if early or transport.get_write_buffer_size():
+            if early or not whole or transport.get_write_buffer_size():
                 _abort(connection)
             elif message.should_close:
                 connection.close()
@@ -207,6 +222,9 @@ class Http1Client:
 
     def _keep(self, wire: _Wire) -> None:
         """Keep a connection for the next request, and close those idle for too long."""
+        if not self._reuses:
+            wire.connection.close()
+            return
         now = time.monotonic()
         while self._idle and now - self._idle[0].since > KEPT_S:
             self._idle.pop(0).connection.close()
@@ -226,8 +244,14 @@ class Http1Client:
         while self._idle:
             wire = self._idle.pop()
             fresh = time.monotonic() - wire.since <= KEPT_S
-            if fresh and wire.protocol.is_connected() and not wire.protocol.should_close:
+            connected = wire.protocol.is_connected()
+            if fresh and connected and not wire.protocol.should_close:
                 return wire
+            if connected and wire.protocol.should_close and not _is_goodbye(wire.protocol):
+                # This server repeats its responses: one that comes a little later would be taken
+                # for the response to the next request.
+                self._reuses = False
+                self.close()
             wire.connection.close()
         try:
             connection = await self._connector.connect(self._request, [], CONNECTING)
@@ -252,11 +276,46 @@ class _Wire:
     since: float = 0.0
 
 
+def _is_goodbye(protocol: ResponseHandler) -> bool:
+    """Return whether a server only said that a connection was idle for too long."""
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
+        return [message.code for (message, _), _ in getattr(protocol, "_buffer", ())] == [408]
+    return False
+
+
 def _abort(connection: Connection) -> None:
     """Close a connection at once; a plain close would wait for unsent data."""
     if connection.transport is not None:
         connection.transport.abort()
     connection.close()
+
+
+async def response_of(reply: aiohttp.ClientResponse) -> Response:
+    """Return a response of aiohttp's session, with its body.
+
+    Raises:
+        EndpointFaultError: The body of a success is too large.
+    """
+    if reply.status >= 400:
+        body = await read_error(reply.content)
+    else:
+        body = await read(reply.headers, reply.content)
+    return Response(reply.status, reply.headers, body)
+
+
+async def read_error(content: aiohttp.StreamReader) -> bytes:
+    """Return the body of an error response, or the beginning of it.
+
+    Its status says enough: a body that is long, slow or broken does not take its place.
+    """
+    collected = bytearray()
+    try:
+        async with asyncio.timeout(ERROR_BODY_S):
+            while len(collected) < MAX_ERROR and (chunk := await content.readany()):
+                collected += chunk
+    except (TimeoutError, aiohttp.ClientError, HttpProcessingError):
+        pass
+    return bytes(collected[:MAX_ERROR])
 
 
 async def read(headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:

@@ -1,7 +1,7 @@
 """Permits for requests: how many in flight, how many a minute, and the pauses a server asks for.
 
-The arithmetic (`AimdLimit`, `TokenBucket`) is pure: the caller passes the time. `Limiter` adds the
-waiting. Nothing here knows HTTP.
+`AimdLimit` and `TokenBucket` are pure: the caller passes the time. `Limiter` adds the waiting.
+Nothing here knows HTTP: `endpoint.py` decides what a 429 does to the limit.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 SLOW_START = 8
 SLOW_START_SHARE = 16
-"""Permits at the beginning: 8, or a sixteenth of the ceiling, of which four doublings make it all;
-doubled each round trip until trouble is met."""
+"""Permits at the beginning: 8, or a sixteenth of the ceiling if that is more. They double each
+round trip until the first overload; four doublings reach the ceiling."""
 
 DECREASE = 0.9
 """Factor of one decrease. All of one cohort fail together: halving for each collapses a pool."""
+
+HALVE = 0.5
+"""The factor for requests that were given up, by a proxy or by us, while the server still works on
+them: each retry adds to its work, so the limit must come down faster than they come back."""
 
 CALM_ROUNDS = 5
 CALM_STEP = 0.1
@@ -55,7 +59,7 @@ class AimdLimit:
         ceiling: Most permits ever.
         limit: Permits now; fractions count up to the next one.
         epoch: Number of decreases so far; a request carries the one it was sent in.
-        slow_start: No trouble yet.
+        slow_start: There was no overload yet.
         good: Successes of the last round trips.
         bad: Overloads of the last round trips.
         calm: Successes since the last decrease.
@@ -82,13 +86,18 @@ class AimdLimit:
                 step = max(step, CALM_STEP)
             self.limit = min(float(self.ceiling), self.limit + step)
 
-    def overloaded(self, epoch: int) -> None:
-        """Note that the endpoint had too much, for a request of some epoch."""
+    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
+        """Note that the endpoint had too much, for a request of some epoch.
+
+        Args:
+            epoch: The epoch that the request was sent in.
+            factor: `DECREASE`, or `HALVE` for a request that was given up.
+        """
         if epoch != self.epoch:
             return
         self.bad += 1
         if self.bad >= ERRORS_TO_SLOW and self.bad >= SHARE_TO_SLOW * (self.good + self.bad):
-            self.limit = max(1.0, self.limit * DECREASE)
+            self.limit = max(1.0, self.limit * factor)
             self.slow_start = False
             self.epoch += 1
             self.good = self.bad = self.calm = 0
@@ -96,7 +105,7 @@ class AimdLimit:
 
 @dataclass(slots=True)
 class TokenBucket:
-    """So many units a minute, never more than a minute's worth at once.
+    """Limits units to a rate per minute, and to the units of one minute at once.
 
     Attributes:
         per_minute: Units a minute; infinite is no limit.
@@ -114,14 +123,14 @@ class TokenBucket:
         self.level = min(self.level, per_minute)
 
     def no_more_than(self, level: float, now: float) -> None:
-        """Note that no more than so many are left."""
+        """Lower the level to what is left, if it is above."""
         self._fill(now)
         self.level = min(self.level, level)
 
     def delay(self, amount: float, now: float) -> float:
-        """Return the seconds until so many units may be taken.
+        """Return the seconds until an amount may be taken.
 
-        More than a whole bucket is granted by a full one: it would else never be.
+        A full bucket grants any amount, because a larger one could never be granted.
         """
         if math.isinf(self.per_minute):
             return 0.0
@@ -130,7 +139,7 @@ class TokenBucket:
         return missing / self.per_minute * 60.0 if missing > 1e-9 else 0.0
 
     def backlog_s(self, amount: float, now: float) -> float:
-        """Return the seconds until so many units, more than a bucket even, have been granted."""
+        """Return the seconds until an amount is granted, which may be more than a full bucket."""
         if math.isinf(self.per_minute):
             return 0.0
         self._fill(now)
@@ -152,15 +161,14 @@ class TokenBucket:
 class Limiter:
     """Grants permits, first come first served.
 
-    A pause is a floor for everybody: while it lasts no permit is granted, and asking again
-    for less never shortens it.
+    During a pause no permit is granted to anyone. A second, shorter pause does not shorten it.
 
     Args:
         ceiling: Most permits out at once.
         start: Permits at the beginning; by default the ceiling at once.
         rpm: Requests a minute; None is no limit until one is learnt.
         tpm: Tokens a minute; likewise.
-        share: Our part of those limits, and of what is left of them: others have theirs.
+        share: Part of these limits, and of what is left of them, that this process may use.
         clock: Monotonic seconds; by default the running loop's.
 
     Attributes:
@@ -168,7 +176,7 @@ class Limiter:
         requests: Requests a minute.
         tokens: Tokens a minute.
         in_flight: Permits out now.
-        shared: Others may do the work: who waits here is sent away when a pause begins.
+        shared: Other endpoints may do the work: a pause rejects all that wait here.
     """
 
     def __init__(
@@ -213,7 +221,7 @@ class Limiter:
         )
 
     def reject_waiters(self) -> None:
-        """Send everybody away who waits for a permit."""
+        """Raise `EndpointBusyError` in all calls that wait for a permit."""
         for granted, _ in self._waiting:
             if not granted.done():
                 granted.set_exception(EndpointBusyError())
@@ -223,13 +231,13 @@ class Limiter:
         """Return when the caller may send one request.
 
         Args:
-            tokens: What it will cost, as far as one can tell.
+            tokens: Estimate of the tokens that the request takes.
 
         Returns:
             The epoch, to be handed to `overloaded` should it come to that.
 
         Raises:
-            DispersedError: See `reject_waiters`.
+            EndpointBusyError: See `reject_waiters`.
         """
         if not self._begun:
             self._begin()
@@ -255,7 +263,7 @@ class Limiter:
             self._grant()
 
     def pause(self, seconds: float) -> None:
-        """Grant nothing for so many seconds from now."""
+        """Grant no permit for a number of seconds from now."""
         if not self._opened:
             self._closed_until = max(self._closed_until, self._now() + seconds)
             if self.shared:
@@ -265,9 +273,9 @@ class Limiter:
         """Note a success, before its permit is given back."""
         self.window.succeeded(self.in_flight)
 
-    def overloaded(self, epoch: int) -> None:
-        """Note that the endpoint had too much."""
-        self.window.overloaded(epoch)
+    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
+        """Note that the endpoint had too much; see `AimdLimit.overloaded`."""
+        self.window.overloaded(epoch, factor)
 
     def learn_requests(self, per_minute: float | None, left: float | None) -> None:
         """Note what the endpoint says of its limit; what the user fixed stands."""
@@ -285,11 +293,11 @@ class Limiter:
             self.tokens.take(used - estimated, self._now())
 
     def begin_empty(self) -> None:
-        """Have the rates begin with nothing granted: somebody has had it already."""
+        """Begin with empty buckets, because another process may have used this minute."""
         self._empty = True
 
     def lease(self, share: float, in_flight: int) -> None:
-        """Use so much of the limits from now on: others have the rest.
+        """Use a part of the limits from now on; other processes use the rest.
 
         Args:
             share: Part of the rates a minute.
@@ -307,7 +315,7 @@ class Limiter:
         self._grant()
 
     def open(self) -> None:
-        """Grant everything from now on: the run is stopping, and those who wait are to see it."""
+        """Grant every permit from now on, so that waiting workers see that the run stops."""
         self._opened = True
         self._closed_until = 0.0
         self._grant()
@@ -340,7 +348,7 @@ class Limiter:
             if rate != bucket.per_minute:
                 bucket.set_rate(rate, now)
         if left is not None and not math.isinf(bucket.per_minute):
-            # What is on the wire was perhaps not counted yet when the endpoint said so.
+            # The endpoint may not have counted the requests in flight yet.
             bucket.no_more_than(left * self._share, now)
 
     def _delay(self, tokens: float) -> float:

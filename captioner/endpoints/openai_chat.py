@@ -7,6 +7,7 @@ renamed or left out from then on.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ import orjson
 
 from captioner.core.jsonbytes import quoted
 from captioner.core.types import NO_OVERRIDES, ImageRef, Request, RequestOverrides, Turn
-from captioner.endpoints.replies import parse_response
+from captioner.endpoints.replies import THINKING, parse_response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from captioner.core.types import Completion, EncodedImage, Response, Role
+
+logger = logging.getLogger(__name__)
 
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 """Names of one parameter: o-series and GPT-5 models of OpenAI refuse the first."""
@@ -34,6 +37,9 @@ _THINKING_OFF = {
     "think": False,
 }
 """Thinking off, for vLLM, SGLang and llama.cpp, for OpenAI and others, and for Ollama."""
+
+_TOGETHER = {"stream": ("stream_options",), THINKING: tuple(_THINKING_OFF)}
+"""Parameters that make no sense without another one."""
 
 _THINKING_ON = {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}, "think": True}
 IN_WORDS = "Answer with nothing but one JSON object that follows this JSON Schema:"
@@ -82,6 +88,7 @@ class OpenAIChat:
         self._options = {**options, **(extra or {})}
         self._head = b'{"model":' + quoted(model) + b',"messages":'
         self._refused: set[str] = set()
+        self._kept: set[str] = set()  # leaving them out did not help
         self._thinking = False  # requests have had parameters for thinking
         self._detail = b',"detail":' + quoted(detail) if detail else b""
         self._schema = schema
@@ -148,24 +155,41 @@ class OpenAIChat:
         return parse_response(response, self._parameters())
 
     def adapt(self, parameter: str) -> str:
-        """Leave a parameter out from now on, or rename it; return what changed, in words."""
+        """Leave a parameter out from now on, or rename it; return what changed, in words.
+
+        A parameter that is refused although it was left out was not the cause, but a word about
+        one image: it is sent again, and not left out any more.
+        """
         name = re.split(r"[.\[]", parameter)[0]
         if name == "messages" and parameter.endswith(".role"):
             name = _ROLE
-        if name in self._refused or name not in self._parameters():
+        if name in self._kept or name not in self._parameters():
             return ""
-        self._refused.add(name)
+        together = {name, *_TOGETHER.get(name, ())}
+        if name in self._refused:
+            if name not in _LENGTHS:
+                self._kept |= together
+                self._refused -= together
+                self._changed()
+                logger.warning("leaving out %s did not help: sending it again", name)
+            return ""
+        self._refused |= together
+        self._changed()
         if name == _ROLE:
             change = "the system prompt as part of the user's message"
         elif name in _LENGTHS and (other := self._length_name()):
             change = f"{other} for {name}"
         elif name == "response_format":
             change = "the JSON Schema in words"
+        elif name == THINKING:
+            change = "nothing that switches thinking"
         else:
             change = f"no {name}"
+        return change
+
+    def _changed(self) -> None:
         self.version += 1
         self._tail = self._closing(NO_OVERRIDES)
-        return change
 
     def _length_name(self) -> str:
         """Return the name of the length parameter that is not refused, empty if both are."""
@@ -174,7 +198,7 @@ class OpenAIChat:
     def _parameters(self) -> tuple[str, ...]:
         """Return the names of all parameters that a request may have."""
         detail = ("detail",) if self._detail else ()
-        thinking = _THINKING_OFF if self._thinking else ()
+        thinking = (*_THINKING_OFF, THINKING) if self._thinking else ()
         return (*self._options, "temperature", *_LENGTHS, *thinking, *detail, _ROLE)
 
     def _sent(self, overrides: RequestOverrides) -> dict[str, Any]:
@@ -184,7 +208,7 @@ class OpenAIChat:
             options["temperature"] = overrides.temperature
         if overrides.max_tokens is not None:
             options["max_tokens"] = overrides.max_tokens
-        if overrides.thinking is not None:
+        if overrides.thinking is not None and THINKING not in self._refused:
             self._thinking = True
             options = {**(_THINKING_ON if overrides.thinking else _THINKING_OFF), **options}
         for name in self._refused & options.keys():

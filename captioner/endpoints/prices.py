@@ -41,8 +41,9 @@ def price_of(model: str, base_url: str, prices: Path | None) -> Price:
 
     Args:
         model: Its name.
-        base_url: The endpoint, which tells the provider.
-        prices: A TOML file of one's own: a table for each model, with ``input`` and ``output``.
+        base_url: The endpoint, from which the provider follows.
+        prices: A TOML file that takes precedence: a table for each model, with ``input`` and
+            ``output``.
 
     Raises:
         SettingsError: There is none, or the file cannot be read.

@@ -1,8 +1,8 @@
-"""What an endpoint says of its own limits in the headers of a reply. Pure, no I/O.
+"""The limits that an endpoint reports in the headers of a response. Pure, no I/O.
 
 OpenAI and most others send ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` with resets as
 durations (``6m0s``, ``12ms``); Anthropic sends ``anthropic-ratelimit-{requests,tokens}-{limit,
-remaining,reset}`` with resets as RFC 3339 times. A reset tells when a window is full again.
+remaining,reset}`` with resets as RFC 3339 times. A reset says when a window is full again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class RateLimit(NamedTuple):
     """One limit.
 
     Attributes:
-        per_minute: Units a minute; None if it cannot be told.
-        left: Units left now; None if it was not said.
+        per_minute: Units a minute; None if unknown.
+        left: Units left now; None if unknown.
     """
 
     per_minute: float | None = None
@@ -74,7 +74,7 @@ def _read(
     reset = _reset_s(headers.get(name.format(what, "reset"), ""), now)
     if left is None or reset is None or reset <= 0 or left >= limit:
         return RateLimit(limit, left)
-    # The time to refill tells the window. A limit of an hour or a day is a budget, not a rate.
+    # The time to refill gives the window. A limit of an hour or a day is a budget, not a rate.
     refill = (limit - left) / reset * 60.0
     if refill < limit / 2:
         return RateLimit()

@@ -9,7 +9,8 @@ Verdicts:
 
 =========== ====================================================================================
 filtered    a content filter refused this record
-quota       the account has no credit, or its quota of a day or month is used up
+day         the quota of a day or month is used up
+quota       the account has no credit or quota
 stop        no record will be captioned: key, model, region, or a model without vision
 wait        trouble of the endpoint: send the request again later
 tokens      ``--max-tokens`` is above what the context leaves: ask for fewer
@@ -17,6 +18,7 @@ smaller     the images are too large: send them smaller
 encode      the images cannot be read: send them as JPEG
 role        the model accepts no system message
 schema      the endpoint cannot enforce the JSON Schema: ask for it in words
+thinking    the model's thinking cannot be switched: leave out what switches it
 fetch       the endpoint could not fetch an image by its URL: send the request again
 refused     this record is refused
 =========== ====================================================================================
@@ -28,8 +30,8 @@ import re
 from typing import Literal, NamedTuple
 
 Verdict = Literal[
-    "filtered", "quota", "stop", "wait", "tokens", "smaller", "encode", "role", "schema", "fetch",
-    "refused",
+    "filtered", "day", "quota", "stop", "wait", "tokens", "smaller", "encode", "role", "schema",
+    "thinking", "fetch", "refused",
 ]  # fmt: skip
 
 
@@ -71,27 +73,46 @@ RULES = (
     # An account or resource that is blocked as a whole, though its words speak of content.
     Rule(
         "stop",
-        r"\b(?:resource|account|project|organi[sz]ation|key)\b.{0,60}\b(?:blocked|banned"
+        r"\b(?:resource|account|project|organi[sz]ation|key)\b.{0,60}\b(?:blocked|banned|locked"
         r"|deactivated|disabled|terminated|restricted)|public access is disabled"
-        r"|must be verified",
-        seen="Azure, OpenAI, Groq",
+        r"|must be verified|blocked at the (?:project|organi[sz]ation|team) level|锁定|封禁",
+        seen="Azure, OpenAI, Groq, Zhipu",
+    ),
+    # What no later request will change, told with the status of a passing trouble.
+    Rule(
+        "stop",
+        r"authenticationerror|(?:incorrect|invalid|expired)[ _]api[ _]key|api[ _-]?key"
+        r" (?:is |has )?(?:expired|invalid|not valid|incorrect)|model_not_found"
+        r"|\bmodel\b.{0,80}(?:does not exist|not found)(?!.{0,40}(?:channel|deployment))",
+        (500,),
+        "LiteLLM, one-api",
+    ),
+    Rule(
+        "day",
+        r"\bper[ -]day\b|\b(?:RPD|TPD)\b|PerDay|ByDay\b|per 86,?400 ?s|\bdaily\b.{0,20}(?:limit"
+        r"|quota)|calls ?(?:/|per) ?month|today's quota|(?:for|of) today\b|tomorrow|今日|明日再"
+        r"|每日",
+        (400, 402, 403, 429),
+        "OpenAI, Groq, Gemini, Anthropic, OpenRouter, Bedrock, GitHub, ModelScope, Zhipu",
     ),
     Rule(
         "quota",
-        r"\bper[ -]day\b|\b(?:RPD|TPD)\b|calls ?(?:/|per) ?month|今日|明日再|每日"
-        r"|insufficient[_ ](?:balance|funds|credit)",
-        (400, 402, 403, 429),
-        "OpenAI, Groq, OpenRouter, Bedrock, Zhipu, MiniMax",
+        r"insufficient[_ ](?:account )?(?:balance|funds|credit|quota)|exceeded your current quota"
+        r"(?!.*PerMinute)|余额不足|欠费",
+        (400, 402, 403, 500),
+        "MiniMax, LiteLLM",
     ),
+    Rule("quota", r"insufficient[_ ](?:balance|funds|credit)", (429,), "Zhipu, MiniMax"),
     # Rates a minute, whatever else the message says of quotas and billing.
     Rule(
         "wait",
-        r"#token-limit|\bper[ -]?min(?:ute)?\b|\b(?:TPM|RPM)\b|limit_burst|burst rate"
+        r"#token-limit|\bper[ -]?min(?:ute)?\b|PerMinute|\b(?:TPM|RPM|QPS)\b|limit_burst"
+        r"|burst rate|online_prediction_\w*requests|high traffic"
         r"|throttl|rate[ _-]?limit|rate increased"
         r"|too many requests|requests? too (?:fast|quickly)|concurren(?:cy|t requests)|并发|限流"
         r"|请求过于频繁",
         (400, 403, 413, 429, 500, 503),
-        "DashScope, Bedrock, Groq, Zhipu",
+        "DashScope, Bedrock, Groq, Zhipu, Gemini, Vertex",
     ),
     Rule(
         "filtered",
@@ -100,7 +121,8 @@ RULES = (
         r"|high[ -]risk|_sensitive\b|censorship|responsible ?ai|response was filtered"
         r"|(?:usage|content|safety|community) (?:guideline|polic)"
         r"|safety[_ ](?:check|system|filter|violation|reason|block)|prohibited[_ ]content|nsfw"
-        r"|\bunsafe\b|harmful|敏感|违规|不合规|违反",
+        r"|\bunsafe\b|\bnot safe\b|harmful|content exists risk|content[ _]illegal|guardrail"
+        r"|blocked (?:input|text|content)|pattern detected|敏感|违规|不合规|违反",
         (*_REFUSING, 500, 501),
         "all",
     ),
@@ -112,7 +134,8 @@ RULES = (
         r"|overdue|spend(?:ing)?[ _]limit|payment|purchase|top up|recharge|free tier.{0,40}exhaust"
         r"|(?:usage|monthly|daily|per day|quota).{0,30}(?:limit|exceed|exhaust|reached)"
         r"|set ?(?:inference )?limit|daily free|free allocation"
-        r"|suspended|good standing|not active|余额|欠费|充值|配额|额度",
+        r"|suspended|good standing|not active|call volume quota|balance is required"
+        r"|余额|欠费|充值|配额|额度",
         _REFUSING,
         "all",
     ),
@@ -124,7 +147,7 @@ RULES = (
         r"|server (?:is )?busy|engine_overloaded|temporarily|no deployments available"
         r"|try again (?:later|in)|runner (?:process )?has terminated|cuda error|out of memory"
         r"|\bOOM\b|worker.{0,20}(?:died|unavailable)|queue is full|at capacity"
-        r"|in_queue|in progress|degraded function",
+        r"|in_queue|in progress|degraded function|channel error",
         seen="LM Studio, Ollama, vLLM, LiteLLM, TGI",
     ),
     Rule("wait", r"upstream", (404, 429, 500), "gateways"),
@@ -132,17 +155,21 @@ RULES = (
         "stop",
         r"(?:in(?:correct|valid)|expired|revoked|missing|unknown|bad|wrong|disabled|no)"
         r"\W{0,3}(?:api|access|auth\w*)?[ _-]?(?:key|token|credential)"
-        r"|(?:api|access)[ _-]?key.{0,40}(?:in(?:correct|valid)|expired|not valid|not found|revoked"
-        r"|missing|required)|api_key_invalid|authenticat|unauthori[sz]ed|authorization"
-        r"|permission.denied|no permission|network/firewall",
+        r"|(?:api|access|security)[ _-]?(?:key|token)\b.{0,40}(?:in(?:correct|valid)|expired"
+        r"|not valid|not found|revoked|missing|required)|api_key_invalid|authenticat"
+        r"|unauthori[sz]ed|authorization|permission.denied|no permission"
+        r"|network/firewall|\bNoAuth|授权错误"
+        r"|key does not have (?:permission|access)|must (?:first )?(?:accept|agree)"
+        r"|submit the prompt .agree|model[ .]access[ ]?denied",
         (400, 401, 403),
         "all",
     ),
     Rule(
         "stop",
         r"unexpected endpoint|method not allowed|no (?:such )?route|cannot (?:GET|POST) /"
-        r"|unknown (?:url|path|endpoint|route)|invalid url|endpoint not found",
-        seen="LM Studio",
+        r"|unknown (?:url|path|endpoint|route)|invalid url|endpoint not found|could not route to"
+        r"|sent to https port|header or cookie too large|network authentication required",
+        seen="LM Studio, Cloudflare, nginx",
     ),
     Rule(
         "stop",
@@ -151,9 +178,17 @@ RULES = (
         seen="OpenAI, Gemini",
     ),
     Rule(
+        "refused",
+        r"too many images|exceeds? the number of images|number of images allowed"
+        r"|images?.{0,40}(?:must be (?:larger|greater|at least)|too small)"
+        r"|at most [1-9]\d* image",
+        (400, 413, 422, 500),
+        "Mistral, vLLM, DashScope",
+    ),
+    Rule(
         "encode",
         r"(?:unsupported|invalid|corrupt\w*|malformed) (?:or corrupt\w* )?image\b"
-        r"(?![ _](?:input|url|content|part))",
+        r"(?![ _](?:input|url|content|part))|unsupported image url:? data:",
         (400, 415, 422, 500),
         "OpenAI, llama.cpp",
     ),
@@ -163,11 +198,29 @@ RULES = (
         r"[^.]{0,30}\b(?:image|vision|visual|picture|multi-?modal)(?!/| (?:format|type))"
         r"|(?:image|vision|picture|multi-?modal)s?(?:[ _](?:input|content|url|part)s?)?"
         r" (?:is|are|isn't|aren't|not)\b.{0,12}(?:not )?(?:enabled|supported|only supported)\b"
-        r"(?!.{0,20}(?:format|type))|image_url is only supported|at most 0 (?:image|mm)"
+        r"(?!:|.{0,20}(?:format|type))|image_url is only supported|at most 0 (?:image|mm)"
         r"|required for image input|content must be a string|mmproj|text[- ]only"
+        r"|content\b.{0,20}should be a valid string|should be a valid string.{0,40}content"
         r"|no vision|without vision|unknown variant .?image|不支持图",
         (400, 404, 415, 422, 500, 501),
         "OpenAI, Moonshot, LM Studio, vLLM, Ollama, llama.cpp, Groq",
+    ),
+    Rule("schema", r"handle the requested parameters", (404,), "OpenRouter"),
+    Rule(
+        "thinking",
+        r"(?:not|n't) support (?:parameter )?(?:thinking|reasoning)\b|only works? in thinking mode"
+        r"|(?:thinking|reasoning)\b.{0,30}(?:mandatory|can(?:not|'t) be (?:disabled|turned off))"
+        r"|thinking (?:type )?disabled is not supported|budget 0 is invalid",
+        (400, 422),
+        "Ollama, Gemini, OpenRouter, Volcengine",
+    ),
+    Rule(
+        "stop",
+        r"only supports? stream|enable the stream parameter|multiple models|provider not provided"
+        r"|default chat template|template error(?!.*\brole)|reached its end of life"
+        r"|does not work with the specified model",
+        (400, 404, 410, 422),
+        "DashScope, LM Studio, LiteLLM, vLLM, TGI, NVIDIA, Azure",
     ),
     Rule(
         "stop",
@@ -191,14 +244,6 @@ RULES = (
         "vLLM, OpenAI, DeepSeek",
     ),
     Rule(
-        "refused",
-        r"too many images|exceeds? the number of images|number of images allowed"
-        r"|images?.{0,40}(?:must be (?:larger|greater|at least)|too small)"
-        r"|at most \d+ image",
-        (400, 413, 422),
-        "Mistral, vLLM, DashScope",
-    ),
-    Rule(
         "smaller",
         r"context[ _](?:length|window|size)|(?:prompt|input|message|request|content)\b"
         r".{0,60}(?:is )?too (?:long|large|big|many)|too (?:many|large).{0,20}\b(?:tokens|pixels"
@@ -210,6 +255,7 @@ RULES = (
         r"|dimensions?.{0,40}(?:exceed|too)|exceed.{0,60}\b(?:MB|MiB|bytes|pixels|characters"
         r"|size limit|max\w* (?:allowed )?size|number of tokens)\b|encoder cache"
         r"|(?:image|pixel).{0,40}exceed|request too long|exceed.{0,40}token limit"
+        r"|more than \d+ (?:mega)?pixels|max_(?:completion_)?tokens must be at least 1\b"
         r"|must have (?:less|fewer) than|range of input length|图片(?:过大|太大)|超长|过长",
         (400, 413, 422, 500),
         "all",
@@ -218,7 +264,7 @@ RULES = (
         "role",
         r"\b(?:system|developer)\b.{0,30}\b(?:role|message|prompt|instruction|turn)s?\b"
         r".{0,40}(?:\bnot|\bunsupported|n't)|unexpected role"
-        r"|roles? (?:must|should) (?:be )?alternat"
+        r"|(?:roles?|message\(s\)) (?:must|should) (?:be )?alternat"
         r"|only (?:\W?user\W? and \W?assistant\W?|user/assistant).{0,12}roles?"
         r"|(?:not|n't|un)\w*.{0,20}\b(?:system|developer) (?:role|message|prompt|instruction)"
         r"|\brole\b.{0,40}\b(?:system|developer)\b",
@@ -245,8 +291,9 @@ RULES = (
         r"|(?:does not|doesn't) match.{0,30}media type"
         r"|media[_ ]?type|content-type|\bmime\b|cannot identify|invalid[_ ]base64|\bimage\b"
         r".{0,60}(?:(?:can|could) ?not be (?:load|open|decod|read|identif|process|pars)|truncated"
-        r"|illegal|(?:decod|pars|load)\w* (?:failed|error))|broken data stream",
-        (400, 415, 422, 500),
+        r"|illegal|(?:decod|pars|load)\w* (?:failed|error))|broken data stream"
+        r"|broken (?:png|jpe?g|gif|webp|image)\b",
+        (400, 412, 415, 422, 500),
         "all",
     ),
 )
@@ -255,9 +302,10 @@ _PATTERNS = [(rule, re.compile(rule.marks, re.IGNORECASE | re.DOTALL)) for rule 
 
 _BY_STATUS: dict[int, Verdict] = {
     401: "stop", 402: "quota", 403: "refused", 408: "wait", 409: "wait", 413: "smaller",
-    424: "wait", 425: "wait", 429: "wait", 498: "wait", 499: "wait", 501: "refused",
+    415: "encode", 424: "wait", 425: "wait", 429: "wait", 460: "wait", 498: "wait", 499: "wait",
+    501: "refused", 511: "stop",
 }  # fmt: skip
-"""Verdicts of statuses whose words match no row. 5xx waits, any other status refuses the record."""
+"""Verdicts of statuses whose words match no row. 5xx waits, any other one refuses the record."""
 
 
 def verdict_of(status: int, text: str) -> Verdict:
@@ -267,10 +315,25 @@ def verdict_of(status: int, text: str) -> Verdict:
         status: Its HTTP status, or the status that its body claims.
         text: Its error code, type and message.
     """
-    kind = min(status, 500) if status != 501 else 501
+    return verdict_by_words(status, text) or verdict_by_status(status)
+
+
+def verdict_by_words(status: int | None, text: str) -> Verdict | None:
+    """Return the verdict of the first row that matches, None if none does.
+
+    Args:
+        status: As in `verdict_of`; None if it is not known, which fits any row.
+        text: As in `verdict_of`.
+    """
+    kind = status if status is None or status == 501 else min(status, 500)
     for rule, pattern in _PATTERNS:
-        if (not rule.status or kind in rule.status) and pattern.search(text):
+        if (not rule.status or kind is None or kind in rule.status) and pattern.search(text):
             return rule.verdict
+    return None
+
+
+def verdict_by_status(status: int) -> Verdict:
+    """Return the verdict of a status whose words match no row."""
     if status in _BY_STATUS:
         return _BY_STATUS[status]
-    return "wait" if status >= 500 else "refused"
+    return "wait" if 500 <= status < 600 else "refused"

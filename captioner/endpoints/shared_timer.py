@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+TICK_S = 1.0
+"""Seconds between two looks at the clock while requests are running."""
+
+STOPPED_S = 0.25
+"""Seconds by which a look is late if this process was stopped, or the event loop was held up. That
+time does not count: the responses that came meanwhile are read first."""
+
 
 class SharedTimer:
     """Cancels requests that take too long, like `asyncio.timeout` at a tenth of its cost.
@@ -23,15 +30,23 @@ class SharedTimer:
         deadline = Deadline(self, loop.time() + self._seconds)
         self.running[deadline] = None
         if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._sweep)
+            self._look_at(loop, deadline.when)
         return deadline
 
-    def _sweep(self) -> None:
+    def _look_at(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        due = min(when, loop.time() + TICK_S)
+        self._timer = loop.call_at(due, self._sweep, due)
+
+    def _sweep(self, due: float) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
+        late = loop.time() - due
+        if late > STOPPED_S:
+            for deadline in self.running:
+                deadline.when += late + TICK_S  # it may have been stopped since the last look
         for deadline in list(self.running):
             if deadline.when > loop.time():
-                self._timer = loop.call_at(deadline.when, self._sweep)
+                self._look_at(loop, deadline.when)
                 return
             deadline.expire()
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
+import re
+import socket
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiohttp
 from yarl import URL
 
+from captioner.core import descriptors
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.regular import reading, writing
-from captioner.core.secrets import Mask, masked, secrets_of
+from captioner.core.secrets import (
+    SHORTEST,
+    in_any_escape,
+    is_secret,
+    masked,
+    names_secret,
+    remember,
+    without_keys,
+)
 from captioner.core.types import Response
 from captioner.endpoints.http1 import (
     CONNECT_S,
@@ -22,7 +34,7 @@ from captioner.endpoints.http1 import (
     HEADER_LIMITS,
     Client,
     open_client,
-    read,
+    response_of,
 )
 from captioner.endpoints.shared_timer import SharedTimer
 
@@ -33,6 +45,10 @@ if TYPE_CHECKING:
     from captioner.core.types import Request
 
 
+class _NoDescriptorError(Exception):
+    """No connection can be opened because this process has too many files open."""
+
+
 class AiohttpTransport:
     """Sends requests to one base URL over kept-alive connections.
 
@@ -41,7 +57,7 @@ class AiohttpTransport:
         api_key: Sent as a bearer token; None sends no key.
         timeout_s: Seconds for one request from start to end, however slowly bytes arrive.
         headers: Further headers; they replace ours.
-        fields: Further fields of requests; what looks like a secret in them is masked in responses.
+        secrets: Secrets in further fields of requests; they are masked in responses as keys are.
 
     Raises:
         SettingsError: There are two keys, or the proxy cannot be used.
@@ -54,7 +70,7 @@ class AiohttpTransport:
         api_key: str | None,
         timeout_s: float,
         headers: Sequence[tuple[str, str]] = (),
-        fields: Mapping[str, Any] | None = None,
+        secrets: Sequence[str] = (),
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
@@ -63,7 +79,17 @@ class AiohttpTransport:
             "Accept": "application/json",
             "Accept-Encoding": "identity",
         }
-        self._mask = Mask(secrets_of(base_url, api_key, headers, fields))
+        long_values = [value for _, value in headers if len(value) >= SHORTEST]
+        keys = [*_keys_in(headers), *_keys_of(base_url), *([api_key] if api_key else ())]
+        keys += [secret for secret in secrets if len(secret) >= SHORTEST]
+        for key in keys:
+            remember(key)
+        patterns = {
+            secret: re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
+            for secret in (*keys, *long_values)
+        }
+        self._secrets = list(patterns.values())
+        self._plain = {key.encode(): patterns[key] for key in keys if is_secret(key)}
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -82,8 +108,12 @@ class AiohttpTransport:
         self._timer = SharedTimer(timeout_s)
         self._proxy = proxy_for(base_url)
 
-    async def send(self, request: Request) -> Response:
+    async def send(self, request: Request, *, is_patient: bool = True) -> Response:
         """Return the response, whatever its status.
+
+        Args:
+            request: The request.
+            is_patient: Wait while this process has no file descriptor for a connection.
 
         Raises:
             EndpointFaultError: ``connection``, ``disconnected``, ``timeout``
@@ -113,18 +143,38 @@ class AiohttpTransport:
                 "file in SSL_CERT_FILE."
             ) from None
         except aiohttp.ClientConnectorError as error:
-            raise EndpointFaultError(
-                "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
-            ) from None
+            if descriptors.are_used_up(error.os_error) or descriptors.none_left():
+                if not is_patient:
+                    raise _NoDescriptorError from None
+                deadline.end()
+                return await self._send_when_possible(request)
+            raise _cannot_connect(error) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._broken(error) from None
         finally:
             deadline.end()
-        # An error may come with status 200.
-        if reply.status < 400 and b'"error"' not in reply.body[:1_000]:
-            body = self._mask.captions(reply.body)
-            return reply if body is reply.body else reply._replace(body=body)
-        return reply._replace(body=self.masked(reply.body))
+        return self._masked(reply) if reply.status >= 400 else self._without_plain(reply)
+
+    def _without_plain(self, reply: Response) -> Response:
+        """Return a reply without keys, also escaped in JSON: a caption costs one search each."""
+        has_escapes = b"\\" in reply.body and _ESCAPED_ASCII.search(reply.body) is not None
+        for key, pattern in self._plain.items():
+            if has_escapes:
+                reply = reply._replace(body=pattern.sub(b"***", reply.body))
+            elif key in reply.body:
+                reply = reply._replace(body=reply.body.replace(key, b"***"))
+        return reply
+
+    async def _send_when_possible(self, request: Request) -> Response:
+        """Send a request as soon as a connection can be opened."""
+        for _ in range(round(descriptors.PATIENCE_S / descriptors.PAUSE_S)):
+            descriptors.warn_used_up()
+            await asyncio.sleep(descriptors.PAUSE_S)
+            with contextlib.suppress(_NoDescriptorError):
+                return await self.send(request, is_patient=False)
+        raise EndpointFaultError(
+            "connection", "too many files and connections are open (ulimit -n)"
+        )
 
     async def _sent(self, request: Request) -> Response:
         if request.method == "POST":
@@ -143,7 +193,7 @@ class AiohttpTransport:
             allow_redirects=False,
             proxy=self._proxy,
         ) as reply:
-            return Response(reply.status, reply.headers, await read(reply.headers, reply.content))
+            return await response_of(reply)
 
     def _url(self, path: str) -> URL:
         base, mark, query = self._base_url.partition("?")  # Azure's api-version, say
@@ -151,7 +201,12 @@ class AiohttpTransport:
 
     def masked(self, data: bytes) -> bytes:
         """Return a response without our secrets: some endpoints repeat the key."""
-        return self._mask.errors(data)
+        for secret in self._secrets:
+            data = secret.sub(b"***", data)
+        return data
+
+    def _masked(self, reply: Response) -> Response:
+        return reply._replace(body=self.masked(reply.body))
 
     async def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> Response:
         """Upload a file as a form field, streamed, however long that takes; return the response.
@@ -164,11 +219,7 @@ class AiohttpTransport:
             form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
             body = form()
             async with self._whole("POST", path, body, body.headers) as reply:
-                return Response(
-                    reply.status,
-                    reply.headers,
-                    self.masked(await read(reply.headers, reply.content)),
-                )
+                return self._masked(await response_of(reply))
 
     async def download(self, path: str, target: Path) -> Response:
         """Write the body of a successful response to a file; return the response without it.
@@ -178,11 +229,7 @@ class AiohttpTransport:
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
-                return Response(
-                    reply.status,
-                    reply.headers,
-                    self.masked(await read(reply.headers, reply.content)),
-                )
+                return self._masked(await response_of(reply))
             partial = target.with_name(target.name + ".partial")
             with writing(partial, new=True) as file:
                 async for chunk in reply.content.iter_any():
@@ -220,7 +267,7 @@ class AiohttpTransport:
     def _broken(self, error: BaseException) -> EndpointFaultError:
         """Return the error of a broken connection; its text may quote the server."""
         reason = self.masked(_reason(error).encode()).decode(errors="replace")
-        return EndpointFaultError("disconnected", f"the connection broke: {reason}")
+        return EndpointFaultError("disconnected", f"the connection broke: {without_keys(reason)}")
 
     def _timed_out(self) -> EndpointFaultError:
         return EndpointFaultError(
@@ -250,6 +297,35 @@ class AiohttpTransport:
             **HEADER_LIMITS,
         )
         return self._session
+
+
+_ESCAPED_ASCII = re.compile(rb"\\(?:u00[2-7]|/)")
+"""What JSON may hide a character of a key in; hardly any caption has it."""
+
+
+def _keys_in(headers: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the keys in headers, without the word before them (``Bearer``)."""
+    values = [value for name, value in headers if names_secret(name)]
+    return [word for value in values for word in value.split() if len(word) >= SHORTEST]
+
+
+def _keys_of(url: str) -> list[str]:
+    """Return the password and the keys in an address, as written and as sent."""
+    parts = urlsplit(url)
+    keys = [value for name, value in parse_qsl(parts.query) if names_secret(name)]
+    if password := unquote(parts.password or ""):
+        user = unquote(parts.username or "")
+        keys += [password, base64.b64encode(f"{user}:{password}".encode()).decode()]
+    return [key for key in keys if len(key) >= SHORTEST]
+
+
+def _cannot_connect(error: aiohttp.ClientConnectorError) -> EndpointFaultError:
+    fault = EndpointFaultError(
+        "connection", f"cannot connect to {error.host}:{error.port}: {_reason(error)}"
+    )
+    why = error.os_error
+    fault.is_unknown_host = isinstance(why, socket.gaierror) and why.errno == socket.EAI_NONAME
+    return fault
 
 
 def _is_azure(url: str) -> bool:

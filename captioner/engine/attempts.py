@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -36,13 +35,15 @@ from captioner.core.types import (
 )
 from captioner.endpoints.blame import PoisonDetector, RefusalGuard
 from captioner.engine.caption_checks import ask_again, attempts_for, check
+from captioner.engine.size_limit import SizeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from captioner.core.cancellation import CancelToken
     from captioner.core.types import InputRecord, Outcome
-    from captioner.endpoints.pool import Endpoint, EndpointPool
+    from captioner.endpoints.endpoint import Endpoint
+    from captioner.endpoints.pool import EndpointPool
     from captioner.engine.caption_checks import CaptionRules
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class RecordAttempts:
         self._rules = rules
         self._defaults = defaults
         self._samples = samples
-        self._size_limit = _SizeLimit()
+        self._size_limit = SizeLimit()
         self._guard = RefusalGuard(stop_after)
         self._max_tokens: int | None = None  # lowered for the endpoint's context
         self._auto_thinking = defaults.thinking is None
@@ -243,6 +244,8 @@ class RecordAttempts:
             RecordError: There will be none.
         """
         adaptations = 0
+        asked = overrides.thinking
+        tried: Exception | None = None  # the refusal of a request with thinking parameters
         while True:
             state.attempts += 1
             began = time.monotonic()
@@ -252,9 +255,17 @@ class RecordAttempts:
                 retry=state.is_retry,
                 poison=state.poison,
             )
-            state.is_retry = True
+            # A connection that was never made is no request.
+            state.is_retry |= getattr(result, "code", "") != "connection"
             if isinstance(result, Completion):
+                if tried is not None and overrides.thinking is None:
+                    endpoint.leave_out_thinking(tried)
                 return result, time.monotonic() - began
+            if tried is not None and isinstance(result, RefusedError | ImageRejectedError):
+                overrides = overrides._replace(thinking=asked)  # they were not the reason
+            elif is_thinking_refused(endpoint, overrides, result):
+                tried, overrides = result, overrides._replace(thinking=None)
+                continue
             if overrides.raised and isinstance(result, ImageRejectedError | RefusedError):
                 # The endpoint may not allow that many tokens or that temperature.
                 state.keep_defaults = True
@@ -338,6 +349,16 @@ class RecordAttempts:
             state.prepared, state.image_overrides = prepared, image_overrides
 
 
+def is_thinking_refused(endpoint: Endpoint, overrides: RequestOverrides, result: Exception) -> bool:
+    """Return whether parameters for thinking may be why an endpoint refused a request.
+
+    Some gateways refuse them without naming them.
+    """
+    if overrides.thinking is None or endpoint.thinking_settled:
+        return False
+    return isinstance(result, RefusedError) and result.code.startswith("http_4")
+
+
 @dataclass(slots=True)
 class _RecordState:
     """The state of a record between its attempts."""
@@ -350,41 +371,3 @@ class _RecordState:
     is_retry: bool = False
     unusable: int = 0  # responses that are no captions
     keep_defaults: bool = False  # the endpoint refused other sampling parameters
-
-
-class _SizeLimit:
-    """The image sizes that the endpoint rejected and accepted, for the records that follow.
-
-    A record is made smaller before it is sent only if it has at least as many pixels, or bytes, as
-    a record that was rejected.
-    """
-
-    def __init__(self) -> None:
-        self._pixels = math.inf
-        self._bytes = math.inf
-        self._scale = 0.0
-
-    @property
-    def known(self) -> bool:
-        return min(self._pixels, self._bytes) < math.inf
-
-    def rejected(self, prepared: PreparedRecord, error: ImageRejectedError) -> None:
-        if error.code == "too_large":
-            self._pixels = min(self._pixels, prepared.pixels or math.inf)
-        else:
-            self._bytes = min(self._bytes, _size(prepared))
-
-    def accepted(self, scale: float) -> None:
-        if scale < 1:
-            self._scale = max(self._scale, scale) if self._scale else scale
-
-    def scale_for(self, prepared: PreparedRecord) -> float:
-        """Return the scale to start with, 0 to send the images as configured."""
-        if not self._scale or not prepared.pixels:
-            return 0.0
-        large = prepared.pixels >= self._pixels or _size(prepared) >= self._bytes
-        return self._scale if large else 0.0
-
-
-def _size(prepared: PreparedRecord) -> int:
-    return sum(map(len, prepared.questions[0]))

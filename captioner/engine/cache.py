@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import logging
 import os
 import sqlite3
 import threading
 import time
+import zlib
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from captioner.core.descriptors import none_left, patiently
 from captioner.core.errors import OutputDamagedError, SettingsError
 from captioner.core.regular import open_regular
 
@@ -23,34 +27,72 @@ FILE = "captions.sqlite"
 BATCH = 64
 """Responses that are written together; a crash loses them, and their requests are sent again."""
 
+MAX_BYTES = 10 << 30
+"""Size of the cache above which its oldest responses are removed."""
+
 _WAIT_S = 10.0
-_TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
+_KEPT = 0.9
+"""Share of its largest size that a cache keeps when it grows beyond that."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS responses (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL, value BLOB, crc INTEGER
+);
+CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID;
+INSERT OR IGNORE INTO responses (key, value, crc) SELECT key, value, NULL FROM answers;
+DROP TABLE answers;
+"""
+"""The table; an earlier version's had another name, no order and no checksums."""
+
+_PUT = "INSERT OR REPLACE INTO responses (key, value, crc) VALUES (?, ?, ?)"
+_REMOVE = (
+    "DELETE FROM responses WHERE number IN (SELECT number FROM responses ORDER BY number LIMIT ?)"
+)
 
 
 class Cache:
     """Responses by key. `get` is for any thread, `put` for the event loop.
 
+    A damaged file is set aside with a warning, and a new one is begun.
+
     Args:
         folder: The folder; it is created if it does not exist.
         settings: A digest of the settings that affect a response.
+        max_bytes: Size of the file above which the oldest responses are removed.
 
     Raises:
         SettingsError: The cache cannot be opened.
     """
 
-    def __init__(self, folder: Path, settings: bytes) -> None:
+    def __init__(self, folder: Path, settings: bytes, max_bytes: int = MAX_BYTES) -> None:
         self._settings = settings
         self._path = folder / FILE
+        self._max_bytes = max_bytes
+        self._inode = 0  # of the file that is open
         self._pending: dict[bytes, bytes] = {}
         self._lock = threading.Lock()
         self._writing: threading.Thread | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._make_private()
-            self._reader = self._connect()
-            self._begin()
+            try:
+                self._open()
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+                self._set_aside(error)
         except (OSError, sqlite3.Error) as error:
             raise SettingsError(f"cache: cannot use {self._path}: {error}") from None
+
+    def _open(self) -> None:
+        self._make_private()
+        self._inode = self._path.stat().st_ino
+        self._reader = self._connect()
+        try:
+            self._inode = self._path.stat().st_ino
+            self._begin()
+        except BaseException:
+            self._reader.close()
+            raise
 
     def _make_private(self) -> None:
         """Create the file, for its owner only; SQLite gives its other files the same mode.
@@ -74,10 +116,13 @@ class Cache:
         until = time.monotonic() + _WAIT_S
         while True:
             try:
+                self._reader.execute("PRAGMA auto_vacuum=INCREMENTAL")
                 self._reader.execute("PRAGMA journal_mode=WAL")
-                self._reader.execute(_TABLE)
-                self._reader.commit()
+                tables = self._reader.execute("SELECT name FROM sqlite_schema").fetchall()
+                if ("responses",) not in tables or ("answers",) in tables:
+                    self._reader.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             except sqlite3.OperationalError as error:
+                self._reader.rollback()
                 if "locked" not in str(error) or time.monotonic() > until:
                     raise
                 time.sleep(0.05)
@@ -86,8 +131,30 @@ class Cache:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_WAIT_S, check_same_thread=False)
-        connection.execute("PRAGMA synchronous=NORMAL")
+        try:
+            connection.execute("PRAGMA synchronous=NORMAL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _set_aside(self, error: sqlite3.Error) -> None:
+        """Rename a damaged file, unless another run did that already, and begin a new one.
+
+        Raises:
+            OSError, sqlite3.Error: That is not possible.
+        """
+        if self._path.stat().st_ino == self._inode:
+            numbers = itertools.count(1)
+            names = (self._path.with_name(f"{FILE}.damaged-{number}") for number in numbers)
+            aside = next(path for path in names if not path.exists())
+            self._path.rename(aside)
+            for ending in ("-wal", "-shm"):
+                self._path.with_name(FILE + ending).unlink(missing_ok=True)
+            logger.warning(
+                "the cache is damaged (%s): it is now %s, and a new one is begun", error, aside
+            )
+        self._open()
 
     def key(self, questions: tuple[tuple[bytes, ...], ...]) -> bytes:
         """Return the key of a record's messages, a cryptographic hash because it is stored."""
@@ -104,11 +171,15 @@ class Cache:
                 return found
             try:
                 row = self._reader.execute(
-                    "SELECT value FROM answers WHERE key = ?", (key,)
+                    "SELECT value, crc FROM responses WHERE key = ?", (key,)
                 ).fetchone()
-            except sqlite3.Error:
+            except sqlite3.Error as error:
+                self._after(error)
                 return b""  # the request is sent instead
-        return bytes(row[0]) if row else b""
+        if row is None or not isinstance(row[0], bytes):
+            return b""
+        value, checksum = row
+        return value if checksum in (None, zlib.crc32(value)) else b""
 
     def put(self, key: bytes, value: bytes) -> None:
         """Store a response; returns at once."""
@@ -133,12 +204,75 @@ class Cache:
             batch = list(self._pending.items())
         try:
             if batch:
-                with contextlib.closing(self._connect()) as connection, connection:
-                    connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", batch)
-        except sqlite3.Error as error:
+                self._store(batch)
+        except (OSError, sqlite3.Error) as error:
             logger.warning("the cache %s cannot be written: %s", self._path, error)
         with self._lock:
             for key, value in batch:
                 if self._pending.get(key) is value:
                     del self._pending[key]
             self._writing = None
+
+    def _store(self, batch: list[tuple[bytes, bytes]]) -> None:
+        rows = [(key, value, zlib.crc32(value)) for key, value in batch]
+        for is_last in (False, True):
+            try:
+                with contextlib.closing(patiently(self._connected)) as connection:
+                    with connection:
+                        connection.executemany(_PUT, rows)
+                    self._make_room(connection)
+            except sqlite3.DatabaseError as error:
+                if is_last or not _is_damage(error):
+                    raise
+                with self._lock:
+                    self._after(error)
+            else:
+                return
+
+    def _connected(self) -> sqlite3.Connection:
+        """Return a connection.
+
+        Raises:
+            OSError: No file can be opened now.
+        """
+        try:
+            return self._connect()
+        except sqlite3.Error:
+            if none_left():
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+            raise
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """Remove the oldest responses if the cache is larger than it may be."""
+        while (used := _used(connection)) > self._max_bytes:
+            (count,) = connection.execute("SELECT COUNT(*) FROM responses").fetchone()
+            surplus = 1 - self._max_bytes * _KEPT / used
+            if not count:
+                return
+            with connection:
+                connection.execute(_REMOVE, (max(1, int(count * surplus)),))
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def _after(self, error: sqlite3.Error) -> None:
+        """After an error: begin a new file if it shows that this one is damaged."""
+        if not _is_damage(error):
+            return
+        try:
+            self._reader.close()
+            self._set_aside(error)
+        except (OSError, sqlite3.Error, SettingsError) as another:
+            logger.warning("the cache %s cannot be used: %s", self._path, another)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _used(connection: sqlite3.Connection) -> int:
+    """Return the bytes of a database without its free pages."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from captioner.settings.options import PromptSettings, RecordSettings
 
 PLACEHOLDER = "<image>"
+VIDEO_PLACEHOLDER = "<video>"
+
+_PLACE = re.compile(f"{PLACEHOLDER}|{VIDEO_PLACEHOLDER}")
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -34,6 +37,9 @@ _ROLES: dict[str, Role] = {
 }
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
+_MEDIA = ("image_url", "image", "video_url", "video")
+"""Types of parts that hold an image or a video, in a member of the same name."""
+
 _BASE64_IMAGES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 """How the base64 of a JPEG, PNG, GIF and WebP begins."""
 
@@ -50,9 +56,9 @@ def read_turns(
 ) -> list[Turn]:
     """Return the turns to send: never without an image, and a user turn last.
 
-    Images stand where ``<image>`` placeholders are; those that have none come before the text
-    of the last user turn. Turns after that one are an old answer and are not sent. A system turn
-    of the record's own takes the place of the default system prompt.
+    Images and videos stand where ``<image>`` or ``<video>`` placeholders are; those that have
+    none come before the text of the last user turn. Turns after that one are an old answer and
+    are not sent. A system turn of the record's own takes the place of the default system prompt.
 
     Raises:
         BadRecordError: The record has no image, an unknown role, or a value of a wrong type.
@@ -62,7 +68,8 @@ def read_turns(
     asked = records.prompt_field
     if images and (asked is not None or record.keys().isdisjoint(fields)):
         question = _read_prompt(record, asked) or prompt.prompt
-        if PLACEHOLDER not in question:  # as nearly all records are: it spares the general way
+        # As nearly all records are: it spares the general way.
+        if PLACEHOLDER not in question and VIDEO_PLACEHOLDER not in question:
             turn = Turn("user", (*images, question))
             return (
                 [Turn("system", (prompt.system_prompt,)), turn] if prompt.system_prompt else [turn]
@@ -135,11 +142,11 @@ def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
             continue
         placed: list[Any] = []
         for part in parts:
-            if part is not _IS_IMAGE and not (isinstance(part, str) and PLACEHOLDER in part):
+            if part is not _IS_IMAGE and not (isinstance(part, str) and _PLACE.search(part)):
                 placed.append(part)
                 continue
             needed = needed or part is _IS_IMAGE
-            texts = ["", ""] if part is _IS_IMAGE else str(part).split(PLACEHOLDER)
+            texts = ["", ""] if part is _IS_IMAGE else _PLACE.split(str(part))
             for number, text in enumerate(texts):
                 if number:
                     places += 1
@@ -200,8 +207,8 @@ def _read_part(part: Any, number: int) -> Any:
         kind = part.get("type")
         if kind == "text" and isinstance(part.get("text"), str):
             return part["text"]
-        if kind in ("image_url", "image"):
-            _, source = _first(part, ("image_url", "image"))
+        if kind in _MEDIA:
+            _, source = _first(part, _MEDIA)
             return _IS_IMAGE if source is None else _read_image(source)
     raise BadRecordError("bad_conversation", f"turn {number} has a part that is no text or image")
 
@@ -217,7 +224,7 @@ def _read_prompt(record: dict[str, Any], field: str | None) -> str:
 
 
 def image_field_of(record: dict[str, Any], field: str | None) -> str:
-    """Return the name of the member that holds a record's images."""
+    """Return the name of the field that holds a record's images."""
     return _first(record, (field,) if field else IMAGE_FIELDS)[0]
 
 
@@ -293,7 +300,7 @@ def _base64(text: str) -> bytes:
 
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
-    """Return the first member that holds anything: tables with both spellings leave one empty."""
+    """Return the first field with a value: tables with both spellings leave one empty."""
     for name in names:
         if record.get(name) not in (None, "", []):
             return name, record[name]

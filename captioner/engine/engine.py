@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,7 @@ from captioner.engine.pipeline import Pipeline
 from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
 from captioner.engine.vision_probe import check_vision
+from captioner.engine.within_limits import within_limits
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
@@ -65,8 +67,10 @@ class Engine:
         deduplicator: RequestDeduplicator,
         rules: CaptionRules,
         *,
+        settings: Settings,
         probe: bool,
     ) -> None:
+        self._settings = settings
         self._probe = probe
         self.connected = connected
         self.preparer = preparer
@@ -102,7 +106,9 @@ class Engine:
         Raises:
             SettingsError: There is no endpoint or no model, or the cache cannot be opened.
         """
-        settings = context.settings
+        decoders = max(1, min(8, os.cpu_count() or 1) // context.settings.run.processes)
+        settings = within_limits(context.settings, decoders)
+        context = replace(context, settings=settings)
         schema, rules = _rules(settings)
         images = settings.images
         async with contextlib.AsyncExitStack() as stack:
@@ -118,25 +124,25 @@ class Engine:
             if settings.run.cache is not None:
                 from captioner.engine.cache import Cache
 
-                cache = Cache(settings.run.cache, _cache_key_of(settings, _model(connected), rules))
+                key = _cache_key_of(settings, _model(connected), rules)
+                cache = Cache(settings.run.cache, key, settings.run.cache_size)
                 stack.callback(cache.close)
-            archives = Archives(images.max_image_bytes)
+            archives = Archives(images.max_image_bytes, images.max_video_bytes)
             stack.callback(archives.close)
-            decoders = stack.enter_context(
-                DecoderPool(
-                    FitOptions(images, settings.prompt.detail),
-                    max(1, min(8, os.cpu_count() or 1) // settings.run.processes),
-                )
+            pool = stack.enter_context(
+                DecoderPool(FitOptions(images, settings.prompt.detail), decoders)
             )
             preparer = Preparer(
                 settings,
                 connected.dialect,
-                image_folders(settings, archives),
+                image_folders(settings, archives, context.cancel.__bool__),
                 memory,
-                decoders.render,
+                pool.render,
                 cache,
             )
-            fetcher = await stack.enter_async_context(Fetcher(images, memory, archives))
+            fetcher = await stack.enter_async_context(
+                Fetcher(images, memory, archives, settings.run.stop_after)
+            )
             async_preparer = AsyncPreparer(preparer, fetcher, memory)
             stack.callback(async_preparer.close)
             attempts = RecordAttempts(
@@ -162,6 +168,7 @@ class Engine:
                 attempts,
                 deduplicator,
                 rules,
+                settings=settings,
                 probe=known and settings.run.probe and settings.run.processes == 1,
             )
 
@@ -173,6 +180,7 @@ class Engine:
     ) -> Pipeline:
         """Return a pipeline from this engine into a sink."""
         probe = partial(check_vision, self) if self._probe else None
+        context = replace(context, settings=self._settings)
         return Pipeline(self, context, sink, settled, probe)
 
 
@@ -228,7 +236,9 @@ def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
     )
 
 
-def image_folders(settings: Settings, archives: Archives) -> ImageFolders:
+def image_folders(
+    settings: Settings, archives: Archives, is_over: Callable[[], bool] = bool
+) -> ImageFolders:
     """Return the folders that relative image paths start from."""
     root = settings.records.image_root
     folder = folder_of(settings.input)
@@ -237,5 +247,7 @@ def image_folders(settings: Settings, archives: Archives) -> ImageFolders:
         [root] if root is not None else list(dict.fromkeys([*here, Path()])),
         bound=root is not None,
         max_bytes=settings.images.max_image_bytes,
+        max_video_bytes=settings.images.max_video_bytes,
         archives=archives,
+        is_over=is_over,
     )

@@ -27,6 +27,8 @@ from captioner.engine.first_look import check_first_records, first_records
 from captioner.engine.prepare import Preparer
 from captioner.images.archives import Archives
 from captioner.images.fit import FitOptions, Fitted
+from captioner.images.inspect import video_format
+from captioner.images.video import FRAMES
 from captioner.readers.registry import open_input
 from captioner.settings.context import RunContext
 from captioner.settings.model_sizes import rule_of
@@ -58,7 +60,7 @@ BATCH_FACTOR = 0.5
 
 @dataclass(slots=True)
 class Estimate:
-    """What a run will take. Counts are of records unless named otherwise.
+    """What a run will take.
 
     Attributes:
         records: Records of the input.
@@ -68,7 +70,7 @@ class Estimate:
         upload_bytes: Bytes of all requests.
         prompt_tokens: Input tokens: by formula, or as the probe has corrected it.
         completion_tokens: Output tokens, likewise.
-        probed: Requests that were sent to correct it.
+        probed: Requests that were sent to correct the tokens.
         cost: US dollars; None where no price is known.
         batch_cost: The same through the provider's batch API.
         seconds: Time at the limits that are known; None where none is.
@@ -105,13 +107,13 @@ async def estimate(
 
     Args:
         settings: As for the run.
-        probe: So many records, chosen at random, are really sent, and the formula is corrected
-            by what they cost.
-        seed: Of the choice.
+        probe: Number of records to send, chosen at random. Their usage corrects the formula.
+            Default: 0, nothing is sent.
+        seed: Seed of the random choice.
 
     Raises:
-        SettingsError: The input cannot be read; for a probe, the endpoint cannot be asked.
-        RunError: The endpoint answers nobody.
+        SettingsError: The input cannot be read, or a probe has no endpoint to send to.
+        RunError: The endpoint refuses every request of the probe.
     """
     if settings.input is None:
         raise SettingsError("an input is needed")
@@ -121,6 +123,7 @@ async def estimate(
         fields.input_format,
         image_field=fields.image_field,
         max_line=fields.max_line,
+        split=fields.split,
     )
     settings = found.with_image_field(settings)
     slow = str(settings.input) == "-"
@@ -198,7 +201,7 @@ class _Survey:
         self._preparer = Preparer(
             settings,
             self._dialect,
-            image_folders(settings, Archives(images.max_image_bytes)),
+            image_folders(settings, Archives(images.max_image_bytes, images.max_video_bytes)),
             self._budget,
             self._measure,
         )
@@ -259,6 +262,10 @@ class _Survey:
     def _measure(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
         """Return an image unchanged, with the size that re-encoding would give it."""
         del image_overrides
+        if video_format(data):  # which is not decoded here: its frames have one of the usual sizes
+            width, height = self._wanted.plan(UNKNOWN_SIDE, UNKNOWN_SIDE).canvas
+            frame = Fitted("image/jpeg", data[: width * height // 5], width, height, 0.0)
+            return (frame,) * self._wanted.images.frames_of(FRAMES)[0]
         try:
             with Image.open(io.BytesIO(data)) as image:
                 size = image.size

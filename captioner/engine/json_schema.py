@@ -50,7 +50,7 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
         import jsonschema
     except ImportError:
         raise SettingsError(
-            "schemas and presets with several members need jsonschema: "
+            "schemas and presets with several fields need jsonschema: "
             "pip install 'captioner[schema]'"
         ) from None
     kind = jsonschema.validators.validator_for(schema)

@@ -10,8 +10,10 @@ import orjson
 from pybase64 import b64encode
 from xxhash import xxh3_128
 
+from captioner.core.badjson import why_no_json
 from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
 from captioner.core.jsonbytes import fields_in, quoted
+from captioner.core.media import is_video
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
     UNCHANGED,
@@ -30,7 +32,7 @@ from captioner.engine.templates import Templates
 from captioner.images.fit import FitOptions, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
@@ -44,7 +46,7 @@ SLACK = 4_096
 """Bytes that a record may reserve more than it needs; returning fewer costs more than it gives."""
 
 _SEED = secrets.randbits(64)
-"""A random seed: nobody can make different images whose keys are equal."""
+"""A random seed, so that different images with equal keys cannot be made on purpose."""
 
 
 class Preparer:
@@ -145,10 +147,11 @@ class Preparer:
                 for image in images
             ]
             frames = several[0] if len(several) == 1 else [one for each in several for one in each]
-            if texts.questions or len(frames) > len(several):
+            timed = self._settings.images.frame_times
+            if texts.questions or timed or len(frames) > len(several):
                 encoded = dict(zip(map(id, images), several, strict=True))
                 questions = tuple(
-                    self._dialect.messages(*_with_frames(question, encoded))
+                    self._dialect.messages(*_with_frames(question, encoded, timed=timed))
                     for question in ask_each(turns, texts.questions)
                 )
             else:
@@ -186,7 +189,7 @@ class Preparer:
         try:
             fields = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            raise BadRecordError("bad_json", f"the line is not valid JSON: {error}") from None
+            raise BadRecordError("bad_json", why_no_json(raw, error)) from None
         if not isinstance(fields, dict):
             raise BadRecordError("bad_record", "the line is not a JSON object")
         replaces = not self._names.isdisjoint(fields)
@@ -222,7 +225,7 @@ class Preparer:
         """Return the URLs of the images that must be fetched."""
         urls = [image.url for image in images if image.url is not None]
         if urls and self._settings.images.pass_urls:
-            urls = [url for url in urls if not _is_http(url)]
+            urls = [url for url in urls if not _is_http(url) or is_video(url.partition("?")[0])]
         if urls and self._settings.records.image_root is not None:
             for url in urls:
                 if not _is_http(url):
@@ -240,7 +243,7 @@ class Preparer:
         image_overrides: ImageOverrides,
         loaded: Mapping[str, bytes],
     ) -> list[EncodedImage]:
-        """Return an image ready to be sent, or the frames of an animated one."""
+        """Return an image ready to be sent, or the frames of a video or an animated one."""
         if image.url is not None:
             if image.url not in loaded:
                 return [EncodedImage(url=image.url)]
@@ -261,8 +264,8 @@ class Preparer:
         if not data:
             raise BadImageError("image_empty", "the image is empty")
         return [
-            EncodedImage(media_type, b64encode(fitted), "", width, height)
-            for media_type, fitted, width, height in fit(
+            EncodedImage(media_type, b64encode(fitted), "", width, height, time_s)
+            for media_type, fitted, width, height, time_s in fit(
                 data, self._fit_options, render, image_overrides
             )
         ]
@@ -352,20 +355,35 @@ class _Reservation:
 
 
 def _with_frames(
-    turns: list[Turn], encoded: Mapping[int, list[EncodedImage]]
+    turns: list[Turn], encoded: Mapping[int, list[EncodedImage]], *, timed: bool
 ) -> tuple[list[Turn], list[EncodedImage]]:
-    """Return turns in which an animated image stands once for each frame, and all the images."""
+    """Return turns in which a moving image stands once for each frame, and all the images.
+
+    Args:
+        turns: The turns.
+        encoded: The frames of each image by its ``id``.
+        timed: Put the time of each frame before it.
+    """
     images = [encoded[id(part)] for part in images_of(turns)]
-    if any(len(several) > 1 for several in images):
+    if timed or any(len(several) > 1 for several in images):
         turns = [
             Turn(
                 turn.role,
-                tuple(
-                    one
-                    for part in turn.parts
-                    for one in (part,) * (1 if isinstance(part, str) else len(encoded[id(part)]))
-                ),
+                tuple(one for part in turn.parts for one in _parts(part, encoded, timed=timed)),
             )
             for turn in turns
         ]
     return turns, [image for several in images for image in several]
+
+
+def _parts(
+    part: str | ImageRef, encoded: Mapping[int, list[EncodedImage]], *, timed: bool
+) -> Iterator[str | ImageRef]:
+    """Yield what stands for a part of a turn: an image once for each of its frames."""
+    if isinstance(part, str):
+        yield part
+        return
+    for image in encoded[id(part)]:
+        if timed and image.time_s is not None:
+            yield f"Frame at {image.time_s:.1f} s:"
+        yield part

@@ -1,6 +1,6 @@
 """Questions with parts of the record in them: Jinja templates, sandboxed.
 
-``{{ title }}`` is the record's member, ``{{ record["a name"] }}`` one by any name; see
+``{{ title }}`` is a field of the record, ``{{ record["a name"] }}`` one with any name; see
 https://jinja.palletsprojects.com/templates/ for the rest. A text without ``{{`` and ``{%`` is no
 template, and needs nothing installed.
 """
@@ -56,7 +56,7 @@ class Filled:
 
 
 class Templates:
-    """Fills what is asked with what the record holds.
+    """Fills in the question with the fields of the record.
 
     Args:
         system_prompt: See `Texts`.
@@ -84,7 +84,7 @@ class Templates:
                 ) from None
 
     def fill(self, record: dict[str, Any]) -> Texts | Filled:
-        """Return what is asked of a record."""
+        """Return the question for a record."""
         return Filled(self, record) if self._render else self.texts
 
     def render(self, number: int, record: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ class Templates:
 
 
 def _sandbox(jinja: Any) -> Any:
-    """Return what templates are read in: members go before methods, and nothing is a text."""
+    """Return the environment of templates: fields hide methods, and null is an error."""
     base: Any = needed("jinja2.sandbox", "templates").ImmutableSandboxedEnvironment
 
     class Sandbox(base):  # type: ignore[misc]
@@ -122,9 +122,9 @@ def _sandbox(jinja: Any) -> Any:
 
     def shown(value: Any) -> Any:
         if value is None:
-            raise jinja.UndefinedError("a member that it names is null")
+            raise jinja.UndefinedError("a field that it names is null")
         if callable(value) and not isinstance(value, jinja.Undefined):
-            raise jinja.UndefinedError("it names a method in place of a member")
+            raise jinja.UndefinedError("it names a method in place of a field")
         return value
 
     return Sandbox(undefined=jinja.StrictUndefined, finalize=shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 from base64 import b64encode
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-from captioner.core.errors import EndpointRefusedError
+from captioner.core.errors import EndpointFaultError, EndpointRefusedError, ParameterError
 from captioner.core.humanize import sentence
+from captioner.core.retry import waits
 from captioner.core.types import NO_OVERRIDES, Completion, EncodedImage, ImageRef, Turn
 from captioner.engine.caption_checks import says_no_image
 
@@ -23,6 +25,9 @@ RECORDS = 20
 """Records from which the probe is worth its request."""
 
 SIZE = 224
+ATTEMPTS = 2
+"""Requests with the test image. The limiter waits as long as the endpoint asks between them."""
+
 QUESTION = "Name the colour and the shape in this image in one short sentence."
 EXPECTED: tuple[str, ...] = (
     "red",
@@ -55,9 +60,19 @@ async def check_vision(engine: Engine, count: int) -> None:
     turns = [Turn("user", (ImageRef(data=b"probe"), QUESTION))]
     encoded = EncodedImage("image/jpeg", b64encode(file.getvalue()), "", SIZE, SIZE)
     messages = engine.connected.dialect.messages(turns, [encoded])
-    _, result = await engine.connected.endpoints.attempt(messages, NO_OVERRIDES, retry=False)
-    engine.connected.endpoints.forget_captions()  # it is not a caption of a record
+    endpoints, pauses = engine.connected.endpoints, waits()
+    for _ in range(ATTEMPTS):
+        _, result = await endpoints.attempt(messages, NO_OVERRIDES, retry=False)
+        if not isinstance(result, EndpointFaultError | ParameterError):
+            break
+        if isinstance(result, EndpointFaultError):
+            await asyncio.sleep(min(next(pauses), endpoints.seconds_left))
+    endpoints.forget_captions()  # it is not a caption of a record
     if not isinstance(result, Completion):
+        logger.warning(
+            "a test image got no answer (%s): the test whether the model sees images was skipped",
+            result,
+        )
         return  # the first records will tell
     text = result.text
     if says_no_image(text):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,32 +17,28 @@ from captioner.core.keys import KeyTable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
-from captioner.engine.first_look import FIRST, check_first_records, first_records
+from captioner.engine.first_look import FIRST
 from captioner.executors.batch_api.ledger import Ledger
-from captioner.journal.checkpoint import read_checkpoint
-from captioner.journal.companions import (
-    check_companions,
-    failures_path,
-    journal_path,
-    reviews_path,
-    shards_folder,
+from captioner.executors.opening import (
+    look_first,
+    open_source,
+    refuse_other_outputs,
+    refuse_strange_files,
 )
+from captioner.journal.companions import failures_path, journal_path, reviews_path, shards_folder
 from captioner.journal.disk import Files, network_file_system
 from captioner.journal.finalize import order_output, quarantine_rows
 from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.journal.reviews import Reviews, fingerprint
 from captioner.journal.writer import JournalSink, RowEncoder
-from captioner.outputs.export import check_format, export, targets_of
+from captioner.outputs.export import check_format, export
 from captioner.outputs.rows import parsed
-from captioner.readers.registry import open_input
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from captioner.core.protocols import Dialect, Sink, Source, Transport
@@ -52,9 +47,11 @@ if TYPE_CHECKING:
     from captioner.engine.pipeline import Pipeline
     from captioner.executors.batch_api.pipeline import BatchPipeline
     from captioner.executors.processes.pool import Dispatcher, WorkerPool
-    from captioner.readers.registry import OpenedInput
 
 logger = logging.getLogger(__name__)
+
+FEW = 10
+"""Records of an input that are too few to say that it was written in another format."""
 
 
 async def run_batch(
@@ -139,52 +136,6 @@ async def run_batch(
             return run.report("interrupted")
 
 
-async def look_first(source: Source, settings: Settings) -> None:
-    """Check the first records of an input before anything is sent.
-
-    Args:
-        source: Reads the input.
-        settings: The settings of the run, with the image field of the input.
-
-    Raises:
-        SettingsError: See `check_first_records`.
-    """
-    slow = str(settings.input) == "-"
-    records = await first_records(source, settings.records.limit, once=slow)
-    await asyncio.to_thread(check_first_records, records, settings)
-
-
-def open_source(settings: Settings) -> OpenedInput:
-    """Return the input: its source, its format and the field that holds images.
-
-    Raises:
-        SettingsError: There is no input, or it is the output itself.
-    """
-    path = settings.input
-    if path is None:
-        raise SettingsError("an input is needed")
-    fields = settings.records
-    given = fields.input_format
-    if given is None and path.is_dir():
-        # As an earlier run did: its output inside the folder may make it look different.
-        journal = journal_path(settings.output_path, settings.run.output_format)
-        checkpoint = read_checkpoint(Files(), journal)
-        given = checkpoint.settings.get("folder_of") if checkpoint else None
-    found = open_input(path, given, image_field=fields.image_field, max_line=fields.max_line)
-    inside = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
-    if inside and found.format in ("webdataset", "parquet"):
-        raise SettingsError(
-            f"the output would be inside the input folder {path} and be read as input next time; "
-            "choose another place with -o"
-        )
-    if not settings.output_path.name:
-        raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
-    sidecars = settings.run.output_format in ("txt", "caption")
-    if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
-        raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
-    return found
-
-
 class _Run:
     """One run; ``folder_of`` is the input format that a folder was taken for, else empty."""
 
@@ -229,12 +180,7 @@ class _Run:
             journal.close()
 
     def _make_journal(self, model: str) -> Journal:
-        """Return the journal of the output, not opened yet.
-
-        Raises:
-            SettingsError: Another kind of run left the output unfinished, or it is from another
-                program.
-        """
+        """Return the journal of the output, not opened yet, unless it belongs to another run."""
         settings, run = self._settings, self._settings.run
         kind = check_format(settings.output_path, run.output_format)
         path = journal_path(settings.output_path, kind)
@@ -277,13 +223,16 @@ class _Run:
         enough = min(len(journal.done), FIRST) // 10
         if not enough or self._settings.run.accept_changes:
             return
-        found = 0
+        found = seen = 0
         async for batch in self._limited():
+            seen += len(batch)
             for at in range(0, len(batch), FIRST // 10):
-                keys = map(self._key, batch[at : at + FIRST // 10])
+                keys = self._keys.of_records(batch[at : at + FIRST // 10])
                 found += sum(map(journal.done.__contains__, keys))
                 if found >= enough:
                     return
+        if seen < FEW:  # too few to tell
+            return
         raise SettingsError(
             f"{found} of the {len(journal.done)} captions in {journal.path.name} belong to records "
             "of this input, which seems to have been written again in another format. Captioned "
@@ -298,7 +247,7 @@ class _Run:
         repeated = {key for _, key in journal.repeated}
         counts: Counter[bytes] = Counter()
         async for batch in self._limited():
-            counts.update(key for key in map(self._key, batch) if key in repeated)
+            counts.update(key for key in self._keys.of_records(batch) if key in repeated)
         await asyncio.to_thread(journal.truncate_duplicates, counts)
 
     async def _take_retries(self, journal: Journal) -> None:
@@ -434,14 +383,10 @@ class _Run:
             if isinstance(batches, AsyncGenerator):
                 await batches.aclose()
 
-    def _key(self, record: InputRecord) -> bytes:
-        return record.key or self._keys.of_input(record.raw)
-
     async def _refuse_duplicates(self) -> None:
         seen = KeyTable()
         async for batch in self._limited():
-            for record in batch:
-                key = self._key(record)
+            for record, key in zip(batch, self._keys.of_records(batch), strict=True):
                 if (first := seen.find(key)) is not None:
                     raise SettingsError(
                         f"line {record.number} of the input repeats line {first} "
@@ -486,40 +431,3 @@ class _Run:
             report.output = str(self._settings.output_path)
             report.failures = str(failures_path(self._settings.output_path))
         return report
-
-
-def refuse_strange_files(settings: Settings, files: Files) -> None:
-    """Refuse an output with a link, a pipe or a folder in the place of one of its files.
-
-    Raises:
-        SettingsError: There is one, or there is no output.
-    """
-    if settings.input is None and settings.output is None:
-        raise SettingsError("an output is needed: there is no input to name it after")
-    output = settings.output_path
-    journal = journal_path(output, settings.run.output_format)
-    try:
-        check_companions(output, journal, files)
-    except OSError as error:
-        raise SettingsError(f"cannot use {output}: {error.strerror}") from None
-
-
-def refuse_other_outputs(settings: Settings, journal: Path) -> None:
-    """Refuse an output with open batches, or one that no run of captioner has written.
-
-    Raises:
-        SettingsError: The output is such a one.
-    """
-    if not settings.batch.any and Ledger.of(journal).batches:
-        raise SettingsError(
-            f"batches of {journal.name} are not finished: continue with --batch-api or "
-            "--from-batch-file"
-        )
-    if journal == settings.output_path or settings.run.overwrite or journal.exists():
-        return
-    for path in targets_of(settings.output_path):
-        if path.is_file():
-            raise SettingsError(
-                f"{path} already exists, and captioner has not written it; choose another output "
-                "with -o, or replace it with --overwrite"
-            )

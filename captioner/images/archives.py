@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import io
+import posixpath
 import re
-import tarfile
+import stat
 import threading
 import zipfile
 from collections import OrderedDict
 from typing import IO, TYPE_CHECKING
 
-from captioner.core.errors import BadImageError
+from captioner.core.archive_index import ArchiveIndex, tar_index
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import BadImageError, RunError
+from captioner.core.media import is_video
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 OPEN_AT_ONCE = 16
 """Archives that stay open; others are opened and listed again."""
+
+_LONGEST_TARGET = 4_096
+"""Bytes of a path that a link in a zip archive leads to."""
 
 _IN_ARCHIVE = re.compile(r"(.+?\.(?:tar|zip))#(.+)", re.IGNORECASE | re.DOTALL)
 
@@ -28,16 +35,27 @@ def in_archive(reference: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def check_size(shown: str, size: int, most: int) -> None:
+def check_size(shown: str, size: int, most: int, most_of_video: int | None = None) -> None:
     """Refuse a file that is too large to be read.
+
+    Args:
+        shown: The file, as messages name it; its suffix tells whether it is a video.
+        size: Its bytes.
+        most: The most bytes of an image.
+        most_of_video: The most bytes of a video; by default those of an image.
 
     Raises:
         BadImageError: ``image_too_large``.
     """
-    if size > most:
+    if size <= most and (most_of_video is None or size <= most_of_video):
+        return
+    limit, option = most, "--max-image-bytes"
+    if most_of_video is not None and is_video(shown.partition("?")[0]):
+        limit, option = most_of_video, "--max-video-bytes"
+    if size > limit:
         raise BadImageError(
             "image_too_large",
-            f"{shown} has {size:,} bytes or more; the most is {most:,} (--max-image-bytes)",
+            f"{shown} has {size} bytes or more; the most is {limit} ({option})",
         )
 
 
@@ -46,10 +64,11 @@ class Archives:
 
     Args:
         max_bytes: Largest file that is read.
+        max_video_bytes: Largest video that is read; by default ``max_bytes``.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, max_video_bytes: int | None = None) -> None:
+        self._most = max_bytes, max_video_bytes
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Archive] = OrderedDict()
 
@@ -69,19 +88,17 @@ class Archives:
             reserve: Called with the file's size before it is read; may block for memory.
 
         Raises:
-            BadImageError: ``image_missing``, ``image_unreadable``, ``image_empty`` or
-                ``image_too_large``.
+            BadImageError: ``image_missing``, ``image_ambiguous``, ``image_unreadable``,
+                ``image_empty`` or ``image_too_large``.
         """
         shown = f"{name}#{member}"[:200]
         try:
             archive = self._archive(name, opening)
             size = archive.size(member)
-            check_size(shown, size, self._max_bytes)
+            check_size(shown, size, *self._most)
             reserve(size)
             data = archive.read(member)
-        except KeyError:
-            raise BadImageError("image_missing", f"there is no {shown}") from None
-        except BadImageError:
+        except (BadImageError, RunError, StoppedError):
             raise
         except Exception as error:  # noqa: BLE001 - broken archives raise many kinds of errors
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -112,76 +129,74 @@ class Archives:
 
 
 class _Archive:
-    """One archive: opened when it is used, again if another thread has closed it.
-
-    A name that is not in the archive raises KeyError.
-    """
+    """One archive: opened when it is used, again if another thread has closed it."""
 
     def __init__(self, name: str, opening: Callable[[], IO[bytes]]) -> None:
-        self._is_zip = name.lower().endswith(".zip")
+        self._name = name
         self._opening = opening
         self._lock = threading.Lock()
         self._file: IO[bytes] = io.BytesIO()
-        self._members: dict[str, tuple[int | zipfile.ZipInfo, int]] | None = None
+        self._contents: _Tar | _Zip | None = None
 
     def size(self, member: str) -> int:
+        """Return the size of a file; `ArchiveIndex.find` names the errors."""
         with self._lock:
-            return self._find(member)[1]
+            if self._contents is None:
+                self._file = self._opening()
+                try:
+                    kind = _Zip if self._name.lower().endswith(".zip") else _Tar
+                    self._contents = kind(self._file, self._name)
+                except BaseException:
+                    self._file.close()
+                    raise
+            return self._contents.size(member)
 
     def read(self, member: str) -> bytes:
+        """Return the bytes of a file whose size was asked for."""
+        self.size(member)
         with self._lock:
-            place, size = self._find(member)
-            if isinstance(place, zipfile.ZipInfo):
-                with self._zip.open(place) as file:
-                    return file.read(size)
-            self._file.seek(place)
-            return self._file.read(size)
+            return self._contents.read(member) if self._contents else b""
 
     def close(self) -> None:
         with self._lock:
-            self._members = None
+            self._contents = None
             with contextlib.suppress(OSError):
                 self._file.close()
 
-    def _find(self, member: str) -> tuple[int | zipfile.ZipInfo, int]:
-        """Return the place of a file in the archive and its size."""
-        if self._members is None:
-            self._file = self._opening()
-            try:
-                self._members = self._list(self._file)
-            except BaseException:
-                self._file.close()
-                raise
-        return self._members[_normal(member)]
 
-    def _list(self, file: IO[bytes]) -> dict[str, tuple[int | zipfile.ZipInfo, int]]:
-        if not self._is_zip:
-            return dict(_tar_members(file))
+class _Tar:
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file = file
+        self._index = tar_index(file, name)
+
+    def size(self, member: str) -> int:
+        return self._index.find(member)[1]
+
+    def read(self, member: str) -> bytes:
+        offset, size = self._index.find(member)
+        self._file.seek(offset)
+        return self._file.read(size)
+
+
+class _Zip:
+    def __init__(self, file: IO[bytes], name: str) -> None:
         self._zip = zipfile.ZipFile(file)
-        infos = self._zip.infolist()
-        return {
-            _normal(info.filename): (info, info.file_size) for info in infos if not info.is_dir()
-        }
+        self._index = ArchiveIndex[zipfile.ZipInfo](
+            name, lambda one, other: (one.file_size, one.CRC) == (other.file_size, other.CRC)
+        )
+        for info in self._zip.infolist():
+            if stat.S_ISLNK(info.external_attr >> 16) and info.file_size <= _LONGEST_TARGET:
+                inside = posixpath.dirname(info.filename)
+                target = self._zip.read(info).decode("utf-8", "surrogateescape")
+                target = posixpath.normpath(posixpath.join(inside, target))
+                self._index.add_link(info.filename, target)
+            elif not info.is_dir():
+                self._index.add(info.filename, info)
 
+    def size(self, member: str) -> int:
+        return self._index.find(member).file_size
 
-def _tar_members(file: IO[bytes]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the name, offset and size of each file, up to the cut in a truncated archive."""
-    found = False
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while True:
-            try:
-                member = tar.next()
-            except tarfile.ReadError:
-                if found:
-                    return
-                raise
-            if member is None:
-                return
-            if member.isreg() and not member.issparse():
-                found = True
-                yield _normal(member.name), (member.offset_data, member.size)
-            tar.members = []  # type: ignore[attr-defined] # frees the memory they take
-
-
-def _normal(member: str) -> str:
-    return member.removeprefix("./")
+    def read(self, member: str) -> bytes:
+        info = self._index.find(member)
+        with self._zip.open(info) as file:
+            return file.read(info.file_size)

@@ -60,7 +60,9 @@ def main() -> None:
             signal.alarm(seconds)
             try:
                 frames = render(data, wanted, image_overrides, before_heavy)
-                reply: object = [(frame.media_type, frame.width, frame.height) for frame in frames]
+                reply: object = [
+                    (frame.media_type, frame.width, frame.height, frame.time_s) for frame in frames
+                ]
             except BadImageError as error:
                 frames = ()
                 reply = {"code": error.code, "message": error.message}

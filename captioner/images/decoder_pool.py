@@ -6,15 +6,20 @@ tenth more than a thread (benchmarks/images.py) and does not slow down the event
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import queue
+import signal
 import subprocess
 import threading
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import orjson
 
 from captioner.core.cancellation import StoppedError
+from captioner.core.descriptors import PATIENCE_S, PAUSE_S, are_used_up, warn_used_up
 from captioner.core.errors import BadImageError, DecoderError
 from captioner.core.subprocesses import environment, python
 from captioner.images.fit import HEAVY, READY, Fitted
@@ -28,6 +33,23 @@ if TYPE_CHECKING:
 
 _START_S = 60.0
 """Seconds that a process may take to start on a busy machine."""
+
+MOST_FAILED = 3
+MOST_KILLED = 20
+"""Processes in a row that end while they start, by themselves or by a signal, before the pool gives
+up."""
+
+TRIES = 2
+"""Processes that try an image; one more if the last was killed by signal 9."""
+
+LONGEST_PAUSE_S = 2.0
+"""Longest pause before a process is started again; the first is `PAUSE_S`, each the double."""
+
+END_S = 1.0
+"""Seconds in which a process ends that has closed its connection."""
+
+STEP_S = 1.0
+"""Seconds of one wait; a process that is stopped meanwhile does not wait longer."""
 
 
 class DecoderPool:
@@ -85,13 +107,36 @@ class _Decoder:
         self._heavy = heavy
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._closed = False
+        self._closing = threading.Event()
+        self._killed = False  # the last process was, by signal 9
+
+    @property
+    def _closed(self) -> bool:
+        return self._closing.is_set()
 
     def render(
         self, data: bytes, image_overrides: ImageOverrides
     ) -> tuple[Fitted, ...] | BadImageError:
+        """Return the frames or the error of an image; another process tries it after a crash.
+
+        A process that is killed (signal 9) may be the system's choice, not the image's fault.
+        """
+        tries = TRIES
+        while True:
+            try:
+                return self._render(data, image_overrides)
+            except BadImageError as error:
+                tries -= 1
+                if error.code != "image_crashed" or tries + self._killed <= 0:
+                    raise
+
+    def _render(
+        self, data: bytes, image_overrides: ImageOverrides
+    ) -> tuple[Fitted, ...] | BadImageError:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # it was killed while it had nothing to do
+        connection = self._connection or self._start()
         try:
-            connection = self._connection or self._start()
             connection.send_bytes(orjson.dumps((*image_overrides,)))
             connection.send_bytes(data)
             reply = _receive(connection, self._timeout_s)
@@ -103,10 +148,11 @@ class _Decoder:
             if isinstance(frames, dict):
                 return BadImageError(frames["code"], frames["message"])
             return tuple(
-                Fitted(media_type, _receive(connection, self._timeout_s), width, height)
-                for media_type, width, height in frames
+                Fitted(media_type, _receive(connection, self._timeout_s), width, height, time_s)
+                for media_type, width, height, time_s in frames
             )
         except BaseException as error:
+            self._killed = self._status() == -signal.SIGKILL
             self._end()
             if self._closed:
                 raise StoppedError from None
@@ -120,13 +166,55 @@ class _Decoder:
             raise
 
     def _start(self) -> Connection:
+        """Return the connection to a new process.
+
+        The system may kill one while it starts, or have none for a while: then the next is
+        started after a pause.
+
+        Raises:
+            DecoderError: None can be started.
+            StoppedError: The pool was closed.
+        """
+        until = time.monotonic() + PATIENCE_S
+        pause_s = PAUSE_S
+        for tries in itertools.count(1):
+            try:
+                return self._start_once()
+            except DecoderError as error:
+                used_up = are_used_up(error.__cause__)
+                most = MOST_KILLED if self._status() < 0 else MOST_FAILED
+                self._end()
+                last = time.monotonic() > until if used_up else tries >= most
+                if last or (isinstance(error.__cause__, OSError) and not used_up):
+                    raise
+                if used_up:
+                    warn_used_up()
+            except BaseException:
+                self._end()
+                raise
+            if self._closing.wait(pause_s):
+                break
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise StoppedError
+
+    def _status(self) -> int:
+        """Return the status of the process if it has ended, negative for a signal; else 0."""
+        if self._process is None or self._connection is None:
+            return 0
+        if self._connection.poll():  # what is there is the end, or another message
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(END_S)
+        return self._process.poll() or 0
+
+    def _start_once(self) -> Connection:
         from multiprocessing.connection import Pipe
 
         if self._closed:
             raise StoppedError
-        self._connection, theirs = Pipe()
+        cause: OSError | None = None
         reason = "it ended at once"
         try:
+            self._connection, theirs = Pipe()
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module
                     python("captioner.images.decoder", str(theirs.fileno())),
@@ -142,9 +230,13 @@ class _Decoder:
             self._connection.send_bytes(self._options)
             if _receive(self._connection, _START_S) == READY:
                 return self._connection
-        except (OSError, EOFError) as error:
-            reason = getattr(error, "strerror", None) or reason
-        raise DecoderError(f"cannot start a decoder for images: {reason}")
+        except (EOFError, ConnectionError):
+            pass  # it has ended
+        except OSError as error:
+            cause, reason = error, error.strerror or reason
+        if self._closed:
+            raise StoppedError
+        raise DecoderError(f"cannot start a decoder for images: {reason}") from cause
 
     def _end(self) -> None:
         self._kill()
@@ -153,7 +245,7 @@ class _Decoder:
         self._process = self._connection = None
 
     def close(self) -> None:
-        self._closed = True
+        self._closing.set()
         self._kill()
 
     def _kill(self) -> None:
@@ -164,6 +256,9 @@ class _Decoder:
 
 
 def _receive(connection: Connection, timeout_s: float) -> bytes:
-    if not connection.poll(timeout_s):
-        raise TimeoutError
+    """Return a message. Time in which this process was stopped does not count."""
+    while not connection.poll(min(timeout_s, STEP_S)):
+        timeout_s -= STEP_S
+        if timeout_s <= 0:
+            raise TimeoutError
     return connection.recv_bytes()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING
 
-from captioner.core.errors import BadImageError, WouldBlockError
+from captioner.core.cancellation import StoppedError
+from captioner.core.descriptors import TOO_MANY_OPEN, are_used_up, patiently
+from captioner.core.errors import BadImageError, DescriptorsError, WouldBlockError
+from captioner.core.filenames import spellings
 from captioner.images.archives import Archives, check_size, in_archive
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ MOST_AT_ONCE = 8 << 20
 STEP = 1 << 18
 """Bytes between the samples that are looked for in memory; systems read ahead as much."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -34,7 +39,9 @@ class ImageFolders:
         roots: Folders tried in order for a relative path.
         bound: Refuse files outside the first folder, by ``..``, absolute path or link.
         max_bytes: Largest file that is read.
+        max_video_bytes: Largest video that is read; by default ``max_bytes``.
         archives: The archives of the run.
+        is_over: Whether to give up waiting for a file descriptor; for any thread.
     """
 
     def __init__(
@@ -43,12 +50,15 @@ class ImageFolders:
         *,
         bound: bool,
         max_bytes: int,
+        max_video_bytes: int | None = None,
         archives: Archives | None = None,
+        is_over: Callable[[], bool] = bool,
     ) -> None:
         self._roots = [os.fspath(root) for root in roots]
         self._inside = os.path.realpath(roots[0]).rstrip(os.sep) + os.sep if bound else None
-        self._max_bytes = max_bytes
-        self._archives = archives or Archives(max_bytes)
+        self._most = max_bytes, max_video_bytes
+        self._is_over = is_over
+        self._archives = archives or Archives(max_bytes, max_video_bytes)
 
     def read(self, path: str, reserve: Callable[[int], None], *, waits: bool = True) -> bytes:
         """Return a file's bytes.
@@ -61,23 +71,29 @@ class ImageFolders:
         Raises:
             WouldBlockError: The file is not in memory, and ``waits`` is false.
             BadImageError: ``image_missing``, ``image_unreadable``, ``image_not_a_file``,
-                ``image_outside_root``, ``image_too_large`` or ``image_empty``.
+                ``image_outside_root``, ``image_too_large``, ``image_empty`` or
+                ``image_unknown_type``.
         """
         parts = in_archive(path) if "#" in path else None
         if parts and not waits:
             raise WouldBlockError
         try:
-            fd, size = self._open(path)
+            try:
+                fd, size = self._open(path)
+            except OSError:
+                if not waits:
+                    raise WouldBlockError from None
+                fd, size = self._opened(path)
         except BadImageError:
             if parts is None:
                 raise
             archive, member = parts
             return self._archives.read(
-                archive, member, lambda: os.fdopen(self._open(archive)[0], "rb"), reserve
+                archive, member, lambda: os.fdopen(self._opened(archive)[0], "rb"), reserve
             )
         shown = _shortened(path)
         try:
-            check_size(shown, size, self._max_bytes)
+            check_size(shown, size, *self._most)
             reserve(size)
             if not (waits or _in_memory(fd, size)):
                 raise WouldBlockError
@@ -91,20 +107,57 @@ class ImageFolders:
             os.close(fd)
         if not data:
             raise BadImageError("image_empty", f"{shown} is empty")
+        if data.startswith(_POINTER):
+            raise BadImageError(
+                "image_unknown_type",
+                f"{shown} is a Git LFS pointer, not the image: fetch it with git lfs pull",
+            )
         if len(data) != size:
             raise BadImageError("image_unreadable", f"{shown} changed while it was read")
         return data
 
     def find(self, path: str) -> str | None:
         """Return the full path of a file, or None if there is none."""
-        paths = (os.path.join(root, path) for root in self._roots)  # noqa: PTH118
-        return next(filter(os.path.isfile, paths), None)
+        for one in (path, *spellings(path)):
+            for root in self._roots:
+                full = os.path.join(root, one)  # noqa: PTH118 - as below
+                if os.path.isfile(full):  # noqa: PTH113
+                    return full
+        return None
+
+    def _opened(self, path: str) -> tuple[int, int]:
+        """Return the descriptor of a regular file and its size; wait for a free descriptor."""
+        try:
+            return patiently(partial(self._open, path), self._is_over)
+        except OSError as error:
+            if self._is_over():
+                raise StoppedError from None
+            raise DescriptorsError(TOO_MANY_OPEN) from error
 
     def _open(self, path: str) -> tuple[int, int]:
-        """Return the descriptor of a regular file and its size."""
+        """Return the descriptor of a regular file and its size.
+
+        Raises:
+            OSError: No file can be opened now.
+        """
+        try:
+            found = self._open_as_written(path, path)
+            for one in () if found else spellings(path):
+                found = found or self._open_as_written(one, path)
+        except ValueError:
+            raise BadImageError(
+                "image_missing", f"{_shortened(path)!r} is no path: it holds a NUL character"
+            ) from None
+        if found:
+            return found
+        where = " or ".join(map(os.path.abspath, self._roots))
+        raise BadImageError("image_missing", f"there is no file {_shortened(path)} in {where}")
+
+    def _open_as_written(self, written: str, path: str) -> tuple[int, int] | None:
+        """Return the descriptor and size of a file that messages call ``path``; None if missing."""
         for root in self._roots:
             # pathlib takes ten times as long, and this runs for every record.
-            full = os.path.join(root, path)  # noqa: PTH118
+            full = os.path.join(root, written)  # noqa: PTH118
             try:
                 if self._inside is None:
                     fd = os.open(full, _FLAGS)
@@ -113,18 +166,15 @@ class ImageFolders:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
+                if are_used_up(error):
+                    raise
                 raise _unreadable(path, error) from None
-            except ValueError:
-                raise BadImageError(
-                    "image_missing", f"{_shortened(path)!r} is no path: it holds a NUL character"
-                ) from None
             info = os.fstat(fd)
             if stat.S_ISREG(info.st_mode):
                 return fd, info.st_size
             os.close(fd)
             raise BadImageError("image_not_a_file", f"{_shortened(path)} is not a regular file")
-        where = " or ".join(map(os.path.abspath, self._roots))
-        raise BadImageError("image_missing", f"there is no file {_shortened(path)} in {where}")
+        return None
 
 
 def _open_inside(root: str, path: str, shown: str) -> int:

@@ -33,12 +33,17 @@ HEAVY = b"heavy"
 
 
 class Fitted(NamedTuple):
-    """An image ready to be sent. Sides are in pixels."""
+    """An image ready to be sent. Sides are in pixels.
+
+    Attributes:
+        time_s: When a frame of a video or an animated image is shown; None for other images.
+    """
 
     media_type: str
     data: bytes
     width: int
     height: int
+    time_s: float | None = None
 
 
 class Plan(NamedTuple):
@@ -76,8 +81,7 @@ class FitOptions:
         if width * height > most:
             raise BadImageError(
                 "image_too_large",
-                f"the image has {width:,} x {height:,} pixels; the most is {most:,} "
-                "(--max-image-pixels)",
+                f"the image has {width} x {height} pixels; the most is {most} (--max-image-pixels)",
             )
 
     def _plan(self, width: int, height: int, scale: float = 1.0) -> Plan:
@@ -137,7 +141,7 @@ def fit(
         and found.orientation == 1
         and found.content
         and not (found.transparent and images.background != "none")
-        and not (found.moving and images.frames > 1)
+        and not (found.moving and images.frames_of(1)[0] > 1)
         and wanted.plan(*size) == (size, size)
         and base64_length(found.content) <= images.max_bytes
     ):

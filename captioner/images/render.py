@@ -14,8 +14,10 @@ from PIL import Image, ImageCms, ImageColor, PngImagePlugin, UnidentifiedImageEr
 from captioner.core.errors import BadImageError
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
 from captioner.images.icons import bounded_icon, merged_photoshop
-from captioner.images.inspect import corrupt, mended
+from captioner.images.inspect import corrupt, mended, video_format
 from captioner.images.raw import is_raw, raw_preview
+from captioner.images.scenes import miniature, scene_changes
+from captioner.images.video import video_frames
 from captioner.images.whole import prove_whole
 
 if TYPE_CHECKING:
@@ -98,6 +100,11 @@ def render(
             before_heavy()
 
     try:
+        if video_format(data):
+            return tuple(
+                _frame(frame, wanted, image_overrides)._replace(time_s=time_s)
+                for frame, time_s in video_frames(data, wanted, bound)
+            )
         if is_raw(data):
             data = raw_preview(data, bound)
         source = mended(data)
@@ -111,7 +118,8 @@ def render(
             if image.format == "PSD":
                 return (_frame(merged_photoshop(image, data), wanted, image_overrides),)
             return tuple(
-                _frame(frame, wanted, image_overrides) for frame in _frames(image, wanted, bound)
+                _frame(frame, wanted, image_overrides)._replace(time_s=time_s)
+                for frame, time_s in _frames(image, wanted, bound)
             )
     except UnidentifiedImageError:
         raise _unidentified(data) from None
@@ -140,20 +148,40 @@ def _open(data: bytes) -> Image.Image:
 
 def _frames(
     image: Any, wanted: FitOptions, bound: Callable[[int, int], None]
-) -> Iterator[Image.Image]:
-    """Yield the first frame, or ``--frames`` frames spread evenly over an animated image."""
+) -> Iterator[tuple[Image.Image, float | None]]:
+    """Yield the first frame, or the wanted ones of an animated image with their times in seconds.
+
+    Frames are spread evenly, the first and the last among them, or are those at scene changes.
+    """
+    most, by_scene = wanted.images.frames_of(1)
     count = 1
-    if wanted.images.frames > 1 and image.format in _MOVING:
+    if most > 1 and image.format in _MOVING:
         count = int(getattr(image, "n_frames", 1))
-    chosen = min(wanted.images.frames, count)
-    at = 0
-    for number in range(chosen):
-        frame = round(number * (count - 1) / (chosen - 1)) if count > 1 else 0
-        while at < frame:
-            at += 1
-            image.seek(at)
-            bound(*image.size)  # a later frame may be larger
-        yield image
+    if count == 1:
+        yield image, None
+        return
+    chosen = min(most, count)
+    if by_scene:
+        frames = ((at, miniature(image)) for at, _ in _each(image, count, bound))
+        places = scene_changes(frames, chosen)
+    else:
+        places = [round(n * (count - 1) / (chosen - 1)) for n in range(chosen)]
+    wished = set(places)
+    for at, time_s in _each(image, places[-1] + 1, bound):
+        if at in wished:
+            yield image, time_s
+
+
+def _each(image: Any, count: int, bound: Callable[[int, int], None]) -> Iterator[tuple[int, float]]:
+    """Move an animated image from frame to frame; yield their numbers and times in seconds."""
+    time_s = 0.0
+    for at in range(count):
+        image.seek(at)
+        bound(*image.size)  # a later frame may be larger
+        image.load()
+        shown_s = image.info.get("duration", 0) / 1000
+        yield at, time_s
+        time_s += shown_s
 
 
 def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrides) -> Fitted:

@@ -1,6 +1,6 @@
 """Paths and formats of an output and of the files that belong to it.
 
-For an output ``run.csv``, which cannot be appended to, all but the first lie beside it as::
+For an output ``run.csv``, which cannot be appended to, the files beside it are::
 
     run.csv.jsonl                the journal; for a JSONL output the output itself
     run.csv.failed.jsonl         the failures
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
 from captioner.core.regular import not_regular
+from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +80,11 @@ def find_journal(output: Path, files: Files) -> Path:
     """
     if not output.name:
         raise SettingsError(f"{output} is a folder: give the captions file of a run")
+    if url := storage_url(output):
+        raise SettingsError(
+            f"an output in an object store cannot be read in place: copy {url} and the files whose "
+            "names begin alike to a local folder"
+        )
     for path in (journal_path(output), companion(output, ".jsonl"), output):
         if files.kind(path) == "file":
             return path

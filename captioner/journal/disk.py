@@ -20,7 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from captioner.core.errors import DiskError, OutputBusyError, OutputDamagedError, SettingsError
+from captioner.core.descriptors import TOO_MANY_OPEN, are_used_up, patient
+from captioner.core.errors import (
+    DescriptorsError,
+    DiskError,
+    OutputBusyError,
+    OutputDamagedError,
+    SettingsError,
+)
 from captioner.core.regular import open_regular
 
 if TYPE_CHECKING:
@@ -36,6 +43,7 @@ class Files:
     Methods that open a file raise `OutputDamagedError` for anything but a regular file.
     """
 
+    @patient
     def open(
         self, path: Path, *, create: bool = False, new: bool = False, private: bool = False
     ) -> int:
@@ -52,6 +60,7 @@ class Files:
         flags |= os.O_EXCL if new else 0
         return open_regular(path, flags, 0o600 if private else 0o666)
 
+    @patient
     def open_to_read(self, path: Path) -> int:
         """Open a file for reading."""
         return open_regular(path)
@@ -112,6 +121,7 @@ class Files:
         else:
             os.fsync(fd)
 
+    @patient
     def sync_folder(self, folder: Path) -> None:
         """Return when the folder's entries are on the disk."""
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -131,6 +141,7 @@ class Files:
         """Remove a file if it exists."""
         path.unlink(missing_ok=True)
 
+    @patient
     def names(self, folder: Path) -> list[str]:
         """Return the names in a folder."""
         return [path.name for path in folder.iterdir()]
@@ -156,6 +167,7 @@ class Files:
         except BlockingIOError:
             raise _busy(path, "another process, maybe under another name") from None
 
+    @patient
     def lock(self, path: Path) -> int:
         """Take an exclusive lock, which ends with this process; return a descriptor for `unlock`.
 
@@ -322,8 +334,10 @@ def remove_temporary_files(files: Files, *targets: Path) -> None:
                 files.remove(folder / name)
 
 
-def disk_error(verb: str, path: Path, error: OSError) -> DiskError:
+def disk_error(verb: str, path: Path, error: OSError) -> DiskError | DescriptorsError:
     """Return the error of a run whose disk refused to do something with a file."""
+    if are_used_up(error):
+        return DescriptorsError(TOO_MANY_OPEN)
     return DiskError(
         f"the disk refused to {verb} {path.name}: {error.strerror or error}. Captions written "
         "before are safe. Make room or repair the disk, then run the same command again."

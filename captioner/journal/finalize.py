@@ -45,7 +45,7 @@ async def order_output(journal: Journal, lines: AsyncIterator[list[InputRecord]]
     ordered = True
     async for batch in lines:
         for line in batch:
-            offset = keys.take(line.key or journal.identity.of_input(line.raw))
+            offset = keys.take(journal.identity.of_record(line))
             if offset is not None:
                 ordered = ordered and offset > last
                 last = offset

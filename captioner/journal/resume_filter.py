@@ -53,8 +53,7 @@ class ResumeFilter:
         """Return the pending records of a batch."""
         if self._idle:
             return batch
-        computed = self._identity.of_inputs([line.raw for line in batch])
-        keyed = [(line, line.key or key) for line, key in zip(batch, computed, strict=True)]
+        keyed = list(zip(batch, self._identity.of_records(batch), strict=True))
         if self._seen is not None:
             keyed = self._without_repeated(keyed, self._seen)
         taken = self._done.take_each([key for _, key in keyed])

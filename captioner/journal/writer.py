@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Self
 import orjson
 from aiofiles.ospath import wrap  # type: ignore[attr-defined]
 
-from captioner.core.errors import DiskFullError, LimitReachedError, OutputDamagedError
+from captioner.core.errors import (
+    DescriptorsError,
+    DiskError,
+    DiskFullError,
+    LimitReachedError,
+    OutputDamagedError,
+)
+from captioner.core.humanize import counted
 from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, replace_values
 from captioner.core.row import FLAG
 from captioner.core.types import Caption
@@ -43,6 +50,8 @@ _OUTRANKED = (LimitReachedError, OutputDamagedError)
 
 SLOW_SYNC_S = 1.0
 RETRY_S = 1.0
+REST_S = 30.0
+"""Seconds at most to try again to write what is in memory after an error of the disk."""
 
 
 class RowEncoder:
@@ -83,7 +92,7 @@ class RowEncoder:
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""
         raw = failure.record.raw
-        key = failure.record.key or self._identity.of_input(raw)
+        key = self._identity.of_record(failure.record)
         try:
             orjson.loads(raw)
         except orjson.JSONDecodeError:
@@ -132,6 +141,7 @@ class JournalSink:
         self._disk_wait_s = disk_wait_s
         self._captions: list[bytes] = []
         self._failures: list[bytes] = []
+        self._taken: list[list[bytes]] = []  # captions and failures that are being written
         self._waiting: list[asyncio.Future[None]] = []  # for the next batch
         self._writing: list[asyncio.Future[None]] = []  # for the batch that is being written
         self._wake = asyncio.Event()
@@ -166,6 +176,8 @@ class JournalSink:
                 await self._commit_task
             if self._error is None and self._journal.dirty:
                 await self._in_thread(self._journal.commit)
+            elif isinstance(self._error, DiskError | DescriptorsError):
+                await self._write_rest()
             if self._error is None and exc_info[0] is None and not self._cancel:
                 await self._in_thread(self._journal.verify)
             if self._journal.damage:
@@ -180,15 +192,16 @@ class JournalSink:
         """Return once the outcomes are in their files.
 
         Raises:
-            DiskError: They cannot be written, and no later ones will be.
+            DiskError: They cannot be written, and no later ones will be. They are kept in memory
+                until the end, when one more attempt is made.
         """
-        if self._error is not None:
-            raise self._error
         for outcome in outcomes:
             if isinstance(outcome, Caption):
                 self._captions.append(self._rows.caption(outcome))
             else:
                 self._failures.append(self._rows.failure(outcome))
+        if self._error is not None:
+            raise self._error
         written = asyncio.get_running_loop().create_future()
         self._waiting.append(written)
         self._wake.set()
@@ -239,12 +252,15 @@ class JournalSink:
             captions, failures = self._captions, self._failures
             self._writing, self._waiting = self._waiting, []
             self._captions, self._failures = [], []
+            self._taken = [captions, failures]
+            self._since_commit += len(captions) + len(failures)
             if captions:
                 await self._in_thread(self._journal.append, b"".join(captions))
+                self._taken = [[], failures]
                 self._stop_if_damaged()
             if failures:
                 await self._in_thread(self._journal.failures.append, b"".join(failures))
-            self._since_commit += len(captions) + len(failures)
+            self._taken = []
             _settle(self._writing, None)
             if self._closing and not self._waiting:
                 break
@@ -280,6 +296,33 @@ class JournalSink:
                 if deadline is not None:
                     self._progress.waiting = ""
                 return
+
+    async def _write_rest(self) -> None:
+        """After an error of the disk: try again to write what is in memory, and say what is lost.
+
+        Lines beyond what was committed are checked when the output is opened again.
+        """
+        captions, failures = self._taken or ([], [])
+        captions, failures = captions + self._captions, failures + self._failures
+        answers = counted(len(captions), "answer")
+        until = time.monotonic() + min(self._disk_wait_s, REST_S)
+        while captions or failures:
+            try:
+                if captions:
+                    await wrap(self._journal.append)(b"".join(captions), executor=self._threads)
+                    logger.warning("%s in memory could still be written", answers)
+                    captions = []
+                if failures:
+                    write = self._journal.failures.append
+                    await wrap(write)(b"".join(failures), executor=self._threads)
+                    failures = []
+            except OSError:
+                if not captions or time.monotonic() >= until or self._cancel.forced:
+                    break
+                self._progress.waiting = f"the disk refuses to take {answers}"
+                await asyncio.sleep(RETRY_S)
+        if captions:
+            logger.warning("%s could not be written and will be requested again", answers)
 
     def _commit_if_due(self) -> None:
         running = self._commit_task is not None and not self._commit_task.done()

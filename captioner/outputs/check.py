@@ -18,6 +18,7 @@ from captioner.journal.failures import read_failures
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.outputs.reader import record_keys, scan_journal
 from captioner.readers.registry import open_input
+from captioner.settings.locations import location, storage_url
 
 if TYPE_CHECKING:
     from captioner.core.protocols import Source
@@ -91,10 +92,18 @@ async def check_output(
     report.tail_bytes = scan.size - scan.whole.length
     failed, report.torn_failures = _read_failure_keys(files, failures_path(Path(output)))
     found = Path(source or (checkpoint.source if checkpoint else "") or "-")
-    if await asyncio.to_thread(found.exists):
-        given = checkpoint.settings.get("input_format") if checkpoint else None
-        report.input = str(found)
-        await _compare(report, open_input(found, given).source, keys, scan, failed)
+    # A check of a local output reads an object store only when it is told to.
+    stored = source is not None and storage_url(found) is not None
+    if stored or await asyncio.to_thread(found.exists):
+        settings = checkpoint.settings if checkpoint else {}
+        records = open_input(
+            found,
+            settings.get("input_format") or settings.get("folder_of"),
+            image_field=settings.get("image_field"),
+            split=settings.get("split"),
+        ).source
+        report.input = location(found)
+        await _compare(report, records, keys, scan, failed)
     else:
         report.failed = len(failed)
     return report

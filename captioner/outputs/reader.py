@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.jsonbytes import quoted, replace_values
-from captioner.core.keys import RecordKeys
+from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.regular import reading
 from captioner.images.archives import Archives
 from captioner.images.files import ImageFolders
-from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.checkpoint import Checkpoint, read_checkpoint
 from captioner.journal.companions import reviews_path
 from captioner.journal.disk import Files
-from captioner.journal.reviews import Reviews
-from captioner.journal.scan import scan_output
+from captioner.journal.reviews import Review, Reviews
+from captioner.journal.scan import Scan, scan_output
 from captioner.outputs.rows import RowContents, caption_texts, parsed
-from captioner.readers.registry import FORMATS_WITH_IMAGES, folder_of, open_input
+from captioner.readers.registry import FORMATS_WITH_IMAGES, OpenedInput, folder_of, open_input
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from captioner.core.keys import KeyTable
     from captioner.core.types import InputRecord
-    from captioner.journal.checkpoint import Checkpoint
-    from captioner.journal.reviews import Review
-    from captioner.journal.scan import Scan
-    from captioner.readers.registry import OpenedInput
 
 Reviewed = Literal["apply", "only", "ignore"]
 
@@ -138,7 +131,12 @@ class OutputReader:
             return None
         given = self.settings.get("input_format") or self.settings.get("folder_of")
         try:
-            return open_input(self.source, given, image_field=self.settings.get("image_field"))
+            return open_input(
+                self.source,
+                given,
+                image_field=self.settings.get("image_field"),
+                split=self.settings.get("split"),
+            )
         except CaptionerError:
             return None  # the input was moved or deleted; many exports do not need it
 
@@ -224,7 +222,7 @@ class OutputReader:
         self, journal: IO[bytes], offsets: KeyTable, record: InputRecord
     ) -> dict[str, Any] | None:
         """Return the row of an input record, and remove it from ``offsets``."""
-        offset = offsets.take(record.key or self.keys.of_input(record.raw))
+        offset = offsets.take(self.keys.of_record(record))
         return None if offset is None else self.row_at(journal, offset)
 
     def captions(self) -> Iterator[str]:

@@ -14,8 +14,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from captioner.core.descriptors import patiently
 from captioner.core.errors import DamagedInputError, SettingsError
 from captioner.core.extras import needed
+from captioner.core.secrets import masked, without_secrets
+from captioner.core.types import library_of
 from captioner.settings.locations import COMPRESSED, storage_url
 
 if TYPE_CHECKING:
@@ -81,25 +84,44 @@ class StoredFile(LocalFile):
 
     @property
     def size(self) -> int:
-        """Bytes of the file in the store."""
-        system, path = self._fsspec.core.url_to_fs(self._url)
-        return int(system.size(path) or 0)
+        """Bytes of the file in the store.
+
+        Raises:
+            SettingsError: There is no such file, or the store cannot be read.
+        """
+        try:
+            system, path = self._fsspec.core.url_to_fs(self._url)
+            return int(system.size(path) or 0)
+        except Exception as error:  # noqa: BLE001 - each store has errors of its own
+            raise self._unreadable(error) from None
 
     def _open(self) -> IO[bytes]:
         try:
             return cast("IO[bytes]", self._fsspec.open(self._url, "rb", compression="infer").open())
         except Exception as error:  # noqa: BLE001 - each store has errors of its own
-            raise SettingsError(f"cannot read the input {self._url}: {error}") from None
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> SettingsError:
+        if isinstance(error, FileNotFoundError):
+            reason = "there is no such file"
+        elif isinstance(error, PermissionError):
+            reason = "it is forbidden; check the credentials"
+        elif isinstance(error, ImportError):
+            reason = masked(str(error.__cause__ or error)) or "its library is missing"
+            reason += f"; pip install {library_of(self._url)}"
+        else:
+            reason = masked(str(error)) or type(error).__name__
+        return SettingsError(f"cannot read the input {without_secrets(self._url)}: {reason[:300]}")
 
 
 def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading, decompressed by its suffix."""
     kind = path.suffix.lower()
     if kind == ".gz":
-        return cast("IO[bytes]", gzip.open(path))
+        return cast("IO[bytes]", patiently(lambda: gzip.open(path)))
     if kind == ".zst":
         return cast("IO[bytes]", io.BufferedReader(_Zstandard(path)))
-    return path.open("rb")
+    return patiently(lambda: path.open("rb"))
 
 
 class _Zstandard(io.RawIOBase):
@@ -111,7 +133,7 @@ class _Zstandard(io.RawIOBase):
         self._error = zstandard.ZstdError
         self._frame: Any = None
         self._data = memoryview(b"")
-        self.fileobj = path.open("rb")
+        self.fileobj = patiently(lambda: path.open("rb"))
 
     def readable(self) -> bool:
         return True

@@ -20,19 +20,24 @@ class HubSource(RecordSource):
 
     Args:
         address: ``hf:name``, ``hf:name:split`` or ``hf:name:config:split`` for Hugging Face;
-            ``ms:name`` or ``ms:name:split`` for ModelScope. The default split is ``train``.
+            ``ms:name`` or ``ms:name:split`` for ModelScope.
         image_field: Column that holds images; by default one of `IMAGE_COLUMNS`.
+        split: The split if the address names none; by default ``train``.
 
     Raises:
         SettingsError: The address is not valid, or a package is not installed.
     """
 
-    def __init__(self, address: str, image_field: str | None = None) -> None:
+    def __init__(
+        self, address: str, image_field: str | None = None, split: str | None = None
+    ) -> None:
         self._hub, _, rest = address.partition(":")
         self._name, *parts = rest.split(":")
         if not self._name or len(parts) > (2 if self._hub == "hf" else 1):
             raise SettingsError(f"{address!r} is not {self._hub}:name[:config][:split]")
-        self._split = parts.pop() if parts else "train"
+        if parts and split not in (None, parts[-1]):
+            raise SettingsError(f"split: {address} names the split {parts[-1]} already")
+        self._split = parts.pop() if parts else split or "train"
         self._config = parts.pop() if parts else None
         self._image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
         needed("datasets", "hf") if self._hub == "hf" else needed("modelscope", "ms")
@@ -73,10 +78,12 @@ class HubSource(RecordSource):
 
 
 def _without_decoding(data: Any, datasets: Any) -> Any:
-    """Return a data set whose images are bytes and a path."""
+    """Return a data set whose images and videos are bytes and a path."""
+    kinds = tuple(getattr(datasets, n) for n in ("Image", "Video") if hasattr(datasets, n))
     for name, feature in (getattr(data, "features", None) or {}).items():
-        if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            data = data.cast_column(name, type(feature)(datasets.Image(decode=False)))
+        inner = getattr(feature, "feature", None)
+        if isinstance(feature, kinds):
+            data = data.cast_column(name, type(feature)(decode=False))
+        elif isinstance(inner, kinds):
+            data = data.cast_column(name, type(feature)(type(inner)(decode=False)))
     return data

@@ -1,4 +1,4 @@
-"""Records from image files: those in a folder, or those that match a pattern."""
+"""Records from image and video files: those in a folder, or those that match a pattern."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.readers.rows import RecordSource, record_of
+from captioner.core.filenames import escaped
+from captioner.core.media import VIDEOS, is_video
+from captioner.readers.rows import RecordSource, fault_record, record_of
+from captioner.readers.walk import Circles, Walk, is_visible
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -30,8 +33,21 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGES  # noqa: PTH122 - for millions of names
 
 
+MEDIA = IMAGES | VIDEOS
+"""Suffixes of images and videos."""
+
+
+def is_media(name: str) -> bool:
+    """Tell whether a file name has the suffix of an image or a video."""
+    return is_image(name) or is_video(name)
+
+
 class ImageFilesSource(RecordSource):
-    """The images in a folder and its subfolders, by name; each record is ``{"image": path}``.
+    """The images and videos in a folder and its subfolders, by name.
+
+    Each record is ``{"image": path}`` or ``{"video": path}``.
+
+    Bytes of a name that are not UTF-8 are written as `escaped` does. Links to folders are followed.
 
     Args:
         folder: The folder; the paths in records are relative to it.
@@ -41,28 +57,41 @@ class ImageFilesSource(RecordSource):
     def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
         self._folder = folder
         self._pattern = pattern
+        self._told = False
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no image."""
+        """Whether there is neither an image nor a video."""
         return next(self._names(), None) is None
+
+    @property
+    def has_only_videos(self) -> bool:
+        """Whether every file is a video."""
+        return all(map(is_video, self._names()))
 
     def _records(self) -> Generator[InputRecord, None, None]:
         for number, name in enumerate(self._names(), 1):
-            yield record_of(number, {"image": name}, 0)
+            shown = escaped(name)
+            if shown != name and self._exists(shown):
+                message = f"the bytes of the name {shown} are the letters of another file's name"
+                yield fault_record(number, {"file": shown}, 0, "image_ambiguous", message)
+            else:
+                yield record_of(number, {"video" if is_video(name) else "image": shown}, 0)
+
+    def _exists(self, name: str) -> bool:
+        return ((self._folder or Path()) / name).exists()
 
     def _names(self) -> Iterator[str]:
         if self._folder is None:
             single = Path(self._pattern)
             yield from [single.name] if single.is_file() else matches(self._pattern)
             return
-        root = os.fspath(self._folder)
-        for folder, below, files in os.walk(root):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            inside = os.path.relpath(folder, root)
-            for name in sorted(files):
-                if is_image(name) and not name.startswith("."):
-                    yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
+        walk = Walk(self._folder, is_visible)
+        for inside, names in walk:
+            yield from (os.path.join(inside, name) for name in names if is_media(name))  # noqa: PTH118
+        if not self._told:
+            self._told = True
+            walk.tell()
 
 
 def matches(pattern: str) -> list[str]:
@@ -70,4 +99,5 @@ def matches(pattern: str) -> list[str]:
     if Path(pattern).is_file():
         return [pattern]
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
-    return sorted(name for name in found if Path(name).is_file())
+    circles = Circles()
+    return sorted(name for name in found if Path(name).is_file() and name not in circles)

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import aclosing
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
+
 from captioner.core.errors import DamagedInputError
 from captioner.core.jsonbytes import STRING
 from captioner.core.keys import KEY_BYTES
 from captioner.core.types import InputRecord
 from captioner.readers.bytestreams import open_stream
-from captioner.readers.rows import broken_input
+from captioner.readers.disguises import HEAD, check_text
+from captioner.readers.rows import MAX_LINE, SHOWN, broken_input, too_long_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from captioner.readers.bytestreams import ByteStream
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 1 << 19
-MAX_LINE = 16 << 20
-"""Bytes; a longer record is skipped and not held in memory."""
-
 _BOM = b"\xef\xbb\xbf"
-_HEAD = 200
-"""Bytes shown of a record that is too long."""
-
 _TOKEN = re.compile(STRING + rb'|[{}\[\],"]', re.DOTALL)
 _STRING_PART = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
@@ -35,14 +35,16 @@ _STRING_PART = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 class JsonlSource:
     """The records of a file: one JSON object a line, or the elements of one JSON array.
 
-    A file that may be an array is one if its first character is ``[``. Empty lines are skipped.
-    A record over ``max_line`` bytes is a fault, and so is the missing end of an array.
+    A file that may be an array is one if its first character is ``[``; another one is, with a
+    warning, if it looks like an array of objects that is no line followed by others. Empty lines
+    are skipped. A record over ``max_line`` bytes is a fault, and so is the missing end of an array.
 
     Args:
         file: The file, UTF-8, or its bytes.
         may_be_array: Whether the file may be an array; by default, a ``.json`` file may.
         max_line: Length limit of a record in bytes.
         block: Bytes read at a time.
+        name: The file's name, for messages.
     """
 
     def __init__(
@@ -52,14 +54,18 @@ class JsonlSource:
         may_be_array: bool | None = None,
         max_line: int = MAX_LINE,
         block: int = BLOCK,
+        name: str = "the input",
     ) -> None:
         if isinstance(file, Path):
+            name = file.name
             may_be_array = file.suffix.lower() == ".json" if may_be_array is None else may_be_array
             file = open_stream(file)
         self._stream = file
         self._may_be_array = bool(may_be_array)
         self._max_line = max_line
         self._block = block
+        self._name = name
+        self._told = False
 
     @property
     def size(self) -> int:
@@ -67,7 +73,11 @@ class JsonlSource:
         return self._stream.size
 
     async def batches(self) -> AsyncIterator[list[InputRecord]]:
-        """Yield the records in order, one batch for each block."""
+        """Yield the records in order, one batch for each block.
+
+        Raises:
+            SettingsError: The input is no UTF-8 text.
+        """
         splitter: _Lines | _Array | None = None
         head = b""
         damage = ""
@@ -77,13 +87,9 @@ class JsonlSource:
                 async for block in blocks:
                     if splitter is None:
                         head += block
-                        text = head.removeprefix(_BOM)
-                        if _BOM.startswith(head) or not text.strip():
+                        if (splitter := self._splitter(head)) is None:
                             continue
-                        is_array = self._may_be_array and text.lstrip().startswith(b"[")
-                        offset = len(head) - len(text)
-                        splitter = (_Array if is_array else _Lines)(self._max_line, offset)
-                        found = splitter.feed(text)
+                        found = splitter.feed(head.removeprefix(_BOM))
                     else:
                         found = splitter.feed(block)
                     if found:
@@ -91,11 +97,63 @@ class JsonlSource:
                         yield found
             except DamagedInputError as error:
                 damage = str(error)
-        if splitter is not None and (found := splitter.finish()):
+        found = []
+        if splitter is None and (splitter := self._splitter(head, ended=True)) is not None:
+            found = splitter.feed(head.removeprefix(_BOM))
+        if splitter is not None:
+            found += splitter.finish()
+        if found:
             number = found[-1].number
             yield found
         if damage:
             yield [broken_input(number + 1, {}, 0, "bad_input", damage)]
+
+    def _splitter(self, head: bytes, *, ended: bool = False) -> _Lines | _Array | None:
+        """Return what splits an input that begins so; None if more of it is needed to tell."""
+        text = head.removeprefix(_BOM)
+        lead = text.lstrip()
+        if _BOM.startswith(head) or not lead:
+            return None
+        check_text(self._name, head[:HEAD])
+        is_array: bool | None = lead.startswith(b"[")
+        if is_array and not self._may_be_array:
+            is_array = _seems_array(lead, self._max_line, ended=ended)
+            if is_array is None:
+                return None
+            if is_array and not self._told:
+                self._told = True
+                logger.warning("%s is one JSON array, not lines, and is read so", self._name)
+        return (_Array if is_array else _Lines)(self._max_line, len(head) - len(text))
+
+
+def _seems_array(text: bytes, max_line: int, *, ended: bool) -> bool | None:
+    """Tell whether a text is one array of objects; None if more of it is needed to tell.
+
+    It is none if a whole array is a line of its own, or if no comma follows the first object.
+    """
+    inside = text[1:].lstrip()
+    if inside and not inside.startswith(b"{"):
+        return False
+    line, newline, rest = text.partition(b"\n")
+    if opens := not line[1:].strip():
+        line, newline, rest = inside.partition(b"\n")
+    if len(line) > max_line:
+        return True
+    if not newline and not ended:
+        return None
+    if not opens and _is_json(line):
+        return not rest.strip() if ended or rest.strip() else None
+    if not _is_json(line.removeprefix(b"[")):
+        return bool(inside)
+    return rest.lstrip()[:1] in (b",", b"]") if ended or rest.strip() else None
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 class _LongRecord:
@@ -108,7 +166,7 @@ class _LongRecord:
         self.add(data)
 
     def add(self, data: bytes) -> None:
-        self._head += data[: _HEAD - len(self._head)]
+        self._head += data[: SHOWN - len(self._head)]
         self._hash.update(data)
         self._size += len(data)
 
@@ -116,8 +174,7 @@ class _LongRecord:
         return InputRecord(number, self._head.strip(), end, (code, message), self._hash.digest())
 
     def too_long(self, number: int, end: int, limit: int) -> InputRecord:
-        message = f"the record has {self._size:,} bytes; the most is {limit:,}"
-        return self.fault(number, end, "record_too_long", message)
+        return self.fault(number, end, "record_too_long", too_long_message(self._size, limit))
 
 
 class _Lines:

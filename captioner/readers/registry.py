@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import stat
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import SettingsError
-from captioner.readers.bytestreams import FILE_ERRORS, open_binary, open_stream
+from captioner.core.extras import needed
+from captioner.readers.bytestreams import open_stream
 from captioner.readers.coco import CocoSource
+from captioner.readers.csvfile import CsvSource
+from captioner.readers.disguises import HEAD, check_text, head_of, not_itself, not_tar
+from captioner.readers.folders import no_split, saved_splits, survey, tables_in
 from captioner.readers.hubs import HubSource
-from captioner.readers.imagefiles import ImageFilesSource, is_image, matches
-from captioner.readers.jsonl import MAX_LINE, JsonlSource
-from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, CsvSource, columns_of
-from captioner.readers.webdataset import DownloadsSource, ShardsSource, expand
-from captioner.settings.locations import COMPRESSED, HUBS, is_elsewhere, is_pattern, storage_url
+from captioner.readers.imagefiles import MEDIA, ImageFilesSource, is_media, matches
+from captioner.readers.imagefolder import ImageFolderSource, Part, has_file_names
+from captioner.readers.img2dataset import downloads
+from captioner.readers.jsonl import JsonlSource
+from captioner.readers.rows import MAX_LINE, RecordSource
+from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, columns_of, name_twice
+from captioner.readers.webdataset import ShardsSource, expand
+from captioner.settings.locations import (
+    COMPRESSED,
+    HUBS,
+    METADATA,
+    is_elsewhere,
+    is_pattern,
+    storage_url,
+)
+from captioner.settings.options import IMAGE_FIELDS
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from captioner.core.protocols import Source
     from captioner.settings.options import InputFormat
     from captioner.settings.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES: dict[str, InputFormat] = {
     ".jsonl": "jsonl",
@@ -35,7 +56,12 @@ _SUFFIXES: dict[str, InputFormat] = {
     ".tar": "webdataset",
 }
 _COCO = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_SHARED: dict[str, InputFormat] = {
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+"""Formats of folders by the suffix of their files; the first that a folder has wins."""
 
 FORMATS_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
 """Formats whose rows may contain images."""
@@ -69,12 +95,21 @@ def folder_of(path: Path | None) -> Path | None:
     return path if path.is_dir() else path.parent
 
 
+class _Options(NamedTuple):
+    """How an input is read; see `open_input`."""
+
+    image_field: str | None
+    max_line: int
+    split: str | None
+
+
 def open_input(
     path: Path,
     given: InputFormat | None = None,
     *,
     image_field: str | None = None,
     max_line: int = MAX_LINE,
+    split: str | None = None,
 ) -> OpenedInput:
     """Open an input.
 
@@ -83,82 +118,133 @@ def open_input(
         given: Format of the input; by default decided by name and content.
         image_field: Field that holds images, if an option names one.
         max_line: Length limit of a record in bytes.
+        split: The split to read, of an input that has several.
 
     Raises:
-        SettingsError: The input does not exist, or it is not in its format.
+        SettingsError: The input does not exist, it is not in its format, or it lacks the split.
     """
     format_ = given or _format_of(path)
-    source, field = _open(path, format_, image_field, max_line)
+    if (url := storage_url(path)) and format_ not in ("jsonl", "json", "llava", "hf"):
+        raise SettingsError(
+            f"cannot read {url} as {format_}: from an object store only JSON Lines and JSON are "
+            "read. Copy it to a local folder"
+        )
+    options = _Options(image_field, max_line, split)
+    source, field = _open(path, format_, options)
+    if split is not None and format_ not in ("arrow", "imagefolder", "hf", "ms"):
+        raise no_split(split, [])
     return OpenedInput(source, format_, image_field or field)
 
 
-def _open(
-    path: Path, format_: InputFormat, image_field: str | None, max_line: int
-) -> tuple[Source, str | None]:
+def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, str | None]:
     """Return the source of an input, and the image field that its format implies."""
     source: Source
     field = None
+    image_field, max_line, split = options
     match format_:
         case "jsonl" | "json" | "llava":
             _check_file(path)
+            _check_content(path)
             array = format_ != "jsonl"
-            source = JsonlSource(open_stream(path), may_be_array=array, max_line=max_line)
+            name = "the input" if str(path) == "-" else path.name
+            source = JsonlSource(
+                open_stream(path), may_be_array=array, max_line=max_line, name=name
+            )
         case "csv" | "tsv":
             _check_file(path)
+            _check_content(path)
             source = CsvSource(path, "," if format_ == "csv" else "\t", max_line=max_line)
         case "parquet" | "arrow":
-            files = _files(path, f".{format_}")
+            files = _files(path, f".{format_}", split)
+            _refuse(files[0], not_itself(_head(files[0])))
             source = ArrowSource(files, image_field, kind=format_)
             field = _image_column(files[0], format_)
         case "images":
-            source = ImageFilesSource(path if path.is_dir() else None, str(path))
-            if source.is_empty:
-                raise SettingsError(f"there is no image in {path}")
+            source = _media_files(path)
         case "webdataset":
-            source = ShardsSource(_files(path, ".tar"), folder_of(path) or Path())
+            files = _files(path, ".tar")
+            _refuse(files[0], not_tar(_head(files[0])))
+            source = ShardsSource(files, folder_of(path) or Path(), image_field)
         case "img2dataset":
-            source = _downloads(path)
+            source = downloads(path, image_field)
         case "imagefolder":
-            table = _metadata_of(path)
-            source, _ = _open(table, _SUFFIXES[table.suffix], image_field, max_line)
-            field = "file_name"
+            source, field = _image_folder(path, options), "file_name"
         case "coco":
             _check_file(path)
+            _check_content(path)
             source, field = CocoSource(path), "file_name"
         case "hf" | "ms":
-            source = HubSource(str(path), image_field)
+            source = HubSource(str(path), image_field, split)
+    if isinstance(source, RecordSource):
+        source.max_line = max_line
     return source, field
+
+
+def _media_files(path: Path) -> Source:
+    """Return the source of a folder or pattern of images and videos."""
+    source = ImageFilesSource(path if path.is_dir() else None, str(path))
+    if source.is_empty:
+        raise SettingsError(f"there is no image and no video in {path}")
+    if find_spec("av") is None and source.has_only_videos:
+        needed("av", "video")
+    return source
 
 
 def _image_column(file: Path, kind: str) -> str | None:
     """Return the column of images unless it has a default name."""
     names = columns_of(file, kind)
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise SettingsError(f"{file.name} has two columns of the name {twice[0]!r}")
+    if twice := name_twice(names):
+        raise SettingsError(f"{file.name} has two columns of the name {twice!r}")
     if "image" in names or "images" in names:
         return None
-    return next((name for name in names if name in IMAGE_COLUMNS), None)
+    others = IMAGE_COLUMNS.difference(IMAGE_FIELDS)
+    return next((name for name in names if name in others), None)
 
 
-def _downloads(path: Path) -> Source:
-    """Return the source of img2dataset's output: tar shards or folders."""
-    if not path.is_dir():
-        raise SettingsError(f"{path} is no folder that img2dataset wrote to")
-    if shards := sorted(path.glob("*.tar")):
-        return ShardsSource(shards, path, with_failures=True)
-    return DownloadsSource(path)
-
-
-def _metadata_of(path: Path) -> Path:
-    """Return the table of Hugging Face's imagefolder."""
+def _image_folder(path: Path, options: _Options) -> Source:
+    """Return the source of Hugging Face's imagefolder, or of one of its tables."""
+    tables = [path]
     if path.is_dir():
-        tables = [path / name for name in METADATA if (path / name).exists()]
+        found = survey(path)
+        own = [table for table in found.metadata if has_file_names(table)]
+        every = own or found.exported or found.metadata
+        tables = _one_each(every)
+        for table in every:
+            if table not in tables:
+                logger.warning("%s is not read: another table is beside it", table)
         if not tables:
             raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
-        return tables[0]
-    if path.suffix not in _SUFFIXES:
+        tables = _of_split(tables, path, options.split)
+    elif path.suffix not in _SUFFIXES:
         raise SettingsError(f"{path} is no table of an imagefolder, such as {METADATA[0]}")
-    return path
+    elif options.split is not None:
+        raise no_split(options.split, [])
+    options = options._replace(split=None)
+    sources = [_open(table, _SUFFIXES[table.suffix], options)[0] for table in tables]
+    if len(tables) == 1 and (tables[0].parent == path or not path.is_dir()):
+        return sources[0]
+    names = (table.relative_to(path) for table in tables)
+    return ImageFolderSource([Part(*one) for one in zip(sources, names, strict=True)])
+
+
+def _one_each(tables: list[Path]) -> list[Path]:
+    """Return the first table of each folder."""
+    return list({table.parent: table for table in reversed(tables)}.values())[::-1]
+
+
+def _of_split(tables: list[Path], folder: Path, split: str | None) -> list[Path]:
+    """Return the tables of a split: those in the folder of its name."""
+    splits = [table.relative_to(folder).parts[0] for table in tables if table.parent != folder]
+    names = list(dict.fromkeys(splits))
+    if split is None:
+        if len(names) > 1:
+            logger.warning(
+                "the folders %s are read one after the other; --split reads one", ", ".join(names)
+            )
+        return tables
+    if split not in names:
+        raise no_split(split, names)
+    return [table for table in tables if table.relative_to(folder).parts[0] == split]
 
 
 def _format_of(path: Path) -> InputFormat:
@@ -172,53 +258,76 @@ def _format_of(path: Path) -> InputFormat:
         return _format_of_folder(path)
     if is_pattern(path):
         path = Path(next(iter(matches(text)), text))
-    if is_image(path.name):
+    if is_media(path.name):
         return "images"
-    if path.name in METADATA and _has_file_names(path):
+    if path.name in METADATA and not storage_url(path) and has_file_names(path):
         return "imagefolder"
     if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".zip")):
         raise SettingsError(f"{path} is compressed as a whole: unpack it, or name a plain .tar")
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     format_ = _SUFFIXES.get(name.suffix.lower(), "jsonl")
-    return "coco" if format_ == "json" and _is_coco(path) else format_
-
-
-def _is_coco(path: Path) -> bool:
-    try:
-        with open_binary(path) as file:
-            return _COCO.match(file.read(4_096)) is not None
-    except FILE_ERRORS:
-        return False  # the reader reports the error
-
-
-def _has_file_names(path: Path) -> bool:
-    """Tell whether a table has a column ``file_name``, as that of an imagefolder has."""
-    if path.suffix == ".parquet":
-        return "file_name" in columns_of(path, "parquet")
-    with path.open("rb") as file:
-        return b"file_name" in file.read(4_096)
+    return "coco" if format_ == "json" and _COCO.match(head_of(path)) else format_
 
 
 def _format_of_folder(folder: Path) -> InputFormat:
-    names = _without_outputs(sorted(entry.name for entry in folder.iterdir()))
-    if any(name in METADATA for name in names):
+    """Return the format of a folder; tell what is left aside."""
+    if saved_splits(folder) is not None:
+        return "arrow"
+    found = survey(folder)
+    metadata = [table for table in found.metadata if has_file_names(table)]
+    found.files.update(table.suffix for table in found.metadata if table not in metadata)
+    tables = next((suffix for suffix in _SHARED if found.files[suffix]), None)
+    if any(table.parent == folder for table in metadata) or (metadata and tables is None):
         return "imagefolder"
-    if any(name.endswith("_stats.json") for name in names):
+    if any(name.endswith("_stats.json") for name in found.names):
         return "img2dataset"
-    for suffix, format_ in _SUFFIXES.items():
-        if suffix in (".tar", ".parquet", ".arrow") and any(n.endswith(suffix) for n in names):
-            return format_
-    if not any(map(is_image, names)) and next(folder.rglob("*.parquet"), None):
-        return "parquet"
-    return "images"
+    for table in found.exported:
+        logger.warning("%s is an export of captions and not read; give its path to read it", table)
+    for table in found.metadata:
+        if table not in metadata and table.suffix != tables:
+            logger.warning("%s has no column file_name and is not read", table)
+    if tables is None:
+        return "images"
+    if beside := _counts(found.files, without=tables):
+        logger.warning(
+            "the %s files in %s are read; left aside, unless a record names them: %s",
+            tables,
+            folder,
+            beside,
+        )
+    return _SHARED[tables]
 
 
-def _without_outputs(names: list[str]) -> list[str]:
-    """Return file names without those of outputs, which have a checkpoint next to them."""
-    ending = ".jsonl.ckpt"
-    outputs = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-    patterns = [re.compile(re.sub(r"%0?\\?\d*d", r"\\d+", re.escape(name))) for name in outputs]
-    return [name for name in names if not any(one.fullmatch(name) for one in patterns)]
+def _counts(files: Counter[str], without: str) -> str:
+    """Return how many images and other tables there are."""
+    several = {
+        "images or videos": sum(count for suffix, count in files.items() if suffix in MEDIA),
+        **{f"{one} files": files[one] for one in _SHARED if one != without},
+    }
+    return ", ".join(f"{count} {what}" for what, count in several.items() if count)
+
+
+def _check_content(path: Path) -> None:
+    """Check that a file on this machine is text.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    if str(path) != "-" and storage_url(path) is None:
+        check_text(path.name, head_of(path))
+
+
+def _refuse(path: Path, why: str) -> None:
+    if why:
+        raise SettingsError(f"{path} {why}")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""  # the reader reports the error
 
 
 def _check_file(path: Path) -> None:
@@ -239,20 +348,19 @@ def _check_file(path: Path) -> None:
         raise SettingsError(f"the input {path} is not a regular file; it is read more than once")
 
 
-def _files(path: Path, suffix: str) -> list[Path]:
+def _files(path: Path, suffix: str, split: str | None = None) -> list[Path]:
     """Return the files of a path, a folder, a pattern or a range such as ``{000..099}``."""
     if path.is_dir():
-        inputs = set(_without_outputs([entry.name for entry in path.iterdir()]))
-        files = sorted(path.rglob(f"*{suffix}"))
-        found = [file for file in files if file.parent != path or file.name in inputs]
-    else:
-        found = []
-        for one in map(Path, expand(str(path))):
-            if is_pattern(one):
-                found += map(Path, matches(str(one)))
-            else:
-                _check_file(one)
-                found.append(one)
+        return tables_in(path, suffix, split)
+    if split is not None:
+        raise no_split(split, [])
+    found: list[Path] = []
+    for one in map(Path, expand(str(path))):
+        if is_pattern(one):
+            found += map(Path, matches(str(one)))
+        else:
+            _check_file(one)
+            found.append(one)
     if not found:
         raise SettingsError(f"there is no {suffix} file in {path}")
     return found

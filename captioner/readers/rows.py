@@ -23,16 +23,27 @@ from captioner.core.types import DIGEST, InputRecord
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
 
+MAX_LINE = 16 << 20
+"""Bytes of JSON; a longer record is a fault."""
+
+SHOWN = 200
+"""Bytes shown of a record that is too long."""
+
 BATCH_ROWS = 256
 BATCH_BYTES = 8 << 20
 """A batch is full at this number of rows, or of bytes with their images."""
 
 
 async def batches_from_thread(
-    records: Generator[InputRecord, None, None],
+    records: Generator[InputRecord, None, None], max_line: int = MAX_LINE
 ) -> AsyncIterator[list[InputRecord]]:
-    """Yield the records of a generator that blocks, in batches."""
-    batches = _batches(records)
+    """Yield the records of a generator that blocks, in batches.
+
+    Args:
+        records: The generator.
+        max_line: Length limit of a record in bytes, without images.
+    """
+    batches = _batches(records, max_line)
 
     def close(step: asyncio.Future[Any]) -> None:
         step.exception()  # an error after the run was stopped is not reported
@@ -56,7 +67,13 @@ async def batches_from_thread(
 
 
 class RecordSource(ABC):
-    """A source whose subclass reads its records one after the other, in a thread."""
+    """A source whose subclass reads its records one after the other, in a thread.
+
+    Attributes:
+        max_line: Length limit of a record in bytes, without images.
+    """
+
+    max_line = MAX_LINE
 
     @property
     def size(self) -> int:
@@ -65,7 +82,7 @@ class RecordSource(ABC):
 
     def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order."""
-        return batches_from_thread(self._records())
+        return batches_from_thread(self._records(), self.max_line)
 
     @abstractmethod
     def _records(self) -> Generator[InputRecord, None, None]:
@@ -73,12 +90,14 @@ class RecordSource(ABC):
 
 
 def _batches(
-    records: Generator[InputRecord, None, None],
+    records: Generator[InputRecord, None, None], max_line: int
 ) -> Generator[list[InputRecord], None, None]:
     batch: list[InputRecord] = []
     size = 0
     with closing(records):
         for record in records:
+            if len(record.raw) > max_line and record.fault is None:
+                record = _too_long(record, max_line)  # noqa: PLW2901 - takes its place
             batch.append(record)
             size += len(record.raw) + sum(len(data) for _, data in record.images)
             if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
@@ -86,6 +105,16 @@ def _batches(
                 batch, size = [], 0
     if batch:
         yield batch
+
+
+def _too_long(record: InputRecord, limit: int) -> InputRecord:
+    fault = "record_too_long", too_long_message(len(record.raw), limit)
+    return InputRecord(record.number, record.raw[:SHOWN], record.end, fault, digest(record.raw))
+
+
+def too_long_message(size: int, limit: int) -> str:
+    """Return the message about a record that is too long."""
+    return f"the record has {size} bytes; the most is {limit} (--max-line)"
 
 
 def record_of(
@@ -107,9 +136,14 @@ def record_of(
     return InputRecord(number, dumped(record), end, images=tuple(images))
 
 
-def plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON values, with its images as ``{"bytes": "<base64>"}``."""
-    values: dict[str, Any] = _plain(row, None, is_image=False)
+def plain(row: dict[str, Any], *, is_image: bool = False) -> dict[str, Any]:
+    """Return a row as JSON values, with its images as ``{"bytes": "<base64>"}``.
+
+    Args:
+        row: Values by column.
+        is_image: All bytes are images. By default only those in ``{bytes, path}`` are.
+    """
+    values: dict[str, Any] = _plain(row, None, is_image=is_image)
     return values
 
 

@@ -1,17 +1,14 @@
-"""Records from tables: CSV and TSV, Parquet, Arrow."""
+"""Records from tables: Parquet and Arrow."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import re
+import logging
 from typing import TYPE_CHECKING, Any
 
-from captioner.core.errors import SettingsError
+from captioner.core.descriptors import patiently
 from captioner.core.extras import needed
-from captioner.core.humanize import counted
-from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
+from captioner.readers.disguises import HEAD, not_itself
 from captioner.readers.rows import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -28,75 +25,12 @@ if TYPE_CHECKING:
 
     from captioner.core.types import InputRecord
 
-IMAGE_COLUMNS = frozenset({"image", "images", "jpg", "jpeg", "png", "webp"})
-"""Binary columns that hold images unless an option names one."""
+logger = logging.getLogger(__name__)
 
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")
-"""Surrogates that stand for bytes that are not UTF-8."""
-
-
-class CsvSource(RecordSource):
-    """The rows of a CSV or TSV file (RFC 4180); all values are text.
-
-    Args:
-        path: The file: UTF-8, possibly compressed.
-        delimiter: The character between two values.
-        max_line: Length limit of a value in characters.
-    """
-
-    def __init__(self, path: Path, delimiter: str, *, max_line: int) -> None:
-        self._path = path
-        self._delimiter = delimiter
-        csv.field_size_limit(max_line)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file on disk."""
-        return self._path.stat().st_size
-
-    def _records(self) -> Generator[InputRecord, None, None]:
-        number = 0
-        header: list[str] | None = None
-        with open_binary(self._path) as raw:
-            text = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
-            rows = csv.reader(text, delimiter=self._delimiter, strict=True)
-            while True:
-                try:
-                    row = next(rows, None)
-                except csv.Error as error:  # the reader continues with the next line
-                    number += 1
-                    place = {"file": self._path.name, "line": rows.line_num}
-                    yield fault_record(number, place, 0, "bad_row", f"the row is broken: {error}")
-                    continue
-                except FILE_ERRORS as error:
-                    place = {"file": self._path.name, "line": rows.line_num}
-                    message = f"the file breaks off: {error}"
-                    yield fault_record(number + 1, place, self.size, "bad_input", message)
-                    return
-                if row is None:
-                    return
-                if header is None and row:
-                    header = row
-                    if twice := [name for name in row if row.count(name) > 1]:
-                        raise SettingsError(
-                            f"{self._path.name}: the header names {twice[0]!r} twice"
-                        )
-                elif header is not None and row:
-                    number += 1
-                    yield self._record(number, row, header, position(raw))
-
-    def _record(self, number: int, row: list[str], header: list[str], end: int) -> InputRecord:
-        if len(row) != len(header):
-            message = f"the row has {counted(len(row), 'value')}, the header {len(header)}"
-            return fault_record(number, {"row": list(map(_text, row))}, end, "bad_row", message)
-        if any(not value.isascii() and _NOT_UTF8.search(value) for value in row):
-            values = dict(zip(header, map(_text, row), strict=True))
-            return fault_record(number, values, end, "bad_encoding", "the row is not UTF-8")
-        return record_of(number, dict(zip(header, row, strict=True)), end)
-
-
-def _text(value: str) -> str:
-    return value.encode(errors="surrogateescape").decode(errors="replace")
+IMAGE_COLUMNS = frozenset(
+    {"image", "images", "jpg", "jpeg", "png", "webp", "video", "videos", "mp4", "webm"}
+)
+"""Binary columns that hold images or videos unless an option names one."""
 
 
 class ArrowSource(RecordSource):
@@ -116,6 +50,7 @@ class ArrowSource(RecordSource):
     ) -> None:
         needed("pyarrow", "parquet")
         self._kind = kind
+        self._told = False
         self.paths = paths
         self.image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
 
@@ -134,21 +69,47 @@ class ArrowSource(RecordSource):
         for path in self.paths:
             size = path.stat().st_size
             place = {"file": path.name}
+            self._compare(path)
             for share, batch in self.tables(path):
                 end = before + int(share * size)
                 if isinstance(batch, str):
                     message = f"{path.name} cannot be read: {batch}"
                     yield broken_input(next(numbers), place, end, "bad_table", message)
                     continue
+                if twice := name_twice(batch.schema.names):
+                    message = f"{path.name} has two columns of the name {twice!r}"
+                    yield broken_input(next(numbers), place, end, "bad_table", message)
+                    break
                 for row in python_rows(batch):
                     number = next(numbers)
                     if isinstance(row, str):
-                        message = f"the row cannot be read: {row}"
+                        message = (
+                            f"row {number} of the input, in {path.name}, cannot be read: {row}"
+                        )
                         content = {**place, "row": number}
                         yield fault_record(number, content, end, "bad_row", message)
                     else:
                         yield record_of(number, row, end, self.image_columns)
             before += size
+
+    def _compare(self, path: Path) -> None:
+        """Tell of the first file whose columns are not those of the first of all."""
+        if self._told or path == self.paths[0]:
+            return
+        own, first = (set(columns_of(one, self._kind)) for one in (path, self.paths[0]))
+        if own and first and own != first:
+            self._told = True
+            lacks = [
+                f"{one.name} lacks {', '.join(sorted(names))}"
+                for one, names in ((path, first - own), (self.paths[0], own - first))
+                if names
+            ]
+            logger.warning("the tables have different columns: %s", "; ".join(lacks))
+
+
+def name_twice(names: Sequence[str]) -> str:
+    """Return a name that is there twice; empty if there is none."""
+    return next((name for name in names if names.count(name) > 1), "")
 
 
 def python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
@@ -171,9 +132,12 @@ def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
     For a group of rows that cannot be read, the reason takes the place of the batch.
     """
     arrow = needed("pyarrow", "parquet")
-    kind = kind or ("parquet" if path.suffix.lower() == ".parquet" else "arrow")
     try:
-        if kind == "parquet":
+        with patiently(lambda: path.open("rb")) as file:
+            why = not_itself(file.read(HEAD))
+        if why:
+            yield 1.0, f"it {why}"
+        elif (kind or _kind_of(path)) == "parquet":
             yield from _parquet_batches(path, arrow)
         else:
             for batch in _arrow_batches(path, arrow):
@@ -184,7 +148,7 @@ def read_tables(path: Path, kind: str = "") -> Iterator[tuple[float, Any]]:
 
 def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
     parquet = needed("pyarrow.parquet", "parquet")
-    with parquet.ParquetFile(path, pre_buffer=False) as file:
+    with patiently(lambda: parquet.ParquetFile(path, pre_buffer=False)) as file:
         groups = file.num_row_groups
         for group in range(groups):
             share = (group + 1) / groups
@@ -199,18 +163,38 @@ def _parquet_batches(path: Path, arrow: Any) -> Iterator[tuple[float, Any]]:
 
 
 def _arrow_batches(path: Path, arrow: Any) -> Iterator[Any]:
-    with arrow.memory_map(str(path)) as mapped:
-        try:
-            file = arrow.ipc.open_file(mapped)
-        except arrow.ArrowInvalid:  # the streaming format, as `datasets` writes it
-            mapped.seek(0)
-            yield from arrow.ipc.open_stream(mapped)
-        else:
-            yield from map(file.get_batch, range(file.num_record_batches))
+    with patiently(lambda: arrow.memory_map(str(path))) as mapped:
+        file = _opened(mapped, arrow)
+        streamed = not hasattr(file, "num_record_batches")
+        batches = file if streamed else map(file.get_batch, range(file.num_record_batches))
+        for batch in batches:
+            row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
+            count = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
+            for first in range(0, batch.num_rows, count):
+                yield batch.slice(first, count)
 
 
-def columns_of(path: Path, kind: str) -> list[str]:
+def _opened(mapped: Any, arrow: Any) -> Any:
+    """Return the reader of an Arrow file, or of the streaming format that `datasets` writes."""
+    try:
+        return arrow.ipc.open_file(mapped)
+    except arrow.ArrowInvalid:
+        mapped.seek(0)
+        return arrow.ipc.open_stream(mapped)
+
+
+def columns_of(path: Path, kind: str = "") -> list[str]:
     """Return the names of a table's columns; an empty list if it cannot be read."""
-    for _, batch in read_tables(path, kind):
-        return [] if isinstance(batch, str) else list(batch.schema.names)
-    return []
+    arrow = needed("pyarrow", "parquet")
+    try:
+        if (kind or _kind_of(path)) == "parquet":
+            with needed("pyarrow.parquet", "parquet").ParquetFile(path) as file:
+                return list(file.schema_arrow.names)
+        with arrow.memory_map(str(path)) as mapped:
+            return list(_opened(mapped, arrow).schema.names)
+    except (arrow.ArrowException, OSError):
+        return []
+
+
+def _kind_of(path: Path) -> str:
+    return "parquet" if path.suffix.lower() == ".parquet" else "arrow"

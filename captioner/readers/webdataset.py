@@ -1,4 +1,4 @@
-"""Records from tar shards in the WebDataset convention, and from img2dataset's output.
+"""Records from tar shards in the WebDataset convention.
 
 Consecutive members of a shard are one sample if their names are equal up to the first dot
 (https://github.com/webdataset/webdataset). The webdataset package is not used, because it reads
@@ -11,18 +11,23 @@ import itertools
 import os
 import re
 import tarfile
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.core.extras import needed
+from captioner.core.archive_index import ArchiveIndex, tar_index
+from captioner.core.descriptors import patiently
+from captioner.core.errors import BadImageError, BadRecordError, RecordError
+from captioner.core.filenames import escaped
 from captioner.core.keys import KeyTable, digest
-from captioner.readers.imagefiles import is_image
+from captioner.core.tarfiles import Member, NoMemberError, members
+from captioner.readers.disguises import HEAD, not_tar
+from captioner.readers.imagefiles import is_media
 from captioner.readers.rows import RecordSource, broken_input, fault_record, record_of
-from captioner.readers.tables import python_rows, read_tables
+from captioner.settings import IMAGE_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from captioner.core.types import InputRecord
@@ -31,7 +36,9 @@ LARGEST_TEXT = 1 << 20
 """Size limit in bytes of a member that is read as text; a larger one is skipped."""
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_DOWNLOADED = "success"
+_NAMES_SHOWN = 5
+_NO_SAMPLE = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|__MACOSX(?:/|$)|PaxHeaders?(?:\.\d+)?/)")
+"""Names of members that systems write: hidden files, and headers that old programs unpacked."""
 
 
 def expand(pattern: str) -> list[str]:
@@ -48,20 +55,31 @@ class ShardsSource(RecordSource):
     """The samples of tar shards.
 
     A record has the sample's name as ``__key__``, the fields of its ``.json`` member, its text
-    members by suffix, and its images as ``image`` in the form ``shard.tar#member``.
+    members by suffix, and its images as ``image`` in the form ``shard.tar#member``. A sample that
+    cannot be told from another one, or has no image, is a fault.
 
     Args:
         paths: The shards.
         folder: Names of shards in the records are relative to it.
-        with_failures: Report failed downloads from img2dataset's tables next to the shards.
+        image_field: Suffix of the member that is the image. The record has it under that name,
+            and the names of other images under their suffixes.
+        after: Called after each shard with its path, the numbers of the next records and its end;
+            returns more records.
     """
 
-    def __init__(self, paths: Sequence[Path], folder: Path, *, with_failures: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        folder: Path,
+        image_field: str | None = None,
+        after: Callable[[Path, Iterator[int], int], Iterator[InputRecord]] | None = None,
+    ) -> None:
         self.paths = paths
         self._folder = folder
-        self._with_failures = with_failures
-        if with_failures:
-            needed("pyarrow.parquet", "parquet")
+        self._after = after
+        is_general = image_field is None or image_field in IMAGE_FIELDS
+        self._image_field = None if is_general else image_field
+        self._name = (image_field if is_general else None) or "image"
 
     @property
     def size(self) -> int:
@@ -72,93 +90,171 @@ class ShardsSource(RecordSource):
         numbers = itertools.count(1)
         before = 0
         for path in self.paths:
-            name = os.path.relpath(path, self._folder)
+            name = escaped(os.path.relpath(path, self._folder))
             try:
-                yield from _samples(path, name, numbers, before)
+                with patiently(lambda: path.open("rb")) as file:  # noqa: B023 - called at once
+                    shard = _Shard(file, name, self._image_field, self._name)
+                    yield from shard.records(numbers, before)
             except (tarfile.TarError, OSError, EOFError) as error:
                 message = f"{name} breaks off: {error}"
                 yield broken_input(next(numbers), {"shard": name}, before, "bad_shard", message)
             if path.exists():
                 before += path.stat().st_size
-            if self._with_failures:
-                yield from _not_downloaded(path.with_suffix(".parquet"), numbers, before)
+            if self._after is not None:
+                yield from self._after(path, numbers, before)
 
 
-def _samples(path: Path, name: str, numbers: Iterator[int], before: int) -> Iterator[InputRecord]:
-    """Yield the samples of a shard that begins ``before`` bytes after the start of the input."""
-    with tarfile.open(path, "r:") as shard:
+class _Shard:
+    """A shard that is open."""
+
+    def __init__(
+        self, file: IO[bytes], name: str, image_field: str | None, images_name: str
+    ) -> None:
+        self._file = file
+        self._name = name
+        self._image_field = image_field
+        self._images_name = images_name
+        self._damage: NoMemberError | None = None
+        self._index: ArchiveIndex[tuple[int, int]] | None = None
+        if why := not_tar(file.read(HEAD)):
+            raise tarfile.ReadError(f"it {why}")
+
+    def records(self, numbers: Iterator[int], before: int) -> Iterator[InputRecord]:
+        """Yield the samples; the shard begins ``before`` bytes after the start of the input."""
         seen = KeyTable(offsets=False)
-        for key, members in itertools.groupby(_members(shard), lambda one: _split(one.name)[0]):
-            record = _sample(key, members, name, shard)
-            if record is None:
-                continue
-            end = before + shard.offset
-            key_digest = digest(key.encode(errors="replace"))
-            if seen.find(key_digest) is None:
-                yield record_of(next(numbers), record, end)
-            else:
-                message = f"{name} has two samples of the name {key}"
-                yield fault_record(next(numbers), record, end, "bad_shard", message)
+        for key, group in itertools.groupby(self._members(), lambda one: split_name(one.name)[0]):
+            try:
+                sample = list(group)
+            except tarfile.ReadError as error:
+                raise tarfile.ReadError(f"{error} (sample {escaped(key)})") from None
+            end = before + sample[-1].end
+            key_digest = digest(key.encode(errors="surrogateescape"))
+            is_new = seen.find(key_digest) is None
             seen.add(key_digest)
-        _check_end(shard, path)
+            try:
+                record = self._sample(key, sample, is_new=is_new)
+                yield record_of(next(numbers), record, end)
+            except RecordError as error:
+                names = [escaped(one.name) for one in sample[:_NAMES_SHOWN]]
+                content = {"__key__": escaped(key), "shard": self._name, "members": names}
+                yield fault_record(next(numbers), content, end, error.code, error.message)
+
+        if self._damage is not None:
+            raise self._damage
+
+    def _members(self) -> Iterator[Member]:
+        """Yield the members of samples, up to where the shard is damaged."""
+        try:
+            for member in members(self._file):
+                if member.kind == "other" or _NO_SAMPLE.search(member.name):
+                    continue
+                if member.kind == "link" and self._is_folder(member.name):
+                    continue
+                yield member
+        except NoMemberError as error:
+            self._damage = error
+
+    def _sample(self, key: str, sample: Sequence[Member], *, is_new: bool) -> dict[str, Any]:
+        """Return the record of one sample.
+
+        Raises:
+            RecordError: It has no image, or its members cannot be told from each other.
+        """
+        if not is_new:
+            raise BadRecordError(
+                "bad_shard",
+                f"{self._name} has members of the sample {escaped(key)} in two places: sort the "
+                "members (tar --sort=name), or give each sample a name of its own",
+            )
+        record: dict[str, Any] = {"__key__": escaped(key)}
+        images: list[tuple[str, str]] = []  # field and reference
+        names: set[str] = set()
+        for member in sample:
+            field = split_name(member.name)[1]
+            shown = f"{self._name}#{escaped(member.name)}"
+            name = member.name if is_media(f"x.{field}") else field
+            if name in names:
+                raise BadRecordError(
+                    "bad_shard", f"the sample {escaped(key)} has the member {shown} twice"
+                )
+            names.add(name)
+            if member.kind == "sparse":
+                raise BadRecordError(
+                    "bad_shard", f"{shown} is a sparse file: write the shard without --sparse"
+                )
+            if is_media(f"x.{field}"):
+                images.append((field, shown))
+            elif (data := self._text(member)) is not None:
+                add_text(record, escaped(field), data)
+        self._add_images(record, images, sample)
+        return record
+
+    def _add_images(
+        self, record: dict[str, Any], images: list[tuple[str, str]], sample: Iterable[Member]
+    ) -> None:
+        wanted = self._image_field
+        chosen = [shown for field, shown in images if wanted is None or field == wanted.lower()]
+        if not chosen and not record.get(wanted or ""):
+            names = [escaped(one.name) for one in sample]
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            raise BadRecordError(
+                "no_image",
+                f"the sample {record['__key__']} of {self._name} has no image"
+                f"{f' .{wanted}' if wanted else ''}: its members are "
+                f"{', '.join(names[:_NAMES_SHOWN])}{more}",
+            )
+        if chosen:
+            record[wanted or self._images_name] = chosen[0] if len(chosen) == 1 else chosen
+        for field, shown in images:
+            if shown not in chosen:
+                record.setdefault(field, shown)
+
+    def _is_folder(self, link: str) -> bool:
+        """Tell whether a link without a suffix leads to a folder."""
+        if split_name(link)[1]:
+            return False
+        try:
+            return self._links().is_folder(link)
+        except BadImageError:  # a circle: reported where the member is read
+            return False
+
+    def _links(self) -> ArchiveIndex[tuple[int, int]]:
+        if self._index is None:
+            self._index = tar_index(self._file, self._name)
+        return self._index
+
+    def _text(self, member: Member) -> bytes | None:
+        """Return the bytes of a member that may be text; None if it is too large."""
+        offset, size = member.offset, member.size
+        if member.kind == "link":
+            try:
+                offset, size = self._links().find(member.name)
+            except BadImageError as error:
+                raise BadRecordError("bad_shard", error.message) from None
+        if size > LARGEST_TEXT:
+            return None
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) < size:
+            raise EOFError("unexpected end of data")
+        return data
 
 
-def _members(shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a shard, without the list of them that tarfile keeps."""
-    while (member := shard.next()) is not None:
-        shard.members = []  # type: ignore[attr-defined]
-        yield member
-
-
-def _check_end(shard: tarfile.TarFile, path: Path) -> None:
-    """Check that a shard is complete: tarfile takes a broken header for the end.
-
-    Raises:
-        tarfile.ReadError: The shard has no end marker.
-    """
-    with path.open("rb") as file:
-        file.seek(shard.offset)
-        mark = file.read(tarfile.BLOCKSIZE)
-    if mark != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("what follows is no member, and no end")
-
-
-def _split(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Return the sample's key and the field: the parts of a name around its first dot."""
     folder, slash, base = name.rpartition("/")
     key, _, field = base.partition(".")
     return folder + slash + key, field.lower()
 
 
-def _sample(
-    key: str, members: Iterator[tarfile.TarInfo], shard_name: str, shard: tarfile.TarFile
-) -> dict[str, Any] | None:
-    """Return the record of one sample; None if it has no image."""
-    record: dict[str, Any] = {"__key__": key}
-    images: list[str] = []
-    for member in members:
-        if not member.isfile():
-            continue
-        field = _split(member.name)[1]
-        if is_image(f"x.{field}"):
-            images.append(f"{shard_name}#{member.name}")
-        elif member.size <= LARGEST_TEXT:
-            data = cast("IO[bytes]", shard.extractfile(member)).read()
-            _add_text(record, field, data)
-    if not images:
-        return None
-    record["image"] = images[0] if len(images) == 1 else images
-    return record
-
-
-def _add_text(record: dict[str, Any], field: str, data: bytes) -> None:
+def add_text(record: dict[str, Any], field: str, data: bytes) -> None:
     """Add the text of a member to the record."""
     if field == "json":
         try:
             value = orjson.loads(data)
         except orjson.JSONDecodeError:
             value = data.decode(errors="replace")
-        if isinstance(value, dict) and "image" not in value and "__key__" not in value:
+        if isinstance(value, dict) and "image" not in value and value.keys().isdisjoint(record):
             record.update(value)
         else:
             record["json"] = value
@@ -167,45 +263,3 @@ def _add_text(record: dict[str, Any], field: str, data: bytes) -> None:
         record[field] = data.decode().strip()
     except UnicodeDecodeError:
         return  # binary data, such as a NumPy array, is not part of the record
-
-
-class DownloadsSource(RecordSource):
-    """The files that img2dataset wrote: folders of ``key.jpg``, ``key.txt`` and ``key.json``."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        needed("pyarrow.parquet", "parquet")
-
-    def _records(self) -> Generator[InputRecord, None, None]:
-        numbers = itertools.count(1)
-        for table in sorted(self._folder.glob("*.parquet")):
-            shard = self._folder / table.stem
-            names = sorted(entry.name for entry in shard.iterdir()) if shard.is_dir() else []
-            for key, files in itertools.groupby(names, lambda name: _split(name)[0]):
-                record: dict[str, Any] = {"__key__": key}
-                image = ""
-                for name in files:
-                    if is_image(name):
-                        image = f"{table.stem}/{name}"
-                    else:
-                        _add_text(record, _split(name)[1], (shard / name).read_bytes())
-                if image:
-                    yield record_of(next(numbers), {**record, "image": image}, 0)
-            yield from _not_downloaded(table, numbers, 0)
-
-
-def _not_downloaded(table: Path, numbers: Iterator[int], end: int) -> Iterator[InputRecord]:
-    """Yield a fault for each row of img2dataset's table whose image was not downloaded."""
-    if not table.exists():
-        return
-    for _, batch in read_tables(table):
-        for row in [batch] if isinstance(batch, str) else python_rows(batch):
-            if isinstance(row, str):
-                message = f"{table.name} cannot be read: {row}"
-                content = {"file": table.name}
-                yield fault_record(next(numbers), content, end, "bad_table", message)
-            elif row.get("status", _DOWNLOADED) != _DOWNLOADED:
-                reason = row.get("error_message") or row["status"]
-                message = f"img2dataset could not get it: {reason}"
-                fields = {name: row.get(name) for name in ("key", "url", "status")}
-                yield fault_record(next(numbers), fields, end, "not_downloaded", message)

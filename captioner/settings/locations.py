@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
 HUBS = ("hf:", "ms:")
 COMPRESSED = (".gz", ".zst")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Names of the table of Hugging Face's imagefolder."""
+
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 STORAGE = re.compile(r"(s3a?|gs|gcs|hf|az|abfs|memory|file):/+(.+)")
 """URLs of object stores as paths, which have one slash instead of two."""
@@ -22,6 +25,11 @@ def storage_url(path: Path) -> str | None:
         return None
     slash = "/" if found[1] == "file" else ""
     return f"{found[1]}://{slash}{found[2]}"
+
+
+def location(path: Path) -> str:
+    """Return a path as users write it: an object in a store by its URL."""
+    return storage_url(path) or str(path)
 
 
 def is_pattern(path: Path) -> bool:

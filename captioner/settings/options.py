@@ -66,7 +66,7 @@ CODES = (
 MAX_SIDE = 2_048
 """Longer side of an image if neither an option nor the model's rule sets one."""
 
-IMAGE_FIELDS = ("image", "images")
+IMAGE_FIELDS = ("image", "images", "video", "videos")
 CONVERSATION_FIELDS = ("conversation", "conversations", "messages")
 
 
@@ -218,7 +218,8 @@ class PromptSettings(_Group):
         "and text, search is keywords."
     )
     schema: str | None = _option(
-        "File with a JSON Schema that every response must follow. The caption is an object."
+        "File with a JSON Schema that responses must follow. The caption is an object; only with "
+        "--accept truncated may it be the beginning of one, as text."
     )
     ask: tuple[str, ...] = _option(
         "NAME=QUESTION: replace the record's question and write the response to field NAME. "
@@ -281,8 +282,13 @@ class RecordSettings(_Group):
     input_format: InputFormat | None = _common(  # noqa: RUF009 - a Literal by another name
         "Format of INPUT. Default: by its name."
     )
+    split: str | None = _option(
+        "Split to read: of a data set on a hub, of a folder that save_to_disk wrote, or of an "
+        "imagefolder. Default: train on a hub, else all, one after the other."
+    )
     image_field: str | None = _common(
-        "Field that holds the image or images. Default: image, else images."
+        "Field of the image or images; suffix of a tar member. Default: image, images, video or "
+        "videos."
     )
     conversation_field: str | None = _option(
         "Field that holds the conversation. Default: conversation, conversations or messages."
@@ -307,6 +313,8 @@ class RecordSettings(_Group):
     max_line: int = _tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
 
     def _check(self) -> None:
+        if self.split == "":
+            raise SettingsError("split: must not be empty")
         if not self.output_field:
             raise SettingsError("output-field: must not be empty")
         if self.id_field == self.output_field:
@@ -359,7 +367,13 @@ class ImageSettings(_Group):
         "Colour under transparent parts, by name or as #rrggbb. With none, transparency is kept.",
         "white",
     )
-    frames: int = _option("Frames of an animated image to send, evenly spaced.", 1)
+    frames: int | str | None = _option(
+        "Frames of a video or an animated image to send: N evenly spaced, or scene:N, the first "
+        "and those at the strongest changes. Default: 8 of a video, 1 of an image."
+    )
+    frame_times: bool = _option(
+        "Say before each frame of a video or an animated image when it is shown.", default=False
+    )
     verify: Literal["structure", "full", "off"] = _option(
         "Check of images that are sent unchanged; full decodes each.", "structure"
     )
@@ -375,6 +389,7 @@ class ImageSettings(_Group):
     )
     image_timeout: float = _tuning("Seconds to decode one image.", 30.0, unit="seconds")
     max_image_bytes: int = _tuning("Maximum size of an image file.", 256 << 20, unit="bytes")
+    max_video_bytes: int = _tuning("Maximum size of a video file.", 512 << 20, unit="bytes")
     max_image_pixels: int = _tuning("Maximum pixels of an image that is decoded.", 178_956_970)
     memory: int = _tuning(
         "Memory for prepared images, independent of the concurrency.", 256 << 20, unit="bytes"
@@ -395,6 +410,23 @@ class ImageSettings(_Group):
                 ImageColor.getrgb(self.background)
             except ValueError:
                 raise SettingsError(f"background: {self.background!r} is not a colour") from None
+        count, by_scene = self.frames_of(1)
+        if self.frames is not None and not by_scene:
+            object.__setattr__(self, "frames", count)
+
+    def frames_of(self, default: int) -> tuple[int, bool]:
+        """Return the number of frames to send, and whether the strongest changes are wanted.
+
+        Args:
+            default: The number if no option sets it.
+
+        Raises:
+            SettingsError: ``frames`` is neither a number nor ``scene:`` and a number.
+        """
+        found = _FRAMES.fullmatch(str(default if self.frames is None else self.frames))
+        if found is None:
+            raise SettingsError(f"frames: {self.frames!r} is neither N nor scene:N, such as 8")
+        return int(found[2]), found[1] is not None
 
     @property
     def longest_side(self) -> int | None:
@@ -471,6 +503,9 @@ class RunSettings(_Group):
         30.0,
         unit="seconds",
         zero=True,
+    )
+    cache_size: int = _tuning(
+        "Maximum size of the cache. Its oldest captions are removed first.", 10 << 30, unit="bytes"
     )
     disk_wait: float = _tuning(
         "Seconds to wait for space on a full disk.", 600.0, unit="seconds", zero=True
@@ -552,6 +587,8 @@ def option_groups() -> dict[str, str]:
     """Return the name of every option with the name of its group."""
     return {option.name: group for group, kind in GROUPS.items() for option in fields(kind)}
 
+
+_FRAMES = re.compile(r"(scene:)?0*([1-9]\d{0,5})", re.ASCII)
 
 _FIELD_NAME = r"[\w!#$%&'*+.^`|~-]+"
 """A header's name; RFC 9110, section 5.6.2."""

@@ -12,7 +12,7 @@ from captioner.core.keys import RecordKeys
 from captioner.core.row import FLAG, field_names
 from captioner.core.secrets import sealed
 from captioner.settings.flags import all_options, stored_options
-from captioner.settings.locations import COMPRESSED, is_elsewhere
+from captioner.settings.locations import COMPRESSED, is_elsewhere, location, storage_url
 from captioner.settings.options import (
     CONVERSATION_FIELDS,
     GROUPS,
@@ -70,6 +70,11 @@ class Settings:
         if self.output == Path("-"):
             raise SettingsError("output: name a file; captions cannot go to standard output")
         run, batch, ray = self.run, self.batch, self.cluster.engine == "ray"
+        if self.output is not None and (url := storage_url(self.output)) and not ray:
+            raise SettingsError(
+                f"output: only a run with --ray can write to an object store ({url}); name a local "
+                "file with -o and copy it when the run is finished"
+            )
         if batch.any and (run.processes > 1 or len(self.each_endpoint) > 1):
             raise SettingsError("batch-api: it takes one endpoint and one process")
         if ray and (batch.any or run.processes > 1):
@@ -181,7 +186,9 @@ class Settings:
             raise SettingsError("name an output: without an input there is no default")
         named = self.input if self.input.name not in ("", "..") else self.input.resolve()
         if is_elsewhere(self.input) or not named.name:
-            raise SettingsError(f"name the output with -o: {self.input} has no default output")
+            raise SettingsError(
+                f"name the output with -o: {location(self.input)} has no default output"
+            )
         if named.suffix.lower() in COMPRESSED:
             named = named.with_suffix("")
         return named.with_name(f"{named.stem}.captions.jsonl")
@@ -214,8 +221,12 @@ class Settings:
 _SHAPING_PROMPT = (
     "system_prompt", "prompt", "max_tokens", "temperature", "detail", "preset", "schema",
 )  # fmt: skip
-_SHAPING_IMAGES = ("max_pixels", "min_side", "size_for", "max_bytes", "background", "frames")
-_SHAPING_RECORDS = ("image_field", "input_format", "prompt_field", "conversation_field")
+_SHAPING_IMAGES = (
+    "max_pixels", "min_side", "size_for", "max_bytes", "background", "frames", "frame_times",
+)  # fmt: skip
+_SHAPING_RECORDS = (
+    "split", "image_field", "input_format", "prompt_field", "conversation_field",
+)  # fmt: skip
 
 
 def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettings:

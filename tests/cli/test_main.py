@@ -60,6 +60,7 @@ SAMPLES = {
     "temperature": 0.25,
     "drain": 3.5,
     "disk_wait": 4.5,
+    "cache_size": 5_000_000,
     "max_tokens": 11,
     "limit": 12,
     "max_side": 13,
@@ -69,7 +70,9 @@ SAMPLES = {
     "size_for": "gpt-4o",
     "max_bytes": 23,
     "background": "#ff0000",
+    "existing": "skip",
     "frames": 24,
+    "frame_times": True,
     "verify": "full",
     "pass_urls": True,
     "allow_private_urls": True,
@@ -80,6 +83,7 @@ SAMPLES = {
     "dedup": False,
     "cache": Path("some-cache"),
     "max_image_bytes": 14,
+    "max_video_bytes": 27,
     "memory": 15,
     "concurrency": 16,
     "max_attempts": 17,
@@ -234,7 +238,7 @@ def test_the_key_variable_is_no_unknown_option(parsed, monkeypatch):
 
 
 def test_retry_failed_stands_alone_or_with_a_code(parsed):
-    """--retry-failed means all of them, wherever it stands."""
+    """The older --retry-failed without a code means all failures, wherever it stands."""
     assert parsed("--retry-failed", "in.jsonl").run.retry_failed == "all"
     assert parsed("in.jsonl", "--retry-failed").run.retry_failed == "all"
     assert parsed("in.jsonl", "--retry-failed=bad_json").run.retry_failed == "bad_json"
@@ -252,7 +256,7 @@ def test_retry_failed_is_a_switch_as_well(parsed, monkeypatch, tmp_path):
 
 
 def test_a_code_after_a_space_is_told_how_to_be_written(refused):
-    """Whoever writes --retry-failed CODE, as with any other flag, is told to use =."""
+    """The older --retry-failed CODE without = is refused with the spelling that works."""
     assert "--retry-failed=" in refused("in.jsonl", "--retry-failed", "bad_json")
 
 
@@ -434,7 +438,7 @@ def test_tuning_flags_have_a_section_of_their_own(capsys):
     tuning = capsys.readouterr().out.partition("\nTuning:\n")[2]
     listed = set(re.findall(r"^  --([\w-]+)", tuning, re.MULTILINE))
     assert listed == {option.key for option in all_options().values() if option.tuning}
-    assert len(listed) == 15
+    assert len(listed) == 17
 
 
 @pytest.mark.parametrize(

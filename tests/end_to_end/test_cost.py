@@ -81,6 +81,7 @@ async def test_a_record_takes_no_more_calls_than_it_did(tmp_path):
     """
     (tmp_path / "a.jpg").write_bytes(jpeg(1, (64, 48)))
     few, many = write(tmp_path, "few.jsonl", 400), write(tmp_path, "many.jsonl", 1_200)
+    await calls_of_a_run(few, tmp_path / "warm.out.jsonl")  # what is made once is made before
     first, again = [], []
     for turn in range(3):
         outputs = tmp_path / f"few{turn}.out.jsonl", tmp_path / f"many{turn}.out.jsonl"

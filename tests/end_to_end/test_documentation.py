@@ -18,7 +18,7 @@ import captioner
 from captioner.core import errors
 from captioner.endpoints.blame import STOP_FIRST, STOP_LATER
 from captioner.endpoints.circuit_breaker import LOADING_S, NEVER_CAPTIONED_S
-from captioner.endpoints.replies import finish_family
+from captioner.endpoints.finish_reasons import finish_family
 from captioner.endpoints.reply_rules import Verdict, verdict_of
 from captioner.settings.flags import all_options
 from captioner.settings.options import CODES

@@ -20,7 +20,8 @@ LOOP = "The cat sits on the mat. " * 30
 
 async def caption(source: Path, endpoint: FakeEndpoint, **options: Any):
     said: list[str] = []
-    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 4, **options}
+    options = {"existing": "replace", "concurrency": 4, **options}
+    options = {"base_url": endpoint.base_url, "model": "m", **options}
     report = await run_batch(source, warn=said.append, **options)
     failures = Path(report.failures)
     failed = rows(failures) if failures.exists() else []

@@ -297,7 +297,7 @@ async def test_passing_trouble_is_retried_until_it_passes(make_input, endpoint) 
     ],
 )
 async def test_a_hopeless_endpoint_stops_the_run_and_keeps_what_is_done(
-    make_input, endpoint, reply, error
+    make_input, endpoint, reply, error, short_pauses
 ) -> None:
     """A wrong key or an empty account ends the run soon; what was paid for is saved."""
     source = make_input(200)

@@ -7,7 +7,13 @@ from typing import Any
 import orjson
 import pytest
 
-from captioner.core.errors import BadReplyError, ImageRejectedError, ParameterError, RefusedError
+from captioner.core.errors import (
+    BadReplyError,
+    EndpointRefusedError,
+    ImageRejectedError,
+    ParameterError,
+    RefusedError,
+)
 from captioner.core.types import EncodedImage, ImageRef, RequestOverrides, Response, Turn
 from captioner.endpoints.openai_chat import OpenAIChat
 
@@ -232,3 +238,94 @@ def test_a_value_out_of_range_is_no_unsupported_parameter(reply) -> None:
     """What the user chose is not dropped for all because one request went too far."""
     dialect = OpenAIChat("m", max_tokens=300, temperature=0.2)
     assert isinstance(refused(dialect, reply), RefusedError)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "cannot tell: broken data stream when reading image file",
+        "This image of seed packets was rejected by a reviewer",
+        "The image stream is truncated",
+        "the thermometer shows a temperature not seen in nature",
+        "too much detail is in the image",
+        "Could not finish the message because max_tokens or model output limit was reached.",
+        "max_tokens must be at least 1, got -120.",
+    ],
+)
+def test_words_about_one_image_name_no_parameter(said) -> None:
+    """Parameters have the names of common things; an image may show these."""
+    options = {"max_tokens": 300, "temperature": 0.2, "detail": "low", "stream": True}
+    dialect = OpenAIChat("m", extra={"seed": 1}, **options)
+    for reply in (openai_error(said, None, None), {"detail": {"error": said}}, {"detail": said}):
+        assert not isinstance(refused(dialect, reply), ParameterError)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("Streaming is not supported for this model.", "stream"),
+        ("stream mode is not supported", "stream"),
+        ("Unrecognized request argument supplied: seed", "seed"),
+        ("seed: Extra inputs are not permitted", "seed"),
+        ('json: unknown field "stream_options"', "stream_options"),
+        ("property 'body.stream_options' is unsupported", "stream_options"),
+        ("Model x does not support parameter reasoningEffort.", "reasoning_effort"),
+        ("temperature is deprecated for this model", "temperature"),
+        ("The value of temperature is out of range: it must be 1", "temperature"),
+        ("'detail' must be auto", "detail"),
+        ("got an unexpected keyword argument 'think'", "think"),
+        ('"qwen2.5vl:7b" does not support thinking', "thinking"),
+        ("Budget 0 is invalid. This model only works in thinking mode.", "thinking"),
+        ("maxOutputTokens is not supported", "max_tokens"),
+    ],
+)
+def test_a_parameter_is_refused_in_many_words(said, name) -> None:
+    """Quotes, or words that refuse, tell a parameter from a word of the same letters."""
+    options = {"max_tokens": 300, "temperature": 0.2, "detail": "low", "stream": True}
+    dialect = OpenAIChat("m", extra={"seed": 1}, **options)
+    body(dialect, RequestOverrides(thinking=False))
+    error = refused(dialect, openai_error(said, None, None))
+    assert isinstance(error, ParameterError)
+    assert error.parameter == name
+    assert dialect.adapt(name)
+    sent = body(dialect, RequestOverrides(thinking=False))
+    assert name not in sent
+    assert "detail" not in str(sent["messages"]) or name != "detail"
+
+
+def test_the_providers_words_behind_a_router_name_the_parameter() -> None:
+    """OpenRouter tells what the provider said as a text of JSON."""
+    raw = orjson.dumps(openai_error("Unsupported parameter", "temperature", None)).decode()
+    said = {"message": "Provider returned error", "code": 400, "metadata": {"raw": raw}}
+    assert refused(OpenAIChat("m", temperature=1), {"error": said}).parameter == "temperature"
+
+
+def test_without_a_stream_there_are_no_stream_options() -> None:
+    """What makes no sense alone goes together; so does all that switches thinking."""
+    dialect = OpenAIChat("m", stream=True)
+    assert dialect.adapt("stream")
+    assert not {"stream", "stream_options"} & body(dialect).keys()
+    off = RequestOverrides(thinking=False)
+    assert {"think", "reasoning_effort"} <= body(dialect, off).keys()
+    assert dialect.adapt("thinking")
+    assert body(dialect, off).keys() == {"model", "messages"}
+
+
+def test_a_change_that_did_not_help_is_taken_back() -> None:
+    """A parameter that is refused although it was not sent was not the cause, now and later."""
+    dialect = OpenAIChat("m", extra={"seed": 1})
+    assert dialect.adapt("seed") == "no seed"
+    assert "seed" not in body(dialect)
+    version = dialect.version
+    assert dialect.adapt("seed") == ""
+    assert body(dialect)["seed"] == 1
+    assert dialect.version > version
+    assert dialect.adapt("seed") == ""
+    assert body(dialect)["seed"] == 1
+
+
+def test_a_model_that_only_streams_is_told_how_to_be_asked() -> None:
+    """The way out is an option of ours."""
+    reply = openai_error("This model only support stream mode", None, "invalid_parameter_error")
+    with pytest.raises(EndpointRefusedError, match="Run with --stream"):
+        OpenAIChat("m").judge(Response(400, {}, orjson.dumps(reply)))

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from captioner.endpoints.limiter import DECREASE, AimdLimit, Limiter, TokenBucket, start_of
+from captioner.endpoints.limiter import DECREASE, HALVE, AimdLimit, Limiter, TokenBucket, start_of
 
 
 def full_round(window: AimdLimit, bad: int = 0) -> None:
@@ -53,6 +53,16 @@ def test_a_whole_cohort_that_fails_is_one_decrease() -> None:
     window = AimdLimit(128, 128.0)
     full_round(window, bad=128)
     assert window.limit == pytest.approx(128 * DECREASE)
+
+
+def test_requests_that_were_given_up_halve_the_limit() -> None:
+    """The server still works on them: the limit comes down in a few round trips, once in each."""
+    window = AimdLimit(64, 64.0)
+    for left in (32, 16, 8):
+        epoch = window.epoch
+        for _ in range(int(window.limit)):
+            window.overloaded(epoch, HALVE)
+        assert window.limit == left
 
 
 def test_after_trouble_the_limit_creeps_up() -> None:

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
+import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -21,6 +25,7 @@ from conftest import StrayResponse, jpeg, rows
 from endpoint import FakeEndpoint, Reply
 from yarl import URL
 
+from captioner.core import descriptors
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.types import Request
@@ -66,9 +71,11 @@ async def transport_to(base_url: str, **options: Any) -> AsyncIterator[AiohttpTr
 async def raw_server(answer: Handler) -> AsyncIterator[str]:
     """Serve one exchange per connection exactly as told, and yield the base URL."""
     tasks: set[asyncio.Task[Any]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.current_task())
+        writers.append(writer)
         try:
             await reader.readuntil(b"\r\n\r\n")
             await answer(reader, writer)
@@ -85,6 +92,10 @@ async def raw_server(answer: Handler) -> AsyncIterator[str]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 def says(*parts: bytes) -> Handler:
@@ -286,9 +297,12 @@ async def test_proxy_is_ignored_on_loopback(monkeypatch, endpoint, host):
 KEY = SimpleNamespace(host="example.org", port=443, ssl=True, is_ssl=True)
 INFO = aiohttp.RequestInfo(CHAT, "POST", {}, CHAT)
 REFUSED = ConnectionRefusedError(111, "Connection refused")
+NO_NAME = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+AGAIN = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 FAULTS = [
     (aiohttp.ClientConnectorError(KEY, REFUSED), "connection"),
     (aiohttp.ClientConnectorDNSError(KEY, OSError(-2, "Name or service not known")), "connection"),
+    (aiohttp.ClientConnectorDNSError(KEY, NO_NAME), "connection"),
     (aiohttp.ClientProxyConnectionError(KEY, REFUSED), "connection"),
     (aiohttp.ConnectionTimeoutError("Connection timeout to host"), "connection"),
     (aiohttp.ServerDisconnectedError(), "disconnected"),
@@ -317,6 +331,14 @@ async def test_every_error_of_the_client_is_a_fault(error, code):
     with aioresponses() as mock:
         mock.get(MODELS_URL, exception=error)
         assert (await fault_of(BASE, MODELS)).code == code
+
+
+@pytest.mark.parametrize(("why", "unknown"), [(NO_NAME, True), (AGAIN, False), (REFUSED, False)])
+async def test_a_host_that_does_not_exist_is_told_from_one_that_is_not_found_now(why, unknown):
+    """A name service in trouble is waited for; a wrong name is not."""
+    with aioresponses() as mock:
+        mock.get(MODELS_URL, exception=aiohttp.ClientConnectorDNSError(KEY, why))
+        assert (await fault_of(BASE, MODELS)).is_unknown_host is unknown
 
 
 @pytest.mark.parametrize(("error", "code"), FAULTS, ids=lambda value: type(value).__name__)
@@ -483,7 +505,6 @@ async def test_a_reply_that_nobody_asked_for():
     assert asked == 4
 
 
-@both_clients
 async def test_a_late_reply_to_another_question():
     """What comes again to a question about models is never taken for a reply to a caption."""
     sent = asyncio.Event()
@@ -561,7 +582,6 @@ async def test_a_refusal_ends_its_connection():
     assert connections == 2
 
 
-@both_clients
 async def test_a_server_that_does_not_read_keeps_nothing_of_ours():
     """When its time is over, a request is given up with what was still to be sent."""
     closed = asyncio.Event()
@@ -928,3 +948,142 @@ async def test_captions_over_tls_through_a_proxy(endpoint, make_input, run_comma
     assert asked[0].startswith(f"CONNECT vlm.example:{port} HTTP/1.1\r\n".encode())
     assert b"Proxy-Authorization: Basic dXNlcjp3b3Jk" in asked[0]
     assert b"sk-1" not in asked[0]
+
+
+ECHOED = "sk-Echo5d1234567890"
+
+
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("", {"api_key": ECHOED}),
+        ("", {"headers": [("X-Goog-Api-Key", ECHOED)]}),
+        ("", {"headers": [("Authorization", f"Bearer {ECHOED}")]}),
+        (f"?key={ECHOED}", {}),
+        ("", {"secrets": [ECHOED]}),
+    ],
+)
+@pytest.mark.parametrize(
+    "sent", [ECHOED, "".join(f"\\u{ord(char):04x}" for char in ECHOED)], ids=["plain", "escaped"]
+)
+async def test_a_key_that_comes_back_is_masked(endpoint, status, query, options, sent):
+    """Whatever the status of a response, wherever the key was given, and however it is spelled."""
+    body = f'{{"message": "bad {sent}", "x": "{"y" * 2_000}"}}'.encode()
+    endpoint.behave = lambda _: Reply(status, body)
+    async with transport_to(endpoint.base_url + query, **options) as transport:
+        reply = await transport.send(body_with("x"))
+    assert b"bad ***" in reply.body
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "lm-studio", "k"])
+async def test_a_word_that_is_the_key_stays_in_captions(endpoint, key):
+    """Local servers take any key; what the caption says is not touched."""
+    endpoint.behave = lambda _: Reply(200, {"caption": f"An {key} street"})
+    async with transport_to(endpoint.base_url, api_key=key) as transport:
+        assert key.encode() in (await transport.send(body_with("x"))).body
+
+
+@pytest.mark.parametrize(
+    ("surplus", "connections"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", 5),
+        (b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", 2),
+    ],
+)
+async def test_a_server_that_repeats_itself_gets_no_connection_twice(surplus, connections):
+    """Its next repeated response might come a little later, as that to another request."""
+    opened = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        first = opened == 1
+        while True:
+            await reader.readexactly(1)
+            writer.write(HEAD + b"Content-Length: 1\r\n\r\ny" + (surplus if first else b""))
+            await writer.drain()
+            await reader.readuntil(b"\r\n\r\n")
+
+    async with raw_server(answer) as url, transport_to(url) as transport:
+        for _ in range(5):
+            assert (await transport.send(Request("POST", POST.path, (b"q",)))).body == b"y"
+    assert opened == connections
+
+
+@pytest.mark.parametrize("request_", [POST, MODELS], ids=["POST", "GET"])
+@pytest.mark.parametrize("how", ["long", "slow", "not gzip", "broken off", "gzip"])
+async def test_the_status_of_an_error_is_not_lost_with_its_body(monkeypatch, request_, how):
+    """A wrong key is one, however unusable the page is that says so."""
+    monkeypatch.setattr("captioner.endpoints.http1.ERROR_BODY_S", 0.2)
+    words = b'{"error":{"message":"bad key"}}'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, body = b"HTTP/1.1 401 Unauthorized\r\n", words
+        if how == "gzip":
+            body = gzip.compress(words)
+        if "gzip" in how:
+            head += b"Content-Encoding: gzip\r\n"
+        if how == "long":
+            body += b" " * (MAX_REPLY + 1)
+        more = 9 if how in ("slow", "broken off") else 0
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % (len(body) + more) + body)
+        if how == "slow":
+            await reader.read()
+
+    async with raw_server(answer) as url, transport_to(url) as transport:
+        reply = await transport.send(request_)
+    assert reply.status == 401
+    assert reply.body.startswith(b"" if how == "not gzip" else words)
+    assert len(reply.body) < MAX_REPLY
+
+
+async def test_a_response_that_came_while_the_process_was_stopped_is_read() -> None:
+    """A stop longer than the time limit does not throw away what lies in the socket."""
+    sent = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(1 << 16)
+                peer.sendall(HEAD + b"Content-Length: 2\r\n\r\n{}")
+                sent.set()
+                peer.recv(1)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        base_url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        async with transport_to(base_url, timeout_s=0.5) as transport:
+            sending = asyncio.create_task(transport.send(POST))
+            while not sending.done() and not sent.is_set():
+                await asyncio.sleep(0)
+                if sent.wait(0.001):
+                    time.sleep(1.5)  # noqa: ASYNC251 - as SIGSTOP does
+            assert (await sending).body == b"{}"
+        thread.join()
+
+
+async def test_a_request_waits_for_a_file_descriptor(monkeypatch, caplog) -> None:
+    """Too many open files are no fault of the endpoint, and are told once."""
+    monkeypatch.setattr(descriptors, "PAUSE_S", 0.001)
+    monkeypatch.setattr(descriptors, "_warned", False)
+    refused = iter([errno.EMFILE, errno.ENFILE, errno.EMFILE])
+    connect = aiohttp.TCPConnector.connect
+
+    async def scarce(self: Any, request: Any, *more: Any) -> Any:
+        if number := next(refused, None):
+            key = request.connection_key
+            raise aiohttp.ClientConnectorError(key, OSError(number, os.strerror(number)))
+        return await connect(self, request, *more)
+
+    monkeypatch.setattr(aiohttp.TCPConnector, "connect", scarce)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"Content-Length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with raw_server(answer) as base_url, transport_to(base_url) as transport:
+        assert (await transport.send(POST)).body == b"{}"
+    assert len(caplog.messages) == 1
+    assert "ulimit -n" in caplog.messages[0]

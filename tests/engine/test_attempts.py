@@ -29,9 +29,10 @@ from captioner.core.types import (
 )
 from captioner.endpoints.blame import POISON_FAULTS, POISON_SUCCESSES, STOP_FIRST, STOP_VERDICT
 from captioner.endpoints.circuit_breaker import CircuitBreaker
+from captioner.endpoints.endpoint import Endpoint
 from captioner.endpoints.limiter import Limiter
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.endpoints.pool import Endpoint, EndpointPool
+from captioner.endpoints.pool import EndpointPool
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
@@ -237,7 +238,8 @@ async def test_faults_spend_time_not_attempts(fault):
     rig.script.answers["q"] = [*[fault] * 40, EMPTY, *[fault] * 5, EMPTY]
     caption = await rig.caption()
     assert (caption.ok, caption.text, caption.attempts) == (True, "a cat", 48)
-    assert (rig.progress.calls, rig.progress.retries) == (48, 47)
+    sent = 3 if fault is UNREACHABLE else 48  # a connection that was not made is no request
+    assert (rig.progress.calls, rig.progress.retries) == (sent, sent - 1)
     assert len(rig.cancel.slept) >= 47
     rig.at_rest()
 
@@ -496,6 +498,44 @@ async def test_an_outage_that_lasts_too_long_stops_the_run(skip):
         await rig.caption()
     assert len(rig.script.sent) >= 10
     rig.at_rest()
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        (status(504), "raise the proxy's read timeout"),
+        (status(524), "raise the proxy's read timeout"),
+        (TIMEOUT, "raise --timeout"),
+    ],
+)
+async def test_requests_that_are_given_up_halve_what_is_sent(answer, advice, caplog):
+    """A proxy that does not wait makes the server work for nobody: fewer are sent, with a word."""
+    rig = Rig(limit=8)
+    limits: list[float] = []
+    rig.cancel.during = lambda: limits.append(rig.limiter.window.limit)
+    for number in range(8):
+        rig.script.answers[f"q{number}"] = [answer] * 3
+    captions = await asyncio.gather(*(rig.caption(f"q{number}") for number in range(8)))
+    assert all(caption.ok for caption in captions)
+    assert min(limits) <= 2
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "lower --concurrency" in warning
+    assert advice in warning
+
+
+async def test_a_host_that_does_not_exist_stops_the_run_at_once():
+    """Before the first caption the address is wrong; after it the name service has trouble."""
+    unknown = EndpointFaultError("connection", "cannot connect to nowhere:1: not known")
+    unknown.is_unknown_host = True
+    rig = Rig()
+    rig.script.always["q"] = unknown
+    with pytest.raises(EndpointRefusedError, match=r"nowhere:1.*check --base-url"):
+        await rig.caption()
+    assert len(rig.script.sent) == 1
+    rig.at_rest()
+    rig = Rig()
+    rig.script.answers["q"] = [GOOD, *[unknown] * 12]
+    assert [(await rig.caption()).ok for _ in range(2)] == [True, True]
 
 
 async def test_stopping_ends_the_wait_for_the_next_attempt():

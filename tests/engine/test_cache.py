@@ -67,12 +67,89 @@ def test_two_runs_at_once(tmp_path):
     cache.close()
 
 
-def test_a_file_that_is_no_cache_is_left_alone(tmp_path):
-    """A cache that cannot be opened is said before the run, and not overwritten."""
-    (tmp_path / FILE).write_bytes(b"my own notes" * 100)
-    with pytest.raises(SettingsError, match="cache: cannot use"):
-        opened(tmp_path)
-    assert (tmp_path / FILE).read_bytes() == b"my own notes" * 100
+def aside(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{FILE}.damaged-*"))
+
+
+def test_a_file_that_is_no_cache_is_set_aside(tmp_path, caplog):
+    """A file that cannot be read as a cache is renamed, not overwritten, and a new one is used."""
+    for number in (1, 2):
+        (tmp_path / FILE).write_bytes(b"my own notes" * 100 * number)
+        cache = opened(tmp_path)
+        cache.put(b"k", b"v")
+        cache.close()
+        cache = opened(tmp_path)
+        assert cache.get(b"k") == b"v"
+        cache.close()
+        assert aside(tmp_path)[-1].read_bytes() == b"my own notes" * 100 * number
+        assert "the cache is damaged" in caplog.messages[-1]
+    assert len(caplog.messages) == 2
+
+
+def test_a_cache_damaged_inside_is_set_aside_when_that_shows(tmp_path, caplog):
+    """Damage found while reading costs what was in the file; the run goes on with a new one."""
+    fill(tmp_path, b"a" * 2_000)
+    file = tmp_path / FILE
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4096] + b"\xaa" * (len(whole) - 4096))
+    cache = opened(tmp_path)
+    for number in range(500):
+        assert cache.get(b"a" * 2_000 + b"%d" % number) == b""
+    cache.put(b"k", b"v")
+    cache.close()
+    assert len(aside(tmp_path)) == 1
+    assert "the cache is damaged" in caplog.text
+    cache = opened(tmp_path)
+    assert cache.get(b"k") == b"v"
+    cache.close()
+
+
+def test_a_changed_response_is_not_used(tmp_path):
+    """Bytes that changed on the disk never become a caption."""
+    cache = opened(tmp_path)
+    cache.put(b"k", b"a word-for-word value")
+    cache.close()
+    file = tmp_path / FILE
+    for path in (file, tmp_path / f"{FILE}-wal"):
+        if path.exists():
+            path.write_bytes(path.read_bytes().replace(b"a word-for-word", b"a ward-for-word"))
+    cache = opened(tmp_path)
+    assert cache.get(b"k") == b""
+    cache.close()
+
+
+def test_responses_of_an_earlier_version_are_kept(tmp_path):
+    """The table of an earlier version becomes the new one, with what it holds."""
+    connection = sqlite3.connect(tmp_path / FILE)
+    connection.execute("CREATE TABLE answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+    connection.execute("INSERT INTO answers VALUES (?, ?)", (b"old", b"kept"))
+    connection.commit()
+    connection.close()
+    cache = opened(tmp_path)
+    assert cache.get(b"old") == b"kept"
+    cache.close()
+
+
+def test_a_cache_does_not_outgrow_its_size(tmp_path):
+    """The oldest responses go first, and their space is used again."""
+    most = 1 << 20
+    cache = Cache(tmp_path, b"s", most)
+    for number in range(40 * BATCH):
+        cache.put(b"%d" % number, b"v" * 1_000)
+        if number % BATCH == BATCH - 1:
+            cache.close()
+            cache = Cache(tmp_path, b"s", most)
+    assert cache.get(b"0") == b""
+    assert cache.get(b"%d" % (40 * BATCH - 1)) == b"v" * 1_000
+    cache.close()
+    assert (tmp_path / FILE).stat().st_size < 1.2 * most
+
+
+def test_a_cache_that_cannot_be_opened_is_said_before_the_run(tmp_path):
+    """A file in the place of the folder is no damage that could be set aside."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SettingsError, match="cache"):
         opened(tmp_path / "file")

@@ -258,6 +258,21 @@ def test_fields_of_other_names():
     assert refused({"image": "./a.png"}, **named).code == "no_image"
 
 
+@pytest.mark.parametrize("field", ["video", "videos"])
+def test_videos_are_read_like_images(field):
+    """A field `video` or `videos`, the marker, and the parts that chats have."""
+    one, two = ImageRef(path="a.mp4"), ImageRef(path="b.mov")
+    record = {field: ["a.mp4", "b.mov"], "prompt": "<video> or <video>?"}
+    assert sent(record) == [Turn("user", (one, "or", two, "?"))]
+    assert sent({field: "a.mp4"}) == [Turn("user", (one, PROMPT.prompt))]
+    parts = [{"type": "video"}, {"type": "text", "text": "Why?"}]
+    assert sent({field: "a.mp4", "messages": [{"role": "user", "content": parts}]}) == [
+        Turn("user", (one, "Why?"))
+    ]
+    parts[0] = {"type": "video_url", "video_url": {"url": "b.mov"}}
+    assert sent({"messages": [{"role": "user", "content": parts}]}) == [Turn("user", (two, "Why?"))]
+
+
 @pytest.mark.parametrize(
     ("record", "code", "says"),
     [
@@ -278,7 +293,7 @@ def test_fields_of_other_names():
         ({"image": "./a.png", "messages": {"role": "user"}}, "bad_conversation", "not a list"),
         ({"image": "./a.png", "messages": ["x"]}, "bad_conversation", "turn 1"),
         (human(7), "bad_conversation", "turn 1"),
-        (human([{"type": "video"}]), "bad_conversation", "turn 1"),
+        (human([{"type": "audio"}]), "bad_conversation", "turn 1"),
         (human([{"type": "text", "text": None}]), "bad_conversation", "turn 1"),
         (human([7]), "bad_conversation", "turn 1"),
         ({"image": "./a.png", "messages": [{"content": "x"}]}, "unknown_role", "None"),
@@ -288,6 +303,7 @@ def test_fields_of_other_names():
             "'tool'",
         ),
         (human("<image><image>"), "image_count", "2 places"),
+        (human("<image><video>"), "image_count", "2 places"),
     ],
 )
 def test_what_cannot_be_read(record, code, says):

@@ -6,10 +6,16 @@ import orjson
 import pytest
 
 from captioner.core.cancellation import CancelToken, StoppedError
-from captioner.core.errors import EndpointFaultError, SettingsError
+from captioner.core.errors import (
+    EndpointFaultError,
+    EndpointGaveOutError,
+    EndpointRefusedError,
+    SettingsError,
+)
 from captioner.core.types import Response
 from captioner.endpoints import connect as connecting
-from captioner.endpoints.connect import KEY_NAMES, api_key, base_url, only_model
+from captioner.endpoints import reach
+from captioner.endpoints.connect import KEY_NAMES, api_key, base_url, find_base, only_model
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.settings.options import EndpointSettings
 
@@ -123,12 +129,81 @@ async def test_only_model():
 )
 async def test_no_only_model(monkeypatch, reply, message):
     """Where the model cannot be known by asking, the message says why, and that none is given."""
-    monkeypatch.setattr(connecting, "MODELS_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(reach, "MODELS_TIMEOUT_S", 0.01)
     with pytest.raises(SettingsError) as raised:
         await only_model(Replies(reply), CancelToken())
     text = str(raised.value)
     assert text.startswith("no model is given")
     assert message in text
+
+
+class Starting(Replies):
+    """Cannot be reached for a while."""
+
+    def __init__(self, reply, faults):
+        super().__init__(reply)
+        self.faults = faults
+
+    async def send(self, request):
+        if self.faults:
+            raise self.faults.pop(0)
+        return await super().send(request)
+
+
+def unreachable(*, unknown=False):
+    fault = EndpointFaultError("connection", "cannot connect to h:1: refused")
+    fault.is_unknown_host = unknown
+    return fault
+
+
+@pytest.fixture
+def _instant(monkeypatch):
+    monkeypatch.setattr(reach, "LONGEST_PAUSE_S", 0)
+
+
+@pytest.mark.usefixtures("_instant")
+async def test_an_endpoint_that_starts_is_waited_for():
+    """Without --model a run waits for its endpoint as it does with it."""
+    transport = Starting(serving("m"), [unreachable() for _ in range(5)])
+    assert await only_model(transport, CancelToken(), 60) == "m"
+    transport = Starting(serving("m"), [unreachable() for _ in range(5)])
+    assert await find_base(transport, "http://h:1", CancelToken(), 60) == "http://h:1"
+    for ask in (
+        lambda transport: only_model(transport, CancelToken(), 1e-9),
+        lambda transport: find_base(transport, "http://h:1", CancelToken(), 1e-9),
+    ):
+        with pytest.raises(EndpointGaveOutError, match="cannot connect to h:1: refused"):
+            await ask(Starting(None, [unreachable()]))
+        with pytest.raises(EndpointRefusedError, match="no host of that name"):
+            await ask(Starting(None, [unreachable(unknown=True)]))
+
+
+@pytest.mark.usefixtures("_instant")
+async def test_one_of_several_endpoints_is_not_waited_for():
+    """The others can do its work."""
+    transport = Starting(None, [unreachable(unknown=True)])
+    assert await find_base(transport, "http://h:1", CancelToken()) == "http://h:1"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (401, {}, "The endpoint will caption no record. The endpoint responded 401: no key."),
+        (403, {}, "The endpoint will caption no record. The endpoint responded 403: no key."),
+        (301, {"location": "https://h/v1"}, "The endpoint redirects to https://h/v1."),
+        (407, {}, "The proxy rejected the user and password (407)."),
+    ],
+)
+async def test_what_a_status_means_is_said_without_a_model_too(status, headers, message):
+    """The words are those of a run with --model."""
+
+    class Refusing(Replies):
+        async def send(self, _):
+            return Response(status, headers, self.reply)
+
+    with pytest.raises(SettingsError, match=r"^no model is given") as raised:
+        await only_model(Refusing(b'{"error":{"message":"no key"}}'), CancelToken())
+    assert message in str(raised.value)
 
 
 async def test_stopped_while_asking():

@@ -168,7 +168,7 @@ async def test_an_error_of_the_records_reaches_the_caller(options, images):
     await only_this_task()
 
 
-async def test_a_fatal_answer_ends_the_stream(options, images, endpoint):
+async def test_a_fatal_answer_ends_the_stream(options, images, endpoint, short_pauses):
     """A refused key is raised, not yielded a million times; what was captioned comes first."""
     refused = Reply(401, {"error": {"message": "no such key"}})
     endpoint.behave = lambda call: refused if call.number > 5 else None

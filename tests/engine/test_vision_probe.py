@@ -53,3 +53,26 @@ async def test_an_answer_about_something_else_is_a_warning(make_input, endpoint)
 async def test_short_runs_and_no_probe_send_none(make_input, endpoint, count, options) -> None:
     report, _ = await caption(make_input(count), endpoint, **options)
     assert report.captioned == endpoint.count == count
+
+
+@pytest.mark.parametrize("busy", [1, 2])
+async def test_a_rate_limit_does_not_skip_the_test(make_input, endpoint, busy) -> None:
+    """It is sent once more; if that is limited too, the test is said to be skipped."""
+    left = [None] * busy
+
+    def behave(call) -> Reply:
+        if not asks_for_the_shape(call):
+            return Reply(body=completion(f"c{call.number}"))
+        if left:
+            left.pop()
+            return Reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+        return Reply(body=completion("A red circle."))
+
+    endpoint.behave = behave
+    report, warnings = await caption(make_input(25), endpoint)
+    assert (report.captioned, sum(map(asks_for_the_shape, endpoint.calls))) == (25, 2)
+    if busy == 1:
+        assert warnings == []
+    else:
+        assert "slow down" in warnings[0]
+        assert "was skipped" in warnings[0]

@@ -436,6 +436,48 @@ async def test_what_the_provider_has_forgotten_fails_its_rows(make_input, stub, 
     assert (report.captioned, report.codes) == (2, {"batch_lost": 2})
 
 
+async def test_a_run_that_continues_finds_its_batch_forgotten(make_input, stub, run_command):
+    """Its first request of all gets a 404: the batch is lost, the endpoint has a batch API."""
+    source = make_input(2)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    stub.faults = {"GET /batches/": [404, 404]}
+    status = run_command("batch", "status", source.with_name("input.captions.jsonl"))
+    assert "the provider no longer has it" in status.stdout, status
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, report.codes) == (0, {"batch_lost": 2})
+
+
+async def test_an_endpoint_that_knows_no_files_has_no_batch_api(make_input, stub):
+    stub.faults = {"POST /files": [404]}
+    with pytest.raises(EndpointRefusedError, match="no batch API"):
+        await run_batch(make_input(1), **options(stub))
+
+
+async def test_an_endpoint_that_creates_no_batches_ends_the_run(make_input, stub):
+    """A file that is gone is uploaded again; one that is never found means that nothing will be."""
+    stub.faults = {"POST /batches": [404]}
+    report = await run_batch(make_input(1), **options(stub))
+    assert report.captioned == 1
+    stub.faults = {"POST /batches": [404] * 10}
+    with pytest.raises(EndpointRefusedError, match="creates no batch"):
+        await run_batch(make_input(3), **options(stub))
+
+
+async def test_a_list_that_is_not_there_leaves_it_open_whether_a_batch_was_created(
+    make_input, stub
+):
+    """Submitting again might be paid for twice."""
+    source = make_input(2)
+    stub.lose_reply = {"POST /batches": 1}
+    stub.faults = {"GET /batches": [404]}
+    with pytest.raises(EndpointRefusedError, match="does not list"):
+        await run_batch(source, **options(stub))
+    report = await run_batch(source, **options(stub))
+    assert (report.captioned, max(stub.paid.values())) == (2, 1)
+
+
 async def test_rows_of_a_rejected_batch_lose_no_attempt(make_input, stub):
     source = make_input(5)
     stub.fates = ["rejected"] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -58,7 +59,8 @@ def start(
 
 def kill(processes: list[int]) -> None:
     for process in processes:
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 async def test_several_processes_write_what_one_does(tmp_path, make_input, endpoint):
@@ -101,13 +103,38 @@ def test_a_worker_that_is_killed_costs_what_it_had_on_the_wire(make_input, endpo
     assert endpoint.count <= 600 + IN_FLIGHT // 2
 
 
-def test_a_run_without_workers_ends_and_can_be_run_again(make_input, endpoint):
+def test_workers_that_are_all_killed_are_replaced(make_input, endpoint):
+    """The system may kill any process at any time: the run goes on with new ones."""
     endpoint.latency_s = 0.05
     source = make_input(300)
     process = start(source, endpoint, 2, lambda run: kill(workers_of(run.pid)), 50)
     _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, errors
+    assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(300)]
+    assert endpoint.count <= 300 + IN_FLIGHT
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(make_input, endpoint):
+    endpoint.latency_s = 0.05
+    source = make_input(100)
+    process = start(source, endpoint)
+    wait_until(lambda: workers_of(process.pid) or endpoint.count, process)
+    kill(workers_of(process.pid))
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, errors
+    assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(100)]
+
+
+def test_a_run_whose_workers_keep_dying_ends_and_can_be_run_again(make_input, endpoint):
+    endpoint.behave = lambda _: Reply(fault="hang")
+    source = make_input(300)
+    process = start(source, endpoint)
+    while process.poll() is None:
+        kill(workers_of(process.pid))
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 1
-    assert "run the same command again" in errors
+    endpoint.behave = lambda _: None
     assert "Traceback" not in errors
     process = start(source, endpoint)
     _, errors = process.communicate(timeout=LIMIT_S)
@@ -206,6 +233,15 @@ def test_an_endpoint_that_is_not_there_is_told_before_anything_is_written(make_i
     assert ended.returncode == 2
     assert "no model is given" in ended.stderr
     assert not source.with_name("input.captions.jsonl").exists()
+
+
+async def test_a_setting_that_fails_after_connecting_is_told(tmp_path, make_input, endpoint):
+    cache = tmp_path / "cache"
+    cache.write_text("not a folder")
+    options = {"base_url": endpoint.base_url, "model": "m", "cache": cache}
+    with pytest.raises(SettingsError, match="cache"):
+        await run_batch(make_input(3), processes=2, **options)
+    assert not endpoint.calls
 
 
 def test_what_a_model_refuses_is_told_once(make_input, endpoint, run_command):

@@ -13,7 +13,7 @@ from conftest import jpeg
 
 from captioner.core.errors import BadImageError
 from captioner.images import archives
-from captioner.images.archives import Archives, in_archive
+from captioner.images.archives import Archives, check_size, in_archive
 from captioner.images.files import ImageFolders
 
 
@@ -117,6 +117,19 @@ def test_large_members_are_refused_unread(archive):
     with pytest.raises(BadImageError, match="--max-image-bytes") as caught:
         read(archive.parent, f"{archive.name}#shard/1.jpg", max_bytes=100)
     assert caught.value.code == "image_too_large"
+
+
+def test_videos_have_a_limit_of_their_own(tmp_path):
+    """The suffix tells which option limits a file; a query after it does not matter."""
+    check_size("a.mp4", 150, 100, 200)
+    check_size("https://host/a.MOV?sign=1.jpg", 150, 100, 200)
+    for name, size, option in (("a.jpg", 150, "--max-image"), ("a.webm", 201, "--max-video")):
+        with pytest.raises(BadImageError, match=f"{option}-bytes") as caught:
+            check_size(name, size, 100, 200)
+        assert caught.value.code == "image_too_large"
+    (tmp_path / "a.mp4").write_bytes(bytes(150))
+    folders = ImageFolders([tmp_path], bound=False, max_bytes=100, max_video_bytes=200)
+    assert len(folders.read("a.mp4", lambda _: None)) == 150
 
 
 @pytest.mark.parametrize("name", ["broken.tar", "broken.zip", "empty.tar", "empty.zip"])

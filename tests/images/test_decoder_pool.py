@@ -103,10 +103,52 @@ def test_a_crash_costs_one_image(started) -> None:
         (process,) = started
         process.send_signal(signal.SIGSEGV)
         process.wait()
-        with pytest.raises(BadImageError, match="crashed") as caught:
-            rendered.render(bmp(), UNCHANGED)
-        assert caught.value.code == "image_crashed"
         assert rendered.render(bmp(), UNCHANGED)
+
+
+def test_a_killed_decoder_costs_its_image_one_more_try(stand_in, started, tmp_path) -> None:
+    """An image whose decoder is killed at work is decoded by the next one."""
+    mark = str(tmp_path / "killed")
+    stand_in(
+        "[connection.recv_bytes() for _ in 'xx']\n"
+        f"if not os.path.exists({mark!r}): open({mark!r}, 'w'); os.kill(os.getpid(), 9)\n"
+        "connection.send_bytes(b'[]'); connection.recv_bytes()"
+    )
+    with pool() as rendered:
+        assert rendered.render(bmp(), UNCHANGED) == ()
+    assert len(started) == 2
+
+
+def test_a_decoder_that_is_killed_while_it_starts_is_started_again(
+    monkeypatch, stand_in, tmp_path
+) -> None:
+    """A run does not stop because the system kills some processes."""
+    stand_in("[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[]')")
+    works = decoders.python
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    commands = iter([killed] * 4)
+    monkeypatch.setattr(decoders, "PAUSE_S", 0.001)
+    monkeypatch.setattr(decoders, "python", lambda *given: next(commands, works(*given)))
+    with pool() as rendered:
+        assert rendered.render(bmp(), UNCHANGED) == ()
+
+
+def test_a_decoder_waits_for_a_file_descriptor(monkeypatch) -> None:
+    """An image does not fail because all descriptors are in use; closing the pool ends the wait."""
+    import resource
+
+    monkeypatch.setattr(decoders, "PAUSE_S", 0.001)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    data = bmp()
+    with pool() as rendered, ThreadPoolExecutor(1) as threads:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            waiting = threads.submit(rendered.render, data, UNCHANGED)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.05)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert waiting.result(60)
 
 
 @pytest.mark.parametrize(

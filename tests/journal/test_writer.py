@@ -170,6 +170,37 @@ async def test_only_rows_that_are_not_written_raise(journal, disk):
                 await sink.put([outcome(3)])
             with pytest.raises(DiskError):
                 await sink.commit()
+    assert [row["id"] for row in rows(journal.path)] == [1, 3]
+
+
+async def test_answers_outlive_a_sync_that_fails(journal, disk):
+    """After a failed sync the run stops, but what is paid for is still written."""
+
+    def refuse(_):
+        raise OSError(errno.EIO, "refused")
+
+    with pytest.raises(DiskError):
+        async with sink_of(journal) as sink:
+            await sink.put([outcome(1)])
+            disk.sync = refuse
+            with pytest.raises(DiskError):
+                await sink.commit()
+            with pytest.raises(DiskError):
+                await sink.put([outcome(2), outcome(3), failure(4)])
+    assert [row["id"] for row in rows(journal.path)] == [1, 2, 3]
+    assert [row["line"] for row in rows(journal.failures.path)] == [4]
+
+
+async def test_lost_answers_are_counted(journal, disk, caplog):
+    """If the disk refuses to the end, the run says how many answers it could not write."""
+    with pytest.raises(DiskError):
+        async with sink_of(journal) as sink:
+            disk.refusals = [errno.EIO] * 9
+            for number in range(3):
+                with pytest.raises(DiskError):
+                    await sink.put([outcome(number)])
+    assert "3 answers could not be written and will be requested again" in caplog.messages
+    assert not rows(journal.path)
 
 
 async def test_a_full_disk_is_waited_for(journal, disk, monkeypatch, caplog):

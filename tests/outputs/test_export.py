@@ -32,14 +32,14 @@ IMAGES = [jpeg(number, (40 + number, 30)) for number in range(5)]
 
 @pytest.fixture(autouse=True)
 def _collected() -> Iterator[None]:
-    """Have what those libraries leave open closed here, and not in some later test."""
+    """Close here what those libraries leave open, and not during a later test."""
     yield
     gc.collect()
 
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """Five images, of which one has no record worth the name, and values of every kind."""
+    """Five images, one of them without a usable record, and values of every kind."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, data in enumerate(IMAGES):
@@ -79,7 +79,7 @@ async def test_json(caption):
 
 @pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
 async def test_csv(caption, name):
-    """Text and numbers as they are, the rest as JSON; quotes and lines survive."""
+    """Text and numbers are unchanged, other values are JSON; quotes and line ends are kept."""
     output = await caption(name)
     with output.open(newline="") as file:
         found = list(csv.DictReader(file, delimiter="," if name.endswith("csv") else "\t"))
@@ -101,7 +101,7 @@ async def test_parquet_of_records(caption):
 
 
 async def test_parquet_of_a_table_keeps_its_columns(tmp_path, endpoint):
-    """Types, images and what `datasets` notes of them stay; the caption comes beside."""
+    """Types, images and the metadata of `datasets` stay; the caption is a further column."""
     data = [*IMAGES[:3], b"no image"]
     features = datasets.Features(
         {"image": datasets.Image(), "n": datasets.Value("int16"), "label": datasets.ClassLabel(2)}
@@ -136,7 +136,7 @@ async def test_webdataset(caption):
 
 
 async def test_webdataset_of_tables_and_of_shards(tmp_path, endpoint):
-    """Images inside a table are copied, too; keys of shards stay."""
+    """Images inside a table are copied as well; keys of shards stay."""
     pq.write_table(pa.table({"image": pa.array(IMAGES[:3], pa.binary())}), tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(tmp_path / "in.parquet", tmp_path / "one-%03d.tar", **options)
@@ -225,7 +225,7 @@ async def test_sqlite(caption):
 
 @pytest.mark.parametrize("kind", ["txt", "caption"])
 async def test_sidecars(caption, endpoint, source, kind, caplog):
-    """One line beside each image; what is there already is kept unless asked otherwise."""
+    """A line of text beside each image; an existing file is kept without --overwrite."""
     (source.parent / f"1.{kind}").write_text("mine")
     output = source.parent / "out"
     options = {"base_url": endpoint.base_url, "model": "m", "output_format": kind}
@@ -250,7 +250,7 @@ async def test_a_caption_of_several_lines_becomes_one(caption, endpoint, source)
 
 
 async def test_what_is_finished_is_not_asked_again(caption, endpoint):
-    """Another run into the same output makes the export anew, from the journal."""
+    """Another run into the same output writes the export again, from the journal."""
     output = await caption("out.csv")
     before, count = output.read_bytes(), endpoint.count
     output.unlink()
@@ -318,18 +318,20 @@ async def test_images_without_a_file_are_told(tmp_path, endpoint, caplog):
 
 
 async def test_a_table_that_has_captions_already_keeps_its_rows(tmp_path, endpoint):
-    """The column is replaced; it is no part of what a row is known by, wherever it stands."""
+    """The column is replaced; it is not part of the key, wherever it stands."""
     table = pa.table({"image": pa.array(IMAGES[:2]), "caption": ["old"] * 2, "n": [1, 2]})
     pq.write_table(table, tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
-    await run_batch(tmp_path / "in.parquet", tmp_path / "out.parquet", **options)
+    await run_batch(
+        tmp_path / "in.parquet", tmp_path / "out.parquet", existing="replace", **options
+    )
     found = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["n"] for row in found] == [1, 2]
     assert all(row["caption"] not in ("old", None) for row in found)
 
 
 async def test_captions_whose_rows_are_gone_are_told(tmp_path, endpoint, run_command):
-    """A table that was changed meanwhile: what has no place in an export is counted."""
+    """A table was changed after the run: captions without a row are counted."""
     pq.write_table(pa.table({"image": pa.array(IMAGES[:3])}), tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
     await run_batch(tmp_path / "in.parquet", tmp_path / "out.jsonl", **options)
@@ -344,7 +346,7 @@ async def test_captions_whose_rows_are_gone_are_told(tmp_path, endpoint, run_com
 
 
 async def test_images_that_share_a_name_share_no_sidecar(tmp_path, endpoint, caplog):
-    """0.jpg and 0.png: the first has its file, the other one is told."""
+    """Of 0.jpg and 0.png the first gets a file; the other is in a warning."""
     for name, data in (("0.jpg", IMAGES[0]), ("0.png", IMAGES[1])):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "in.jsonl").write_text('{"image": "0.jpg"}\n{"image": "0.png"}\n')
@@ -397,7 +399,7 @@ async def test_a_file_that_no_run_has_made_is_not_replaced(source, endpoint):
 async def test_an_export_finds_the_input_from_anywhere(
     tmp_path, endpoint, run_command, monkeypatch
 ):
-    """The checkpoint holds where it is, not what it was called from there."""
+    """The checkpoint has the absolute path of the input."""
     pq.write_table(pa.table({"image": pa.array(IMAGES[:2])}), tmp_path / "in.parquet")
     monkeypatch.chdir(tmp_path)
     await run_batch("in.parquet", "out.jsonl", base_url=endpoint.base_url, model="m")
@@ -411,7 +413,7 @@ async def test_an_export_finds_the_input_from_anywhere(
 
 
 async def test_image_folder_under_an_image_root(tmp_path, source, endpoint):
-    """Names are relative to the metadata, wherever the input lies."""
+    """Names are relative to the metadata file, wherever the input is."""
     moved = tmp_path / "in.jsonl"
     moved.write_bytes(source.read_bytes())
     target = source.parent / "metadata.jsonl"
@@ -477,7 +479,7 @@ async def test_sqlite_of_nothing_and_of_names_it_cannot_tell_apart(tmp_path, end
 
 
 async def test_an_export_that_breaks_off_ends(tmp_path, endpoint, run_command):
-    """From a table whose images are read again: the disk is full, and that is said."""
+    """A full disk is an error that says so, also while images of a table are read."""
     image_files = [jpeg(n, (700, 700), quality=100) for n in range(6)]
     pq.write_table(pa.table({"image": pa.array(image_files)}), tmp_path / "in.parquet")
     options = {"base_url": endpoint.base_url, "model": "m"}
@@ -502,7 +504,7 @@ async def test_an_export_that_breaks_off_ends(tmp_path, endpoint, run_command):
 
 
 async def test_numbered_shards_never_replace_what_is_not_theirs(tmp_path, endpoint, run_command):
-    """Neither the input, nor what somebody else has called so."""
+    """Neither the input nor a file of another program is replaced."""
     for number in range(3):
         with webdataset.TarWriter(str(tmp_path / f"in-{number:05d}.tar")) as writer:
             writer.write({"__key__": f"k{number}", "jpg": IMAGES[number]})
@@ -525,7 +527,7 @@ async def test_numbered_shards_never_replace_what_is_not_theirs(tmp_path, endpoi
 
 
 async def test_metadata_beside_the_images_is_the_same_a_second_time(tmp_path, endpoint):
-    """The folder looks like something else by now; what it was at first counts."""
+    """The folder has changed since the first run; the input format of that run counts."""
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(IMAGES[number])
     options = {"base_url": endpoint.base_url, "model": "m"}

@@ -1,4 +1,4 @@
-"""What captions are like, and the page that shows it."""
+"""The statistics of captions, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_needs_nothing_and_runs_nothing(hostile_output, run_command):
-    """Every caption is text in it, whatever it says; images are inside; no script, no address."""
+    """Captions are text only, images are embedded, and there is no script and no address."""
     target = hostile_output.with_name("report.html")
     ended = run_command("report", hostile_output, "--html", target)
     assert (ended.returncode, ended.stderr) == (0, f"written: {target}\n")

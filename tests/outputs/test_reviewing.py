@@ -1,11 +1,14 @@
-"""What a reviewer said, and what export and --retry rejected make of it."""
+"""How export and --retry rejected use the reviews of a run."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
+import urllib.request
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +25,7 @@ FIELDS = ("caption",)
 
 @pytest.fixture
 def run(endpoint, make_input, run_command, tmp_path):
-    """Caption five records, and run again with more options; return what the command did."""
+    """Caption five records; return a function that runs again with more options."""
     source = make_input(5)
 
     def again(*options, output=tmp_path / "out.jsonl"):
@@ -34,7 +37,7 @@ def run(endpoint, make_input, run_command, tmp_path):
 
 
 def judge(output, journal=None, **verdicts):
-    """Say something of rows by number: ``_2="rejected"``, or an edit as ``_2={...}``."""
+    """Review rows by number: ``_2="rejected"``, or an edit as ``_2={...}``."""
     reviews = Reviews(reviews_path(output))
     identity = RecordKeys(FIELDS)
     lines = (journal or output).read_bytes().splitlines()
@@ -48,7 +51,7 @@ def judge(output, journal=None, **verdicts):
 
 @pytest.mark.parametrize("name", ["final.jsonl", "final.json", "final.csv", "final.parquet"])
 def test_export_goes_by_the_reviews(run, run_command, tmp_path, name):
-    """Edited captions are as they were edited, rejected ones are left out; the run's stay."""
+    """Edited captions are exported as edited, rejected ones are left out; the output stays."""
     output, target = tmp_path / "out.jsonl", tmp_path / name
     assert run().returncode == 0
     before = output.read_bytes()
@@ -94,7 +97,7 @@ def test_parquet_export_of_a_table_applies_reviews(endpoint, run_command, tmp_pa
 
 
 def test_export_of_what_was_reviewed_only(run, run_command, tmp_path):
-    """With --reviewed only, what nobody has looked at is left out; ignore takes all as it is."""
+    """--reviewed only leaves out captions without a review; ignore exports all unchanged."""
     output = tmp_path / "out.jsonl"
     assert run().returncode == 0
     asked = run_command("export", output, "--to", tmp_path / "x.jsonl", "--reviewed", "only")
@@ -109,7 +112,7 @@ def test_export_of_what_was_reviewed_only(run, run_command, tmp_path):
 
 
 def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
-    """Only the rejected ones are asked for again; the new ones are unreviewed, the old are kept."""
+    """Only rejected captions are requested again; new ones have no review, old ones are kept."""
     output = tmp_path / "out.jsonl"
     assert run().returncode == 0
     first = rows(output)
@@ -139,7 +142,7 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
 
 
 def test_the_same_caption_again_is_still_rejected(endpoint, run, tmp_path):
-    """A model that says the same again has not made a caption that somebody accepted."""
+    """A caption that comes out the same stays rejected."""
     output = tmp_path / "out.jsonl"
     assert run().returncode == 0
     judge(output, _1="rejected")
@@ -150,7 +153,7 @@ def test_the_same_caption_again_is_still_rejected(endpoint, run, tmp_path):
 
 
 def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run_command, tmp_path):
-    """A run's own output holds its captions as they are, whatever its format; export judges."""
+    """The output of a run has all its captions, in every format; only export applies reviews."""
     output = tmp_path / "out.csv"
     assert run(output=output).returncode == 0
     journal = tmp_path / "out.csv.jsonl"
@@ -171,7 +174,7 @@ def test_an_output_in_another_format_keeps_what_was_captioned(endpoint, run, run
 
 
 def test_equal_records_are_told_apart_by_their_captions(endpoint, run_command, tmp_path):
-    """Of two equal records only the one whose caption was rejected is left out, or asked again."""
+    """Of two equal records only the rejected one is left out, or requested again."""
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     source.write_text('{"id":1,"image":"a.jpg"}\n' * 3)
@@ -187,7 +190,7 @@ def test_equal_records_are_told_apart_by_their_captions(endpoint, run_command, t
 
 
 def test_sidecars_of_rejected_captions_go(run, run_command, tmp_path):
-    """A file that an export wrote before its caption was rejected is not left to be trained on."""
+    """A text file of an earlier export is removed when its caption is rejected."""
     output = tmp_path / "out.jsonl"
     assert run().returncode == 0
     arguments = ["export", output, "--to", tmp_path, "--to-format", "txt"]
@@ -204,7 +207,7 @@ def test_sidecars_of_rejected_captions_go(run, run_command, tmp_path):
 
 
 def test_open_batches_go_first(run, tmp_path):
-    """While batches are open their records' places in the output must not move."""
+    """While batches are open, rejected captions cannot be requested again."""
     output = tmp_path / "out.jsonl"
     assert run("--limit", "2").returncode == 0
     assert run("--to-batch-file", tmp_path / "requests.jsonl").returncode in (0, 3)
@@ -217,7 +220,7 @@ def test_open_batches_go_first(run, tmp_path):
 
 
 def test_a_retry_that_is_interrupted_goes_on(endpoint, run, tmp_path):
-    """Killed in the middle, the same run without the option captions what is still missing."""
+    """After a kill, the same run without the option captions what is still missing."""
     output = tmp_path / "out.jsonl"
     assert run().returncode == 0
     judge(output, _1="rejected", _3="rejected")
@@ -230,25 +233,34 @@ def test_a_retry_that_is_interrupted_goes_on(endpoint, run, tmp_path):
 
 
 def test_a_cache_would_give_the_same_again(run, tmp_path):
-    """Asking again with a cache of answers is refused, for it would change nothing."""
+    """--retry rejected is refused with a cache, which would return the same captions."""
     refused = run("--retry", "rejected", "--cache", tmp_path / "cache")
     assert refused.returncode == 2
     assert "with --cache, rejected captions would come back unchanged" in refused.stderr
 
 
 def test_the_command_serves_until_it_is_stopped(run, tmp_path):
-    """captioner view prints the address alone on standard output and ends well on Ctrl-C."""
+    """captioner view prints the address without its token if the output is no terminal.
+
+    The token is in a file for the user alone. Ctrl-C ends the command and removes the file.
+    """
     output = tmp_path / "out.jsonl"
     assert run().returncode == 0
     with subprocess.Popen(
         command("view", output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as serving:
         url = serving.stdout.readline()
-        assert url.startswith("http://127.0.0.1:")
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\n", url)
+        told = serving.stderr.readline()
+        kept = Path(re.search(r"open the address in (\S+) in", told)[1])
+        assert kept.stat().st_mode & 0o777 == 0o600
+        with urllib.request.urlopen(kept.read_text().strip()) as page:
+            assert page.status == 200
         serving.send_signal(signal.SIGINT)
         rest, said = serving.communicate(timeout=20)
     assert (serving.returncode, rest) == (0, "")
-    assert "Ctrl-C" in said
+    assert "Ctrl-C" in told
+    assert not kept.exists()
     assert "Traceback" not in said
 
 
@@ -260,7 +272,7 @@ def test_the_command_serves_until_it_is_stopped(run, tmp_path):
     ],
 )
 def test_what_cannot_be_viewed(run_command, tmp_path, arguments, said):
-    """It is told in a line."""
+    """The error is one line."""
     done = run_command(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr

@@ -22,7 +22,7 @@ def output(make_input, endpoint, run_command):
 
 
 def test_coco_references(output, run_command, tmp_path):
-    """Found by the name of the file, whatever the ids are."""
+    """References are found by the name of the file, whatever the ids are."""
     images = [{"id": 90 + n, "file_name": f"{n}.jpg"} for n in range(3)]
     notes = [
         {"image_id": 90 + n, "caption": f"a photograph of q{n} on a wooden table"} for n in range(3)
@@ -35,7 +35,7 @@ def test_coco_references(output, run_command, tmp_path):
     assert found["cider"] > 5
     told = run_command("eval", output, "--references", path)
     assert "3 captions compared" in told.stdout
-    assert "1 have no reference" in told.stdout
+    assert "1 has no reference" in told.stdout
 
 
 def test_references_in_lines_by_id(output, run_command, tmp_path):

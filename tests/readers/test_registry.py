@@ -519,7 +519,7 @@ async def test_a_shard_that_ends_too_early_says_so(tmp_path, endpoint, damage):
 
 
 async def test_two_samples_of_one_name_are_not_mixed_up(tmp_path, endpoint):
-    """The second sample fails, because its images cannot be told from those of the first."""
+    """Both fail, because their images cannot be told from each other."""
     with tarfile.open(tmp_path / "in.tar", "w") as shard:
         for name, data in (("a.jpg", IMAGES[0]), ("b.jpg", IMAGES[1]), ("a.jpg", IMAGES[2])):
             info = tarfile.TarInfo(name)
@@ -527,7 +527,8 @@ async def test_two_samples_of_one_name_are_not_mixed_up(tmp_path, endpoint):
             shard.addfile(info, io.BytesIO(data))
     options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
     report = await run_batch(tmp_path / "in.tar", **options)
-    assert (report.captioned, report.codes) == (2, {"bad_shard": 1})
+    assert (report.captioned, report.codes) == (1, {"bad_shard": 1, "image_ambiguous": 1})
+    assert endpoint.calls[0].images == [IMAGES[1]]
 
 
 async def test_a_broken_row_costs_no_other_row(tmp_path, endpoint):

@@ -176,6 +176,8 @@ def test_what_shapes_captions_and_what_does_not():
         {"min_side": 5},
         {"size_for": "gpt-4o"},
         {"frames": 2},
+        {"frames": "scene:2"},
+        {"frame_times": True},
         {"background": "none"},
         {"image_field": "i"},
         {"conversation_field": "c"},
@@ -272,3 +274,22 @@ def test_the_old_path_has_its_names():
     assert Again is EndpointSettings
     with pytest.raises(AttributeError):
         _ = settings.nothing
+
+
+@pytest.mark.parametrize("given", [3, "3", "scene:3", "scene:003"])
+def test_frames_are_a_number_or_scenes(given):
+    """A number means the same as text, so that a file and a flag do not differ."""
+    images = Settings.create(frames=given).images
+    assert images.frames_of(8) == (3, "scene" in str(given))
+    assert (images.frames == 3) == ("scene" not in str(given))
+
+
+@pytest.mark.parametrize("given", [0, -1, "0", "scene:0", "scene:", "scene", "eight", "3.5", ""])
+def test_other_frames_are_refused(given):
+    with pytest.raises(SettingsError, match=r"^frames: "):
+        Settings.create(frames=given)
+
+
+def test_frames_depend_on_the_kind_by_default():
+    images = Settings.create().images
+    assert (images.frames_of(1), images.frames_of(8)) == ((1, False), (8, False))

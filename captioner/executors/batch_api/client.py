@@ -20,7 +20,7 @@ from captioner.core.humanize import sentence
 from captioner.core.regular import reading
 from captioner.core.retry import LONGEST_WAIT_S, waits
 from captioner.core.secrets import masked
-from captioner.core.types import Request
+from captioner.core.types import Request, Response
 from captioner.endpoints.circuit_breaker import CircuitBreaker
 from captioner.endpoints.replies import error_of
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from captioner.core.types import Response
     from captioner.endpoints.transport import AiohttpTransport
     from captioner.settings.context import RunContext
 
@@ -61,7 +60,7 @@ class RemoteBatch(NamedTuple):
 
 
 class UnclearError(Exception):
-    """The provider may have created the batch or not; `BatchApi.find` tells."""
+    """The provider may have created the batch or not; `BatchApi.find` finds out."""
 
 
 class BatchApi:
@@ -91,9 +90,19 @@ class BatchApi:
         self._breaker = CircuitBreaker("(batch API)", max_outage_s=max_outage_s)
 
     async def upload(self, path: Path) -> str:
-        """Upload a file of requests; return its id."""
+        """Upload a file of requests; return its id.
+
+        Raises:
+            EndpointRefusedError: The endpoint has no batch API.
+        """
         purpose = {"purpose": "batch"}
-        return _id_of(await self._call(lambda: self._transport.upload("/files", path, purpose)))
+        try:
+            reply = await self._call(lambda: self._transport.upload("/files", path, purpose))
+        except NotFoundError as error:
+            raise EndpointRefusedError(
+                f"The endpoint has no batch API. {sentence(error.message)} Run without --batch-api."
+            ) from None
+        return _id_of(reply)
 
     async def create(self, file_id: str) -> RemoteBatch:
         """Create a batch from a file. It is tried once: a second batch would be paid for again.
@@ -126,10 +135,20 @@ class BatchApi:
             raise UnclearError from None
 
     async def find(self, file_id: str) -> RemoteBatch | None:
-        """Return the batch that was created from a file; None if there is none."""
+        """Return the batch that was created from a file; None if there is none.
+
+        Raises:
+            EndpointRefusedError: The endpoint does not list its batches.
+        """
         after = ""
         while True:
-            page = await self._get(f"/batches?limit=100{after}")
+            try:
+                page = await self._get(f"/batches?limit=100{after}")
+            except NotFoundError as error:
+                raise EndpointRefusedError(
+                    f"The endpoint does not list its batches. {sentence(error.message)} It is not "
+                    "known whether it has created one, so nothing is submitted again."
+                ) from None
             found = [one for one in page.get("data") or () if isinstance(one, dict)]
             for one in found:
                 if one.get("input_file_id") == file_id:
@@ -179,14 +198,7 @@ class BatchApi:
     async def _call(
         self, call: Callable[[], Coroutine[Any, Any, Response]], *, parse: bool = True
     ) -> dict[str, Any]:
-        """Return the response to a call that may be repeated.
-
-        Raises:
-            LimitReachedError: The time to wait is over.
-            NotFoundError: The object does not exist.
-            RunError: The endpoint is unavailable for too long, or refuses the call.
-            StoppedError: The run was cancelled.
-        """
+        """Return the response to a call, which is repeated as long as the endpoint has a fault."""
         pauses = waits()
         unreadable = 0
         while True:
@@ -196,7 +208,6 @@ class BatchApi:
                     raise _error(reply)
                 value = _parsed(self._transport.masked(reply.body)) if parse else {}
                 if value is not None:
-                    self._has_answered = True
                     self._breaker.record_success()
                     self._progress.waiting = ""
                     return value
@@ -207,13 +218,6 @@ class BatchApi:
                         "The endpoint has no batch API: its replies are not JSON objects. Check "
                         "--base-url."
                     )
-            except NotFoundError as error:
-                if self._has_answered:
-                    raise
-                raise EndpointRefusedError(
-                    f"The endpoint has no batch API. {sentence(error.message)} Run without "
-                    "--batch-api."
-                ) from None
             except EndpointFaultError as error:
                 fault = error
             self._progress.waiting = f"the batch API: {fault.message}"

@@ -14,6 +14,7 @@ a batch is therefore either begun again or found at the provider; no request is 
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -56,7 +57,8 @@ class Batch:
         errors_id: The provider's id of the file of failed requests; empty if there is none.
         journal_at: Bytes of the journal when merging began.
         failures_at: Bytes of the failures when merging began.
-        missed: Searches that did not find a batch that may have been created.
+        missed: Searches that did not find a batch that may have been created, or attempts to
+            create it that got a 404.
         alone: Times that the provider refused it as too large with no other batch open.
         token: Start of its requests' ids, which distinguishes them from those of other batches.
     """
@@ -187,16 +189,12 @@ class Ledger:
 
 
 class Entry(NamedTuple):
-    """A record in a batch.
+    """A record in a batch; see `InputRecord` and `PreparedRecord`.
 
     Attributes:
-        number: See `InputRecord`.
-        key: See `InputRecord`.
         attempt: Number of this attempt, from 1.
         questions: Number of questions.
         samples: Number of responses to each.
-        replaces: See `PreparedRecord`.
-        raw: See `InputRecord`.
     """
 
     number: int
@@ -225,7 +223,9 @@ class BatchWriter:
         max_bytes: Bytes of requests after which it is full.
     """
 
-    def __init__(self, ledger: Ledger, *, max_requests: int, max_bytes: int) -> None:
+    def __init__(
+        self, ledger: Ledger, max_requests: float = math.inf, max_bytes: float = math.inf
+    ) -> None:
         self._ledger = ledger
         self._max = max_requests, max_bytes
         self.batch = Batch(ledger.next, token=secrets.token_hex(8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -48,26 +49,16 @@ CHUNK = 16
 """Outcomes written at once."""
 
 
+@dataclass
 class BatchMerger:
     """Merges the results of batches into the journal; an interrupted merge can be continued."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        context: RunContext,
-        ledger: Ledger,
-        journal: Journal,
-        sink: JournalSink,
-        settled: Callable[[Outcome], None] | None,
-    ) -> None:
-        self._ledger = ledger
-        self._journal = journal
-        self._sink = sink
-        self._dialect = engine.connected.dialect
-        self._attempts = engine.attempts
-        self._rules = engine.rules
-        self._progress = context.progress
-        self._settled = settled
+    engine: Engine
+    context: RunContext
+    ledger: Ledger
+    journal: Journal
+    sink: JournalSink
+    settled: Callable[[Outcome], None] | None
 
     async def merge(
         self, batch: Batch, results: Results, writer: Callable[[], BatchWriter] | None
@@ -83,14 +74,14 @@ class BatchMerger:
         retries = await self._settle_batch(batch, results, done, writer)
         batch.state = "merged"
         if retries is not None:
-            self._ledger.batches.append(retries)
+            self.ledger.batches.append(retries)
         # Saved together: a crash in between would submit the retries twice.
-        await asyncio.to_thread(self._ledger.save)
-        await asyncio.to_thread(self._ledger.remove_files, batch)
+        await asyncio.to_thread(self.ledger.save)
+        await asyncio.to_thread(self.ledger.remove_files, batch)
 
     async def _begin(self, batch: Batch) -> list[KeyTable]:
         """Note where merging begins; return the keys that an interrupted merge has written."""
-        journal = self._journal
+        journal = self.journal
         if batch.state == "merging":
             return [
                 await asyncio.to_thread(journal.keys_since, batch.journal_at),
@@ -98,7 +89,7 @@ class BatchMerger:
             ]
         batch.journal_at, batch.failures_at = journal.length, journal.failures.size
         batch.state = "merging"
-        await asyncio.to_thread(self._ledger.save)
+        await asyncio.to_thread(self.ledger.save)
         return []
 
     async def _settle_batch(
@@ -109,7 +100,7 @@ class BatchMerger:
         writer: Callable[[], BatchWriter] | None,
     ) -> Batch | None:
         """Settle the records that have an outcome; return a batch of retries if there are any."""
-        ledger = self._ledger
+        ledger = self.ledger
         retries: BatchWriter | None = None
         outcomes: list[Outcome] = []
         missing = 0
@@ -131,7 +122,7 @@ class BatchMerger:
                         await self.settle(outcomes)
                         outcomes = []
             await self.settle(outcomes)
-            await self._sink.commit()
+            await self.sink.commit()
         except BaseException:
             if retries is not None:
                 retries.abandon()
@@ -153,24 +144,19 @@ class BatchMerger:
             except AttemptError as error:
                 if error.code == NEVER_RAN:
                     return entry
-                most = self._rules.max_attempts
+                most = self.engine.rules.max_attempts
                 if isinstance(error, BadReplyError):
-                    most = attempts_for(error.code, self._rules)
+                    most = attempts_for(error.code, self.engine.rules)
                 if entry.attempt >= most or isinstance(error, ParameterError | ImageRejectedError):
                     return Failure(record, error.code, error.message, entry.attempt)
                 return entry._replace(attempt=entry.attempt + 1)
         samples = entry.samples
         each = [completions[at : at + samples] for at in range(0, len(completions), samples)]
         result = CaptionResult(each, entry.attempt)
-        return self._attempts.caption_of(record, result, replaces=entry.replaces)
+        return self.engine.attempts.caption_of(record, result, replaces=entry.replaces)
 
     def _completion(self, result: dict[str, Any] | None, batch: Batch) -> ValidatedCompletion:
-        """Return the completion in one line of results.
-
-        Raises:
-            AttemptError: There is none; another attempt may succeed.
-            RefusedError: No attempt would succeed.
-        """
+        """Return the completion in one line of results, or raise why there is none."""
         if result is None:
             raise _no_response(batch)
         response = result.get("response")
@@ -187,17 +173,17 @@ class BatchMerger:
         body = orjson.dumps(response.get("body"))
         reply = Response(status if isinstance(status, int) else 200, {}, body)
         try:
-            completion = self._dialect.judge(reply)
+            completion = self.engine.connected.dialect.judge(reply)
         except RunError as error:  # it concerns one request of many; a retry may succeed
             raise BadReplyError("batch_refused", str(error)) from None
-        answer = check(completion, self._rules)
+        answer = check(completion, self.engine.rules)
         return ValidatedCompletion(answer.value, completion, answer.flag)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Write outcomes and count them."""
         if outcomes:
-            await self._sink.put(outcomes)
-            count(outcomes, self._progress, self._settled)
+            await self.sink.put(outcomes)
+            count(outcomes, self.context.progress, self.settled)
 
 
 def _no_response(batch: Batch) -> AttemptError | RefusedError:

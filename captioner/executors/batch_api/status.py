@@ -54,11 +54,11 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
             if batch.state == "created":
                 try:
                     remote = await api.get(batch.batch_id)
+                    if cancel and remote.status not in ENDED:
+                        remote = await api.cancel(batch.batch_id)
                 except NotFoundError:
                     lines.append(f"{name}: the provider no longer has it")
                     continue
-                if cancel and remote.status not in ENDED:
-                    remote = await api.cancel(batch.batch_id)
                 status, done = remote.status, remote.done
             lines.append(f"{name}: {status}, {done:,} of {requests} done")
     finally:

@@ -21,12 +21,12 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from captioner.core.progress import RequestCounters
+from captioner.core.errors import revive
+from captioner.core.progress import EndpointState, RequestCounters
 
 if TYPE_CHECKING:
     import socket
 
-    from captioner.core.progress import EndpointState
     from captioner.core.types import InputRecord, Outcome
 
 _LENGTH = 8
@@ -91,6 +91,10 @@ class Exited(NamedTuple):
 
     error: str = ""
     message: str = ""
+
+    def as_error(self) -> BaseException:
+        """Return the error that ended the worker."""
+        return revive(self.error, self.message) or RuntimeError(self.message)
 
 
 class Wire:

@@ -6,47 +6,35 @@
                                                │
     sink ◀─ outcomes ── one task each ◀── Done
 
-If a worker dies, the other workers get its records.
+If a worker dies, its records go back to the queue and another one is started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-import socket
-import subprocess
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from captioner.core.errors import WorkersDiedError, revive
+from captioner.core.cancellation import StoppedError
+from captioner.core.errors import RunError, WorkersDiedError
 from captioner.core.humanize import counted
-from captioner.core.log import warn_once
 from captioner.core.progress import EndpointState
-from captioner.core.subprocesses import environment, python
-from captioner.endpoints.connect import variables_of
+from captioner.core.retry import waits
 from captioner.engine.pipeline import count, error_to_report
-from captioner.executors.processes.messages import (
-    Done,
-    EndOfInput,
-    Exited,
-    Ready,
-    Stop,
-    Warned,
-    Wire,
-    Work,
-    WorkerStats,
-    Written,
-)
+from captioner.executors.processes.handle import END_S, WorkerHandle
+from captioner.executors.processes.messages import Done, EndOfInput, Exited, Stop, Written
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
+    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Sink
     from captioner.core.types import InputRecord, Outcome
+    from captioner.executors.processes.messages import WorkerStats
     from captioner.settings.context import RunContext
     from captioner.settings.settings import Settings
 
@@ -55,17 +43,16 @@ logger = logging.getLogger(__name__)
 CHUNK = 16
 """Records sent at once."""
 
-AHEAD = 64
-"""Records that a worker holds beyond those that it may have in flight."""
+MOST_DEATHS = 5
+"""Workers that die while they start, or in a row without an outcome, after which no more are
+started."""
 
-AHEAD_BYTES = 16 << 20
-"""Bytes of records that a worker holds; one record may be larger."""
+LONGEST_PAUSE_S = 4.0
+"""Longest pause before a worker that died while it started is started again."""
 
-START_S = 120.0
-"""Seconds in which a worker must connect to the endpoints."""
-
-END_S = 5.0
-"""Seconds in which a worker must end after its work."""
+T = TypeVar("T")
+ReplaceWorker = Callable[[int], Awaitable[WorkerHandle]]
+"""Starts a worker with the share of one that died, by its number."""
 
 
 class WorkerPool:
@@ -75,9 +62,12 @@ class WorkerPool:
         model: See `Engine`.
     """
 
-    def __init__(self, workers: list[_Worker], model: str) -> None:
+    def __init__(
+        self, workers: list[WorkerHandle], model: str, replace_worker: ReplaceWorker
+    ) -> None:
         self.model = model
         self._workers = workers
+        self._replace_worker = replace_worker
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -91,13 +81,25 @@ class WorkerPool:
         """
         warned: set[str] = set()
         async with contextlib.AsyncExitStack() as stack:
-            workers = []
-            for number in range(context.settings.run.processes):
-                worker = await _Worker.start(part(context.settings, number), warned)
-                stack.push_async_callback(worker.close)
-                workers.append(worker)
-            models = await context.cancel.race(_models(workers))
-            yield cls(workers, models[0])
+
+            async def begin(number: int) -> tuple[WorkerHandle, str]:
+                settings = part(context.settings, number)
+                return await _started(settings, warned, stack, context.cancel)
+
+            async def replace_worker(number: int) -> WorkerHandle:
+                return (await begin(number))[0]
+
+            tasks = [
+                asyncio.create_task(begin(number))
+                for number in range(context.settings.run.processes)
+            ]
+            try:
+                started = await context.cancel.race(_all(tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            yield cls([worker for worker, _ in started], started[0][1], replace_worker)
 
     def pipeline(
         self,
@@ -106,11 +108,36 @@ class WorkerPool:
         settled: Callable[[Outcome], None] | None = None,
     ) -> Dispatcher:
         """Return a pipeline from the workers into a sink."""
-        return Dispatcher(self._workers, context, sink, settled)
+        return Dispatcher(self._workers, context, sink, settled, self._replace_worker)
 
 
-async def _models(workers: list[_Worker]) -> list[str]:
-    return await asyncio.gather(*(worker.wait_until_ready() for worker in workers))
+async def _all(tasks: list[asyncio.Task[T]]) -> list[T]:
+    return await asyncio.gather(*tasks)
+
+
+async def _started(
+    settings: Settings,
+    warned: set[str],
+    stack: contextlib.AsyncExitStack,
+    cancel: CancelToken,
+) -> tuple[WorkerHandle, str]:
+    """Return a worker that is ready, and its model; one that dies is started again.
+
+    Raises:
+        WorkersDiedError: The last of `MOST_DEATHS` could not be started.
+        StoppedError: The run was cancelled.
+    """
+    pauses = waits(LONGEST_PAUSE_S)
+    for tries in itertools.count(1):
+        try:
+            worker = await WorkerHandle.start(settings, warned)
+            stack.push_async_callback(worker.close)
+            return worker, await worker.wait_until_ready()
+        except WorkersDiedError:
+            if tries >= MOST_DEATHS:
+                raise
+        await cancel.sleep(next(pauses))
+    raise AssertionError
 
 
 class Dispatcher:
@@ -118,12 +145,17 @@ class Dispatcher:
 
     def __init__(
         self,
-        workers: list[_Worker],
+        workers: list[WorkerHandle],
         context: RunContext,
         sink: Sink,
         settled: Callable[[Outcome], None] | None,
+        replace_worker: ReplaceWorker,
     ) -> None:
         self._workers = workers
+        self._replace_worker = replace_worker
+        self._deaths = 0  # since the last outcome
+        self._starting = 0  # workers that take the place of others
+        self._ended = False  # the workers know that there are no more records
         self._sink = sink
         self._progress = context.progress
         self._progress.states = self._states
@@ -164,6 +196,7 @@ class Dispatcher:
             self._progress.complete = True
             while any(worker.records for worker in self._live) or self._returned:
                 await self._change()
+            self._ended = True
             for worker in self._live:
                 worker.send(EndOfInput())
         except Exception as error:  # noqa: BLE001 - any error stops the run in order
@@ -181,7 +214,7 @@ class Dispatcher:
             self._returned.popleft()
 
     @property
-    def _live(self) -> list[_Worker]:
+    def _live(self) -> list[WorkerHandle]:
         return [worker for worker in self._workers if not worker.gone]
 
     async def _give(self, chunk: list[InputRecord]) -> None:
@@ -194,31 +227,41 @@ class Dispatcher:
         self._changed.clear()
         await self._changed.wait()
 
-    async def _listen(self, worker: _Worker) -> None:
-        """Process a worker's messages until it ends."""
+    async def _listen(self, worker: WorkerHandle) -> None:
+        """Process the messages of a worker, and of those that take its place, until it ends."""
         try:
-            while isinstance(message := await worker.receive(), Done):
-                self._update(worker, message.stats)
-                if message.outcomes:
-                    await self._write(worker, message.outcomes)
-            if not isinstance(message, Exited):
-                self._redistribute(worker)
-            elif message.error:
-                self._fail(_error(message))
+            while not isinstance(message := await worker.receive(), Exited):
+                if message is None:
+                    number = self._workers.index(worker)
+                    self._redistribute(worker)
+                    if not await self._replaced(number):
+                        return
+                    worker = self._workers[number]
+                elif isinstance(message, Done):
+                    self._update(worker, message.stats)
+                    if message.outcomes:
+                        await self._write(worker, message.outcomes)
+            if message.error:
+                self._fail(message.as_error())
         except Exception as error:  # noqa: BLE001 - any error stops the run in order
             self._fail(error)
         finally:
             worker.gone = True
             self._changed.set()
 
-    async def _write(self, worker: _Worker, numbered: list[tuple[int, Outcome]]) -> None:
+    async def _write(self, worker: WorkerHandle, numbered: list[tuple[int, Outcome]]) -> None:
         outcomes = [outcome._replace(record=worker.take(number)) for number, outcome in numbered]
+        self._deaths = 0
         self._changed.set()
-        await self._sink.put(outcomes)
+        try:
+            await self._sink.put(outcomes)
+        except RunError as error:  # the sink keeps them; the worker may finish what is in flight
+            self._fail(error)
+        else:
+            count(outcomes, self._progress, self._settled)
         worker.send(Written())
-        count(outcomes, self._progress, self._settled)
 
-    def _update(self, worker: _Worker, stats: WorkerStats) -> None:
+    def _update(self, worker: WorkerHandle, stats: WorkerStats) -> None:
         progress, before = self._progress, worker.stats
         progress.add(stats.counters)
         progress.add(before.counters, -1)
@@ -245,14 +288,15 @@ class Dispatcher:
                 )
         return list(total.values())
 
-    def _redistribute(self, worker: _Worker) -> None:
-        """Give the records of a worker that died to the others."""
+    def _redistribute(self, worker: WorkerHandle) -> None:
+        """Put the records of a worker that died back into the queue."""
+        self._deaths += 1
         worker.gone = True
         self._update(worker, worker.stats._replace(in_flight=0, waiting=""))
         how = worker.how_it_ended()
-        if self._cancel or (self._progress.complete and not (worker.records or self._returned)):
+        if self._is_over(worker):
             return
-        if not self._live:
+        if not self._live and not self._starting and self._deaths >= MOST_DEATHS:
             self._fail(
                 WorkersDiedError(
                     f"the last process of the run {how}. What was finished is saved; run the same "
@@ -269,6 +313,37 @@ class Dispatcher:
         self._returned += worker.records.values()
         worker.records.clear()
         self._changed.set()
+
+    def _is_over(self, worker: WorkerHandle) -> bool:
+        """Return whether nothing is left for a worker that died, or for another one."""
+        pending = worker.records or self._returned
+        return bool(self._cancel) or (self._progress.complete and not pending)
+
+    async def _replaced(self, number: int) -> bool:
+        """Start a worker in the place of one that died; return whether there is work for it.
+
+        Raises:
+            WorkersDiedError: None can be started, and there is no other.
+        """
+        if self._cancel or self._ended or self._deaths >= MOST_DEATHS:
+            return False
+        self._starting += 1
+        try:
+            worker = await self._replace_worker(number)
+        except StoppedError:
+            return False
+        except WorkersDiedError as error:
+            if not self._live and self._starting == 1:
+                raise
+            logger.warning("%s; the others go on", error)
+            return False
+        finally:
+            self._starting -= 1
+        self._workers[number] = worker
+        if self._cancel or self._ended:
+            worker.send(Stop(forced=True))
+        self._changed.set()
+        return True
 
     def _fail(self, error: BaseException) -> None:
         """Stop the run."""
@@ -293,140 +368,6 @@ class Dispatcher:
             worker.kill()
 
 
-class _Worker:
-    """One worker process.
-
-    Attributes:
-        records: Records sent to it that have no outcome yet, by number.
-        stats: Its latest statistics.
-        gone: It has ended, or is about to.
-    """
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        wire: Wire,
-        max_records: int,
-        warned: set[str],
-    ) -> None:
-        self.records: dict[int, InputRecord] = {}
-        self.stats = WorkerStats()
-        self.gone = False
-        self._process = process
-        self._wire = wire
-        self._max_records = max_records
-        self._warned = warned
-        self._bytes = 0
-
-    @classmethod
-    async def start(cls, settings: Settings, warned: set[str]) -> Self:
-        """Start a process.
-
-        Args:
-            settings: The settings of the worker.
-            warned: Warnings that were logged, shared by all workers of a run.
-
-        Raises:
-            WorkersDiedError: It cannot be started.
-        """
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = subprocess.Popen(  # noqa: ASYNC220, S603 - milliseconds; our own program
-                    python("captioner.executors.processes.worker", str(theirs.fileno())),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=environment(fetching=True, more=variables_of(settings.each_endpoint)),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # only the parent handles Ctrl-C
-                )
-        except OSError as error:
-            ours.close()
-            raise WorkersDiedError(f"cannot start a process: {error.strerror}") from None
-        wire = await Wire.over(ours)
-        wire.send(settings)
-        return cls(process, wire, settings.run.concurrency + AHEAD, warned)
-
-    async def wait_until_ready(self) -> str:
-        """Return the model that it requests when it has connected to the endpoints.
-
-        Raises:
-            SettingsError: See `Engine.open`.
-            WorkersDiedError: It ended, or takes too long.
-        """
-        try:
-            async with asyncio.timeout(START_S):
-                message = await self.receive()
-        except TimeoutError:
-            raise WorkersDiedError(f"a process was not ready within {START_S:g} s") from None
-        if isinstance(message, Exited):
-            raise _error(message)
-        if not isinstance(message, Ready):
-            raise WorkersDiedError(f"a process {self.how_it_ended()} before it was ready")
-        return message.model
-
-    async def receive(self) -> Ready | Done | Exited | None:
-        """Return the next message and log warnings; None if the process has died."""
-        while isinstance(message := await self._wire.receive(), Warned):
-            warn_once(message.text, self._warned)
-        return message  # type: ignore[no-any-return]
-
-    def send(self, message: Work | Written | Stop | EndOfInput) -> None:
-        """Send a message."""
-        if not self.gone:
-            self._wire.send(message)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it may get more records."""
-        return len(self.records) < self._max_records and self._bytes < AHEAD_BYTES
-
-    @property
-    def fullness(self) -> float:
-        """Its records as a part of those that it may have."""
-        return len(self.records) / self._max_records
-
-    def give(self, records: list[InputRecord]) -> None:
-        """Send records."""
-        for record in records:
-            self.records[record.number] = record
-            self._bytes += _size(record)
-        self.send(Work(records))
-
-    def take(self, number: int) -> InputRecord:
-        """Return a record that has an outcome."""
-        record = self.records.pop(number)
-        self._bytes -= _size(record)
-        return record
-
-    def how_it_ended(self) -> str:
-        """Return in words how the process ended."""
-        try:
-            status = self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            return "closed its connection"
-        return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-
-    def kill(self) -> None:
-        """Kill the process."""
-        self._process.kill()
-
-    async def close(self) -> None:
-        """Wait until the process ends; kill it if that takes too long."""
-        self._wire.close()
-        try:
-            await asyncio.to_thread(self._process.wait, END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-def _size(record: InputRecord) -> int:
-    """Return the bytes of a record, with the images that it carries."""
-    return len(record.raw) + sum(len(data) for _, data in record.images)
-
-
 def part(settings: Settings, number: int) -> Settings:
     """Return the settings of one worker, with its share of the run's limits."""
     run, images = settings.run, settings.images
@@ -443,7 +384,3 @@ def part(settings: Settings, number: int) -> Settings:
             fetch_concurrency=share(images.fetch_concurrency),
         ),
     )
-
-
-def _error(message: Exited) -> BaseException:
-    return revive(message.error, message.message) or RuntimeError(message.message)

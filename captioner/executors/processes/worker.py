@@ -48,7 +48,7 @@ MAX_UNWRITTEN = 2
 """Messages with outcomes that are not written yet: the next one is sent while one is written."""
 
 STATS_S = 0.25
-"""Seconds between statistics while no outcomes are sent with them."""
+"""Seconds between statistics that are sent without outcomes."""
 
 
 class Worker:
@@ -64,7 +64,6 @@ class Worker:
         self._written = asyncio.Event()  # for the outcomes being collected
         self._sent: deque[asyncio.Event] = deque()  # for those sent, oldest first
         self._collecting = False
-        self._sent_stats = WorkerStats()
 
     async def run(self) -> None:
         """Caption until there are no more records, then report how it ended."""
@@ -72,12 +71,7 @@ class Worker:
         if settings is None:
             return
         listening = asyncio.create_task(self._listen())
-        counting = asyncio.create_task(self._report_regularly())
-        try:
-            ended = await self._caption(settings)
-        finally:
-            counting.cancel()
-        self._send_stats()
+        ended = await self._caption(settings)
         self._wire.send(ended)
         await listening  # the parent closes
 
@@ -87,7 +81,12 @@ class Worker:
             with forward_warnings(self._warn):
                 async with Engine.open(context) as engine:
                     self._wire.send(Ready(engine.model))
-                    await engine.pipeline(context, self).run(self._batches())
+                    reporting = asyncio.create_task(self._report_regularly())
+                    try:
+                        await engine.pipeline(context, self).run(self._batches())
+                    finally:
+                        reporting.cancel()
+                        self._wire.send(Done([], self._stats()))
         except StoppedError:
             return Exited()
         except CaptionerError as error:
@@ -116,8 +115,7 @@ class Worker:
         self._sent.append(self._written)
         self._written = asyncio.Event()
         outcomes, self._outcomes = self._outcomes, []
-        self._sent_stats = self._stats()
-        self._wire.send(Done(outcomes, self._sent_stats))
+        self._wire.send(Done(outcomes, self._stats()))
 
     async def _listen(self) -> None:
         while (message := await self._wire.receive()) is not None:
@@ -143,13 +141,7 @@ class Worker:
     async def _report_regularly(self) -> None:
         while True:
             await asyncio.sleep(STATS_S)
-            self._send_stats()
-
-    def _send_stats(self) -> None:
-        stats = self._stats()
-        if stats != self._sent_stats:
-            self._sent_stats = stats
-            self._wire.send(Done([], stats))
+            self._wire.send(Done([], self._stats()))
 
     def _stats(self) -> WorkerStats:
         now = self._progress

@@ -28,12 +28,12 @@ from captioner.core.log import LOGGER, forward_warnings, warn_once
 from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
 from captioner.endpoints.connect import variables_of
 from captioner.engine.engine import Engine
-from captioner.executors.local import (
+from captioner.executors.local import run_batch
+from captioner.executors.opening import (
     look_first,
     open_source,
     refuse_other_outputs,
     refuse_strange_files,
-    run_batch,
 )
 from captioner.executors.ray.rate_broker import RateBroker
 from captioner.executors.ray.shard_store import ShardStore
@@ -52,14 +52,13 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
 from captioner.outputs.export import check_format
-from captioner.readers.registry import FORMATS_WITH_IMAGES
+from captioner.readers.registry import FORMATS_WITH_IMAGES, OpenedInput
 from captioner.settings.context import RunContext
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from captioner.readers.registry import OpenedInput
     from captioner.settings.settings import Settings
 
 SHARDS_PER_WORKER = 4
@@ -218,12 +217,7 @@ class _Driver:
             raise SettingsError(f"ray: cannot connect to Ray: {_short(error)}") from None
 
     def _check_output(self, journal: Path, failures: Path, shaping: dict[str, Any]) -> None:
-        """Check that the run may continue the output, before requests cost money.
-
-        Raises:
-            SettingsError: Another program wrote it, or a run with other settings.
-            OutputDamagedError: It is damaged.
-        """
+        """Check that the run may continue the output, before requests cost money."""
         refuse_other_outputs(self._settings, journal)
         if journal.exists():
             existing = self._journal(journal, failures, shaping, merging=False)

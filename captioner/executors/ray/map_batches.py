@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import CaptionerError
 from captioner.engine.stream import Captioner, CaptionError
+from captioner.readers.rows import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +43,7 @@ class CaptionBatch:
         columns = {name: list(values) for name, values in batch.items()}
         count = len(next(iter(columns.values()), []))
         rows = [
-            {name: _plain(values[number]) for name, values in columns.items()}
+            plain({name: values[number] for name, values in columns.items()}, is_image=True)
             for number in range(count)
         ]
         found = await asyncio.gather(*map(self._caption, rows))
@@ -66,17 +66,3 @@ class CaptionBatch:
         except Exception as error:  # noqa: BLE001 - one row must not fail a block
             return None, f"internal error: {type(error).__name__}: {error}"
         return text if isinstance(text, str) else str(text), None
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of a column as JSON values."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode()}
-    if isinstance(value, dict):
-        data = value.get("bytes")
-        return _plain(data) if isinstance(data, bytes) else {n: _plain(v) for n, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value

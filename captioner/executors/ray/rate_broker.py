@@ -7,15 +7,13 @@ it in an actor, `benchmarks/cluster_sim.py` in a simulation.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from captioner.endpoints.limiter import AimdLimit, start_of
+from captioner.endpoints.limiter import DECREASE, AimdLimit, Limiter, start_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from captioner.endpoints.limiter import Limiter
 
 LEASE_S = 5.0
 """Seconds that a lease lasts. The share of a worker that died is free afterwards."""
@@ -58,12 +56,6 @@ class Feedback(NamedTuple):
     epoch: int = 0
 
 
-@dataclass(slots=True)
-class _Worker:
-    until: float
-    in_flight: int = 0
-
-
 class RateBroker:
     """Divides one limit among workers.
 
@@ -75,7 +67,7 @@ class RateBroker:
     def __init__(self, in_flight: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.window = AimdLimit(in_flight, float(min(in_flight, start_of(in_flight))))
-        self._workers: dict[str, _Worker] = {}
+        self._workers: dict[str, tuple[float, int]] = {}  # end of the lease, requests in flight
         self._closed_until = 0.0
 
     @property
@@ -86,13 +78,10 @@ class RateBroker:
     def lease(self, name: str, feedback: Feedback) -> Lease:
         """Take a worker's feedback, and return its new lease."""
         now = self._clock()
-        for other in [one for one, worker in self._workers.items() if worker.until <= now]:
-            del self._workers[other]
-        worker = self._workers.setdefault(name, _Worker(0.0))
-        worker.until = now + LEASE_S
-        worker.in_flight = feedback.in_flight
+        self._workers[name] = now + LEASE_S, feedback.in_flight
+        self._workers = {one: held for one, held in self._workers.items() if held[0] > now}
         self._closed_until = max(self._closed_until, now + feedback.pause_s)
-        total = sum(one.in_flight for one in self._workers.values())
+        total = sum(in_flight for _, in_flight in self._workers.values())
         for _ in range(feedback.good):
             self.window.succeeded(total)
         for _ in range(feedback.bad):
@@ -121,9 +110,9 @@ class LeasedLimit(AimdLimit):
         del in_flight
         self.good += 1
 
-    def overloaded(self, epoch: int) -> None:
+    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
         """Count an overload."""
-        del epoch
+        del epoch, factor
         self.bad += 1
 
 

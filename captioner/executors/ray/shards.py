@@ -26,7 +26,7 @@ from captioner.core.lines import iter_lines
 from captioner.core.regular import reading
 from captioner.core.secrets import sealed
 from captioner.core.types import InputRecord
-from captioner.executors.ray.shard_store import MANIFEST
+from captioner.executors.ray.shard_store import MANIFEST, ShardStore
 from captioner.journal.checkpoint import Checkpoint, Extent
 from captioner.journal.disk import Files, TemporaryFile, atomic_write
 from captioner.journal.failures import read_failures
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from captioner.core.keys import RecordKeys
     from captioner.core.protocols import Source
-    from captioner.executors.ray.shard_store import ShardStore
 
 VERSION = 1
 
@@ -55,14 +54,6 @@ def input_name(shard: int) -> str:
 def output_names(shard: int) -> tuple[str, str, str]:
     """Return the names of a shard's failures, journal and checkpoint, in the order of copying."""
     return f"{shard:04d}.failed.jsonl", f"{shard:04d}.jsonl", f"{shard:04d}.jsonl.ckpt"
-
-
-def _with_shards(
-    records: list[InputRecord], keys: RecordKeys, shards: int
-) -> Iterator[tuple[InputRecord, int]]:
-    computed = keys.of_inputs([record.raw for record in records])
-    for record, key in zip(records, computed, strict=True):
-        yield record, shard_of(record.key or key, shards)
 
 
 class ShardSet:
@@ -128,8 +119,8 @@ class ShardSet:
                 records = batch if limit is None else batch[: limit - count]
                 count += len(records)
                 parts: dict[int, list[bytes]] = defaultdict(list)
-                for record, shard in _with_shards(records, self._keys, self.count):
-                    parts[shard].append(_encode(record))
+                for record, key in zip(records, self._keys.of_records(records), strict=True):
+                    parts[shard_of(key, self.count)].append(_encode(record))
                 for shard, lines in parts.items():
                     files.write(input_name(shard), b"".join(lines))
                 if count == limit:
@@ -270,6 +261,6 @@ class SelectingSource:
     async def batches(self) -> AsyncIterator[list[InputRecord]]:
         """Yield the records in order."""
         async for batch in self._source.batches():
-            records = _with_shards(batch, self._keys, self._shards)
-            if found := [record for record, shard in records if shard == self._shard]:
+            keyed = zip(batch, self._keys.of_records(batch), strict=True)
+            if found := [one for one, key in keyed if shard_of(key, self._shards) == self._shard]:
                 yield found

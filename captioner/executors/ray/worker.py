@@ -7,7 +7,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from captioner.core.cancellation import CancelToken
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
-from captioner.executors.local import open_source, run_batch
+from captioner.executors.local import run_batch
+from captioner.executors.opening import open_source
 from captioner.executors.ray.rate_broker import RENEW_S, LeaseHolder
 from captioner.executors.ray.shard_store import ShardStore
 from captioner.executors.ray.shards import (
@@ -39,38 +40,33 @@ LEASE_TIMEOUT_S = 2.0
 """Seconds that the broker may take to respond."""
 
 
+@dataclass
 class ShardRunner:
     """Captions shards, one after the other. Its methods never raise: Ray would end the job.
 
-    ``partitioned`` says that each shard has an input file; otherwise it selects its records from
-    the whole input. ``environment`` has the variables with keys and addresses.
+    Attributes:
+        environment: The variables with keys and addresses.
+        partitioned: Each shard has an input file; else its records are selected from the input.
+        fresh: It has used nothing of the rate limits yet.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        name: str,
-        shards: int,
-        location: str,
-        broker: Any,
-        environment: dict[str, str],
-        workers: int,
-        partitioned: bool,
-    ) -> None:
-        os.environ.update(environment)
-        self.settings = settings
-        self.name = name
-        self.shards = shards
-        self.location = location
-        self.broker = broker
-        self.workers = workers
-        self.partitioned = partitioned
-        self.fresh = True  # has used nothing of the rate limits yet
-        self.progress = Progress()
-        self.cancel: tuple[asyncio.AbstractEventLoop, CancelToken] | None = None
-        self.stopped = False
-        self.lock = threading.Lock()
+    settings: Settings
+    name: str
+    shards: int
+    location: str
+    broker: Any
+    environment: dict[str, str]
+    workers: int
+    partitioned: bool
+    fresh: bool = True
+    progress: Progress = field(default_factory=Progress)
+    cancel: tuple[asyncio.AbstractEventLoop, CancelToken] | None = None
+    stopped: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """Set the variables."""
+        os.environ.update(self.environment)
 
     def run(self, shard: int) -> dict[str, Any]:
         """Caption a shard; return its report or error, and the warnings."""

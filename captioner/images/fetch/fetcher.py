@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING
 
-from captioner.core.errors import BadImageError
+from captioner.core.descriptors import TOO_MANY_OPEN, none_left, patiently
+from captioner.core.errors import BadImageError, DescriptorsError
 from captioner.core.secrets import without_secrets
 from captioner.core.types import FetchedImages
 from captioner.images.fetch.http import IN_MEMORY, HttpFetcher
-from captioner.images.fetch.object_stores import ObjectStores
+from captioner.images.fetch.object_stores import ObjectStores, StoreFaultError
+from captioner.images.fetch.store_guard import StoreGuard
 
 if TYPE_CHECKING:
     from typing import Self
@@ -31,14 +34,22 @@ class Fetcher:
         images: The limits.
         budget: Bytes that may be held at once.
         archives: The archives of the run.
+        stop_after: See `StoreGuard`.
     """
 
-    def __init__(self, images: ImageSettings, budget: MemoryBudget, archives: Archives) -> None:
+    def __init__(
+        self,
+        images: ImageSettings,
+        budget: MemoryBudget,
+        archives: Archives,
+        stop_after: int | None = None,
+    ) -> None:
         self._budget = budget
         self._timeout_s = images.fetch_timeout
         self._slots = asyncio.Semaphore(images.fetch_concurrency)
         self._http = HttpFetcher(images)
-        self._stores = ObjectStores(images.max_image_bytes, archives)
+        self._stores = ObjectStores(images.max_image_bytes, archives, images.max_video_bytes)
+        self._guard = StoreGuard(stop_after)
         self._threads = ThreadPoolExecutor(
             images.fetch_concurrency, thread_name_prefix="captioner-fetch"
         )
@@ -59,15 +70,24 @@ class Fetcher:
         Args:
             urls: Where they are.
             reserve: Reserve memory for them in the budget; the caller releases it.
+
+        Raises:
+            StoreGaveOutError: The object stores give nothing.
+            SettingsError: The library that reads a store is not installed.
         """
         with contextlib.ExitStack() as stack:
             files: dict[str, IO[bytes]] = {}
-            async with self._slots:
-                for url in dict.fromkeys(urls):
-                    try:
-                        files[url] = stack.enter_context(await self._fetch(url))
-                    except BadImageError as error:
-                        return FetchedImages({url: error}, 0)
+            if not all(map(_is_http, urls)):
+                stack.enter_context(self._guard)
+            attempts = 0
+            while failed := await self._fetch_missing(urls, files, stack):
+                attempts += 1
+                url, error = failed
+                again = isinstance(error, StoreFaultError) and await self._guard.try_again(
+                    error, attempts
+                )
+                if not again:
+                    return FetchedImages({url: error}, 0)
             # A record that holds memory may need a slot: never wait for memory in one.
             reserved = 0
             if reserve:
@@ -80,23 +100,57 @@ class Fetcher:
                 images[url] = file.read()
         return FetchedImages(images, reserved)
 
+    async def _fetch_missing(
+        self, urls: tuple[str, ...], files: dict[str, IO[bytes]], stack: contextlib.ExitStack
+    ) -> tuple[str, BadImageError] | None:
+        """Fetch what is not in ``files`` yet; return the first URL that failed, with its error."""
+        async with self._slots:
+            for url in dict.fromkeys(urls):
+                if url not in files:
+                    try:
+                        files[url] = stack.enter_context(await self._fetch(url))
+                    except BadImageError as error:
+                        return url, error
+        return None
+
     async def _fetch(self, url: str) -> IO[bytes]:
-        if url[:5].lower() in ("http:", "https"):
+        if _is_http(url):
             return await self._http.fetch(url)
         loop = asyncio.get_running_loop()
         reading = loop.run_in_executor(self._threads, self._read, url)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await reading
+                file = await reading
         except TimeoutError:
-            shown, limit = without_secrets(url)[:200], f"{self._timeout_s:g} s (--fetch-timeout)"
-            raise BadImageError(
-                "image_fetch_failed", f"cannot fetch {shown} within {limit}"
+            shown, reason = without_secrets(url)[:200], f"{self._timeout_s:g} s (--fetch-timeout)"
+            raise StoreFaultError(
+                "image_fetch_failed", f"cannot fetch {shown} within {reason}", kind="timeout"
             ) from None
+        except BadImageError as error:
+            if not isinstance(error, StoreFaultError):
+                self._guard.answered(found=error.code != "image_missing")
+            raise
+        self._guard.answered(found=True)
+        return file
 
     def _read(self, url: str) -> IO[bytes]:
         """Return a file that holds an object, at its end."""
-        data = self._stores.read(url)
+        try:
+            data = patiently(lambda: self._read_store(url))
+        except OSError:
+            raise DescriptorsError(TOO_MANY_OPEN) from None
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the caller closes it
         file.write(data)
         return file
+
+    def _read_store(self, url: str) -> bytes:
+        try:
+            return self._stores.read(url)
+        except BadImageError:
+            if none_left():  # the store's library hides the reason
+                raise OSError(errno.EMFILE, TOO_MANY_OPEN) from None
+            raise
+
+
+def _is_http(url: str) -> bool:
+    return url[:5].lower() in ("http:", "https")

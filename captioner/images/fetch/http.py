@@ -12,7 +12,15 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
-from captioner.core.errors import BadImageError, SettingsError
+from captioner.core.descriptors import (
+    PATIENCE_S,
+    PAUSE_S,
+    TOO_MANY_OPEN,
+    are_used_up,
+    none_left,
+    warn_used_up,
+)
+from captioner.core.errors import BadImageError, DescriptorsError, SettingsError
 from captioner.core.proxies import proxy_for
 from captioner.core.retry import retry_after_s, waits
 from captioner.core.secrets import masked, without_secrets
@@ -114,19 +122,30 @@ class HttpFetcher:
         shown = without_secrets(url)[:200]
         reason = "it took too long"
         pauses = waits()
+        attempt = 0
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_S
         try:
-            async with asyncio.timeout(self._images.fetch_timeout):
-                for attempt in range(1, ATTEMPTS + 1):
+            async with asyncio.timeout(self._images.fetch_timeout) as limit:
+                while attempt < ATTEMPTS:
                     try:
                         return await self._try(url, shown)
                     except _TransientError as error:
                         reason = str(error)
+                        if none_left():
+                            if loop.time() > until:
+                                raise DescriptorsError(TOO_MANY_OPEN) from None
+                            warn_used_up()
+                            limit.reschedule(loop.time() + self._images.fetch_timeout)
+                            await asyncio.sleep(PAUSE_S)
+                            continue
+                        attempt += 1
                         if attempt < ATTEMPTS:
                             await asyncio.sleep(max(next(pauses), error.after_s))
         except TimeoutError:
-            limit = f"{self._images.fetch_timeout:g} s (--fetch-timeout)"
+            seconds = f"{self._images.fetch_timeout:g} s (--fetch-timeout)"
             raise BadImageError(
-                "image_fetch_failed", f"cannot fetch {shown} within {limit}: {reason}"
+                "image_fetch_failed", f"cannot fetch {shown} within {seconds}: {reason}"
             ) from None
         raise BadImageError(
             "image_fetch_failed", f"cannot fetch {shown}: {reason} ({ATTEMPTS} times)"
@@ -212,11 +231,14 @@ class HttpFetcher:
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
             size = reply.content_length or 0
+            most = self._images.max_image_bytes, self._images.max_video_bytes
             async for chunk in reply.content.iter_any():
-                check_size(shown, max(size, file.tell() + len(chunk)), self._images.max_image_bytes)
+                check_size(shown, max(size, file.tell() + len(chunk)), *most)
                 try:
                     file.write(chunk)
                 except OSError as error:
+                    if are_used_up(error):
+                        raise
                     raise BadImageError(
                         "image_fetch_failed",
                         f"{shown} has no room in the temporary folder: {error.strerror}",

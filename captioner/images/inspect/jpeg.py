@@ -123,7 +123,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _needed(marker: int, segment: bytes) -> bytes:
-    """Return the part of a segment that tells a decoder how to show the image."""
+    """Return the part of a segment that a decoder needs to show the image."""
     if marker < 0xC0 or marker == _START:
         raise doubtful(f"the JPEG has a marker {marker:02X} that cannot be there")
     head = segment[4:16]

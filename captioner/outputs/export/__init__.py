@@ -1,7 +1,6 @@
 """Writes the rows of a journal in other formats. An export can be repeated at any time."""
 
-from captioner.journal.disk import replacing
-from captioner.outputs.export.registry import check_format, export, targets_of
-from captioner.outputs.export.tables import column_names, write_csv_rows
+from captioner.outputs.export.registry import check_format, export, first_file
+from captioner.outputs.export.tables import column_names, write_csv_rows, write_lines
 
-__all__ = ["check_format", "column_names", "export", "replacing", "targets_of", "write_csv_rows"]
+__all__ = ["check_format", "column_names", "export", "first_file", "write_csv_rows", "write_lines"]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
+from captioner.core.exports import mark_export
 from captioner.core.extras import needed
 from captioner.core.humanize import counted
 from captioner.journal.companions import (
@@ -23,13 +24,12 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import tables, training, webdataset
-from captioner.outputs.reader import OutputReader
+from captioner.outputs.reader import OutputReader, Reviewed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from captioner.outputs.reader import Reviewed
     from captioner.settings.options import OutputFormat
 
 logger = logging.getLogger(__name__)
@@ -94,23 +94,26 @@ def export(
     )
     with closing(reader):
         _refuse_own_files(reader, target, source, output)
+        is_new = not own and not target.exists()
         if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
-            for path in targets_of(target):
-                if path.exists():
-                    raise SettingsError(f"{path} exists; replace it with --overwrite")
+            path = first_file(target)
+            if path.exists():
+                raise SettingsError(f"{path} exists; replace it with --overwrite")
         if kind in _SIDECARS:
             training.write_sidecars(reader, target, suffix=f".{kind}", overwrite=overwrite)
         elif csv_safe and kind in _CSV:
             _CSV[kind](reader, target, safe=True)
         else:
             _WRITERS[kind](reader, target)
+            if kind == "imagefolder" and is_new:
+                mark_export(target)
         if reader.reviews is not None and not own:
             logger.warning("reviews: %s", _describe_reviews(reader))
 
 
-def targets_of(target: Path) -> list[Path]:
+def first_file(target: Path) -> Path:
     """Return the first file of an export: the target, or the first of numbered shards."""
-    return [webdataset.shard_path(target, 0) or target]
+    return webdataset.shard_path(target, 0) or target
 
 
 def _describe_reviews(reader: OutputReader) -> str:

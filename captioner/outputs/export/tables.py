@@ -328,11 +328,7 @@ class _InferredColumns:
         return bool(types.is_null(kind))
 
     def arrays(self, rows: list[dict[str, Any]]) -> list[Any]:
-        """Return the columns of some rows.
-
-        Raises:
-            _TypeMismatchError: A value does not fit its column.
-        """
+        """Return the columns of some rows; raise if a value does not fit its column."""
         arrays = []
         for field in self.fields():
             values = [row.get(field.name) for row in rows]

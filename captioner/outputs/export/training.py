@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import BadImageError
 from captioner.core.jsonbytes import json_array
 from captioner.core.keys import KeyTable, digest
+from captioner.core.media import is_video
 from captioner.core.regular import writing
 from captioner.core.types import ImageRef
 from captioner.engine.conversation import PLACEHOLDER
@@ -48,7 +49,9 @@ def write_llava(reader: OutputReader, target: Path) -> None:
             if paths:
                 entry = {
                     "id": str(row.get("id", number)),
-                    "image": paths[0] if len(paths) == 1 else paths,
+                    "video" if all(map(is_video, paths)) else "image": paths[0]
+                    if len(paths) == 1
+                    else paths,
                     "conversations": _conversation(reader, row),
                 }
                 yield dumped(entry)

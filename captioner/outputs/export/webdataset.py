@@ -12,7 +12,7 @@ from captioner.core.errors import SettingsError
 from captioner.core.regular import writing
 from captioner.engine.conversation import image_field_of
 from captioner.images.archives import in_archive
-from captioner.images.inspect import media_type_of
+from captioner.images.inspect import media_type_of, video_format
 from captioner.journal.disk import replacing
 from captioner.outputs.export.tables import (
     LEFT_OUT,
@@ -36,6 +36,9 @@ SHARD_BYTES = 1_000_000_000
 
 SHARD_NUMBER = re.compile(r"%0?\d*d(?!.*%0?\d*d)")
 """The last number format in a name, as in ``out-%05d.tar``."""
+
+
+_VIDEOS = {"mov": "mp4", "matroska": "mkv", "avi": "avi"}
 
 
 def shard_path(target: Path, number: int) -> Path | None:
@@ -101,7 +104,8 @@ def _add(
 ) -> None:
     files = []
     for number, data in enumerate(images):
-        kind = media_type_of(data).rpartition("/")[2].replace("jpeg", "jpg") or "img"
+        kind = media_type_of(data).rpartition("/")[2].replace("jpeg", "jpg")
+        kind = kind or _VIDEOS.get(video_format(data), "img")
         files.append((kind if not number else f"{number}.{kind}", data))
     files += [("txt", text.encode()), ("json", dumped(row))]
     for extension, data in files:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import logging
 import secrets
-import threading
-from concurrent.futures import Future
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +18,7 @@ from captioner.outputs.viewer.search import Query
 from captioner.outputs.viewer.store import ViewerStore
 from captioner.outputs.viewer.thumbnails import SIDES, Thumbnails
 from captioner.outputs.viewer.timeline import EVERY_S, Timeline
+from captioner.outputs.visitors import ServerThread, Visitors, body_of
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
@@ -64,6 +62,7 @@ class Viewer:
 
     Attributes:
         url: The page's address, with the token.
+        origin: The same without it.
 
     Raises:
         SettingsError: The server cannot listen on the address.
@@ -79,7 +78,7 @@ class Viewer:
         image_root: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.url = ""
+        self.url = self.origin = ""
         self._token = secrets.token_urlsafe(16)
         self._host, self._port = host, port
         self._store = ViewerStore(output, journal, image_root=image_root)
@@ -103,22 +102,15 @@ class Viewer:
         app.router.add_post("/{token}/api/review", self._review)
         self._stack.callback(self._store.close)
         await self._stack.enter_async_context(self._thumbnails)
-        silent = logging.getLogger(f"{__name__}.requests")  # invalid requests are not logged
-        silent.addHandler(logging.NullHandler())
-        silent.propagate = False
-        runner = web.AppRunner(app, access_log=None, logger=silent, shutdown_timeout=1)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, self._host, self._port)
         try:
-            await site.start()
+            visitors = await self._stack.enter_async_context(Visitors(app, self._host, self._port))
         except OSError as error:
             await self._stack.aclose()
             place = f"{self._host}:{self._port}"
             raise SettingsError(f"cannot listen on {place}: {error.strerror}") from None
-        self._stack.push_async_callback(_close, site)
         shown = f"[{self._host}]" if ":" in self._host else self._host
-        self.url = f"http://{shown}:{runner.addresses[0][1]}/{self._token}/"
+        self.origin = f"http://{shown}:{visitors.port}/"
+        self.url = f"{self.origin}{self._token}/"
         if self._timeline is not None:
             sampling = asyncio.create_task(self._sample(self._timeline))
             self._stack.callback(sampling.cancel)
@@ -192,7 +184,7 @@ class Viewer:
         return _json(await asyncio.to_thread(self._store.charts))
 
     async def _review(self, request: web.Request) -> web.Response:
-        given: Any = orjson.loads(await request.read())
+        given: Any = orjson.loads(await body_of(request))
         if not isinstance(given, dict):
             raise TypeError("a review is an object")
         review = await asyncio.to_thread(self._store.review, given)
@@ -214,47 +206,20 @@ class Viewer:
         return web.Response(body=image.data, content_type=image.media_type, headers=headers)
 
 
-class ViewerThread:
+class ViewerThread(ServerThread):
     """Runs a viewer in a thread of its own, so that it cannot delay a run.
 
     Attributes:
         url: The page's address, with the token.
+        origin: The same without it.
 
     Raises:
         SettingsError: The server cannot listen on the address.
     """
 
     def __init__(self, viewer: Viewer) -> None:
-        self._viewer = viewer
-        self._stop = asyncio.Event()
-        self._started: Future[asyncio.AbstractEventLoop] = Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve()), name="captioner-view", daemon=True
-        )
-        self._thread.start()
-        self._loop = self._started.result()
-        self.url = viewer.url
-
-    async def _serve(self) -> None:
-        try:
-            async with self._viewer:
-                self._started.set_result(asyncio.get_running_loop())
-                await self._stop.wait()
-        except Exception as error:
-            if self._started.done():
-                raise
-            self._started.set_exception(error)
-
-    def close(self) -> None:
-        """Stop the server."""
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-
-
-async def _close(site: web.TCPSite) -> None:
-    """Accept no more connections; those that are being accepted are closed with the others."""
-    await site.stop()
-    await asyncio.sleep(0)
+        super().__init__(viewer, "captioner-view")
+        self.url, self.origin = viewer.url, viewer.origin
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -113,7 +113,7 @@ class ViewerStore:
                     self._reader = OutputReader(
                         self.journal,
                         image_root=self._image_root,
-                        max_image_bytes=ImageSettings().max_image_bytes,
+                        max_image_bytes=ImageSettings().max_video_bytes,
                     )
                 self._reader_version = version
             return self._reader
@@ -363,11 +363,7 @@ def _describe_image(image: ImageRef) -> str:
 
 
 def _edited(name: str, before: Any, text: str) -> Any:
-    """Return the edited value of a caption; an untouched one keeps its exact value.
-
-    Raises:
-        ValueError: The text is not a valid caption.
-    """
+    """Return the edited value of a caption; an untouched one keeps its exact value."""
     text = text.replace("\r\n", "\n").strip()
     if text == caption_text(before).replace("\r\n", "\n").strip():
         return before

@@ -1,4 +1,4 @@
-"""Small versions of images, for the viewer and the report."""
+"""Small versions of images, and of the middle frame of videos, for the viewer and the report."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
 from captioner.core.memory import MemoryBudget
-from captioner.core.types import ImageOverrides
+from captioner.core.types import ImageOverrides, ImageRef
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
-from captioner.images.fit import FitOptions
+from captioner.images.fit import FitOptions, Fitted
 from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
-    from captioner.core.types import ImageRef
-    from captioner.images.fit import Fitted
     from captioner.outputs.viewer.store import ViewerStore
 
 SIDES = {"small": 320, "large": 1_280}
@@ -29,7 +27,7 @@ AT_ONCE = 2
 
 def thumbnail_decoders(side: int, count: int) -> DecoderPool:
     """Return decoders for images of at most ``side`` pixels."""
-    return DecoderPool(FitOptions(ImageSettings(max_side=side, min_side=1)), count)
+    return DecoderPool(FitOptions(ImageSettings(max_side=side, min_side=1, frames=1)), count)
 
 
 def thumbnail(decoders: DecoderPool, data: bytes) -> Fitted:
@@ -58,7 +56,7 @@ class Thumbnails:
             for name, side in SIDES.items()
         }
         images = ImageSettings()
-        archives = Archives(images.max_image_bytes)
+        archives = Archives(images.max_image_bytes, images.max_video_bytes)
         self._stack.callback(archives.close)
         fetcher = Fetcher(images, MemoryBudget(CACHE_BYTES), archives)
         self._fetcher = await self._stack.enter_async_context(fetcher)

@@ -208,6 +208,11 @@ async def test_a_torn_write_that_cannot_be_cut_off_is_cut_by_the_next_run(tmp_pa
             self.stuck += 1
             raise OSError(errno.EIO, "Input/output error")
 
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            if self.stuck:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(fd, data, offset)
+
     met = 0
     for number in range(3, 15):
         folder = tmp_path / str(number)

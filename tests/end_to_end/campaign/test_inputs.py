@@ -85,7 +85,8 @@ def test_whatever_becomes_of_the_input_only_what_is_new_is_done(
         for name in set(version):
             most[str(name)] = max(most.get(str(name), 0), version.count(name))
         source.write_text("".join(record(name) + "\n" for name in version))
-        report = asyncio.run(caption(source, transport, limit=limit))
+        # Another input altogether is accepted only when the user says so.
+        report = asyncio.run(caption(source, transport, limit=limit, accept_changes=True))
     last = versions[-1]
     got = [row["id"] for row in rows(folder / "in.captions.jsonl")]
     assert got[: len(last)] == last

@@ -225,15 +225,19 @@ import captioner.__main__ as command
 
 class Finder:
     def find_spec(self, name, *_):
-        if name == "captioner.cli.main":
+        if name == wanted:
             os.kill(os.getpid(), signal.SIGTERM)
 
+wanted = sys.argv.pop(1)
 sys.meta_path.insert(0, Finder())
 command.main()
 """
 
 
-def test_a_signal_before_anything_has_begun_is_a_clean_end(make_input, endpoint) -> None:
+@pytest.mark.parametrize(
+    "module", ["captioner.cli.main", "click", "orjson", "captioner.engine.engine", "uvloop", "PIL"]
+)
+def test_a_signal_before_anything_has_begun_is_a_clean_end(make_input, endpoint, module) -> None:
     """The handlers stand before the slow imports: no stack trace, the status a shell expects."""
     source = make_input(3)
     process = subprocess.Popen(
@@ -241,7 +245,10 @@ def test_a_signal_before_anything_has_begun_is_a_clean_end(make_input, endpoint)
             sys.executable,
             "-c",
             TERMINATED_WHILE_IMPORTING,
+            module,
             str(source),
+            f"--base-url={endpoint.base_url}",
+            "--model=m",
         ],
         stderr=subprocess.PIPE,
     )

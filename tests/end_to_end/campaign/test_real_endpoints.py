@@ -326,6 +326,76 @@ DOOMED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("code", "reply"),
+    [
+        ("http_403", Reply(403, {"error": {"message": "This key may not read it."}})),
+        ("http_401", Reply(401, {"error": {"message": "Unauthorized"}})),
+        ("http_429", Reply(429, {"error": {"message": "Request too large: limit 3, need 4"}})),
+        ("http_500", Reply(500, {"error": {"message": "Internal Server Error"}})),
+    ],
+)
+async def test_the_last_record_of_a_run_does_not_hold_it(
+    make_input, endpoint, caption, code, reply
+) -> None:
+    """Refused again and again with no other record left, it fails; the endpoint is asked to show
+    that it works."""
+    count = 30
+    endpoint.behave = lambda call: reply if call.texts[-1] == f"q{count - 1}" else None
+    seen = await caption(make_input(count))
+    assert seen.error is None
+    assert (len(seen.done), seen.codes) == (count - 1, {count - 1: code})
+    assert endpoint.count <= count + 25
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 501])
+async def test_a_moment_in_which_all_is_refused_costs_no_record(
+    make_input, endpoint, caption, status
+) -> None:
+    """All requests in flight are refused at once, and a moment later nothing is: none fails."""
+    count, first, last = 200, 60, 110
+    endpoint.latency_s = 0.02
+    page = Reply(status, HTML, {"Content-Type": "text/html"})
+    endpoint.behave = lambda call: page if first <= call.number <= last else None
+    seen = await caption(make_input(count), concurrency=64)
+    assert seen.error is None
+    assert (len(seen.done), seen.failed) == (count, [])
+
+
+async def test_a_run_of_unusable_answers_stops(many, endpoint, caption) -> None:
+    """A model that writes nothing is not paid five times for every record."""
+    endpoint.behave = lambda _: Reply(200, completion(""))
+    seen = await caption(many)
+    assert isinstance(seen.error, EndpointRefusedError)
+    assert (seen.done, seen.failed) == ([], [])
+    assert endpoint.count <= STOPS_AFTER
+
+
+async def test_identifiers_make_no_refusal_unlike_the_others(many, endpoint, caption) -> None:
+    """Servers put the number of the request into their words."""
+
+    def refuse(call: Call) -> Reply:
+        name = f"req_{call.number:08x}abcdef"
+        return Reply(400, {"error": {"message": f"Something went wrong (request id: {name})"}})
+
+    endpoint.behave = refuse
+    seen = await caption(many)
+    assert isinstance(seen.error, EndpointRefusedError)
+    assert endpoint.count <= STOPS_AFTER
+
+
+async def test_a_test_image_is_no_caption_of_a_record(
+    make_input, endpoint, caption, monkeypatch
+) -> None:
+    """If the test image works and no record does, the run never worked: exit code 2."""
+    monkeypatch.setattr("captioner.engine.vision_probe.RECORDS", 20)
+    refused = Reply(400, {"error": {"message": "Something about your request"}})
+    endpoint.behave = lambda call: refused if call.texts[-1].startswith("q") else None
+    seen = await caption(make_input(100), probe=True)
+    assert isinstance(seen.error, EndpointRefusedError)
+    assert endpoint.count <= STOPS_AFTER
+
+
 @pytest.mark.parametrize("name", DOOMED)
 async def test_a_run_that_never_worked_stops_with_2(many, endpoint, caption, name) -> None:
     """At most `STOPS_AFTER` requests, and no record is called a failure."""
@@ -340,7 +410,7 @@ async def test_a_run_that_never_worked_stops_with_2(many, endpoint, caption, nam
 
 
 @pytest.mark.parametrize("name", DOOMED)
-async def test_a_run_that_worked_stops_with_7(many, endpoint, caption, name) -> None:
+async def test_a_run_that_worked_stops_with_7(many, endpoint, caption, name, short_pauses) -> None:
     """The records that were refused are pending for the next run."""
     endpoint.behave = lambda call: None if call.number <= 30 else DOOMED[name]
     seen = await caption(many)
@@ -712,3 +782,96 @@ def test_a_key_that_is_echoed_is_never_shown(
     written += "".join(p.read_text(errors="replace") for p in source.parent.glob("input.*"))
     for form in {key, echo, json.dumps(key)[1:-1]}:
         assert form not in written
+
+
+# Errors that do not look like one
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'event: error\ndata: {"detail": "CUDA out of memory"}\n\n',
+        b'data: {"code": "InternalError", "message": "An internal error has occured"}\n\n',
+        b'{"error": {"message": "boom", "code": 500}}\n\n',
+    ],
+)
+async def test_a_stream_that_breaks_off_is_asked_for_again(
+    make_input, endpoint, caption, broken
+) -> None:
+    """Whatever the error is called, the half caption before it is in no row."""
+    half = Reply(
+        200,
+        stream(piece("A red")).body + broken + b"data: [DONE]\n\n",
+        {"Content-Type": "text/event-stream"},
+    )
+    whole = stream(piece("A red "), piece("square.", "stop"))
+    endpoint.behave = lambda call: half if call.number % 3 == 1 else whole
+    seen = await caption(make_input(4), stream=True, **{**FEW, "max_attempts": 5})
+    assert [row["caption"] for row in seen.done] == ["A red square."] * 4
+
+
+async def test_half_a_text_beside_an_error_is_in_no_row(make_input, endpoint, caption) -> None:
+    """An error in a member of its own counts, and one that says that all is well does not."""
+    half = {**completion("A red"), "base_resp": {"status_code": 1013, "status_msg": "internal"}}
+    well = {**completion("A red square."), "error": {"code": 0, "message": ""}}
+    endpoint.behave = lambda call: Reply(200, half if call.number == 1 else well)
+    seen = await caption(make_input(3), **FEW)
+    assert [row["caption"] for row in seen.done] == ["A red square."] * 3
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ("cannot identify image: broken data stream when reading image file", {"stream": True}),
+        ("the thermometer image: temperature reading not a valid image", {"temperature": 0.2}),
+        ("This image of seed packets was rejected", {"extra_body": '{"seed": 5}'}),
+        ("max_tokens must be at least 1, got -120.", {"max_tokens": 300}),
+    ],
+)
+async def test_words_about_one_image_change_no_other_request(
+    make_input, endpoint, caption, said, options
+) -> None:
+    """Only that record fails; all others are asked as the user wants."""
+    refused = Reply(400, {"error": {"message": said, "type": "invalid_request_error"}})
+    fine = stream(piece("A red square.", "stop"))
+    plain = Reply(200, completion("A red square."))
+
+    def behave(call: Call) -> Reply:
+        if "q1" in json.dumps(call.body["messages"][-1]["content"][-1]):
+            return refused
+        return fine if call.body.get("stream") else plain
+
+    endpoint.behave = behave
+    seen = await caption(make_input(4), **options, **FEW)
+    assert (len(seen.done), list(seen.codes)) == (3, [1])
+    (name,) = ["seed"] if "extra_body" in options else options
+    assert all(name in call.body for call in endpoint.calls)
+
+
+async def test_a_filter_without_choices_costs_one_request(make_input, endpoint, caption) -> None:
+    """What Azure and Gemini held back is not asked for again."""
+    found = [{"content_filter_results": {"violence": {"filtered": True}}}]
+    endpoint.behave = lambda _: Reply(200, {"choices": [], "prompt_filter_results": found})
+    seen = await caption(make_input(3), **FEW)
+    assert seen.codes == dict.fromkeys(range(3), "filtered")
+    assert endpoint.count == 3
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(429, {"error": {"message": "Too many requests."}}, {"retry-after": "41234"}),
+        Reply(429, {"error": {"message": "Rate limit of 50 per 86400s exceeded"}}),
+        Reply(429, {"errors": {"message": "you have exceeded today's quota"}}),
+        Reply(500, {"error": {"message": "insufficient balance (1008)"}}),
+        Reply(200, {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}),
+    ],
+)
+async def test_a_days_quota_or_an_empty_account_is_not_waited_for(
+    many, endpoint, caption, reply
+) -> None:
+    """Whatever the status it comes with."""
+    endpoint.behave = lambda _: reply
+    seen = await caption(many)
+    assert isinstance(seen.error, EndpointGaveOutError)
+    assert endpoint.count <= STOPS_AFTER

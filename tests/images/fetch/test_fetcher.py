@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import fsspec
@@ -13,10 +15,11 @@ import pytest
 from conftest import jpeg
 from fsspec.implementations.memory import MemoryFileSystem
 
-from captioner.core.errors import BadImageError
+from captioner.core.errors import BadImageError, SettingsError, StoreGaveOutError
 from captioner.core.memory import MemoryBudget
+from captioner.core.types import STORES
 from captioner.images.archives import Archives
-from captioner.images.fetch import object_stores as stores
+from captioner.images.fetch import store_guard
 from captioner.images.fetch.fetcher import Fetcher
 from captioner.settings.options import ImageSettings
 
@@ -27,18 +30,34 @@ class TokenBucket(MemoryFileSystem):
     protocol = ("s3", "s3a")
     cachable = False
     asked: list[str] = []  # noqa: RUF012 - one for the test, as there is one store
+    broken: set[str] = set()  # noqa: RUF012 - objects whose next read fails
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return "/" + path.removeprefix("s3://").removeprefix("s3a://").lstrip("/")
 
-    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> bytes:
+    def cat_file(  # type: ignore[override]
+        self,
+        path: str,
+        version_id: str | None = None,
+        start: int | None = None,
+        end: int | None = None,
+        chunksize: int | None = None,
+        max_concurrency: int | None = None,
+    ) -> bytes:
+        assert version_id is chunksize is max_concurrency is None
         self.asked.append(f"{path} {start}-{end}")
         if "forbidden" in path:
             raise PermissionError(path)
-        if "broken" in path:
+        if "broken" in path or path in self.broken:
+            self.broken.discard(path)
             raise RuntimeError("the bucket\nis on fire")
-        return super().cat_file(path, start, end, **options)
+        return bytes(super().cat_file(path, start, end))
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch) -> None:
+    monkeypatch.setattr(store_guard, "LONGEST_PAUSE_S", 0)
 
 
 @pytest.fixture
@@ -46,6 +65,7 @@ def bucket() -> Iterator[TokenBucket]:
     fsspec.register_implementation("s3", TokenBucket, clobber=True)
     made = TokenBucket()
     TokenBucket.asked.clear()
+    TokenBucket.broken.clear()
     yield made
     made.store.clear()
 
@@ -111,19 +131,96 @@ async def test_members_of_archives_that_are_objects(bucket) -> None:
     assert await fetch("s3://b/a.tar#in/a.jpg") == {"s3://b/a.tar#in/a.jpg": jpeg(7)}
 
 
-async def test_a_missing_library_is_named(monkeypatch) -> None:
-    """If the library for a store is missing, the error names the command that installs it."""
+def test_the_store_of_these_tests_reads_as_s3fs_does() -> None:
+    """A fake with other parameters than s3fs hides calls that cannot work."""
+    s3fs = pytest.importorskip("s3fs")
+    real = inspect.signature(s3fs.S3FileSystem(anon=True).cat_file).parameters
+    assert [*inspect.signature(TokenBucket().cat_file).parameters] == [*real]
+
+
+async def test_a_missing_library_stops_the_run(monkeypatch) -> None:
+    """No record can be read without it, so the error names the command that installs it."""
 
     def missing(*_: object) -> None:
-        raise ImportError
+        raise ImportError("Install it") from ModuleNotFoundError("No module named 'x'")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    for scheme, extra in stores.STORES.items():
-        found = await fetch(f"{scheme}://b/a.jpg")
-        error = found[f"{scheme}://b/a.jpg"]
-        assert isinstance(error, BadImageError)
-        assert error.code == "image_needs_extra"
-        assert f"captioner[{extra}]" in error.message
+    libraries = {"s3": "s3fs", "gcs": "gcsfs", "hf": "huggingface_hub", "azure": "adlfs"}
+    for scheme, extra in STORES.items():
+        with pytest.raises(SettingsError, match=f"pip install {libraries[extra]}$") as raised:
+            await fetch(f"{scheme}://b/a.jpg")
+        assert f"{scheme}:// addresses" in str(raised.value)
+        assert "No module named 'x'" in str(raised.value)
+
+
+class Store:
+    """A fetcher of records with one object each, and what became of them."""
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+
+    async def codes(self, *names: str) -> list[str]:
+        """Return the error code of each object, empty if it was read."""
+        found = await asyncio.gather(
+            *(self._fetcher.fetch((f"s3://b/{name}",), reserve=False) for name in names)
+        )
+        return [getattr(image, "code", "") for one in found for image in one.images.values()]
+
+
+@asynccontextmanager
+async def store_of(stop_after: int | None = None) -> AsyncIterator[Store]:
+    budget, archives = MemoryBudget(1 << 30), Archives(1 << 20)
+    async with Fetcher(ImageSettings(), budget, archives, stop_after) as fetcher:
+        yield Store(fetcher)
+
+
+@pytest.mark.parametrize("name", ["broken", "forbidden"])
+async def test_a_store_that_gives_nothing_stops_the_run(bucket, name) -> None:
+    """Its records stay pending: none of them is a failure."""
+    async with store_of() as store:
+        with pytest.raises(
+            StoreGaveOutError, match=rf"10 requests in a row.*{name}0?.*--stop-after"
+        ):
+            await store.codes(*(f"{name}{number}" for number in range(16)))
+
+
+async def test_a_store_that_ends_in_mid_run_stops_it_later(bucket) -> None:
+    """After an object 25 errors are needed; --stop-after sets both numbers."""
+    bucket.pipe_file("s3://b/good", b"x")
+    many = [f"forbidden{number}" for number in range(24)]
+    async with store_of() as store:
+        assert await store.codes("good") == [""]
+        assert await store.codes(*many) == ["image_unreadable"] * 24
+        with pytest.raises(StoreGaveOutError, match="25 requests"):
+            await store.codes("forbidden24")
+    async with store_of(stop_after=3) as store:
+        with pytest.raises(StoreGaveOutError, match="3 requests"):
+            await store.codes(*many)
+
+
+async def test_an_object_is_to_blame_only_if_others_can_be_read(bucket) -> None:
+    """Nine errors are held until an object is read; then the row begins again."""
+    bucket.pipe_file("s3://b/good", b"x")
+    bad = [f"forbidden{number}" for number in range(9)]
+    async with store_of() as store:
+        for _ in range(3):
+            assert await store.codes(*bad, "good") == ["image_unreadable"] * 9 + [""]
+
+
+async def test_a_short_trouble_of_a_store_costs_no_record(bucket) -> None:
+    """A read that fails is repeated."""
+    bucket.pipe_file("s3://b/good", b"x")
+    bucket.broken.add("s3://b/good")
+    async with store_of() as store:
+        assert await store.codes("good") == [""]
+    assert len(bucket.asked) == 2
+
+
+async def test_a_record_alone_fails_after_three_attempts(bucket) -> None:
+    """With nothing else to read, nothing can show whose fault it is: the run goes on."""
+    async with store_of() as store:
+        assert await store.codes("broken") == ["image_fetch_failed"]
+    assert len(bucket.asked) == store_guard.ATTEMPTS
 
 
 async def test_what_has_come_in_waits_for_room(bucket) -> None:

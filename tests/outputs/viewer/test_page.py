@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import command, jpeg, rows
@@ -30,7 +31,7 @@ def browser():
 
 @pytest.fixture
 def tab(browser):
-    """Open a page; whatever it complains of fails the test."""
+    """Open a page; an error in its console fails the test."""
     contexts, complaints = [], []
 
     def visit(url, **options):
@@ -73,7 +74,7 @@ def test_the_gallery(captioned, view, tab):
 
 
 def test_a_hostile_caption_is_text(captioned, view, tab):
-    """What a model says is shown as it is, and never becomes part of the page."""
+    """A caption is shown as text and never becomes part of the page."""
     page = tab(view(captioned).url)
     page.fill("#text", "hacked")
     expect(page.locator("#found")).to_have_text("1 found")
@@ -149,7 +150,7 @@ def test_reviewing_by_keyboard(captioned, view, tab):
 
 
 def test_what_is_not_looked_at_is_not_judged(captioned, view, tab):
-    """A key judges the caption that is chosen, once, and none where none is."""
+    """A key reviews the chosen caption once, and does nothing without one."""
     page = tab(view(captioned).url)
     expect(cards(page).first).to_contain_text("Image 0")
     page.keyboard.press("r")  # nothing is chosen yet
@@ -168,7 +169,7 @@ def test_what_is_not_looked_at_is_not_judged(captioned, view, tab):
 
 
 def test_what_was_typed_is_accepted(captioned, view, tab):
-    """Accepting in the dialog means the text that stands there."""
+    """Accepting in the dialog accepts the text that is shown there."""
     page = tab(view(captioned).url)
     cards(page).first.click()
     page.fill("#detail textarea", "My own words.")
@@ -208,7 +209,7 @@ def test_what_was_typed_is_not_dropped_unasked(captioned, view, tab):
 
 
 def test_new_captions_do_not_move_the_one_that_is_looked_at(captioned, view, tab):
-    """Newest first, what comes is offered while a card is chosen; it stays the same caption."""
+    """With the newest first, new rows wait while a card is chosen, which keeps its caption."""
     page = tab(view(captioned).url)
     page.check("#newest")
     expect(cards(page).first).to_contain_text("Image 39")
@@ -224,7 +225,7 @@ def test_new_captions_do_not_move_the_one_that_is_looked_at(captioned, view, tab
 
 
 def test_putting_in_order_waits_for_who_is_writing(captioned, view, tab):
-    """The end of a run puts its rows in order; what is being typed can still be kept."""
+    """The end of a run sorts its rows; an edit that is being typed can still be saved."""
     page = tab(view(captioned).url)
     cards(page).first.click()
     page.fill("#detail textarea", "My own words.")
@@ -279,7 +280,10 @@ def test_a_run_is_seen_live(endpoint, make_input, tmp_path, tab):
     )  # fmt: skip
     try:
         said = run.stderr.readline()
-        url = re.fullmatch(r"captions: (http://127\.0\.0\.1:\d+/\S+/)\n", said)[1]
+        kept = re.fullmatch(
+            r"captions: http://127\.0\.0\.1:\d+/ \(the address with its token is in (.*)\)\n", said
+        )[1]
+        url = Path(kept).read_text().strip()
         page = tab(url)
         expect(cards(page)).to_have_count(3)
         expect(page.locator("#counts")).to_contain_text("3 captions")
@@ -298,7 +302,7 @@ def test_a_run_is_seen_live(endpoint, make_input, tmp_path, tab):
 
 
 def test_a_hundred_thousand_rows_are_scrolled(tmp_path, view, tab):
-    """Any place of a long output is a scroll away; only what is seen exists in the page."""
+    """Every row of a long output can be scrolled to; only visible rows are in the page."""
     output = tmp_path / "out.jsonl"
     (tmp_path / "a.jpg").write_bytes(jpeg(1, (320, 240)))
     with output.open("w") as file:
@@ -327,7 +331,7 @@ def test_a_hundred_thousand_rows_are_scrolled(tmp_path, view, tab):
 
 
 def test_every_row_of_a_long_output_can_be_reached(tmp_path, view, tab):
-    """Small steps go on by as much on a phone, though no browser is as tall as 100,000 cards."""
+    """On a phone, small steps scroll by as much, although 100,000 cards exceed a page's height."""
     output = tmp_path / "out.jsonl"
     with output.open("w") as file:
         file.writelines(f'{{"caption":"caption number {n}"}}\n' for n in range(100_000))
@@ -348,7 +352,7 @@ def test_every_row_of_a_long_output_can_be_reached(tmp_path, view, tab):
     "how", [DESK, {**DESK, "color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"]
 )
 def test_it_can_be_used_by_everybody(captioned, view, tab, how):
-    """axe finds nothing to complain of: not in the gallery, a caption, failures, charts or help."""
+    """axe finds no error in the gallery, a caption, the failures, the charts or the help."""
     page = tab(view(captioned).url, **how)
     expect(page.locator("#cards img").first).to_have_js_property("naturalWidth", 320)
     found = axe(page, "gallery")

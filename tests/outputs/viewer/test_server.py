@@ -10,6 +10,7 @@ import pytest
 from conftest import rows
 from PIL import Image
 
+from captioner import run_batch
 from captioner.core.errors import SettingsError
 
 
@@ -41,7 +42,7 @@ def say(page, **said):
 
 
 def test_who_does_not_know_the_token_sees_nothing(captioned, view):
-    """Whatever is asked for, without the token there is nothing there."""
+    """Without the token nothing is shown, whatever the path."""
     page = view(captioned)
     base, token = page.url.rstrip("/").rsplit("/", 1)
     assert len(token) >= 20
@@ -93,7 +94,7 @@ def test_rows_as_they_are_shown(captioned, view):
 
 @pytest.mark.parametrize(("size", "side"), [("small", 320), ("large", 320)])
 def test_images_are_drawn_small(captioned, view, size, side):
-    """An image comes as a JPEG no larger than asked for; of a failed record as well."""
+    """An image is a JPEG no larger than requested, also for a failed record."""
     page = view(captioned)
     found(page.url + "api/status")
     for kind, number in (("rows", 3), ("failures", 1)):
@@ -136,7 +137,7 @@ def test_images_that_cannot_be_shown_are_told(captioned, view):
     ],
 )
 def test_finding(captioned, view, asked, numbers):
-    """Rows are found by text in whatever case, by length, by flag, and by what was said of them."""
+    """Rows are found by text in any case, by length, by flag and by review."""
     page = view(captioned)
     found(page.url + "api/status")
     asked = asked.replace(" ", "%20")
@@ -148,7 +149,7 @@ def test_finding(captioned, view, asked, numbers):
 
 
 def test_finding_failures(captioned, view):
-    """Failures are found by code and by what they say."""
+    """Failures are found by code and by message."""
     page = view(captioned)
     found(page.url + "api/status")
     for asked, count in (("code=image_missing", 1), ("text=MISSING.jpg", 1), ("code=x", 0)):
@@ -156,7 +157,7 @@ def test_finding_failures(captioned, view):
 
 
 def test_reviews(captioned, view):
-    """What is said of a row is kept beside the output and shown from then on."""
+    """A review is kept beside the output and shown from then on."""
     page = view(captioned)
     found(page.url + "api/status")
     shown = found(page.url + "api/rows?numbers=0,1,2,3")
@@ -192,7 +193,7 @@ def test_reviews(captioned, view):
     ],
 )
 def test_reviews_that_are_none(captioned, view, change, why):
-    """A review that cannot be one is refused in a sentence, and nothing is written."""
+    """An invalid review is refused with a sentence, and nothing is written."""
     page = view(captioned)
     found(page.url + "api/status")
     (row,) = found(page.url + "api/rows?numbers=0")
@@ -215,14 +216,14 @@ def test_reviews_that_are_none(captioned, view, change, why):
     ],
 )
 def test_questions_that_make_no_sense(captioned, view, path):
-    """They are answered with a sentence and no trace."""
+    """The response is a sentence and no stack trace."""
     status, _, body = get(view(captioned).url + path)
     assert status in (400, 404)
     assert b"Traceback" not in body
 
 
 def test_charts(captioned, view):
-    """What captions are like, and the tokens and seconds that rows hold."""
+    """The statistics of captions, and the tokens and seconds in the rows."""
     page = view(captioned)
     found(page.url + "api/status")
     charts = found(page.url + "api/charts")
@@ -241,7 +242,7 @@ def test_an_output_that_does_not_exist_yet(tmp_path, view):
 
 
 def test_an_output_that_grows_and_is_replaced(captioned, view):
-    """Lines that come are seen, a torn one only when it is whole; a new file is a new beginning."""
+    """New lines are shown, an incomplete one once it is whole; a new file is read whole."""
     page = view(captioned)
     before = found(page.url + "api/status")
     with captioned.open("ab") as file:
@@ -259,7 +260,7 @@ def test_an_output_that_grows_and_is_replaced(captioned, view):
 
 
 def test_a_port_that_is_taken(captioned, view):
-    """It is told in a sentence."""
+    """The error is one sentence."""
     port = int(view(captioned).url.split(":")[2].partition("/")[0])
     with pytest.raises(SettingsError, match="cannot listen on"):
         view(captioned, port=port)
@@ -362,7 +363,7 @@ def test_images_of_lines_that_were_put_in_order(captioned, view):
 
 
 def test_a_review_of_a_row_that_has_moved(captioned, view):
-    """A row that stands elsewhere by now is found by its key."""
+    """A row that has moved is found by its key."""
     page = view(captioned)
     found(page.url + "api/status")
     (row,) = found(page.url + "api/rows?numbers=0")
@@ -373,3 +374,21 @@ def test_a_review_of_a_row_that_has_moved(captioned, view):
     about = {name: row[name] for name in ("number", "key", "of")}
     assert say(page, **about, verdict="rejected")["verdict"] == "rejected"
     assert found(page.url + "api/find/rows?first=0&verdict=rejected")["numbers"] == [37]
+
+
+async def test_a_video_is_shown_by_its_middle_frame(endpoint, view, tmp_path):
+    """The page has a picture of each clip."""
+    pytest.importorskip("av", reason="videos are tested with the extra video")
+    from films import cuts, film
+
+    blue, red = (0, 0, 255), (255, 0, 0)
+    (tmp_path / "a.mp4").write_bytes(film(cuts((blue, 9), (red, 9), (blue, 9))))
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"video": "a.mp4"}\n')
+    await run_batch(source, output, base_url=endpoint.base_url, model="m")
+    page = view(output)
+    generation = found(f"{page.url}api/status")["generation"]
+    status, headers, data = get(f"{page.url}image/rows/{generation}/0/0/small")
+    assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+    pixel = Image.open(io.BytesIO(data)).convert("RGB").getpixel((9, 9))
+    assert [value > 127 for value in pixel] == [True, False, False]

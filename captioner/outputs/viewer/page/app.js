@@ -291,7 +291,7 @@ function grow() {
   const more = lines() - state.total;
   if (more <= 0 || state.view === "charts" || state.stale) return;
   const newest = $("newest").checked;
-  // Newest first, every place means another row: not while somebody looks at one.
+  // With the newest first, new rows move all others, so they wait while a card is in use.
   const looking = state.top > 60 || $("cards").contains(document.activeElement) || $("detail").open;
   if (state.found) {
     if (newest) { offer(more); return; }

@@ -1,0 +1,111 @@
+"""Opens the input of a run, and checks that the run may write its output."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from captioner.core.errors import SettingsError
+from captioner.engine.first_look import check_first_records, first_records
+from captioner.executors.batch_api.ledger import Ledger
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.companions import check_companions, journal_path
+from captioner.journal.disk import Files
+from captioner.outputs.export import first_file
+from captioner.readers.registry import OpenedInput, open_input
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from captioner.core.protocols import Source
+    from captioner.settings.settings import Settings
+
+
+def open_source(settings: Settings) -> OpenedInput:
+    """Return the input: its source, its format and the field that holds images.
+
+    Raises:
+        SettingsError: There is no input, or it is the output itself.
+    """
+    path = settings.input
+    if path is None:
+        raise SettingsError("an input is needed")
+    fields = settings.records
+    given = fields.input_format
+    if given is None and path.is_dir():
+        # As an earlier run did: its output inside the folder may make it look different.
+        journal = journal_path(settings.output_path, settings.run.output_format)
+        checkpoint = read_checkpoint(Files(), journal)
+        given = checkpoint.settings.get("folder_of") if checkpoint else None
+    found = open_input(
+        path,
+        given,
+        image_field=fields.image_field,
+        max_line=fields.max_line,
+        split=fields.split,
+    )
+    inside = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
+    if inside and found.format in ("webdataset", "parquet"):
+        raise SettingsError(
+            f"the output would be inside the input folder {path} and be read as input next time; "
+            "choose another place with -o"
+        )
+    if not settings.output_path.name:
+        raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
+    sidecars = settings.run.output_format in ("txt", "caption")
+    if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
+        raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
+    return found
+
+
+async def look_first(source: Source, settings: Settings) -> None:
+    """Check the first records of an input before anything is sent.
+
+    Args:
+        source: Reads the input.
+        settings: The settings of the run, with the image field of the input.
+
+    Raises:
+        SettingsError: See `check_first_records`.
+    """
+    slow = str(settings.input) == "-"
+    records = await first_records(source, settings.records.limit, once=slow)
+    await asyncio.to_thread(check_first_records, records, settings)
+
+
+def refuse_strange_files(settings: Settings, files: Files) -> None:
+    """Refuse an output with a link, a pipe or a folder in the place of one of its files.
+
+    Raises:
+        SettingsError: There is one, or there is no output.
+    """
+    if settings.input is None and settings.output is None:
+        raise SettingsError("an output is needed: there is no input to name it after")
+    output = settings.output_path
+    journal = journal_path(output, settings.run.output_format)
+    try:
+        check_companions(output, journal, files)
+    except OSError as error:
+        raise SettingsError(f"cannot use {output}: {error.strerror}") from None
+
+
+def refuse_other_outputs(settings: Settings, journal: Path) -> None:
+    """Refuse an output with open batches, or one that no run of captioner has written.
+
+    Raises:
+        SettingsError: The output is such a one.
+    """
+    if not settings.batch.any and Ledger.of(journal).batches:
+        raise SettingsError(
+            f"batches of {journal.name} are not finished: continue with --batch-api or "
+            "--from-batch-file"
+        )
+    if journal == settings.output_path or settings.run.overwrite or journal.exists():
+        return
+    path = first_file(settings.output_path)
+    if path.is_file():
+        raise SettingsError(
+            f"{path} already exists, and captioner has not written it; choose another output "
+            "with -o, or replace it with --overwrite"
+        )

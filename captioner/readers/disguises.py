@@ -1,0 +1,88 @@
+"""Files that are not what their names say: each is told in one sentence, with the cure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from captioner.core.errors import SettingsError
+from captioner.readers.bytestreams import FILE_ERRORS, open_binary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEAD = 4_096
+"""Bytes at the beginning of a file that tell what it is."""
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_ZIP = "a zip archive, as Excel workbooks are: unpack it, or save the sheet as CSV"
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", ".gz"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", ".zst"),
+    b"\xfd7zXZ\0": ("xz", ""),
+    b"BZh": ("bzip2", ""),
+}
+_OTHERS = {
+    b"PK\x03\x04": _ZIP,
+    b"PK\x05\x06": _ZIP,
+    b"PAR1": "Parquet: name it .parquet, or give --input-format parquet",
+    b"ARROW1": "Arrow: name it .arrow, or give --input-format arrow",
+    b"SQLite format 3\0": "an SQLite database: export its table as CSV or JSONL",
+}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def not_text(head: bytes) -> str:
+    """Return why a file that should be UTF-8 text is none, and the cure; else an empty string.
+
+    Args:
+        head: The beginning of the file, after decompression by its suffix.
+    """
+    if why := not_itself(head):
+        return why
+    for magic, what in _OTHERS.items():
+        if head.startswith(magic):
+            return f"holds {what}"
+    start = head[:200]
+    if head.startswith(_UTF16) or (len(start) >= 4 and start.count(0) * 3 >= len(start)):
+        return "is UTF-16 or UTF-32, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
+    return ""
+
+
+def not_itself(head: bytes) -> str:
+    """Return why a file is not what any name promises: compressed, or a Git LFS pointer."""
+    if head.startswith(_POINTER):
+        return "is a Git LFS pointer, not the data: fetch the data with git lfs pull"
+    for magic, (name, suffix) in _COMPRESSED.items():
+        if head.startswith(magic):
+            cure = f"name it {suffix}, or unpack it" if suffix else "unpack it"
+            return f"is compressed with {name}: {cure}"
+    return ""
+
+
+def not_tar(head: bytes) -> str:
+    """Return why a file is no plain tar archive, and the cure; empty if it may be one."""
+    if head.startswith(_POINTER):
+        return not_itself(head)
+    for magic, (name, _) in _COMPRESSED.items():
+        if head.startswith(magic):
+            return f"is compressed with {name}, and members are read in place: unpack it first"
+    return "is a zip archive, not tar: unpack it" if head.startswith(b"PK\x03\x04") else ""
+
+
+def head_of(path: Path) -> bytes:
+    """Return the beginning of a file, decompressed by its suffix; empty if it cannot be read."""
+    try:
+        with open_binary(path) as file:
+            return file.read(HEAD)
+    except FILE_ERRORS:
+        return b""  # the reader reports the error
+
+
+def check_text(name: str, head: bytes) -> None:
+    """Refuse a file that is no UTF-8 text.
+
+    Raises:
+        SettingsError: It names the cause and the cure.
+    """
+    if why := not_text(head):
+        raise SettingsError(f"{name} {why}")

@@ -1,0 +1,139 @@
+"""Files that are not what their names say: one sentence at the start, with the cure."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import subprocess
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from conftest import command, jpeg, rows
+from inputs import captioned
+
+from captioner import SettingsError
+from captioner.readers.registry import open_input
+
+LINE = b'{"image": "0.jpg"}\n'
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 12345\n"
+
+
+def zipped() -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("xl/workbook.xml", "<x/>")
+    return packed.getvalue()
+
+
+def parquet() -> bytes:
+    packed = io.BytesIO()
+    pq.write_table(pa.table({"image": ["0.jpg"]}), packed)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.json", "in.tsv", "metadata.csv"])
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (LINE.decode().encode("utf-16"), "is UTF-16"),
+        (LINE.decode().encode("utf-16-le"), "is UTF-16"),
+        (LINE.decode().encode("utf-32-be"), "iconv"),
+        (POINTER, "is a Git LFS pointer.*git lfs pull"),
+        (gzip.compress(LINE), "compressed with gzip: name it .gz"),
+        (zstandard.compress(LINE), "compressed with Zstandard: name it .zst"),
+        (lzma.compress(LINE), "compressed with xz: unpack it"),
+        (bz2.compress(LINE), "compressed with bzip2: unpack it"),
+        (zipped(), "a zip archive, as Excel workbooks are"),
+        (parquet(), "holds Parquet: name it .parquet"),
+    ],
+)
+def test_text_that_is_none_is_refused(tmp_path, name, data, told):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SettingsError, match=f"{name} .*{told}"):
+        open_input(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["in.parquet", "in.arrow", "in.tar"])
+def test_a_pointer_in_place_of_a_table_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(SettingsError, match="git lfs pull"):
+        open_input(tmp_path / name)
+
+
+async def test_one_pointer_among_tables_is_a_failure(tmp_path, endpoint):
+    source = tmp_path / "tables"
+    source.mkdir()
+    pq.write_table(pa.table({"image": pa.array([jpeg(0)])}), source / "a.parquet")
+    (source / "b.parquet").write_bytes(POINTER)
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert (len(found.rows), found.codes) == (1, ["bad_table"])
+    assert "b.parquet cannot be read: it is a Git LFS pointer" in found.messages
+
+
+def test_standard_input_that_is_no_text_is_refused(tmp_path, endpoint):
+    words = command("-", "-o", "out.jsonl", "--base-url", endpoint.base_url, "--model", "m")
+    data = LINE.decode().encode("utf-16")
+    ended = subprocess.run(words, cwd=tmp_path, input=data, capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert b"the input is UTF-16" in ended.stderr
+    assert endpoint.count == 0
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("block", [b"", b"\xef\xbb\xbf", b"\n"])
+async def test_an_array_called_jsonl_is_read_with_a_warning(tmp_path, endpoint, indent, block):
+    """As json.dump writes a list, on one line or on many."""
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    found = [{"image": "0.jpg"}, {"image": "1.jpg", "t": ["]", "["]}]
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(block + json.dumps(found, indent=indent).encode() + b"\n")
+    done = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert [row["image"] for row in done.rows] == ["0.jpg", "1.jpg"]
+    assert done.warnings == ["in.jsonl is one JSON array, not lines, and is read so"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b'[{"image": "1.jpg"}]\n',
+        b"[INFO] started\n",
+        b"[]\n",
+        b'["image", "n"]\n',
+        b"[\n",
+        b'[{"image": "1.jpg"}\n',
+    ],
+)
+async def test_lines_after_one_that_is_an_array_are_lines(tmp_path, endpoint, first):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(first + LINE + LINE.replace(b"0", b"1"))
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    done = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert [row["image"] for row in rows(tmp_path / "out.jsonl")] == ["0.jpg", "1.jpg"]
+    assert len(done.failures) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (rb'{"image": "0.jpg", "x": NaN}', "JSON has no NaN: write null"),
+        (rb'{"image": "0.jpg", "x": [1, -Infinity]}', "JSON has no -Infinity: write null"),
+        (rb'{"image": "0.jpg", "x": "a \ud83d b"}', r"\ud83d is half of a character"),
+        (rb'{"image": "0.jpg", "x": "\udc4d"}', r"\udc4d is half of a character"),
+        (rb"{'image': '0.jpg'}", "it is a Python dict"),
+        (rb'{"image": "NaN \\ud83d", x}', "not valid JSON"),
+    ],
+)
+async def test_json_that_is_none_says_why(tmp_path, endpoint, line, told):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "in.jsonl").write_bytes(LINE + line + b"\n")
+    done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
+    assert (len(done.rows), done.codes) == (1, ["bad_json"])
+    assert told in done.messages

@@ -1,0 +1,151 @@
+"""S3 through the real s3fs and moto's server. Skipped where these are not installed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import jpeg, rows
+from endpoint import FakeEndpoint
+
+from captioner import SettingsError, run_batch
+from captioner.errors import StoreGaveOutError
+from captioner.outputs.check import check_output
+
+s3fs = pytest.importorskip("s3fs")
+moto = pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty bucket ``photos``."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    if system.exists("photos"):
+        system.rm("photos", recursive=True)
+    system.mkdir("photos")
+    return system
+
+
+def lines(*images: str) -> str:
+    return "".join(json.dumps({"image": image, "prompt": image}) + "\n" for image in images)
+
+
+async def test_images_in_a_bucket(bucket, tmp_path: Path, endpoint: FakeEndpoint) -> None:
+    """Small and large objects are sent whole; what is missing fails its own record."""
+    large = jpeg(2, (2_400, 1_200), quality=100) + bytes(1 << 20)
+    bucket.pipe_file("photos/in/small.jpg", jpeg(1))
+    bucket.pipe_file("photos/in/large.jpg", large)
+    source = tmp_path / "in.jsonl"
+    names = (
+        "photos/in/small.jpg",
+        "photos/in/large.jpg",
+        "photos/none.jpg",
+        "nobucket/a.jpg",
+        "photos/in/",
+        "photos",
+    )
+    source.write_text(lines(*(f"s3://{name}" for name in names)))
+    report = await run_batch(source, base_url=endpoint.base_url, model="m")
+    assert {row["image"] for row in rows(Path(report.output))} == {
+        "s3://photos/in/small.jpg",
+        "s3://photos/in/large.jpg",
+    }
+    failed = {row["record"]["image"]: row["code"] for row in rows(Path(report.failures))}
+    assert failed["s3://photos/none.jpg"] == failed["s3://nobucket/a.jpg"] == "image_missing"
+    assert len(failed) == 4
+    sent = {call.texts[-1]: call.images[0] for call in endpoint.calls}
+    assert sent["s3://photos/in/small.jpg"] == jpeg(1)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+async def test_input_in_a_bucket(bucket, tmp_path, endpoint, run_command, ending) -> None:
+    """It is read and continued; its URL is shown as it was typed."""
+    bucket.pipe_file("photos/a.jpg", jpeg(1))
+    url = f"s3://photos/in.jsonl{ending}"
+    text = lines(*["s3://photos/a.jpg"] * 3)
+    bucket.pipe_file(url, gzip.compress(text.encode()) if ending else text.encode())
+    output = tmp_path / "out.jsonl"
+    common = (url, "-o", output, "--base-url", endpoint.base_url, "--model", "m", "--no-probe")
+    stopped = run_command(
+        *common, "--budget-tokens", 1, "--concurrency", 1, "--no-dedup", env=os.environ
+    )
+    assert stopped.returncode == 8, stopped.stderr
+    assert f"captioner {url} -o {output}" in stopped.stderr
+    finished = run_command(*common, env=os.environ)
+    assert finished.returncode == 0, finished.stderr
+    assert len(rows(output)) == 3
+    assert (await check_output(output)).pending is None
+    checked = await check_output(output, url)
+    assert (checked.input, checked.pending, checked.orphans) == (url, 0, 0)
+
+
+async def test_input_that_cannot_be_read(bucket, tmp_path, monkeypatch) -> None:
+    """It is wrong use, and said in one sentence."""
+    options = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "output": tmp_path / "out.jsonl"}
+    for url in ("s3://photos/none.jsonl", "s3://nobucket/in.jsonl"):
+        with pytest.raises(SettingsError, match=f"^cannot read the input {url}: there is no such"):
+            await run_batch(url, **options)
+    bucket.pipe_file("photos/in.csv", b"image\na.jpg\n")
+    with pytest.raises(SettingsError, match=r"cannot read s3://photos/in.csv as csv"):
+        await run_batch("s3://photos/in.csv", **options)
+    _take_down(monkeypatch)
+    with pytest.raises(
+        SettingsError, match=r"^cannot read the input s3://photos/in.jsonl: Could not"
+    ):
+        await run_batch("s3://photos/in.jsonl", **options)
+    assert [*tmp_path.iterdir()] == []
+
+
+async def test_a_store_that_is_down_leaves_all_records_pending(
+    bucket, tmp_path, endpoint, monkeypatch
+) -> None:
+    """The run stops within the first round of reads."""
+    source = tmp_path / "in.jsonl"
+    source.write_text(lines(*(f"s3://photos/{number}.jpg" for number in range(60))))
+    _take_down(monkeypatch)
+    with pytest.raises(StoreGaveOutError, match="Could not connect") as raised:
+        await run_batch(source, base_url=endpoint.base_url, model="m")
+    report = raised.value.report
+    assert report is not None
+    assert (report.captioned, report.failed, endpoint.calls) == (0, 0, [])
+
+
+def _take_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+async def test_outputs_in_a_bucket_need_ray(bucket, make_input, endpoint) -> None:
+    """Neither a run nor a check takes the URL for a local path."""
+    with pytest.raises(SettingsError, match=r"only a run with --ray .*s3://photos/out\.jsonl"):
+        await run_batch(
+            make_input(1), "s3://photos/out.jsonl", base_url=endpoint.base_url, model="m"
+        )
+    with pytest.raises(
+        SettingsError, match=r"cannot be read in place: copy s3://photos/out\.jsonl"
+    ):
+        await check_output("s3://photos/out.jsonl")
+    assert not Path("s3:").exists()
