@@ -20,7 +20,7 @@ from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
 from captioner.engine.json_schema import read_schema, validator
-from captioner.engine.pipeline import Pipeline
+from captioner.engine.pipeline import HeldRefusals, Pipeline
 from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
 from captioner.engine.vision_probe import check_vision
@@ -177,11 +177,20 @@ class Engine:
         context: RunContext,
         sink: Sink,
         settled: Callable[[Outcome], None] | None = None,
+        *,
+        hold: bool = True,
     ) -> Pipeline:
-        """Return a pipeline from this engine into a sink."""
+        """Return a pipeline from this engine into a sink.
+
+        Args:
+            context: The run.
+            sink: Takes the outcomes.
+            settled: Called with every outcome after it is written.
+            hold: Hold refusals back; see `HeldRefusals`.
+        """
         probe = partial(check_vision, self) if self._probe else None
         context = replace(context, settings=self._settings)
-        return Pipeline(self, context, sink, settled, probe)
+        return Pipeline(self, context, sink, settled, probe, HeldRefusals() if hold else None)
 
 
 def _defaults(settings: Settings) -> RequestOverrides:

@@ -73,6 +73,32 @@ def error_to_report(earlier: BaseException | None, error: BaseException) -> Base
     return earlier
 
 
+class HeldRefusals:
+    """Holds refusals back until a caption shows that the endpoint works.
+
+    If the endpoint refuses every record, the run stops and those records stay pending.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[Outcome] = []
+
+    def to_write(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Return which of these outcomes, and of those that are held, are to be written now."""
+        refusals = [one for one in outcomes if _is_refusal(one)]
+        if not (refusals or self._held):
+            return outcomes
+        if any(isinstance(one, Caption) for one in outcomes):
+            return [*self.rest(None), *outcomes]
+        self._held += refusals
+        others = [one for one in outcomes if not _is_refusal(one)]
+        return others if len(self._held) < MAX_HELD else [*self.rest(None), *others]
+
+    def rest(self, error: BaseException | None) -> list[Outcome]:
+        """Return the refusals that are held, or none if they show that the run is doomed."""
+        held, self._held = self._held, []
+        return [] if isinstance(error, _DOOMED | DiskError) else held
+
+
 class Pipeline:
     """Carries records from a source to a sink.
 
@@ -82,6 +108,7 @@ class Pipeline:
         sink: Takes the outcomes.
         settled: Called with every outcome after it is written.
         probe: Called with the number of the first records, before they are prepared.
+        held: Holds refusals back; None if the sink does.
     """
 
     def __init__(
@@ -91,6 +118,7 @@ class Pipeline:
         sink: Sink,
         settled: Callable[[Outcome], None] | None = None,
         probe: Callable[[int], Awaitable[None]] | None = None,
+        held: HeldRefusals | None = None,
     ) -> None:
         self._deduplicator = engine.deduplicator
         self._memory = engine.memory
@@ -102,7 +130,7 @@ class Pipeline:
         self._probe = probe
         self._ready = HandoffQueue()
         self._prefetcher = Prefetcher(engine, context, self._ready, fail=self._fail)
-        self._held: list[Outcome] = []  # refusals, until a caption comes
+        self._held = held
         self._error: BaseException | None = None
 
     async def run(self, records: AsyncIterator[list[InputRecord]]) -> None:
@@ -122,9 +150,9 @@ class Pipeline:
             for task in (drain, *tasks):
                 task.cancel()
             await asyncio.gather(drain, *tasks, return_exceptions=True)
-            if self._held and not isinstance(self._error, _DOOMED | DiskError):
-                await self._sink.put(self._held)
-                count(self._held, self._progress, self._settled)
+            if self._held is not None and (rest := self._held.rest(self._error)):
+                await self._sink.put(rest)
+                count(rest, self._progress, self._settled)
             self._deduplicator.close()  # frees memory for ordering the output
         if self._error is not None:
             raise self._error
@@ -178,17 +206,10 @@ class Pipeline:
             ready.put(None)
 
     async def _settle(self, outcomes: list[Outcome]) -> None:
-        """Write outcomes, but hold refusals back until a caption shows that the endpoint works.
-
-        If the endpoint refuses every record, the run stops and those records stay pending.
-        """
-        if is_held := (isinstance(outcomes[0], Failure) and all(map(_is_refusal, outcomes))):
-            self._held += outcomes
-            if len(self._held) < MAX_HELD:
+        if self._held is not None:
+            outcomes = self._held.to_write(outcomes)
+            if not outcomes:
                 return
-        if self._held:
-            held, self._held = self._held, []
-            outcomes = held if is_held else [*held, *outcomes]
         await self._sink.put(outcomes)
         count(outcomes, self._progress, self._settled)
 

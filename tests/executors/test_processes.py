@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -19,7 +20,7 @@ from fakes import EchoTransport
 from tally import tally
 from waiting import LIMIT_S, wait_until
 
-from captioner import Captioner, SettingsError, run_batch
+from captioner import Captioner, EndpointRefusedError, SettingsError, run_batch
 from captioner.executors.processes.pool import part
 from captioner.settings.settings import Settings
 
@@ -229,9 +230,10 @@ def test_a_wrong_key_ends_the_run_once(make_input, endpoint, run_command):
 
 def test_an_endpoint_that_is_not_there_is_told_before_anything_is_written(make_input, run_command):
     source = make_input(2)
-    ended = run_command(source, "--base-url", "http://127.0.0.1:9/v1", "--processes", 2)
-    assert ended.returncode == 2
-    assert "no model is given" in ended.stderr
+    options = ("--base-url", "http://127.0.0.1:9/v1", "--processes", 2, "--max-outage", 0.5)
+    ended = run_command(source, *options)
+    assert ended.returncode == 7
+    assert "cannot connect to 127.0.0.1:9" in ended.stderr
     assert not source.with_name("input.captions.jsonl").exists()
 
 
@@ -342,3 +344,18 @@ def test_records_of_a_dead_worker_do_not_wait_for_more_input(tmp_path, make_inpu
     wait_until(lambda: len(endpoint.answered) == 20, process)
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize("count", [4, 40])
+async def test_refusals_of_all_records_end_the_run(make_input, endpoint, count) -> None:
+    """Few refused records fail, and many stop the run and stay pending, as in one process."""
+    endpoint.behave = lambda _: Reply(400, {"error": {"message": "no"}})
+    options = {"base_url": endpoint.base_url, "model": "m", "processes": 2}
+    async with asyncio.timeout(LIMIT_S):
+        if count == 4:
+            report = await run_batch(make_input(count), **options)
+            assert report.codes == {"http_400": 4}
+            return
+        with pytest.raises(EndpointRefusedError) as caught:
+            await run_batch(make_input(count), **options)
+    assert caught.value.report.failed == 0

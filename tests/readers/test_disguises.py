@@ -45,7 +45,7 @@ def parquet() -> bytes:
         (LINE.decode().encode("utf-16-le"), "is UTF-16"),
         (LINE.decode().encode("utf-32-be"), "iconv"),
         (POINTER, "is a Git LFS pointer.*git lfs pull"),
-        (gzip.compress(LINE), "compressed with gzip: name it .gz"),
+        (gzip.compress(LINE, mtime=0), "compressed with gzip: name it .gz"),
         (zstandard.compress(LINE), "compressed with Zstandard: name it .zst"),
         (lzma.compress(LINE), "compressed with xz: unpack it"),
         (bz2.compress(LINE), "compressed with bzip2: unpack it"),

@@ -26,7 +26,7 @@ from captioner.core.errors import RunError, WorkersDiedError
 from captioner.core.humanize import counted
 from captioner.core.progress import EndpointState
 from captioner.core.retry import waits
-from captioner.engine.pipeline import count, error_to_report
+from captioner.engine.pipeline import HeldRefusals, count, error_to_report
 from captioner.executors.processes.handle import END_S, WorkerHandle
 from captioner.executors.processes.messages import Done, EndOfInput, Exited, Stop, Written
 
@@ -162,6 +162,7 @@ class Dispatcher:
         self._cancel = context.cancel
         self._drain_s = context.settings.run.drain
         self._settled = settled
+        self._held = HeldRefusals()  # the workers hold none back: each sees a part of the records
         self._returned: deque[InputRecord] = deque()  # records of workers that died
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
@@ -184,6 +185,7 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        await self._put(self._held.rest(self._error))
         if self._error is not None:
             raise self._error
 
@@ -253,13 +255,18 @@ class Dispatcher:
         outcomes = [outcome._replace(record=worker.take(number)) for number, outcome in numbered]
         self._deaths = 0
         self._changed.set()
+        await self._put(self._held.to_write(outcomes))
+        worker.send(Written())
+
+    async def _put(self, outcomes: list[Outcome]) -> None:
+        if not outcomes:
+            return
         try:
             await self._sink.put(outcomes)
         except RunError as error:  # the sink keeps them; the worker may finish what is in flight
             self._fail(error)
         else:
             count(outcomes, self._progress, self._settled)
-        worker.send(Written())
 
     def _update(self, worker: WorkerHandle, stats: WorkerStats) -> None:
         progress, before = self._progress, worker.stats

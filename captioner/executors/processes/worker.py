@@ -83,7 +83,7 @@ class Worker:
                     self._wire.send(Ready(engine.model))
                     reporting = asyncio.create_task(self._report_regularly())
                     try:
-                        await engine.pipeline(context, self).run(self._batches())
+                        await engine.pipeline(context, self, hold=False).run(self._batches())
                     finally:
                         reporting.cancel()
                         self._wire.send(Done([], self._stats()))
