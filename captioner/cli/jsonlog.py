@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import orjson
 
+from captioner.core.humanize import printable_json
+
 if TYPE_CHECKING:
     from captioner.core.progress import Progress
 
@@ -51,7 +53,7 @@ class JsonLog:
         """Write one event."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, **more}
         with contextlib.suppress(OSError):  # nothing reads the stream; the run continues
-            print(orjson.dumps(line).decode(), file=self._stream, flush=True)
+            print(printable_json(orjson.dumps(line).decode()), file=self._stream, flush=True)
 
     async def _write_progress(self) -> None:
         while True:

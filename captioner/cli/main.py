@@ -17,8 +17,8 @@ from captioner.cli.params import Flag, Word, as_bool, run_flags
 from captioner.cli.parser import Command, Group, given_options, read_config
 from captioner.core.descriptors import raise_limit
 from captioner.core.errors import RunError, SettingsError
-from captioner.core.humanize import printable
-from captioner.settings.options import OutputFormat
+from captioner.core.humanize import printable_lines
+from captioner.settings.options import CSV_SAFE, OutputFormat
 from captioner.settings.validation import did_you_mean
 
 if TYPE_CHECKING:
@@ -41,18 +41,17 @@ def run_command(argv: Sequence[str]) -> int:
         _discard_output()
         return 128 + signal.SIGPIPE
     except (SettingsError, RunError) as error:
-        lines = map(printable, f"captioner: {error}".split("\n"))
-        print("\n".join(lines), file=sys.stderr)
+        print(printable_lines(f"captioner: {error}"), file=sys.stderr)
         return error.exit_code
     except click.ClickException as error:
-        print(f"captioner: {error.format_message()}", file=sys.stderr)
+        print(printable_lines(f"captioner: {error.format_message()}"), file=sys.stderr)
         return 2
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:
             _discard_output()
         if debug:
             raise
-        print(f"captioner: {_describe(error)}", file=sys.stderr)
+        print(printable_lines(f"captioner: {_describe(error)}"), file=sys.stderr)
         return 1
     return status
 
@@ -284,6 +283,7 @@ _add(
     SOURCE,
     IMAGE_ROOT,
     _switch("--overwrite", "Replace an existing file or folder."),
+    _switch("--csv-safe", CSV_SAFE),
     _flag(
         "--reviewed",
         "Use of the reviews in captioner view: apply takes edits and leaves out rejected "

@@ -30,9 +30,10 @@ from captioner.cli.summaries import (
 )
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
-from captioner.core.humanize import counted, printable
+from captioner.core.humanize import counted, printable, printable_json, printable_lines
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
+from captioner.core.regular import reading
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
 from captioner.journal.companions import find_journal, journal_path, output_of
@@ -52,14 +53,14 @@ SOME_FAILED = 3
 def _say(text: str) -> None:
     """Print to standard error, also if nothing reads it."""
     try:
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+        print(printable_lines(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _json(report: Any) -> str:
-    return orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode()
+    return printable_json(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
 
 
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
@@ -196,7 +197,7 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
 
     output = output_of(output)
     journal = find_journal(output, Files())
-    with journal.open("rb") as file:
+    with reading(journal) as file:
         if file.read(1) not in (b"", b"{"):
             raise SettingsError(f"{journal} does not hold captions; name a run's output")
     viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root)

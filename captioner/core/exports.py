@@ -5,7 +5,11 @@ Without its mark, the table of an imagefolder would change what the next run tak
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+from captioner.core.errors import OutputDamagedError
+from captioner.core.regular import open_regular, reading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,14 +17,19 @@ if TYPE_CHECKING:
 
 def mark_export(table: Path) -> None:
     """Mark a table as an export, until it changes."""
-    _mark(table).write_text(f"{table.stat().st_size}\n", encoding="utf-8")
+    mark = _mark(table)
+    mark.unlink(missing_ok=True)  # it may be a link
+    fd = open_regular(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(f"{table.stat().st_size}\n")
 
 
 def is_export(table: Path) -> bool:
     """Tell whether a table is an export as it was written."""
     try:
-        return int(_mark(table).read_text(encoding="utf-8")) == table.stat().st_size
-    except (OSError, ValueError):
+        with reading(_mark(table)) as file:
+            return int(file.read(100)) == table.stat().st_size
+    except (OSError, ValueError, OutputDamagedError):
         return False
 
 

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 
 def printable(text: str) -> str:
     """Return text with control characters escaped, so that it is safe on a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return text as `printable` does, but with its line ends."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def printable_json(text: str) -> str:
+    """Return JSON with control characters escaped, so that it is safe on a terminal, too.
+
+    JSON allows those from U+007F on as they are, and those that change the direction of text.
+    """
+    return _UNPRINTABLE.sub(_json_escape, text)
+
+
+_UNPRINTABLE = re.compile(r"[^\n\x20-\x7e\xa1-\xac\xae-\u02ff\u0370-\u03ff\u3041-\ud7ff]")
+"""What may be unprintable: all but the most frequent letters."""
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    char = found[0]
+    if char.isprintable():
+        return char
+    return json.dumps(char)[1:-1]
 
 
 def sentence(text: str) -> str:

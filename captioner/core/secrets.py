@@ -1,13 +1,23 @@
-"""Removal of secrets from messages and logs."""
+"""Removal of secrets from messages, logs and files."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+"""What names of variables and parameters that may hold a secret have in them."""
+
+SEALED = frozenset({"extra_body"})
+"""Settings that may hold a secret; files have their digests instead."""
+
+_DIGEST = "blake2b:"
 
 SHORTEST = 8
 """Characters from which a value may be a secret: shorter ones are words of captions as well."""
@@ -25,9 +35,35 @@ _GAP = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]{0,2}"
 _known: set[str] = set()
 
 
+def sealed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with the digests of those that may hold a secret.
+
+    Digests stay as they are, so that settings from files of earlier versions can be compared.
+    """
+    return {name: _seal(value) if name in SEALED else value for name, value in settings.items()}
+
+
+def _seal(value: Any) -> Any:
+    if value is None or str(value).startswith(_DIGEST):
+        return value
+    return _DIGEST + blake2b(str(value).encode(), digest_size=16).hexdigest()
+
+
 def without_secrets(url: str) -> str:
     """Return a URL without user, password, query and fragment."""
     return _SECRET.sub(lambda found: "//" if found[0][0] == "/" else "", url)
+
+
+def without_login(url: str) -> str:
+    """Return a URL without user and password, and without parameters that may be a secret."""
+    parts = urlsplit(url)
+    query = [one for one in parts.query.split("&") if not _may_be_secret(one.split("=")[0])]
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=netloc, query="&".join(query)))
+
+
+def _may_be_secret(name: str) -> bool:
+    return SECRET_NAME.search(name) is not None or names_secret(name)
 
 
 def masked(text: str) -> str:

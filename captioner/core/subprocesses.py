@@ -9,6 +9,12 @@ import re
 import sys
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captioner.core.secrets import SECRET_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -43,17 +49,45 @@ def keep_freed_memory() -> None:
     mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
 
 
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_PASSED_ON = re.compile(
+    "PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|PYTHON.*|VIRTUAL_ENV|"
+    "CONDA_PREFIX|XDG_CACHE_HOME|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_.*|MALLOC_.*|OMP_.*|OPENBLAS_.*|"
+    "MKL_.*|CUDA_.*|NVIDIA_.*|HIP_.*|ROCR_.*|TESSDATA_PREFIX|COVERAGE_.*|UVLOOP_.*"
+)
+"""Variables that every child process gets, unless their name looks like that of a secret."""
+
+_FETCHING = re.compile(
+    "https?_proxy|HTTPS?_PROXY|all_proxy|ALL_PROXY|no_proxy|NO_PROXY|SSL_CERT_FILE|SSL_CERT_DIR|"
+    "REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|AIOHTTP_NO_EXTENSIONS|OTEL_.*|FSSPEC_.*|"
+    "AWS_(?:ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|PROFILE|DEFAULT_PROFILE|"
+    "REGION|DEFAULT_REGION|ENDPOINT_URL(?:_.*)?|CA_BUNDLE|CONFIG_FILE|SHARED_CREDENTIALS_FILE|"
+    "ROLE_ARN|ROLE_SESSION_NAME|WEB_IDENTITY_TOKEN_FILE|CONTAINER_.*|EC2_METADATA_.*|"
+    "MAX_ATTEMPTS|RETRY_MODE|STS_REGIONAL_ENDPOINTS)|"
+    "GOOGLE_(?:APPLICATION_CREDENTIALS|CLOUD_PROJECT)|GCLOUD_PROJECT|CLOUDSDK_CONFIG|"
+    "STORAGE_EMULATOR_HOST|GCSFS_.*|"
+    "AZURE_(?:STORAGE_.*|TENANT_ID|CLIENT_ID|CLIENT_SECRET|CLIENT_CERTIFICATE_.*|"
+    "AUTHORITY_HOST|FEDERATED_TOKEN_FILE)|"
+    "HF_(?:HOME|TOKEN|TOKEN_PATH|ENDPOINT|HUB_.*)|HUGGING_FACE_HUB_TOKEN"
+)
+"""Proxies, certificates and the credentials of object stores, by the names that libraries read."""
 
 
-def environment(*, secrets: bool = True) -> dict[str, str]:
+def environment(*, fetching: bool = False, more: Iterable[str] = ()) -> dict[str, str]:
     """Return an environment in which a child process imports this same package.
 
+    Other variables, which may hold secrets of other programs, are left out.
+
     Args:
-        secrets: Include variables that may hold keys.
+        fetching: The child sends requests or fetches images.
+        more: Names of further variables to pass on.
     """
+    names = set(more)
     found = {
-        name: value for name, value in os.environ.items() if secrets or not _SECRET.search(name)
+        name: value
+        for name, value in os.environ.items()
+        if (_PASSED_ON.fullmatch(name) and not SECRET_NAME.search(name))
+        or (fetching and _FETCHING.fullmatch(name))
+        or name in names
     }
     root = str(Path(__file__).resolve().parents[2])
     # An installed package is found without it.

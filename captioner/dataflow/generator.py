@@ -98,7 +98,7 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
         name = options["output_field"]
         rows = ({**row, name: (found or {}).get(name)} for row, found in reader.input_rows())
         if source.suffix == ".parquet" and target.suffix in FRAMES:
-            frame = read_frame(source)  # its columns keep their types
+            frame = read_frame(source, storage)  # its columns keep their types
             frame[name] = [row[name] for row in rows]
             write_file(frame, target)
         else:
@@ -113,5 +113,5 @@ def _as_input(storage: FileStorage) -> Path:
     if not path.exists():
         raise SettingsError(f"cannot read the input {path}: there is no such file")
     rows = Path(storage.cache_path) / f"{path.stem}.rows.jsonl"
-    write_file(read_frame(path).to_dict(orient="records"), rows)
+    write_file(read_frame(path, storage).to_dict(orient="records"), rows)
     return rows

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from captioner.core.errors import CaptionerError
+from captioner.core.humanize import printable_lines
 from captioner.core.log import forward_warnings
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def run_coroutine(work: Coroutine[Any, Any, _T]) -> _T:
 
 def print_line(text: str) -> None:
     """Print a line where scripts without logging show it."""
-    print(text, file=sys.stderr)  # noqa: T201 - see above
+    print(printable_lines(text), file=sys.stderr)  # noqa: T201 - see above
 
 
 def run_blocking(call: Callable[[], _T]) -> _T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any, Literal, Self, get_args
 
 import orjson
 
+from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
+from captioner.core.regular import writing
 from captioner.dataflow.running import run_coroutine
 from captioner.journal.disk import Files, replacing
 from captioner.journal.finalize import write_array
@@ -36,12 +39,15 @@ class FileStorage:
         cache_path: Folder of the other files.
         file_name_prefix: Beginning of their names.
         cache_type: ``json``, ``jsonl``, ``csv``, ``parquet`` or ``pickle``.
+        allow_pickle: Read pickle files, which runs the code in them: only for files of your own.
+            The environment variable ``DF_ALLOW_PICKLE=1`` does the same.
     """
 
     first_entry_file_name: str
     cache_path: str = "./cache"
     file_name_prefix: str = "dataflow_cache"
     cache_type: CacheType = "jsonl"
+    allow_pickle: bool = field(default=False, kw_only=True)
     operator_step: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
@@ -76,13 +82,14 @@ class FileStorage:
             output_type: ``dataframe`` for a pandas DataFrame, ``dict`` for a list of dicts.
 
         Raises:
+            SettingsError: It is a pickle file, and reading these is not allowed.
             ValueError: `output_type` is neither.
         """
         if output_type not in ("dataframe", "dict"):
             raise ValueError(f"Unsupported output type: {output_type}")
         path = self.path_of(self.operator_step)
         if path.suffix in FRAMES:
-            frame = read_frame(path)
+            frame = read_frame(path, self)
             return frame if output_type == "dataframe" else frame.to_dict(orient="records")
         rows = run_coroutine(_rows(path))
         return needed("pandas", "dataflow").DataFrame(rows) if output_type == "dataframe" else rows
@@ -102,9 +109,19 @@ class FileStorage:
         return str(path)
 
 
-def read_frame(path: Path) -> Any:
-    """Return a Parquet or pickle file as a DataFrame."""
+def read_frame(path: Path, storage: FileStorage) -> Any:
+    """Return a Parquet or pickle file as a DataFrame.
+
+    Raises:
+        SettingsError: It is a pickle file, and the storage does not allow these.
+    """
     pandas = needed("pandas", "dataflow")
+    allowed = storage.allow_pickle or os.environ.get("DF_ALLOW_PICKLE") == "1"
+    if path.suffix != ".parquet" and not allowed:
+        raise SettingsError(
+            f"{path} is a pickle, and reading it runs the code in it: if the file is yours, "
+            "create FileStorage with allow_pickle=True or set DF_ALLOW_PICKLE=1"
+        )
     return pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_pickle(path)
 
 
@@ -135,11 +152,11 @@ def write_file(data: Any, path: Path) -> None:
     """Write rows, or a DataFrame for Parquet and pickle, as a file of the type of its name."""
     if path.suffix in FRAMES:
         frame = data if hasattr(data, "columns") else needed("pandas", "dataflow").DataFrame(data)
-        with replacing(path) as partial:
+        with replacing(path) as partial, writing(partial) as file:
             if path.suffix == ".parquet":
-                frame.to_parquet(partial)
+                frame.to_parquet(file)
             else:
-                frame.to_pickle(partial, compression=None)
+                frame.to_pickle(file, compression=None)
         return
     rows = map(plain, data)
     if path.suffix == ".csv":

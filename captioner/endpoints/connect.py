@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from captioner.core.errors import EndpointFaultError, RunError, SettingsError
 from captioner.core.retry import retry_after_s
-from captioner.core.secrets import remember, secrets_in, without_secrets
+from captioner.core.secrets import secrets_in, without_secrets
 from captioner.endpoints import reach
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
@@ -29,6 +29,7 @@ from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import AsyncExitStack
 
     from captioner.core.cancellation import CancelToken
@@ -212,13 +213,12 @@ def _dialect(
 
 
 def _transport(endpoint: EndpointSettings, url: str) -> AiohttpTransport:
-    for secret in secrets_in(endpoint.extra_fields()):
-        remember(secret)
     return AiohttpTransport(
         url,
         api_key=None if endpoint.offline else api_key(endpoint),
         timeout_s=endpoint.timeout,
         headers=[_header(line) for line in endpoint.header],
+        secrets=tuple(secrets_in(endpoint.extra_fields())),
     )
 
 
@@ -261,6 +261,16 @@ def api_key(endpoint: EndpointSettings) -> str | None:
         shown = name if name.isupper() else f"{name[:3]}…"  # it may be the key itself
         raise SettingsError(f"api-key-env: the environment variable {shown} is not set")
     return next(filter(None, map(_key_in, KEY_NAMES)), None)
+
+
+def variables_of(endpoints: Iterable[EndpointSettings]) -> set[str]:
+    """Return the names of the environment variables from which endpoints get address and key."""
+    found: set[str] = set()
+    for one in endpoints:
+        if not one.offline:
+            found.update(one.api_key_env or KEY_NAMES)
+            found.update(() if one.base_url else URL_NAMES)
+    return found
 
 
 _AROUND = " \t\r\n\ufeff\u00a0\"'"

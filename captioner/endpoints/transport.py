@@ -17,6 +17,7 @@ from yarl import URL
 from captioner.core import descriptors
 from captioner.core.errors import EndpointFaultError, EndpointRefusedError, SettingsError
 from captioner.core.proxies import proxy_for
+from captioner.core.regular import reading, writing
 from captioner.core.secrets import (
     SHORTEST,
     in_any_escape,
@@ -56,6 +57,7 @@ class AiohttpTransport:
         api_key: Sent as a bearer token; None sends no key.
         timeout_s: Seconds for one request from start to end, however slowly bytes arrive.
         headers: Further headers; they replace ours.
+        secrets: Secrets in further fields of requests; they are masked in responses as keys are.
 
     Raises:
         SettingsError: There are two keys, or the proxy cannot be used.
@@ -68,6 +70,7 @@ class AiohttpTransport:
         api_key: str | None,
         timeout_s: float,
         headers: Sequence[tuple[str, str]] = (),
+        secrets: Sequence[str] = (),
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
@@ -78,13 +81,15 @@ class AiohttpTransport:
         }
         long_values = [value for _, value in headers if len(value) >= SHORTEST]
         keys = [*_keys_in(headers), *_keys_of(base_url), *([api_key] if api_key else ())]
+        keys += [secret for secret in secrets if len(secret) >= SHORTEST]
         for key in keys:
             remember(key)
-        self._plain = [key.encode() for key in keys if is_secret(key)]
-        self._secrets = [
-            re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
-            for secret in dict.fromkeys((*keys, *long_values))
-        ]
+        patterns = {
+            secret: re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
+            for secret in (*keys, *long_values)
+        }
+        self._secrets = list(patterns.values())
+        self._plain = {key.encode(): patterns[key] for key in keys if is_secret(key)}
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -151,9 +156,12 @@ class AiohttpTransport:
         return self._masked(reply) if reply.status >= 400 else self._without_plain(reply)
 
     def _without_plain(self, reply: Response) -> Response:
-        """Return a reply without keys in their plain spelling: a caption costs one search each."""
-        for key in self._plain:
-            if key in reply.body:
+        """Return a reply without keys, also escaped in JSON: a caption costs one search each."""
+        has_escapes = b"\\" in reply.body and _ESCAPED_ASCII.search(reply.body) is not None
+        for key, pattern in self._plain.items():
+            if has_escapes:
+                reply = reply._replace(body=pattern.sub(b"***", reply.body))
+            elif key in reply.body:
                 reply = reply._replace(body=reply.body.replace(key, b"***"))
         return reply
 
@@ -206,7 +214,7 @@ class AiohttpTransport:
         Raises:
             EndpointFaultError: As `send` does.
         """
-        with file.open("rb") as opened:
+        with reading(file) as opened:
             form = aiohttp.FormData(dict(fields))
             form.add_field("file", opened, filename=file.name, content_type="application/jsonl")
             body = form()
@@ -223,7 +231,7 @@ class AiohttpTransport:
             if reply.status >= 300:
                 return self._masked(await response_of(reply))
             partial = target.with_name(target.name + ".partial")
-            with partial.open("wb") as file:
+            with writing(partial, new=True) as file:
                 async for chunk in reply.content.iter_any():
                     file.write(chunk)
                 file.flush()
@@ -289,6 +297,10 @@ class AiohttpTransport:
             **HEADER_LIMITS,
         )
         return self._session
+
+
+_ESCAPED_ASCII = re.compile(rb"\\(?:u00[2-7]|/)")
+"""What JSON may hide a character of a key in; hardly any caption has it."""
 
 
 def _keys_in(headers: Sequence[tuple[str, str]]) -> list[str]:

@@ -15,7 +15,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from captioner.core.descriptors import none_left, patiently
-from captioner.core.errors import SettingsError
+from captioner.core.errors import OutputDamagedError, SettingsError
+from captioner.core.regular import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,8 +84,8 @@ class Cache:
             raise SettingsError(f"cache: cannot use {self._path}: {error}") from None
 
     def _open(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._inode = self._path.stat().st_ino
+        self._make_private()
+        self._inode = self._path.stat().st_ino
         self._reader = self._connect()
         try:
             self._inode = self._path.stat().st_ino
@@ -92,6 +93,23 @@ class Cache:
         except BaseException:
             self._reader.close()
             raise
+
+    def _make_private(self) -> None:
+        """Create the file, for its owner only; SQLite gives its other files the same mode.
+
+        SQLite would follow links, so there must be none.
+
+        Raises:
+            SettingsError: Something else than a regular file has the name of one of the files.
+        """
+        for ending in ("", "-wal", "-shm", "-journal"):
+            path = self._path.with_name(FILE + ending)
+            try:
+                os.close(open_regular(path, os.O_RDONLY if ending else os.O_RDWR | os.O_CREAT))
+            except FileNotFoundError:
+                continue
+            except OutputDamagedError:
+                raise SettingsError(f"cache: {path} is not a regular file; remove it") from None
 
     def _begin(self) -> None:
         """Create the table. Another run may do the same now, which SQLite does not wait for."""
@@ -242,7 +260,7 @@ class Cache:
         try:
             self._reader.close()
             self._set_aside(error)
-        except (OSError, sqlite3.Error) as another:
+        except (OSError, sqlite3.Error, SettingsError) as another:
             logger.warning("the cache %s cannot be used: %s", self._path, another)
 
 

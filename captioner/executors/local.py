@@ -19,7 +19,12 @@ from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
 from captioner.engine.first_look import FIRST
 from captioner.executors.batch_api.ledger import Ledger
-from captioner.executors.opening import look_first, open_source, refuse_other_outputs
+from captioner.executors.opening import (
+    look_first,
+    open_source,
+    refuse_other_outputs,
+    refuse_strange_files,
+)
 from captioner.journal.companions import failures_path, journal_path, reviews_path, shards_folder
 from captioner.journal.disk import Files, network_file_system
 from captioner.journal.finalize import order_output, quarantine_rows
@@ -108,8 +113,8 @@ async def run_batch(
                 folder_of = found.format
             if sink is None:
                 await look_first(source, engine_context.settings)
-        if sink is None and settings.input is None and settings.output is None:
-            raise SettingsError("an output is needed: there is no input to name it after")
+        if sink is None:
+            refuse_strange_files(settings, files or Files())
         run = _Run(context, source, files or Files(), folder_of)
         try:
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
@@ -168,7 +173,9 @@ class _Run:
             await self._repair(journal)
             await self._take_retries(journal)
             self._progress.stage = "captioning"
-            return await self._reporting(self._caption(engine, journal))
+            report = await self._reporting(self._caption(engine, journal))
+            await asyncio.to_thread(journal.refuse_damage)
+            return report
         finally:
             journal.close()
 
@@ -341,6 +348,7 @@ class _Run:
                 source=settings.input,
                 overwrite=settings.run.overwrite,
                 own=True,
+                csv_safe=self._settings.run.csv_safe,
                 reviewed="ignore",
             )
 

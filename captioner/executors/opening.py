@@ -10,7 +10,7 @@ from captioner.core.errors import SettingsError
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
-from captioner.journal.companions import journal_path
+from captioner.journal.companions import check_companions, journal_path
 from captioner.journal.disk import Files
 from captioner.outputs.export import first_file
 from captioner.readers.registry import OpenedInput, open_input
@@ -72,6 +72,22 @@ async def look_first(source: Source, settings: Settings) -> None:
     slow = str(settings.input) == "-"
     records = await first_records(source, settings.records.limit, once=slow)
     await asyncio.to_thread(check_first_records, records, settings)
+
+
+def refuse_strange_files(settings: Settings, files: Files) -> None:
+    """Refuse an output with a link, a pipe or a folder in the place of one of its files.
+
+    Raises:
+        SettingsError: There is one, or there is no output.
+    """
+    if settings.input is None and settings.output is None:
+        raise SettingsError("an output is needed: there is no input to name it after")
+    output = settings.output_path
+    journal = journal_path(output, settings.run.output_format)
+    try:
+        check_companions(output, journal, files)
+    except OSError as error:
+        raise SettingsError(f"cannot use {output}: {error.strerror}") from None
 
 
 def refuse_other_outputs(settings: Settings, journal: Path) -> None:

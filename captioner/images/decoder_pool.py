@@ -225,7 +225,7 @@ class _Decoder:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env=environment(secrets=False),
+                    env=environment(),
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # Ctrl-C stops the run, which may still need it
                 )

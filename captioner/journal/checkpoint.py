@@ -102,7 +102,7 @@ def read_checkpoint(files: Files, journal: Path) -> Checkpoint | None:
     path = checkpoint_path(journal)
     if files.kind(path) == "missing":
         return None
-    fd = files.open(path)
+    fd = files.open_to_read(path)
     try:
         data = files.read(fd, 1 << 24, 0)
     finally:

@@ -7,10 +7,11 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.review.jsonl         the reviews
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
-    run.csv.jsonl.broken-1       what a recovery cut off
+    run.csv.jsonl.broken-1       what a recovery cut off, or could not be put into a changed output
     run.csv.jsonl.rejected-1     rows that --retry rejected took out
     run.csv.jsonl.batch/         batches of a batch API
     run.csv.jsonl.shards/        shards of an unfinished run on Ray
+    run.csv.jsonl.gathered       those shards, put together
 
 Failures and reviews of ``run.jsonl`` are ``run.failed.jsonl`` and ``run.review.jsonl``. Any other
 output uses its full name, so that ``run.jsonl``, ``run.csv`` and ``run.parquet`` do not share them
@@ -24,6 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
+from captioner.core.regular import not_regular
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
@@ -124,6 +126,11 @@ def lock_path(journal: Path) -> Path:
     return companion(journal, ".lock")
 
 
+def shards_lock_path(journal: Path) -> Path:
+    """Return the path of the lock of a run on Ray."""
+    return companion(journal, ".shards.lock")
+
+
 def batch_folder(journal: Path) -> Path:
     """Return the folder of the batches that were sent to a batch API."""
     return companion(journal, ".batch")
@@ -132,6 +139,39 @@ def batch_folder(journal: Path) -> Path:
 def shards_folder(journal: Path) -> Path:
     """Return the folder of the shards of a run on Ray."""
     return companion(journal, ".shards")
+
+
+def gathered_path(journal: Path) -> Path:
+    """Return where the shards of a run on Ray are put together."""
+    return companion(journal, ".gathered")
+
+
+def check_companions(output: Path, journal: Path, files: Files) -> None:
+    """Refuse an output beside which something strange has the name of one of its files.
+
+    Following a link would overwrite a file elsewhere, and a pipe would block.
+
+    Raises:
+        SettingsError: It is a link, a pipe, a device, or a folder in the place of a file.
+    """
+    locks = lock_path(journal), shards_lock_path(journal)
+    ours = failures_path(output), reviews_path(output), *locks
+    for path in (journal, *ours, checkpoint_path(journal), gathered_path(journal)):
+        if (kind := files.kind(path)) not in ("missing", "file"):
+            raise SettingsError(not_regular(path))
+        if path in ours and kind == "file" and files.is_linked(path):
+            raise SettingsError(
+                f"{path} is a hard link: writing to it would change another file as well; "
+                "remove it or choose another output with -o"
+            )
+    for folder in (batch_folder(journal), shards_folder(journal)):
+        if (kind := files.kind(folder)) not in ("missing", "folder"):
+            raise SettingsError(
+                f"{folder} is not a folder; remove it or choose another output with -o"
+            )
+        for name in files.names(folder) if kind == "folder" else ():
+            if files.kind(folder / name) != "file":
+                raise SettingsError(not_regular(folder / name))
 
 
 def unused_path(files: Files, journal: Path, ending: str) -> Path:

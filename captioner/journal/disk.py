@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from captioner.core.descriptors import TOO_MANY_OPEN, are_used_up, patient
-from captioner.core.errors import DescriptorsError, DiskError, OutputBusyError
+from captioner.core.errors import (
+    DescriptorsError,
+    DiskError,
+    OutputBusyError,
+    OutputDamagedError,
+    SettingsError,
+)
+from captioner.core.regular import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,20 +38,59 @@ _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves da
 
 
 class Files:
-    """The real disk. Every method may raise `OSError`."""
+    """The real disk. Every method may raise `OSError`.
+
+    Methods that open a file raise `OutputDamagedError` for anything but a regular file.
+    """
 
     @patient
-    def open(self, path: Path, *, create: bool = False, new: bool = False) -> int:
-        """Open a file to read and write; ``create`` a missing one, or only a ``new`` one."""
-        flags = os.O_RDWR | os.O_CLOEXEC
+    def open(
+        self, path: Path, *, create: bool = False, new: bool = False, private: bool = False
+    ) -> int:
+        """Open a file to read and write.
+
+        Args:
+            path: The file. A symbolic link is refused, whatever its target.
+            create: Create the file if it is missing.
+            new: Create the file, which must not exist.
+            private: A file that is created is readable for its owner only.
+        """
+        flags = os.O_RDWR
         flags |= os.O_CREAT if create or new else 0
         flags |= os.O_EXCL if new else 0
-        return os.open(path, flags, 0o666)
+        return open_regular(path, flags, 0o600 if private else 0o666)
 
     @patient
     def open_to_read(self, path: Path) -> int:
         """Open a file for reading."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_regular(path)
+
+    def is_at(self, fd: int, path: Path) -> bool:
+        """Return whether an open file still is what a path names; links are not followed."""
+        try:
+            return os.path.samestat(path.lstat(), os.fstat(fd))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def is_removed(self, fd: int) -> bool:
+        """Return whether an open file has no name any more."""
+        return not os.fstat(fd).st_nlink
+
+    def is_linked(self, path: Path) -> bool:
+        """Return whether an existing file has further names (hard links)."""
+        return path.lstat().st_nlink > 1
+
+    def adopt_mode(self, fd: int, target: Path, *, private: bool) -> None:
+        """Give a new file the mode of the file that it replaces.
+
+        If there is none, it gets the default of the user, or 0600 if it is ``private``.
+        """
+        try:
+            mode = stat.S_IMODE(target.lstat().st_mode) & 0o777
+        except FileNotFoundError:
+            mode = 0o600 if private else 0o666 & ~_umask()
+        with contextlib.suppress(PermissionError):  # some file systems have no modes
+            os.fchmod(fd, mode)
 
     def close(self, fd: int) -> None:
         """Close a file."""
@@ -110,31 +156,40 @@ class Files:
             return "file"
         return "folder" if stat.S_ISDIR(mode) else "other"
 
+    def lock_file(self, fd: int, path: Path) -> None:
+        """Lock an open file itself, until it is closed.
+
+        Raises:
+            OutputBusyError: Another process has locked it, under this name or another one.
+        """
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(path, "another process, maybe under another name") from None
+
     @patient
     def lock(self, path: Path) -> int:
         """Take an exclusive lock, which ends with this process; return a descriptor for `unlock`.
 
         Raises:
             OutputBusyError: Another process holds it; the message names host and process.
+            SettingsError: The file is no lock.
         """
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = open_regular(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The holder removes the file at its end: ours may be another one by now.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(path.stat(), os.fstat(fd)):
-                        os.ftruncate(fd, 0)
-                        os.pwrite(fd, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
-                        return fd
+                if self.is_at(fd, path):
+                    _refuse_other_content(path, os.pread(fd, 300, 0))
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+                    return fd
             except BlockingIOError:
                 host, _, pid = os.pread(fd, 300, 0).decode(errors="replace").strip().partition(" ")
                 os.close(fd)
                 who = f"process {pid} on {host}" if pid else "another process"
-                raise OutputBusyError(
-                    f"{path.with_suffix('').name} is being written by {who}; "
-                    "wait for it, stop it, or choose another output with -o."
-                ) from None
+                raise _busy(path.with_suffix(""), who) from None
             except BaseException:
                 os.close(fd)
                 raise
@@ -143,8 +198,8 @@ class Files:
     def holder(self, path: Path) -> str:
         """Return who holds a lock, as ``host pid``; empty if it is free."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            fd = open_regular(path)
+        except (OSError, OutputDamagedError):
             return ""
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -155,9 +210,39 @@ class Files:
         return ""
 
     def unlock(self, fd: int, path: Path) -> None:
-        """Release a lock and remove its file."""
-        path.unlink(missing_ok=True)
+        """Release a lock and remove its file, unless it is another one by now."""
+        if self.is_at(fd, path):
+            path.unlink(missing_ok=True)
         os.close(fd)
+
+
+_LOCK = re.compile(rb"\0*|\S+ \d+\n")  # a power loss may leave zeros
+
+
+def _refuse_other_content(path: Path, content: bytes) -> None:
+    """Raise `SettingsError` for a lock that is another program's file under a name of ours."""
+    if not _LOCK.fullmatch(content):
+        raise SettingsError(
+            f"{path} is in the place of a lock, but captioner has not written it; "
+            "remove it or choose another output with -o"
+        )
+
+
+def _busy(path: Path, who: str) -> OutputBusyError:
+    return OutputBusyError(
+        f"{path.name} is being written by {who}; "
+        "wait for it, stop it, or choose another output with -o."
+    )
+
+
+def _umask() -> int:
+    """Return the mode bits that new files do not get, as far as possible without setting them."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(status.partition("\nUmask:")[2].split(maxsplit=1)[0], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_all(files: Files, fd: int, data: bytes, offset: int) -> int:
@@ -174,12 +259,15 @@ def write_all(files: Files, fd: int, data: bytes, offset: int) -> int:
 
 
 class TemporaryFile:
-    """A new file beside its target; ``size`` and ``crc32`` are those of the bytes from `write`."""
+    """A new file beside its target, which only its owner can read until it takes its place.
+
+    ``size`` and ``crc32`` are those of the bytes from `write`.
+    """
 
     def __init__(self, target: Path, files: Files) -> None:
         name = f"{_temporary_prefix(target)}{secrets.token_hex(4)}.partial"
         self.path = target.with_name(name)
-        self.fd = files.open(self.path, new=True)
+        self.fd = files.open(self.path, new=True, private=True)
         self.size = 0
         self.crc32 = 0
         self._files = files
@@ -210,13 +298,15 @@ def temporary_file(target: Path, files: Files) -> Iterator[TemporaryFile]:
 
 
 @contextmanager
-def atomic_write(target: Path, files: Files) -> Iterator[TemporaryFile]:
-    """Yield a new file that is synced and takes the target's place at the end.
+def atomic_write(target: Path, files: Files, *, private: bool = False) -> Iterator[TemporaryFile]:
+    """Yield a new file that is synced and takes the target's place and mode at the end.
 
-    After an exception or a crash the target is as it was.
+    After an exception or a crash the target is as it was. A link in its place is replaced.
+    ``private`` is for a target that does not exist yet: only its owner can read it.
     """
     with temporary_file(target, files) as file:
         yield file
+        files.adopt_mode(file.fd, target, private=private)
         files.sync(file.fd)
         files.replace(file.path, target)
         files.sync_folder(target.parent)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.journal.disk import Files
+    from captioner.journal.watch import Watch
 
 
 def read_failures(files: Files, fd: int) -> Iterator[tuple[int, bytes, str, bytes]]:
@@ -67,7 +68,7 @@ class FailuresFile:
 
     def _open(self) -> None:
         new = self._files.kind(self.path) == "missing"
-        self._fd = self._files.open(self.path, create=True)
+        self._fd = self._files.open(self.path, create=True, private=True)
         self.size = size = self._files.size(self._fd)
         if new:
             self._files.sync_folder(self.path.parent)
@@ -118,6 +119,11 @@ class FailuresFile:
         if self.dirty:
             self.dirty = False
             self._files.sync(self._fd)
+
+    def watch(self, watch: Watch) -> None:
+        """Have a watch compare the file with what was written to it."""
+        if self._fd >= 0:
+            watch.look(self._fd, self.path, self.size, exact=False)
 
     def superseded(self, offsets: Collection[int], captioned: KeyTable) -> set[int]:
         """Return which of the failures that no input record claimed have a newer outcome.

@@ -75,7 +75,10 @@ def quarantine_rows(journal: Journal, unwanted: Callable[[bytes], bool]) -> list
     keys: list[bytes] = []
     if moved:
         target = unused_path(journal.files, journal.path, ".rejected")
-        with disk_errors("write", target), atomic_write(target, journal.files) as file:
+        with (
+            disk_errors("write", target),
+            atomic_write(target, journal.files, private=True) as file,
+        ):
             _copy(journal, moved, file)
         for line in _lines_at(journal, moved):
             if (key := journal.identity.of_output(line[:-1])) is not None:

@@ -21,11 +21,11 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.lines import iter_lines
+from captioner.core.regular import not_regular
+from captioner.core.secrets import sealed, without_secrets
 from captioner.journal.checkpoint import Checkpoint, Extent, read_checkpoint
 from captioner.journal.companions import checkpoint_path, failures_path, lock_path, unused_path
 from captioner.journal.disk import (
@@ -39,18 +39,14 @@ from captioner.journal.disk import (
 )
 from captioner.journal.failures import FailuresFile
 from captioner.journal.scan import scan_output
+from captioner.journal.settings import continued
+from captioner.journal.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from captioner.journal.scan import Scan
-
-REMEMBERED = frozenset({"folder_of", "accepted"})
-"""Kept among the settings of a checkpoint, but allowed to change."""
-
-IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
-"""Settings that a record's key depends on: they can never change for an output."""
 
 
 class Journal:
@@ -89,8 +85,8 @@ class Journal:
         self.contents = KeyTable()
         self.repeated: list[tuple[int, bytes]] = []
         self.identity = identity
-        self._settings = dict(settings)
-        self._source = source
+        self._settings = sealed(settings)
+        self._source = without_secrets(source) if "://" in source else source
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
         self.files = files or Files()
@@ -102,6 +98,10 @@ class Journal:
         self._written = Extent()
         self._durable = Extent()
         self._failed = False  # a sync or a rename did: nothing may be committed any more
+        self._torn = False  # a write failed, and its bytes may still be there
+        self._opened = Extent()
+        self._compared = Extent()  # what was read back
+        self._watch = Watch(self.files, path)
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -125,6 +125,7 @@ class Journal:
         try:
             with disk_errors("open", self.path):
                 self._recover()
+                self._opened = self._written
                 self.failures.open()
                 if crashed:
                     targets = self.path, self._checkpoint_path, self.failures.path
@@ -136,17 +137,15 @@ class Journal:
     def _check_paths(self) -> None:
         try:
             folder = self.files.kind(self.path.parent.resolve())
-            kinds = {path: self.files.kind(path) for path in (self.path, self.failures.path)}
+            ours = self.path, self.failures.path, self._checkpoint_path, self._lock_path
+            kinds = {path: self.files.kind(path) for path in ours}
         except OSError as error:
             raise SettingsError(f"cannot use {self.path}: {error.strerror}") from None
         if folder != "folder":
             raise SettingsError(f"the folder of the output does not exist: {self.path.parent}")
         for path, kind in kinds.items():
             if kind not in ("missing", "file"):
-                raise SettingsError(
-                    f"{path} is not a regular file (a folder, link or device); "
-                    "choose another output with -o"
-                )
+                raise SettingsError(not_regular(path))
 
     def _recover(self) -> None:
         found = read_checkpoint(self.files, self.path)
@@ -158,20 +157,22 @@ class Journal:
                     "checkpoint to start over."
                 )
             self._write_checkpoint(self._checkpoint(Extent()))
-            self._fd = self.files.open(self.path, create=True)
+            self._fd = self.files.open(self.path, new=True)
+            self.files.lock_file(self._fd, self.path)
             self.files.sync_folder(self.path.parent)
             return
         try:
             self._fd = self.files.open(self.path)
         except PermissionError as error:
             raise SettingsError(f"cannot write to {self.path}: {error.strerror}") from None
+        # The lock beside it does not keep out a run that uses another name of the same file.
+        self.files.lock_file(self._fd, self.path)
         if not self.files.size(self._fd) and (found is None or not found.durable.length):
             self._write_checkpoint(self._checkpoint(Extent()))
             return
         if found is not None:
-            self._check_settings(found.settings)
-            for name in REMEMBERED & found.settings.keys():
-                self._settings.setdefault(name, found.settings[name])
+            accept = self._accept_changes
+            self._settings = continued(found.settings, self._settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:
             self._cut(scan.whole.length, scan.size)
@@ -182,34 +183,9 @@ class Journal:
     def _scan(self, checkpoint: Checkpoint | None) -> Scan:
         scan = scan_output(self.files, self.path, self._fd, self.identity, checkpoint)
         self.done, self.contents = scan.keys, scan.contents
-        self.repeated, self._written = scan.repeated, scan.whole
+        self.repeated = scan.repeated
+        self._written = self._compared = scan.whole
         return scan
-
-    def _check_settings(self, before: dict[str, Any]) -> None:
-        changed = [
-            name
-            for name in sorted((before.keys() | self._settings.keys()) - REMEMBERED)
-            if before.get(name) != self._settings.get(name)
-        ]
-        if not changed:
-            return
-        fatal = IDENTITY_SETTINGS.intersection(changed)
-        if self._accept_changes and not fatal:
-            # So that later readers know that the captions were not all made with these settings.
-            self._settings["accepted"] = sorted({*before.get("accepted", ()), *changed})
-            return
-        changes = "; ".join(
-            f"{name.replace('_', '-')} was {_short(before.get(name))}, "
-            f"now {_short(self._settings.get(name))}"
-            for name in changed
-        )
-        advice = (
-            "choose another output with -o"
-            if fatal
-            else "restore the old settings, choose another output with -o, "
-            "or caption the rest with the new settings with --accept-changes"
-        )
-        raise SettingsError(f"{self.path.name} was begun with other settings: {changes}; {advice}")
 
     def truncate_duplicates(self, allowed: Mapping[bytes, int]) -> None:
         """Cut the output at the first line with a key that occurs more often than in the input.
@@ -233,7 +209,8 @@ class Journal:
 
     def _cut(self, at: int, size: int) -> None:
         """Cut the output at the start of a line; keep the bytes in a file of their own."""
-        with atomic_write(unused_path(self.files, self.path, ".broken"), self.files) as file:
+        target = unused_path(self.files, self.path, ".broken")
+        with atomic_write(target, self.files, private=True) as file:
             file.write(self.files.read(self._fd, size - at, at))
         self.files.truncate(self._fd, at)
         self.files.sync(self._fd)
@@ -250,18 +227,32 @@ class Journal:
         """Something was written since the last commit."""
         return self._written != self._durable or self.failures.dirty
 
+    @property
+    def damage(self) -> str:
+        """What somebody did to the files meanwhile, as half a sentence; empty if nothing.
+
+        Captions can still be appended, but the run must stop; see `salvage`.
+        """
+        return self._watch.damage
+
     def append(self, lines: bytes) -> None:
-        """Write whole lines to the output.
+        """Write whole lines to the output; after damage they are kept for `salvage`.
 
         Raises:
             OSError: Nothing was written; the call can be repeated.
         """
         before = self._written
+        self._watch.look(self._fd, self.path, before.length, exact=not self._torn)
+        if self._watch.is_changed:
+            self._watch.rescue(lines)
+            return
+        self._torn = True
         write_all(self.files, self._fd, lines, before.length)
+        self._torn = False
         self._written = Extent(before.length + len(lines), zlib.crc32(lines, before.crc32))
 
     def commit(self) -> None:
-        """Make everything written so far survive a power loss.
+        """Make everything written so far survive a power loss, and read back what was new.
 
         Raises:
             DiskFullError: There is no room for the checkpoint; the call can be repeated.
@@ -273,11 +264,42 @@ class Journal:
         try:
             self.files.sync(self._fd)
             self.failures.sync()
+            self._look(written)
+            self._watch.compare(self._fd, self._compared, written)
+            self._compared = written
+            # Also after damage: the next run then refuses an output that differs from it.
             self._write_checkpoint(self._checkpoint(written))
         except OSError as error:
-            self._failed = True
-            raise disk_error("sync", self.path, error) from error
+            if not self.damage:  # else the folder may be gone
+                self._failed = True
+                raise disk_error("sync", self.path, error) from error
         self._durable = written
+
+    def _look(self, written: Extent) -> None:
+        self._watch.look(self._fd, self.path, written.length, exact=False)
+        self.failures.watch(self._watch)
+
+    def verify(self) -> None:
+        """Read back what the output held and what was written since, and note `damage`."""
+        with disk_errors("read", self.path):
+            self._look(self._written)
+            if self._written != self._opened:
+                self._watch.compare(self._fd, Extent(), self._written)
+
+    def salvage(self) -> OutputDamagedError:
+        """Save captions of a damaged output that nothing else has; return the error of the run."""
+        return self._watch.salvage(self._fd, self._written.length)
+
+    def refuse_damage(self) -> None:
+        """Compare names and sizes of the files with what was written.
+
+        Raises:
+            OutputDamagedError: They differ.
+        """
+        with disk_errors("read", self.path):
+            self._look(self._written)
+        if self.damage:
+            raise self.salvage()
 
     def _checkpoint(self, durable: Extent, after: Extent | None = None) -> Checkpoint:
         return Checkpoint(durable, after, self._settings, self._source)
@@ -285,7 +307,7 @@ class Journal:
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         written = False
         try:
-            with atomic_write(self._checkpoint_path, self.files) as file:
+            with atomic_write(self._checkpoint_path, self.files, private=True) as file:
                 file.write(checkpoint.encode())
                 written = True
         except OSError as error:
@@ -327,14 +349,23 @@ class Journal:
 
         Raises:
             DiskError: The disk refused; the output has its old or its new content.
+            OutputDamagedError: Somebody changed the output meanwhile.
         """
+        self.refuse_damage()
         try:
-            self._write_checkpoint(self._checkpoint(self._durable, extent))
-            self.files.replace(partial, self.path)
-            self.files.sync_folder(self.path.parent)
+            new = self.files.open(partial)
+            try:
+                self.files.lock_file(new, self.path)
+                self.files.adopt_mode(new, self.path, private=True)
+                self._write_checkpoint(self._checkpoint(self._durable, extent))
+                self.files.replace(partial, self.path)
+            except BaseException:
+                self.files.close(new)
+                raise
             self.files.close(self._fd)
-            self._fd = self.files.open(self.path)
-            self._written = extent
+            self._fd, self._written = new, extent
+            self._opened = self._compared = extent
+            self.files.sync_folder(self.path.parent)
             self._write_checkpoint(self._checkpoint(extent))
             self._durable = extent
         except OSError as error:
@@ -359,10 +390,3 @@ class Journal:
         if self._lock >= 0:
             self.files.unlock(self._lock, self._lock_path)
             self._lock = -1
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "not set"
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return repr(text if len(text) <= 60 else text[:57] + "…")

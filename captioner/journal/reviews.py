@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from captioner.core.keys import KEY_BYTES, digest
+from captioner.core.regular import open_regular, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -83,8 +84,12 @@ class Reviews:
         return iter(list(self._found.values()))
 
     def refresh(self) -> None:
-        """Read what was appended since; lines that are not reviews are ignored."""
-        with self._lock, contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+        """Read what was appended since; lines that are not reviews are ignored.
+
+        Raises:
+            OutputDamagedError: It is not a regular file.
+        """
+        with self._lock, contextlib.suppress(FileNotFoundError), reading(self._path) as file:
             if (size := os.fstat(file.fileno()).st_size) < self._size:
                 self._at = 0
                 self._found.clear()
@@ -110,6 +115,7 @@ class Reviews:
 
         Raises:
             OSError: The disk refused.
+            OutputDamagedError: The file is not a regular one.
         """
         fields = {
             "key": review.key.hex(),
@@ -121,7 +127,8 @@ class Reviews:
         }
         line = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
         with self._lock:
-            with self._path.open("ab+") as file:
+            fd = open_regular(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            with os.fdopen(fd, "ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read() != _NEWLINE:  # a crash tore the last line

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Self
 import orjson
 from aiofiles.ospath import wrap  # type: ignore[attr-defined]
 
-from captioner.core.errors import DescriptorsError, DiskError, DiskFullError
+from captioner.core.errors import (
+    DescriptorsError,
+    DiskError,
+    DiskFullError,
+    LimitReachedError,
+    OutputDamagedError,
+)
 from captioner.core.humanize import counted
 from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, replace_values
 from captioner.core.row import FLAG
@@ -38,6 +44,9 @@ COMMIT_RECORDS = 1_000
 COMMIT_BYTES = 16 << 20
 COMMIT_S = 1.0
 """Records, bytes and seconds after which a commit is due."""
+
+_OUTRANKED = (LimitReachedError, OutputDamagedError)
+"""Errors of a run that matter less than a damaged output."""
 
 SLOW_SYNC_S = 1.0
 RETRY_S = 1.0
@@ -151,10 +160,11 @@ class JournalSink:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Write and commit everything.
+        """Write and commit everything, and compare the files with what was written.
 
         Raises:
             DiskError: Something could not be written.
+            OutputDamagedError: Somebody changed the output meanwhile.
         """
         self._closing = True
         self._wake.set()
@@ -168,10 +178,14 @@ class JournalSink:
                 await self._in_thread(self._journal.commit)
             elif isinstance(self._error, DiskError | DescriptorsError):
                 await self._write_rest()
+            if self._error is None and exc_info[0] is None and not self._cancel:
+                await self._in_thread(self._journal.verify)
+            if self._journal.damage:
+                self._error = await wrap(self._journal.salvage)(executor=self._threads)
             idle = True
         finally:
             self._threads.shutdown(wait=idle)
-        if self._error is not None and exc_info[0] is None:
+        if self._error is not None and exc_info[0] in (None, *_OUTRANKED):
             raise self._error
 
     async def put(self, outcomes: Sequence[Outcome]) -> None:
@@ -198,6 +212,7 @@ class JournalSink:
 
         Raises:
             DiskError: It could not be synced.
+            OutputDamagedError: Somebody changed the output meanwhile.
         """
         if self._commit_task is not None:
             await self._commit_task
@@ -206,6 +221,14 @@ class JournalSink:
             await self._commit_task
         if self._error is not None:
             raise self._error
+        if self._journal.damage:
+            raise OutputDamagedError(self._journal.damage)
+
+    def _stop_if_damaged(self) -> None:
+        """Stop the run in order: what is in flight is paid for, and still taken."""
+        if self._journal.damage and not self._cancel:
+            logger.warning("%s; the run stops", self._journal.damage)
+            self._cancel.request()
 
     async def _run(self) -> None:
         try:
@@ -234,6 +257,7 @@ class JournalSink:
             if captions:
                 await self._in_thread(self._journal.append, b"".join(captions))
                 self._taken = [[], failures]
+                self._stop_if_damaged()
             if failures:
                 await self._in_thread(self._journal.failures.append, b"".join(failures))
             self._taken = []
@@ -316,6 +340,7 @@ class JournalSink:
         slow = asyncio.get_running_loop().call_later(SLOW_SYNC_S, self._warn_slow)
         try:
             await self._in_thread(self._journal.commit)
+            self._stop_if_damaged()
         except Exception as error:  # noqa: BLE001 - raised by `put`, `commit` and `__aexit__`
             self._error = error
             self._wake.set()

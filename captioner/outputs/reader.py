@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.core.jsonbytes import quoted, replace_values
 from captioner.core.keys import KeyTable, RecordKeys
+from captioner.core.regular import reading
 from captioner.images.archives import Archives
 from captioner.images.files import ImageFolders
 from captioner.journal.checkpoint import Checkpoint, read_checkpoint
@@ -180,7 +181,7 @@ class OutputReader:
         for record, found in self._match_input(offsets):
             if found is not None:
                 yield found, dict(record.images)
-        with self.journal.open("rb") as file:
+        with reading(self.journal) as file:
             for offset in sorted(offsets.offsets()):
                 if (found := self.row_at(file, offset)) is not None:
                     yield found, {}
@@ -212,7 +213,7 @@ class OutputReader:
         self._stack.callback(runner.close)
         if isinstance(batches, AsyncGenerator):
             self._stack.callback(lambda: runner.run(batches.aclose()))
-        with self.journal.open("rb") as file:
+        with reading(self.journal) as file:
             while (batch := runner.run(anext(batches, None))) is not None:
                 for record in batch:
                     yield record, self.take_row(file, offsets, record)
@@ -250,7 +251,7 @@ class OutputReader:
         if self._length is None:
             self._length = self._scan(offsets=False).whole.length
         remaining = self._length
-        with self.journal.open("rb") as file:
+        with reading(self.journal) as file:
             for line in file:
                 remaining -= len(line)
                 if remaining < 0:

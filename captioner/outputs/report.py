@@ -15,6 +15,7 @@ import orjson
 
 from captioner.core.errors import DecoderError, RecordError, SettingsError
 from captioner.core.humanize import counted
+from captioner.core.regular import writing
 from captioner.journal.companions import failures_path, find_journal
 from captioner.journal.disk import Files, replacing
 from captioner.journal.failures import read_failures
@@ -147,11 +148,14 @@ def write_page(report: Report, target: Path) -> None:
     if target.is_dir():
         raise SettingsError(f"{target} is a folder; name a file for the page")
     if target.exists():
-        with target.open("rb") as file:
-            if file.read(len(_BEGIN)) != _BEGIN.encode():
-                raise SettingsError(f"{target} exists and is not an HTML page; choose another name")
-    with replacing(target) as partial:
-        partial.write_text(page(report), "utf-8")
+        begin = b""
+        if target.is_file():
+            with target.open("rb") as old:
+                begin = old.read(len(_BEGIN))
+        if begin != _BEGIN.encode():
+            raise SettingsError(f"{target} exists and is not an HTML page; choose another name")
+    with replacing(target) as partial, writing(partial) as file:
+        file.write(page(report).encode())
 
 
 def page(report: Report) -> str:

@@ -91,6 +91,12 @@ class _Group:
         """Refuse other invalid values."""
 
 
+CSV_SAFE = (
+    "In CSV and TSV, begin text that a spreadsheet would run as a formula (=, +, -, @) with an "
+    "apostrophe."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointSettings(_Group):
     """Endpoint."""
@@ -473,6 +479,7 @@ class RunSettings(_Group):
         "Output format. Default: by its name. With txt or caption, a file per image is written."
     )
     overwrite: bool = _common("Replace files that captioner did not write.", default=False)
+    csv_safe: bool = _option(CSV_SAFE, default=False)
     order: Literal["input", "completion"] = _option(
         "Order of the finished output: as in the input, or as captions were completed.", "input"
     )

@@ -10,6 +10,7 @@ from typing import Any, Self
 from captioner.core.errors import SettingsError
 from captioner.core.keys import RecordKeys
 from captioner.core.row import FLAG, field_names
+from captioner.core.secrets import sealed
 from captioner.settings.flags import all_options, stored_options
 from captioner.settings.locations import COMPRESSED, is_elsewhere, location, storage_url
 from captioner.settings.options import (
@@ -195,11 +196,11 @@ class Settings:
     def shaping(self, model: str) -> dict[str, Any]:
         """Return the options that affect captions, by name. They must not change within a job.
 
-        Speed, addresses and keys do not affect captions.
+        Speed, addresses and keys do not affect captions. What may hold a secret is a digest.
         """
         prompt, records, defaults = self.prompt, self.records, ImageSettings()
         images = [(n, getattr(self.images, n), getattr(defaults, n)) for n in _SHAPING_IMAGES]
-        return {
+        shaping = {
             "model": model,
             **{name: getattr(prompt, name) for name in _SHAPING_PROMPT},
             "thinking": None if prompt.thinking == "auto" else prompt.thinking,
@@ -213,6 +214,7 @@ class Settings:
             "output_field": self.fields[0],
             "id_field": records.id_field,
         }
+        return sealed(shaping)
 
 
 # Options that affect captions.

@@ -49,6 +49,7 @@ SAMPLES = {
     "accept_edits": True,
     "retry_rejected": True,
     "otel": True,
+    "csv_safe": True,
     "view": True,
     "rpm": 600.0,
     "tpm": 150_000.0,

@@ -1,12 +1,21 @@
-"""No key in a text that is shown, whatever was done to it on its way."""
+"""No key in a text that is shown, whatever was done to it; files have digests of secrets."""
 
 from __future__ import annotations
 
 import html
+import json
 
 import pytest
 
-from captioner.core.secrets import is_secret, masked, remember, secrets_in, without_keys
+from captioner.core.secrets import (
+    is_secret,
+    masked,
+    remember,
+    sealed,
+    secrets_in,
+    without_keys,
+    without_login,
+)
 from captioner.endpoints.replies import shown
 
 KEY = "sk-Zq9xT7vB2mN4pL6k"
@@ -77,3 +86,18 @@ def test_keys_are_found_by_their_names() -> None:
     """Fields of the body that hold keys, however deep."""
     body = {"api_key": "a1", "seed": 5, "auth": {"token": "b2", "max_tokens": 7}, "model": "c"}
     assert list(secrets_in({**body, "list": [{"X-Api-Key": "d"}]})) == ["a1", "b2", "d"]
+
+
+def test_settings_in_files_have_digests() -> None:
+    """Equal values have equal digests, and those of earlier versions can be compared."""
+    one = sealed({"model": "m", "extra_body": '{"api_key":"BODY"}'})
+    assert "BODY" not in json.dumps(one)
+    assert one["model"] == "m"
+    assert sealed(one) == one
+    assert one != sealed({"model": "m", "extra_body": '{"api_key":"OTHER"}'})
+    assert sealed({"extra_body": None}) == {"extra_body": None}
+
+
+def test_an_address_without_its_login() -> None:
+    url = "https://me:pw@host:8/v1?api-version=2&api_key=K&sig_token=T"
+    assert without_login(url) == "https://host:8/v1?api-version=2"

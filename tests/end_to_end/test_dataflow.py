@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import json
 import logging
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from conftest import jpeg, rows
 from endpoint import FakeEndpoint, Reply, completion
 from waiting import LIMIT_S
 
+from captioner.core.errors import SettingsError
 from captioner.dataflow import APIVLMServing_openai, FileStorage, PromptedVQAGenerator
 from captioner.endpoints import circuit_breaker
 
@@ -175,7 +178,8 @@ def test_a_second_run_continues_the_first(folder, endpoint):
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "pickle"])
 def test_every_type_of_file_in_and_out(folder, endpoint, kind):
     path = write(folder, kind, records(folder))
-    storage = FileStorage(str(path), str(folder / "cache"), "x", kind)
+    mine = kind == "pickle"
+    storage = FileStorage(str(path), str(folder / "cache"), "x", kind, allow_pickle=mine)
     serving = APIVLMServing_openai(endpoint.base_url, model_name="m")
     keys = (
         {"input_prompt_key": "prompt"}
@@ -191,6 +195,40 @@ def test_every_type_of_file_in_and_out(folder, endpoint, kind):
     answered = [isinstance(value, str) and bool(value) for value in frame["caption"]]
     assert answered == [number != 5 for number in range(12)]
     assert endpoint.count == 11
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> object:
+        return (Path.touch, (self.made,))
+
+
+@pytest.mark.parametrize("how", ["run", "read"])
+@pytest.mark.parametrize("ending", ["pkl", "pickle"])
+def test_a_pickle_is_not_read_unless_that_is_allowed(folder, endpoint, how, ending, monkeypatch):
+    """Reading it runs the code in it: one sentence says how to allow that."""
+    path, made = folder / f"in.{ending}", folder / "made"
+    path.write_bytes(pickle.dumps(Payload(made)))
+    storage = FileStorage(str(path), str(folder / "cache"), "x").step()
+    serving = APIVLMServing_openai(endpoint.base_url, model_name="m")
+
+    def read() -> None:
+        if how == "read":
+            storage.read()
+        else:
+            PromptedVQAGenerator(serving).run(storage, input_prompt_key="prompt")
+
+    with pytest.raises((SystemExit, SettingsError), match=r"runs the code in it.*allow_pickle"):
+        read()
+    assert not made.exists()
+    monkeypatch.setenv("DF_ALLOW_PICKLE", "1")
+    with contextlib.suppress(Exception):  # it holds no table
+        read()
+    assert made.exists()
 
 
 def test_a_plain_question_in_a_column_of_any_name(folder, endpoint):

@@ -961,11 +961,16 @@ ECHOED = "sk-Echo5d1234567890"
         ("", {"headers": [("X-Goog-Api-Key", ECHOED)]}),
         ("", {"headers": [("Authorization", f"Bearer {ECHOED}")]}),
         (f"?key={ECHOED}", {}),
+        ("", {"secrets": [ECHOED]}),
     ],
 )
-async def test_a_key_that_comes_back_is_masked(endpoint, status, query, options):
-    """Whatever the status of a response, and wherever the key was given."""
-    endpoint.behave = lambda _: Reply(status, {"message": f"bad {ECHOED}", "x": "y" * 2_000})
+@pytest.mark.parametrize(
+    "sent", [ECHOED, "".join(f"\\u{ord(char):04x}" for char in ECHOED)], ids=["plain", "escaped"]
+)
+async def test_a_key_that_comes_back_is_masked(endpoint, status, query, options, sent):
+    """Whatever the status of a response, wherever the key was given, and however it is spelled."""
+    body = f'{{"message": "bad {sent}", "x": "{"y" * 2_000}"}}'.encode()
+    endpoint.behave = lambda _: Reply(status, body)
     async with transport_to(endpoint.base_url + query, **options) as transport:
         reply = await transport.send(body_with("x"))
     assert b"bad ***" in reply.body

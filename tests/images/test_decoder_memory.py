@@ -82,7 +82,7 @@ def test_no_memory_is_taken_before_the_turn(made: tuple[str, bytes]) -> None:
     ours, theirs = Pipe()
     command = python("captioner.images.decoder", str(theirs.fileno()))
     with subprocess.Popen(
-        command, pass_fds=[theirs.fileno()], env=environment(secrets=False)
+        command, pass_fds=[theirs.fileno()], env=environment()
     ) as process:
         ours.send_bytes(orjson.dumps((ImageSettings(), None)))
         assert ours.recv_bytes() == READY

@@ -16,6 +16,7 @@ from conftest import jpeg, rows
 from inputs import captioned, mark, write_tar
 
 from captioner import SettingsError, run_batch
+from captioner.core.exports import mark_export
 from captioner.readers.registry import open_input
 
 
@@ -243,6 +244,22 @@ def test_an_export_does_not_change_what_a_folder_is(tmp_path, endpoint, run_comm
     assert [row["image"] for row in rows(tmp_path / "two.jsonl")] == ["a.jpg", "b/c.jpg"]
     assert open_input(target).format == "imagefolder"
     target.write_text('{"file_name": "a.jpg", "mine": 1}\n')
+    assert open_input(source).format == "imagefolder"
+
+
+def test_the_mark_of_an_export_is_not_written_through_a_link(tmp_path):
+    """A stranger's data set may have a link with its name, or a pipe, which is not waited for."""
+    source = pictures(tmp_path / "photos", "a.jpg")
+    exported, victim = source / "metadata.jsonl", tmp_path / "victim"
+    metadata(exported, [{"file_name": "a.jpg"}])
+    victim.write_text("precious")
+    strange = source / ".metadata.jsonl.captioner"
+    strange.symlink_to(victim)
+    mark_export(exported)
+    assert victim.read_text() == "precious"
+    assert open_input(source).format == "images"
+    strange.unlink()
+    os.mkfifo(strange)
     assert open_input(source).format == "imagefolder"
 
 

@@ -76,6 +76,7 @@ class SimulatedDisk(Files):
         self.pending_names: list[tuple[Path, Inode | None]] = []
         self.open_files: dict[int, Inode] = {}
         self.locked: set[Path] = set()
+        self.locked_files: dict[int, Inode] = {}
         self.lock_files: set[Path] = set()  # a crash leaves them
         self.budget: int | None = None
         self.crashed = False
@@ -98,6 +99,7 @@ class SimulatedDisk(Files):
         self.crashed = False
         self.open_files = {}
         self.locked = set()
+        self.locked_files = {}
         if mode == "kill":
             return
         self.inodes = dict(self.durable_names)
@@ -123,7 +125,9 @@ class SimulatedDisk(Files):
 
     # -- the file layer ---------------------------------------------------------------------
 
-    def open(self, path: Path, *, create: bool = False, new: bool = False) -> int:
+    def open(
+        self, path: Path, *, create: bool = False, new: bool = False, private: bool = False
+    ) -> int:
         self.step()
         inode = self.inodes.get(path)
         if inode is None:
@@ -142,7 +146,27 @@ class SimulatedDisk(Files):
 
     def close(self, fd: int) -> None:
         if not self.crashed:
+            self.locked_files.pop(fd, None)
             del self.open_files[fd]
+
+    def is_at(self, fd: int, path: Path) -> bool:
+        if self.crashed:
+            raise Crash
+        return self.inodes.get(path) is self.open_files[fd]
+
+    def is_removed(self, fd: int) -> bool:
+        return self.open_files[fd] not in self.inodes.values()
+
+    def is_linked(self, path: Path) -> bool:
+        return False
+
+    def adopt_mode(self, fd: int, target: Path, *, private: bool) -> None:
+        self.step()
+
+    def lock_file(self, fd: int, path: Path) -> None:
+        if self.open_files[fd] in self.locked_files.values():
+            raise OutputBusyError("busy")
+        self.locked_files[fd] = self.open_files[fd]
 
     def size(self, fd: int) -> int:
         self.step()

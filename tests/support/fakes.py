@@ -94,9 +94,11 @@ class FaultyFiles(Files):
         if self._fails(kind):
             raise OSError(self.code, os.strerror(self.code))
 
-    def open(self, path: Path, *, create: bool = False, new: bool = False) -> int:
+    def open(
+        self, path: Path, *, create: bool = False, new: bool = False, private: bool = False
+    ) -> int:
         self._maybe("open")
-        return super().open(path, create=create, new=new)
+        return super().open(path, create=create, new=new, private=private)
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
         if self._fails("short"):

@@ -38,6 +38,9 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
     }
     contents[Path("captioner.toml")] = options_file().encode()
     for path in contents:
+        for place in (path, *path.parents[:-1]):
+            if (folder / place).is_symlink():  # it may lead to files of others
+                raise SettingsError(f"{folder / place} is a link; choose another folder")
         if (folder / path).exists():
             raise SettingsError(f"{folder / path} is there already; choose another folder")
     if download:
@@ -45,7 +48,8 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
     try:
         for path, data in contents.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(data)
+            with (folder / path).open("xb") as file:  # never through a link
+                file.write(data)
     except OSError as error:
         raise SettingsError(f"cannot write into {folder}: {error.strerror}") from None
     if download:

@@ -17,6 +17,7 @@ from captioner.core.errors import (
     RunError,
 )
 from captioner.core.humanize import sentence
+from captioner.core.regular import reading
 from captioner.core.retry import LONGEST_WAIT_S, waits
 from captioner.core.secrets import masked
 from captioner.core.types import Request, Response
@@ -260,7 +261,7 @@ def _id_of(value: dict[str, Any]) -> str:
 
 def _is_complete(path: Path) -> bool:
     """Return whether the last line of a file of results is readable."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         last = b""
         for line in file:
             last = line

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import orjson
 
 from captioner.core.errors import OutputDamagedError
+from captioner.core.regular import reading, writing
+from captioner.core.secrets import sealed, without_login
 from captioner.journal.companions import batch_folder
 from captioner.journal.disk import Files, atomic_write
 
@@ -37,7 +39,6 @@ State = Literal[
 ]  # fmt: skip
 """The states of a batch, in order; ``exported`` is a file that another program runs."""
 
-_BLOCK = 1 << 20
 _REQUEST = b'{"custom_id":"%b","method":"POST","url":"/v1/chat/completions","body":%b}\n'
 _OVERHEAD = 128  # bytes of such a line beside the body, at most
 
@@ -85,7 +86,7 @@ class Ledger:
 
     Attributes:
         folder: Where they are kept.
-        base_url: The endpoint they were sent to.
+        base_url: The endpoint they were sent to; in the file without user and password.
         api_key_env: Names of variables with its key.
         batches: Batches that are not merged.
         next: Number of the next batch.
@@ -109,17 +110,21 @@ class Ledger:
         """
         ledger = cls(batch_folder(journal))
         path = ledger.folder / "state.json"
-        if not path.exists():
-            return ledger
         try:
-            state = orjson.loads(path.read_bytes())
+            with reading(path) as file:
+                state = orjson.loads(file.read())
+        except FileNotFoundError:
+            return ledger
+        except orjson.JSONDecodeError:
+            state = None  # reported below
+        try:
             if state["version"] > VERSION:
                 raise OutputDamagedError(f"{path} was written by a newer captioner; use that one")
             known = {one.name for one in fields(Batch)}
             ledger.base_url = str(state["base_url"])
             ledger.api_key_env = list(state["api_key_env"])
             ledger.next = int(state["next"])
-            ledger.settings = dict(state.get("settings") or {})
+            ledger.settings = sealed(state.get("settings") or {})
             ledger.batches = [
                 Batch(**{name: value for name, value in one.items() if name in known})
                 for one in state["batches"]
@@ -141,20 +146,23 @@ class Ledger:
         self.batches = [batch for batch in self.batches if batch.state != "merged"]
         state = {
             "version": VERSION,
-            "base_url": self.base_url,
+            "base_url": without_login(self.base_url),
             "api_key_env": self.api_key_env,
             "next": self.next,
             "settings": self.settings,
             "batches": [asdict(batch) for batch in self.batches],
         }
-        with atomic_write(self.folder / "state.json", self.files) as file:
+        with atomic_write(self.folder / "state.json", self.files, private=True) as file:
             file.write(orjson.dumps(state, option=orjson.OPT_INDENT_2))
 
     def make_folder(self) -> None:
         """Create the folder so that it survives a power loss."""
-        if not self.folder.is_dir():
+        kind = self.files.kind(self.folder)
+        if kind == "missing":
             self.folder.mkdir()
             self.files.sync_folder(self.folder.parent)
+        elif kind != "folder":
+            raise OutputDamagedError(f"{self.folder} is not a folder; remove it")
 
     def changed(self, settings: dict[str, Any]) -> list[str]:
         """Return the options that differ from those of the open batches."""
@@ -223,8 +231,8 @@ class BatchWriter:
         self.batch = Batch(ledger.next, token=secrets.token_hex(8))
         ledger.next += 1
         ledger.make_folder()
-        self._requests = ledger.path(self.batch, "requests").open("wb", buffering=_BLOCK)
-        self._records = ledger.path(self.batch, "records").open("wb", buffering=_BLOCK)
+        self._requests = writing(ledger.path(self.batch, "requests"), new=True)
+        self._records = writing(ledger.path(self.batch, "records"), new=True)
         self._bytes = 0
 
     def fits(self, bodies: Sequence[bytes]) -> bool:
@@ -261,7 +269,7 @@ class BatchWriter:
 
 def read_entries(path: Path) -> Iterator[Entry]:
     """Yield the records of a batch in order."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         for line in file:
             head, _, raw = line.rstrip(b"\n").partition(b"\t")
             number, key, attempt, questions, samples, replaces = orjson.loads(head)

@@ -19,6 +19,7 @@ from captioner.core.errors import (
     RunError,
 )
 from captioner.core.humanize import counted
+from captioner.core.regular import reading
 from captioner.core.secrets import masked
 from captioner.core.types import CaptionResult, Failure, InputRecord, Response, ValidatedCompletion
 from captioner.engine.caption_checks import attempts_for, check
@@ -104,7 +105,7 @@ class BatchMerger:
         outcomes: list[Outcome] = []
         missing = 0
         try:
-            with ledger.path(batch, "requests").open("rb") as requests:
+            with reading(ledger.path(batch, "requests")) as requests:
                 for index, entry in enumerate(read_entries(ledger.path(batch, "records"))):
                     lines = [requests.readline() for _ in entry.ids(batch.token, index)]
                     if any(table.take(entry.key) is not None for table in done):
@@ -213,7 +214,7 @@ class Results(contextlib.ExitStack):
 
     def __init__(self, *paths: Path) -> None:
         super().__init__()
-        self._files = [self.enter_context(path.open("rb")) for path in paths if path.exists()]
+        self._files = [self.enter_context(reading(path)) for path in paths if path.exists()]
         self._places: dict[str, tuple[int, int]] = {}
         self._tokens: set[str] = set()
         for number, file in enumerate(self._files):

@@ -20,6 +20,7 @@ from captioner.core.cancellation import StoppedError
 from captioner.core.errors import DiskError, SettingsError
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
+from captioner.core.regular import reading, writing
 from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
@@ -197,15 +198,16 @@ class BatchPipeline:
     def _export(self, batch: Batch) -> None:
         target = self._options.to_batch_file
         if target is not None:
-            with replacing(target) as partial:
-                shutil.copyfile(self._ledger.path(batch, "requests"), partial)
+            requests = self._ledger.path(batch, "requests")
+            with replacing(target) as partial, reading(requests) as file, writing(partial) as copy:
+                shutil.copyfileobj(file, copy)
 
     async def _merge_file(self, path: Path) -> None:
         """Merge the results in a file that another program has written."""
         if not await asyncio.to_thread(path.is_file):
             raise SettingsError(f"from-batch-file: there is no file {path}")
         found = False
-        with await asyncio.to_thread(Results, path) as results:
+        with await asyncio.to_thread(lambda: Results(path.resolve())) as results:
             for batch in list(self._ledger.batches):
                 if batch.state in ("exported", "merging") and results.has(batch.token):
                     found = True

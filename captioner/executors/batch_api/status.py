@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import NotFoundError, SettingsError
 from captioner.core.humanize import counted
-from captioner.endpoints.connect import api_key
+from captioner.core.secrets import without_login
+from captioner.endpoints.connect import api_key, base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, BatchApi
 from captioner.settings.context import RunContext
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60.0
 
 
+def _address(ledger: Ledger) -> str:
+    """Return the address of the batches, with the login that the environment has for it."""
+    with contextlib.suppress(SettingsError):
+        found = base_url(EndpointSettings())
+        if without_login(found) == ledger.base_url:
+            return found
+    return ledger.base_url or "http://localhost"
+
+
 async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
     """Return a line of text for each batch; ``cancel`` requests its cancellation first.
 
@@ -29,7 +40,7 @@ async def look_at_batches(ledger: Ledger, *, cancel: bool) -> list[str]:
     if not ledger.batches:
         raise SettingsError(f"there are no batches in {ledger.folder}")
     transport = AiohttpTransport(
-        ledger.base_url or "http://localhost",
+        _address(ledger),
         api_key=api_key(EndpointSettings(api_key_env=tuple(ledger.api_key_env))),
         timeout_s=TIMEOUT_S,
     )

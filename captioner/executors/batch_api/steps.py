@@ -17,6 +17,7 @@ from captioner.core.errors import (
     RunError,
 )
 from captioner.core.humanize import counted, sentence
+from captioner.core.regular import reading
 from captioner.core.retry import LONGEST_WAIT_S
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, UnclearError
 from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
@@ -222,8 +223,8 @@ class BatchSteps:
         def write() -> None:
             errors = self.ledger.path(batch, "errors")
             with (
-                self.ledger.path(batch, "requests").open("rb") as requests,
-                atomic_write(errors, self.ledger.files) as out,
+                reading(self.ledger.path(batch, "requests")) as requests,
+                atomic_write(errors, self.ledger.files, private=True) as out,
             ):
                 for number, line in enumerate(requests, 1):
                     if number in faults:

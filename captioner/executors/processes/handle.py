@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from captioner.core.errors import WorkersDiedError
 from captioner.core.log import warn_once
 from captioner.core.subprocesses import environment, python
+from captioner.endpoints.connect import variables_of
 from captioner.executors.processes.messages import (
     Done,
     EndOfInput,
@@ -77,7 +78,7 @@ class WorkerHandle:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env=environment(),
+                    env=environment(fetching=True, more=variables_of(settings.each_endpoint)),
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # only the parent handles Ctrl-C
                 )

@@ -26,10 +26,15 @@ from captioner.core.errors import (
 from captioner.core.extras import needed
 from captioner.core.log import LOGGER, forward_warnings, warn_once
 from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
-from captioner.endpoints.connect import KEY_NAMES, URL_NAMES
+from captioner.endpoints.connect import variables_of
 from captioner.engine.engine import Engine
 from captioner.executors.local import run_batch
-from captioner.executors.opening import look_first, open_source, refuse_other_outputs
+from captioner.executors.opening import (
+    look_first,
+    open_source,
+    refuse_other_outputs,
+    refuse_strange_files,
+)
 from captioner.executors.ray.rate_broker import RateBroker
 from captioner.executors.ray.shard_store import ShardStore
 from captioner.executors.ray.shards import ShardSet, output_names
@@ -37,11 +42,12 @@ from captioner.executors.ray.worker import ShardRunner
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
     checkpoint_path,
-    companion,
     failures_path,
+    gathered_path,
     journal_path,
     lock_path,
     shards_folder,
+    shards_lock_path,
 )
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
@@ -115,9 +121,10 @@ class _Driver:
             return await self._run(url)
         journal = journal_path(output, kind)
         files = Files()
+        refuse_strange_files(self._settings, files)
         if holder := files.holder(lock_path(journal)):
             raise OutputBusyError(f"{journal.name} is being written by {holder}; wait for it.")
-        path = companion(journal, ".shards.lock")
+        path = shards_lock_path(journal)
         lock = await asyncio.to_thread(files.lock, path)
         try:
             return await self._run("")
@@ -237,10 +244,8 @@ class _Driver:
         """Have the workers caption all shards."""
         ray, settings = self._ray, self._settings
         broker = ray.remote(RateBroker).options(num_cpus=0).remote(settings.run.concurrency)
-        own = (name for one in settings.each_endpoint for name in one.api_key_env)
-        environment = {
-            name: os.environ[name] for name in {*KEY_NAMES, *URL_NAMES, *own} if name in os.environ
-        }
+        needed_names = variables_of(settings.each_endpoint) & os.environ.keys()
+        environment = {name: os.environ[name] for name in needed_names}
 
         def start(number: int) -> Any:
             remote = ray.remote(ShardRunner).options(num_cpus=1, max_concurrency=3)
@@ -338,11 +343,11 @@ class _Driver:
 
     def _merge(self, shards: ShardSet, journal: Path, failures: Path) -> None:
         """Merge the outputs of the shards into one journal."""
-        merged = companion(journal, ".gathered")
-        merged.unlink(missing_ok=True)
-        extent = shards.merge(merged, failures)
-        merged.touch()
         files, folder = Files(), shards.store.folder
+        merged = gathered_path(journal)
+        files.remove(merged)
+        extent = shards.merge(merged, failures)
+        files.close(files.open(merged, create=True, private=True))
         checkpoints = (
             read_checkpoint(files, folder / output_names(number)[1])
             for number in range(shards.count)

@@ -79,6 +79,6 @@ class ShardStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file atomically."""
-        with atomic_write(self.folder / name, Files()) as file:
+        with atomic_write(self.folder / name, Files(), private=True) as file:
             file.write(data)
         self.push([name])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -23,6 +23,8 @@ import orjson
 from captioner.core.errors import OutputDamagedError, SettingsError
 from captioner.core.jsonbytes import one_line
 from captioner.core.lines import iter_lines
+from captioner.core.regular import reading
+from captioner.core.secrets import sealed
 from captioner.core.types import InputRecord
 from captioner.executors.ray.shard_store import MANIFEST, ShardStore
 from captioner.journal.checkpoint import Checkpoint, Extent
@@ -81,15 +83,19 @@ class ShardSet:
         self._settings = settings
         self.store.fetch([MANIFEST])
         path = self.store.folder / MANIFEST
-        if not path.exists():
+        try:
+            with reading(path) as file:
+                manifest = orjson.loads(file.read())
+        except FileNotFoundError:
             self.count = wanted
             return True
+        except orjson.JSONDecodeError:
+            manifest = None  # reported below
         try:
-            manifest = orjson.loads(path.read_bytes())
             if manifest["version"] > VERSION:
                 raise OutputDamagedError(f"{path} was written by a newer captioner; use that one")
             self.count = int(manifest["shards"])
-            before = dict(manifest["settings"])
+            before = sealed(manifest["settings"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise OutputDamagedError(f"{path} cannot be read; restore it") from error
         names = sorted(before.keys() | settings.keys())
@@ -99,6 +105,8 @@ class ShardSet:
                 f"the run was begun with other settings ({', '.join(changed)}): restore them, "
                 "choose another output with -o, or continue with --accept-changes"
             )
+        if before != manifest["settings"]:  # an earlier version wrote secrets as they are
+            self.store.write(MANIFEST, orjson.dumps({**manifest, "settings": before}))
         return False
 
     async def partition(self, source: Source, limit: int | None) -> int:
@@ -180,7 +188,7 @@ class _NewFiles(ExitStack):
     def write(self, name: str, data: bytes) -> None:
         if name not in self._files:
             target = self._folder / name
-            self._files[name] = self.enter_context(atomic_write(target, Files()))
+            self._files[name] = self.enter_context(atomic_write(target, Files(), private=True))
         self._files[name].write(data)
 
     def extent(self, name: str) -> Extent | None:
@@ -190,9 +198,8 @@ class _NewFiles(ExitStack):
 
 def _lines(path: Path) -> Iterator[list[bytes]]:
     """Yield the whole lines of a file, many at a time; none if the file does not exist."""
-    if path.exists():
-        with path.open("rb") as file:
-            yield from iter_lines(lambda size, _: file.read(size))
+    with suppress(FileNotFoundError), reading(path) as file:
+        yield from iter_lines(lambda size, _: file.read(size))
 
 
 def _encode(record: InputRecord) -> bytes:

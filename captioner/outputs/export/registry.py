@@ -66,6 +66,7 @@ def export(
     source: Path | None = None,
     overwrite: bool = False,
     own: bool = False,
+    csv_safe: bool = False,
     reviewed: Reviewed = "apply",
     output: Path | None = None,
 ) -> None:
@@ -79,6 +80,8 @@ def export(
         source: The input, in place of the one in the journal's checkpoint.
         overwrite: Replace existing files.
         own: The target is the output of this very run, which may replace it.
+        csv_safe: In CSV and TSV, text that a spreadsheet would run as a formula begins with an
+            apostrophe.
         reviewed: How to apply the reviews; see `OutputReader`.
         output: The output that was reviewed; by default the journal itself.
 
@@ -98,6 +101,8 @@ def export(
                 raise SettingsError(f"{path} exists; replace it with --overwrite")
         if kind in _SIDECARS:
             training.write_sidecars(reader, target, suffix=f".{kind}", overwrite=overwrite)
+        elif csv_safe and kind in _CSV:
+            _CSV[kind](reader, target, safe=True)
         else:
             _WRITERS[kind](reader, target)
             if kind == "imagefolder" and is_new:
@@ -152,15 +157,20 @@ def _is_target(path: Path, target: Path) -> bool:
     return re.fullmatch(rf"{re.escape(begin)}\d+{re.escape(end)}", path.name) is not None
 
 
+_CSV: dict[str, Callable[..., None]] = {
+    "csv": tables.write_csv,
+    "tsv": partial(tables.write_csv, delimiter="\t"),
+    "imagefolder": webdataset.write_image_folder,
+}
+"""Formats that may be CSV."""
+
 _WRITERS: dict[str, Callable[[OutputReader, Path], None]] = {
     "jsonl": lambda reader, target: tables.write_lines(reader.lines(), target),
     "json": lambda reader, target: write_array(reader.lines(), target, Files()),
-    "csv": tables.write_csv,
-    "tsv": partial(tables.write_csv, delimiter="\t"),
+    **_CSV,
     "parquet": tables.write_parquet,
     "sqlite": tables.write_sqlite,
     "webdataset": webdataset.write_webdataset,
-    "imagefolder": webdataset.write_image_folder,
     "coco": training.write_coco,
     "llava": training.write_llava,
 }

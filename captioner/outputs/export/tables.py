@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import logging
+import re
 import sqlite3
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import DiskError
 from captioner.core.extras import needed
 from captioner.core.humanize import counted
+from captioner.core.regular import reading, writing
 from captioner.core.row import field_names
 from captioner.journal.disk import replacing
 from captioner.readers.rows import dumped, record_of
@@ -56,27 +59,52 @@ def warn_count(count: int, one: str, several: str, reason: str) -> None:
 
 def write_lines(lines: Iterable[bytes], target: Path) -> None:
     """Write lines, given without their ends, as a file."""
-    with replacing(target) as partial, partial.open("wb") as file:
+    with replacing(target) as partial, writing(partial) as file:
         file.writelines(line + b"\n" for line in lines)
 
 
-def write_csv(reader: OutputReader, target: Path, *, delimiter: str = ",") -> None:
-    """Write a CSV file with the captions."""
-    write_csv_rows(reader.rows(), column_names(reader.rows()), target, delimiter=delimiter)
+def write_csv(
+    reader: OutputReader, target: Path, *, delimiter: str = ",", safe: bool = False
+) -> None:
+    """Write a CSV file with the captions; ``safe`` as in `write_csv_rows`."""
+    columns = column_names(reader.rows())
+    write_csv_rows(reader.rows(), columns, target, delimiter=delimiter, safe=safe)
 
 
 def write_csv_rows(
-    rows: Iterable[dict[str, Any]], columns: list[str], target: Path, *, delimiter: str = ","
+    rows: Iterable[dict[str, Any]],
+    columns: list[str],
+    target: Path,
+    *,
+    delimiter: str = ",",
+    safe: bool = False,
 ) -> None:
-    """Write rows as a CSV file (RFC 4180). Values other than text and numbers become JSON."""
-    with replacing(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    """Write rows as a CSV file (RFC 4180). Values other than text and numbers become JSON.
+
+    With ``safe``, text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    cell = _safe_cell if safe else _cell
+    with (
+        replacing(target) as partial,
+        io.TextIOWrapper(writing(partial), "utf-8", newline="") as file,
+    ):
         table = csv.writer(file, delimiter=delimiter)
-        table.writerow(columns)
-        table.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+        table.writerow(map(cell, columns))
+        table.writerows([cell(row.get(name)) for name in columns] for row in rows)
 
 
 def _cell(value: Any) -> Any:
     return value if value is None or isinstance(value, str | float) else dumped(value).decode()
+
+
+def _safe_cell(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return _cell(value)
+    found = str(_cell(value))
+    return f"'{found}" if _FORMULA.match(found) else found
+
+
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n\0]")  # wide forms as well
 
 
 # -- SQLite ------------------------------------------------------------------------------------
@@ -165,7 +193,11 @@ def _write_batches(
     while True:
         whole = _with_fields(schema, columns.fields())
         try:
-            with replacing(target) as partial, parquet.ParquetWriter(partial, whole) as writer:
+            with (
+                replacing(target) as partial,
+                writing(partial) as file,
+                parquet.ParquetWriter(file, whole) as writer,
+            ):
                 for arrays, rows in make_batches():
                     all_arrays = [*arrays, *columns.arrays(rows)]
                     writer.write_batch(arrow.record_batch(all_arrays, schema=whole))
@@ -194,7 +226,7 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
     def batches() -> Iterator[tuple[list[Any], list[dict[str, Any]]]]:
         nonlocal offsets
         offsets = reader.offsets()
-        with reader.journal.open("rb") as journal:
+        with reading(reader.journal) as journal:
             for path in source.paths:
                 for _, batch in source.tables(path):
                     if isinstance(batch, str):

@@ -11,6 +11,7 @@ from captioner.core.errors import BadImageError
 from captioner.core.jsonbytes import json_array
 from captioner.core.keys import KeyTable, digest
 from captioner.core.media import is_video
+from captioner.core.regular import writing
 from captioner.core.types import ImageRef
 from captioner.engine.conversation import PLACEHOLDER
 from captioner.images.archives import in_archive
@@ -124,7 +125,7 @@ def write_coco(reader: OutputReader, target: Path) -> None:
             for text in caption_texts(row, reader.fields[0]):
                 yield dumped({"id": next(count), "image_id": image_id, "caption": text})
 
-    with replacing(target) as partial, partial.open("wb") as file:
+    with replacing(target) as partial, writing(partial) as file:
         file.write(b'{"info":{"description":"made by captioner"},"licenses":[],\n"images":')
         file.writelines(json_array(images()))
         file.write(b',\n"annotations":')
@@ -212,6 +213,6 @@ def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:
             return True
         if not (overwrite and path.is_file()):
             return False
-    with replacing(path) as partial:
-        partial.write_text(text, "utf-8")
+    with replacing(path) as partial, writing(partial) as file:
+        file.write(text.encode())
     return True

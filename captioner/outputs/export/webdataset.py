@@ -9,6 +9,7 @@ import tarfile
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
+from captioner.core.regular import writing
 from captioner.engine.conversation import image_field_of
 from captioner.images.archives import in_archive
 from captioner.images.inspect import media_type_of, video_format
@@ -60,7 +61,11 @@ def write_webdataset(reader: OutputReader, target: Path) -> None:
     number = 0
     while sample is not None or not number:
         path = shard_path(target, number)
-        with replacing(path or target) as partial, tarfile.open(partial, "w") as shard:
+        with (
+            replacing(path or target) as partial,
+            writing(partial) as file,
+            tarfile.open(fileobj=file, mode="w") as shard,
+        ):
             count = 0
             while sample is not None and (
                 path is None or (count < SHARD_SAMPLES and shard.offset < SHARD_BYTES)
@@ -110,8 +115,10 @@ def _add(
         shard.members = []  # type: ignore[attr-defined] # else tarfile keeps every entry in memory
 
 
-def write_image_folder(reader: OutputReader, target: Path) -> None:
+def write_image_folder(reader: OutputReader, target: Path, *, safe: bool = False) -> None:
     """Write Hugging Face's ``metadata.jsonl``, ``.csv`` or ``.parquet`` beside the images.
+
+    ``safe`` is for CSV, as in `write_csv_rows`.
 
     Raises:
         SettingsError: An image is outside the folder, where the format cannot name it.
@@ -142,7 +149,7 @@ def write_image_folder(reader: OutputReader, target: Path) -> None:
     if target.suffix.lower() == ".parquet":
         write_rows(rows, columns, target)
     elif target.suffix.lower() == ".csv":
-        write_csv_rows(rows(), columns, target)
+        write_csv_rows(rows(), columns, target, safe=safe)
     else:
         write_lines(map(dumped, rows()), target)
     warn_count(left_out, *LEFT_OUT, "the record does not have exactly one image in its own file")

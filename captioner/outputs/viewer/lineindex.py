@@ -9,7 +9,9 @@ from bisect import bisect_left, bisect_right
 from functools import partial
 from typing import TYPE_CHECKING
 
+from captioner.core.errors import OutputDamagedError
 from captioner.core.lines import iter_lines
+from captioner.core.regular import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +55,7 @@ class LineIndex:
 
     def _was_replaced(self) -> bool:
         try:
-            found = self._path.stat()
+            found = self._path.lstat()
         except OSError:
             return self._fd >= 0
         if self._fd < 0:
@@ -66,8 +68,8 @@ class LineIndex:
         self._starts = array("Q", [0])
         self.generation += 1
         try:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            self._fd = open_regular(self._path)
+        except (OSError, OutputDamagedError):
             self._fd = -1
 
     def read(self, first: int, count: int) -> list[bytes]:

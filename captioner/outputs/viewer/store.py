@@ -11,7 +11,8 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioner.core.errors import CaptionerError, RecordError
+from captioner.core.errors import CaptionerError, OutputDamagedError, RecordError
+from captioner.core.regular import reading
 from captioner.core.row import EXTRAS, field_names
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
@@ -347,13 +348,13 @@ def _version(path: Path) -> tuple[int, int] | None:
 def _is_running(journal: Path) -> bool:
     """Return whether a process on this machine writes to a journal, without taking its lock."""
     try:
-        lock = lock_path(journal).read_text("utf-8", "replace")
-        host, _, pid = lock.strip().partition(" ")
+        with reading(lock_path(journal)) as lock:
+            host, _, pid = lock.read(300).decode("utf-8", "replace").strip().partition(" ")
         if host == socket.gethostname():
             os.kill(int(pid), 0)
     except PermissionError:
         return True  # the process exists and belongs to another user
-    except (OSError, ValueError):
+    except (OSError, ValueError, OutputDamagedError):
         return False
     return True
 
