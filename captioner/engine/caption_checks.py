@@ -129,7 +129,7 @@ def ask_again(
     if fault.code in ("truncated", "thinking"):
         had = overrides.max_tokens or defaults.max_tokens or completion.usage.completion_tokens
         if had >= LONGEST and (fault.code == "truncated" or overrides.thinking is not None):
-            raise RefusedError(fault.code, f"{fault.message} ({had:,}, no more is asked for)")
+            raise RefusedError(fault.code, f"{fault.message} ({had}, no more is asked for)")
         return overrides._replace(max_tokens=min(LONGEST, max(FIRST_LENGTH, had * LONGER)))
     if fault.code == "schema":
         said = Turn("assistant", (completion.text,))

@@ -314,7 +314,7 @@ def _encode(image: Image.Image, max_bytes: int, *, subsampling: int) -> Fitted:
                 return Fitted(f"image/{kind.lower()}", data, *image.size)
         if max(image.size) < 2:
             raise BadImageError(
-                "image_too_large", f"no image fits into {max_bytes:,} bytes (--max-bytes)"
+                "image_too_large", f"no image fits into {max_bytes} bytes (--max-bytes)"
             )
         smaller = max(1, int(image.width * _SMALLER)), max(1, int(image.height * _SMALLER))
         image = image.resize(smaller, Image.Resampling.LANCZOS)

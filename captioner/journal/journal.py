@@ -152,7 +152,7 @@ class Journal:
         if self.files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
-                    f"{self.path.name} is gone, but it held {found.durable.length:,} bytes "
+                    f"{self.path.name} is gone, but it held {found.durable.length} bytes "
                     f"according to {self._checkpoint_path.name}. Restore it, or remove the "
                     "checkpoint to start over."
                 )

@@ -114,8 +114,8 @@ def _add_durable(
         number = found.index(None)
         at += sum(len(line) + 1 for line in lines[:number])
         raise OutputDamagedError(
-            f"{path.name} has a line without a caption at byte {at:,}, within the "
-            f"{scan.whole.length:,} bytes that were safely written. It was made with other "
+            f"{path.name} has a line without a caption at byte {at}, within the "
+            f"{scan.whole.length} bytes that were safely written. It was made with other "
             "settings or changed; choose another output with -o."
         )
     if not offsets:
@@ -140,12 +140,12 @@ def _durable_extent(
     length = checkpoint.durable.length
     if size < length:
         raise OutputDamagedError(
-            f"{path.name} was shortened: it has {counted(size, 'byte')}, and {length:,} were on "
+            f"{path.name} was shortened: it has {counted(size, 'byte')}, and {length} were on "
             "disk. Restore it, or keep the rest with --accept-changes=edits (missing records are "
             "captioned again), or choose another output with -o."
         )
     raise OutputDamagedError(
-        f"{path.name} was changed after it was written: the checksum of its first {length:,} "
+        f"{path.name} was changed after it was written: the checksum of its first {length} "
         f"bytes differs{_first_bad_line(files, fd, length)}. If you changed it on purpose, run "
         "again with --accept-changes=edits. If not, restore it or choose another output with -o."
     )
@@ -159,7 +159,7 @@ def _first_bad_line(files: Files, fd: int, length: int) -> str:
             if at >= length:
                 return ""
             if not _is_json(line):
-                return f"; line {number:,} at byte {at:,} is not valid JSON"
+                return f"; line {number} at byte {at} is not valid JSON"
             at += len(line) + 1
     return ""
 
@@ -168,13 +168,13 @@ def _refuse_unless_torn(path: Path, at: int, end: int, size: int, *, has_checkpo
     """Raise if a crash cannot have left the bad line at an offset."""
     if not has_checkpoint and end <= size:
         raise OutputDamagedError(
-            f"the line at byte {at:,} of {path.name} is not a captioned record, and there is no "
+            f"the line at byte {at} of {path.name} is not a captioned record, and there is no "
             "checkpoint that allows cutting it off. Choose another output with -o, or correct "
             "the line and run again."
         )
     if size - at > LONGEST_CUT:
         raise OutputDamagedError(
-            f"{path.name} is unreadable from byte {at:,} on, more than a crash can leave behind. "
+            f"{path.name} is unreadable from byte {at} on, more than a crash can leave behind. "
             "Restore it, or choose another output with -o."
         )
 
