@@ -81,9 +81,7 @@ def test_no_memory_is_taken_before_the_turn(made: tuple[str, bytes]) -> None:
     _, image = made
     ours, theirs = Pipe()
     command = python("captioner.images.decoder", str(theirs.fileno()))
-    with subprocess.Popen(
-        command, pass_fds=[theirs.fileno()], env=environment()
-    ) as process:
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment()) as process:
         ours.send_bytes(orjson.dumps((ImageSettings(), None)))
         assert ours.recv_bytes() == READY
         before = memory(process.pid, "VmPeak")
