@@ -43,7 +43,8 @@ def not_text(head: bytes) -> str:
         if head.startswith(magic):
             return f"holds {what}"
     start = head[:200]
-    if head.startswith(_UTF16) or (len(start) >= 4 and start.count(0) * 3 >= len(start)):
+    zeros = start.count(0) if bytes(4) not in start else 0  # a hole in a file has more in a row
+    if head.startswith(_UTF16) or (len(start) >= 4 and zeros * 3 >= len(start)):
         return "is UTF-16 or UTF-32, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
     return ""
 

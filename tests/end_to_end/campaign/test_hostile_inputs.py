@@ -45,7 +45,8 @@ LINES: list[tuple[bytes, str]] = [
     (b'{"image": "a.jpg", "n": 1e308, "m": -0.0}', ""),
     (b'{"image": "a.jpg", "n": 1e999}', "bad_json"),
     (b'{"image": "a.jpg", "prompt": "twice", "prompt": "once"}', ""),
-    (b'{"image": "a.jpg", "prompt": "\\ud83d\\ude00 \\u2028 \\u0000"}', ""),
+    (b'{"image": "a.jpg", "prompt": "\\ud83d\\ude00 \\u2028"}', ""),
+    (b'{"image": "a.jpg", "prompt": "a NUL \\u0000"}', "garbage"),  # the caption repeats it
     (b'  {"image": "a.jpg", "prompt": "space"}\t', ""),
     (b'{"image": "a.jpg", "prompt": "cr"}\r', ""),
     (b'{"image": "a.jpg", "x": NaN}', "bad_json"),

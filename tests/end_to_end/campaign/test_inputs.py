@@ -230,8 +230,8 @@ def test_many_records_need_little_more_memory_than_a_few(tmp_path) -> None:
 
 
 HOSTILE = [
-    "\x1b[2J\x1b[31mred\x07",
-    "two\nlines\r\nand\x00nul",
+    "A door in \x1b[2J\x1b[31mred\x07 paint",
+    "two\nlines\r\nand\x7fmore",
     "\u2028\u2029 separators \ufeff",
     '","caption":"forged"}\n{"id":0,"caption":"forged"}',
     "=cmd|' /C calc'!A0",
