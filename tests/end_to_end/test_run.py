@@ -559,7 +559,7 @@ async def test_images_on_the_web_are_fetched_and_sent(tmp_path, image_files, end
     records += [{"image": f"{base}/none.jpg", "prompt": "none"}, {"image": "2.jpg"}]
     source = write(tmp_path / "in.jsonl", *records)
     options = {"base_url": endpoint.base_url, "model": "m", "allow_private_urls": True}
-    report = await run_batch(source, **options, memory=1)
+    report = await run_batch(source, **options, memory=10_000)
     await runner.cleanup()
     assert (report.captioned, report.failed, report.codes) == (62, 1, {"image_missing": 1})
     sent = {call.texts[0]: call.images for call in endpoint.calls}

@@ -225,7 +225,7 @@ async def test_the_source_stands_still_with_the_slowest_part(slow):
 async def test_little_memory_slows_a_run_but_never_halts_it():
     """Records larger than all of the memory pass one at a time; no thread waits for itself."""
     rig = Rig(100)
-    rig.budget._total = 1
+    rig.budget.total = 1
     task = asyncio.create_task(rig.run())
     try:
         await until(lambda: len(rig.settled) == 100)
@@ -433,7 +433,7 @@ async def test_records_that_wait_stay_pending_when_stopped():
 async def test_stopping_frees_threads_that_wait_for_memory():
     """Threads that wait for memory do not hold up the end of a run."""
     rig = Rig(1000)
-    rig.budget._total = 1
+    rig.budget.total = 1
     gate = asyncio.Event()
     rig.caption = lambda _: gate.wait()
     task = asyncio.create_task(rig.run())
