@@ -279,7 +279,7 @@ def test_in_the_decoder_process():
 def test_decoding_is_limited_in_time():
     """A video that takes too long fails, with the option that allows more."""
     long = film([Image.effect_noise((640, 480), 90).convert("RGB")] * 150, "mpeg4 in avi")
-    wanted = FitOptions(ImageSettings(image_timeout=0.05, frames="scene:8"))
+    wanted = FitOptions(ImageSettings(image_timeout=0.01, frames="scene:8"))
     with (
         DecoderPool(wanted, 1) as pool,
         pytest.raises(BadImageError, match="--image-timeout") as caught,
