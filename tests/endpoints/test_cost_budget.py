@@ -41,7 +41,7 @@ async def test_money_is_never_spent_beyond_the_cap(make_input, endpoint, prices,
     assert (45 if processes == 1 else 25) <= endpoint.count <= 50
     assert report.captioned == endpoint.count == len(rows(source.with_name("input.captions.jsonl")))
     assert report.cost == pytest.approx(endpoint.count * 0.002)
-    report = await run_batch(source, budget=0.1, **options, processes=processes)
+    report = await run_batch(source, budget=1.0, **options, processes=processes)
     assert (report.complete, endpoint.count) == (True, 80)
 
 
