@@ -276,18 +276,6 @@ def test_in_the_decoder_process():
     assert [(one.time_s, colour(one)) for one in found] == [(0.5, RED), (1.5, GREEN), (2.5, BLUE)]
 
 
-def test_decoding_is_limited_in_time():
-    """A video that takes too long fails, with the option that allows more."""
-    long = film([Image.effect_noise((640, 480), 90).convert("RGB")] * 150, "mpeg4 in avi")
-    wanted = FitOptions(ImageSettings(image_timeout=0.01, frames="scene:8"))
-    with (
-        DecoderPool(wanted, 1) as pool,
-        pytest.raises(BadImageError, match="--image-timeout") as caught,
-    ):
-        pool.render(long, UNCHANGED)
-    assert caught.value.code == "image_timeout"
-
-
 def test_without_the_extra_the_command_is_named(monkeypatch):
     data = film(cuts((RED, 3)))
     monkeypatch.setitem(__import__("sys").modules, "av", None)
