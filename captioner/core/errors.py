@@ -130,7 +130,7 @@ class ImageRejectedError(AttemptError):
     """The endpoint does not accept the images as they were sent.
 
     Args:
-        smaller: The images are too large; otherwise their format is not supported.
+        smaller: The images are too large. If false, their format is not supported.
     """
 
     def __init__(self, code: str, message: str, *, smaller: bool) -> None:

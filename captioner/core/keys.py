@@ -126,7 +126,7 @@ class KeyTable:
 
     Args:
         expected: Approximate number of entries, to avoid growing.
-        offsets: Store an offset with each key; otherwise all offsets are 0.
+        offsets: Store an offset with each key. If false, all offsets are 0.
     """
 
     def __init__(self, expected: int = 0, *, offsets: bool = True) -> None:

@@ -166,7 +166,7 @@ class Http1Client:
         )
         self._head = self._written()
         self._idle: list[_Wire] = []
-        self._reuses = True  # until a server sends what nobody asked for
+        self._reuses = True  # until a server sends a surplus response
 
     def _written(self) -> bytes:
         """Return the bytes before a body, up to its length."""

@@ -86,7 +86,7 @@ def final_text(text: str) -> tuple[str, bool]:
 
 
 def _without_channels(text: str) -> tuple[str, bool]:
-    """Return a text without thinking that is told by channels, headings or folds."""
+    """Return a text without thinking that channels, headings or folds mark."""
     if messages := list(_HARMONY.finditer(text)):
         finals = [message.end() for message in messages if message[1] == "final"]
         return (text[finals[-1] :] if finals else ""), messages[0][1] != "final"

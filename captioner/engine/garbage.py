@@ -60,7 +60,7 @@ def is_looping(text: str) -> bool:
 
 
 def is_garbage(text: str) -> bool:
-    """Return whether a text has no words, is mostly signs, or has what nobody can see."""
+    """Return whether a text has no words, is mostly signs, or has invisible characters."""
     has_marks = "<" in text or "[" in text or "\\" in text
     marks = _NO_WORD.sub("", text) if has_marks else text
     seen = _HIDDEN.sub("", marks)

@@ -99,7 +99,7 @@ _SORRY = re.compile(r"sorry|apolog|désolé|lo siento|tut mir leid|抱歉|对不
 
 
 def fault_in(text: str) -> Fault:
-    """Return what an answer says instead of describing an image; empty if it is none of that."""
+    """Return what an answer says instead of describing an image, or nothing if it may be one."""
     said = _unquoted(text)
     match = _rows().match
     telling: list[str] = []

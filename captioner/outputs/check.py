@@ -92,7 +92,7 @@ async def check_output(
     report.tail_bytes = scan.size - scan.whole.length
     failed, report.torn_failures = _read_failure_keys(files, failures_path(Path(output)))
     found = Path(source or (checkpoint.source if checkpoint else "") or "-")
-    # A check of a local output reads an object store only when it is told to.
+    # A check of a local output reads an object store only if the user names it.
     stored = source is not None and storage_url(found) is not None
     if stored or await asyncio.to_thread(found.exists):
         settings = checkpoint.settings if checkpoint else {}

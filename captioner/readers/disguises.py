@@ -1,4 +1,4 @@
-"""Files that are not what their names say: each is told in one sentence, with the cure."""
+"""Files whose content does not fit their names: for each kind one sentence with the cure."""
 
 from __future__ import annotations
 
