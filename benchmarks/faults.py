@@ -46,7 +46,7 @@ class FaultyServer:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
-        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await self.runner.setup()
         await self.open()
         self._ready.set()

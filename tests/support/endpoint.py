@@ -167,7 +167,8 @@ class FakeEndpoint:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_route("*", "/{path:.*}", self._not_found)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        # aiohttp takes 0 for no limit: a request that came in late would be waited for.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         site = web.TCPSite(
             runner,

@@ -72,7 +72,7 @@ async def server() -> AsyncIterator[Server]:
     started = Server()
     app = web.Application()
     app.router.add_get("/{path:.*}", started.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.05)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
