@@ -93,8 +93,9 @@ async def raw_server(answer: Handler) -> AsyncIterator[str]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in writers:
-            writer.transport.abort()
-            with contextlib.suppress(OSError):
+            # asyncio fails to abort a connection that was lost while it was being closed.
+            with contextlib.suppress(OSError, AttributeError):
+                writer.transport.abort()
                 await writer.wait_closed()
 
 
