@@ -300,6 +300,12 @@ _add(
     SOURCE,
     JSON,
 )
+_add(
+    "remove",
+    "Remove an output and the files beside it that belong to it.",
+    CAPTIONS,
+    _switch("--yes", "Do not ask."),
+)
 ROOT.add_command(
     Command(
         "estimate",

@@ -45,7 +45,6 @@ _SYNONYMS = {
     "question": "--prompt",
     "resume": "running the same command again resumes the run",
     "retries": "--max-attempts",
-    "sample": "--limit",
     "system": "--system-prompt",
     "threads": "--concurrency",
     "url": "--base-url",

@@ -180,6 +180,39 @@ def export_in_console(
 
 @unwinding()
 @forward_warnings(_say)
+def remove_in_console(*, output: Path, yes: bool) -> int:
+    """Remove an output and the files that belong to it, once the user agrees."""
+    from captioner.executors.batch_api.ledger import Ledger
+    from captioner.outputs.remove import own_files, remove_files
+
+    files = Files()
+    own = own_files(output_of(output), files)
+    if Ledger.of(own.journal).batches:
+        raise SettingsError(
+            f"batches of {own.journal.name} are not finished: cancel them first with "
+            f"captioner batch cancel {shlex.quote(str(output))}"
+        )
+    if output.is_dir():
+        _say(f"left alone: the files in {output}")
+    for path in own.strange:
+        _say(f"left alone, for captioner did not write it: {path}")
+    print(printable_lines("\n".join(map(str, own.found))), flush=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise SettingsError("nothing was removed: add --yes to remove these files")
+        if input(f"remove {counted(len(own.found), 'file')}? [y/N] ").lower() not in ("y", "yes"):
+            _say("nothing was removed")
+            return 1
+    try:
+        remove_files(own, files)
+    except OSError as error:
+        raise SettingsError(f"{error.filename}: {error.strerror}") from None
+    _say(f"{counted(len(own.found), 'file')} removed")
+    return 0
+
+
+@unwinding()
+@forward_warnings(_say)
 def batch_in_console(*, output: Path, cancel: bool) -> None:
     """Print the state of a run's batches, cancelled or not."""
     from captioner.executors.batch_api.ledger import Ledger

@@ -25,6 +25,7 @@ from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.engine.engine import Engine, image_folders
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.engine.prepare import Preparer
+from captioner.engine.selection import Selection
 from captioner.images.archives import Archives
 from captioner.images.fit import FitOptions, Fitted
 from captioner.images.inspect import video_format
@@ -127,18 +128,13 @@ async def estimate(
     )
     settings = found.with_image_field(settings)
     slow = str(settings.input) == "-"
-    first = await first_records(found.source, fields.limit, once=slow)
-    await asyncio.to_thread(check_first_records, first, settings)
     settings = RunContext(settings).settings
+    selected = Selection(found.source, settings)
+    first = await first_records(selected, once=slow)
+    await asyncio.to_thread(check_first_records, first, settings)
     survey = _Survey(settings, probe, seed)
-    left = settings.records.limit
-    async for batch in found.source.batches():
-        lines = batch if left is None else batch[:left]
-        await asyncio.to_thread(survey.take, lines)
-        if left is not None:
-            left -= len(lines)
-            if not left:
-                break
+    async for batch in selected.batches():
+        await asyncio.to_thread(survey.take, batch)
     report = survey.report
     out = settings.prompt.max_tokens or OUT_TOKENS
     prompt_tokens, completion_tokens = float(survey.tokens), float(report.requests * out)

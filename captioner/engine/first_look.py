@@ -27,21 +27,19 @@ FIRST = 1_000
 """Records that are looked at."""
 
 
-async def first_records(source: Source, limit: int | None, *, once: bool) -> list[InputRecord]:
-    """Return the first records of an input.
+async def first_records(source: Source, *, once: bool) -> list[InputRecord]:
+    """Return the first records of an input, at most `FIRST`.
 
     Args:
         source: Reads the input, which is closed again.
-        limit: Most records to return, if the run has a limit below `FIRST`.
         once: Take only what one read returns: the input may come slowly.
     """
-    most = min(FIRST, limit or FIRST)
     found: list[InputRecord] = []
     batches = source.batches()
     try:
         async for batch in batches:
-            found += batch[: most - len(found)]
-            if len(found) >= most or once:
+            found += batch[: FIRST - len(found)]
+            if len(found) >= FIRST or once:
                 break
     finally:
         if hasattr(batches, "aclose"):

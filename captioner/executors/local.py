@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.cancellation import CancelToken, StoppedError
@@ -18,27 +18,27 @@ from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.engine.engine import Engine
 from captioner.engine.first_look import FIRST
-from captioner.executors.batch_api.ledger import Ledger
+from captioner.engine.selection import Selection
 from captioner.executors.opening import (
     look_first,
     open_source,
     refuse_other_outputs,
     refuse_strange_files,
 )
-from captioner.journal.companions import failures_path, journal_path, reviews_path, shards_folder
+from captioner.executors.redo import take_again
+from captioner.journal.companions import failures_path, journal_path, shards_folder
 from captioner.journal.disk import Files, network_file_system
-from captioner.journal.finalize import order_output, quarantine_rows
+from captioner.journal.finalize import order_output
 from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
-from captioner.journal.reviews import Reviews, fingerprint
 from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export import check_format, export
-from captioner.outputs.rows import parsed
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from captioner.core.protocols import Dialect, Sink, Source, Transport
@@ -104,18 +104,19 @@ async def run_batch(
         raise SettingsError("engine: call run_on_ray for a run on Ray")
     context = RunContext(settings, progress or Progress(), cancel)
     with forward_warnings(warn):
-        engine_context, folder_of = context, ""
+        engine_context, folder_of, found = context, "", None
         if source is None:
             found = open_source(settings)
             source = found.source
             engine_context = replace(context, settings=found.with_image_field(context.settings))
             if settings.input is not None and settings.input.is_dir():
                 folder_of = found.format
-            if sink is None:
-                await look_first(source, engine_context.settings)
+        selected = Selection(source, engine_context.settings)
         if sink is None:
+            if found is not None:
+                await look_first(selected, engine_context.settings)
             refuse_strange_files(settings, files or Files())
-        run = _Run(context, source, files or Files(), folder_of)
+        run = _Run(context, source, selected, files or Files(), folder_of)
         try:
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
             if settings.run.processes == 1:
@@ -137,13 +138,24 @@ async def run_batch(
 
 
 class _Run:
-    """One run; ``folder_of`` is the input format that a folder was taken for, else empty."""
+    """One run: ``selected`` are the records of ``source`` that it takes.
 
-    def __init__(self, context: RunContext, source: Source, files: Files, folder_of: str) -> None:
+    ``folder_of`` is the input format that a folder was taken for, else empty.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        source: Source,
+        selected: Selection,
+        files: Files,
+        folder_of: str,
+    ) -> None:
         self._context = context
         self._settings = context.settings
         self._progress = context.progress
         self._source = source
+        self._selected = selected
         self._files = files
         self._folder_of = folder_of
         self._keys = self._settings.record_keys
@@ -151,10 +163,10 @@ class _Run:
         self._orphans = 0
         self._to_file = False
         self._kinds: dict[str, tuple[int, int, str]] = {}  # count, line and message by code
-        self._retrying = KeyTable()  # failures that are tried again, by offset
         self._outdated: set[int] = set()  # offsets of failures with a newer outcome
         self._progress.size = source.size
-        self._progress.limit = self._settings.records.limit or 0
+        records = self._settings.records
+        self._progress.limit = min(filter(None, (records.sample, records.limit)), default=0)
 
     async def into_sink(self, engine: Engine | WorkerPool, sink: Sink) -> RunReport:
         """Caption into a sink of the caller; nothing is resumed."""
@@ -171,7 +183,7 @@ class _Run:
         try:
             await self._refuse_reformatted(journal)
             await self._repair(journal)
-            await self._take_retries(journal)
+            await take_again(journal, self._settings, self._selected.batches())
             self._progress.stage = "captioning"
             report = await self._reporting(self._caption(engine, journal))
             await asyncio.to_thread(journal.refuse_damage)
@@ -209,7 +221,7 @@ class _Run:
             shaping,
             failures=failures_path(settings.output_path),
             source=source,
-            accept_changes=run.accept_changes,
+            accept_changes=run.accept_changes or run.redo is not None,
             accept_edits=run.accept_edits,
             files=self._files,
         )
@@ -221,10 +233,11 @@ class _Run:
             SettingsError: Fewer than a tenth of the output's rows belong to a record of the input.
         """
         enough = min(len(journal.done), FIRST) // 10
-        if not enough or self._settings.run.accept_changes:
+        run = self._settings.run
+        if not enough or run.accept_changes or run.redo is not None:
             return
         found = seen = 0
-        async for batch in self._limited():
+        async for batch in self._source.batches():
             seen += len(batch)
             for at in range(0, len(batch), FIRST // 10):
                 keys = self._keys.of_records(batch[at : at + FIRST // 10])
@@ -246,52 +259,15 @@ class _Run:
             return
         repeated = {key for _, key in journal.repeated}
         counts: Counter[bytes] = Counter()
-        async for batch in self._limited():
+        async for batch in self._source.batches():
             counts.update(key for key in self._keys.of_records(batch) if key in repeated)
         await asyncio.to_thread(journal.truncate_duplicates, counts)
-
-    async def _take_retries(self, journal: Journal) -> None:
-        """Make rejected captions and failures pending that the user wants to retry."""
-        run, failures = self._settings.run, journal.failures
-        if run.retry_rejected:
-            if Ledger.of(journal.path).batches:  # they refer to offsets in the output
-                raise SettingsError(
-                    "retry: batches are not finished; run without it until they are"
-                )
-            await asyncio.to_thread(self._quarantine_rejected, journal)
-        if run.retry_failed:
-            before = len(self._retrying)
-            for code in run.retry_failed.split(","):
-                await asyncio.to_thread(failures.take_for_retry, code, self._retrying)
-            if len(self._retrying) == before and len(failures.unclaimed):
-                codes = await asyncio.to_thread(failures.by_code)
-                logger.warning(
-                    "no failure has the code %r; there are %s",
-                    run.retry_failed,
-                    ", ".join(sorted(codes)),
-                )
-
-    def _quarantine_rejected(self, journal: Journal) -> None:
-        """Move captions that a reviewer rejected out of the output."""
-        fields = self._settings.fields
-        rejected = Reviews(reviews_path(self._settings.output_path)).rejected()
-        keys = {key for key, _ in rejected}
-
-        def is_rejected(line: bytes) -> bool:
-            key = self._keys.of_output(line)
-            return key in keys and (key, fingerprint(parsed(line), fields)) in rejected
-
-        taken = quarantine_rows(journal, is_rejected) if rejected else []
-        if not taken:
-            logger.warning("the output has no caption that a reviewer rejected (--retry rejected)")
-        for key in taken:  # an old failure of the same record is outdated now
-            if (offset := journal.failures.unclaimed.take(key)) is not None:
-                self._retrying.add(key, offset)
 
     async def _caption(self, engine: Engine | WorkerPool, journal: Journal) -> None:
         context, progress = self._context, self._progress
         encoder = RowEncoder(self._keys, self._settings.fields)
-        settled = self._settle if len(self._retrying) else None
+        retrying = journal.failures.retrying
+        settled = partial(self._settle, retrying) if len(retrying) else None
         async with JournalSink(
             journal,
             encoder,
@@ -311,7 +287,7 @@ class _Run:
                 journal.done,
                 journal.failures.unclaimed,
                 journal.contents,
-                self._retrying,
+                retrying,
                 duplicates=self._settings.records.duplicates,
                 progress=progress,
             )
@@ -328,15 +304,20 @@ class _Run:
         self._progress.stage = "ordering"
         settings = self._settings
         # Failures that no record claimed. A crash during a retry leaves some that are outdated.
-        if unclaimed := {*journal.failures.unclaimed.offsets(), *self._retrying.offsets()}:
+        failures = journal.failures
+        if unclaimed := {*failures.unclaimed.offsets(), *failures.retrying.offsets()}:
             captioned = await asyncio.to_thread(journal.rescan)
-            self._outdated |= journal.failures.superseded(unclaimed, captioned)
+            self._outdated |= failures.superseded(unclaimed, captioned)
+        await asyncio.to_thread(journal.begin_redo, "")
         await asyncio.to_thread(journal.compact_failures, self._outdated)
         is_exported = settings.output_path != journal.path
         if settings.run.order == "input" or is_exported:
-            self._orphans = await order_output(journal, self._limited())
+            # A part of the input says nothing of rows that other runs have captioned.
+            whole = len(journal.done) > 0
+            records = self._source if whole else self._selected
+            self._orphans = await order_output(journal, records.batches())
         else:
-            self._orphans = len(journal.done)
+            self._orphans = len(journal.done) if self._selected.is_whole else 0
         if is_exported:
             self._progress.stage = "exporting"
             await asyncio.to_thread(
@@ -357,7 +338,7 @@ class _Run:
     ) -> AsyncIterator[list[InputRecord]]:
         """Yield the records that are pending."""
         progress = self._progress
-        async with aclosing(self._limited()) as batches:
+        async with aclosing(self._selected.batches()) as batches:
             async for batch in batches:
                 pending = batch if resume_filter is None else resume_filter.pending(batch)
                 progress.read += len(batch)
@@ -367,25 +348,9 @@ class _Run:
                 else:
                     await asyncio.sleep(0)
 
-    async def _limited(self) -> AsyncGenerator[list[InputRecord], None]:
-        """Yield the records up to ``--limit``, and close the source afterwards."""
-        remaining = self._settings.records.limit
-        batches = self._source.batches()
-        try:
-            async for batch in batches:
-                if found := batch[:remaining]:
-                    yield found
-                if remaining is not None:
-                    remaining -= len(found)
-                    if not remaining:
-                        return
-        finally:
-            if isinstance(batches, AsyncGenerator):
-                await batches.aclose()
-
     async def _refuse_duplicates(self) -> None:
         seen = KeyTable()
-        async for batch in self._limited():
+        async for batch in self._selected.batches():
             for record, key in zip(batch, self._keys.of_records(batch), strict=True):
                 if (first := seen.find(key)) is not None:
                     raise SettingsError(
@@ -394,10 +359,10 @@ class _Run:
                     )
                 seen.add(key, record.number)
 
-    def _settle(self, outcome: Outcome) -> None:
+    def _settle(self, retrying: KeyTable, outcome: Outcome) -> None:
         """Note that the old failure of a retried record is outdated."""
         key = outcome.record.key
-        if key is not None and (offset := self._retrying.take(key)) is not None:
+        if key is not None and (offset := retrying.take(key)) is not None:
             self._outdated.add(offset)
 
     async def _reporting(self, work: Awaitable[None]) -> RunReport:

@@ -63,14 +63,14 @@ async def look_first(source: Source, settings: Settings) -> None:
     """Check the first records of an input before anything is sent.
 
     Args:
-        source: Reads the input.
+        source: Reads the records of the run.
         settings: The settings of the run, with the image field of the input.
 
     Raises:
         SettingsError: See `check_first_records`.
     """
     slow = str(settings.input) == "-"
-    records = await first_records(source, settings.records.limit, once=slow)
+    records = await first_records(source, once=slow)
     await asyncio.to_thread(check_first_records, records, settings)
 
 

@@ -39,12 +39,14 @@ class Checkpoint:
         next: The new extent while the output is being replaced; the output then has either.
         settings: Options that influence captions, by name, to notice when one changes.
         source: Path of the input in the last run.
+        redo: What an unfinished run captions again; see `Journal.begin_redo`.
     """
 
     durable: Extent = field(default_factory=Extent)
     next: Extent | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    redo: str = ""
 
     def encode(self) -> bytes:
         """Return the checkpoint as one line of JSON."""
@@ -56,6 +58,7 @@ class Checkpoint:
                 "next": [self.next.length, self.next.crc32] if self.next else None,
                 "settings": self.settings,
                 "input": self.source,
+                "redo": self.redo,
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
@@ -81,6 +84,7 @@ def decode(data: bytes) -> Checkpoint:
                 _extent(*value["next"]) if value["next"] else None,
                 dict(value["settings"]),
                 str(value["input"]),
+                str(value.get("redo", "")),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("not a checkpoint") from error

@@ -8,7 +8,7 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
     run.csv.jsonl.broken-1       what a recovery cut off, or could not be put into a changed output
-    run.csv.jsonl.rejected-1     rows that --retry rejected took out
+    run.csv.jsonl.replaced-1     rows that --redo took out
     run.csv.jsonl.batch/         batches of a batch API
     run.csv.jsonl.shards/        shards of an unfinished run on Ray
     run.csv.jsonl.gathered       those shards, put together
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
     from captioner.journal.disk import Files
     from captioner.settings.options import OutputFormat
+
+REPLACED, BROKEN = ".replaced", ".broken"
+NUMBERED = (REPLACED, BROKEN, ".rejected")
+"""Endings of files with what was taken out of a journal, before a number; earlier versions kept
+rejected captions in the last one."""
 
 _FORMATS: dict[str, OutputFormat] = {
     ".json": "json",

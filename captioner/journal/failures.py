@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -24,8 +24,27 @@ if TYPE_CHECKING:
     from captioner.journal.watch import Watch
 
 
-def read_failures(files: Files, fd: int) -> Iterator[tuple[int, bytes, str, bytes]]:
-    """Yield ``(offset, key, code, line)`` of every readable failure."""
+_AGAIN = "again"
+
+
+class StoredFailure(NamedTuple):
+    """A line of the failures file.
+
+    Attributes:
+        offset: Where it begins.
+        key: The record's key.
+        again: The record is captioned again, and the failure no longer counts.
+    """
+
+    offset: int
+    key: bytes
+    code: str
+    line: bytes
+    again: bool
+
+
+def read_failures(files: Files, fd: int) -> Iterator[StoredFailure]:
+    """Yield every readable failure."""
     at = 0
     for lines in iter_lines(partial(files.read, fd)):
         for line in lines:
@@ -33,7 +52,8 @@ def read_failures(files: Files, fd: int) -> Iterator[tuple[int, bytes, str, byte
                 failure = orjson.loads(line)
                 key = bytes.fromhex(failure["key"])
                 if len(key) == KEY_BYTES:
-                    yield at, key, str(failure.get("code", "")), line
+                    code, again = str(failure.get("code", "")), failure.get(_AGAIN) is True
+                    yield StoredFailure(at, key, code, line, again)
             at += len(line) + 1
 
 
@@ -42,6 +62,7 @@ class FailuresFile:
 
     Attributes:
         unclaimed: Failures found at opening that no input record has claimed yet, with offsets.
+        retrying: Failures found at opening whose records are captioned again, with offsets.
         dirty: Something was written since the last sync.
         size: Bytes of the file.
     """
@@ -49,6 +70,7 @@ class FailuresFile:
     def __init__(self, files: Files, path: Path) -> None:
         self.path = path
         self.unclaimed = KeyTable()
+        self.retrying = KeyTable()
         self.dirty = False
         self.size = 0
         self._files = files
@@ -61,8 +83,8 @@ class FailuresFile:
             return
         self._open()
         readable = 0
-        for offset, key, _, line in self._read():
-            self.unclaimed.add(key, offset)
+        for offset, key, _, line, again in self.read():
+            (self.retrying if again else self.unclaimed).add(key, offset)
             readable += len(line) + 1
         self._unreadable = readable != self.size
 
@@ -75,27 +97,42 @@ class FailuresFile:
         elif size and self._files.read(self._fd, 1, size - 1) != b"\n":
             self.size += write_all(self._files, self._fd, b"\n", size)
 
-    def _read(self) -> Iterator[tuple[int, bytes, str, bytes]]:
+    def read(self) -> Iterator[StoredFailure]:
+        """Yield every readable failure."""
         return read_failures(self._files, self._fd) if self._fd >= 0 else iter(())
 
     def keys_since(self, start: int) -> KeyTable:
         """Return the records of the lines from an offset on."""
         table = KeyTable(offsets=False)
-        for offset, key, _, _ in self._read():
-            if offset >= start:
-                table.add(key)
+        for failure in self.read():
+            if failure.offset >= start:
+                table.add(failure.key)
         return table
 
-    def take_for_retry(self, code: str, retrying: KeyTable) -> None:
-        """Move failures of one code, or ``all``, from `unclaimed` to another table."""
-        for offset, key, its_code, _ in self._read():
-            if code in ("all", its_code) and self.unclaimed.take(key, offset) is not None:
-                retrying.add(key, offset)
+    def retry(self, offsets: Collection[int]) -> None:
+        """Mark failures, by the offsets of their lines: their records are captioned again.
+
+        The marks are in the file, so that a run after a crash tries those that are left.
+
+        Raises:
+            OSError: The disk refused; the file has its old or its new content.
+        """
+        if not offsets:
+            return
+        with atomic_write(self.path, self._files) as file:
+            for failure in self.read():
+                line = failure.line
+                if failure.offset in offsets and not failure.again:
+                    line = line.rstrip()[:-1] + b',"%s":true}' % _AGAIN.encode()
+                file.write(line + b"\n")
+        self.close()
+        self.unclaimed, self.retrying = KeyTable(), KeyTable()
+        self.open()
 
     def by_code(self) -> dict[str, tuple[int, int, str]]:
         """Return for each code the number of failures, and line and message of the first."""
         found: dict[str, tuple[int, int, str]] = {}
-        for _, _, code, line in self._read():
+        for _, _, code, line, _ in self.read():
             failure = orjson.loads(line)
             number = failure.get("line")
             first = (number if isinstance(number, int) else 0, str(failure.get("message", "")))
@@ -133,11 +170,9 @@ class FailuresFile:
         """
         if not offsets:
             return set()
-        keys = {offset: key for offset, key, _, _ in self._read() if offset in offsets}
+        keys = {one.offset: one.key for one in self.read() if one.offset in offsets}
         wanted = set(keys.values())
-        newer = {
-            key for offset, key, _, _ in self._read() if key in wanted and offset not in offsets
-        }
+        newer = {one.key for one in self.read() if one.key in wanted and one.offset not in offsets}
         return {offset for offset, key in keys.items() if key in newer or key in captioned}
 
     def compact(self, stale: Collection[int]) -> None:
@@ -148,15 +183,15 @@ class FailuresFile:
         """
         if self._fd < 0 or not (stale or self._unreadable):
             return
-        empty = all(offset in stale for offset, _, _, _ in self._read())
+        empty = all(one.offset in stale for one in self.read())
         if empty:
             self._files.remove(self.path)
             self._files.sync_folder(self.path.parent)
         else:
             with atomic_write(self.path, self._files) as file:
-                for offset, _, _, line in self._read():
-                    if offset not in stale:
-                        file.write(line + b"\n")
+                for one in self.read():
+                    if one.offset not in stale:
+                        file.write(one.line + b"\n")
         self.close()
         self._unreadable = False
         if not empty:

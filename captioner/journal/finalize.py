@@ -1,4 +1,4 @@
-"""Steps that finish an output: input order, rejected rows, one JSON array.
+"""Steps that rewrite an output: input order, rows to replace, one JSON array.
 
 Each writes a new file that atomically replaces the old one, so after a crash the file has its old
 or its new content and the step can be repeated.
@@ -12,12 +12,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from captioner.core.jsonbytes import json_array
+from captioner.core.keys import KeyTable
 from captioner.journal.checkpoint import Extent
-from captioner.journal.companions import unused_path
+from captioner.journal.companions import REPLACED, unused_path
 from captioner.journal.disk import atomic_write, disk_errors, temporary_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from captioner.core.types import InputRecord
@@ -57,35 +58,33 @@ async def order_output(journal: Journal, lines: AsyncIterator[list[InputRecord]]
     return len(orphans)
 
 
-def quarantine_rows(journal: Journal, unwanted: Callable[[bytes], bool]) -> list[bytes]:
-    """Move lines from an open output to a new file beside it; their records are pending again.
+def find_rows(journal: Journal, wanted: Callable[[bytes, bytes], bool]) -> KeyTable:
+    """Return the rows of an open output for which ``wanted(key, line)`` is true, with offsets."""
+    found = KeyTable()
+    offsets = sorted(journal.rescan().offsets())
+    for offset, line in zip(offsets, _lines_at(journal, offsets), strict=True):
+        key = journal.identity.of_output(line[:-1])
+        if key is not None and wanted(key, line[:-1]):
+            found.add(key, offset)
+    return found
 
-    ``unwanted`` is called with each line without its end and returns whether to move it.
 
-    Returns:
-        The keys of the moved lines.
+def set_rows_aside(journal: Journal, moved: Collection[int]) -> None:
+    """Move the lines at some offsets to a new file beside an open output.
+
+    Their records are pending again.
 
     Raises:
         DiskError: The disk refused; the output is as it was.
     """
-    kept, moved = array("Q"), array("Q")
-    offsets = sorted(journal.rescan().offsets())
-    for offset, line in zip(offsets, _lines_at(journal, offsets), strict=True):
-        (moved if unwanted(line[:-1]) else kept).append(offset)
-    keys: list[bytes] = []
-    if moved:
-        target = unused_path(journal.files, journal.path, ".rejected")
-        with (
-            disk_errors("write", target),
-            atomic_write(target, journal.files, private=True) as file,
-        ):
-            _copy(journal, moved, file)
-        for line in _lines_at(journal, moved):
-            if (key := journal.identity.of_output(line[:-1])) is not None:
-                journal.done.take(key)
-                keys.append(key)
-        _replace(journal, kept)
-    return keys
+    rows, offsets = sorted(moved), journal.rescan().offsets()
+    target = unused_path(journal.files, journal.path, REPLACED)
+    with disk_errors("write", target), atomic_write(target, journal.files, private=True) as file:
+        _copy(journal, rows, file)
+    for line in _lines_at(journal, rows):
+        if (key := journal.identity.of_output(line[:-1])) is not None:
+            journal.done.take(key)
+    _replace(journal, sorted(offset for offset in offsets if offset not in moved))
 
 
 def _replace(journal: Journal, offsets: Sequence[int]) -> None:

@@ -27,7 +27,13 @@ from captioner.core.lines import iter_lines
 from captioner.core.regular import not_regular
 from captioner.core.secrets import sealed, without_secrets
 from captioner.journal.checkpoint import Checkpoint, Extent, read_checkpoint
-from captioner.journal.companions import checkpoint_path, failures_path, lock_path, unused_path
+from captioner.journal.companions import (
+    BROKEN,
+    checkpoint_path,
+    failures_path,
+    lock_path,
+    unused_path,
+)
 from captioner.journal.disk import (
     Files,
     atomic_write,
@@ -63,6 +69,8 @@ class Journal:
         files: The disk.
 
     Attributes:
+        settings: The settings of the output, by name.
+        redo: What an unfinished run captions again; see `begin_redo`.
         done: Records that the output held when it was opened.
         contents: See `captioner.journal.scan.Scan`.
         repeated: See `captioner.journal.scan.Scan`, and `truncate_duplicates`.
@@ -85,7 +93,8 @@ class Journal:
         self.contents = KeyTable()
         self.repeated: list[tuple[int, bytes]] = []
         self.identity = identity
-        self._settings = sealed(settings)
+        self.settings = sealed(settings)
+        self.redo = ""
         self._source = without_secrets(source) if "://" in source else source
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
@@ -149,6 +158,7 @@ class Journal:
 
     def _recover(self) -> None:
         found = read_checkpoint(self.files, self.path)
+        self.redo = found.redo if found is not None else ""
         if self.files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
@@ -172,7 +182,7 @@ class Journal:
             return
         if found is not None:
             accept = self._accept_changes
-            self._settings = continued(found.settings, self._settings, self.path, accept=accept)
+            self.settings = continued(found.settings, self.settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:
             self._cut(scan.whole.length, scan.size)
@@ -209,7 +219,7 @@ class Journal:
 
     def _cut(self, at: int, size: int) -> None:
         """Cut the output at the start of a line; keep the bytes in a file of their own."""
-        target = unused_path(self.files, self.path, ".broken")
+        target = unused_path(self.files, self.path, BROKEN)
         with atomic_write(target, self.files, private=True) as file:
             file.write(self.files.read(self._fd, size - at, at))
         self.files.truncate(self._fd, at)
@@ -302,7 +312,7 @@ class Journal:
             raise self.salvage()
 
     def _checkpoint(self, durable: Extent, after: Extent | None = None) -> Checkpoint:
-        return Checkpoint(durable, after, self._settings, self._source)
+        return Checkpoint(durable, after, self.settings, self._source, self.redo)
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         written = False
@@ -371,6 +381,18 @@ class Journal:
         except OSError as error:
             self._failed = True
             raise disk_error("replace", self.path, error) from error
+
+    def begin_redo(self, what: str) -> None:
+        """Note that records are captioned again, after what they had was taken out.
+
+        The same run after a crash then takes nothing out again. It ends with an empty text.
+
+        Raises:
+            DiskError: The disk refused.
+        """
+        if what != self.redo:
+            self.redo = what
+            self.commit()
 
     def compact_failures(self, stale: Collection[int]) -> None:
         """Remove failures that have a newer outcome, by the offsets of their lines.

@@ -50,8 +50,8 @@ def continued(
     advice = (
         "choose another output with -o"
         if fatal
-        else "restore the old settings, choose another output with -o, "
-        "or caption the rest with the new settings with --accept-changes"
+        else "restore the old settings, choose another output with -o, caption all again with "
+        "--redo, or caption the rest with the new settings with --accept-changes"
     )
     changes = "; ".join(_change(name, before.get(name), now.get(name)) for name in changed)
     raise SettingsError(f"{output.name} was begun with other settings: {changes}; {advice}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.errors import OutputDamagedError
 from captioner.core.lines import BLOCK
-from captioner.journal.companions import unused_path
+from captioner.journal.companions import BROKEN, unused_path
 from captioner.journal.disk import atomic_write
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Watch:
         if self.is_changed:
             advice = "restore it, or keep what is there with --accept-changes=edits"
             if self._rescued:
-                target = unused_path(files, self._path, ".broken")
+                target = unused_path(files, self._path, BROKEN)
                 with atomic_write(target, files, private=True) as file:
                     file.write(self._rescued)
                 advice += f"; the last captions are in {target.name}"
@@ -92,7 +92,7 @@ class Watch:
             return "run the same command again to caption its records"
         if not files.is_removed(fd):
             return f"put {name} back from where it is now and run the same command again"
-        target = unused_path(files, self._path, ".broken")
+        target = unused_path(files, self._path, BROKEN)
         with atomic_write(target, files, private=True) as file:
             while block := files.read(fd, min(BLOCK, length - file.size), file.size):
                 file.write(block)

@@ -117,8 +117,9 @@ def _read_failure_keys(files: Files, path: Path) -> tuple[KeyTable, int]:
     fd = files.open_to_read(path)
     try:
         unreadable = files.size(fd)
-        for offset, key, _, line in read_failures(files, fd):
-            keys.add(key, offset)
+        for offset, key, _, line, again in read_failures(files, fd):
+            if not again:
+                keys.add(key, offset)
             unreadable -= len(line) + 1
     finally:
         files.close(fd)

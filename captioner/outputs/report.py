@@ -99,7 +99,7 @@ def _failures(*paths: Path) -> dict[str, Failed]:
             continue
         fd = disk.open_to_read(path)
         try:
-            for _, _, code, line in read_failures(disk, fd):
+            for _, _, code, line, _ in read_failures(disk, fd):
                 counts[code] += 1
                 if len(shown := examples.setdefault(code, [])) < EXAMPLES:
                     failure = orjson.loads(line)

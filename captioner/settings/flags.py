@@ -130,9 +130,9 @@ _MERGED = (
         "retry",
         tuple[str, ...],
         (),
-        "Caption again: failed records, those with a failure CODE such as http_400, or rejected "
-        "captions. Separate several by commas. Captions are rejected by reviewers in captioner "
-        "view; they are kept beside the output in a file whose name ends in .rejected-1 and so on.",
+        "Caption again what is failed, rejected or a failure CODE. Separate several by commas, "
+        "such as http_400,rejected. Captions are rejected by reviewers in captioner "
+        "view. The same as --redo for these.",
         replaces=("retry_failed", "retry_rejected"),
         split=_retry,
     ),
@@ -140,7 +140,7 @@ _MERGED = (
         "accept_changes",
         bool | str,
         False,  # noqa: FBT003 - the default
-        "Continue although model or prompt changed since the run began. With =edits, also accept "
+        "Continue although model or prompt changed. With =edits, also accept "
         "an output that was edited by hand, and caption what it lacks.",
         alone=("true", "edits"),
         replaces=("accept_changes", "accept_edits"),

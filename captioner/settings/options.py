@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from captioner.core.errors import SettingsError
 from captioner.core.row import EXTRAS
+from captioner.core.where import Where
 from captioner.settings.presets import PRESETS, PresetName
 from captioner.settings.validation import (
     check_url,
@@ -309,7 +310,16 @@ class RecordSettings(_Group):
         "Folder of relative image paths. Images outside of it are refused. Default: the input's "
         "folder, then the working directory, without that restriction."
     )
-    limit: int | None = _common("Number of records to read.")
+    where: str | None = _common(
+        "Take only records for which this is true. It is an expression over their fields and file, "
+        "folder and size of their first image, such as \"folder == 'cats' and size > 100000\"."
+    )
+    sample: int | None = _common(
+        "Take this many records, chosen at random. They come from the whole input and are the same "
+        "each time. A run without it continues the output with the others."
+    )
+    seed: int = _option("Seed of the choice of --sample.", 0, zero=True)
+    limit: int | None = _common("Number of records to take.")
     max_line: int = _tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
     max_images: int = _tuning("Maximum images of a record. One with more fails.", 64)
 
@@ -320,6 +330,8 @@ class RecordSettings(_Group):
             raise SettingsError("output-field: must not be empty")
         if self.id_field == self.output_field:
             raise SettingsError("id-field: must not be the output field")
+        if self.where is not None:
+            Where(self.where, "where")
         if self.image_root is not None and not self.image_root.is_dir():
             raise SettingsError(f"image-root: there is no folder {self.image_root}")
 
@@ -455,7 +467,7 @@ class RunSettings(_Group):
         "TOML file of prices that override those of the library: a table for each model, with "
         "input and output in US dollars per million tokens."
     )
-    max_attempts: int = _common("Attempts to get a valid caption for a record.", 5)
+    max_attempts: int = _option("Attempts to get a valid caption for a record.", 5)
     stop_after: int | None = _option(
         "Stop the run after this many refusals alike in a row without a caption between them. "
         "Default: 10 before the first caption, 25 after it."
@@ -472,6 +484,13 @@ class RunSettings(_Group):
     cache: Path | None = _common(  # noqa: RUF009 - a name with Path in it, no mutable default
         "Folder of captions kept across runs. A request that was sent before with the same "
         "settings is not sent again."
+    )
+    redo: str | None = _common(
+        "Caption again all records or those of WHERE. It is an expression over the fields of the "
+        "row, code, length, model, prompt and review, such as "
+        "\"length < 20 or code == 'truncated'\". What they had is kept beside the output in a "
+        "file whose name ends in .replaced-1 and so on. Model and prompt may change.",
+        alone=("all", "WHERE"),
     )
     retry_failed: str | None = _option("See --retry.", alone=("all", "CODE"))
     retry_rejected: bool = _option("See --retry.", default=False)
@@ -494,7 +513,8 @@ class RunSettings(_Group):
         default=False,
     )
     view: bool = _common(
-        "Show the captions in a browser during the run, on this machine only.", default=False
+        "Show the captions in a browser during the run. The page is for this machine only.",
+        default=False,
     )
     log_json: bool = _option(
         "Write events to standard error as lines of JSON instead of the display.", default=False
@@ -517,8 +537,28 @@ class RunSettings(_Group):
             raise SettingsError(f"metrics-port: {self.metrics_port} is not between 0 and 65535")
         if self.retry_failed == "":
             raise SettingsError("retry: name a code, or failed")
+        if self.redo not in (None, "all"):
+            Where(self.redo, "redo")
         if self.processes > self.concurrency:
             raise SettingsError("processes: must not be more than --concurrency")
+
+    @property
+    def again(self) -> str | None:
+        """What is captioned again, as an expression of ``redo``; None if nothing is."""
+        wanted = []
+        if self.redo is not None:
+            wanted.append("True" if self.redo == "all" else f"({self.redo})")
+        if self.retry_failed is not None:
+            codes = self.retry_failed.split(",")
+            wanted.append("failed" if "all" in codes else f"(failed and code in {codes!r})")
+        if self.retry_rejected:
+            wanted.append("review == 'rejected'")
+        return " or ".join(wanted) or None
+
+    @property
+    def replaces_captions(self) -> bool:
+        """Whether captions of the output are made again, and not only failures."""
+        return self.redo is not None or self.retry_rejected
 
 
 @dataclass(frozen=True, slots=True)

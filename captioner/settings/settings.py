@@ -81,10 +81,14 @@ class Settings:
             raise SettingsError("ray: it cannot be combined with --batch-api or --processes")
         if (run.budget is not None or run.budget_tokens is not None) and (batch.any or ray):
             raise SettingsError("budget: it cannot be combined with --batch-api or --ray")
-        if ray and (run.retry_rejected or run.view):
-            raise SettingsError("ray: it cannot be combined with --retry rejected or --view")
-        if run.retry_rejected and run.cache is not None:
-            raise SettingsError("retry: with --cache, rejected captions would come back unchanged")
+        if ray and (run.replaces_captions or run.view):
+            raise SettingsError(
+                "ray: it cannot be combined with --redo, --retry rejected or --view"
+            )
+        if run.replaces_captions and run.cache is not None:
+            raise SettingsError(
+                "redo: with --cache, captions would come back unchanged; leave --cache out"
+            )
         if batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: it cannot be combined with --stream")
         self._check_field_names()

@@ -233,7 +233,6 @@ def test_a_tuning_table_that_cannot_work(refused, tmp_path, toml, said):
         ("--num-workers", "--concurrency"),
         ("--question", "--prompt"),
         ("--retries", "--max-attempts"),
-        ("--sample", "--limit"),
     ],
 )
 def test_flags_of_other_programs(refused, flag, said):

@@ -18,7 +18,7 @@ from disk import FOLDER, Crash, Mode, SimulatedDisk
 from tally import LONG, tally
 
 from captioner.core.errors import OutputDamagedError
-from captioner.core.keys import KeyTable, RecordKeys
+from captioner.core.keys import RecordKeys
 from captioner.core.progress import Progress
 from captioner.core.types import Caption, Failure, InputRecord, Usage
 from captioner.journal.finalize import order_output, write_array
@@ -81,9 +81,9 @@ class Life:
             raise AssertionError(f"a crash was taken for damage: {error}") from error
         if journal.repeated:
             journal.truncate_duplicates(Counter(IDENTITY.of_input(line.raw) for line in self.lines))
-        retrying = KeyTable()
         if retry:
-            journal.failures.take_for_retry("all", retrying)
+            journal.failures.retry([one.offset for one in journal.failures.read()])
+        retrying = journal.failures.retrying
         progress = Progress()
         resume_filter = ResumeFilter(
             IDENTITY,

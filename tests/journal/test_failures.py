@@ -74,17 +74,17 @@ def test_unreadable_lines_are_dropped(path, opened):
     assert path.read_bytes() == line(A) + line(B) + line(C)
 
 
-def test_take_for_retry(opened):
-    """Failures of the given code are retried, all others stay failed."""
+def test_failures_that_are_retried_stay_so(opened, path):
+    """Failures that are retried no longer count, after a crash as well, and new ones do."""
     failures = opened(line(A, "refused") + line(B, "image_missing") + line(C, "refused"))
-    retrying = KeyTable()
-    failures.take_for_retry("refused", retrying)
-    assert (len(retrying), A in retrying, C in retrying) == (2, True, True)
-    assert (len(failures.unclaimed), B in failures.unclaimed) == (1, True)
-    failures.take_for_retry("refused", retrying)
-    assert len(retrying) == 2
-    failures.take_for_retry("all", retrying)
-    assert (len(retrying), len(failures.unclaimed)) == (3, 0)
+    failures.retry({one.offset for one in failures.read() if one.code == "refused"})
+    failures.append(line(A, "refused"))
+    failures.close()
+    failures = opened(path.read_bytes())
+    assert (len(failures.retrying), A in failures.retrying, C in failures.retrying) == (2, 1, 1)
+    assert (len(failures.unclaimed), A in failures.unclaimed, B in failures.unclaimed) == (2, 1, 1)
+    failures.compact([one.offset for one in failures.read() if one.again])
+    assert path.read_bytes() == line(B, "image_missing") + line(A, "refused")
 
 
 def test_by_code(opened):

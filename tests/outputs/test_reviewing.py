@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import command, jpeg, rows
 from endpoint import Reply, completion
+from judging import FIELDS, judge
 
 from captioner.core.keys import RecordKeys
 from captioner.journal.companions import reviews_path
-from captioner.journal.reviews import Review, Reviews, fingerprint
-
-FIELDS = ("caption",)
+from captioner.journal.reviews import Reviews
 
 
 @pytest.fixture
@@ -34,19 +33,6 @@ def run(endpoint, make_input, run_command, tmp_path):
         )
 
     return again
-
-
-def judge(output, journal=None, **verdicts):
-    """Review rows by number: ``_2="rejected"``, or an edit as ``_2={...}``."""
-    reviews = Reviews(reviews_path(output))
-    identity = RecordKeys(FIELDS)
-    lines = (journal or output).read_bytes().splitlines()
-    for name, verdict in verdicts.items():
-        line = lines[int(name[1:])]
-        captions = verdict if isinstance(verdict, dict) else {}
-        said = "edited" if captions else verdict
-        of = fingerprint(json.loads(line), FIELDS)
-        reviews.add(Review(identity.of_output(line), of, said, captions))
 
 
 @pytest.mark.parametrize("name", ["final.jsonl", "final.json", "final.csv", "final.parquet"])
@@ -126,7 +112,7 @@ def test_rejected_captions_are_made_again(endpoint, run, tmp_path):
     better = [row["id"] for row in now if row["caption"] == "a better caption"]
     assert better == [1, 3]
     assert [row for row in now if row["id"] in (0, 2, 4)] == [first[0], first[2], first[4]]
-    assert rows(output.with_name("out.jsonl.rejected-1")) == [first[1], first[3]]
+    assert rows(output.with_name("out.jsonl.replaced-1")) == [first[1], first[3]]
     reviews = Reviews(reviews_path(output))
     said = {
         row["id"]: (review.verdict if review else None)
@@ -236,7 +222,7 @@ def test_a_cache_would_give_the_same_again(run, tmp_path):
     """--retry rejected is refused with a cache, which would return the same captions."""
     refused = run("--retry", "rejected", "--cache", tmp_path / "cache")
     assert refused.returncode == 2
-    assert "with --cache, rejected captions would come back unchanged" in refused.stderr
+    assert "with --cache, captions would come back unchanged" in refused.stderr
 
 
 def test_the_command_serves_until_it_is_stopped(run, tmp_path):

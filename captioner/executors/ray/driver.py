@@ -28,6 +28,7 @@ from captioner.core.log import LOGGER, forward_warnings, warn_once
 from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
 from captioner.endpoints.connect import variables_of
 from captioner.engine.engine import Engine
+from captioner.engine.selection import Selection
 from captioner.executors.local import run_batch
 from captioner.executors.opening import (
     look_first,
@@ -135,7 +136,9 @@ class _Driver:
         """Run on an output in an object store, or on a local one with an empty address."""
         settings = self._settings
         found = open_source(settings)
-        await look_first(found.source, found.with_image_field(settings))
+        with_field = found.with_image_field(settings)
+        selected = Selection(found.source, with_field)
+        await look_first(selected, with_field)
         output = settings.output_path
         kind = check_format(output, settings.run.output_format)
         if url and kind != "jsonl":
@@ -154,7 +157,9 @@ class _Driver:
             names = [failures.name, journal.name, checkpoint_path(journal).name]
             await asyncio.to_thread(store.fetch, names)
             wanted = settings.cluster.shards or SHARDS_PER_WORKER * workers
-            partitioned = await self._prepare(shards, wanted, found, journal, failures)
+            partitioned = await self._prepare(
+                shards, wanted, found, selected, journal=journal, failures=failures
+            )
             self._progress.stage = "captioning"
             await self._caption(shards.count, location, workers, partitioned=partitioned)
             if self._error is not None:
@@ -173,7 +178,14 @@ class _Driver:
             return report
 
     async def _prepare(
-        self, shards: ShardSet, wanted: int, found: OpenedInput, journal: Path, failures: Path
+        self,
+        shards: ShardSet,
+        wanted: int,
+        found: OpenedInput,
+        selected: Selection,
+        *,
+        journal: Path,
+        failures: Path,
     ) -> bool:
         """Prepare the shards' files; return whether the shards have inputs of their own."""
         settings = self._settings
@@ -190,9 +202,9 @@ class _Driver:
             )
         partitioned = found.format not in FORMATS_WITH_IMAGES
         if partitioned:
-            self._records = await shards.partition(found.source, settings.records.limit)
-        elif settings.records.limit is not None:
-            raise SettingsError("limit: it does not work with tables on Ray")
+            self._records = await shards.partition(selected)
+        elif not selected.is_whole:
+            raise SettingsError("limit, sample and where do not work with tables on Ray")
         if new:
             source = str(settings.input)
             await asyncio.to_thread(shards.import_existing, journal, failures, source)

@@ -109,22 +109,19 @@ class ShardSet:
             self.store.write(MANIFEST, orjson.dumps({**manifest, "settings": before}))
         return False
 
-    async def partition(self, source: Source, limit: int | None) -> int:
+    async def partition(self, source: Source) -> int:
         """Write the input of every shard; return the number of records."""
         count = 0
         with _NewFiles(self.store.folder) as files:
             for number in range(self.count):
                 files.write(input_name(number), b"")
-            async for batch in source.batches():
-                records = batch if limit is None else batch[: limit - count]
+            async for records in source.batches():
                 count += len(records)
                 parts: dict[int, list[bytes]] = defaultdict(list)
                 for record, key in zip(records, self._keys.of_records(records), strict=True):
                     parts[shard_of(key, self.count)].append(_encode(record))
                 for shard, lines in parts.items():
                     files.write(input_name(shard), b"".join(lines))
-                if count == limit:
-                    break
         await asyncio.to_thread(self.store.push, map(input_name, range(self.count)))
         return count
 
@@ -142,7 +139,7 @@ class ShardSet:
             if failures.exists():
                 fd = disk.open_to_read(failures)
                 try:
-                    for _, key, _, line in read_failures(disk, fd):
+                    for _, key, _, line, _ in read_failures(disk, fd):
                         name = output_names(shard_of(key, self.count))[0]
                         files.write(name, line + b"\n")
                 finally:

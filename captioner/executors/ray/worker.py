@@ -167,7 +167,7 @@ def _shard_settings(settings: Settings, output: Path) -> Settings:
         settings,
         output=output,
         cluster=replace(settings.cluster, engine="local"),
-        records=replace(settings.records, limit=None),
+        records=replace(settings.records, where=None, sample=None, limit=None),
         run=replace(
             settings.run, order="completion", output_format="jsonl", processes=1, probe=False
         ),

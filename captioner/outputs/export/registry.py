@@ -116,6 +116,16 @@ def first_file(target: Path) -> Path:
     return webdataset.shard_path(target, 0) or target
 
 
+def output_files(target: Path) -> list[Path]:
+    """Return the files of an export that exist: the target, or its numbered shards."""
+    found: list[Path] = []
+    while (path := webdataset.shard_path(target, len(found)) or target) not in found:
+        if not path.is_file():
+            break
+        found.append(path)
+    return found
+
+
 def _describe_reviews(reader: OutputReader) -> str:
     counts = reader.verdicts()
     parts = [

@@ -1,0 +1,168 @@
+"""Which records are captioned again: those that ``--redo`` and ``--retry`` choose."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from captioner.core.errors import SettingsError
+from captioner.core.keys import KeyTable, digest
+from captioner.core.row import FLAG
+from captioner.core.where import Where
+from captioner.executors.batch_api.ledger import Ledger
+from captioner.journal.companions import reviews_path
+from captioner.journal.disk import disk_errors
+from captioner.journal.finalize import find_rows, set_rows_aside
+from captioner.journal.reviews import Reviews
+from captioner.outputs.rows import caption_texts, parsed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from captioner.core.types import InputRecord
+    from captioner.journal.failures import StoredFailure
+    from captioner.journal.journal import Journal
+    from captioner.settings.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+async def take_again(
+    journal: Journal, settings: Settings, records: AsyncIterator[list[InputRecord]]
+) -> None:
+    """Make captions and failures pending that the settings want again.
+
+    Only records of the run are: other captions could not be replaced. Captions are kept beside the
+    output, and failures until there is a newer outcome. If an earlier run with the same settings
+    was stopped after this, nothing is taken out again, and that run goes on.
+
+    Args:
+        journal: The output, opened.
+        settings: The settings of the run.
+        records: The records of the run.
+
+    Raises:
+        SettingsError: Batches are not finished.
+        DiskError: The disk refused.
+    """
+    run = settings.run
+    if run.again is None:
+        return
+    what = _digest(journal, settings)
+    if journal.redo == what:
+        logger.warning("the records of %s that are left are captioned again", _options(settings))
+        return
+    if _has_batches(journal, settings):
+        return
+    choice = _Choice(settings, Where(run.again, "redo"))
+    rows = KeyTable()
+    if run.replaces_captions:
+        rows = await asyncio.to_thread(find_rows, journal, choice.has_row)
+    failures = await asyncio.to_thread(_find_failures, journal, choice)
+    moved: set[int] = set()
+    retried: set[int] = set()
+    async for batch in records:
+        for key in journal.identity.of_records(batch) if len(rows) or len(failures) else ():
+            if (offset := rows.take(key)) is not None:
+                moved.add(offset)
+            elif (offset := failures.take(key)) is not None:
+                retried.add(offset)
+    if not (moved or retried):
+        await asyncio.to_thread(_report_none, journal, settings, choice.where)
+        return
+    with disk_errors("write", journal.failures.path):
+        await asyncio.to_thread(journal.failures.retry, retried)
+    if moved:
+        await asyncio.to_thread(set_rows_aside, journal, moved)
+    await asyncio.to_thread(journal.begin_redo, what)
+
+
+def _digest(journal: Journal, settings: Settings) -> str:
+    """Return a text that differs if the run would caption other records, or otherwise."""
+    records = settings.records
+    chosen = records.where, records.sample, records.seed, records.limit
+    shaping = orjson.dumps(
+        [settings.run.again, chosen, journal.settings], option=orjson.OPT_SORT_KEYS
+    )
+    return digest(shaping).hex()
+
+
+def _has_batches(journal: Journal, settings: Settings) -> bool:
+    """Return whether batches are not finished, which refer to offsets in the files.
+
+    Raises:
+        SettingsError: They are not, and captions were to be replaced.
+    """
+    if not Ledger.of(journal.path).batches:
+        return False
+    message = f"{_options(settings)}: batches are not finished; run without it until they are"
+    if settings.run.replaces_captions:
+        raise SettingsError(message)
+    logger.warning("%s", message)
+    return True
+
+
+def _options(settings: Settings) -> str:
+    return "--redo" if settings.run.redo is not None else "--retry"
+
+
+def _find_failures(journal: Journal, choice: _Choice) -> KeyTable:
+    found = KeyTable()
+    for failure in journal.failures.read():
+        if not failure.again and choice.has_failure(failure):
+            found.add(failure.key, failure.offset)
+    return found
+
+
+def _report_none(journal: Journal, settings: Settings, where: Where) -> None:
+    if not (len(journal.done) or len(journal.failures.unclaimed)):
+        return
+    wanted = settings.run.redo or ""
+    if settings.run.retry_failed and not len(journal.failures.unclaimed) and not wanted:
+        return
+    if unseen := ", ".join(sorted(where.unseen)):
+        wanted += f"; no row has a field {unseen}"
+    codes = ", ".join(sorted(journal.failures.by_code())) or "none"
+    if settings.run.retry_failed:
+        wanted = f"{settings.run.retry_failed}; there are failures with the codes {codes}"
+    elif settings.run.retry_rejected:
+        wanted = "the output has no caption that a reviewer rejected"
+    logger.warning("%s: nothing to caption again: %s", _options(settings), wanted)
+
+
+class _Choice:
+    """Decides about rows and failures by an expression."""
+
+    def __init__(self, settings: Settings, where: Where) -> None:
+        self.where = where
+        self._fields = settings.fields
+        self._reviews = Reviews(reviews_path(settings.output_path))
+
+    def has_row(self, key: bytes, line: bytes) -> bool:
+        row = parsed(line)
+
+        def review() -> str:
+            found = self._reviews.of(key, row, self._fields)
+            return found.verdict if found is not None else ""
+
+        flags = (row.get(f"{name}_{FLAG}") for name in self._fields)
+        computed: dict[str, Callable[[], Any]] = {
+            "failed": lambda: False,
+            "code": lambda: next((flag for flag in flags if flag), ""),
+            "length": lambda: sum(map(len, caption_texts(row, self._fields[0]))),
+            "review": review,
+        }
+        return self.where(row, computed)
+
+    def has_failure(self, failure: StoredFailure) -> bool:
+        row = orjson.loads(failure.line).get("record")
+        computed: dict[str, Callable[[], Any]] = {
+            "failed": lambda: True,
+            "code": lambda: failure.code,
+            "length": lambda: None,
+            "review": lambda: "",
+        }
+        return self.where(row, computed)
