@@ -47,7 +47,7 @@ _SCRIPT_WORDS = (
     (r"no endpoint\.[\s\S]*", "api_url: must not be empty"),
     (r"If [^.]*--accept-changes=edits\. If not, restore", "Restore"),
     (
-        r", choose another output with -o, or [^,.;]*--[a-z][^,.;]*",
+        r", choose another output with -o(?:, [^,.;]*--redo)?, or [^,.;]*--[a-z][^,.;]*",
         ", or choose another cache_path",
     ),
     (r"hoose another( output| place)? with -o", "hoose another cache_path"),

@@ -120,17 +120,19 @@ def _find_failures(journal: Journal, choice: _Choice) -> KeyTable:
 def _report_none(journal: Journal, settings: Settings, where: Where) -> None:
     if not (len(journal.done) or len(journal.failures.unclaimed)):
         return
-    wanted = settings.run.redo or ""
-    if settings.run.retry_failed and not len(journal.failures.unclaimed) and not wanted:
+    run = settings.run
+    if run.retry_failed and not len(journal.failures.unclaimed) and run.redo is None:
         return
-    if unseen := ", ".join(sorted(where.unseen)):
-        wanted += f"; no row has a field {unseen}"
-    codes = ", ".join(sorted(journal.failures.by_code())) or "none"
-    if settings.run.retry_failed:
-        wanted = f"{settings.run.retry_failed}; there are failures with the codes {codes}"
-    elif settings.run.retry_rejected:
-        wanted = "the output has no caption that a reviewer rejected"
-    logger.warning("%s: nothing to caption again: %s", _options(settings), wanted)
+    if run.redo is not None:
+        reason = f"it is true for no record of the run: {run.redo}"
+        if unseen := ", ".join(sorted(where.unseen)):
+            reason += f"; no row has a field {unseen}"
+    elif run.retry_failed:
+        codes = ", ".join(sorted(journal.failures.by_code())) or "none"
+        reason = f"no failure has the code {run.retry_failed!r}; there are {codes}"
+    else:
+        reason = "the output has no caption that a reviewer rejected"
+    logger.warning("%s: %s", _options(settings), reason)
 
 
 class _Choice:

@@ -249,7 +249,7 @@ async def test_warnings_of_workers_reach_the_driver(ray, make_input, endpoint):
     await run_on_ray(settings(source, output, endpoint))
     again = settings(source, output, endpoint, retry_failed="other")
     await run_on_ray(again, warn=warnings.append)
-    assert warnings == ["no failure has the code 'other'; there are http_400"]
+    assert warnings == ["--retry: no failure has the code 'other'; there are http_400"]
 
 
 async def test_what_is_not_ours_is_refused_before_anything_is_paid(ray, make_input, endpoint):
