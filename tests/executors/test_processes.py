@@ -21,7 +21,7 @@ from tally import tally
 from waiting import LIMIT_S, wait_until
 
 from captioner import Captioner, EndpointRefusedError, SettingsError, run_batch
-from captioner.executors.processes.pool import part
+from captioner.executors.processes.handle import part
 from captioner.settings.settings import Settings
 
 IN_FLIGHT = 16
@@ -62,6 +62,19 @@ def kill(processes: list[int]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def connected_from(processes: list[int], port: int) -> list[int]:
+    """Return the process among these that has a connection from a port."""
+    table = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    inodes = {line.split()[9] for line in table if int(line.split()[1].split(":")[1], 16) == port}
+    found = []
+    for process in processes:
+        with contextlib.suppress(OSError):
+            open_files = [str(fd.readlink()) for fd in Path(f"/proc/{process}/fd").iterdir()]
+            if any(f"socket:[{inode}]" in open_files for inode in inodes):
+                found.append(process)
+    return found
 
 
 async def test_several_processes_write_what_one_does(tmp_path, make_input, endpoint):
@@ -113,6 +126,30 @@ def test_workers_that_are_all_killed_are_replaced(make_input, endpoint):
     assert process.returncode == 0, errors
     assert [row["id"] for row in rows(source.with_name("input.captions.jsonl"))] == [*range(300)]
     assert endpoint.count <= 300 + IN_FLIGHT
+
+
+def test_a_record_that_kills_its_process_fails_alone(make_input, endpoint):
+    """Three processes die of it, and no other record is lost."""
+    endpoint.latency_s = 0.02
+    deaths = 0
+
+    def behave(call: Call) -> Reply | None:
+        nonlocal deaths
+        if call.texts[0] == "q7":
+            deaths += 1
+            kill(connected_from(workers_of(process.pid), call.port))
+        return None
+
+    endpoint.behave = behave
+    source = make_input(200)
+    process = start(source, endpoint)
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 3, errors
+    assert deaths == 3
+    captioned = rows(source.with_name("input.captions.jsonl"))
+    assert sorted(row["id"] for row in captioned) == [n for n in range(200) if n != 7]
+    (failure,) = rows(source.with_name("input.captions.failed.jsonl"))
+    assert (failure["code"], failure["record"]["id"]) == ("process_died", 7)
 
 
 def test_a_worker_that_is_killed_while_it_starts_is_started_again(make_input, endpoint):

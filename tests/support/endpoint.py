@@ -20,11 +20,12 @@ from waiting import LIMIT_S
 
 @dataclass
 class Call:
-    """One request as it came in. `number` counts from 1."""
+    """One request as it came in. `number` counts from 1; `port` is the client's."""
 
     number: int
     body: dict[str, Any]
     headers: dict[str, str]
+    port: int = 0
 
     @property
     def images(self) -> list[bytes]:
@@ -216,7 +217,9 @@ class FakeEndpoint:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
         self._number += 1
-        call = Call(self._number, body, {k.lower(): v for k, v in request.headers.items()})
+        assert request.transport is not None
+        port = request.transport.get_extra_info("peername")[1]
+        call = Call(self._number, body, {k.lower(): v for k, v in request.headers.items()}, port)
         if self.keep_bodies:
             self.calls.append(call)
         if action := self.on_request.pop(call.number, None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from captioner.core.errors import WorkersDiedError
@@ -48,6 +49,7 @@ class WorkerHandle:
         records: Records sent to it that have no outcome yet, by number.
         stats: Its latest statistics.
         gone: It has ended, or is about to.
+        is_reserved: It gets no records but one, which is tried alone.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class WorkerHandle:
         self.records: dict[int, InputRecord] = {}
         self.stats = WorkerStats()
         self.gone = False
+        self.is_reserved = False
         self._process = process
         self._wire = wire
         self._max_records = max_records
@@ -117,7 +120,8 @@ class WorkerHandle:
     @property
     def has_room(self) -> bool:
         """Whether it may get more records."""
-        return len(self.records) < self._max_records and self._bytes < AHEAD_BYTES
+        is_full = len(self.records) >= self._max_records or self._bytes >= AHEAD_BYTES
+        return not (is_full or self.is_reserved)
 
     @property
     def fullness(self) -> float:
@@ -162,3 +166,21 @@ class WorkerHandle:
 def _size(record: InputRecord) -> int:
     """Return the bytes of a record, with the images that it carries."""
     return len(record.raw) + sum(len(data) for _, data in record.images)
+
+
+def part(settings: Settings, number: int) -> Settings:
+    """Return the settings of one worker, with its share of the run's limits."""
+    run, images = settings.run, settings.images
+
+    def share(whole: int) -> int:
+        return max(1, whole // run.processes + (number < whole % run.processes))
+
+    return replace(
+        settings,
+        run=replace(run, concurrency=share(run.concurrency)),
+        images=replace(
+            images,
+            memory=share(images.memory),
+            fetch_concurrency=share(images.fetch_concurrency),
+        ),
+    )

@@ -6,7 +6,8 @@
                                                │
     sink ◀─ outcomes ── one task each ◀── Done
 
-If a worker dies, its records go back to the queue and another one is started.
+If a worker dies, its records go back to the queue and another one is started. A record that was in
+`SUSPECT` workers that died is tried alone, and is a failure if that worker dies, too.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from captioner.core.cancellation import StoppedError
@@ -26,8 +26,9 @@ from captioner.core.errors import RunError, WorkersDiedError
 from captioner.core.humanize import counted
 from captioner.core.progress import EndpointState
 from captioner.core.retry import waits
+from captioner.core.types import Failure
 from captioner.engine.pipeline import HeldRefusals, count, error_to_report
-from captioner.executors.processes.handle import END_S, WorkerHandle
+from captioner.executors.processes.handle import END_S, WorkerHandle, part
 from captioner.executors.processes.messages import Done, EndOfInput, Exited, Stop, Written
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ CHUNK = 16
 MOST_DEATHS = 5
 """Workers that die while they start, or in a row without an outcome, after which no more are
 started."""
+
+SUSPECT = 2
+"""Workers that died with a record, after which the record is tried alone."""
 
 LONGEST_PAUSE_S = 4.0
 """Longest pause before a worker that died while it started is started again."""
@@ -154,6 +158,7 @@ class Dispatcher:
         self._workers = workers
         self._replace_worker = replace_worker
         self._deaths = 0  # since the last outcome
+        self._died_with: Counter[int] = Counter()  # workers, by the record that they had
         self._starting = 0  # workers that take the place of others
         self._ended = False  # the workers know that there are no more records
         self._sink = sink
@@ -212,8 +217,27 @@ class Dispatcher:
         while True:
             while not self._returned:
                 await self._change()
-            await self._give([self._returned[0]])
-            self._returned.popleft()
+            record = self._returned[0]
+            if self._died_with[record.number] < SUSPECT:
+                await self._give([record])
+                self._returned.popleft()
+            else:
+                await self._try_alone()
+
+    async def _try_alone(self) -> None:
+        """Send the first of the returned records to a worker that has no other, until it ends."""
+        while not (free := [worker for worker in self._live if worker.has_room]):
+            await self._change()
+        worker = min(free, key=lambda worker: worker.fullness)
+        worker.is_reserved = True
+        while worker.records and not worker.gone:
+            await self._change()
+        if not worker.gone:
+            worker.give([self._returned.popleft()])
+        while worker.records and not worker.gone:
+            await self._change()
+        worker.is_reserved = False
+        self._changed.set()
 
     @property
     def _live(self) -> list[WorkerHandle]:
@@ -235,6 +259,7 @@ class Dispatcher:
             while not isinstance(message := await worker.receive(), Exited):
                 if message is None:
                     number = self._workers.index(worker)
+                    await self._put(self._to_blame(worker))
                     self._redistribute(worker)
                     if not await self._replaced(number):
                         return
@@ -253,6 +278,8 @@ class Dispatcher:
 
     async def _write(self, worker: WorkerHandle, numbered: list[tuple[int, Outcome]]) -> None:
         outcomes = [outcome._replace(record=worker.take(number)) for number, outcome in numbered]
+        for number, _ in numbered:
+            self._died_with.pop(number, None)
         self._deaths = 0
         self._changed.set()
         await self._put(self._held.to_write(outcomes))
@@ -295,6 +322,16 @@ class Dispatcher:
                 )
         return list(total.values())
 
+    def _to_blame(self, worker: WorkerHandle) -> list[Outcome]:
+        """Return the failure of a record that was alone in a worker that died."""
+        numbers = list(worker.records)
+        if self._cancel or len(numbers) != 1 or self._died_with[numbers[0]] < SUSPECT:
+            return []
+        self._deaths = 0
+        how = worker.how_it_ended()
+        message = f"a process {how} while it had only this record, as others did before"
+        return [Failure(worker.take(numbers[0]), "process_died", message, 0)]
+
     def _redistribute(self, worker: WorkerHandle) -> None:
         """Put the records of a worker that died back into the queue."""
         self._deaths += 1
@@ -317,6 +354,7 @@ class Dispatcher:
             counted(len(worker.records), "record goes", "records go"),
             counted(len(self._live), "process is", "processes are"),
         )
+        self._died_with.update(worker.records.keys())
         self._returned += worker.records.values()
         worker.records.clear()
         self._changed.set()
@@ -373,21 +411,3 @@ class Dispatcher:
         await asyncio.sleep(END_S)
         for worker in self._workers:
             worker.kill()
-
-
-def part(settings: Settings, number: int) -> Settings:
-    """Return the settings of one worker, with its share of the run's limits."""
-    run, images = settings.run, settings.images
-
-    def share(whole: int) -> int:
-        return max(1, whole // run.processes + (number < whole % run.processes))
-
-    return replace(
-        settings,
-        run=replace(run, concurrency=share(run.concurrency)),
-        images=replace(
-            images,
-            memory=share(images.memory),
-            fetch_concurrency=share(images.fetch_concurrency),
-        ),
-    )
