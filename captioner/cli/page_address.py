@@ -9,11 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.core.errors import SettingsError
+from captioner.core.regular import not_regular
+from captioner.journal.companions import page_path
+from captioner.journal.disk import Files
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-ENDING = ".page"
-"""What the name of the file with the address has after the output's name."""
 
 
 @contextlib.contextmanager
@@ -25,15 +27,24 @@ def address_file(url: str, output: Path) -> Iterator[Path]:
     Args:
         url: The address.
         output: The output that the page shows.
+
+    Raises:
+        SettingsError: A folder, a link or a device has the name of the file.
     """
-    path = output.with_name(output.name + ENDING).absolute()
+    path = page_path(output).absolute()
+    if Files().kind(path) not in ("missing", "file"):
+        raise SettingsError(not_regular(path))
     try:
-        temporary = path.with_name(f".{secrets.token_hex(8)}{ENDING}")
+        temporary = path.with_name(f".{secrets.token_hex(8)}.page")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _write(fd, url)
-        temporary.replace(path)
+        try:
+            _write(fd, url)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink()
+            raise
     except OSError:
-        fd, name = tempfile.mkstemp(ENDING, "captioner-")
+        fd, name = tempfile.mkstemp(".page", "captioner-")
         _write(fd, url)
         path = Path(name)
     written = path.lstat()

@@ -5,6 +5,7 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.jsonl                the journal; for a JSONL output the output itself
     run.csv.failed.jsonl         the failures
     run.csv.review.jsonl         the reviews
+    run.csv.page                 the address of the page, only while it is open
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
     run.csv.jsonl.broken-1       what a recovery cut off, or could not be put into a changed output
@@ -111,6 +112,11 @@ def reviews_path(output: Path) -> Path:
     return _sidecar(output, ".review.jsonl")
 
 
+def page_path(output: Path) -> Path:
+    """Return where the address of an output's page is, if no terminal shows it."""
+    return companion(output, ".page")
+
+
 def _sidecar(output: Path, ending: str) -> Path:
     short, full = output.with_name(output.stem + ending), companion(output, ending)
     if output.suffix == ".jsonl":
@@ -161,7 +167,8 @@ def check_companions(output: Path, journal: Path, files: Files) -> None:
     """
     locks = lock_path(journal), shards_lock_path(journal)
     ours = failures_path(output), reviews_path(output), *locks
-    for path in (journal, *ours, checkpoint_path(journal), gathered_path(journal)):
+    replaced = checkpoint_path(journal), gathered_path(journal), page_path(output)
+    for path in (journal, *ours, *replaced):
         if (kind := files.kind(path)) not in ("missing", "file"):
             raise SettingsError(not_regular(path))
         if path in ours and kind == "file" and files.is_linked(path):

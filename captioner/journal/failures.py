@@ -76,21 +76,21 @@ class FailuresFile:
         self._files = files
         self._fd = -1
         self._unreadable = False  # some lines are
+        self._is_obstructed = False  # something else has the name
 
     def open(self) -> None:
         """Read the file if it exists; a torn last line gets an end."""
         if self._files.kind(self.path) == "missing":
             return
-        self._open()
+        self._open(new=False)
         readable = 0
         for offset, key, _, line, again in self.read():
             (self.retrying if again else self.unclaimed).add(key, offset)
             readable += len(line) + 1
         self._unreadable = readable != self.size
 
-    def _open(self) -> None:
-        new = self._files.kind(self.path) == "missing"
-        self._fd = self._files.open(self.path, create=True, private=True)
+    def _open(self, *, new: bool) -> None:
+        self._fd = self._files.open(self.path, new=new, private=True)
         self.size = size = self._files.size(self._fd)
         if new:
             self._files.sync_folder(self.path.parent)
@@ -141,13 +141,17 @@ class FailuresFile:
         return found
 
     def append(self, lines: bytes) -> None:
-        """Write whole lines.
+        """Write whole lines, unless somebody has created the file during the run.
 
         Raises:
             OSError: Nothing was written; the call can be repeated.
         """
         if self._fd < 0:
-            self._open()
+            try:
+                self._open(new=True)
+            except FileExistsError:
+                self.dirty = self._is_obstructed = True  # the next commit notes it
+                return
         self.size += write_all(self._files, self._fd, lines, self.size)
         self.dirty = True
 
@@ -155,12 +159,15 @@ class FailuresFile:
         """Return when what was appended is on disk."""
         if self.dirty:
             self.dirty = False
-            self._files.sync(self._fd)
+            if self._fd >= 0:
+                self._files.sync(self._fd)
 
     def watch(self, watch: Watch) -> None:
         """Have a watch compare the file with what was written to it."""
         if self._fd >= 0:
             watch.look(self._fd, self.path, self.size, exact=False)
+        elif self._is_obstructed:
+            watch.obstruct(self.path)
 
     def superseded(self, offsets: Collection[int], captioned: KeyTable) -> set[int]:
         """Return which of the failures that no input record claimed have a newer outcome.
@@ -195,7 +202,7 @@ class FailuresFile:
         self.close()
         self._unreadable = False
         if not empty:
-            self._open()
+            self._open(new=False)
 
     def close(self) -> None:
         """Release the file."""

@@ -58,6 +58,10 @@ class Watch:
             self.is_changed = True
             self._note(self._path, "changed by another program")
 
+    def obstruct(self, path: Path) -> None:
+        """Note that something has the name of a file that the run had to create."""
+        self._note(path, "created by another program")
+
     def _note(self, path: Path, what: str) -> None:
         self.damage = self.damage or f"{path.name} was {what} while the run wrote to it"
 

@@ -21,6 +21,7 @@ from captioner.journal.companions import (
     gathered_path,
     journal_path,
     lock_path,
+    page_path,
     reviews_path,
     shards_folder,
     shards_lock_path,
@@ -39,6 +40,7 @@ COMPANIONS: dict[str, Callable[[Path], Path]] = {
     "shards lock": lambda output: shards_lock_path(journal_path(output)),
     "batch state": lambda output: batch_folder(journal_path(output)) / "state.json",
     "requests": lambda output: batch_folder(journal_path(output)) / "0001.requests.jsonl",
+    "page": page_path,
     "manifest": lambda output: shards_folder(journal_path(output)) / "manifest.json",
 }
 
@@ -138,15 +140,35 @@ async def test_a_file_of_others_in_the_place_of_the_lock(tmp_path):
     assert lock.read_bytes() == PRECIOUS
 
 
-async def test_a_link_that_appears_during_the_run(tmp_path):
-    """The failures file is created when the first record fails."""
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "pipe", "folder", "file"])
+async def test_what_appears_during_the_run_as_its_failures_file(tmp_path, kind):
+    """That file is created when the first record fails. Every caption that was paid is kept."""
     victim, output = tmp_path / "bashrc", tmp_path / "run.jsonl"
     victim.write_bytes(PRECIOUS)
-    transport = Meddling(12, lambda: failures_path(output).symlink_to(victim))
+    path = failures_path(output)
+
+    def meddle() -> None:
+        if kind == "link":
+            path.symlink_to(victim)
+        elif kind == "dangling link":
+            path.symlink_to(tmp_path / "new")
+        elif kind == "hard link":
+            path.hardlink_to(victim)
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.write_bytes(PRECIOUS)
+
+    transport = Meddling(12, meddle)
     transport.refuse = lambda question: question == "q20"
-    with pytest.raises(OutputDamagedError, match=r"run\.failed\.jsonl is not a regular file"):
+    with pytest.raises(OutputDamagedError, match=r"run\.failed\.jsonl was created by another"):
         await caption(output, transport, max_attempts=1)
     assert victim.read_bytes() == PRECIOUS
+    assert not (tmp_path / "new").exists()
+    paid = [question for question in transport.calls if question != "q20"]
+    assert sorted(row["id"] for row in rows(output)) == sorted(paid)
 
 
 async def test_names_of_temporary_files_cannot_be_guessed(tmp_path):
