@@ -22,6 +22,8 @@ _CACHE = re.compile(r"(?:cache-|tmp).+\.arrow")
 """What `datasets` leaves beside the tables of a data set."""
 
 _OUTPUT = ".jsonl.ckpt"
+_SAME = {".feather": ".arrow"}
+"""Suffixes of one format."""
 
 
 class Survey(NamedTuple):
@@ -49,7 +51,7 @@ def survey(folder: Path) -> Survey:
             found.names.extend(names)
         has_tables = not inside or all(map(is_data, Path(inside).parts))
         for name in names:
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - for millions of names
+            suffix = _suffix(name)
             if suffix in MEDIA or (has_tables and is_data(name) and name not in METADATA):
                 found.files[suffix] += 1
         for name in METADATA if has_tables else ():
@@ -57,6 +59,12 @@ def survey(folder: Path) -> Survey:
                 path = folder / inside / name
                 (found.exported if is_export(path) else found.metadata).append(path)
     return found
+
+
+def _suffix(name: str) -> str:
+    """Return the suffix that decides the format of a file: in lower case, one for each format."""
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - for millions of names
+    return _SAME.get(suffix, suffix)
 
 
 def without_outputs(names: list[str]) -> list[str]:
@@ -101,7 +109,7 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
         if saved is not None:
             found += saved
             continue
-        here = (name for name in without_outputs(names) if name.endswith(suffix))
+        here = (name for name in without_outputs(names) if _suffix(name) == suffix)
         found += [
             place / name
             for name in here

@@ -21,7 +21,8 @@ IMAGES = frozenset(
     [
         ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
         ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".ico", ".cur", ".icns",
-        ".ppm", ".tga", ".dib", ".mpo", ".psd", ".dds", ".qoi", ".pcx", ".sgi", ".rgb", ".bw",
+        ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".dib", ".mpo", ".psd", ".dds", ".qoi", ".pcx",
+        ".sgi", ".rgb", ".bw",
         ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
     ]
 )  # fmt: skip

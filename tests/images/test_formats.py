@@ -98,7 +98,7 @@ SAMPLES: dict[str, list[Callable[[], bytes]]] = {
     ".ico": [lambda: saved(quarters(SQUARE), "ICO", sizes=[SQUARE])],
     ".cur": [lambda: cursor(saved(quarters(SIZE), "PNG")), cursor_bitmap],
     ".icns": [lambda: saved(quarters(SQUARE), "ICNS")],
-    ".ppm": [made_by_pillow("PPM")],
+    ".ppm .pgm .pbm .pnm": [made_by_pillow("PPM")],
     ".tga": [made_by_pillow("TGA"), made_by_pillow("TGA", id_section=b"0123456789")],
     ".psd": [
         lambda: photoshop(quarters(SIZE)),

@@ -7,6 +7,7 @@ import asyncio
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -26,7 +27,9 @@ import webdataset
 import zstandard
 from conftest import command, jpeg, rows
 from hub import serving
+from pyarrow import feather
 
+import captioner
 from captioner import SettingsError, run_batch
 from captioner.core.types import InputRecord
 from captioner.readers.registry import open_input
@@ -266,17 +269,37 @@ class MsDataset:
         return MsDataset(datasets.load_dataset(name, split=split, streaming=use_streaming))
 
 
+def saved_to_disk(folder: Path) -> Path:
+    dataset(folder).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
 def model_scope(folder: Path) -> Path:
     dataset(folder).to_parquet(folder / "data" / "train.parquet")
     return Path(f"ms:{folder / 'data'}:train")
 
 
-MAKERS = [
-    jsonl, jsonl_gz, jsonl_zst, json_array_gz, comma, tabs, parquet_paths, parquet_structs,
-    parquet_folder, arrow_file, arrow_stream, image_files, pattern, tar, tars, downloads,
-    downloaded_tars, image_folder, image_folder_csv, image_folder_parquet, llava, coco,
-    hugging_face, model_scope,
-]  # fmt: skip
+MAKERS: dict[str, list[Callable[[Path], Path]]] = {
+    "`.jsonl`, `.ndjson`, `-` for standard input (with `-o`)": [jsonl],
+    "`.json` (`json`, `llava`)": [llava],
+    "`.csv`, `.tsv`": [comma, tabs],
+    "any of these with `.gz` or `.zst`": [jsonl_gz, jsonl_zst, json_array_gz],
+    "`.parquet`, `.arrow`, `.feather`, a folder or pattern of them": [
+        parquet_paths, parquet_structs, parquet_folder, arrow_file, arrow_stream,
+    ],
+    "a folder of images and videos, or a pattern such as `'photos/**/*.jpg'` (`images`)": [
+        image_files, pattern,
+    ],
+    "`.tar`, `shard-{000..099}.tar`, a folder of them (`webdataset`)": [tar, tars],
+    "a folder written by img2dataset (`img2dataset`)": [downloads, downloaded_tars],
+    "a folder with `metadata.jsonl`, `.csv` or `.parquet`, also in its subfolders (`imagefolder`)":
+        [image_folder, image_folder_csv, image_folder_parquet],
+    "a folder that Hugging Face's `save_to_disk` wrote (`arrow`)": [saved_to_disk],
+    "COCO captions or annotations, `.json` (`coco`)": [coco],
+    "`hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:CONFIG:SPLIT` (with `-o`)": [hugging_face],
+    "`ms:NAME`, `ms:NAME:SPLIT` (with `-o`)": [model_scope],
+}  # fmt: skip
+"""The inputs of the documentation's table, with functions that make one."""
 
 
 @pytest.fixture(autouse=True)
@@ -288,7 +311,16 @@ def _no_hub(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, module)
 
 
-@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_the_table_of_inputs_has_those_that_are_tested() -> None:
+    page = (Path(captioner.__file__).parent / "docs" / "inputs.md").read_text()
+    table = page.partition("| input | one record is |")[2].partition("\n\n")[0]
+    rows_of_table = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+    assert rows_of_table == list(MAKERS)
+
+
+@pytest.mark.parametrize(
+    "make", [*itertools.chain(*MAKERS.values())], ids=lambda make: make.__name__
+)
 async def test_every_format(tmp_path, endpoint, make: Callable[[Path], Path]):
     """Four images reach the endpoint, once; a second run resumes."""
     source = make(tmp_path)
@@ -306,6 +338,15 @@ async def test_every_format(tmp_path, endpoint, make: Callable[[Path], Path]):
     assert (again.resumed, again.captioned, again.failed) == (4, 0, 1)
     assert endpoint.count == 4
     assert rows(output) == found
+
+
+async def test_a_folder_has_files_of_both_suffixes_of_arrow(tmp_path, endpoint):
+    """However they are spelt: none of them is left out."""
+    for name in ("a.feather", "b.arrow", "c.FEATHER"):
+        feather.write_feather(pa.table({"image": IMAGES[:1], "n": [name]}), tmp_path / name)
+    options = {"base_url": endpoint.base_url, "model": "m", "output": tmp_path / "out.jsonl"}
+    report = await run_batch(tmp_path, **options)
+    assert (report.captioned, report.failed) == (3, 0), report.examples
 
 
 async def test_rows_keep_their_fields(tmp_path, endpoint):
