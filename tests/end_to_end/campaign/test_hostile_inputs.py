@@ -152,14 +152,21 @@ def gif(width: int, height: int) -> bytes:
 
 
 def watched(*arguments: object) -> tuple[int, int, str]:
-    """Run the command; return the most memory all its processes held, its status and its words."""
+    """Run the command; return the most memory all its processes held, its status and its words.
+
+    A process counts with what it held at two looks in a row: the looks at several processes are
+    not simultaneous, and one that ends holds its memory for a moment.
+    """
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
     peak = 0
+    before: dict[int, int] = {}
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.append(process.stderr.read()))  # type: ignore[union-attr]
     reader.start()
     while process.poll() is None:
-        peak = max(peak, sum(map(resident, (process.pid, *children(process.pid)))))
+        held = {pid: resident(pid) for pid in (process.pid, *children(process.pid))}
+        peak = max(peak, sum(min(size, before.get(pid, 0)) for pid, size in held.items()))
+        before = held
         try:
             process.wait(0.02)
         except subprocess.TimeoutExpired:
