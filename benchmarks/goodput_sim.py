@@ -1,9 +1,9 @@
 """How much an endpoint should be asked at once: two rules on simulated servers, in virtual time.
 
 The rules are `AimdLimit` of captioner, and the candidate in `goodput_limit.py`, which decides by
-experiments. Workers retry a failed record after the pauses of captioner. Each server has an ideal, the captions
-a second that it could give; the table has the share of it that each rule reaches over the whole
-run, mean and least of five seeds, and the share of requests that were refused or failed.
+experiments. Workers retry a failed record after the pauses of captioner. Each server has an ideal,
+the captions that it could give. The table has the share of it that each rule reaches, mean and
+least of five runs, and the share of requests that were refused or failed.
 
 usage: python benchmarks/goodput_sim.py [CASE ...]     default all; about a minute; prints a table
 """
