@@ -296,6 +296,7 @@ def test_a_run_is_seen_live(endpoint, make_input, tmp_path, tab):
         expect(cards(page).first).to_contain_text("a late one")
         page.click("nav >> text=Charts")
         expect(page.locator("svg[aria-label^='Records a second']")).to_be_visible()
+        page.close()  # it asks for news until then, and the run is about to end
     finally:
         run.terminate()
         run.communicate(timeout=LIMIT_S)
