@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from captioner.endpoints.goodput import REFUSAL
 from captioner.endpoints.limiter import Limiter
 from captioner.executors.ray.rate_broker import RENEW_S, LeaseHolder, RateBroker
 
@@ -114,19 +115,20 @@ async def slot(limiter: Limiter, endpoint, tally: Tally, until: float) -> None:
     loop = asyncio.get_running_loop()
     while loop.time() < until:
         epoch = await limiter.acquire()
+        hold_s, began = 0.0, loop.time()
         try:
-            takes = endpoint.take(loop.time())
+            takes = endpoint.take(began)
             if takes is None:
                 tally.refused += 1
-                limiter.overloaded(epoch)
+                hold_s = limiter.overloaded(epoch, 0.0, REFUSAL)
                 limiter.pause(1.0)
             else:
                 await asyncio.sleep(takes * random.uniform(0.8, 1.2))
                 endpoint.done()
-                limiter.succeeded()
+                limiter.succeeded(epoch, loop.time() - began)
                 tally.done[min(len(tally.done) - 1, int(loop.time()))] += 1
         finally:
-            limiter.release()
+            limiter.release(hold_s)
 
 
 async def worker(

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 FAULTS_TO_OPEN = 10
+CHANCE_TO_OPEN = 1e-8
+"""Errors in a row that open the circuit; more where errors come by chance, so that chance alone
+opens it once in a hundred million requests."""
+
 SHORTEST_PAUSE_S = 1.0
 NEVER_CAPTIONED_S = 60.0
 """Longest outage of an endpoint without a caption so far: address or model are probably wrong."""
@@ -51,6 +55,7 @@ class CircuitBreaker:
         is_open: The endpoint keeps failing: workers wait and probes are sent.
         probing: A worker probes, or waits to probe.
         shared: Other endpoints may do the work: waiting workers leave when something changes.
+        noise: Share of errors that come by chance.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class CircuitBreaker:
         self.is_open = False
         self.probing = False
         self.shared = False
+        self.noise = 0.0
         self._name = name
         self._max_outage_s = max_outage_s
         self._sleep = sleep
@@ -106,14 +112,20 @@ class CircuitBreaker:
             and asyncio.get_running_loop().time() >= self._probe_at
         )
 
-    def record_success(self, *, caption: bool = True) -> None:
-        """Record a response of a working endpoint: the model's text, or another one."""
+    def record_success(self, *, caption: bool = True) -> bool:
+        """Record a response of a working endpoint: the model's text, or another one.
+
+        Returns:
+            Whether an outage ended with it.
+        """
         self.successes += 1
         self.captions += caption
         self._faults = 0
-        if self.is_open:
+        was_open = self.is_open
+        if was_open:
             self.is_open = self.probing = False
             self.wake()
+        return was_open
 
     def record_fault(self, fault: EndpointFaultError, *, probe: bool) -> None:
         """Record an error of the endpoint.
@@ -134,7 +146,7 @@ class CircuitBreaker:
         elif fault.retry_after_s is not None:
             self._patience_s = max(self._patience_s, now - self._since + fault.retry_after_s + 1)
         self._faults += 1
-        if self._faults >= FAULTS_TO_OPEN and not self.is_open:
+        if self._faults >= self._faults_to_open and not self.is_open:
             self.is_open = True
             self._waits = waits()
             self._probe_after(now)
@@ -147,6 +159,12 @@ class CircuitBreaker:
                 f"{sentence(f'The last error: {fault.message}')} Run the same command again when "
                 "it works."
             )
+
+    @property
+    def _faults_to_open(self) -> float:
+        if not 0.0 < self.noise < 1.0:
+            return FAULTS_TO_OPEN
+        return max(FAULTS_TO_OPEN, math.log(CHANCE_TO_OPEN) / math.log(self.noise))
 
     def _probe_after(self, now: float) -> None:
         longest = max(SHORTEST_PAUSE_S, (now - self._since) / 8)

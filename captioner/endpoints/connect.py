@@ -138,6 +138,7 @@ async def connect(
             rpm=one.rpm,
             tpm=one.tpm,
             share=1 / settings.run.processes,
+            longest_s=one.timeout,
         )
         context.cancel.on_request(limiter.open)
         breaker = CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep)

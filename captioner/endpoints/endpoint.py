@@ -24,7 +24,7 @@ from captioner.core.errors import (
 from captioner.core.progress import EndpointState
 from captioner.core.types import NO_OVERRIDES
 from captioner.endpoints.blame import RefusalGuard, reason_of
-from captioner.endpoints.limiter import ERRORS_TO_SLOW, HALVE
+from captioner.endpoints.goodput import GIVEN_UP, REFUSAL
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
 from captioner.endpoints.replies import THINKING
 
@@ -43,12 +43,15 @@ _PROXY_GAVE_UP = (
     "The proxy in front of the server waited too long for it: lower --concurrency, or raise the "
     "proxy's read timeout."
 )
-GIVEN_UP = {
+ADVICE = {
     "http_504": _PROXY_GAVE_UP,
     "http_524": _PROXY_GAVE_UP,
     "timeout": "The server is too slow for so many: lower --concurrency, or raise --timeout.",
 }
 """Advice for requests that were given up while the server may still work on them, by code."""
+
+GIVEN_UP_TO_WARN = 2
+"""Requests that were given up before a warning."""
 
 FIRST_GUESS_TOKENS = 1_500.0
 """Tokens that a request is assumed to cost until the first responses."""
@@ -61,6 +64,11 @@ ALIVE = (
     TokenLimitError,
 )
 """Errors with which an endpoint shows that it works."""
+
+
+def is_refusal(error: EndpointFaultError) -> bool:
+    """Return whether an error says that less should be sent."""
+    return error.code == "http_429" or error.retry_after_s is not None
 
 
 class Endpoint:
@@ -111,6 +119,7 @@ class Endpoint:
         self._mean_tokens = FIRST_GUESS_TOKENS
         self._known_good: tuple[bytes, ...] | None = None
         self._given_up = 0
+        self._told_less = False  # by the last error
         self._thinking_left_out = False
 
     @property
@@ -240,7 +249,7 @@ class Endpoint:
                 # Several were refused since the last caption: it may be the endpoint.
                 self._fault(EndpointFaultError(error.code, error.message), probe=probe)
             else:
-                self.breaker.record_success(caption=False)
+                self._works(caption=False)
             raise
         except (NotFoundError, EndpointRefusedError, EndpointGaveOutError) as error:
             self._refused(error, number, probe=probe)
@@ -250,7 +259,7 @@ class Endpoint:
         else:
             guard.caption(number)
             self.thinking_settled |= overrides.thinking is not None
-            self.breaker.record_success()
+            self._works()
             return completion
         finally:
             if probe and not has_verdict:
@@ -269,8 +278,13 @@ class Endpoint:
             return error.code.startswith("http_") and is_tried
         return isinstance(error, BadReplyError) and error.code == "bad_reply"
 
+    def _works(self, *, caption: bool = True) -> None:
+        if self.breaker.record_success(caption=caption) and not self._told_less:
+            self.limiter.recovered()
+
     def _fault(self, error: EndpointFaultError, *, probe: bool) -> None:
         self._progress.waiting = error.message
+        self._told_less = is_refusal(error)
         self.breaker.record_fault(error, probe=probe)
         if self.breaker.is_open and self.breaker.shared:
             self.limiter.reject_waiters()
@@ -284,6 +298,8 @@ class Endpoint:
         retry: bool,
     ) -> Completion:
         epoch, estimated = permit
+        hold_s = 0.0
+        began = time.monotonic()
         try:
             if self._cancel:
                 raise StoppedError
@@ -293,25 +309,36 @@ class Endpoint:
             if error.retry_after_s is not None:
                 self.limiter.pause(min(error.retry_after_s, self.breaker.patience_s))
             if error.code != "connection":
-                self._slow_down(epoch, error)
+                hold_s = self._slow_down(epoch, error, time.monotonic() - began)
             raise
         else:
-            self.limiter.succeeded()
+            self.limiter.succeeded(epoch, time.monotonic() - began)
             if used := sum(completion.usage):
                 self.limiter.correct_tokens(estimated, used)
                 self._mean_tokens += (used - self._mean_tokens) / 16
             return completion
         finally:
-            self.limiter.release()
+            self.limiter.release(hold_s)
 
-    def _slow_down(self, epoch: int, error: EndpointFaultError) -> None:
-        if (advice := GIVEN_UP.get(error.code)) is None:
-            self.limiter.overloaded(epoch)
-            return
-        self.limiter.overloaded(epoch, HALVE)
-        self._given_up += 1
-        if self._given_up == ERRORS_TO_SLOW:
-            logger.warning("%s: %s. Sending fewer at once. %s", self.name, error.message, advice)
+    def _slow_down(self, epoch: int, error: EndpointFaultError, latency_s: float) -> float:
+        """Tell the limiter of an error; return the seconds for which the permit is held."""
+        weight = 1.0
+        if advice := ADVICE.get(error.code):
+            weight = GIVEN_UP
+            self._given_up += 1
+            if self._given_up == GIVEN_UP_TO_WARN:
+                logger.warning(
+                    "%s: %s. Sending fewer at once. %s", self.name, error.message, advice
+                )
+        elif is_refusal(error):
+            weight = REFUSAL
+        hold_s = self.limiter.overloaded(epoch, latency_s, weight)
+        self.breaker.noise = self.limiter.window.noise
+        return hold_s
+
+    def fails_by_chance(self, fault: EndpointFaultError) -> bool:
+        """Return whether an error is of those that come by chance: no wait would help."""
+        return self.limiter.window.is_noisy and not is_refusal(fault) and not self.breaker.is_open
 
     def _refused(self, error: RunError | NotFoundError, number: int, *, probe: bool) -> NoReturn:
         """Handle a response by which no record would be captioned.

@@ -1,7 +1,8 @@
 """Permits for requests: how many in flight, how many a minute, and the pauses a server asks for.
 
-`AimdLimit` and `TokenBucket` are pure: the caller passes the time. `Limiter` adds the waiting.
-Nothing here knows HTTP: `endpoint.py` decides what a 429 does to the limit.
+How many may be in flight is learnt by `GoodputLimit`; `TokenBucket` keeps the rates that the
+endpoint or the user states. `Limiter` adds the waiting. Nothing here knows HTTP: `endpoint.py`
+decides what a 429 says of the load.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import random
 import sys
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import EndpointBusyError
+from captioner.endpoints.goodput import GoodputLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,83 +27,14 @@ SLOW_START_SHARE = 16
 """Permits at the beginning: 8, or a sixteenth of the ceiling if that is more. They double each
 round trip until the first overload; four doublings reach the ceiling."""
 
-DECREASE = 0.9
-"""Factor of one decrease. All of one cohort fail together: halving for each collapses a pool."""
-
-HALVE = 0.5
-"""The factor for requests that were given up, by a proxy or by us, while the server still works on
-them: each retry adds to its work, so the limit must come down faster than they come back."""
-
-CALM_ROUNDS = 5
-CALM_STEP = 0.1
-"""Round trips without trouble after which the limit grows by a tenth each: the endpoint may have
-become larger, as those do that scale up."""
-
-ERRORS_TO_SLOW = 2
-SHARE_TO_SLOW = 0.1
-RECENT_ROUNDS = 4
-"""A single error never slows the pool: at least two, and a tenth of what came back in the last
-round trips, four at the most."""
+CATCH_UP_S = 0.02
+"""Requests that are spread in time may be late by that much, or by half of their gap, and still
+make it good: timers are not exact."""
 
 
 def start_of(ceiling: int) -> int:
     """Return the permits that a run begins with."""
     return max(SLOW_START, ceiling // SLOW_START_SHARE)
-
-
-@dataclass(slots=True)
-class AimdLimit:
-    """An adaptive limit on requests in flight: additive increase, multiplicative decrease.
-
-    There is at most one decrease a round trip: what was sent before the last one says nothing
-    about the limit after it.
-
-    Attributes:
-        ceiling: Most permits ever.
-        limit: Permits now; fractions count up to the next one.
-        epoch: Number of decreases so far; a request carries the one it was sent in.
-        slow_start: There was no overload yet.
-        good: Successes of the last round trips.
-        bad: Overloads of the last round trips.
-        calm: Successes since the last decrease.
-    """
-
-    ceiling: int
-    limit: float
-    epoch: int = 0
-    slow_start: bool = True
-    good: int = 0
-    bad: int = 0
-    calm: int = 0
-
-    def succeeded(self, in_flight: int) -> None:
-        """Note a success; the limit grows only while it is what holds us back."""
-        self.good += 1
-        self.calm += 1
-        if self.good + self.bad > RECENT_ROUNDS * max(8.0, self.limit):
-            self.good //= 2
-            self.bad //= 2
-        if self.limit < self.ceiling and 2 * in_flight >= self.limit:
-            step = 1.0 if self.slow_start else 1.0 / self.limit
-            if self.calm > CALM_ROUNDS * self.limit:
-                step = max(step, CALM_STEP)
-            self.limit = min(float(self.ceiling), self.limit + step)
-
-    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
-        """Note that the endpoint had too much, for a request of some epoch.
-
-        Args:
-            epoch: The epoch that the request was sent in.
-            factor: `DECREASE`, or `HALVE` for a request that was given up.
-        """
-        if epoch != self.epoch:
-            return
-        self.bad += 1
-        if self.bad >= ERRORS_TO_SLOW and self.bad >= SHARE_TO_SLOW * (self.good + self.bad):
-            self.limit = max(1.0, self.limit * factor)
-            self.slow_start = False
-            self.epoch += 1
-            self.good = self.bad = self.calm = 0
 
 
 @dataclass(slots=True)
@@ -169,10 +103,12 @@ class Limiter:
         rpm: Requests a minute; None is no limit until one is learnt.
         tpm: Tokens a minute; likewise.
         share: Part of these limits, and of what is left of them, that this process may use.
+        longest_s: Seconds after which a request is given up.
+        courtesy: See `GoodputLimit`.
         clock: Monotonic seconds; by default the running loop's.
 
     Attributes:
-        window: The adaptive limit.
+        window: The adaptive limit on requests in flight.
         requests: Requests a minute.
         tokens: Tokens a minute.
         in_flight: Permits out now.
@@ -187,9 +123,12 @@ class Limiter:
         rpm: float | None = None,
         tpm: float | None = None,
         share: float = 1.0,
+        longest_s: float = math.inf,
+        courtesy: float = 1.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.window = AimdLimit(ceiling, float(min(ceiling, start or ceiling)))
+        begin = float(min(ceiling, start or ceiling))
+        self.window = GoodputLimit(ceiling, begin, longest_s=longest_s, courtesy=courtesy)
         self.requests = TokenBucket()
         self.tokens = TokenBucket()
         self.in_flight = 0
@@ -197,6 +136,8 @@ class Limiter:
         self._fixed = (rpm, tpm)
         self._learnt: list[float | None] = [None, None]
         self._share = share
+        self._held = 0  # permits of quick refusals that are not given back yet
+        self._sent_at = 0.0  # when the last of the requests that are spread in time was due
         self._empty = False
         self._begun = False
         self._clock = clock
@@ -208,7 +149,7 @@ class Limiter:
     @property
     def load(self) -> float:
         """Requests out or waiting for each one that may be out."""
-        return (self.in_flight + len(self._waiting)) / max(1.0, self.window.limit)
+        return (self.in_flight + len(self._waiting)) / max(1.0, self.window.load)
 
     def backlog_s(self, tokens: float) -> float:
         """Return the seconds until pauses and rates would let one more request go out."""
@@ -234,7 +175,7 @@ class Limiter:
             tokens: Estimate of the tokens that the request takes.
 
         Returns:
-            The epoch, to be handed to `overloaded` should it come to that.
+            The epoch, for `succeeded` and `overloaded`.
 
         Raises:
             EndpointBusyError: See `reject_waiters`.
@@ -256,11 +197,18 @@ class Limiter:
                     self._waiting.remove((granted, tokens))
             raise
 
-    def release(self) -> None:
-        """Give a permit back."""
+    def release(self, hold_s: float = 0.0) -> None:
+        """Give a permit back, or in a number of seconds."""
         self.in_flight -= 1
-        if self._waiting:
+        if hold_s > 0:
+            self._held += 1
+            asyncio.get_running_loop().call_later(hold_s, self._free)
+        elif self._waiting:
             self._grant()
+
+    def _free(self) -> None:
+        self._held -= 1
+        self._grant()
 
     def pause(self, seconds: float) -> None:
         """Grant no permit for a number of seconds from now."""
@@ -269,13 +217,33 @@ class Limiter:
             if self.shared:
                 self.reject_waiters()
 
-    def succeeded(self) -> None:
-        """Note a success, before its permit is given back."""
-        self.window.succeeded(self.in_flight)
+    def succeeded(self, epoch: int, latency_s: float) -> None:
+        """Note a success, before its permit is given back.
 
-    def overloaded(self, epoch: int, factor: float = DECREASE) -> None:
-        """Note that the endpoint had too much; see `AimdLimit.overloaded`."""
-        self.window.overloaded(epoch, factor)
+        Args:
+            epoch: What `acquire` returned.
+            latency_s: Seconds that the request took.
+        """
+        self.window.held_back |= bool(self._waiting)
+        self.window.succeeded(epoch, latency_s, self.in_flight, self._now())
+
+    def overloaded(self, epoch: int, latency_s: float, weight: float = 1.0) -> float:
+        """Note an error that too much load may have caused, before its permit is given back.
+
+        Args:
+            epoch: What `acquire` returned.
+            latency_s: Seconds that the request took.
+            weight: How strongly this kind of error speaks of load.
+
+        Returns:
+            The seconds for which the permit is to be held.
+        """
+        self.window.failed(epoch, self.in_flight, self._now(), weight)
+        return self.window.hold_s(latency_s)
+
+    def recovered(self) -> None:
+        """Note that an outage is over."""
+        self.window.recovered(self._now())
 
     def learn_requests(self, per_minute: float | None, left: float | None) -> None:
         """Note what the endpoint says of its limit; what the user fixed stands."""
@@ -296,12 +264,11 @@ class Limiter:
         """Begin with empty buckets, because another process may have used this minute."""
         self._empty = True
 
-    def lease(self, share: float, in_flight: int) -> None:
-        """Use a part of the limits from now on; other processes use the rest.
+    def lease(self, share: float) -> None:
+        """Use a part of the rates a minute from now on; other processes use the rest.
 
-        Args:
-            share: Part of the rates a minute.
-            in_flight: Permits out at once.
+        Requests that are spread in time begin at a random moment, so that not all processes send
+        at once.
         """
         self._share = share
         now = self._now()
@@ -310,8 +277,8 @@ class Limiter:
             for bucket, fixed, learnt in zip(buckets, self._fixed, self._learnt, strict=True):
                 if (rate := learnt if fixed is None else fixed) is not None:
                     bucket.set_rate(rate * share, now)
-        self.window.ceiling = in_flight
-        self.window.limit = float(in_flight)
+        if not self._sent_at and self.window.spreads:
+            self._sent_at = now - random.random() * self.window.gap_s  # noqa: S311
         self._grant()
 
     def open(self) -> None:
@@ -323,7 +290,7 @@ class Limiter:
     @property
     def limit(self) -> int:
         """Permits now."""
-        return sys.maxsize if self._opened else int(self.window.limit)
+        return sys.maxsize if self._opened else self.window.in_flight
 
     @property
     def paused_s(self) -> float:
@@ -355,21 +322,32 @@ class Limiter:
         """Return the seconds to wait, infinite if it is for a permit to come back."""
         if self._opened:
             return 0.0
-        if self.in_flight >= int(self.window.limit):
+        window = self.window
+        if self.in_flight + self._held >= window.in_flight:
             return math.inf
-        if math.isinf(self.requests.per_minute) and math.isinf(self.tokens.per_minute):
+        stated = not (math.isinf(self.requests.per_minute) and math.isinf(self.tokens.per_minute))
+        if not stated and not window.spreads:
             return 0.0 if self._closed_until == 0.0 else self.paused_s
         now = self._now()
-        waits = self.requests.delay(1.0, now), self.tokens.delay(tokens, now)
-        return max(self.paused_s, *waits)
+        wait = self.paused_s
+        if window.spreads:
+            wait = max(wait, self._sent_at + window.gap_s - now)
+        if stated:
+            wait = max(wait, self.requests.delay(1.0, now), self.tokens.delay(tokens, now))
+        return wait
 
     def _take(self, tokens: float) -> int:
         self.in_flight += 1
+        window = self.window
+        if window.spreads:
+            now, gap_s = self._now(), window.gap_s
+            late_s = max(CATCH_UP_S, 0.5 * gap_s)
+            self._sent_at = max(self._sent_at + gap_s, now - late_s)
         if not math.isinf(self.requests.per_minute):
             self.requests.take(1.0, self._now())
         if not math.isinf(self.tokens.per_minute):
             self.tokens.take(tokens, self._now())
-        return self.window.epoch
+        return window.epoch
 
     def _grant(self) -> None:
         wait = 0.0

@@ -66,6 +66,9 @@ USUAL_FINISH = 3
 """Captions that ended twice for the same unknown reason, after which it is the endpoint's usual
 one and costs no second request."""
 
+MOST_AT_ONCE = 4
+"""Attempts of a record without a pause where errors come by chance."""
+
 LONGEST_PAUSE_S = 8.0
 """Longest wait of one record between attempts; the circuit breaker handles outages."""
 
@@ -280,7 +283,6 @@ class RecordAttempts:
                 overrides = self._fewer_tokens(overrides, result)
             elif isinstance(result, EndpointFaultError):
                 await self._fault(state, endpoint, result)
-                await self._pause(state)
             else:
                 raise result
 
@@ -292,7 +294,7 @@ class RecordAttempts:
     async def _fault(
         self, state: _RecordState, endpoint: Endpoint, fault: EndpointFaultError
     ) -> None:
-        """Handle an error of the endpoint; the record may be its cause.
+        """Handle an error of the endpoint, and wait; the record may be its cause.
 
         Raises:
             RefusedError: It is, and smaller images do not help.
@@ -304,6 +306,10 @@ class RecordAttempts:
                 raise RefusedError(fault.code, message)
             # Some gateways answer a body that is too large with a 404, or close the connection.
             await self._shrink(state, ImageRejectedError(fault.code, message, smaller=True))
+        if state.at_once < MOST_AT_ONCE and endpoint.fails_by_chance(fault):
+            state.at_once += 1
+        else:
+            await self._pause(state)
 
     def _fewer_tokens(
         self, overrides: RequestOverrides, error: TokenLimitError
@@ -370,4 +376,5 @@ class _RecordState:
     attempts: int = 0
     is_retry: bool = False
     unusable: int = 0  # responses that are no captions
+    at_once: int = 0  # attempts after an error without a pause
     keep_defaults: bool = False  # the endpoint refused other sampling parameters

@@ -24,12 +24,11 @@ def clock() -> Clock:
 
 def test_everybody_gets_a_part_of_everything(clock):
     broker = RateBroker(64, clock)
-    broker.window.limit = 64.0
     names = [f"w{number}" for number in range(5)]
     for name in names:
         broker.lease(name, Feedback())
     leases = [broker.lease(name, Feedback()) for name in names]
-    assert sum(lease.in_flight for lease in leases) == 64
+    assert sorted(lease.load for lease in leases) == [1, 1, 2, 2, 2]
     assert sum(lease.share for lease in leases) == pytest.approx(1)
 
 
@@ -46,23 +45,38 @@ def test_the_part_of_a_worker_that_died_goes_to_the_others(clock):
 
 
 def test_trouble_of_one_is_trouble_of_all_and_counts_once(clock):
-    """Twenty 429s of one moment, met by two workers, take a tenth away, not the whole."""
-    broker = RateBroker(100, clock)
-    broker.window.limit = 100.0
+    """Forty 429s of one moment, met by two workers, halve the load of both, and once."""
+    broker = RateBroker(800, clock)
     for name in "ab":
         broker.lease(name, Feedback())
-    epoch = broker.lease("a", Feedback()).epoch
+    epoch = broker.lease("a", Feedback(good=200, latency_s=1.0, in_flight=25)).epoch
+    before = broker.window.load
     for name in "ab":
-        lease = broker.lease(name, Feedback(bad=10, in_flight=50, epoch=epoch))
-    assert broker.window.limit == pytest.approx(90)
-    assert (lease.in_flight, lease.epoch) == (45, epoch + 1)
+        bad = Feedback(bad=20, weight=2.0, in_flight=25, epoch=epoch)
+        lease = broker.lease(name, bad)
+    assert before / 4 <= broker.window.load <= before / 2
+    assert (lease.load, lease.epoch) == (pytest.approx(broker.window.load / 2), epoch + 1)
+
+
+def test_a_load_below_the_workers_is_spread_in_time(clock):
+    """Each of a thousand workers sends, a few at a time: none has a permit that none else gets."""
+    broker = RateBroker(8, clock)
+    for number in range(1_000):
+        broker.lease(f"w{number}", Feedback())
+    broker.lease("w1", Feedback(good=8, latency_s=2.0, in_flight=8))
+    broker.lease("w1", Feedback(bad=20, weight=2.0, in_flight=8))
+    lease = broker.lease("w2", Feedback(epoch=broker.window.epoch))
+    limiter = Limiter(8, clock=clock)
+    LeaseHolder([limiter]).apply(lease)
+    assert limiter.limit == 1
+    assert limiter.window.gap_s == pytest.approx(1_000 * 2.0 / broker.window.load)
 
 
 def test_the_limit_grows_while_all_of_it_is_used(clock):
     broker = RateBroker(100, clock)
-    begin = broker.window.limit
-    broker.lease("a", Feedback(good=8, in_flight=8))
-    assert broker.window.limit == begin + 8
+    begin = broker.window.load
+    broker.lease("a", Feedback(good=8, latency_s=1.0, in_flight=8))
+    assert broker.window.load == begin + 8
 
 
 def test_a_pause_that_one_was_asked_for_holds_all(clock):
@@ -77,15 +91,16 @@ async def test_a_holder_uses_its_lease_and_no_more(clock):
     holder = LeaseHolder([limiter])
     await limiter.acquire()
     limiter.release()
-    holder.apply(Lease(0.25, 3, 0.0, 7))
+    holder.apply(Lease(0.25, 3, epoch=7))
     assert (limiter.limit, limiter.requests.per_minute) == (3, 150)
-    await limiter.acquire()
-    limiter.succeeded()
-    limiter.overloaded(0)
+    assert await limiter.acquire() == 7
+    limiter.succeeded(7, 2.0)
+    limiter.overloaded(7, 0.1, 2.0)
+    limiter.overloaded(6, 0.1, 2.0)
     assert limiter.limit == 3
-    assert holder.take_feedback() == Feedback(1, 1, 1, 0.0, 7)
-    assert holder.take_feedback() == Feedback(0, 0, 1, 0.0, 7)
-    holder.apply(Lease(0.5, 4, 2.0, 8))
+    assert holder.take_feedback() == Feedback(1, 2.0, 1, 2.0, 1, epoch=7)
+    assert holder.take_feedback() == Feedback(in_flight=1, epoch=7)
+    holder.apply(Lease(0.5, 4, pause_s=2.0, epoch=8))
     assert limiter.paused_s == 2.0
     holder.halve()
     assert (limiter.limit, limiter.requests.per_minute) == (2, 150)
@@ -95,7 +110,7 @@ async def test_a_learnt_rate_is_shared_as_a_given_one_is(clock):
     limiter = Limiter(64, clock=clock)
     await limiter.acquire()
     limiter.learn_requests(1_200, None)
-    limiter.lease(0.5, 8)
+    limiter.lease(0.5)
     assert limiter.requests.per_minute == 600
 
 

@@ -1,0 +1,100 @@
+"""What the limiter gets out of servers, simulated in virtual time: no clock and no luck."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner.endpoints.goodput import GoodputLimit
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from goodput_sim import CASES, Case, simulate
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most_refused"),
+    [
+        ("r35", 0.85, 0.37),
+        ("r10", 0.80, 0.13),
+        ("q600", 0.98, 0.06),
+        ("q6000", 0.98, 0.03),
+        ("q500", 0.98, 0.04),
+        ("s32", 0.95, 0.05),
+        ("s32x", 0.95, 0.05),
+        ("s32r", 0.85, 0.40),
+        ("step", 0.90, 0.05),
+        ("serial", 0.95, 0.0),
+        ("slow", 0.85, 0.10),
+        ("outage", 0.90, 0.05),
+    ],
+)
+def test_what_a_server_can_give_is_got(name: str, least: float, most_refused: float) -> None:
+    """Noise slows no run down; a quota, slots and a queue do, and few requests are refused."""
+    case = CASES[name]
+    (client,) = simulate(case, 3)
+    assert client.done >= least * case.ideal(case.seconds)
+    assert client.refused <= most_refused * (client.done + client.refused)
+
+
+def test_two_runs_share_a_quota() -> None:
+    """Neither of two runs on one key gets more than three fifths."""
+    case = CASES["two"]
+    clients = simulate(case, 4)
+    done = sum(client.done for client in clients)
+    assert done >= 0.95 * case.ideal(case.seconds)
+    assert max(client.done for client in clients) <= 0.6 * done
+
+
+def random_case(seed: int) -> tuple[Case, float]:
+    """Return a server of some kind, and the captions a second that it gives for ever."""
+    rand = random.Random(seed)
+    latency_s = 10 ** rand.uniform(-1.5, 0.7)
+    faults = rand.choice([0.0, 0.0, 0.02, 0.1, 0.3])
+    server: dict[str, object] = {"latency_s": latency_s, "faults": faults}
+    server["refusal"] = rand.choice([1.0, 2.0, 2.0])
+    ceiling = rand.choice([4, 16, 64])
+    rate = ceiling / latency_s / 1.1
+    kind = rand.choice(["plain", "slots", "quota"])
+    if kind == "slots":
+        slots = server["slots"] = rand.randint(1, 32)
+        server["queue"] = rand.randint(0, 32)
+        rate = min(rate, slots / latency_s / 1.1)
+    elif kind == "quota":
+        per_minute = server["per_minute"] = 10 ** rand.uniform(2, 4)
+        server["burst"] = 0.1
+        rate = min(rate, per_minute / 60)
+    seconds = max(200 * latency_s, 2_000 / rate, 60.0)
+    return Case(kind, server, ceiling, seconds, lambda s: s * rate), rate * (1 - faults)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_server_of_any_kind_is_used(seed: int) -> None:
+    """No run stands still or sends more at once than allowed, whatever the server is."""
+    case, per_s = random_case(seed)
+    (client,) = simulate(case, seed)
+    assert client.most <= case.ceiling
+    assert client.done >= 0.4 * per_s * case.seconds
+    assert client.limiter.window.load >= 0.01
+
+
+def test_the_load_grows_only_while_it_is_what_holds_us_back() -> None:
+    """A run with few records does not talk itself into a hundred permits."""
+    window = GoodputLimit(128, 20.0)
+    for number in range(1_000):
+        window.succeeded(window.epoch, 1.0, 3, number * 0.3)
+    assert window.load == 20
+
+
+def test_an_error_among_many_successes_changes_nothing() -> None:
+    window = GoodputLimit(100, 100.0)
+    for number in range(2_000):
+        now = number / 100
+        if number % 400 == 399:
+            window.failed(window.epoch, 100, now)
+        else:
+            window.succeeded(window.epoch, 1.0, 100, now)
+    assert window.load == 100
