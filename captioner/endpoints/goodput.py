@@ -131,6 +131,7 @@ class GoodputLimit:
         self._weight = 0.0  # of the errors
         self._excess = 0.0  # evidence that there are more errors than noise
         self._seen = self._seen_errors = 0  # results of which it consists
+        self._seen_weight = 0.0
         self._began = -1.0  # of the round
         self._gain = STEP
         self._wait_s = WAIT_S
@@ -254,9 +255,11 @@ class GoodputLimit:
         if self._excess <= 0:
             self._excess = 0.0
             self._seen = self._seen_errors = 0
+            self._seen_weight = 0.0
         else:
             self._seen += 1
             self._seen_errors += weight > 0
+            self._seen_weight += weight
 
     def _conclude(self, now: float) -> None:
         if self._began < 0:
@@ -285,7 +288,7 @@ class GoodputLimit:
         self._experimenting = True
         self._load_before, self._spreads_before = self.load, self.spreads
         seen = self._seen, self._seen_errors
-        self._weight_before = self._weight / max(1, self._errors)
+        self._weight_before = self._seen_weight / self._seen_errors
         self._kept_before = self._kept(max(seen[0], int(self.load)), seen[1])
         self._share_before, self._results_before = 0.0, 0
         self._below = None
@@ -437,7 +440,7 @@ class GoodputLimit:
     def _change(self, now: float, settle: float = SETTLE) -> None:
         """Count only what is sent from now on, once it shows the changed load."""
         self.epoch += 1
-        self._excess = 0.0
+        self._excess = self._seen_weight = 0.0
         self._seen = self._seen_errors = 0
         self._count_again()
         self._settled = now + settle * self.latency_s + self._lag_s

@@ -99,11 +99,12 @@ class RateBroker:
         total = sum(in_flight for _, in_flight in self._workers.values())
         window = self.window
         window.held_back |= feedback.held_back
-        for number in range(feedback.good + feedback.bad):
+        results = feedback.good + feedback.bad
+        successes = 0
+        for number in range(1, results + 1):
             # In turn, as they came: errors in a row would speak of more than they are.
-            if number * feedback.good // (feedback.good + feedback.bad) < feedback.good * (
-                number + 1
-            ) // (feedback.good + feedback.bad):
+            if successes < number * feedback.good // results:
+                successes += 1
                 window.succeeded(feedback.epoch, feedback.latency_s, total, now)
             else:
                 window.failed(feedback.epoch, total, now, feedback.weight)
