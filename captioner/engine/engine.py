@@ -139,6 +139,7 @@ class Engine:
                 memory,
                 pool.render,
                 cache,
+                pool.look,
             )
             fetcher = await stack.enter_async_context(
                 Fetcher(images, memory, archives, settings.run.stop_after)

@@ -10,9 +10,16 @@ from pybase64 import b64encode
 from xxhash import xxh3_128
 
 from captioner.core.badjson import why_no_json
-from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
+from captioner.core.errors import (
+    BadImageError,
+    BadRecordError,
+    RecordError,
+    SettingsError,
+    WouldBlockError,
+)
 from captioner.core.jsonbytes import fields_in, quoted
 from captioner.core.media import is_video
+from captioner.core.ocr import ocr_available
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
     UNCHANGED,
@@ -23,21 +30,24 @@ from captioner.core.types import (
     InputRecord,
     NeedsFetch,
     PreparedRecord,
-    Turn,
     Usage,
 )
 from captioner.engine.conversation import ask_each, images_of, read_turns
+from captioner.engine.frames import with_frames
 from captioner.engine.reservation import Mode, Reservation
+from captioner.engine.template_context import RecordContext, would_look
 from captioner.engine.templates import Templates
 from captioner.images.fit import FitOptions, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
     from captioner.core.types import FetchedImages, ImageOverrides, Outcome
     from captioner.engine.cache import Cache
+    from captioner.engine.template_context import Look
+    from captioner.engine.templates import Filled, Texts
     from captioner.images.files import ImageFolders
     from captioner.images.fit import Fitted, Render
     from captioner.settings.settings import Settings
@@ -62,6 +72,7 @@ class Preparer:
         memory: Bytes that prepared records may hold.
         render: Re-encodes images that cannot be sent unchanged.
         cache: Responses of earlier runs.
+        look: Reads what templates name of an image.
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class Preparer:
         memory: MemoryBudget,
         render: Render,
         cache: Cache | None = None,
+        look: Look = would_look,
     ) -> None:
         self._settings = settings
         self._dialect = dialect
@@ -79,8 +91,16 @@ class Preparer:
         self._memory = memory
         self._render = render
         self._cache = cache
+        self._look = look
         prompt = settings.prompt
-        self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
+        self._templates = Templates(
+            prompt.system_prompt,
+            prompt.prompt,
+            settings.questions,
+            strict=prompt.missing == "fail",
+        )
+        if "ocr" in self._templates.names and not ocr_available():
+            raise SettingsError("prompt: {{ ocr }} needs pip install 'captioner[offline]'")
         self._fit_options = FitOptions(settings.images, settings.prompt.detail)
         names = settings.field_family
         self._names = frozenset(names)
@@ -137,7 +157,7 @@ class Preparer:
             if replaces and self._keeps(fields):
                 text = fields[self._settings.fields[0]]
                 return Caption(record, text, replaces, 0, Usage(), existing=True)
-            texts = self._templates.fill(fields)
+            texts: Texts | Filled = self._templates.texts
             turns = read_turns(fields, self._settings.records, texts)
             images = images_of(turns)
             if fetched is None and (urls := self._urls_to_fetch(images)):
@@ -145,6 +165,11 @@ class Preparer:
             loaded = _loaded(fetched) if fetched else {}
             if record.images:
                 loaded = {**loaded, **dict(record.images)}
+            if self._templates.any:
+                context = self._context(fields, images, reservation, loaded)
+                texts = self._templates.fill(fields, context)
+                turns = read_turns(fields, self._settings.records, texts)
+                images = images_of(turns)
             several: list[list[EncodedImage]] = []
             for image in images:
                 if several:
@@ -155,7 +180,7 @@ class Preparer:
             if texts.questions or timed or frames[len(images) :]:
                 encoded = dict(zip(map(id, images), several, strict=True))
                 questions = tuple(
-                    self._dialect.messages(*_with_frames(question, encoded, timed=timed))
+                    self._dialect.messages(*with_frames(question, encoded, timed=timed))
                     for question in ask_each(turns, texts.questions)
                 )
             else:
@@ -229,6 +254,28 @@ class Preparer:
             )
         return choice == "skip" and len(present) == len(self._settings.fields)
 
+    def _context(
+        self,
+        fields: dict[str, object],
+        images: list[ImageRef],
+        reservation: Reservation,
+        loaded: dict[str, bytes],
+    ) -> RecordContext:
+        """Return what is known about the first image; reading it needs time, and adds it."""
+        image = images[0] if images else None
+
+        def read() -> bytes | None:
+            if image is None:
+                return None
+            if image.path is not None and image.path not in loaded:
+                loaded[image.path] = self._folders.read(image.path, reservation.reserve)
+            return image.data or loaded.get(image.path or image.url or image.digest or "")
+
+        if self._templates.names and not reservation.waits:
+            raise WouldBlockError
+        field = self._settings.fields[0]
+        return RecordContext(fields, image, self._folders, field, read, self._look)
+
     def _urls_to_fetch(self, images: list[ImageRef]) -> tuple[str, ...]:
         """Return the URLs of the images that must be fetched."""
         urls = [image.url for image in images if image.url is not None]
@@ -265,7 +312,9 @@ class Preparer:
             data = loaded[image.digest]
             reservation.reserve(len(data))
         elif image.path is not None:
-            data = self._folders.read(image.path, reservation.reserve, waits=reservation.waits)
+            data = loaded.get(image.path) or self._folders.read(
+                image.path, reservation.reserve, waits=reservation.waits
+            )
         else:
             data = image.data or b""
             reservation.reserve(len(data))
@@ -306,38 +355,3 @@ def _loaded(fetched: FetchedImages) -> dict[str, bytes]:
 def would_block(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
     """Take the place of `Render` where nothing is decoded: raise `WouldBlockError`."""
     raise WouldBlockError
-
-
-def _with_frames(
-    turns: list[Turn], encoded: Mapping[int, list[EncodedImage]], *, timed: bool
-) -> tuple[list[Turn], list[EncodedImage]]:
-    """Return turns in which a moving image stands once for each frame, and all the images.
-
-    Args:
-        turns: The turns.
-        encoded: The frames of each image by its ``id``.
-        timed: Put the time of each frame before it.
-    """
-    images = [encoded[id(part)] for part in images_of(turns)]
-    if timed or any(len(several) > 1 for several in images):
-        turns = [
-            Turn(
-                turn.role,
-                tuple(one for part in turn.parts for one in _parts(part, encoded, timed=timed)),
-            )
-            for turn in turns
-        ]
-    return turns, [image for several in images for image in several]
-
-
-def _parts(
-    part: str | ImageRef, encoded: Mapping[int, list[EncodedImage]], *, timed: bool
-) -> Iterator[str | ImageRef]:
-    """Yield what stands for a part of a turn: an image once for each of its frames."""
-    if isinstance(part, str):
-        yield part
-        return
-    for image in encoded[id(part)]:
-        if timed and image.time_s is not None:
-            yield f"Frame at {image.time_s:.1f} s:"
-        yield part

@@ -1,6 +1,7 @@
 """Questions with parts of the record in them: Jinja templates, sandboxed.
 
-``{{ title }}`` is a field of the record, ``{{ record["a name"] }}`` one with any name; see
+``{{ title }}`` is a field of the record, ``{{ record["a name"] }}`` one with any name, and
+``{{ sidecar }}`` among others what is known about its image (`template_context`); see
 https://jinja.palletsprojects.com/templates/ for the rest. A text without ``{{`` and ``{%`` is no
 template, and needs nothing installed.
 """
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.core.errors import BadRecordError, SettingsError
 from captioner.core.extras import needed
+from captioner.engine.template_context import NAMES
 from captioner.engine.template_sandbox import sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from captioner.engine.template_context import RecordContext
 
 
 class Texts(NamedTuple):
@@ -33,27 +37,42 @@ class Texts(NamedTuple):
 
 
 class Filled:
-    """The same for one record, filled in when needed: `BadRecordError` may come of it."""
+    """The same for one record, filled in when needed: `RecordError` may come of it.
 
-    def __init__(self, templates: Templates, record: dict[str, Any]) -> None:
+    Args:
+        templates: The templates.
+        record: The record.
+        context: What is known about its image.
+    """
+
+    def __init__(
+        self, templates: Templates, record: dict[str, Any], context: RecordContext | None
+    ) -> None:
         self._templates = templates
+        self._context = context
         self._record = record
+        self._values: dict[str, Any] | None = None
 
     @property
     def system_prompt(self) -> str:
         """See `Texts`."""
-        return self._templates.render(0, self._record) if self._templates.texts[0] else ""
+        return self._render(0) if self._templates.texts[0] else ""
 
     @property
     def prompt(self) -> str:
         """See `Texts`."""
-        return self._templates.render(1, self._record)
+        return self._render(1)
 
     @property
     def questions(self) -> tuple[str, ...]:
         """See `Texts`."""
-        count = len(self._templates.texts.questions)
-        return tuple(self._templates.render(2 + at, self._record) for at in range(count))
+        return tuple(self._render(2 + at) for at in range(len(self._templates.texts.questions)))
+
+    def _render(self, number: int) -> str:
+        if self._values is None:
+            known = self._context.values(self._templates.names) if self._context else {}
+            self._values = {**known, **self._record, "record": self._record}
+        return self._templates.render(number, self._values)
 
 
 class Templates:
@@ -63,33 +82,55 @@ class Templates:
         system_prompt: See `Texts`.
         prompt: See `Texts`.
         questions: See `Texts`.
+        strict: What a record lacks is its failure; else it is empty.
+
+    Attributes:
+        texts: The texts, not filled in.
+        names: What the templates name of `captioner.engine.template_context.NAMES`.
 
     Raises:
         SettingsError: A template is wrong, or the library for templates is not installed.
     """
 
-    def __init__(self, system_prompt: str, prompt: str, questions: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        system_prompt: str,
+        prompt: str,
+        questions: Sequence[str] = (),
+        *,
+        strict: bool = True,
+    ) -> None:
         self.texts = Texts(system_prompt, prompt, tuple(questions))
+        self.names: frozenset[str] = frozenset()
         self._render: list[Callable[[dict[str, Any]], str]] = []
         texts = (system_prompt, prompt, *questions)
         if not any("{{" in text or "{%" in text for text in texts):
             return
         self._jinja = needed("jinja2", "templates")
-        environment = sandbox(self._jinja)
+        meta = needed("jinja2.meta", "templates")
+        environment = sandbox(self._jinja, strict=strict)
+        named: set[str] = set()
         for text in texts:
             try:
                 template = environment.from_string(text)
+                named |= meta.find_undeclared_variables(environment.parse(text))
             except self._jinja.TemplateSyntaxError as error:
                 raise SettingsError(
                     f"prompt: the template is wrong in line {error.lineno}: {error.message}"
                 ) from None
             self._render.append(partial(environment.text_of, template))
+        self.names = NAMES & named
 
-    def fill(self, record: dict[str, Any]) -> Texts | Filled:
-        """Return the question for a record."""
-        return Filled(self, record) if self._render else self.texts
+    @property
+    def any(self) -> bool:
+        """Whether there is a template among them."""
+        return bool(self._render)
 
-    def render(self, number: int, record: dict[str, Any]) -> str:
+    def fill(self, record: dict[str, Any], context: RecordContext | None = None) -> Texts | Filled:
+        """Return the question for a record; ``context`` is what is known about its image."""
+        return Filled(self, record, context) if self._render else self.texts
+
+    def render(self, number: int, values: dict[str, Any]) -> str:
         """Return one of the texts, filled in.
 
         Raises:
@@ -97,7 +138,7 @@ class Templates:
                 ``prompt_template`` if a template can do nothing with it.
         """
         try:
-            text = self._render[number]({**record, "record": record}).strip()
+            text = self._render[number](values).strip()
         except self._jinja.UndefinedError as error:
             raise BadRecordError(
                 "prompt_field", f"the prompt needs what the record does not have: {error.message}"

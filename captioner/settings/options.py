@@ -199,9 +199,13 @@ class PromptSettings(_Group):
         "System prompt, or @FILE. A system turn in the record replaces it.", DEFAULT_SYSTEM_PROMPT
     )
     prompt: str = _common(
-        "Question for records without one, or @FILE. {{ field }} inserts "
-        "a field of the record, as in Jinja templates.",
+        "Question for records without one, or @FILE. {{ field }} inserts a field of the record as "
+        "in Jinja templates, {{ sidecar }} the text file beside the image.",
         DEFAULT_PROMPT,
+    )
+    missing: Literal["empty", "fail"] = _option(
+        "What a template names and a record or its image lacks: fail (the record fails) or empty.",
+        "fail",
     )
     max_tokens: int | None = _common("Maximum tokens of a caption. Default: the endpoint's.")
     temperature: float | None = _common("Sampling temperature. Default: the endpoint's.", zero=True)

@@ -207,6 +207,7 @@ class Settings:
         shaping = {
             "model": model,
             **{name: getattr(prompt, name) for name in _SHAPING_PROMPT},
+            "missing": None if prompt.missing == "fail" else prompt.missing,
             "thinking": None if prompt.thinking == "auto" else prompt.thinking,
             "ask": list(prompt.ask) or None,
             "samples": prompt.samples if prompt.samples > 1 else None,

@@ -57,6 +57,7 @@ SAMPLES = {
     "max_outage": 2.5,
     "stop_after": 9,
     "thinking": "off",
+    "missing": "empty",
     "probe": False,
     "temperature": 0.25,
     "drain": 3.5,
