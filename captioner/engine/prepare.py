@@ -14,12 +14,10 @@ from captioner.core.errors import (
     BadImageError,
     BadRecordError,
     RecordError,
-    SettingsError,
     WouldBlockError,
 )
 from captioner.core.jsonbytes import fields_in, quoted
 from captioner.core.media import is_video
-from captioner.core.ocr import ocr_available
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
     UNCHANGED,
@@ -33,21 +31,21 @@ from captioner.core.types import (
     Usage,
 )
 from captioner.engine.conversation import ask_each, images_of, read_turns
+from captioner.engine.existing import existing_captions
 from captioner.engine.frames import with_frames
+from captioner.engine.questions import Questions
 from captioner.engine.reservation import Mode, Reservation
-from captioner.engine.template_context import RecordContext, would_look
-from captioner.engine.templates import Templates
+from captioner.engine.template_context import would_look
 from captioner.images.fit import FitOptions, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
     from captioner.core.types import FetchedImages, ImageOverrides, Outcome
     from captioner.engine.cache import Cache
     from captioner.engine.template_context import Look
-    from captioner.engine.templates import Filled, Texts
     from captioner.images.files import ImageFolders
     from captioner.images.fit import Fitted, Render
     from captioner.settings.settings import Settings
@@ -91,16 +89,7 @@ class Preparer:
         self._memory = memory
         self._render = render
         self._cache = cache
-        self._look = look
-        prompt = settings.prompt
-        self._templates = Templates(
-            prompt.system_prompt,
-            prompt.prompt,
-            settings.questions,
-            strict=prompt.missing == "fail",
-        )
-        if "ocr" in self._templates.names and not ocr_available():
-            raise SettingsError("prompt: {{ ocr }} needs pip install 'captioner[offline]'")
+        self._questions = Questions(settings, folders, look)
         self._fit_options = FitOptions(settings.images, settings.prompt.detail)
         names = settings.field_family
         self._names = frozenset(names)
@@ -157,18 +146,21 @@ class Preparer:
             if replaces and self._keeps(fields):
                 text = fields[self._settings.fields[0]]
                 return Caption(record, text, replaces, 0, Usage(), existing=True)
-            texts: Texts | Filled = self._templates.texts
-            turns = read_turns(fields, self._settings.records, texts)
+            questions = self._questions
+            turns = read_turns(fields, self._settings.records, questions.plain)
             images = images_of(turns)
             if fetched is None and (urls := self._urls_to_fetch(images)):
                 return NeedsFetch(record, urls)
-            loaded = _loaded(fetched) if fetched else {}
-            if record.images:
-                loaded = {**loaded, **dict(record.images)}
-            if self._templates.any:
-                context = self._context(fields, images, reservation, loaded)
-                texts = self._templates.fill(fields, context)
-                turns = read_turns(fields, self._settings.records, texts)
+            if (
+                questions.may_keep
+                and not replaces
+                and (text := questions.kept(images, reservation))
+            ):
+                return Caption(record, text, replaces, 0, Usage(), existing=True)
+            loaded = _loaded(record, fetched) if fetched or record.images else {}
+            asked, notes = questions.plain.questions, None
+            if questions.vary:
+                turns, asked, notes = questions.filled(fields, images, reservation, loaded)
                 images = images_of(turns)
             several: list[list[EncodedImage]] = []
             for image in images:
@@ -177,14 +169,14 @@ class Preparer:
                 several.append(self._encode(image, reservation, render, image_overrides, loaded))
             frames = [one for each in several for one in each] if images[1:] else several[0]
             timed = self._settings.images.frame_times
-            if texts.questions or timed or frames[len(images) :]:
+            if asked or timed or frames[len(images) :]:
                 encoded = dict(zip(map(id, images), several, strict=True))
-                questions = tuple(
+                messages = tuple(
                     self._dialect.messages(*with_frames(question, encoded, timed=timed))
-                    for question in ask_each(turns, texts.questions)
+                    for question in ask_each(turns, asked)
                 )
             else:
-                questions = (self._dialect.messages(turns, frames),)
+                messages = (self._dialect.messages(turns, frames),)
         except RecordError as error:
             reservation.cancel()
             return Failure(record, error.code, error.message, 0)
@@ -197,8 +189,10 @@ class Preparer:
             size += len(frame.base64)
             pixels += frame.width * frame.height
         reservation.settle(size)
-        key, cached = self._key(questions)
-        return PreparedRecord(record, questions, replaces, reservation.size, pixels, key, cached)
+        key, cached = self._key(messages)
+        return PreparedRecord(
+            record, messages, replaces, reservation.size, pixels, key, cached, notes
+        )
 
     def _key(self, questions: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, bytes]:
         """Return the key of a request, and the response of an earlier run to it if there is one."""
@@ -245,36 +239,14 @@ class Preparer:
         Raises:
             BadRecordError: ``existing_caption``: it has one, and ``--existing`` is ``error``.
         """
-        choice = self._settings.records.existing
+        choice = self._settings.records.existing or "error"
         present = existing_captions(fields, self._settings.fields)
         if choice == "error" and present:
             raise BadRecordError(
                 "existing_caption",
-                f"the record has a {present[0]!r} already (--existing replace or skip)",
+                f"the record has a {present[0]!r} already (--existing skip or replace)",
             )
         return choice == "skip" and len(present) == len(self._settings.fields)
-
-    def _context(
-        self,
-        fields: dict[str, object],
-        images: list[ImageRef],
-        reservation: Reservation,
-        loaded: dict[str, bytes],
-    ) -> RecordContext:
-        """Return what is known about the first image; reading it needs time, and adds it."""
-        image = images[0] if images else None
-
-        def read() -> bytes | None:
-            if image is None:
-                return None
-            if image.path is not None and image.path not in loaded:
-                loaded[image.path] = self._folders.read(image.path, reservation.reserve)
-            return image.data or loaded.get(image.path or image.url or image.digest or "")
-
-        if self._templates.names and not reservation.waits:
-            raise WouldBlockError
-        field = self._settings.fields[0]
-        return RecordContext(fields, image, self._folders, field, read, self._look)
 
     def _urls_to_fetch(self, images: list[ImageRef]) -> tuple[str, ...]:
         """Return the URLs of the images that must be fetched."""
@@ -328,24 +300,17 @@ class Preparer:
         ]
 
 
-def existing_captions(record: Mapping[str, object], fields: Sequence[str]) -> list[str]:
-    """Return which caption fields of a record are not empty."""
-    return [
-        name
-        for name in fields
-        if (value := record.get(name)) not in (None, "", [])
-        and not (isinstance(value, str) and not value.strip())
-    ]
-
-
 def _is_http(url: str) -> bool:
     return url[:5].lower() in ("http:", "https")
 
 
-def _loaded(fetched: FetchedImages) -> dict[str, bytes]:
-    """Return fetched images by URL, or raise the error of one that could not be fetched."""
-    loaded: dict[str, bytes] = {}
-    for url, found in fetched.images.items():
+def _loaded(record: InputRecord, fetched: FetchedImages | None) -> dict[str, bytes]:
+    """Return fetched images by URL and those of the input by digest.
+
+    It raises the error of one that could not be fetched.
+    """
+    loaded: dict[str, bytes] = dict(record.images)
+    for url, found in fetched.images.items() if fetched else ():
         if isinstance(found, Exception):
             raise found
         loaded[url] = found

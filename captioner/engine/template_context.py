@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -37,6 +38,7 @@ class RecordContext:
     Args:
         fields: The record.
         image: Its first image; None if it has none.
+        names: Those of `NAMES` that are wanted.
         folders: Where image files are.
         field: The field that receives the caption.
         read: Returns the bytes of the image, or None if they are not on this machine.
@@ -47,6 +49,7 @@ class RecordContext:
         self,
         fields: Mapping[str, Any],
         image: ImageRef | None,
+        names: Collection[str],
         folders: ImageFolders,
         field: str,
         read: Callable[[], bytes | None],
@@ -55,22 +58,22 @@ class RecordContext:
         self._fields = fields
         self._path = image.path if image is not None else None
         self._url = image.url if image is not None else None
+        self._names = names
         self._folders = folders
         self._field = field
         self._read = read
         self._look = look
 
-    def values(self, names: Collection[str]) -> dict[str, Any]:
-        """Return the values of names; those without one are left out.
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The values of the names; those without one are left out.
 
         Raises:
             BadRecordError: ``bad_sidecar``: a file beside the image cannot be read.
             BadImageError: The image cannot be read.
             WouldBlockError: That would take a while.
         """
-        if not names:
-            return {}
-        wanted = [name for name in names if name not in self._fields]
+        wanted = [name for name in self._names if name not in self._fields]
         found: dict[str, Any] = {}
         if place := self._path or (urlsplit(self._url).path if self._url else ""):
             path = PurePath(place)

@@ -17,7 +17,7 @@ from captioner.engine.template_context import NAMES
 from captioner.engine.template_sandbox import sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from captioner.engine.template_context import RecordContext
 
@@ -70,9 +70,52 @@ class Filled:
 
     def _render(self, number: int) -> str:
         if self._values is None:
-            known = self._context.values(self._templates.names) if self._context else {}
+            known = self._context.values if self._context and self._templates.names else {}
             self._values = {**known, **self._record, "record": self._record}
         return self._templates.render(number, self._values)
+
+
+class CaptionTemplate:
+    """Puts a caption into a template, ``{{ caption }}``.
+
+    Args:
+        text: The template.
+        strict: See `Templates`.
+
+    Attributes:
+        names: What it names besides the caption.
+
+    Raises:
+        SettingsError: The template is wrong, or the library for templates is not installed.
+    """
+
+    def __init__(self, text: str, *, strict: bool = True) -> None:
+        jinja = needed("jinja2", "templates")
+        environment = sandbox(jinja, strict=strict)
+        template, named = _compiled(environment, text, "caption-template")
+        if "caption" not in named:
+            raise SettingsError("caption-template: it does not name {{ caption }}")
+        self.names = frozenset(named - {"caption"})
+        self._fill = partial(_filled, partial(environment.text_of, template), "caption template")
+
+    def values(self, fields: dict[str, Any], context: RecordContext) -> dict[str, Any]:
+        """Return what the template names besides the caption, of a record.
+
+        Raises:
+            RecordError: The template cannot be filled in; better now than after the request.
+        """
+        known = {**fields, "record": fields, **(context.values if self.names & NAMES else {})}
+        values = {name: known[name] for name in self.names if name in known}
+        self.fill("caption", values)
+        return values
+
+    def fill(self, caption: str, values: Mapping[str, Any]) -> str:
+        """Return the template with a caption and what else it names.
+
+        Raises:
+            BadRecordError: See `Templates.render`.
+        """
+        return self._fill({**values, "caption": caption})
 
 
 class Templates:
@@ -106,18 +149,11 @@ class Templates:
         texts = (system_prompt, prompt, *questions)
         if not any("{{" in text or "{%" in text for text in texts):
             return
-        self._jinja = needed("jinja2", "templates")
-        meta = needed("jinja2.meta", "templates")
-        environment = sandbox(self._jinja, strict=strict)
+        environment = sandbox(needed("jinja2", "templates"), strict=strict)
         named: set[str] = set()
         for text in texts:
-            try:
-                template = environment.from_string(text)
-                named |= meta.find_undeclared_variables(environment.parse(text))
-            except self._jinja.TemplateSyntaxError as error:
-                raise SettingsError(
-                    f"prompt: the template is wrong in line {error.lineno}: {error.message}"
-                ) from None
+            template, names = _compiled(environment, text, "prompt")
+            named |= names
             self._render.append(partial(environment.text_of, template))
         self.names = NAMES & named
 
@@ -137,17 +173,39 @@ class Templates:
             BadRecordError: ``prompt_field`` if the record lacks what a template names,
                 ``prompt_template`` if a template can do nothing with it.
         """
-        try:
-            text = self._render[number](values).strip()
-        except self._jinja.UndefinedError as error:
-            raise BadRecordError(
-                "prompt_field", f"the prompt needs what the record does not have: {error.message}"
-            ) from None
-        except Exception as error:  # noqa: BLE001 - a template may do anything to a value
-            reason = " ".join(str(error).split())[:200]
-            raise BadRecordError(
-                "prompt_template", f"the prompt cannot be made of the record: {reason}"
-            ) from None
-        if not text:
-            raise BadRecordError("prompt_template", "the prompt made of the record is empty")
-        return text
+        return _filled(self._render[number], "prompt", values)
+
+
+def _compiled(environment: Any, text: str, option: str) -> tuple[Any, set[str]]:
+    """Return a template and what it names.
+
+    Raises:
+        SettingsError: It is wrong.
+    """
+    jinja, meta = needed("jinja2", "templates"), needed("jinja2.meta", "templates")
+    try:
+        named = meta.find_undeclared_variables(environment.parse(text))
+        return environment.from_string(text), set(named)
+    except jinja.TemplateSyntaxError as error:
+        raise SettingsError(
+            f"{option}: the template is wrong in line {error.lineno}: {error.message}"
+        ) from None
+
+
+def _filled(render: Callable[[dict[str, Any]], str], what: str, values: dict[str, Any]) -> str:
+    """Return a template, filled in; the errors are those of `Templates.render`."""
+    jinja = needed("jinja2", "templates")
+    try:
+        text = render(values).strip()
+    except jinja.UndefinedError as error:
+        raise BadRecordError(
+            "prompt_field", f"the {what} needs what the record does not have: {error.message}"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a template may do anything to a value
+        reason = " ".join(str(error).split())[:200]
+        raise BadRecordError(
+            "prompt_template", f"the {what} cannot be made of the record: {reason}"
+        ) from None
+    if not text:
+        raise BadRecordError("prompt_template", f"the {what} made of the record is empty")
+    return text

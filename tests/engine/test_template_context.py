@@ -57,16 +57,17 @@ def photograph(kind: str = "JPEG", xmp: str = XMP) -> bytes:
     return out.getvalue()
 
 
-def context(folder, fields=None, image="a.jpg", *, bound=False) -> RecordContext:
+def values(folder, names, fields=None, image="cats/a.jpg", *, bound=False) -> dict:
     folders = ImageFolders([folder], bound=bound, max_bytes=1 << 20)
     return RecordContext(
         fields or {},
         ImageRef(path=image),
+        names,
         folders,
         "caption",
         lambda: folders.read(image, lambda _: None),
         lambda data, names: look(data, WANTED, names),
-    )
+    ).values
 
 
 @pytest.fixture
@@ -81,13 +82,12 @@ def folder(tmp_path):
 
 def test_the_first_file_beside_the_image_that_is_not_empty_counts(folder):
     """An empty .txt says nothing; a .json is a value."""
-    beside = context(folder, image="cats/a.jpg")
-    assert beside.values(["sidecar"]) == {}
+    assert values(folder, ["sidecar"]) == {}
     (folder / "cats" / "a.json").write_text('{"title": "Tom"}')
-    assert beside.values(["sidecar"]) == {"sidecar": {"title": "Tom"}}
+    assert values(folder, ["sidecar"]) == {"sidecar": {"title": "Tom"}}
     (folder / "cats" / "a.caption").write_text("\ufeffa cät\n", "utf-8")
     (folder / "cats" / "a.txt").write_text(" \n")
-    assert beside.values(["sidecar"]) == {"sidecar": "a cät"}
+    assert values(folder, ["sidecar"]) == {"sidecar": "a cät"}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_first_file_beside_the_image_that_is_not_empty_counts(folder):
 def test_a_file_that_cannot_be_read_is_the_records_failure(folder, name, content, told):
     (folder / "cats" / name).write_bytes(content)
     with pytest.raises(BadRecordError) as error:
-        context(folder, image="cats/a.jpg").values(["sidecar"])
+        values(folder, ["sidecar"])
     assert error.value.code == "bad_sidecar"
     assert told in error.value.message
 
@@ -111,26 +111,25 @@ def test_only_files_in_the_folder_of_the_image_are_read(folder, tmp_path_factory
     secret = tmp_path_factory.mktemp("elsewhere") / "secret.txt"
     secret.write_text("secret")
     (folder / "cats" / "a.txt").symlink_to(secret)
-    assert context(folder, image="cats/a.jpg").values(["sidecar"]) == {}
+    assert values(folder, ["sidecar"]) == {}
     (secret.parent / "secret.jpg").write_bytes(jpeg(2))
     outside = str(secret.with_suffix(".jpg"))
-    assert context(folder, image=outside).values(["sidecar"]) == {"sidecar": "secret"}
-    assert context(folder, image=outside, bound=True).values(["sidecar"]) == {}
+    assert values(folder, ["sidecar"], image=outside) == {"sidecar": "secret"}
+    assert values(folder, ["sidecar"], image=outside, bound=True) == {}
 
 
 def test_an_old_caption_is_that_of_the_record_or_of_the_file_beside_the_image(folder):
     (folder / "cats" / "a.txt").write_text("from the file")
-    assert context(folder, image="cats/a.jpg").values(["existing"]) == {"existing": "from the file"}
+    assert values(folder, ["existing"]) == {"existing": "from the file"}
     fields = {"caption": "from the record"}
-    values = context(folder, fields, image="cats/a.jpg").values(["existing"])
-    assert values == {"existing": "from the record"}
+    assert values(folder, ["existing"], fields) == {"existing": "from the record"}
 
 
 def test_names_and_fields_of_the_record(folder):
     """A field of the record goes before a name of ours."""
-    values = context(folder, {"folder": "mine"}, "cats/a.jpg").values(["folder", "stem", "path"])
+    found = values(folder, ["folder", "stem", "path"], {"folder": "mine"})
     path = {"parts": ["cats", "a.jpg"], "name": "a.jpg", "suffix": ".jpg"}
-    assert values == {"stem": "a", "path": path}
+    assert found == {"stem": "a", "path": path}
 
 
 # -- EXIF, IPTC, XMP and OCR --------------------------------------------------------------------
