@@ -160,7 +160,7 @@ class Preparer:
             loaded = _loaded(record, fetched) if fetched or record.images else {}
             asked, notes = questions.plain.questions, None
             if questions.vary:
-                turns, asked, notes = questions.filled(fields, images, reservation, loaded)
+                turns, asked, notes = questions.filled(record, fields, images, reservation, loaded)
                 images = images_of(turns)
             several: list[list[EncodedImage]] = []
             for image in images:

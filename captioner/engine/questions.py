@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import BadRecordError, SettingsError, WouldBlockError
+from captioner.core.keys import digest
 from captioner.core.ocr import ocr_available
 from captioner.core.types import ImageRef, Notes, Turn
 from captioner.engine.conversation import read_turns
 from captioner.engine.existing import TextFiles
-from captioner.engine.template_context import NAMES, RecordContext
-from captioner.engine.templates import CaptionTemplate, Templates, Texts
+from captioner.engine.template_context import NAMES, RecordContext, text_in
+from captioner.engine.templates import CaptionTemplate, Filled, Templates, Texts
 
 if TYPE_CHECKING:
+    from captioner.core.types import InputRecord
     from captioner.engine.reservation import Reservation
     from captioner.engine.template_context import Look
     from captioner.images.files import ImageFolders
@@ -41,9 +45,17 @@ class Questions:
         self._folders = folders
         self._look = look
         prompt, strict = settings.prompt, settings.prompt.missing == "fail"
+        mix = prompt.mix()
+        self._weights = list(accumulate(weight for weight, _ in mix))
         self._templates = Templates(
-            prompt.system_prompt, prompt.prompt, settings.questions, strict=strict
+            prompt.system_prompt,
+            prompt.prompt,
+            settings.questions,
+            [text for _, text in mix],
+            strict=strict,
         )
+        self._keys = settings.record_keys
+        self._in_folder = prompt.prompt_file_in_folder
         around = settings.captions.caption_template
         self._around = CaptionTemplate(around, strict=strict) if around else None
         named = self._around.names if self._around else frozenset()
@@ -78,6 +90,7 @@ class Questions:
 
     def filled(
         self,
+        record: InputRecord,
         fields: dict[str, Any],
         images: list[ImageRef],
         reservation: Reservation,
@@ -99,11 +112,13 @@ class Questions:
             return image.data or loaded.get(image.path or image.url or image.digest or "")
 
         settings = self._settings
-        if not reservation.waits and (self._names or settings.joins):
+        if not reservation.waits and (self._names or settings.joins or self._in_folder):
             raise WouldBlockError
         field = settings.fields[0]
         context = RecordContext(fields, image, self._names, self._folders, field, read, self._look)
-        texts = self._templates.fill(fields, context)
+        own = self._of_folder(image) if self._in_folder else ""
+        chosen = self._choice(record) if self._weights else None
+        texts = Filled(self._templates, fields, context, chosen, own)
         turns = read_turns(fields, settings.records, texts)
         if not self._noted:
             return turns, texts.questions, None
@@ -111,6 +126,24 @@ class Questions:
         old = self._old(fields, images) if settings.joins else ()
         values = self._around.values(fields, context) if self._around is not None else {}
         return turns, texts.questions, Notes(texts.questions or (asked,), old, values)
+
+    def _choice(self, record: InputRecord) -> int:
+        """Return which question of the mix a record gets: the same each time."""
+        key = self._keys.of_record(record)
+        number = digest(f"prompt {self._settings.records.seed} ".encode() + key)
+        share = int.from_bytes(number, "big") / 2 ** (8 * len(number))
+        return min(bisect(self._weights, share * self._weights[-1]), len(self._weights) - 1)
+
+    def _of_folder(self, image: ImageRef) -> str:
+        """Return the question in the file of the folder of an image; empty if there is none.
+
+        Raises:
+            BadRecordError: ``bad_sidecar``: the file cannot be read.
+        """
+        if image.path is None or self._in_folder is None:
+            return ""
+        content = self._folders.nearest(image.path, self._in_folder)
+        return str(text_in(self._in_folder, content)) if content else ""
 
     def _old(self, fields: dict[str, Any], images: list[ImageRef]) -> tuple[str, ...]:
         """Return the captions that new ones are joined to, one for each question.

@@ -110,7 +110,7 @@ def text_in(name: str, content: bytes) -> Any:
         reason = f"is not UTF-8 text: byte {error.start + 1} is 0x{content[error.start]:02x}"
     except orjson.JSONDecodeError as error:
         reason = f"is not valid JSON: {error}"
-    raise BadRecordError("bad_sidecar", f"{name} beside the image {reason}")
+    raise BadRecordError("bad_sidecar", f"{name} {reason}")
 
 
 def would_look(_: bytes, __: Sequence[str]) -> dict[str, Any]:

@@ -43,12 +43,21 @@ class Filled:
         templates: The templates.
         record: The record.
         context: What is known about its image.
+        chosen: Position of its question among those of the mix; None if there is none.
+        own: A question that goes before all these; empty if there is none.
     """
 
     def __init__(
-        self, templates: Templates, record: dict[str, Any], context: RecordContext | None
+        self,
+        templates: Templates,
+        record: dict[str, Any],
+        context: RecordContext | None,
+        chosen: int | None = None,
+        own: str = "",
     ) -> None:
         self._templates = templates
+        self._chosen = chosen
+        self._own = own
         self._context = context
         self._record = record
         self._values: dict[str, Any] | None = None
@@ -61,7 +70,9 @@ class Filled:
     @property
     def prompt(self) -> str:
         """See `Texts`."""
-        return self._render(1)
+        if self._own or self._chosen is None:
+            return self._own or self._render(1)
+        return self._render(2 + len(self._templates.texts.questions) + self._chosen)
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -125,6 +136,7 @@ class Templates:
         system_prompt: See `Texts`.
         prompt: See `Texts`.
         questions: See `Texts`.
+        mix: Prompts of which each record gets one.
         strict: What a record lacks is its failure; else it is empty.
 
     Attributes:
@@ -140,13 +152,14 @@ class Templates:
         system_prompt: str,
         prompt: str,
         questions: Sequence[str] = (),
+        mix: Sequence[str] = (),
         *,
         strict: bool = True,
     ) -> None:
         self.texts = Texts(system_prompt, prompt, tuple(questions))
         self.names: frozenset[str] = frozenset()
         self._render: list[Callable[[dict[str, Any]], str]] = []
-        texts = (system_prompt, prompt, *questions)
+        texts = self._plain = (system_prompt, prompt, *questions, *mix)
         if not any("{{" in text or "{%" in text for text in texts):
             return
         environment = sandbox(needed("jinja2", "templates"), strict=strict)
@@ -173,6 +186,8 @@ class Templates:
             BadRecordError: ``prompt_field`` if the record lacks what a template names,
                 ``prompt_template`` if a template can do nothing with it.
         """
+        if not self._render:
+            return self._plain[number]
         return _filled(self._render[number], "prompt", values)
 
 

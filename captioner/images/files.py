@@ -158,6 +158,28 @@ class ImageFolders:
                 return stem + suffix, content
         return None
 
+    def nearest(self, path: str, name: str) -> bytes:
+        """Return the content of the nearest file with a name in or above the folder of an image.
+
+        It is empty if there is none between that folder and the one in which images are looked for.
+
+        Raises:
+            BadRecordError: ``bad_sidecar``; see `beside`.
+        """
+        image = None if "#" in path and in_archive(path) else self.find(path)
+        if image is None:
+            return b""
+        folder = os.path.realpath(os.path.dirname(image))  # noqa: PTH120 - as below
+        for root in self._roots:
+            top = os.path.realpath(root).rstrip(os.sep)
+            while (folder + os.sep).startswith(top + os.sep):
+                if content := _small_file(folder.rstrip(os.sep) + os.sep, name):
+                    return content
+                if folder in (top, os.sep):
+                    break
+                folder = os.path.dirname(folder)  # noqa: PTH120 - as below
+        return b""
+
     def _opened(self, path: str) -> tuple[int, int]:
         """Return the descriptor of a regular file and its size; wait for a free descriptor."""
         try:

@@ -203,6 +203,16 @@ class PromptSettings(_Group):
         "in Jinja templates, {{ sidecar }} the text file beside the image.",
         DEFAULT_PROMPT,
     )
+    prompt_mix: tuple[str, ...] = _option(
+        "WEIGHT=QUESTION or WEIGHT=@FILE: a question for records without one, instead of --prompt. "
+        "Repeat the flag for several: each record gets one by chance, as often as the weights say "
+        "and the same each time (--seed). In a TOML file write tables [[prompt]].",
+        (),
+    )
+    prompt_file_in_folder: str | None = _option(
+        "Name of a text file, such as prompt.txt, with the question for the images in its folder "
+        "and below. The nearest one inside the input counts; it is no template."
+    )
     missing: Literal["empty", "fail"] = _option(
         "What a template names and a record or its image lacks: fail (the record fails) or empty.",
         "fail",
@@ -243,6 +253,17 @@ class PromptSettings(_Group):
             raise SettingsError("ask: two questions have the same name")
         if not self.prompt.strip():
             raise SettingsError("prompt: must not be empty")
+        if self.prompt_file_in_folder is not None and not re.fullmatch(
+            r"[^/\\\0]*[^/\\\0.][^/\\\0]*", self.prompt_file_in_folder
+        ):
+            raise SettingsError("prompt-file-in-folder: give the name of a file, without a folder")
+        for name in ("prompt_mix", "prompt_file_in_folder"):
+            if getattr(self, name) and (self.preset or self.ask):
+                raise SettingsError(
+                    f"{flag_name(name)}: it cannot be combined with --preset or --ask, which "
+                    "replace all questions"
+                )
+        self.mix()
 
     def questions(self) -> list[tuple[str, str]]:
         """Return names and texts of the questions that replace the record's.
@@ -256,6 +277,20 @@ class PromptSettings(_Group):
             if not (name.strip() and question.strip()):
                 raise SettingsError(f"ask: {given[:40]!r} is not NAME=QUESTION")
             found.append((name.strip(), question.strip()))
+        return found
+
+    def mix(self) -> list[tuple[float, str]]:
+        """Return weights and texts of the questions of which each record gets one.
+
+        Raises:
+            SettingsError: One has no weight or no text.
+        """
+        found = []
+        for given in self.prompt_mix:
+            weight, _, question = given.partition("=")
+            if not (re.fullmatch(_WEIGHT, weight.strip()) and float(weight) and question.strip()):
+                raise SettingsError(f"prompt-mix: {given[:40]!r} is not WEIGHT=QUESTION")
+            found.append((float(weight), question.strip()))
         return found
 
     def resolved(self) -> Self:
@@ -276,6 +311,9 @@ class PromptSettings(_Group):
             system_prompt=text_of("system_prompt", system_prompt),
             prompt=text_of("prompt", prompt),
             ask=tuple(f"{name}={text_of('ask', text)}" for name, text in self.questions()),
+            prompt_mix=tuple(
+                f"{weight}={text_of('prompt_mix', text)}" for weight, text in self.mix()
+            ),
             schema=text_of("schema", f"@{schema}") if schema and schema[0] != "{" else schema,
         )
 
@@ -323,7 +361,7 @@ class RecordSettings(_Group):
         "Take this many records, chosen at random. They come from the whole input and are the same "
         "each time. A run without it continues the output with the others."
     )
-    seed: int = _option("Seed of the choice of --sample.", 0, zero=True)
+    seed: int = _option("Seed of the choices of --sample and --prompt-mix.", 0, zero=True)
     limit: int | None = _common("Number of records to take.")
     max_line: int = _tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
     max_images: int = _tuning("Maximum images of a record. One with more fails.", 64)
@@ -721,6 +759,8 @@ def option_groups() -> dict[str, str]:
     """Return the name of every option with the name of its group."""
     return {option.name: group for group, kind in GROUPS.items() for option in fields(kind)}
 
+
+_WEIGHT = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
 
 _FRAMES = re.compile(r"(scene:)?0*([1-9]\d{0,5})", re.ASCII)
 

@@ -194,8 +194,13 @@ class Settings:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """What is added to each row beside the caption; see ``with_``."""
-        return self.captions.with_
+        """What is added to each row beside the caption; see ``with_``.
+
+        The question is, if it is not the same for all records.
+        """
+        varies = self.prompt.prompt_mix or self.prompt.prompt_file_in_folder
+        added = ("prompt",) if varies and "prompt" not in self.captions.with_ else ()
+        return (*self.captions.with_, *added)
 
     @property
     def joins(self) -> bool:
@@ -252,6 +257,9 @@ class Settings:
             "missing": None if prompt.missing == "fail" else prompt.missing,
             "thinking": None if prompt.thinking == "auto" else prompt.thinking,
             "ask": list(prompt.ask) or None,
+            "prompt_mix": list(prompt.prompt_mix) or None,
+            "prompt_file_in_folder": prompt.prompt_file_in_folder,
+            "seed": records.seed if prompt.prompt_mix and records.seed else None,
             "samples": prompt.samples if prompt.samples > 1 else None,
             "with": list(self.captions.with_) or None,
             **{name: _as_json(self.captions.shape.get(name)) for name in SHAPE},

@@ -58,6 +58,8 @@ SAMPLES = {
     "stop_after": 9,
     "thinking": "off",
     "missing": "empty",
+    "prompt_mix": "2.5=What is it?",
+    "prompt_file_in_folder": "prompt.txt",
     "probe": False,
     "temperature": 0.25,
     "drain": 3.5,

@@ -93,7 +93,7 @@ def test_the_first_file_beside_the_image_that_is_not_empty_counts(folder):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.txt", b"caf\xe9", "a.txt beside the image is not UTF-8 text: byte 4 is 0xe9"),
+        ("a.txt", b"caf\xe9", "a.txt is not UTF-8 text: byte 4 is 0xe9"),
         ("a.json", b'{"a":', "not valid JSON"),
         ("a.txt", b"x" * (1 << 20) + b"x", "more than 1048576 bytes"),
     ],

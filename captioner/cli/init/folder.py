@@ -109,6 +109,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "prompt_field": "prompt",
     "id_field": "id",
     "image_root": ".",
+    "prompt_file_in_folder": "prompt.txt",
     "existing": "skip",
     "caption_template": "ohwx man, {{ caption }}",
     "prefix": "ohwx man, ",
