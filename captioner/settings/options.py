@@ -228,9 +228,10 @@ class PromptSettings(_Group):
         "auto",
     )
     preset: PresetName | None = _common(  # noqa: RUF009 - a Literal by another name
-        "Ready-made prompt: caption, dense, alt-text, understanding or search. It replaces the "
-        "record's question. caption is a short and a dense one, understanding is scene, objects "
-        "and text, search is keywords."
+        "Ready-made prompt: caption, dense, alt-text, understanding, search, recaption, "
+        "tags-to-prose or photo-library. It replaces the record's question. caption is a short and "
+        "a dense one, understanding is scene, objects and text, search is keywords. The last three "
+        "use the old caption, the tags beside the image, and its EXIF."
     )
     schema: str | None = _option(
         "File with a JSON Schema that responses must follow. The caption is an object; only with "

@@ -10,6 +10,7 @@ from conftest import jpeg, rows
 
 from captioner import SettingsError, run_batch
 from captioner.cli.main import run_command as run_in_process
+from captioner.engine.templates import Templates
 from captioner.settings.settings import Settings
 
 MIX = ("3=Describe {{ stem }}.", "1=In one sentence?")
@@ -108,3 +109,27 @@ def test_a_mix_in_a_toml_file(tmp_path, monkeypatch, capsys):
 def test_what_cannot_work_is_refused(options, told):
     with pytest.raises(SettingsError, match=told):
         Settings.create("in.jsonl", **options)
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "told", "not_told"),
+    [
+        ("recaption", {"existing": 'a "cat"'}, "claims: \"a 'cat'\". It is a claim", "sidecar"),
+        ("recaption", {}, "40 to 120 words. Answer", "claim"),
+        ("tags-to-prose", {"sidecar": "1girl, hat"}, '"1girl, hat". They are no', "claim"),
+        ("tags-to-prose", {}, "plain prose. Answer", "tags"),
+        (
+            "photo-library",
+            {"exif": {"people": ["Ada", "Bob"], "place": "Lyon", "camera": "X"}},
+            "\nPeople: Ada, Bob\nPlace: Lyon\nAnswer",
+            "Date",
+        ),
+        ("photo-library", {}, "without names.\nAnswer", "People:"),
+    ],
+)
+def test_presets_tell_the_model_what_is_known(preset, values, told, not_told):
+    """Nothing is said of what is not known, so that nothing is made up."""
+    (question,) = Settings.create("in.jsonl", preset=preset).questions
+    (text,) = Templates("", "x", [question]).fill(values).questions
+    assert told in text
+    assert not_told not in text
