@@ -55,7 +55,7 @@ InputFormat = Literal[
 
 OutputFormat = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "imagefolder", "coco", "llava", "txt",
-    "caption", "sqlite",
+    "caption", "sqlite", "xmp", "images",
 ]  # fmt: skip
 
 CODES = (
@@ -627,7 +627,8 @@ class RunSettings(_Group):
     retry_failed: str | None = _option("See --retry.", alone=("all", "CODE"))
     retry_rejected: bool = _option("See --retry.", default=False)
     output_format: OutputFormat | None = _common(  # noqa: RUF009 - a Literal by another name
-        "Output format. Default: by its name. With txt or caption, a file per image is written."
+        "Output format. Default: by its name. With txt, caption or xmp, a file per image is "
+        "written, and with images a copy of each with the caption in it."
     )
     overwrite: bool = _common("Replace files that captioner did not write.", default=False)
     csv_safe: bool = _option(CSV_SAFE, default=False)
