@@ -19,7 +19,7 @@ from captioner.engine.existing import joined
 from captioner.engine.schema_patterns import linear
 from captioner.engine.tags import Tags
 from captioner.engine.templates import CaptionTemplate
-from captioner.engine.tokens import clip_tokens
+from captioner.engine.tokens import clip_tokens, t5_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,6 +70,9 @@ class Shape:
         self._budgets: list[_Budget] = []
         if wanted.max_clip_tokens is not None:
             self._budgets.append(_Budget("CLIP", wanted.max_clip_tokens, clip_tokens()))
+        if wanted.max_t5_tokens is not None:
+            count = t5_tokens(wanted.t5_tokenizer)
+            self._budgets.append(_Budget("T5", wanted.max_t5_tokens, count))
 
     def fault(self, text: str) -> tuple[str, str]:
         """Return code and message of what is wrong with an answer; empty if nothing is."""

@@ -417,6 +417,12 @@ class CaptionSettings(_Group):
         "Maximum CLIP tokens of a caption with all that is put around it, such as 75. A longer one "
         "is requested again, and then cut after a sentence."
     )
+    max_t5_tokens: int | None = _option(
+        "The same for T5, such as 255, with the mark of the end. It needs --t5-tokenizer."
+    )
+    t5_tokenizer: str | None = _option(
+        "The tokenizer.json of the T5 model for --max-t5-tokens, from its folder or repository."
+    )
     tags: Literal["given", "sorted"] | None = _option(
         "Captions are lists of tags: write them in lower case, with spaces for underscores, once "
         "each. The order is as given, or sorted by name.",
@@ -482,7 +488,7 @@ class CaptionSettings(_Group):
 
 SHAPE = (
     "caption_template", "prefix", "suffix", "replace", "replace_re", "forbid", "max_clip_tokens",
-    "tags", "tag_blacklist",
+    "max_t5_tokens", "t5_tokenizer", "tags", "tag_blacklist",
 )  # fmt: skip
 """Options of captions that change the text of a caption."""
 

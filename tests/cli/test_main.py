@@ -82,6 +82,7 @@ SAMPLES = {
     "replace": "old=new",
     "replace_re": "(a+)=b",
     "max_clip_tokens": 75,
+    "max_t5_tokens": 255,
     "tags": "sorted",
     "frames": 24,
     "frame_times": True,

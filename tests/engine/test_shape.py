@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from captioner.core.errors import BadRecordError, BadReplyError, SettingsError
 from captioner.core.types import Completion, Notes, Usage, ValidatedCompletion
@@ -89,6 +90,30 @@ def test_a_caption_is_cut_to_its_tokens_after_a_sentence():
     cut = shaped(text, max_clip_tokens=11, prefix="ohwx, ", suffix=" photo")
     assert cut == "ohwx, A black cat sits on a red photo"
     assert count(cut) <= 11
+
+
+@pytest.fixture
+def t5(tmp_path):
+    """Return a file as the models of T5 have it, of which each word is a token."""
+    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 0)]
+    )
+    tokenizer.enable_truncation(3)  # as such files say, which is not to be counted
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    return str(path)
+
+
+def test_tokens_of_t5_are_those_of_its_file(t5):
+    """The mark of the end counts, as trainers count it."""
+    options = {"t5_tokenizer": t5, "prefix": "ohwx "}
+    assert shaped("a b c d", **options, max_t5_tokens=6) == "ohwx a b c d"
+    assert shaped("a b c d", **options, max_t5_tokens=5) == "ohwx a b c"
+    for wrong, told in ((None, "--t5-tokenizer"), ("none.json", "cannot read none.json")):
+        with pytest.raises(SettingsError, match=told):
+            Shape(Settings.create("in.jsonl", max_t5_tokens=9, t5_tokenizer=wrong))
 
 
 def test_tags_are_left_out_from_the_end():

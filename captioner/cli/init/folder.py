@@ -115,6 +115,8 @@ _EXAMPLES_OF: dict[str, Any] = {
     "prefix": "ohwx man, ",
     "suffix": ", photograph",
     "max_clip_tokens": 75,
+    "max_t5_tokens": 255,
+    "t5_tokenizer": "t5/tokenizer.json",
     "tags": "given",
     "limit": 100,
     "where": "size > 10000",
