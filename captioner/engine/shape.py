@@ -62,7 +62,7 @@ class Shape:
         self._tags = Tags(wanted.tags or "given", wanted.tag_blacklist) if is_tags else None
         self._prefix, self._suffix = wanted.prefix or "", wanted.suffix or ""
         self._existing = settings.records.existing
-        self.template = (
+        self._template = (
             CaptionTemplate(wanted.caption_template, strict=settings.prompt.missing == "fail")
             if wanted.caption_template
             else None
@@ -127,7 +127,7 @@ class Shape:
     @property
     def _named(self) -> bool:
         """Whether the template names more than the caption."""
-        return self.template is not None and bool(self.template.names)
+        return self._template is not None and bool(self._template.names)
 
     def _edited(self, text: str) -> str:
         for edit in self._edits:
@@ -142,7 +142,7 @@ class Shape:
             text = self._prefix + text
         if not text.endswith(self._suffix):
             text += self._suffix
-        return self.template.fill(text, values) if self.template is not None else text
+        return self._template.fill(text, values) if self._template is not None else text
 
     def _fitted(self, text: str, around: Callable[[str], str]) -> str:
         """Return a text with what goes around it, cut to the budgets of tokens.
@@ -154,9 +154,9 @@ class Shape:
         ways = [[one.end() for one in re.finditer(r"[,\n]", text)]] if self._tags else []
         ways += [[one.start() for one in pattern.finditer(text)] for pattern in (_SENTENCE, _WORD)]
         for ends in ways:
-            shorter = [text[:end].rstrip(" ,\n") for end in ends if text[:end].strip(" ,\n")]
-            at = bisect_right(shorter, 0, key=lambda one: int(not self._fits(around(one))))
-            if at and self._fits(whole := around(shorter[at - 1])):
+            at = bisect_right(ends, 0, key=lambda end: not self._fits(around(_until(text, end))))
+            shorter = _until(text, ends[at - 1]) if at else ""
+            if shorter and self._fits(whole := around(shorter)):
                 return whole
         raise BadRecordError(
             "too_many_tokens", "what is put around the caption has too many tokens already"
@@ -164,6 +164,10 @@ class Shape:
 
     def _fits(self, text: str) -> bool:
         return all(budget.count(text) <= budget.most for budget in self._budgets)
+
+
+def _until(text: str, end: int) -> str:
+    return text[:end].strip(" ,\n")
 
 
 def _replaced(old: str, new: str, text: str) -> str:
@@ -190,8 +194,18 @@ def _replacer(pattern: str, new: str) -> Callable[[str], str]:
 
 
 def _phrases(phrases: Sequence[str]) -> re.Pattern[str] | None:
-    """Return a pattern that finds phrases, whatever their case, between other letters never."""
+    """Return a pattern that finds phrases, whatever their case, but no parts of words."""
     if not phrases:
         return None
-    each = (r"\s+".join(map(re.escape, phrase.split())) for phrase in phrases)
-    return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)", re.IGNORECASE)
+    each = []
+    for phrase in phrases:
+        words = r"\s+".join(map(re.escape, phrase.split()))
+        begin = r"(?<!\w)" if _has_spaces(phrase[0]) else ""
+        end = r"(?!\w)" if _has_spaces(phrase[-1]) else ""
+        each.append(f"{begin}{words}{end}")
+    return re.compile("|".join(each), re.IGNORECASE)
+
+
+def _has_spaces(letter: str) -> bool:
+    """Return whether a letter is of a script that has spaces between words."""
+    return letter.isalnum() and letter < "\u2e80"

@@ -38,6 +38,7 @@ def shaped(text: str, notes: Notes | None = None, **options) -> str:
         ({"replace_re": r"(\w+) (\w+)=\2 \1"}, "a b", "b a"),
         ({"replace_re": r"x\=y=z"}, "x=y", "z"),
         ({"forbid": "image of"}, "An  Image of a cat. It sleeps.", "It sleeps."),
+        ({"forbid": "图片"}, "这是一张图片。猫在睡觉。", "猫在睡觉。"),
         ({"forbid": "cat"}, "It is a category.", "It is a category."),
         ({"tags": "given"}, "1girl, Blue_Eyes, blue eyes,  ^_^, 1girl.", "1girl, blue eyes, ^_^"),
         ({"tags": "sorted"}, "zebra, apple", "apple, zebra"),

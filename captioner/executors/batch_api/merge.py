@@ -15,6 +15,7 @@ from captioner.core.errors import (
     BadReplyError,
     ImageRejectedError,
     ParameterError,
+    RecordError,
     RefusedError,
     RunError,
 )
@@ -139,7 +140,7 @@ class BatchMerger:
         for name in entry.ids(batch.token, index):
             try:
                 completions.append(self._completion(results.get(name), batch, entry.attempt))
-            except RefusedError as error:
+            except RecordError as error:
                 return Failure(record, error.code, error.message, entry.attempt)
             except AttemptError as error:
                 if error.code == NEVER_RAN:
