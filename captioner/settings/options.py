@@ -264,7 +264,8 @@ class PromptSettings(_Group):
                     f"{flag_name(name)}: it cannot be combined with --preset or --ask, which "
                     "replace all questions"
                 )
-        self.mix()
+        if self.mix() and self.prompt != DEFAULT_PROMPT:
+            raise SettingsError("prompt-mix: it takes the place of --prompt; give one of them")
 
     def questions(self) -> list[tuple[str, str]]:
         """Return names and texts of the questions that replace the record's.

@@ -101,6 +101,7 @@ def test_a_mix_in_a_toml_file(tmp_path, monkeypatch, capsys):
         ({"prompt_mix": "What?"}, "is not WEIGHT=QUESTION"),
         ({"prompt_mix": "0=What?"}, "is not WEIGHT=QUESTION"),
         ({"prompt_mix": "inf=What?"}, "is not WEIGHT=QUESTION"),
+        ({"prompt_mix": "1=What?", "prompt": "Who?"}, "takes the place of --prompt"),
         ({"prompt_mix": "1=What?", "preset": "dense"}, "cannot be combined"),
         ({"prompt_file_in_folder": "../prompt.txt"}, "without a folder"),
         ({"prompt_file_in_folder": ".."}, "without a folder"),

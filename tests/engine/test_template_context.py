@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, TiffImagePlugin
 from captioner import run_batch
 from captioner.core.errors import BadRecordError
 from captioner.core.types import ImageOverrides, ImageRef
+from captioner.engine.estimate import estimate
 from captioner.engine.template_context import RecordContext
 from captioner.engine.templates import Templates
 from captioner.images.decoder_pool import DecoderPool
@@ -21,6 +22,7 @@ from captioner.images.files import ImageFolders
 from captioner.images.fit import FitOptions
 from captioner.images.render import look
 from captioner.settings.options import ImageSettings
+from captioner.settings.settings import Settings
 
 WANTED = FitOptions(ImageSettings())
 
@@ -212,6 +214,20 @@ async def test_in_a_run(tmp_path, endpoint):
     (failure,) = rows(tmp_path / "out.failed.jsonl")
     assert (failure["code"], failure["record"]) == ("prompt_field", {"image": "2.jpg"})
     assert "sidecar" in failure["message"]
+
+
+async def test_an_estimate_and_several_processes_read_it_as_well(tmp_path, endpoint):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(photograph())
+    (photos / "b.jpg").write_bytes(jpeg(2))
+    options = {"base_url": endpoint.base_url, "model": "m", "prompt": "In {{ exif.place }}?"}
+    settings = Settings.create(photos, tmp_path / "out.jsonl", **options)
+    found = await estimate(settings)
+    assert (found.requests, found.bad) == (1, {"prompt_field": 1})
+    report = await run_batch(photos, tmp_path / "out.jsonl", **options, processes=2)
+    assert (report.captioned, report.codes) == (1, {"prompt_field": 1})
+    assert endpoint.calls[0].texts == ["In Lyon, France?"]
 
 
 async def test_exif_of_an_image_in_the_record(tmp_path, endpoint):
