@@ -10,12 +10,7 @@ from pybase64 import b64encode
 from xxhash import xxh3_128
 
 from captioner.core.badjson import why_no_json
-from captioner.core.errors import (
-    BadImageError,
-    BadRecordError,
-    RecordError,
-    WouldBlockError,
-)
+from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
 from captioner.core.jsonbytes import fields_in, quoted
 from captioner.core.media import is_video
 from captioner.core.secrets import without_secrets

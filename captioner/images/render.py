@@ -150,6 +150,7 @@ def look(
         bound = _Bound(wanted, before_heavy)
         # `render` has the last word on a damaged image.
         with contextlib.suppress(Exception), _open(_bounded(data, bound)) as image:
+            bound(*image.size)  # Pillow decodes a PNG to find its EXIF
             found["exif"] = metadata_of(image)
     if "ocr" in names:
         frame = render(data, wanted, ImageOverrides(reencode=True), before_heavy)[0]
