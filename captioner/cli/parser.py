@@ -212,6 +212,8 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     tables = data.pop("endpoint", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise SettingsError(f"{path}: write each endpoint as a table [[endpoint]]")
+    if isinstance(data.get("prompt"), list):
+        data["prompt-mix"] = [_weighted(path, table) for table in data.pop("prompt")]
     tuning = data.pop("tuning", {})
     if not isinstance(tuning, dict):
         raise SettingsError(f"{path}: write tuning as a table [tuning]")
@@ -241,6 +243,21 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
                 raise SettingsError(f"{where}: {error}") from None
     ctx.default_map = found
     ctx.meta["config"] = path, tables
+
+
+def _weighted(path: Path, table: Any) -> str:
+    """Return a table ``[[prompt]]`` as a value of ``--prompt-mix``."""
+    known = {"text", "file", "weight"}
+    if (
+        not isinstance(table, dict)
+        or not table.keys() <= known
+        or len(table.keys() - {"weight"}) != 1
+    ):
+        raise SettingsError(
+            f"{path}: a table [[prompt]] has a text or a file, and may have a weight"
+        )
+    question = table["text"] if "text" in table else f"@{table['file']}"
+    return f"{table.get('weight', 1)}={question}"
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from captioner.core.types import ValidatedCompletion
 
-EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency")
+EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency", "raw", "prompt")
 """Fields that ``--with`` can add to a row."""
 
 FLAG = "flag"
@@ -34,13 +34,17 @@ class RowLayout:
         self._extras = tuple(extras)
 
     def compose(
-        self, answers: Sequence[Sequence[ValidatedCompletion]], attempts: int
+        self,
+        answers: Sequence[Sequence[ValidatedCompletion]],
+        attempts: int,
+        prompts: Sequence[str] = (),
     ) -> tuple[Any, tuple[tuple[str, Any], ...]]:
         """Return the value of the first field, and names and values of the other fields.
 
         Args:
             answers: The answers to each question; several become a list in the row.
             attempts: Requests sent for the record.
+            prompts: The texts that were asked.
         """
         if len(answers) == len(answers[0]) == 1 and not self._extras and not answers[0][0].flag:
             return answers[0][0].value, ()  # the usual case
@@ -50,9 +54,11 @@ class RowLayout:
             if any(answer.flag for answer in several):
                 more.append((f"{name}_{FLAG}", _one_or_all([answer.flag for answer in several])))
         every = [answer for several in answers for answer in several]
-        more += [
-            (f"{self._fields[0]}_{extra}", _extra(extra, every, attempts)) for extra in self._extras
-        ]
+        for extra in self._extras:
+            value = (
+                _one_or_all(list(prompts)) if extra == "prompt" else _extra(extra, every, attempts)
+            )
+            more.append((f"{self._fields[0]}_{extra}", value))
         return values[0], tuple(more)
 
 
@@ -61,6 +67,8 @@ def _extra(name: str, answers: Sequence[ValidatedCompletion], attempts: int) -> 
         return attempts
     if name == "latency":
         return round(sum(answer.latency_s for answer in answers), 3)
+    if name == "raw":
+        return _one_or_all([one.value if one.raw is None else one.raw for one in answers])
     if name == "usage":
         used = [answer.completion.usage for answer in answers]
         return {

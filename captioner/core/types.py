@@ -126,6 +126,20 @@ class FetchedImages(NamedTuple):
     reserved: int
 
 
+class Notes(NamedTuple):
+    """What the row of a record needs besides the answers, kept until they come.
+
+    Attributes:
+        prompts: The texts that were asked, one for each question.
+        existing: The old captions that new ones are joined to, one for each question.
+        values: What the caption template names.
+    """
+
+    prompts: tuple[str, ...] = ()
+    existing: tuple[str, ...] = ()
+    values: dict[str, Any] = {}  # noqa: RUF012 - not changed
+
+
 class PreparedRecord(NamedTuple):
     """A record ready to be sent.
 
@@ -137,6 +151,7 @@ class PreparedRecord(NamedTuple):
         pixels: Pixels of all its images whose size is known.
         key: Equal for records with the same questions about the same images (16 bytes).
         cached: The response of an earlier run, as the cache stores it; empty if there is none.
+        notes: What the row needs besides the answers; None if nothing.
     """
 
     record: InputRecord
@@ -146,6 +161,7 @@ class PreparedRecord(NamedTuple):
     pixels: int = 0
     key: bytes = b""
     cached: bytes = b""
+    notes: Notes | None = None
 
 
 class RequestOverrides(NamedTuple):
@@ -220,12 +236,14 @@ class ValidatedCompletion(NamedTuple):
         value: Text, or an object if a schema is set.
         flag: Code of a fault that the user accepts; else empty.
         latency_s: Seconds the successful request took.
+        raw: The value before it was given its shape; None if it was given none.
     """
 
     value: Any
     completion: Completion
     flag: str = ""
     latency_s: float = 0.0
+    raw: Any = None
 
 
 class CaptionResult(NamedTuple):

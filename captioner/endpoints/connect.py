@@ -97,7 +97,7 @@ async def connect(
     if transport is not None:
         found = found[:1]
     elif settings.endpoint.offline:
-        from captioner.endpoints.offline import ocr_available
+        from captioner.core.ocr import ocr_available
         from captioner.endpoints.offline.process import offline_endpoint
 
         if not ocr_available():

@@ -34,14 +34,14 @@ from captioner.core.types import (
     ValidatedCompletion,
 )
 from captioner.endpoints.blame import PoisonDetector, RefusalGuard
-from captioner.engine.caption_checks import ask_again, attempts_for, check
+from captioner.engine.caption_checks import ask_again, attempts_for, check, may_cut
 from captioner.engine.size_limit import SizeLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from captioner.core.cancellation import CancelToken
-    from captioner.core.types import InputRecord, Outcome
+    from captioner.core.types import InputRecord, Notes, Outcome
     from captioner.endpoints.endpoint import Endpoint
     from captioner.endpoints.pool import EndpointPool
     from captioner.engine.caption_checks import CaptionRules
@@ -92,7 +92,8 @@ class RecordAttempts:
         endpoints: EndpointPool,
         prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
         compose: Callable[
-            [list[list[ValidatedCompletion]], int], tuple[Any, tuple[tuple[str, Any], ...]]
+            [list[list[ValidatedCompletion]], int, Sequence[str]],
+            tuple[Any, tuple[tuple[str, Any], ...]],
         ],
         cancel: CancelToken,
         *,
@@ -144,13 +145,30 @@ class RecordAttempts:
             state.poison.succeeded()
         return CaptionResult(answers, state.attempts)
 
-    def caption_of(self, record: InputRecord, result: CaptionResult, *, replaces: bool) -> Caption:
-        """Return the caption that the answers make; see `PreparedRecord` for ``replaces``."""
-        value, more = self._compose(result.each, result.attempts)
-        first = result.each[0]
+    def caption_of(
+        self,
+        record: InputRecord,
+        result: CaptionResult,
+        *,
+        replaces: bool,
+        notes: Notes | None = None,
+    ) -> Outcome:
+        """Return the caption that the answers make; see `PreparedRecord` for the rest.
+
+        It is a failure if nothing is left of a caption in its final shape.
+        """
+        each = result.each
+        if self._rules.shape is not None:
+            try:
+                each = self._rules.shape.shaped(each, notes)
+            except RecordError as error:
+                return Failure(record, error.code, error.message, result.attempts)
+        prompts = notes.prompts if notes is not None else ()
+        value, more = self._compose(each, result.attempts, prompts)
+        first = each[0]
         usage = first[0].completion.usage
-        if len(result.each) > 1 or len(first) > 1:
-            kept = [answer.completion.usage for several in result.each for answer in several]
+        if len(each) > 1 or len(first) > 1:
+            kept = [answer.completion.usage for several in each for answer in several]
             usage = Usage(*map(sum, zip(*kept, strict=True)))
         return Caption(record, value, replaces, result.attempts, usage, more)
 
@@ -174,7 +192,12 @@ class RecordAttempts:
                 reason = completion.finish_reason
                 again = bad_replies is not None and bad_replies["unknown_finish"] > 0
                 usual = self._unknown_finishes[reason] >= USUAL_FINISH
-                answer = check(completion, self._rules, any_finish=again or usual)
+                answer = check(
+                    completion,
+                    self._rules,
+                    any_finish=again or usual,
+                    may_cut=may_cut(bad_replies, self._rules),
+                )
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
                 self._unusable(state, error, bad_replies)

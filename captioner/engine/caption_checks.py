@@ -23,10 +23,11 @@ from captioner.engine.garbage import (
 from captioner.engine.wordings import fault_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from captioner.core.types import Completion
+    from captioner.engine.shape import Shape
 
 
 HOTTER = 0.3
@@ -36,6 +37,9 @@ LONGER = 2
 FIRST_LENGTH = 1_024
 LONGEST = 16_384
 """Tokens that a retry asks for: at first, and at most."""
+
+CUT = ("forbidden", "too_many_tokens")
+"""Faults of captions that are asked for again once, and then cut."""
 
 SHOWN_CHARS = 200
 """Most characters of an answer in a message."""
@@ -51,6 +55,7 @@ class CaptionRules(NamedTuple):
         max_attempts: Attempts of a record.
         parse: Returns the value of a text, or raises `BadReplyError`; None keeps the text.
         schema: The JSON Schema that ``parse`` checks, for the next request.
+        shape: What is cut from captions and put around them; None leaves them as they are.
     """
 
     min_chars: int = 1
@@ -59,10 +64,15 @@ class CaptionRules(NamedTuple):
     max_attempts: int = 5
     parse: Callable[[str], Any] | None = None
     schema: str = ""
+    shape: Shape | None = None
 
 
 def check(
-    completion: Completion, rules: CaptionRules, *, any_finish: bool = False
+    completion: Completion,
+    rules: CaptionRules,
+    *,
+    any_finish: bool = False,
+    may_cut: bool = False,
 ) -> ValidatedCompletion:
     """Return the answer to keep.
 
@@ -70,12 +80,17 @@ def check(
         completion: The model's text.
         rules: What a caption must be like.
         any_finish: Accept and flag a text that ended for an unknown reason.
+        may_cut: Accept a text from which forbidden words or tokens too many can be cut.
 
     Raises:
         BadReplyError: The text is no caption; the code says why.
     """
     text = completion.text
     code, message = _fault(completion, rules)
+    if not code and rules.shape is not None:
+        code, message = rules.shape.fault(text)
+        if code and may_cut and rules.shape.without_forbidden(text):
+            code = ""
     accepted = code in rules.accept or (code == "unknown_finish" and any_finish)
     if code and not (accepted and text):
         raise BadReplyError(code, message)
@@ -131,18 +146,28 @@ def ask_again(
         if had >= LONGEST and (fault.code == "truncated" or overrides.thinking is not None):
             raise RefusedError(fault.code, f"{fault.message} ({had}, no more is asked for)")
         return overrides._replace(max_tokens=min(LONGEST, max(FIRST_LENGTH, had * LONGER)))
-    if fault.code == "schema":
-        said = Turn("assistant", (completion.text,))
+    if fault.code in CUT:
+        again = f"{fault.message}. Answer again without that, and with nothing else."
+    elif fault.code == "schema":
         again = f"Answer again with nothing but one JSON object that follows it: {rules.schema}"
-        return overrides._replace(turns=(said, Turn("user", (f"{fault.message}. {again}",))))
-    return overrides
+        again = f"{fault.message}. {again}"
+    else:
+        return overrides
+    said = Turn("assistant", (completion.text,))
+    return overrides._replace(turns=(said, Turn("user", (again,))))
 
 
 def attempts_for(code: str, rules: CaptionRules) -> int:
     """Return the answers with a fault after which a record fails: fewer for refusals."""
-    return (
-        min(2, rules.max_attempts) if code in ("refused", "no_image_seen") else rules.max_attempts
-    )
+    few = code in ("refused", "no_image_seen", *CUT)
+    return min(2, rules.max_attempts) if few else rules.max_attempts
+
+
+def may_cut(bad_replies: Mapping[str, int] | None, rules: CaptionRules) -> bool:
+    """Return whether the next answer may be cut: an earlier one had such a fault, or none comes."""
+    if rules.shape is None:
+        return False
+    return rules.max_attempts == 1 or any((bad_replies or {}).get(code) for code in CUT)
 
 
 def looks_refused(text: str) -> bool:

@@ -16,7 +16,7 @@ from captioner.core.types import CaptionResult, Completion, Failure, Usage, Vali
 
 if TYPE_CHECKING:
     from captioner.core.progress import Progress
-    from captioner.core.types import Caption, InputRecord, Outcome, PreparedRecord
+    from captioner.core.types import InputRecord, Notes, Outcome, PreparedRecord
     from captioner.engine.attempts import RecordAttempts
     from captioner.engine.cache import Cache
 
@@ -92,7 +92,7 @@ class RequestDeduplicator:
                 record = prepared.record
                 if record.images:
                     record = record._replace(images=())
-                waiters.records.append((record, prepared.replaces))
+                waiters.records.append((record, prepared.replaces, prepared.notes))
                 return []
             if waiters.done is None:
                 waiters.done = asyncio.Event()
@@ -113,7 +113,7 @@ class RequestDeduplicator:
         self._progress.shared += len(waiters.records)
         if isinstance(result, Failure):
             waiters.failed = result
-            return [result, *(_copy_of(result, record) for record, _ in waiters.records)]
+            return [result, *(_copy_of(result, record) for record, *_ in waiters.records)]
         stored = dump(result)
         responses.put(key, stored)
         if self._cache is not None:
@@ -125,12 +125,12 @@ class RequestDeduplicator:
         return [
             own,
             *(
-                self._attempts.caption_of(record, again, replaces=replaces)
-                for record, replaces in waiters.records
+                self._attempts.caption_of(record, again, replaces=replaces, notes=notes)
+                for record, replaces, notes in waiters.records
             ),
         ]
 
-    def _from_cache(self, prepared: PreparedRecord) -> Caption | None:
+    def _from_cache(self, prepared: PreparedRecord) -> Outcome | None:
         try:
             result = load(prepared.cached)
         except (ValueError, TypeError):
@@ -138,8 +138,10 @@ class RequestDeduplicator:
         self._progress.cached += 1
         return self._caption(prepared, result)
 
-    def _caption(self, prepared: PreparedRecord, result: CaptionResult) -> Caption:
-        return self._attempts.caption_of(prepared.record, result, replaces=prepared.replaces)
+    def _caption(self, prepared: PreparedRecord, result: CaptionResult) -> Outcome:
+        return self._attempts.caption_of(
+            prepared.record, result, replaces=prepared.replaces, notes=prepared.notes
+        )
 
     def close(self) -> None:
         """Forget all responses."""
@@ -152,7 +154,7 @@ class _Waiters:
     """The records parked behind a request in flight."""
 
     def __init__(self) -> None:
-        self.records: list[tuple[InputRecord, bool]] = []
+        self.records: list[tuple[InputRecord, bool, Notes | None]] = []
         self.done: asyncio.Event | None = None  # for records beyond `MAX_WAITERS`
         self.failed: Failure | None = None
 

@@ -23,6 +23,7 @@ from captioner.engine.json_schema import read_schema, validator
 from captioner.engine.pipeline import HeldRefusals, Pipeline
 from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
+from captioner.engine.shape import Shape
 from captioner.engine.vision_probe import check_vision
 from captioner.engine.within_limits import within_limits
 from captioner.images.archives import Archives
@@ -139,6 +140,7 @@ class Engine:
                 memory,
                 pool.render,
                 cache,
+                pool.look,
             )
             fetcher = await stack.enter_async_context(
                 Fetcher(images, memory, archives, settings.run.stop_after)
@@ -148,7 +150,7 @@ class Engine:
             attempts = RecordAttempts(
                 connected.endpoints,
                 async_preparer.again,
-                RowLayout(settings.fields, settings.captions.with_).compose,
+                RowLayout(settings.fields, settings.extras).compose,
                 context.cancel,
                 rules=rules,
                 defaults=_defaults(settings),
@@ -220,6 +222,7 @@ def _rules(settings: Settings) -> tuple[dict[str, Any] | None, CaptionRules]:
         settings.run.max_attempts,
         validator(schema) if schema else None,
         orjson.dumps(schema).decode() if schema else "",
+        Shape(settings) if captions.shape or settings.joins else None,
     )
     return schema, rules
 
@@ -240,6 +243,8 @@ def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
                 "endpoints": [(one.model, one.extra_body) for one in settings.each_endpoint],
                 "length": (rules.min_chars, rules.max_chars),
                 "accept": sorted(rules.accept),
+                # What an answer must be like for its shape.
+                **({"shape": settings.captions.shape} if settings.captions.shape else {}),
             }
         )
     )

@@ -27,6 +27,7 @@ from captioner.engine.first_look import check_first_records, first_records
 from captioner.engine.prepare import Preparer
 from captioner.engine.selection import Selection
 from captioner.images.archives import Archives
+from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fit import FitOptions, Fitted
 from captioner.images.inspect import video_format
 from captioner.images.video import FRAMES
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from captioner.core.types import EncodedImage, ImageOverrides, InputRecord, Turn
+    from captioner.engine.template_context import Look
     from captioner.settings.settings import Settings
 
 CHARS_A_TOKEN = 4.0
@@ -132,9 +134,10 @@ async def estimate(
     selected = Selection(found.source, settings)
     first = await first_records(selected, once=slow)
     await asyncio.to_thread(check_first_records, first, settings)
-    survey = _Survey(settings, probe, seed)
-    async for batch in selected.batches():
-        await asyncio.to_thread(survey.take, batch)
+    with DecoderPool(FitOptions(settings.images), 1) as pool:
+        survey = _Survey(settings, probe, seed, pool.look)
+        async for batch in selected.batches():
+            await asyncio.to_thread(survey.take, batch)
     report = survey.report
     out = settings.prompt.max_tokens or OUT_TOKENS
     prompt_tokens, completion_tokens = float(survey.tokens), float(report.requests * out)
@@ -180,7 +183,7 @@ class _Size(NamedTuple):
 class _Survey:
     """Looks at every record as a run would prepare it, but decodes and sends nothing."""
 
-    def __init__(self, settings: Settings, probe: int, seed: int) -> None:
+    def __init__(self, settings: Settings, probe: int, seed: int, look: Look) -> None:
         self.report = Estimate()
         self.tokens = 0
         self.image_tokens = 0
@@ -200,6 +203,7 @@ class _Survey:
             image_folders(settings, Archives(images.max_image_bytes, images.max_video_bytes)),
             self._budget,
             self._measure,
+            look=look,
         )
         blank = io.BytesIO()
         Image.new("RGB", (UNKNOWN_SIDE, UNKNOWN_SIDE)).save(blank, "JPEG")

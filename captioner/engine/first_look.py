@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from captioner.core.errors import SettingsError, WouldBlockError
+from captioner.core.errors import RecordError, SettingsError, WouldBlockError
 from captioner.core.memory import MemoryBudget
 from captioner.core.types import Failure
 from captioner.endpoints.openai_chat import OpenAIChat
+from captioner.engine.conversation import images_of, read_turns
 from captioner.engine.engine import image_folders
-from captioner.engine.prepare import Preparer, existing_captions, would_block
+from captioner.engine.existing import TextFiles, existing_captions
+from captioner.engine.prepare import Preparer, would_block
 from captioner.images.archives import Archives
+from captioner.journal.companions import journal_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,19 +61,21 @@ def check_first_records(records: Sequence[InputRecord], settings: Settings) -> N
         SettingsError: Records have captions already and ``existing`` is ``error``, or not one of
             `FIRST` records can be sent.
     """
-    if settings.records.existing == "error":
-        _refuse_existing(records, settings.fields)
+    if settings.records.existing in (None, "error"):
+        _refuse_existing(records, settings)
     if len(records) >= FIRST:
         _refuse_unusable(records, settings)
 
 
-def _refuse_existing(records: Sequence[InputRecord], fields: Sequence[str]) -> None:
+def _refuse_existing(records: Sequence[InputRecord], settings: Settings) -> None:
     found: Counter[str] = Counter()
+    files = 0
     for record in records:
         with suppress(orjson.JSONDecodeError):
             fields_of = orjson.loads(record.raw)
             if isinstance(fields_of, dict):
-                found.update(existing_captions(fields_of, fields))
+                found.update(existing_captions(fields_of, settings.fields))
+                files += _has_text_file(fields_of, settings)
     if found:
         name, count = found.most_common(1)[0]
         raise SettingsError(
@@ -78,6 +83,24 @@ def _refuse_existing(records: Sequence[InputRecord], fields: Sequence[str]) -> N
             "--existing skip to keep those captions, --existing replace to overwrite them, or "
             "another --output-field to have both."
         )
+    if files:
+        raise SettingsError(
+            f"{files} of the first {len(records)} images have a text file that is not empty. "
+            "Choose --existing skip to keep these, or replace, append or prepend."
+        )
+
+
+def _has_text_file(fields: dict[str, Any], settings: Settings) -> bool:
+    """Return whether a run that may not find captions would find one in the file of an image."""
+    kind, folder = settings.run.output_format, settings.output
+    if not settings.writes_text_files or folder is None or settings.existing_files != "error":
+        return False
+    if journal_path(folder, kind).exists():  # the files may be those of this output
+        return False
+    with suppress(RecordError):
+        images = images_of(read_turns(fields, settings.records, settings.prompt))
+        return bool(TextFiles(folder, f".{kind}").text(images))
+    return False
 
 
 def _refuse_unusable(records: Sequence[InputRecord], settings: Settings) -> None:

@@ -23,21 +23,24 @@ from captioner.core.types import (
     InputRecord,
     NeedsFetch,
     PreparedRecord,
-    Turn,
     Usage,
 )
 from captioner.engine.conversation import ask_each, images_of, read_turns
+from captioner.engine.existing import existing_captions
+from captioner.engine.frames import with_frames
+from captioner.engine.questions import Questions
 from captioner.engine.reservation import Mode, Reservation
-from captioner.engine.templates import Templates
+from captioner.engine.template_context import would_look
 from captioner.images.fit import FitOptions, fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
     from captioner.core.types import FetchedImages, ImageOverrides, Outcome
     from captioner.engine.cache import Cache
+    from captioner.engine.template_context import Look
     from captioner.images.files import ImageFolders
     from captioner.images.fit import Fitted, Render
     from captioner.settings.settings import Settings
@@ -62,6 +65,7 @@ class Preparer:
         memory: Bytes that prepared records may hold.
         render: Re-encodes images that cannot be sent unchanged.
         cache: Responses of earlier runs.
+        look: Reads what templates name of an image.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Preparer:
         memory: MemoryBudget,
         render: Render,
         cache: Cache | None = None,
+        look: Look = would_look,
     ) -> None:
         self._settings = settings
         self._dialect = dialect
@@ -79,8 +84,7 @@ class Preparer:
         self._memory = memory
         self._render = render
         self._cache = cache
-        prompt = settings.prompt
-        self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
+        self._questions = Questions(settings, folders, look)
         self._fit_options = FitOptions(settings.images, settings.prompt.detail)
         names = settings.field_family
         self._names = frozenset(names)
@@ -137,14 +141,22 @@ class Preparer:
             if replaces and self._keeps(fields):
                 text = fields[self._settings.fields[0]]
                 return Caption(record, text, replaces, 0, Usage(), existing=True)
-            texts = self._templates.fill(fields)
-            turns = read_turns(fields, self._settings.records, texts)
+            questions = self._questions
+            turns = read_turns(fields, self._settings.records, questions.plain)
             images = images_of(turns)
             if fetched is None and (urls := self._urls_to_fetch(images)):
                 return NeedsFetch(record, urls)
-            loaded = _loaded(fetched) if fetched else {}
-            if record.images:
-                loaded = {**loaded, **dict(record.images)}
+            if (
+                questions.may_keep
+                and not replaces
+                and (text := questions.kept(images, reservation))
+            ):
+                return Caption(record, text, replaces, 0, Usage(), existing=True)
+            loaded = _loaded(record, fetched) if fetched or record.images else {}
+            asked, notes = questions.plain.questions, None
+            if questions.vary:
+                turns, asked, notes = questions.filled(record, fields, images, reservation, loaded)
+                images = images_of(turns)
             several: list[list[EncodedImage]] = []
             for image in images:
                 if several:
@@ -152,14 +164,14 @@ class Preparer:
                 several.append(self._encode(image, reservation, render, image_overrides, loaded))
             frames = [one for each in several for one in each] if images[1:] else several[0]
             timed = self._settings.images.frame_times
-            if texts.questions or timed or frames[len(images) :]:
+            if asked or timed or frames[len(images) :]:
                 encoded = dict(zip(map(id, images), several, strict=True))
-                questions = tuple(
-                    self._dialect.messages(*_with_frames(question, encoded, timed=timed))
-                    for question in ask_each(turns, texts.questions)
+                messages = tuple(
+                    self._dialect.messages(*with_frames(question, encoded, timed=timed))
+                    for question in ask_each(turns, asked)
                 )
             else:
-                questions = (self._dialect.messages(turns, frames),)
+                messages = (self._dialect.messages(turns, frames),)
         except RecordError as error:
             reservation.cancel()
             return Failure(record, error.code, error.message, 0)
@@ -172,8 +184,10 @@ class Preparer:
             size += len(frame.base64)
             pixels += frame.width * frame.height
         reservation.settle(size)
-        key, cached = self._key(questions)
-        return PreparedRecord(record, questions, replaces, reservation.size, pixels, key, cached)
+        key, cached = self._key(messages)
+        return PreparedRecord(
+            record, messages, replaces, reservation.size, pixels, key, cached, notes
+        )
 
     def _key(self, questions: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, bytes]:
         """Return the key of a request, and the response of an earlier run to it if there is one."""
@@ -220,12 +234,12 @@ class Preparer:
         Raises:
             BadRecordError: ``existing_caption``: it has one, and ``--existing`` is ``error``.
         """
-        choice = self._settings.records.existing
+        choice = self._settings.records.existing or "error"
         present = existing_captions(fields, self._settings.fields)
         if choice == "error" and present:
             raise BadRecordError(
                 "existing_caption",
-                f"the record has a {present[0]!r} already (--existing replace or skip)",
+                f"the record has a {present[0]!r} already (--existing skip or replace)",
             )
         return choice == "skip" and len(present) == len(self._settings.fields)
 
@@ -265,7 +279,9 @@ class Preparer:
             data = loaded[image.digest]
             reservation.reserve(len(data))
         elif image.path is not None:
-            data = self._folders.read(image.path, reservation.reserve, waits=reservation.waits)
+            data = loaded.get(image.path) or self._folders.read(
+                image.path, reservation.reserve, waits=reservation.waits
+            )
         else:
             data = image.data or b""
             reservation.reserve(len(data))
@@ -279,24 +295,17 @@ class Preparer:
         ]
 
 
-def existing_captions(record: Mapping[str, object], fields: Sequence[str]) -> list[str]:
-    """Return which caption fields of a record are not empty."""
-    return [
-        name
-        for name in fields
-        if (value := record.get(name)) not in (None, "", [])
-        and not (isinstance(value, str) and not value.strip())
-    ]
-
-
 def _is_http(url: str) -> bool:
     return url[:5].lower() in ("http:", "https")
 
 
-def _loaded(fetched: FetchedImages) -> dict[str, bytes]:
-    """Return fetched images by URL, or raise the error of one that could not be fetched."""
-    loaded: dict[str, bytes] = {}
-    for url, found in fetched.images.items():
+def _loaded(record: InputRecord, fetched: FetchedImages | None) -> dict[str, bytes]:
+    """Return fetched images by URL and those of the input by digest.
+
+    It raises the error of one that could not be fetched.
+    """
+    loaded: dict[str, bytes] = dict(record.images)
+    for url, found in fetched.images.items() if fetched else ():
         if isinstance(found, Exception):
             raise found
         loaded[url] = found
@@ -306,38 +315,3 @@ def _loaded(fetched: FetchedImages) -> dict[str, bytes]:
 def would_block(_: bytes, __: ImageOverrides) -> tuple[Fitted, ...]:
     """Take the place of `Render` where nothing is decoded: raise `WouldBlockError`."""
     raise WouldBlockError
-
-
-def _with_frames(
-    turns: list[Turn], encoded: Mapping[int, list[EncodedImage]], *, timed: bool
-) -> tuple[list[Turn], list[EncodedImage]]:
-    """Return turns in which a moving image stands once for each frame, and all the images.
-
-    Args:
-        turns: The turns.
-        encoded: The frames of each image by its ``id``.
-        timed: Put the time of each frame before it.
-    """
-    images = [encoded[id(part)] for part in images_of(turns)]
-    if timed or any(len(several) > 1 for several in images):
-        turns = [
-            Turn(
-                turn.role,
-                tuple(one for part in turn.parts for one in _parts(part, encoded, timed=timed)),
-            )
-            for turn in turns
-        ]
-    return turns, [image for several in images for image in several]
-
-
-def _parts(
-    part: str | ImageRef, encoded: Mapping[int, list[EncodedImage]], *, timed: bool
-) -> Iterator[str | ImageRef]:
-    """Yield what stands for a part of a turn: an image once for each of its frames."""
-    if isinstance(part, str):
-        yield part
-        return
-    for image in encoded[id(part)]:
-        if timed and image.time_s is not None:
-            yield f"Frame at {image.time_s:.1f} s:"
-        yield part

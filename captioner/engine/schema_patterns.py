@@ -75,6 +75,16 @@ def matcher(pattern: str) -> Callable[[str], object]:
     Raises:
         SettingsError: The pattern is wrong, or could take endless time.
     """
+    return linear(pattern, "schema").search  # type: ignore[no-any-return]
+
+
+def linear(pattern: str, option: str) -> Any:
+    """Return a compiled pattern, of RE2 or `re`, that takes time in proportion to the text.
+
+    Raises:
+        SettingsError: The pattern is wrong, or could take endless time; the message names the
+            option that it comes from.
+    """
     try:
         import re2
     except ImportError:
@@ -83,20 +93,20 @@ def matcher(pattern: str) -> Callable[[str], object]:
         options = re2.Options()
         options.log_errors = False
         try:
-            return re2.compile(_UNICODE_ESCAPE.sub(r"\1\\x{\2}", pattern), options).search  # type: ignore[no-any-return]
+            return re2.compile(_UNICODE_ESCAPE.sub(r"\1\\x{\2}", pattern), options)
         except re2.error:
             pass  # a lookahead, for example
     try:
         tree = _parser.parse(pattern)
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise SettingsError(f"schema: the pattern {pattern!r} is wrong: {error}") from None
+        raise SettingsError(f"{option}: the pattern {pattern!r} is wrong: {error}") from None
     if _long_repeats(tree) > 1:
         raise SettingsError(
-            f"schema: the pattern {pattern!r} may take endless time on some replies: RE2 cannot "
+            f"{option}: the pattern {pattern!r} may take endless time on some replies: RE2 cannot "
             "match it. Use one repetition such as * or + at most, without groups in it"
         )
-    return compiled.search
+    return compiled
 
 
 def _long_repeats(tree: Any, *, is_repeated: bool = False) -> int:

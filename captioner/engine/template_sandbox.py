@@ -28,8 +28,10 @@ _GROWING = ("batch", "center", "format", "indent", "join", "replace", "slice", "
 """Filters whose result may be much larger than their value."""
 
 
-def sandbox(jinja: Any) -> Any:  # noqa: C901 - one class with its functions
-    """Return the environment: fields hide methods, null is an error, and work is bounded.
+def sandbox(jinja: Any, *, strict: bool = True) -> Any:  # noqa: C901 - one class with its functions
+    """Return the environment: fields hide methods, and work is bounded.
+
+    What is missing or null is an error, or empty if it is not ``strict``.
 
     Its method ``text_of(template, fields)`` renders.
     """
@@ -80,13 +82,16 @@ def sandbox(jinja: Any) -> Any:  # noqa: C901 - one class with its functions
             yield value
 
     def shown(value: Any) -> Any:
+        if value is None and not strict:
+            return ""
         if value is None:
             raise jinja.UndefinedError("a field that it names is null")
         if callable(value) and not isinstance(value, jinja.Undefined):
             raise jinja.UndefinedError("it names a method in place of a field")
         return value
 
-    environment = Sandbox(undefined=jinja.StrictUndefined, finalize=shown)
+    undefined = jinja.StrictUndefined if strict else jinja.ChainableUndefined
+    environment = Sandbox(undefined=undefined, finalize=shown)
     filters = environment.filters
     filters["counted"] = counted
     for name in _GROWING:

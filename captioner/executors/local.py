@@ -327,7 +327,9 @@ class _Run:
                 check_format(settings.output_path, settings.run.output_format),
                 image_root=settings.records.image_root,
                 source=settings.input,
-                overwrite=settings.run.overwrite,
+                overwrite=settings.run.overwrite
+                or settings.joins
+                or settings.records.existing == "replace",
                 own=True,
                 csv_safe=self._settings.run.csv_safe,
                 reviewed="ignore",

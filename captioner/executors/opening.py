@@ -53,7 +53,7 @@ def open_source(settings: Settings) -> OpenedInput:
         )
     if not settings.output_path.name:
         raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
-    sidecars = settings.run.output_format in ("txt", "caption")
+    sidecars = settings.run.output_format in ("txt", "caption", "xmp")
     if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
     return found

@@ -1,4 +1,4 @@
-"""The decoder process: re-encodes images with limited memory and time.
+"""The decoder process: re-encodes and reads images with limited memory and time.
 
 Untrusted bytes meet the C code of a decoder only here. If that code crashes or hangs, one record
 fails and the parent process continues.
@@ -7,10 +7,10 @@ The messages on the socket, whose descriptor is the first argument::
 
     parent: the options                        once
     child:  READY                              once, when it has started
-    parent: the overrides, then the image      for each image
+    parent: the overrides, then the image      for each image; or what to look for in it
     child:  HEAVY                              if the image is large
     parent: anything                           when the child may decode it
-    child:  a list of frames or an error, then the data of each frame
+    child:  a list of frames or an error, then the data of each frame; or what was found
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import orjson
 
 from captioner.core.errors import BadImageError
 from captioner.core.types import ImageOverrides
-from captioner.images.fit import HEAVY, READY, FitOptions
-from captioner.images.render import render
+from captioner.images.fit import HEAVY, READY, FitOptions, Fitted
+from captioner.images.render import look, render
 from captioner.settings.options import ImageSettings
 
 MEMORY = 5 << 29
@@ -55,16 +55,17 @@ def main() -> None:
 
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            image_overrides = ImageOverrides(*orjson.loads(connection.recv_bytes()))
+            request = orjson.loads(connection.recv_bytes())
             data = connection.recv_bytes()
             signal.alarm(seconds)
+            frames: tuple[Fitted, ...] = ()
             try:
-                frames = render(data, wanted, image_overrides, before_heavy)
-                reply: object = [
-                    (frame.media_type, frame.width, frame.height, frame.time_s) for frame in frames
-                ]
+                if isinstance(request, dict):
+                    reply: object = {"found": look(data, wanted, request["look"], before_heavy)}
+                else:
+                    frames = render(data, wanted, ImageOverrides(*request), before_heavy)
+                    reply = [(one.media_type, one.width, one.height, one.time_s) for one in frames]
             except BadImageError as error:
-                frames = ()
                 reply = {"code": error.code, "message": error.message}
             signal.alarm(0)
             connection.send_bytes(orjson.dumps(reply))

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -25,6 +25,7 @@ from captioner.core.subprocesses import environment, python
 from captioner.images.fit import HEAVY, READY, Fitted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from multiprocessing.connection import Connection
     from typing import Self
 
@@ -83,9 +84,21 @@ class DecoderPool:
             DecoderError: No process can be started.
             StoppedError: The pool was closed.
         """
+        frames: tuple[Fitted, ...] = self._ask((*image_overrides,), data)
+        return frames
+
+    def look(self, data: bytes, names: Sequence[str]) -> dict[str, Any]:
+        """Return what is known about an image; see `captioner.images.render.look`.
+
+        Blocks, may be called from any thread, and raises the same as `render`.
+        """
+        found: dict[str, Any] = self._ask({"look": names}, data)
+        return found
+
+    def _ask(self, request: object, data: bytes) -> Any:
         decoder = self._idle.get()
         try:
-            reply = decoder.render(data, image_overrides)
+            reply = decoder.ask(orjson.dumps(request), data)
         finally:
             self._idle.put(decoder)
         if isinstance(reply, BadImageError):
@@ -114,30 +127,32 @@ class _Decoder:
     def _closed(self) -> bool:
         return self._closing.is_set()
 
-    def render(
-        self, data: bytes, image_overrides: ImageOverrides
-    ) -> tuple[Fitted, ...] | BadImageError:
-        """Return the frames or the error of an image; another process tries it after a crash.
+    def ask(
+        self, request: bytes, data: bytes
+    ) -> tuple[Fitted, ...] | dict[str, Any] | BadImageError:
+        """Return the frames of an image, what was found in it, or its error.
+
+        Another process tries it after a crash.
 
         A process that is killed (signal 9) may be the system's choice, not the image's fault.
         """
         tries = TRIES
         while True:
             try:
-                return self._render(data, image_overrides)
+                return self._ask(request, data)
             except BadImageError as error:
                 tries -= 1
                 if error.code != "image_crashed" or tries + self._killed <= 0:
                     raise
 
-    def _render(
-        self, data: bytes, image_overrides: ImageOverrides
-    ) -> tuple[Fitted, ...] | BadImageError:
+    def _ask(
+        self, request: bytes, data: bytes
+    ) -> tuple[Fitted, ...] | dict[str, Any] | BadImageError:
         if self._process is not None and self._process.poll() is not None:
             self._end()  # it was killed while it had nothing to do
         connection = self._connection or self._start()
         try:
-            connection.send_bytes(orjson.dumps((*image_overrides,)))
+            connection.send_bytes(request)
             connection.send_bytes(data)
             reply = _receive(connection, self._timeout_s)
             if reply == HEAVY:
@@ -150,6 +165,8 @@ class _Decoder:
                         raise
             frames = orjson.loads(reply)
             if isinstance(frames, dict):
+                if "found" in frames:
+                    return dict(frames["found"])
                 return BadImageError(frames["code"], frames["message"])
             return tuple(
                 Fitted(media_type, _receive(connection, self._timeout_s), width, height, time_s)

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.descriptors import TOO_MANY_OPEN, are_used_up, patiently
-from captioner.core.errors import BadImageError, DescriptorsError, WouldBlockError
+from captioner.core.errors import (
+    BadImageError,
+    BadRecordError,
+    DescriptorsError,
+    WouldBlockError,
+)
 from captioner.core.filenames import spellings
 from captioner.images.archives import Archives, check_size, in_archive
 
@@ -24,6 +29,9 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", None)
 
 MOST_AT_ONCE = 8 << 20
 """Bytes of a file that are read without a thread."""
+
+MOST_BESIDE = 1 << 20
+"""Bytes of the largest text file beside an image that is read."""
 
 STEP = 1 << 18
 """Bytes between the samples that are looked for in memory; systems read ahead as much."""
@@ -125,6 +133,53 @@ class ImageFolders:
                     return full
         return None
 
+    def beside(self, path: str, suffixes: Sequence[str]) -> tuple[str, bytes] | None:
+        """Return name and content of a file beside an image that has its name with another suffix.
+
+        Links that lead out of the folder of the image are not followed.
+
+        Args:
+            path: The image, as the record gives it.
+            suffixes: Tried in order; the first file that is not empty counts.
+
+        Raises:
+            BadRecordError: ``bad_sidecar``: the file is larger than `MOST_BESIDE` or cannot be
+                read.
+        """
+        image = None if "#" in path and in_archive(path) else self.find(path)
+        if image is None:
+            return None
+        folder = os.path.realpath(os.path.dirname(image)) + os.sep  # noqa: PTH120 - as below
+        if self._inside is not None and not folder.startswith(self._inside):
+            return None
+        stem = os.path.splitext(os.path.basename(image))[0]  # noqa: PTH119, PTH122 - as below
+        for suffix in suffixes:
+            if content := _small_file(folder, stem + suffix):
+                return stem + suffix, content
+        return None
+
+    def nearest(self, path: str, name: str) -> bytes:
+        """Return the content of the nearest file with a name in or above the folder of an image.
+
+        It is empty if there is none between that folder and the one in which images are looked for.
+
+        Raises:
+            BadRecordError: ``bad_sidecar``; see `beside`.
+        """
+        image = None if "#" in path and in_archive(path) else self.find(path)
+        if image is None:
+            return b""
+        folder = os.path.realpath(os.path.dirname(image))  # noqa: PTH120 - as below
+        for root in self._roots:
+            top = os.path.realpath(root).rstrip(os.sep)
+            while (folder + os.sep).startswith(top + os.sep):
+                if content := _small_file(folder.rstrip(os.sep) + os.sep, name):
+                    return content
+                if folder in (top, os.sep):
+                    break
+                folder = os.path.dirname(folder)  # noqa: PTH120 - as below
+        return b""
+
     def _opened(self, path: str) -> tuple[int, int]:
         """Return the descriptor of a regular file and its size; wait for a free descriptor."""
         try:
@@ -192,6 +247,27 @@ def _open_inside(root: str, path: str, shown: str) -> int:
         os.close(fd)
         raise outside
     return fd
+
+
+def _small_file(folder: str, name: str) -> bytes:
+    """Return the content of a file in a folder without surrounding blanks; empty if missing.
+
+    Raises:
+        BadRecordError: See `ImageFolders.beside`.
+    """
+    try:
+        fd = _open_inside(folder, folder + name, name)
+    except (FileNotFoundError, BadImageError):
+        return b""
+    except OSError as error:
+        raise BadRecordError("bad_sidecar", f"cannot read {name}: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return b""
+        content = file.read(MOST_BESIDE + 1)
+    if len(content) > MOST_BESIDE:
+        raise BadRecordError("bad_sidecar", f"{name} has more than {MOST_BESIDE} bytes")
+    return content.strip()
 
 
 def _in_memory(fd: int, size: int) -> bool:

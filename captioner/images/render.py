@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any, cast
 from PIL import Image, ImageCms, ImageColor, PngImagePlugin, UnidentifiedImageError
 
 from captioner.core.errors import BadImageError
+from captioner.core.ocr import read_text
+from captioner.core.types import ImageOverrides
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
 from captioner.images.icons import bounded_icon, merged_photoshop
 from captioner.images.inspect import corrupt, media_type_of, mended, video_format, webp_sizes
+from captioner.images.metadata import metadata_of
 from captioner.images.raw import is_raw, raw_preview
 from captioner.images.scenes import miniature, scene_changes
 from captioner.images.video import video_frames
 from captioner.images.whole import prove_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from captioner.core.types import ImageOverrides
     from captioner.images.fit import FitOptions
 
 HEAVY_PIXELS = 25_000_000
@@ -123,6 +125,38 @@ def render(
         ) from None
     except Exception as error:  # noqa: BLE001 - decoders raise many kinds of errors on bad bytes
         raise corrupt(str(error) or "it cannot be decoded") from None
+
+
+def look(
+    data: bytes,
+    wanted: FitOptions,
+    names: Sequence[str],
+    before_heavy: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Return what is known about an image besides its pixels.
+
+    Args:
+        data: The file.
+        wanted: The requirements for images.
+        names: ``exif`` for what `metadata_of` returns, ``ocr`` for the legible text.
+        before_heavy: See `render`.
+
+    Raises:
+        BadImageError: See `render`; only for ``ocr``.
+    """
+    found: dict[str, Any] = {}
+    if "exif" in names:
+        found["exif"] = {}
+        bound = _Bound(wanted, before_heavy)
+        # `render` has the last word on a damaged image.
+        with contextlib.suppress(Exception), _open(_bounded(data, bound)) as image:
+            bound(*image.size)  # Pillow decodes a PNG to find its EXIF
+            found["exif"] = metadata_of(image)
+    if "ocr" in names:
+        frame = render(data, wanted, ImageOverrides(reencode=True), before_heavy)[0]
+        with _open(frame.data) as image:
+            found["ocr"] = "\n".join(read_text(image.convert("RGB")))
+    return found
 
 
 class _Bound:

@@ -70,7 +70,7 @@ class RowEncoder:
     def caption(self, caption: Caption) -> bytes:
         """Return the input record with the caption added and nothing else changed."""
         raw = one_line(caption.record.raw)
-        if caption.existing:
+        if caption.existing and caption.replaces:
             return raw + b"\n"
         added = [(self._name, orjson.dumps(caption.text))]
         added += [(quoted(field), orjson.dumps(value)) for field, value in caption.more]

@@ -13,7 +13,7 @@ import orjson
 
 from captioner.core.errors import BadImageError, RecordError
 from captioner.engine.conversation import images_of, read_turns
-from captioner.engine.templates import Templates
+from captioner.engine.templates import Templates, Texts
 from captioner.readers.rows import dumped
 from captioner.settings.options import DEFAULT_PROMPT, RecordSettings
 
@@ -55,13 +55,25 @@ class RowContents:
         return Templates("", prompt, [prompt] if self._settings.get("preset") else questions)
 
     def questions(self, row: dict[str, Any]) -> tuple[str, ...]:
-        """Return the questions of the settings, which replaced the row's own prompt."""
+        """Return the questions that replaced the row's own prompt, as it keeps them or as set."""
+        asked = self._asked(row)
+        questions = self._templates.texts.questions
+        if isinstance(asked, list) and len(asked) == len(questions):
+            return tuple(map(str, asked))
+        if isinstance(asked, str) and len(questions) == 1:
+            return (asked,)
         return self._templates.fill(row).questions
+
+    def _asked(self, row: Mapping[str, Any]) -> Any:
+        """Return what a row says that was asked; None if it does not."""
+        return row.get(f"{self._settings.get('output_field') or 'caption'}_prompt")
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Return the turns that were sent for a row; empty if they cannot be rebuilt."""
         try:
-            return read_turns(row, self.options, self._templates.fill(row))
+            asked = self._asked(row)
+            texts = Texts("", asked) if isinstance(asked, str) else self._templates.fill(row)
+            return read_turns(row, self.options, texts)
         except RecordError:
             return []
 

@@ -55,7 +55,7 @@ InputFormat = Literal[
 
 OutputFormat = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "imagefolder", "coco", "llava", "txt",
-    "caption", "sqlite",
+    "caption", "sqlite", "xmp", "images",
 ]  # fmt: skip
 
 CODES = (
@@ -199,9 +199,23 @@ class PromptSettings(_Group):
         "System prompt, or @FILE. A system turn in the record replaces it.", DEFAULT_SYSTEM_PROMPT
     )
     prompt: str = _common(
-        "Question for records without one, or @FILE. {{ field }} inserts "
-        "a field of the record, as in Jinja templates.",
+        "Question for records without one, or @FILE. {{ field }} inserts a field of the record as "
+        "in Jinja templates, {{ sidecar }} the text file beside the image.",
         DEFAULT_PROMPT,
+    )
+    prompt_mix: tuple[str, ...] = _option(
+        "WEIGHT=QUESTION or WEIGHT=@FILE: a question for records without one, instead of --prompt. "
+        "Repeat the flag for several: each record gets one by chance, as often as the weights say "
+        "and the same each time (--seed). In a TOML file write tables [[prompt]].",
+        (),
+    )
+    prompt_file_in_folder: str | None = _option(
+        "Name of a text file, such as prompt.txt, with the question for the images in its folder "
+        "and below. The nearest one inside the input counts; it is no template."
+    )
+    missing: Literal["empty", "fail"] = _option(
+        "What a template names and a record or its image lacks: fail (the record fails) or empty.",
+        "fail",
     )
     max_tokens: int | None = _common("Maximum tokens of a caption. Default: the endpoint's.")
     temperature: float | None = _common("Sampling temperature. Default: the endpoint's.", zero=True)
@@ -214,9 +228,10 @@ class PromptSettings(_Group):
         "auto",
     )
     preset: PresetName | None = _common(  # noqa: RUF009 - a Literal by another name
-        "Ready-made prompt: caption, dense, alt-text, understanding or search. It replaces the "
-        "record's question. caption is a short and a dense one, understanding is scene, objects "
-        "and text, search is keywords."
+        "Ready-made prompt: caption, dense, alt-text, understanding, search, recaption, "
+        "tags-to-prose or photo-library. It replaces the record's question. caption is a short and "
+        "a dense one, understanding is scene, objects and text, search is keywords. The last three "
+        "use the old caption, the tags beside the image, and its EXIF."
     )
     schema: str | None = _option(
         "File with a JSON Schema that responses must follow. The caption is an object; only with "
@@ -239,6 +254,18 @@ class PromptSettings(_Group):
             raise SettingsError("ask: two questions have the same name")
         if not self.prompt.strip():
             raise SettingsError("prompt: must not be empty")
+        if self.prompt_file_in_folder is not None and not re.fullmatch(
+            r"[^/\\\0]*[^/\\\0.][^/\\\0]*", self.prompt_file_in_folder
+        ):
+            raise SettingsError("prompt-file-in-folder: give the name of a file, without a folder")
+        for name in ("prompt_mix", "prompt_file_in_folder"):
+            if getattr(self, name) and (self.preset or self.ask):
+                raise SettingsError(
+                    f"{flag_name(name)}: it cannot be combined with --preset or --ask, which "
+                    "replace all questions"
+                )
+        if self.mix() and self.prompt != DEFAULT_PROMPT:
+            raise SettingsError("prompt-mix: it takes the place of --prompt; give one of them")
 
     def questions(self) -> list[tuple[str, str]]:
         """Return names and texts of the questions that replace the record's.
@@ -252,6 +279,20 @@ class PromptSettings(_Group):
             if not (name.strip() and question.strip()):
                 raise SettingsError(f"ask: {given[:40]!r} is not NAME=QUESTION")
             found.append((name.strip(), question.strip()))
+        return found
+
+    def mix(self) -> list[tuple[float, str]]:
+        """Return weights and texts of the questions of which each record gets one.
+
+        Raises:
+            SettingsError: One has no weight or no text.
+        """
+        found = []
+        for given in self.prompt_mix:
+            weight, _, question = given.partition("=")
+            if not (re.fullmatch(_WEIGHT, weight.strip()) and float(weight) and question.strip()):
+                raise SettingsError(f"prompt-mix: {given[:40]!r} is not WEIGHT=QUESTION")
+            found.append((float(weight), question.strip()))
         return found
 
     def resolved(self) -> Self:
@@ -272,6 +313,9 @@ class PromptSettings(_Group):
             system_prompt=text_of("system_prompt", system_prompt),
             prompt=text_of("prompt", prompt),
             ask=tuple(f"{name}={text_of('ask', text)}" for name, text in self.questions()),
+            prompt_mix=tuple(
+                f"{weight}={text_of('prompt_mix', text)}" for weight, text in self.mix()
+            ),
             schema=text_of("schema", f"@{schema}") if schema and schema[0] != "{" else schema,
         )
 
@@ -299,10 +343,11 @@ class RecordSettings(_Group):
         "prompt, in records without a conversation."
     )
     output_field: str = _common("Field that receives the caption.", "caption")
-    existing: Literal["error", "replace", "skip"] = _option(
+    existing: Literal["error", "replace", "skip", "append", "prepend"] | None = _option(
         "What to do with records that have a caption already: error (do not start), replace the "
-        "caption, or skip (keep the record as it is).",
-        "error",
+        "caption, skip (keep the record as it is), append the new caption to it, or prepend it. "
+        "With text files as output, a file that is not empty is a caption. Default: error, and "
+        "skip for text files."
     )
     id_field: str | None = _common("Field that identifies a record. Default: its whole content.")
     duplicates: Literal["keep", "skip", "error"] = _option("See --equal-records.", "keep")
@@ -318,7 +363,7 @@ class RecordSettings(_Group):
         "Take this many records, chosen at random. They come from the whole input and are the same "
         "each time. A run without it continues the output with the others."
     )
-    seed: int = _option("Seed of the choice of --sample.", 0, zero=True)
+    seed: int = _option("Seed of the choices of --sample and --prompt-mix.", 0, zero=True)
     limit: int | None = _common("Number of records to take.")
     max_line: int = _tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
     max_images: int = _tuning("Maximum images of a record. One with more fails.", 64)
@@ -347,18 +392,112 @@ class CaptionSettings(_Group):
     )
     min_length: int = _option("Minimum characters of a caption.", 1)
     max_length: int | None = _option("Maximum characters of a caption.")
+    caption_template: str | None = _option(
+        "Text around each caption, or @FILE, such as 'ohwx man, {{ caption }}'. It may also name "
+        "what --prompt may."
+    )
+    prefix: str | None = _option(
+        "Text before each caption that does not begin with it, such as 'ohwx man, '."
+    )
+    suffix: str | None = _option("Text after each caption that does not end with it.")
+    replace: tuple[str, ...] = _option(
+        "OLD=NEW: replace a text in captions. Repeat the flag for several.", ()
+    )
+    replace_re: tuple[str, ...] = _option(
+        "PATTERN=NEW: replace a regular expression in captions. \\1 in NEW is its first group; \\= "
+        "in PATTERN is the sign =. Repeat the flag for several.",
+        (),
+    )
+    forbid: tuple[str, ...] = _option(
+        "Words that captions must not have, such as 'image of', or @FILE with a line for each. A "
+        "caption with one is requested again, and then its sentence is cut. Repeat the flag for "
+        "several.",
+        (),
+    )
+    max_clip_tokens: int | None = _option(
+        "Maximum CLIP tokens of a caption with all that is put around it, such as 75. A longer one "
+        "is requested again, and then cut after a sentence."
+    )
+    max_t5_tokens: int | None = _option(
+        "The same for T5, such as 255, with the mark of the end. It needs --t5-tokenizer."
+    )
+    t5_tokenizer: str | None = _option(
+        "The tokenizer.json of the T5 model for --max-t5-tokens, from its folder or repository."
+    )
+    tags: Literal["given", "sorted"] | None = _option(
+        "Captions are lists of tags: write them in lower case, with spaces for underscores, once "
+        "each. The order is as given, or sorted by name.",
+        alone=("given", "ORDER"),
+    )
+    tag_blacklist: tuple[str, ...] = _option(
+        "Tags to leave out, separated by commas, or @FILE with a line for each. It implies --tags.",
+        (),
+    )
     with_: tuple[str, ...] = _option(
-        "Fields to add to each row beside the caption: usage, finish_reason, model, attempts or "
-        "latency (seconds), as caption_usage and so on. Separate several by commas.",
+        "Fields to add to each row beside the caption: usage, finish_reason, model, attempts, "
+        "latency (seconds), raw (the caption before --prefix and the like) or prompt (what was "
+        "asked), as caption_usage and so on. Separate several by commas.",
         (),
     )
 
     def _check(self) -> None:
+        self.pairs("replace")
+        self.pairs("replace_re")
         object.__setattr__(self, "accept", words(self.accept))
         object.__setattr__(self, "with_", tuple(dict.fromkeys(words(self.with_))))
         for name, values, known in (("accept", self.accept, CODES), ("with", self.with_, EXTRAS)):
             if wrong := next((value for value in values if value not in known), None):
                 raise SettingsError(f"{name}: {wrong!r} is not one of {', '.join(known)}")
+
+    def pairs(self, name: Literal["replace", "replace_re"]) -> list[tuple[str, str]]:
+        """Return what is replaced and by what, for one of the two options.
+
+        Raises:
+            SettingsError: A value is not ``OLD=NEW``.
+        """
+        found = []
+        for given in getattr(self, name):
+            pair = re.fullmatch(
+                r"((?:[^=\\]|\\.)+)=(.*)" if name == "replace_re" else r"([^=]+)=(.*)",
+                given,
+                re.DOTALL,
+            )
+            if pair is None:
+                raise SettingsError(f"{flag_name(name)}: {given[:40]!r} is not OLD=NEW")
+            found.append((pair[1], pair[2]))
+        return found
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The options that give captions their shape, by name, apart from those not given."""
+        return {name: value for name in SHAPE if (value := getattr(self, name)) not in (None, ())}
+
+    def resolved(self) -> Self:
+        """Return the same settings with the texts of ``@FILE`` in place.
+
+        Raises:
+            SettingsError: A file cannot be read.
+        """
+        template = self.caption_template
+        return replace(
+            self,
+            caption_template=text_of("caption_template", template) if template else template,
+            forbid=_lines("forbid", self.forbid),
+            tag_blacklist=_lines("tag_blacklist", self.tag_blacklist, ","),
+        )
+
+
+SHAPE = (
+    "caption_template", "prefix", "suffix", "replace", "replace_re", "forbid", "max_clip_tokens",
+    "max_t5_tokens", "t5_tokenizer", "tags", "tag_blacklist",
+)  # fmt: skip
+"""Options of captions that change the text of a caption."""
+
+
+def _lines(option: str, values: tuple[str, ...], between: str = "\n") -> tuple[str, ...]:
+    """Return the texts of an option, one for each line of ``@FILE``."""
+    texts = (text_of(option, value).replace(between, "\n") for value in values)
+    return tuple(line.strip() for text in texts for line in text.split("\n") if line.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,7 +634,8 @@ class RunSettings(_Group):
     retry_failed: str | None = _option("See --retry.", alone=("all", "CODE"))
     retry_rejected: bool = _option("See --retry.", default=False)
     output_format: OutputFormat | None = _common(  # noqa: RUF009 - a Literal by another name
-        "Output format. Default: by its name. With txt or caption, a file per image is written."
+        "Output format. Default: by its name. With txt, caption or xmp, a file per image is "
+        "written, and with images a copy of each with the caption in it."
     )
     overwrite: bool = _common("Replace files that captioner did not write.", default=False)
     csv_safe: bool = _option(CSV_SAFE, default=False)
@@ -628,6 +768,8 @@ def option_groups() -> dict[str, str]:
     """Return the name of every option with the name of its group."""
     return {option.name: group for group, kind in GROUPS.items() for option in fields(kind)}
 
+
+_WEIGHT = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
 
 _FRAMES = re.compile(r"(scene:)?0*([1-9]\d{0,5})", re.ASCII)
 

@@ -17,6 +17,7 @@ from captioner.settings.options import (
     CONVERSATION_FIELDS,
     GROUPS,
     IMAGE_FIELDS,
+    SHAPE,
     BatchSettings,
     CaptionSettings,
     ClusterSettings,
@@ -92,6 +93,21 @@ class Settings:
         if batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: it cannot be combined with --stream")
         self._check_field_names()
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        shaped = [*self.captions.shape, *(["existing"] if self.joins else [])]
+        preset = PRESETS[self.prompt.preset] if self.prompt.preset else None
+        if shaped and (self.prompt.schema or (preset and preset.schema)):
+            raise SettingsError(
+                f"{flag_name(shaped[0])}: it needs captions that are text, and --schema or the "
+                "preset makes objects"
+            )
+        if self.joins and self.run.replaces_captions and self.writes_text_files:
+            raise SettingsError(
+                f"existing: {self.records.existing} cannot be combined with --redo or --retry "
+                "rejected for text files, which hold the new caption already"
+            )
 
     def _check_field_names(self) -> None:
         records = self.records
@@ -137,7 +153,12 @@ class Settings:
         """
         if self.is_resolved:
             return self
-        return replace(self, prompt=self.prompt.resolved(), is_resolved=True)
+        return replace(
+            self,
+            prompt=self.prompt.resolved(),
+            captions=self.captions.resolved(),
+            is_resolved=True,
+        )
 
     @property
     def each_endpoint(self) -> list[EndpointSettings]:
@@ -168,8 +189,34 @@ class Settings:
     def added_fields(self) -> tuple[str, ...]:
         """Names of the fields that these settings may add to a row, the caption's first."""
         flags = [f"{name}_{FLAG}" for name in self.fields] if self.captions.accept else []
-        extras = (f"{self.fields[0]}_{extra}" for extra in self.captions.with_)
+        extras = (f"{self.fields[0]}_{extra}" for extra in self.extras)
         return (*self.fields, *flags, *extras)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What is added to each row beside the caption; see ``with_``.
+
+        The question is, if it is not the same for all records.
+        """
+        varies = self.prompt.prompt_mix or self.prompt.prompt_file_in_folder
+        added = ("prompt",) if varies and "prompt" not in self.captions.with_ else ()
+        return (*self.captions.with_, *added)
+
+    @property
+    def joins(self) -> bool:
+        """Whether new captions are joined to old ones."""
+        return self.records.existing in ("append", "prepend")
+
+    @property
+    def writes_text_files(self) -> bool:
+        """Whether the output is a text file for each image."""
+        return self.run.output_format in ("txt", "caption")
+
+    @property
+    def existing_files(self) -> str:
+        """What to do with text files of the output that are not empty; see ``existing``."""
+        replaces = self.run.overwrite or self.run.replaces_captions
+        return self.records.existing or ("replace" if replaces else "skip")
 
     @property
     def field_family(self) -> tuple[str, ...]:
@@ -207,10 +254,16 @@ class Settings:
         shaping = {
             "model": model,
             **{name: getattr(prompt, name) for name in _SHAPING_PROMPT},
+            "missing": None if prompt.missing == "fail" else prompt.missing,
             "thinking": None if prompt.thinking == "auto" else prompt.thinking,
             "ask": list(prompt.ask) or None,
+            "prompt_mix": list(prompt.prompt_mix) or None,
+            "prompt_file_in_folder": prompt.prompt_file_in_folder,
+            "seed": records.seed if prompt.prompt_mix and records.seed else None,
             "samples": prompt.samples if prompt.samples > 1 else None,
             "with": list(self.captions.with_) or None,
+            **{name: _as_json(self.captions.shape.get(name)) for name in SHAPE},
+            "existing": records.existing if self.joins else None,
             "extra_body": self.endpoint.extra_body,
             "max_side": self.images.longest_side,
             **{name: value if value != default else None for name, value, default in images},
@@ -219,6 +272,10 @@ class Settings:
             "id_field": records.id_field,
         }
         return sealed(shaping)
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 # Options that affect captions.

@@ -120,7 +120,7 @@ def test_every_flag_that_is_named_exists(path) -> None:
     known = {f"--{option.key}" for option in options}
     known |= {f"--no-{option.key}" for option in options if option.default is True}
     known |= COMMAND_FLAGS | OTHER_PROGRAMS
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", prose(path))) <= known
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", prose(path))) <= known
 
 
 # -- endpoints and captions ---------------------------------------------------------------------

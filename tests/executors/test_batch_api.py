@@ -555,3 +555,20 @@ def test_a_signal_does_not_wait_for_a_reply(make_input, stub):
     _, errors = process.communicate(timeout=LIMIT_S)
     stub.hang = False
     assert process.returncode == 130, errors
+
+
+async def test_captions_of_batches_have_their_shape(make_input, stub):
+    """What a row needs is kept with the batch; words are asked for again once."""
+    source = make_input(2)
+    lines = [json.loads(line) for line in source.read_text().splitlines()]
+    lines[0]["caption"] = "mine"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stub.answer = lambda _: (200, completion("An image of a cat. It sleeps."))
+    shape = {"existing": "append", "forbid": "image of", "with_": "prompt,raw"}
+    report = await run_batch(
+        source, **options(stub, **shape, caption_template="{{ id }}: {{ caption }}")
+    )
+    assert (report.captioned, report.failed) == (2, 0)
+    assert [row["caption"] for row in captions(source)] == ["0: mine, It sleeps.", "1: It sleeps."]
+    assert [row["caption_prompt"] for row in captions(source)] == ["q0", "q1"]
+    assert len(stub.batches) == 2

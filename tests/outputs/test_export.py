@@ -226,18 +226,18 @@ async def test_sqlite(caption):
 @pytest.mark.parametrize("kind", ["txt", "caption"])
 async def test_sidecars(caption, endpoint, source, kind, caplog):
     """A line of text beside each image; an existing file is kept without --overwrite."""
-    (source.parent / f"1.{kind}").write_text("mine")
     output = source.parent / "out"
     options = {"base_url": endpoint.base_url, "model": "m", "output_format": kind}
-    await run_batch(source, source.parent, **options)
-    journal = rows(source.parent.with_name("photos.jsonl"))
-    assert (source.parent / f"0.{kind}").read_text() == journal[0]["caption"] + "\n"
-    assert (source.parent / f"1.{kind}").read_text() == "mine"
-    assert "1 file with another text" in caplog.text
-    await run_batch(source, source.parent, **options, overwrite=True)
-    assert (source.parent / f"1.{kind}").read_text() == journal[1]["caption"] + "\n"
     await run_batch(source, output, **options)
+    journal = rows(output.with_name("out.jsonl"))
     assert sorted(path.name for path in output.iterdir()) == [f"{n}.{kind}" for n in (0, 1, 3)]
+    assert (output / f"0.{kind}").read_text() == journal[0]["caption"] + "\n"
+    (output / f"1.{kind}").write_text("mine")
+    await run_batch(source, output, **options)
+    assert (output / f"1.{kind}").read_text() == "mine"
+    assert "1 file with another text" in caplog.text
+    await run_batch(source, output, **options, overwrite=True)
+    assert (output / f"1.{kind}").read_text() == journal[1]["caption"] + "\n"
 
 
 async def test_a_caption_of_several_lines_becomes_one(caption, endpoint, source):

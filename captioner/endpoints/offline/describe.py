@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
-from captioner.endpoints.offline.ocr import read_text
+from captioner.core.ocr import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

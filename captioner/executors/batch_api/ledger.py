@@ -24,6 +24,7 @@ import orjson
 from captioner.core.errors import OutputDamagedError
 from captioner.core.regular import reading, writing
 from captioner.core.secrets import sealed, without_login
+from captioner.core.types import Notes
 from captioner.journal.companions import batch_folder
 from captioner.journal.disk import Files, atomic_write
 
@@ -195,6 +196,7 @@ class Entry(NamedTuple):
         attempt: Number of this attempt, from 1.
         questions: Number of questions.
         samples: Number of responses to each.
+        notes: See `PreparedRecord`.
     """
 
     number: int
@@ -204,6 +206,7 @@ class Entry(NamedTuple):
     samples: int
     replaces: bool
     raw: bytes
+    notes: Notes | None = None
 
     def ids(self, token: str, index: int) -> list[str]:
         """Return the ids of its requests, question by question."""
@@ -245,7 +248,8 @@ class BatchWriter:
 
     def add(self, entry: Entry, bodies: Sequence[bytes]) -> None:
         """Add a record and the bodies of its requests."""
-        head = orjson.dumps([entry.number, entry.key.hex(), *entry[2:6]])
+        notes = [] if entry.notes is None else [list(entry.notes)]
+        head = orjson.dumps([entry.number, entry.key.hex(), *entry[2:6], *notes])
         self._records.write(head + b"\t" + entry.raw + b"\n")
         for name, body in zip(entry.ids(self.batch.token, self.batch.records), bodies, strict=True):
             self._bytes += self._requests.write(_REQUEST % (name.encode(), body))
@@ -272,8 +276,9 @@ def read_entries(path: Path) -> Iterator[Entry]:
     with reading(path) as file:
         for line in file:
             head, _, raw = line.rstrip(b"\n").partition(b"\t")
-            number, key, attempt, questions, samples, replaces = orjson.loads(head)
-            yield Entry(number, bytes.fromhex(key), attempt, questions, samples, replaces, raw)
+            number, key, attempt, questions, samples, replaces, *notes = orjson.loads(head)
+            entry = Entry(number, bytes.fromhex(key), attempt, questions, samples, replaces, raw)
+            yield entry._replace(notes=Notes(*notes[0])) if notes else entry
 
 
 def body_of(line: bytes) -> bytes:

@@ -15,6 +15,7 @@ from captioner.core.errors import (
     BadReplyError,
     ImageRejectedError,
     ParameterError,
+    RecordError,
     RefusedError,
     RunError,
 )
@@ -22,7 +23,7 @@ from captioner.core.humanize import counted
 from captioner.core.regular import reading
 from captioner.core.secrets import masked
 from captioner.core.types import CaptionResult, Failure, InputRecord, Response, ValidatedCompletion
-from captioner.engine.caption_checks import attempts_for, check
+from captioner.engine.caption_checks import CUT, attempts_for, check
 from captioner.engine.pipeline import count
 from captioner.executors.batch_api.ledger import Entry, body_of, read_entries
 
@@ -138,8 +139,8 @@ class BatchMerger:
         completions: list[ValidatedCompletion] = []
         for name in entry.ids(batch.token, index):
             try:
-                completions.append(self._completion(results.get(name), batch))
-            except RefusedError as error:
+                completions.append(self._completion(results.get(name), batch, entry.attempt))
+            except RecordError as error:
                 return Failure(record, error.code, error.message, entry.attempt)
             except AttemptError as error:
                 if error.code == NEVER_RAN:
@@ -153,9 +154,13 @@ class BatchMerger:
         samples = entry.samples
         each = [completions[at : at + samples] for at in range(0, len(completions), samples)]
         result = CaptionResult(each, entry.attempt)
-        return self.engine.attempts.caption_of(record, result, replaces=entry.replaces)
+        return self.engine.attempts.caption_of(
+            record, result, replaces=entry.replaces, notes=entry.notes
+        )
 
-    def _completion(self, result: dict[str, Any] | None, batch: Batch) -> ValidatedCompletion:
+    def _completion(
+        self, result: dict[str, Any] | None, batch: Batch, attempt: int
+    ) -> ValidatedCompletion:
         """Return the completion in one line of results, or raise why there is none."""
         if result is None:
             raise _no_response(batch)
@@ -176,7 +181,8 @@ class BatchMerger:
             completion = self.engine.connected.dialect.judge(reply)
         except RunError as error:  # it concerns one request of many; a retry may succeed
             raise BadReplyError("batch_refused", str(error)) from None
-        answer = check(completion, self.engine.rules)
+        rules = self.engine.rules
+        answer = check(completion, rules, may_cut=attempt >= attempts_for(CUT[0], rules))
         return ValidatedCompletion(answer.value, completion, answer.flag)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:

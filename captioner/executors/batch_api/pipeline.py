@@ -178,6 +178,7 @@ class BatchPipeline:
             self._samples,
             prepared.replaces,
             one_line(record.raw),
+            prepared.notes,
         )
         return entry, bodies
 

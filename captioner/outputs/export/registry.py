@@ -23,7 +23,7 @@ from captioner.journal.companions import (
 )
 from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
-from captioner.outputs.export import tables, training, webdataset
+from captioner.outputs.export import tables, training, webdataset, xmp
 from captioner.outputs.reader import OutputReader, Reviewed
 
 if TYPE_CHECKING:
@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SIDECARS = ("txt", "caption")
+_IN_FOLDERS: dict[str, Callable[..., None]] = {
+    "txt": partial(training.write_sidecars, suffix=".txt"),
+    "caption": partial(training.write_sidecars, suffix=".caption"),
+    "xmp": xmp.write_xmp,
+    "images": xmp.write_images,
+}
+"""Formats with a file for each image."""
 
 
 def check_format(target: Path, given: OutputFormat | None = None) -> OutputFormat:
@@ -46,9 +52,9 @@ def check_format(target: Path, given: OutputFormat | None = None) -> OutputForma
     kind = given or format_of(target)
     if kind == "parquet" or (kind == "imagefolder" and target.suffix.lower() == ".parquet"):
         needed("pyarrow.parquet", "parquet")
-    if kind in _SIDECARS and target.exists() and not target.is_dir():
+    if kind in _IN_FOLDERS and target.exists() and not target.is_dir():
         raise SettingsError(f"{target} is not a folder; {kind} files are written into a folder")
-    if target.is_dir() and kind not in _SIDECARS:
+    if target.is_dir() and kind not in _IN_FOLDERS:
         raise SettingsError(f"the output {target} is a folder; name a file with -o")
     if kind == "imagefolder" and target.stem != "metadata":
         raise SettingsError(
@@ -95,12 +101,12 @@ def export(
     with closing(reader):
         _refuse_own_files(reader, target, source, output)
         is_new = not own and not target.exists()
-        if not (own or overwrite or kind in _SIDECARS or journal == journal_path(target, kind)):
+        if not (own or overwrite or kind in _IN_FOLDERS or journal == journal_path(target, kind)):
             path = first_file(target)
             if path.exists():
                 raise SettingsError(f"{path} exists; replace it with --overwrite")
-        if kind in _SIDECARS:
-            training.write_sidecars(reader, target, suffix=f".{kind}", overwrite=overwrite)
+        if kind in _IN_FOLDERS:
+            _IN_FOLDERS[kind](reader, target, overwrite=overwrite)
         elif csv_safe and kind in _CSV:
             _CSV[kind](reader, target, safe=True)
         else:

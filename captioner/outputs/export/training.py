@@ -14,7 +14,7 @@ from captioner.core.media import is_video
 from captioner.core.regular import writing
 from captioner.core.types import ImageRef
 from captioner.engine.conversation import PLACEHOLDER
-from captioner.images.archives import in_archive
+from captioner.engine.existing import text_file
 from captioner.images.inspect import read_structure
 from captioner.journal.disk import Files, replacing
 from captioner.journal.finalize import write_array
@@ -183,10 +183,7 @@ def _sidecar(
 ) -> tuple[Path | None, str]:
     """Return the path and text of a row's sidecar; the path is None without an image file."""
     text = " ".join(reader.first_caption(row).split()) + "\n"
-    paths = _image_paths(reader, row)
-    if len(paths) != 1 or "://" in paths[0] or in_archive(paths[0]):
-        return None, text
-    return (target / paths[0]).with_suffix(suffix), text  # an absolute image path stays absolute
+    return text_file(target, _image_paths(reader, row), suffix), text
 
 
 def _remove_rejected(
@@ -207,11 +204,15 @@ def _remove_rejected(
 
 
 def _write_sidecar(path: Path, text: str, *, overwrite: bool) -> bool:
-    """Write a file unless it has other text; return whether it now has this text."""
+    """Write a file unless it has other text; return whether it now has this text.
+
+    Other blanks make no other text.
+    """
     if path.exists():
-        if path.is_file() and path.read_text("utf-8", errors="replace") == text:
+        old = path.read_text("utf-8", errors="replace").split() if path.is_file() else None
+        if old == text.split():
             return True
-        if not (overwrite and path.is_file()):
+        if old is None or (old and not overwrite):
             return False
     with replacing(path) as partial, writing(partial) as file:
         file.write(text.encode())

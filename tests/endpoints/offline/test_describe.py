@@ -8,8 +8,8 @@ import sys
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from captioner.endpoints import offline
-from captioner.endpoints.offline import ocr, ocr_available
+from captioner.core import ocr
+from captioner.core.ocr import ocr_available
 from captioner.endpoints.offline.describe import RequestError, describe, describe_file
 
 
@@ -179,7 +179,7 @@ def test_a_decompression_bomb_is_refused():
 
 def test_without_the_extra_captions_have_everything_but_text(monkeypatch):
     """A bare installation still describes, and says that it does not read."""
-    monkeypatch.setattr(offline, "find_spec", lambda _name: None)
+    monkeypatch.setattr(ocr, "find_spec", lambda _name: None)
     assert not ocr_available()
     text = caption(encoded(poster((40, "Harvest Market"))))
     assert "almost entirely" in text

@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 import uvloop
 
+from captioner.core import ocr
 from captioner.core.errors import SettingsError
-from captioner.endpoints import offline
+from captioner.core.ocr import ocr_available
 from captioner.endpoints.connect import OCR_MISSING
-from captioner.endpoints.offline import ocr_available
 from captioner.endpoints.offline import process as child
 from captioner.endpoints.offline.process import offline_endpoint
 from captioner.engine.stream import Captioner
@@ -126,7 +126,7 @@ async def test_a_run_without_ocr_says_so_at_its_start(monkeypatch, caplog):
     assert ocr_available()
     async with Captioner(offline=True):
         assert OCR_MISSING not in caplog.messages
-    monkeypatch.setattr(offline, "find_spec", lambda _: None)
+    monkeypatch.setattr(ocr, "find_spec", lambda _: None)
     async with Captioner(offline=True):
         assert caplog.messages.count(OCR_MISSING) == 1
     assert "pip install" in OCR_MISSING

@@ -7,10 +7,9 @@ import importlib
 import logging
 import math
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from captioner.endpoints.offline import ocr_available
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,6 +30,11 @@ _OPTIONS = {
     "Det.limit_side_len": _SIDE,
 }
 _lock = threading.Lock()  # RapidOCR keeps the state of the current image in its engine
+
+
+def ocr_available() -> bool:
+    """Return whether the packages that read text in images are installed."""
+    return all(find_spec(name) for name in ("numpy", "onnxruntime", "rapidocr"))
 
 
 def read_text(image: Image.Image) -> list[str]:
