@@ -6,6 +6,7 @@ table has the share of it that is reached, mean and least of five runs, and the 
 that were refused, failed or given up.
 
 usage: python benchmarks/goodput_sim.py [CASE ...]     default all; some minutes; prints a table
+       python benchmarks/goodput_sim.py --plot         writes captioner/docs/images/load.svg
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster_sim import VirtualLoop
+from cluster_sim import VirtualLoop, plot
 
 from captioner.endpoints.circuit_breaker import FAULTS_TO_OPEN
 from captioner.endpoints.goodput import GIVEN_UP, REFUSAL
@@ -177,8 +179,8 @@ CASES = {
 }  # fmt: skip
 
 
-def simulate(case: Case, seed: int) -> list[Client]:
-    """Run a case; return its clients."""
+def simulate(case: Case, seed: int, each_s: Callable[[Client], None] | None = None) -> list[Client]:
+    """Run a case; return its clients. Show the first one to a function each second."""
     server = Server(**case.server, seed=7 * seed)
 
     async def main() -> list[Client]:
@@ -187,7 +189,12 @@ def simulate(case: Case, seed: int) -> list[Client]:
             for number in range(case.clients)
         ]
         tasks = [asyncio.create_task(client.run()) for client in clients]
-        await asyncio.sleep(case.seconds)
+        if each_s is None:
+            await asyncio.sleep(case.seconds)
+        else:
+            for _ in range(int(case.seconds)):
+                await asyncio.sleep(1)
+                each_s(clients[0])
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -197,7 +204,21 @@ def simulate(case: Case, seed: int) -> list[Client]:
         return runner.run(main())
 
 
+def plot_loads() -> None:
+    """Write how the load of three servers goes on."""
+    curves: dict[str, list[float]] = {}
+    for name in ("r10", "q6000", "step"):
+        loads = curves[CASES[name].about] = []
+        simulate(
+            CASES[name], 4, lambda client, loads=loads: loads.append(client.limiter.window.load)
+        )
+    plot(Path(__file__).parents[1] / "captioner/docs/images/load.svg", curves, 240)
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--plot"]:
+        plot_loads()
+        return
     print("| server | of the ideal | least | refused or failed | parts |")
     print("| :--- | ---: | ---: | ---: | ---: |")
     for name in sys.argv[1:] or CASES:

@@ -139,6 +139,7 @@ async def connect(
             tpm=one.tpm,
             share=1 / settings.run.processes,
             longest_s=one.timeout,
+            courtesy=one.courtesy,
         )
         context.cancel.on_request(limiter.open)
         breaker = CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep)

@@ -144,6 +144,11 @@ class EndpointSettings(_Group):
     tpm: float | None = _common(
         "Tokens per minute, input and output. Default: the endpoint's limit, if it reports one."
     )
+    courtesy: float = _tuning(
+        "How long to wait before more requests are tried after some were refused, relative to the "
+        "usual 1 to 32 s.",
+        1.0,
+    )
     weight: float = _tuning(
         "Share of the work relative to other endpoints, in an [[endpoint]] table of a TOML file.",
         1.0,

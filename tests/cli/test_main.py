@@ -105,6 +105,7 @@ SAMPLES = {
     "extra_body": '{"seed": 7}',
     "stream": True,
     "weight": 2.5,
+    "courtesy": 2.0,
     "detail": "low",
     "preset": "dense",
     "ask": "short=In one sentence?",
