@@ -20,10 +20,10 @@ from captioner.readers.folders import no_split, saved_splits, survey, tables_in
 from captioner.readers.hubs import HubSource
 from captioner.readers.imagefiles import MEDIA, ImageFilesSource, is_media, matches
 from captioner.readers.imagefolder import ImageFolderSource, Part, has_file_names
-from captioner.readers.img2dataset import downloads
+from captioner.readers.img2dataset import downloads, is_output
 from captioner.readers.jsonl import JsonlSource
 from captioner.readers.rows import MAX_LINE, RecordSource
-from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, columns_of, name_twice
+from captioner.readers.tables import ArrowSource, image_column
 from captioner.readers.webdataset import ShardsSource, expand
 from captioner.settings.locations import (
     COMPRESSED,
@@ -33,7 +33,6 @@ from captioner.settings.locations import (
     is_pattern,
     storage_url,
 )
-from captioner.settings.options import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -63,9 +62,6 @@ _SHARED: dict[str, InputFormat] = {
 }
 """Formats of folders by the suffix of their files; the first that a folder has wins."""
 
-FORMATS_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
-"""Formats whose rows may contain images."""
-
 
 class OpenedInput(NamedTuple):
     """The source of an input's records.
@@ -79,6 +75,11 @@ class OpenedInput(NamedTuple):
     source: Source
     format: InputFormat
     image_field: str | None = None
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether its rows may contain images."""
+        return isinstance(self.source, ArrowSource | HubSource)
 
     def with_image_field(self, settings: Settings) -> Settings:
         """Return settings that name the image field of this input."""
@@ -158,7 +159,7 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
             files = _files(path, f".{format_}", split)
             _refuse(files[0], not_itself(_head(files[0])))
             source = ArrowSource(files, image_field, kind=format_)
-            field = _image_column(files[0], format_)
+            field = image_column(files[0], format_)
         case "images":
             source = _media_files(path)
         case "webdataset":
@@ -166,7 +167,7 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
             _refuse(files[0], not_tar(_head(files[0])))
             source = ShardsSource(files, folder_of(path) or Path(), image_field)
         case "img2dataset":
-            source = downloads(path, image_field)
+            source, field = downloads(path, image_field)
         case "imagefolder":
             source, field = _image_folder(path, options), "file_name"
         case "coco":
@@ -188,17 +189,6 @@ def _media_files(path: Path) -> Source:
     if find_spec("av") is None and source.has_only_videos:
         needed("av", "video")
     return source
-
-
-def _image_column(file: Path, kind: str) -> str | None:
-    """Return the column of images unless it has a default name."""
-    names = columns_of(file, kind)
-    if twice := name_twice(names):
-        raise SettingsError(f"{file.name} has two columns of the name {twice!r}")
-    if "image" in names or "images" in names:
-        return None
-    others = IMAGE_COLUMNS.difference(IMAGE_FIELDS)
-    return next((name for name in names if name in others), None)
 
 
 def _image_folder(path: Path, options: _Options) -> Source:
@@ -279,7 +269,7 @@ def _format_of_folder(folder: Path) -> InputFormat:
     tables = next((suffix for suffix in _SHARED if found.files[suffix]), None)
     if any(table.parent == folder for table in metadata) or (metadata and tables is None):
         return "imagefolder"
-    if any(name.endswith("_stats.json") for name in found.names):
+    if is_output(folder, found.names):
         return "img2dataset"
     for table in found.exported:
         logger.warning("%s is an export of captions and not read; give its path to read it", table)
