@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 import orjson
 from aiofiles.ospath import wrap  # type: ignore[attr-defined]
 
+from captioner.core.badjson import is_binary
 from captioner.core.errors import (
     DescriptorsError,
     DiskError,
@@ -96,7 +97,12 @@ class RowEncoder:
         try:
             orjson.loads(raw)
         except orjson.JSONDecodeError:
-            record = orjson.dumps(raw.decode(errors="replace"))
+            text = (
+                f"{len(raw)} bytes of binary data"
+                if is_binary(raw)
+                else raw.decode(errors="replace")
+            )
+            record = orjson.dumps(text)
         else:
             record = one_line(raw)
         fields = orjson.dumps(

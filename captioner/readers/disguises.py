@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from captioner.core.badjson import is_binary
 from captioner.core.errors import SettingsError
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary
 
@@ -27,7 +28,11 @@ _OTHERS = {
     b"PAR1": "Parquet: name it .parquet, or give --input-format parquet",
     b"ARROW1": "Arrow: name it .arrow, or give --input-format arrow",
     b"SQLite format 3\0": "an SQLite database: export its table as CSV or JSONL",
+    b"%PDF-": "PDF: write its pages as images, as pdftoppm does",
 }
+_MEDIA = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"\x1aE\xdf\xa3", b"\0\0\1\xba")
+"""How frequent kinds of images and videos begin, whose metadata may be text."""
+
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -46,6 +51,11 @@ def not_text(head: bytes) -> str:
     zeros = start.count(0) if bytes(4) not in start else 0  # a hole in a file has more in a row
     if head.startswith(_UTF16) or (len(start) >= 4 and zeros * 3 >= len(start)):
         return "is UTF-16 or UTF-32, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
+    if head.startswith(_MEDIA) or is_binary(head):
+        return (
+            "is binary data, not text: if it is an image or a video, give it such a suffix or "
+            "--input-format images"
+        )
     return ""
 
 

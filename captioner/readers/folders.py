@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from captioner.core.errors import SettingsError
 from captioner.core.exports import is_export
 from captioner.readers.imagefiles import MEDIA
-from captioner.readers.walk import Walk, is_data, is_visible
+from captioner.readers.walk import Walk, is_data, is_visible, without_outputs
 from captioner.settings.locations import METADATA
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 _CACHE = re.compile(r"(?:cache-|tmp).+\.arrow")
 """What `datasets` leaves beside the tables of a data set."""
 
-_OUTPUT = ".jsonl.ckpt"
 _SAME = {".feather": ".arrow"}
 """Suffixes of one format."""
 
@@ -65,13 +64,6 @@ def _suffix(name: str) -> str:
     """Return the suffix that decides the format of a file: in lower case, one for each format."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - for millions of names
     return _SAME.get(suffix, suffix)
-
-
-def without_outputs(names: list[str]) -> list[str]:
-    """Return file names without those of outputs, which have a checkpoint next to them."""
-    outputs = [name.removesuffix(_OUTPUT) for name in names if name.endswith(_OUTPUT)]
-    patterns = [re.compile(re.sub(r"%0?\\?\d*d", r"\\d+", re.escape(name))) for name in outputs]
-    return [name for name in names if not any(one.fullmatch(name) for one in patterns)]
 
 
 def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]:

@@ -62,6 +62,9 @@ _SHARED: dict[str, InputFormat] = {
 }
 """Formats of folders by the suffix of their files; the first that a folder has wins."""
 
+_ASIDE = (*_SHARED, ".csv", ".tsv", ".jsonl", ".ndjson")
+"""Suffixes of other tables in such a folder that are told of."""
+
 
 class OpenedInput(NamedTuple):
     """The source of an input's records.
@@ -185,7 +188,9 @@ def _media_files(path: Path) -> Source:
     """Return the source of a folder or pattern of images and videos."""
     source = ImageFilesSource(path if path.is_dir() else None, str(path))
     if source.is_empty:
-        raise SettingsError(f"there is no image and no video in {path}")
+        aside = source.left_aside
+        hint = f", but there are {aside}: name one to read it" if aside.kinds else ""
+        raise SettingsError(f"there is no image and no video in {path}{hint}")
     if find_spec("av") is None and source.has_only_videos:
         needed("av", "video")
     return source
@@ -247,7 +252,8 @@ def _format_of(path: Path) -> InputFormat:
     if path.is_dir():
         return _format_of_folder(path)
     if is_pattern(path):
-        path = Path(next(iter(matches(text)), text))
+        found = matches(text) or [text]
+        path = Path(next(filter(is_media, found), found[0]))
     if is_media(path.name):
         return "images"
     if path.name in METADATA and not storage_url(path) and has_file_names(path):
@@ -292,7 +298,7 @@ def _counts(files: Counter[str], without: str) -> str:
     """Return how many images and other tables there are."""
     several = {
         "images or videos": sum(count for suffix, count in files.items() if suffix in MEDIA),
-        **{f"{one} files": files[one] for one in _SHARED if one != without},
+        **{f"{one} files": files[one] for one in _ASIDE if one != without},
     }
     return ", ".join(f"{count} {what}" for what, count in several.items() if count)
 

@@ -137,3 +137,21 @@ async def test_json_that_is_none_says_why(tmp_path, endpoint, line, told):
     done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
     assert (len(done.rows), done.codes) == (1, ["bad_json"])
     assert told in done.messages
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.mpg4", "in.csv", "in"])
+@pytest.mark.parametrize("data", [jpeg(1), bytes(range(256)) * 20, b"\x1aE\xdf\xa3" + b"text" * 50])
+def test_binary_data_in_place_of_text_is_refused(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SettingsError, match=f"{name} is binary data.*--input-format images"):
+        open_input(tmp_path / name)
+
+
+async def test_a_line_of_binary_data_is_not_in_the_failures_file(tmp_path, endpoint):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    binary = jpeg(1).replace(b"\n", b"")
+    (tmp_path / "in.jsonl").write_bytes(LINE + b" " * 5_000 + b"\n" + binary + b"\n")
+    done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
+    assert (len(done.rows), done.codes) == (1, ["bad_json"])
+    assert done.messages == "the line is binary data, not JSON"
+    assert done.failures[0]["record"] == f"{len(binary)} bytes of binary data"

@@ -358,3 +358,37 @@ async def test_a_folder_that_cannot_be_read_is_told(tmp_path, endpoint, monkeypa
     found = await captioned(source, endpoint, tmp_path / "out.jsonl")
     assert list(found.pictures()) == ["a.jpg"]
     assert any("closed (Permission denied) cannot be read" in told for told in found.warnings)
+
+
+# -- other kinds of files -------------------------------------------------------------------------
+
+
+async def test_files_of_other_kinds_are_counted_and_told(tmp_path, endpoint):
+    """What belongs to an image or to an output of this program is not."""
+    source = pictures(tmp_path / "photos", "a.jpg", "below/b.jpg")
+    for name in ("a.svg", "below/b.jxl", "below/c.jxl", "notes", "data.jsonl", "a.txt", "b.txt"):
+        (source / name).write_text("x")
+    output = source / "out.jsonl"
+    found = await captioned(source, endpoint, output)
+    assert len(found.rows) == 2
+    told = [one for one in found.warnings if "left aside" in one]
+    assert told[1:] == []
+    for part in ("2 .jxl", "1 .svg", "1 .jsonl", "1 without a suffix", "1 .txt", "below/b.jxl"):
+        assert part in told[0]
+    assert "out.jsonl" not in told[0]
+
+
+async def test_tables_of_other_kinds_beside_tables_are_told(tmp_path, endpoint):
+    source = tmp_path / "tables"
+    table(source / "a.parquet", [0])
+    pd.DataFrame({"image": ["x.jpg"]}).to_csv(source / "b.csv")
+    (source / "c.jsonl").write_text('{"image": "x.jpg"}\n')
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert len(found.rows) == 1
+    assert any("1 .csv files, 1 .jsonl files" in told for told in found.warnings)
+
+
+def test_a_folder_without_images_says_what_it_has(tmp_path):
+    (tmp_path / "a.csv").write_text("image\nx.jpg\n")
+    with pytest.raises(SettingsError, match=r"but there are 1 \.csv \(such as a\.csv\): name one"):
+        open_input(tmp_path)
