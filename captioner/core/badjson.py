@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import orjson
+
 from captioner.core.jsonbytes import STRING
 
 _TOKEN = re.compile(STRING + rb"|-?Infinity\b|\bNaN\b", re.DOTALL)
@@ -16,6 +18,10 @@ _MOST_CONTROLS = 0.05
 _MOST_IF_INVALID = 0.005
 """Shares of control characters above which bytes are no text: if they are UTF-8, and if not."""
 
+_MEDIA = re.compile(
+    rb"^[^{\[].*\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif|mp4|mov|webm|mkv|avi)(?:\?\S*)?$",
+    re.IGNORECASE,
+)
 _DICT = re.compile(rb"\s*\{\s*'")
 
 
@@ -29,6 +35,37 @@ def is_binary(data: bytes) -> bool:
     if controls <= _MOST_IF_INVALID * len(written):
         return False
     return controls > _MOST_CONTROLS * len(written) or "\ufffd" in written.decode(errors="replace")
+
+
+def why_no_lines(head: bytes) -> str:
+    """Return why a text is not JSON Lines, in a way that is the same for all lines, and the cure.
+
+    Args:
+        head: The beginning of the text. What follows its last line end does not count.
+    """
+    lines = [line.strip() for line in head.split(b"\n")[:-1] if line.strip()]
+    if not lines:
+        return ""
+    second = lines[1] if len(lines) > 1 else b""
+    if lines[0].startswith(b"{") and not is_json(lines[0]):
+        if lines[0] == b"{" or (second.startswith(b'"') and lines[0].endswith((b",", b"{", b"["))):
+            return "has objects over several lines: write one a line, as with jq -c ."
+        if all(line.endswith(b",") and is_json(line[:-1]) for line in (lines[0], second)):
+            return "has lines that end in commas: remove those, as with sed 's/,$//'"
+    if lines[0].startswith(b"<"):
+        return "is a web page or XML, not JSON Lines: fetch or export the data itself"
+    if all(map(_MEDIA.search, lines)):
+        return "is a list of files, not JSON Lines: put a first line `image` and name it .csv"
+    return ""
+
+
+def is_json(text: bytes) -> bool:
+    """Tell whether a text is valid JSON."""
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def why_no_json(raw: bytes, error: Exception) -> str:
@@ -49,6 +86,8 @@ def why_no_json(raw: bytes, error: Exception) -> str:
                 f"{half[0].decode()} is half of a character, as of a text that was cut in the "
                 "middle of one: remove it"
             )
+    if raw.endswith(b",") and raw.startswith(b"{") and is_json(raw[:-1]):
+        return "the line ends in a comma: remove it"
     if _DICT.match(raw):
         return "it is a Python dict, not JSON: write it with json.dumps"
     return f"the line is not valid JSON: {error}"

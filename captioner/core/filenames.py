@@ -20,9 +20,12 @@ def escaped(name: str) -> str:
 def spellings(path: str) -> list[str]:
     r"""Return the other paths that a path may mean, most likely first.
 
-    They are the one with the bytes that `escaped` wrote as ``\xNN``, the one that was
-    percent-encoded, and the one with ``/`` in place of the backslashes of Windows.
+    They are the one without blanks around it, the one with the bytes that `escaped` wrote as
+    ``\xNN``, the one that was percent-encoded, and the one with ``/`` in place of the backslashes
+    of Windows.
     """
+    if (bare := path.strip()) != path:
+        return [bare, *spellings(bare)]
     if _OTHER.search(path) is None:
         return []
     data = path.encode("utf-8", "surrogateescape")

@@ -26,6 +26,9 @@ OPEN_AT_ONCE = 16
 _LONGEST_TARGET = 4_096
 """Bytes of a path that a link in a zip archive leads to."""
 
+_ENCRYPTED = 1
+"""Bit of a member's flags in a zip archive (APPNOTE.TXT, section 4.4.4)."""
+
 _IN_ARCHIVE = re.compile(r"(.+?\.(?:tar|zip))#(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -180,12 +183,14 @@ class _Tar:
 
 class _Zip:
     def __init__(self, file: IO[bytes], name: str) -> None:
+        self._name = name
         self._zip = zipfile.ZipFile(file)
         self._index = ArchiveIndex[zipfile.ZipInfo](
             name, lambda one, other: (one.file_size, one.CRC) == (other.file_size, other.CRC)
         )
         for info in self._zip.infolist():
-            if stat.S_ISLNK(info.external_attr >> 16) and info.file_size <= _LONGEST_TARGET:
+            is_link = stat.S_ISLNK(info.external_attr >> 16) and not info.flag_bits & _ENCRYPTED
+            if is_link and info.file_size <= _LONGEST_TARGET:
                 inside = posixpath.dirname(info.filename)
                 target = self._zip.read(info).decode("utf-8", "surrogateescape")
                 target = posixpath.normpath(posixpath.join(inside, target))
@@ -198,5 +203,10 @@ class _Zip:
 
     def read(self, member: str) -> bytes:
         info = self._index.find(member)
+        if info.flag_bits & _ENCRYPTED:
+            raise BadImageError(
+                "image_unreadable",
+                f"{self._name}#{member} is encrypted: unpack the archive with its password"[:300],
+            )
         with self._zip.open(info) as file:
             return file.read(info.file_size)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from captioner.core.badjson import is_binary
+from captioner.core.badjson import is_binary, why_no_lines
+from captioner.core.descriptors import patiently
 from captioner.core.errors import SettingsError
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary
 
@@ -87,6 +88,38 @@ def head_of(path: Path) -> bytes:
             return file.read(HEAD)
     except FILE_ERRORS:
         return b""  # the reader reports the error
+
+
+def check_lines(name: str, head: bytes, *, ended: bool) -> None:
+    """Refuse a text that is not JSON Lines, if that is the same for all its lines.
+
+    Args:
+        name: The file's name.
+        head: Its beginning.
+        ended: It is the whole file.
+
+    Raises:
+        SettingsError: It names the cause and the cure.
+    """
+    if why := why_no_lines(head + b"\n" * ended):
+        raise SettingsError(f"{name} {why}")
+
+
+def check_compression(path: Path) -> None:
+    """Refuse a file that is not compressed as its suffix says.
+
+    Raises:
+        SettingsError: It names the cause and the cure.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with patiently(lambda: path.open("rb")) as file:
+            head = file.read(HEAD)
+    except OSError:
+        return  # the reader reports the error
+    for magic, (name, own) in _COMPRESSED.items():
+        if head and suffix == own and not head.startswith(magic):
+            raise SettingsError(f"{path.name} is not compressed with {name}: name it without {own}")
 
 
 def check_text(name: str, head: bytes) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from captioner.core.filenames import escaped
 from captioner.core.media import VIDEOS, is_video
 from captioner.readers.rows import RecordSource, fault_record, record_of
+from captioner.readers.splits import is_in, split_of
 from captioner.readers.walk import Circles, LeftAside, Walk, is_visible, without_outputs
 
 if TYPE_CHECKING:
@@ -59,15 +60,21 @@ class ImageFilesSource(RecordSource):
     Args:
         folder: The folder; the paths in records are relative to it.
         pattern: Without a folder, a glob pattern; the paths in records are those it matches.
+        split: Read only the folders of this split.
 
     Attributes:
         left_aside: The other files of the folder, as far as the last walk came.
+        splits: Splits that folders name, likewise.
     """
 
-    def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
+    def __init__(
+        self, folder: Path | None = None, pattern: str = "", split: str | None = None
+    ) -> None:
         self._folder = folder
         self._pattern = pattern
+        self._split = split
         self.left_aside = LeftAside()
+        self.splits: set[str] = set()
         self._walk: Walk | None = None
         self._told = False
 
@@ -109,6 +116,9 @@ class ImageFilesSource(RecordSource):
         self._walk = Walk(self._folder, is_visible)
         self.left_aside = LeftAside()
         for inside, names in self._walk:
+            if self._split is not None and not is_in(Path(inside, "*"), self._split):
+                self.splits.add(split_of(Path(inside)))
+                continue
             media = list(filter(is_media, names))
             yield from (os.path.join(inside, name) for name in media)  # noqa: PTH118
             if len(media) < len(names):

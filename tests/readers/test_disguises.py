@@ -155,3 +155,40 @@ async def test_a_line_of_binary_data_is_not_in_the_failures_file(tmp_path, endpo
     assert (len(done.rows), done.codes) == (1, ["bad_json"])
     assert done.messages == "the line is binary data, not JSON"
     assert done.failures[0]["record"] == f"{len(binary)} bytes of binary data"
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "list.txt"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            json.dumps({"image": "0.jpg"}, indent=2) + "\n" + json.dumps({}),
+            "one a line, as with jq",
+        ),
+        ('{"image": "0.jpg",\n "n": 1}\n', "one a line, as with jq"),
+        ('{"image": "0.jpg"},\n{"image": "1.jpg"},\n', "lines that end in commas: remove those"),
+        ("a/0.jpg\nb c/1.PNG\n", "is a list of files.*first line `image` and name it .csv"),
+        ("https://x/0.jpg?w=1\n", "is a list of files"),
+        ("<!DOCTYPE html>\n<html>\n", "is a web page or XML"),
+    ],
+)
+async def test_text_of_another_kind_is_refused_as_a_whole(tmp_path, endpoint, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SettingsError, match=f"{name} .*{told}"):
+        await captioned(tmp_path / name, endpoint, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.failed.jsonl").exists()
+    assert endpoint.count == 0
+
+
+async def test_one_line_that_ends_in_a_comma_says_so(tmp_path, endpoint):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "in.jsonl").write_bytes(LINE + LINE.strip() + b",\n" + LINE)
+    done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
+    assert (len(done.rows), done.messages) == (2, "the line ends in a comma: remove it")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl.gz", "in.csv.gz", "in.jsonl.zst", "in.json.gz"])
+def test_a_file_that_is_not_compressed_as_its_name_says_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(LINE)
+    with pytest.raises(SettingsError, match=f"{name} is not compressed.*name it without"):
+        open_input(tmp_path / name)
