@@ -19,9 +19,10 @@ _MOST_IF_INVALID = 0.005
 """Shares of control characters above which bytes are no text: if they are UTF-8, and if not."""
 
 _MEDIA = re.compile(
-    rb"^[^{\[].*\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif|mp4|mov|webm|mkv|avi)(?:\?\S*)?$",
+    rb"^[^{\[-].*\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|avif|mp4|mov|webm|mkv|avi)(?:\?\S*)?$",
     re.IGNORECASE,
 )
+_CR_ALONE = re.compile(rb"\}\s*\r\s*\{")
 _DICT = re.compile(rb"\s*\{\s*'")
 
 
@@ -37,12 +38,14 @@ def is_binary(data: bytes) -> bool:
     return controls > _MOST_CONTROLS * len(written) or "\ufffd" in written.decode(errors="replace")
 
 
-def why_no_lines(head: bytes) -> str:
+def why_no_lines(head: bytes) -> str:  # noqa: PLR0911 - one return for each cause
     """Return why a text is not JSON Lines, in a way that is the same for all lines, and the cure.
 
     Args:
         head: The beginning of the text. What follows its last line end does not count.
     """
+    if b"\n" not in head and _CR_ALONE.search(head):
+        return "has carriage returns in place of line ends: convert it, as with tr '\\r' '\\n'"
     lines = [line.strip() for line in head.split(b"\n")[:-1] if line.strip()]
     if not lines:
         return ""
@@ -68,7 +71,7 @@ def is_json(text: bytes) -> bool:
     return True
 
 
-def why_no_json(raw: bytes, error: Exception) -> str:
+def why_no_json(raw: bytes, error: Exception) -> str:  # noqa: PLR0911 - as above
     """Return why a record is not valid JSON.
 
     Args:
@@ -77,6 +80,8 @@ def why_no_json(raw: bytes, error: Exception) -> str:
     """
     if is_binary(raw):
         return "the line is binary data, not JSON"
+    if not raw.strip(b"\0"):
+        return "it is only zeros, as in a file that was not written to its end: remove them"
     for token in _TOKEN.finditer(raw):
         text = token[0]
         if text[:1] != b'"':

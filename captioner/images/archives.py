@@ -29,6 +29,9 @@ _LONGEST_TARGET = 4_096
 _ENCRYPTED = 1
 """Bit of a member's flags in a zip archive (APPNOTE.TXT, section 4.4.4)."""
 
+_UTF8 = 1 << 11
+"""Bit of a member whose name is UTF-8."""
+
 _IN_ARCHIVE = re.compile(r"(.+?\.(?:tar|zip))#(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -181,6 +184,17 @@ class _Tar:
         return self._file.read(size)
 
 
+def _names(info: zipfile.ZipInfo) -> set[str]:
+    """Return the names of a member in a zip archive, which may not say how they are encoded.
+
+    zipfile decodes such a name by code page 437, but most programs write it in UTF-8 or in the
+    encoding of their system.
+    """
+    if info.flag_bits & _UTF8 or info.filename.isascii():
+        return {info.filename}
+    return {info.filename, info.filename.encode("cp437").decode("utf-8", "surrogateescape")}
+
+
 class _Zip:
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._name = name
@@ -196,7 +210,8 @@ class _Zip:
                 target = posixpath.normpath(posixpath.join(inside, target))
                 self._index.add_link(info.filename, target)
             elif not info.is_dir():
-                self._index.add(info.filename, info)
+                for one in _names(info):
+                    self._index.add(one, info)
 
     def size(self, member: str) -> int:
         return self._index.find(member).file_size

@@ -118,7 +118,7 @@ def _shown(raw: bytes) -> bytes:
     try:
         record = orjson.loads(raw)
     except orjson.JSONDecodeError:
-        if is_binary(raw):
+        if is_binary(raw) or b"\0" in raw:
             return quoted(f"{len(raw)} bytes of binary data")
         return orjson.dumps(raw.decode(errors="replace"))
     for name, value in record.items() if isinstance(record, dict) else ():

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 from captioner.core.errors import SettingsError
 from captioner.core.humanize import exactly
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
+from captioner.readers.imagefiles import is_media
 from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.tables import name_twice
 
@@ -95,6 +96,16 @@ class CsvSource(RecordSource):
                 f"{self._path.name}: the header cannot be read: {error or 'it is too long'}"
             ) from None
         self._header = [name.strip() for name in header]
+        if _NOT_UTF8.search("".join(header)):
+            raise SettingsError(
+                f"{self._path.name}: the header is not UTF-8: convert the file, for example with "
+                "iconv -f WINDOWS-1252 -t UTF-8"
+            )
+        if file := next(filter(is_media, self._header), ""):
+            raise SettingsError(
+                f"{self._path.name}: the first line has the file {file!r}, not the name of a "
+                "column: put a line with names above it, such as image,text"
+            )
         if twice := name_twice(self._header):
             raise SettingsError(f"{self._path.name}: the header names {twice!r} twice")
 

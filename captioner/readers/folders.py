@@ -94,6 +94,12 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
     found: list[Path] = []
     for inside, names in walk:
         place = folder / inside
+        if (place / "_delta_log").is_dir():
+            logger.warning(
+                "%s is a Delta table, and files of its earlier versions are read, too: to read "
+                "only the last one, write that to a Parquet file",
+                place,
+            )
         saved = _saved(place, names) if suffix == ".arrow" else None
         if saved is not None:
             found += saved

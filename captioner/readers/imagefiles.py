@@ -135,9 +135,12 @@ def _others(names: list[str], media: list[str]) -> Iterator[str]:
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that a glob pattern matches, sorted; a path of a file matches itself."""
+    """Return what a glob pattern matches except folders, sorted; a path of a file matches itself.
+
+    A link to nothing is among it, so that its record fails and does not vanish.
+    """
     if Path(pattern).is_file():
         return [pattern]
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
     circles = Circles()
-    return sorted(name for name in found if Path(name).is_file() and name not in circles)
+    return sorted(name for name in found if not Path(name).is_dir() and name not in circles)

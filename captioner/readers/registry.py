@@ -352,6 +352,14 @@ def _check_file(path: Path) -> None:
     """
     if str(path) == "-" or storage_url(path):
         return
+    if is_pattern(path):
+        count = len(matches(str(path)))
+        raise SettingsError(
+            f"{path} matches {count} files, and only images, Parquet and Arrow tables and tar "
+            "shards are read from several: join the files, or name one"
+            if count
+            else f"no file matches {path}"
+        )
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # to open a pipe would wait for its writer
         if regular:

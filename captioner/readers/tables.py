@@ -179,13 +179,26 @@ def image_column(file: Path, kind: str) -> str | None:
     Raises:
         SettingsError: The table has two columns of one name.
     """
-    names = columns_of(file, kind)
+    needed("pyarrow", "parquet")
+    schema = TableReader().schema(file, kind)
+    names = [] if schema is None else list(schema.names)
     if twice := name_twice(names):
         raise SettingsError(f"{file.name} has two columns of the name {twice!r}")
     if "image" in names or "images" in names:
         return None
     others = IMAGE_COLUMNS.difference(IMAGE_FIELDS)
-    return next((name for name in names if name in others), None)
+    found = next((name for name in names if name in others), None)
+    if found or not names or not IMAGE_COLUMNS.isdisjoint(names):
+        return found
+    return next((field.name for field in schema if _holds_images(field.type)), None)
+
+
+def _holds_images(kind: Any) -> bool:
+    """Tell whether a column has images as `datasets` keeps them, or lists of such."""
+    if hasattr(kind, "value_type"):
+        return _holds_images(kind.value_type)
+    fields = range(getattr(kind, "num_fields", 0))
+    return {kind.field(at).name for at in fields} == {"bytes", "path"}
 
 
 def _kind_of(path: Path) -> str:

@@ -89,6 +89,13 @@ class Circles:
         return self._ways[folder]
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
+
+
 class Walk:
     """Walks over the files below a folder; follows links to folders, but in no circle.
 
@@ -123,7 +130,7 @@ class Walk:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if self._counts(entry.name):
-                        folders.append(entry) if entry.is_dir() else names.append(entry.name)
+                        folders.append(entry) if _is_folder(entry) else names.append(entry.name)
         except OSError as error:
             self.unreadable.append(f"{escaped(folder)} ({error.strerror})")
         names.sort()

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     HasSample = Callable[[str], bool]
 
+_CUT = re.compile("empty header|truncated header|unexpected end of data")
+"""What tarfile says of an archive whose end is missing."""
+
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NO_SAMPLE = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|__MACOSX(?:/|$)|PaxHeaders?(?:\.\d+)?/)")
 """Names of members that systems write: hidden files, and headers that old programs unpacked."""
@@ -90,7 +93,8 @@ class ShardsSource(RecordSource):
                     shard = _Shard(file, name, self._samples, seen)
                     yield from shard.records(numbers, before)
             except (tarfile.TarError, OSError, EOFError) as error:
-                message = f"{name} breaks off: {getattr(error, 'strerror', None) or error}"
+                reason = getattr(error, "strerror", None) or error
+                message = f"{name} breaks off: {_CUT.sub('it is cut short', str(reason))}"
                 yield broken_input(next(numbers), {"shard": name}, before, "bad_shard", message)
             if path.exists():
                 before += path.stat().st_size

@@ -198,3 +198,15 @@ def test_an_encrypted_member_says_so(tmp_path):
         folders(tmp_path).read("in.zip#a.jpg", lambda _: None)
     assert caught.value.code == "image_unreadable"
     assert caught.value.message == "in.zip#a.jpg is encrypted: unpack the archive with its password"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("utf-8", "caf\u00e9.jpg"), ("latin-1", "caf\\xe9.jpg")]
+)
+def test_names_in_a_zip_that_does_not_tell_their_encoding(tmp_path, encoding, name):
+    """As macOS and Windows write them."""
+    written = "caf\u00e9.jpg".encode(encoding)
+    placeholder = "x" * (len(written) - 4) + ".jpg"
+    path = zipped(tmp_path / "in.zip", {placeholder: jpeg(0)})
+    path.write_bytes(path.read_bytes().replace(placeholder.encode(), written))
+    assert folders(tmp_path).read(f"in.zip#{name}", lambda _: None) == jpeg(0)

@@ -148,3 +148,15 @@ async def test_a_broken_quote_is_named_with_its_line(tmp_path, endpoint, table, 
     found = await captioned(table(text), endpoint, tmp_path / "out.jsonl")
     assert (len(found.rows), found.codes) == (1, ["bad_row"])
     assert told in found.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a.jpg,one\nb.jpg,two\n", "has the file 'a.jpg', not the name of a column"),
+        ("image,größe\na.jpg,1\n".encode("cp1252"), "the header is not UTF-8.*iconv"),
+    ],
+)
+def test_a_header_that_is_none_is_refused(table, text, told):
+    with pytest.raises(SettingsError, match=told):
+        open_input(table(text))

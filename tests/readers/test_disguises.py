@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bz2
 import gzip
 import io
@@ -18,6 +19,7 @@ from conftest import command, jpeg, rows
 from inputs import captioned
 
 from captioner import SettingsError
+from captioner.readers.jsonl import JsonlSource
 from captioner.readers.registry import open_input
 
 LINE = b'{"image": "0.jpg"}\n'
@@ -192,3 +194,20 @@ def test_a_file_that_is_not_compressed_as_its_name_says_is_refused(tmp_path, nam
     (tmp_path / name).write_bytes(LINE)
     with pytest.raises(SettingsError, match=f"{name} is not compressed.*name it without"):
         open_input(tmp_path / name)
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path):
+    source = JsonlSource(tmp_path / "in.jsonl")
+    (tmp_path / "in.jsonl").write_bytes(LINE.strip() + b"\r" + LINE.strip() + b"\r")
+    with pytest.raises(SettingsError, match="has carriage returns in place of line ends"):
+        asyncio.run(anext(source.batches()))
+
+
+async def test_zeros_at_the_end_are_told_and_not_written(tmp_path, endpoint):
+    """As after a crash of the machine that wrote the file."""
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "in.jsonl").write_bytes(LINE + bytes(3_000))
+    done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
+    assert (len(done.rows), done.codes) == (1, ["bad_json"])
+    assert "it is only zeros" in done.messages
+    assert done.failures[0]["record"] == "3000 bytes of binary data"

@@ -317,7 +317,7 @@ async def test_names_of_files_that_are_not_utf8(tmp_path, endpoint):
 async def test_paths_of_other_systems_and_of_the_web(tmp_path, endpoint):
     """Only if there is no file as it is written."""
     pictures(tmp_path, "d/a b.jpg", "d/c.jpg", "d%20e.jpg", "d e.jpg")
-    names = [" d/c.jpg ", "d/c.jpg\t"]
+    names = [" d/c.jpg ", '"d/c.jpg"']
     names += ["d\\c.jpg", "d/a%20b.jpg", "d%5Cc.jpg", "d%20e.jpg", f"file://{tmp_path}/d/a%20b.jpg"]
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"image": name}) + "\n" for name in names))
@@ -469,3 +469,37 @@ async def test_an_image_that_cannot_be_read_is_named(tmp_path, endpoint):
     told = sorted(found.messages.splitlines())
     assert [one.partition(": ")[0] for one in told] == ["cut.jpg", "other.png", "page.jpg"]
     assert told[2] == "page.jpg: the file is no image but a web page"
+
+
+async def test_links_to_nothing_hide_no_other_file(tmp_path, endpoint):
+    """They fail one by one, in a folder and in a pattern."""
+    source = pictures(tmp_path / "photos", "a.jpg", "z.jpg")
+    (source / "self.jpg").symlink_to(source / "self.jpg")
+    (source / "gone.jpg").symlink_to("nothing")
+    for number, place in enumerate((source, source / "*.jpg")):
+        found = await captioned(place, endpoint, tmp_path / f"{number}.jsonl")
+        assert len(found.rows) == 2
+        assert sorted(found.codes) == ["image_missing", "image_unreadable"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_images_of_datasets_under_a_name_of_their_own(tmp_path, endpoint, several):
+    """A column of images or of lists of images, as in the clone of a repository."""
+    one = {"bytes": jpeg(0), "path": None}
+    kind = datasets.List(datasets.Image()) if several else datasets.Image()
+    features = datasets.Features({"t": datasets.Value("string"), "picture": kind})
+    rows_of_set = {"t": ["x"], "picture": [[one, one] if several else one]}
+    made = datasets.Dataset.from_dict(rows_of_set, features=features)
+    made.to_parquet(tmp_path / "clone" / "train-00000-of-00001.parquet")
+    found = await captioned(tmp_path / "clone", endpoint, tmp_path / "out.jsonl")
+    assert len(found.rows) == 1
+    assert endpoint.calls[0].images == [jpeg(0)] * (1 + several)
+
+
+async def test_a_delta_table_is_told(tmp_path, endpoint):
+    """Its folder holds files of earlier versions."""
+    source = tmp_path / "delta"
+    table(source / "part-0.parquet", [0])
+    (source / "_delta_log").mkdir()
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert "is a Delta table, and files of its earlier versions are read" in found.warnings[0]
