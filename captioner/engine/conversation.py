@@ -6,15 +6,12 @@ and ``{"role": "user", "content": …}`` (OpenAI), mixed as one likes.
 
 from __future__ import annotations
 
-import ast
 import binascii
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import orjson
-
+from captioner.core.cells import from_cell
 from captioner.core.errors import BadRecordError
 from captioner.core.humanize import exactly
 from captioner.core.types import DIGEST, STORES, ImageRef, Role, Turn
@@ -53,12 +50,6 @@ MAX_PARTS = 10_000
 
 MAX_TEXT = 4 << 20
 """Most characters of the texts of a request; no model reads as many."""
-
-_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
-_LIST_OF_TEXTS = re.compile(rf"\[\s*(?:{_TEXT.pattern})(?:[\s,]+(?:{_TEXT.pattern}))*[\s,]*\]")
-
-_LONGEST_LITERAL = 1 << 17
-"""Characters of a Python list in a cell; the parser takes a hundred times as many bytes."""
 
 _Turn = tuple[Role, list[Any]]
 _IS_IMAGE = object()
@@ -220,7 +211,7 @@ def _read_conversation(record: dict[str, Any], field: str | None) -> list[_Turn]
     if value is None:
         return []
     if isinstance(value, str):
-        value = _from_cell(value)
+        value = from_cell(value)
     if isinstance(value, str):
         return [("user", _read_content(value, 1))]
     if not isinstance(value, list):
@@ -290,35 +281,11 @@ def _read_images(record: dict[str, Any], field: str | None, most: int) -> list[I
     if value is None:
         return []
     if isinstance(value, str):
-        value = _from_cell(value)
+        value = from_cell(value)
     if isinstance(value, list):
         _check_count(len(value), most)
         return [_read_image(one) for one in value]
     return [_read_image(value)]
-
-
-def _from_cell(text: str) -> Any:
-    """Return the list or object that a cell of a table holds, as JSON or as Python writes it.
-
-    Other text is returned unchanged.
-    """
-    cell = text.strip()
-    if cell[:1] not in ("[", "{") or cell[-1:] not in ("]", "}"):
-        return text
-    try:
-        return orjson.loads(cell)
-    except orjson.JSONDecodeError:
-        pass
-    if len(cell) > _LONGEST_LITERAL:
-        return text
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about backslashes
-            if _LIST_OF_TEXTS.fullmatch(cell):  # NumPy writes no commas, which joins the texts
-                return [ast.literal_eval(found) for found in _TEXT.findall(cell)]
-            return ast.literal_eval(cell)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return text
 
 
 def _read_image(value: Any) -> ImageRef:

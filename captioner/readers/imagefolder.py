@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from captioner.core.badjson import why_no_json
+from captioner.core.cells import from_cell
 from captioner.core.descriptors import patiently
 from captioner.core.filenames import escaped
 from captioner.core.jsonbytes import quoted, replace_values
@@ -131,6 +132,8 @@ def _moved(record: InputRecord, part: Part, number: int, before: int) -> InputRe
 
 def _inside(folder: Path, names: Any) -> Any:
     """Return file names relative to what contains the folder."""
+    if isinstance(names, str):
+        names = from_cell(names)
     if isinstance(names, list):
         return [_inside(folder, name) for name in names]
     if not isinstance(names, str) or not names or _is_elsewhere(names):

@@ -395,7 +395,9 @@ def test_a_list_in_a_cell_of_a_table(cell):
     assert sent({"image": cell}) == [Turn("user", (A, B, "What is it?"))]
 
 
-@pytest.mark.parametrize("name", ["['a.png", "[a].png]", "['a.png', x]", "[" * 5_000 + "]"])
+@pytest.mark.parametrize(
+    "name", ["['a.png", "[a].png]", "['a.png', x]", "[b'a.png']", "{'a.png'}", "[" * 5_000 + "]"]
+)
 def test_other_brackets_are_a_path(name):
     assert sent({"image": name}) == [Turn("user", (ImageRef(path=name), "What is it?"))]
 

@@ -446,10 +446,11 @@ async def test_columns_of_file_names_as_datasets_has_them(tmp_path, endpoint, su
     assert found.pictures(column) == {"test/b.jpg": mark(jpeg(1)), "train/a.jpg": mark(jpeg(0))}
 
 
-async def test_lists_of_file_names(tmp_path, endpoint):
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+async def test_lists_of_file_names(tmp_path, endpoint, suffix):
     source = pictures(tmp_path / "ds", "train/a.jpg", "train/b.jpg")
     names = [{"file_names": ["a.jpg", "b.jpg"], "t": 1}]
-    metadata(source / "train" / "metadata.jsonl", names)
+    metadata(source / "train" / f"metadata{suffix}", names)
     found = await captioned(source, endpoint, tmp_path / "out.jsonl")
     assert found.rows[0]["file_names"] == ["train/a.jpg", "train/b.jpg"]
     assert endpoint.calls[0].images == [jpeg(0), jpeg(1)]
