@@ -61,7 +61,7 @@ def summarise(report: RunReport, settings: Settings) -> str:
         lines.append(f"{report.failed:,} failed: {report.failures}")
         for code, count in sorted(report.codes.items(), key=lambda item: -item[1]):
             number, message = report.examples[code]
-            lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
+            lines.append(f"  {count:,} {code}, for example line {number}: {message}")
         lines.append(f"retry them, with the same options: {_again(settings, '--retry', 'failed')}")
     if not report.complete and (file := settings.batch.to_batch_file) is not None:
         answered = _again(settings, "--from-batch-file", "ANSWERS")

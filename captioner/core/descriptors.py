@@ -79,9 +79,9 @@ def warn_used_up() -> None:
     if not _warned:
         _warned = True
         logger.warning(
-            "no file or connection can be opened: all %s that this process may have are open "
+            "no file or connection can be opened: all %d that this process may have are open "
             "(ulimit -n). Waiting for one",
-            f"{limit():,}",
+            limit(),
         )
 
 

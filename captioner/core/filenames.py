@@ -7,6 +7,7 @@ import re
 from urllib.parse import unquote
 
 _ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")
+_AROUND = " \t\r\n\"'"
 _OTHER = re.compile(r"[%\\]")
 
 
@@ -20,9 +21,12 @@ def escaped(name: str) -> str:
 def spellings(path: str) -> list[str]:
     r"""Return the other paths that a path may mean, most likely first.
 
-    They are the one with the bytes that `escaped` wrote as ``\xNN``, the one that was
-    percent-encoded, and the one with ``/`` in place of the backslashes of Windows.
+    They are the one without blanks and quotes around it, the one with the bytes that `escaped`
+    wrote as ``\xNN``, the one that was percent-encoded, and the one with ``/`` in place of the
+    backslashes of Windows.
     """
+    if (bare := path.strip(_AROUND)) != path:
+        return [bare, *spellings(bare)]
     if _OTHER.search(path) is None:
         return []
     data = path.encode("utf-8", "surrogateescape")

@@ -50,7 +50,16 @@ def counted(number: int, one: str, several: str = "") -> str:
         one: What follows 1.
         several: What follows any other number. Default: ``one`` with an s.
     """
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+    return f"{number:,} {_noun(number, one, several)}"
+
+
+def exactly(number: int, one: str, several: str = "") -> str:
+    """Return a count as `counted` does, but so that it can be pasted: ``2000 records``."""
+    return f"{number} {_noun(number, one, several)}"
+
+
+def _noun(number: int, one: str, several: str) -> str:
+    return one if number == 1 else several or one + "s"
 
 
 def duration(seconds: float) -> str:

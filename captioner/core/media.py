@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
-VIDEOS = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"])
+VIDEOS = frozenset(
+    [
+        ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".webm", ".mkv", ".avi",
+        ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".asf",
+    ]
+)  # fmt: skip
 """Suffixes of video files. The content decides how a file is decoded."""
 
 

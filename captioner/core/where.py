@@ -160,7 +160,7 @@ class Where:
 
     def _parsed(self) -> ast.Expression:
         if len(self.text) > LONGEST:
-            raise self._wrong(f"it has more than {LONGEST:,} characters")
+            raise self._wrong(f"it has more than {LONGEST} characters")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -76,9 +76,9 @@ class CostBudget:
         tokens = sum(self._mean)
         if self._max_tokens is not None and self._tokens + requests * tokens > self._max_tokens:
             return (
-                f"The budget of {self._max_tokens * self._parts:,.0f} tokens (--budget)"
-                f"{parts} is used up: {self._tokens:,} are spent, and another request may cost "
-                f"{tokens:,.0f}. {again}"
+                f"The budget of {self._max_tokens * self._parts:.0f} tokens (--budget)"
+                f"{parts} is used up: {self._tokens} are spent, and another request may cost "
+                f"{tokens:.0f}. {again}"
             )
         each = (price.input * self._mean[0] + price.output * self._mean[1]) / 1_000_000
         spent = self._progress.cost

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import BadReplyError, RefusedError
-from captioner.core.humanize import counted
+from captioner.core.humanize import exactly
 from captioner.core.types import RequestOverrides, Turn, ValidatedCompletion
 from captioner.endpoints.finish_reasons import finish_family
 from captioner.engine.error_documents import is_error_document
@@ -190,7 +190,7 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
         code, message = "looping", "the caption repeats itself without end"
     elif not text and completion.thought:
         used = completion.usage.completion_tokens
-        tokens = f"its {counted(used, 'token')}" if used else "all tokens"
+        tokens = f"its {exactly(used, 'token')}" if used else "all tokens"
         code, message = "thinking", f"the model used {tokens} for thinking"
     elif text and (is_garbage(text) or (text[0] in EMPTY_BEGINS and is_empty_value(text))):
         code, message = "garbage", f"the caption has no words: {text[:40]!a}"
@@ -205,10 +205,10 @@ def _fault(completion: Completion, rules: CaptionRules) -> tuple[str, str]:
         code, message = "unknown_finish", f"the caption ended for an unknown reason ({reason!r})"
     elif length < rules.min_chars:
         code = "too_short"
-        message = f"the caption has {counted(length, 'character')}, fewer than {rules.min_chars}"
+        message = f"the caption has {exactly(length, 'character')}, fewer than {rules.min_chars}"
     elif rules.max_chars is not None and length > rules.max_chars:
         code = "too_long"
-        message = f"the caption has {counted(length, 'character')}, more than {rules.max_chars}"
+        message = f"the caption has {exactly(length, 'character')}, more than {rules.max_chars}"
     return code, message
 
 

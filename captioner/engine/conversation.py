@@ -11,10 +11,9 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import orjson
-
+from captioner.core.cells import from_cell
 from captioner.core.errors import BadRecordError
-from captioner.core.humanize import counted
+from captioner.core.humanize import exactly
 from captioner.core.types import DIGEST, STORES, ImageRef, Role, Turn
 from captioner.settings.options import CONVERSATION_FIELDS, IMAGE_FIELDS
 
@@ -35,7 +34,7 @@ _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
 }
-_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|(file):/", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:([^,]*),", re.IGNORECASE)
 _MEDIA = ("image_url", "image", "video_url", "video")
 """Types of parts that hold an image or a video, in a member of the same name."""
@@ -107,7 +106,7 @@ def _check_length(length: int) -> None:
 def _too_long(length: int) -> BadRecordError:
     return BadRecordError(
         "record_too_large",
-        f"the texts of the record have {length:,} characters; the most is {MAX_TEXT:,}",
+        f"the texts of the record have {length} characters; the most is {MAX_TEXT}",
     )
 
 
@@ -115,7 +114,7 @@ def _check_count(count: int, most: int) -> None:
     if count > most:
         raise BadRecordError(
             "too_many_images",
-            f"the record has {count:,} images; the most is {most:,} (--max-images)",
+            f"the record has {count} images; the most is {most} (--max-images)",
         )
 
 
@@ -123,7 +122,7 @@ def _check_parts(count: int) -> None:
     if count > MAX_PARTS:
         raise BadRecordError(
             "record_too_large",
-            f"the conversation has more than {MAX_PARTS:,} turns, parts or places for images",
+            f"the conversation has more than {MAX_PARTS} turns, parts or places for images",
         )
 
 
@@ -201,8 +200,8 @@ def _place_images(turns: list[_Turn], images: list[ImageRef]) -> None:
     if needed and places > len(images):
         raise BadRecordError(
             "image_count",
-            f"the conversation has {counted(places, 'place')} for images, but the record has "
-            f"{counted(len(images), 'image')}",
+            f"the conversation has {exactly(places, 'place')} for images, but the record has "
+            f"{exactly(len(images), 'image')}",
         )
     turns[-1][1][:0] = list(left)
 
@@ -212,7 +211,7 @@ def _read_conversation(record: dict[str, Any], field: str | None) -> list[_Turn]
     if value is None:
         return []
     if isinstance(value, str):
-        value = _from_cell(value)
+        value = from_cell(value)
     if isinstance(value, str):
         return [("user", _read_content(value, 1))]
     if not isinstance(value, list):
@@ -282,21 +281,11 @@ def _read_images(record: dict[str, Any], field: str | None, most: int) -> list[I
     if value is None:
         return []
     if isinstance(value, str):
-        value = _from_cell(value)
+        value = from_cell(value)
     if isinstance(value, list):
         _check_count(len(value), most)
         return [_read_image(one) for one in value]
     return [_read_image(value)]
-
-
-def _from_cell(text: str) -> Any:
-    """Return the list or object whose JSON a cell of a table holds; other text unchanged."""
-    if text[:1] not in "[{" or text[-1:] not in "]}":
-        return text
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
 
 
 def _read_image(value: Any) -> ImageRef:
@@ -310,23 +299,28 @@ def _read_image(value: Any) -> ImageRef:
         raise BadRecordError(
             "bad_image_reference", "an image is neither a path, a URL, a data URI nor bytes"
         )
-    if found := _SCHEME.match(value):
-        return _read_url(found[1].lower(), value.strip())
-    if value[:5].lower() == "data:":
-        head = _DATA_URI.match(value)
+    text = value.strip()
+    if found := _SCHEME.match(text):
+        return _read_url((found[1] or found[2]).lower(), text)
+    if text[:5].lower() == "data:":
+        head = _DATA_URI.match(text)
         if head is None or not head[1].lower().endswith(";base64"):
             raise BadRecordError("bad_image_reference", "a data URI is not in base64")
-        return ImageRef(data=_base64(value[head.end() :]))
-    if value.startswith(_BASE64_IMAGES) and len(value) >= _LONG:
-        return ImageRef(data=_base64(value))
+        return ImageRef(data=_base64(text[head.end() :]))
+    if text.startswith(_BASE64_IMAGES) and len(text) >= _LONG:
+        return ImageRef(data=_base64(text))
     return ImageRef(path=value)
 
 
 def _read_url(scheme: str, url: str) -> ImageRef:
     if scheme == "file":
-        host, slash, path = url[len("file://") :].partition("/")
-        if host not in ("", "localhost") or not slash:
-            raise BadRecordError("bad_image_reference", "a file URL names another machine")
+        host, slash, path = url[len("file:") :].removeprefix("//").partition("/")
+        if host.lower() not in ("", "localhost") or not slash:
+            raise BadRecordError(
+                "bad_image_reference",
+                f"{url[:200]} names the machine {host[:100]!r}: write file:///… for a file of this "
+                "machine, or its path alone",
+            )
         return ImageRef(path=unquote(slash + path))
     if scheme not in ("http", "https", *STORES):
         raise BadRecordError(

@@ -206,7 +206,7 @@ class Preparer:
         """Return the fields of a record, and whether it has a field that the run writes."""
         if len(raw) > _SHORT and raw.count(b"{") + raw.count(b"[") > MOST_VALUES:
             raise BadRecordError(
-                "record_too_large", f"the record has more than {MOST_VALUES:,} lists and objects"
+                "record_too_large", f"the record has more than {MOST_VALUES} lists and objects"
             )
         try:
             fields = orjson.loads(raw)
@@ -287,11 +287,15 @@ class Preparer:
             reservation.reserve(len(data))
         if not data:
             raise BadImageError("image_empty", "the image is empty")
+        try:
+            frames = fit(data, self._fit_options, render, image_overrides)
+        except BadImageError as error:
+            name = image.path or without_secrets(image.url or "")
+            place = f"{name[:200]}: " if name else ""
+            raise BadImageError(error.code, place + error.message) from None
         return [
             EncodedImage(media_type, b64encode(fitted), "", width, height, time_s)
-            for media_type, fitted, width, height, time_s in fit(
-                data, self._fit_options, render, image_overrides
-            )
+            for media_type, fitted, width, height, time_s in frames
         ]
 
 

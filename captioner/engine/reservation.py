@@ -79,7 +79,7 @@ class Reservation:
             raise BadRecordError(
                 "record_too_large",
                 "the images of the record take more memory than all records may together: "
-                f"{self._memory.total:,} bytes (--memory)",
+                f"{self._memory.total} bytes (--memory)",
             )
 
     def settle(self, size: int) -> None:

@@ -42,11 +42,11 @@ def within_limits(settings: Settings, decoders: int) -> Settings:
     concurrency = max(1, min(run.concurrency, connections))
     if concurrency < run.concurrency:
         logger.warning(
-            "the process may have %s files and connections open (ulimit -n): "
-            "--concurrency is %s instead of %s",
-            f"{descriptors.limit():,}",
-            f"{concurrency:,}",
-            f"{run.concurrency:,}",
+            "the process may have %d files and connections open (ulimit -n): "
+            "--concurrency is %d instead of %d",
+            descriptors.limit(),
+            concurrency,
+            run.concurrency,
         )
     if (concurrency, fetches) == (run.concurrency, images.fetch_concurrency):
         return settings

@@ -26,6 +26,12 @@ OPEN_AT_ONCE = 16
 _LONGEST_TARGET = 4_096
 """Bytes of a path that a link in a zip archive leads to."""
 
+_ENCRYPTED = 1
+"""Bit of a member's flags in a zip archive (APPNOTE.TXT, section 4.4.4)."""
+
+_UTF8 = 1 << 11
+"""Bit of a member whose name is UTF-8."""
+
 _IN_ARCHIVE = re.compile(r"(.+?\.(?:tar|zip))#(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -178,25 +184,44 @@ class _Tar:
         return self._file.read(size)
 
 
+def _names(info: zipfile.ZipInfo) -> set[str]:
+    """Return the names of a member in a zip archive, which may not say how they are encoded.
+
+    zipfile decodes such a name by code page 437, but most programs write it in UTF-8 or in the
+    encoding of their system.
+    """
+    if info.flag_bits & _UTF8 or info.filename.isascii():
+        return {info.filename}
+    return {info.filename, info.filename.encode("cp437").decode("utf-8", "surrogateescape")}
+
+
 class _Zip:
     def __init__(self, file: IO[bytes], name: str) -> None:
+        self._name = name
         self._zip = zipfile.ZipFile(file)
         self._index = ArchiveIndex[zipfile.ZipInfo](
             name, lambda one, other: (one.file_size, one.CRC) == (other.file_size, other.CRC)
         )
         for info in self._zip.infolist():
-            if stat.S_ISLNK(info.external_attr >> 16) and info.file_size <= _LONGEST_TARGET:
+            is_link = stat.S_ISLNK(info.external_attr >> 16) and not info.flag_bits & _ENCRYPTED
+            if is_link and info.file_size <= _LONGEST_TARGET:
                 inside = posixpath.dirname(info.filename)
                 target = self._zip.read(info).decode("utf-8", "surrogateescape")
                 target = posixpath.normpath(posixpath.join(inside, target))
                 self._index.add_link(info.filename, target)
             elif not info.is_dir():
-                self._index.add(info.filename, info)
+                for one in _names(info):
+                    self._index.add(one, info)
 
     def size(self, member: str) -> int:
         return self._index.find(member).file_size
 
     def read(self, member: str) -> bytes:
         info = self._index.find(member)
+        if info.flag_bits & _ENCRYPTED:
+            raise BadImageError(
+                "image_unreadable",
+                f"{self._name}#{member} is encrypted: unpack the archive with its password"[:300],
+            )
         with self._zip.open(info) as file:
             return file.read(info.file_size)

@@ -9,7 +9,14 @@ import struct
 from array import array
 from typing import TYPE_CHECKING, Any, cast
 
-from PIL import Image, ImageCms, ImageColor, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageCms,
+    ImageColor,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from captioner.core.errors import BadImageError
 from captioner.core.ocr import read_text
@@ -53,7 +60,8 @@ _UPRIGHT = {
 """The transposition that reverses each EXIF orientation."""
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_BEGINNINGS = (b"BM", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51", b"\0\0\1\0")
+_TIFF = (b"II*\0", b"MM\0*")
+_BEGINNINGS = (*_TIFF, b"BM", b"\xff\x4f\xff\x51", b"\0\0\1\0")
 _BOXES = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n")
 _LFS = b"version https://git-lfs.github.com/spec/"
 _OTHER_FILES = {
@@ -356,6 +364,11 @@ def _encode(image: Image.Image, max_bytes: int, *, subsampling: int) -> Fitted:
 
 def _unidentified(data: bytes) -> BadImageError:
     """Return the error for a file that Pillow does not recognise."""
+    if data.startswith(_TIFF) and (kind := _kind_of_tiff(data)):
+        return BadImageError(
+            "image_unknown_type",
+            f"the image is a TIFF of {kind}, which cannot be read: save it with 8 bits a channel",
+        )
     if data.startswith(_BEGINNINGS) or data[4:12] in _BOXES:
         return corrupt("its headers cannot be read")
     head = data[:200].lstrip().lower()
@@ -363,3 +376,17 @@ def _unidentified(data: bytes) -> BadImageError:
         if head.startswith(begin):
             return BadImageError("image_unknown_type", f"the file is no image but {what}")
     return BadImageError("image_unknown_type", "the file is not an image of a known type")
+
+
+def _kind_of_tiff(data: bytes) -> str:
+    """Return the bits of a TIFF in words if they are more than 8; empty if they are not known."""
+    file = io.BytesIO(data)
+    try:
+        fields: Any = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(fields.next)
+        fields.load(file)
+        bits, formats = max(fields[258]), fields.get(339, ())
+    except Exception:  # noqa: BLE001 - a damaged directory raises many kinds of errors
+        return ""
+    numbers = " as floating-point numbers" if 3 in formats else ""
+    return f"{bits} bits a channel{numbers}" if bits > 8 else ""

@@ -135,8 +135,11 @@ def _stream_of(container: Any, bound: Callable[[int, int], None]) -> Any:
         one for one in container.streams.video if not one.disposition & Disposition.attached_pic
     ]
     if not several:
-        has_sound = bool(container.streams.audio)
-        raise broken_video("it has only sound" if has_sound else "it has no pictures")
+        if container.streams.audio:
+            raise BadImageError(
+                "image_corrupt", "the video has only sound, and no pictures to send"
+            )
+        raise broken_video("it has no pictures")
     best = container.streams.best("video")
     chosen = best if best in several else several[0]
     for stream in container.streams:

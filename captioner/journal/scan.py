@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from captioner.core.errors import OutputDamagedError
-from captioner.core.humanize import counted
+from captioner.core.humanize import exactly
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.lines import BLOCK, iter_lines
 from captioner.journal.checkpoint import Checkpoint, Extent
@@ -140,7 +140,7 @@ def _durable_extent(
     length = checkpoint.durable.length
     if size < length:
         raise OutputDamagedError(
-            f"{path.name} was shortened: it has {counted(size, 'byte')}, and {length} were on "
+            f"{path.name} was shortened: it has {exactly(size, 'byte')}, and {length} were on "
             "disk. Restore it, or keep the rest with --accept-changes=edits (missing records are "
             "captioned again), or choose another output with -o."
         )

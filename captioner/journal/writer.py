@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import orjson
 from aiofiles.ospath import wrap  # type: ignore[attr-defined]
 
+from captioner.core.badjson import is_binary
 from captioner.core.errors import (
     DescriptorsError,
     DiskError,
@@ -28,6 +30,7 @@ from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, re
 from captioner.core.row import FLAG
 from captioner.core.types import Caption
 from captioner.journal.disk import disk_error, is_full
+from captioner.settings import CONVERSATION_FIELDS, IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
     from captioner.journal.journal import Journal
 
 logger = logging.getLogger(__name__)
+
+_WITH_IMAGES = frozenset((*IMAGE_FIELDS, *CONVERSATION_FIELDS))
+_PAYLOAD = re.compile(rb'"[A-Za-z0-9+/]{200,}={0,2}"')
+"""Base64 of the values of a binary column."""
 
 COMMIT_RECORDS = 1_000
 COMMIT_BYTES = 16 << 20
@@ -93,12 +100,6 @@ class RowEncoder:
         """Return a failure as ``{line, key, code, message, attempts, record}``."""
         raw = failure.record.raw
         key = self._identity.of_record(failure.record)
-        try:
-            orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            record = orjson.dumps(raw.decode(errors="replace"))
-        else:
-            record = one_line(raw)
         fields = orjson.dumps(
             {
                 "line": failure.record.number,
@@ -109,7 +110,21 @@ class RowEncoder:
                 "attempts": failure.attempts,
             }
         )
-        return fields[:-1] + b',"record":' + record + b"}\n"
+        return fields[:-1] + b',"record":' + _shown(raw) + b"}\n"
+
+
+def _shown(raw: bytes) -> bytes:
+    """Return a record as the failures file has it: without binary data, as of a table's column."""
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        if is_binary(raw) or b"\0" in raw:
+            return quoted(f"{len(raw)} bytes of binary data")
+        return orjson.dumps(raw.decode(errors="replace"))
+    for name, value in record.items() if isinstance(record, dict) else ():
+        if name not in _WITH_IMAGES and _PAYLOAD.search(dumped := orjson.dumps(value)):
+            raw = replace_values(raw, quoted(name), quoted(f"{len(dumped)} bytes of base64"))
+    return one_line(raw)
 
 
 class JournalSink:

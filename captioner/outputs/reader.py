@@ -21,7 +21,7 @@ from captioner.journal.disk import Files
 from captioner.journal.reviews import Review, Reviews
 from captioner.journal.scan import Scan, scan_output
 from captioner.outputs.rows import RowContents, caption_texts, parsed
-from captioner.readers.registry import FORMATS_WITH_IMAGES, OpenedInput, folder_of, open_input
+from captioner.readers.registry import OpenedInput, folder_of, open_input
 from captioner.readers.rows import dumped
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class OutputReader:
 
         Rows whose input row is gone come last, without images.
         """
-        if self.input is None or self.input.format not in FORMATS_WITH_IMAGES:
+        if self.input is None or not self.input.holds_images:
             for row in self.rows():
                 yield row, {}
             return

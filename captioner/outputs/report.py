@@ -184,7 +184,7 @@ def page(report: Report) -> str:
         parts.append("<h2>Failures</h2><table><thead><tr><th>code</th><th>count</th>")
         parts.append("<th>examples</th></tr></thead><tbody>")
         for code, one in report.failures.items():
-            shown = "<br>".join(f"line {line:,}: {escape(text)}" for line, text in one.examples)
+            shown = "<br>".join(f"line {line}: {escape(text)}" for line, text in one.examples)
             count = f"<td class=n>{one.total:,}</td>"
             parts.append(f"<tr><td>{escape(code)}</td>{count}<td>{shown}</td></tr>")
         parts.append("</tbody></table>")

@@ -10,8 +10,9 @@ from collections import deque
 from typing import IO, TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
-from captioner.core.humanize import counted
+from captioner.core.humanize import exactly
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
+from captioner.readers.imagefiles import is_media
 from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.tables import name_twice
 
@@ -28,6 +29,12 @@ MOST_READ_AGAIN = 64
 
 _EXCEL = re.compile(r'"?sep=(.)"?')
 """The line in which Excel names the separator."""
+
+_REASONS = {
+    "unexpected end of data": "its quote is not closed up to the end of the file: close it",
+    "expected after": "text follows a closing quote: write a quote inside of a value twice",
+}
+"""What the errors of the csv module mean."""
 
 _STEP = 1 << 16
 _SEPARATORS = ",;\t|"
@@ -89,6 +96,16 @@ class CsvSource(RecordSource):
                 f"{self._path.name}: the header cannot be read: {error or 'it is too long'}"
             ) from None
         self._header = [name.strip() for name in header]
+        if _NOT_UTF8.search("".join(header)):
+            raise SettingsError(
+                f"{self._path.name}: the header is not UTF-8: convert the file, for example with "
+                "iconv -f WINDOWS-1252 -t UTF-8"
+            )
+        if file := next(filter(is_media, self._header), ""):
+            raise SettingsError(
+                f"{self._path.name}: the first line has the file {file!r}, not the name of a "
+                "column: put a line with names above it, such as image,text"
+            )
         if twice := name_twice(self._header):
             raise SettingsError(f"{self._path.name}: the header names {twice!r} twice")
 
@@ -147,12 +164,13 @@ class CsvSource(RecordSource):
             hint = ": a quote may not be closed" if lines.row_lines > 1 else ""
             message = f"{where} is longer than --max-line ({self.max_line} bytes){hint}"
             return fault_record(number, place, 0, "record_too_long", message)
-        return fault_record(number, place, 0, "bad_row", f"{where} is broken: {error}")
+        reason = next((why for begin, why in _REASONS.items() if begin in str(error)), str(error))
+        return fault_record(number, place, 0, "bad_row", f"{where} is broken: {reason}")
 
     def _record(self, number: int, row: list[str], line: int, end: int) -> InputRecord:
         header = self._header
         if len(row) != len(header):
-            count = counted(len(row), "value")
+            count = exactly(len(row), "value")
             message = f"the row in line {line} has {count}, the header {len(header)}"
             return fault_record(number, {"row": list(map(_text, row))}, end, "bad_row", message)
         if any(not value.isascii() and _NOT_UTF8.search(value) for value in row):

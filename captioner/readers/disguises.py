@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from captioner.core.badjson import is_binary, why_no_lines
+from captioner.core.descriptors import patiently
 from captioner.core.errors import SettingsError
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary
 
@@ -27,7 +29,11 @@ _OTHERS = {
     b"PAR1": "Parquet: name it .parquet, or give --input-format parquet",
     b"ARROW1": "Arrow: name it .arrow, or give --input-format arrow",
     b"SQLite format 3\0": "an SQLite database: export its table as CSV or JSONL",
+    b"%PDF-": "PDF: write its pages as images, as pdftoppm does",
 }
+_MEDIA = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"\x1aE\xdf\xa3", b"\0\0\1\xba")
+"""How frequent kinds of images and videos begin, whose metadata may be text."""
+
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -46,6 +52,11 @@ def not_text(head: bytes) -> str:
     zeros = start.count(0) if bytes(4) not in start else 0  # a hole in a file has more in a row
     if head.startswith(_UTF16) or (len(start) >= 4 and zeros * 3 >= len(start)):
         return "is UTF-16 or UTF-32, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
+    if head.startswith(_MEDIA) or is_binary(head):
+        return (
+            "is binary data, not text: if it is an image or a video, give it such a suffix or "
+            "--input-format images"
+        )
     return ""
 
 
@@ -77,6 +88,38 @@ def head_of(path: Path) -> bytes:
             return file.read(HEAD)
     except FILE_ERRORS:
         return b""  # the reader reports the error
+
+
+def check_lines(name: str, head: bytes, *, ended: bool) -> None:
+    """Refuse a text that is not JSON Lines, if that is the same for all its lines.
+
+    Args:
+        name: The file's name.
+        head: Its beginning.
+        ended: It is the whole file.
+
+    Raises:
+        SettingsError: It names the cause and the cure.
+    """
+    if why := why_no_lines(head + b"\n" * ended):
+        raise SettingsError(f"{name} {why}")
+
+
+def check_compression(path: Path) -> None:
+    """Refuse a file that is not compressed as its suffix says.
+
+    Raises:
+        SettingsError: It names the cause and the cure.
+    """
+    suffix = path.suffix.lower()
+    try:
+        with patiently(lambda: path.open("rb")) as file:
+            head = file.read(HEAD)
+    except OSError:
+        return  # the reader reports the error
+    for magic, (name, own) in _COMPRESSED.items():
+        if head and suffix == own and not head.startswith(magic):
+            raise SettingsError(f"{path.name} is not compressed with {name}: name it without {own}")
 
 
 def check_text(name: str, head: bytes) -> None:

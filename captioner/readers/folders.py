@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from captioner.core.errors import SettingsError
 from captioner.core.exports import is_export
 from captioner.readers.imagefiles import MEDIA
-from captioner.readers.walk import Walk, is_data, is_visible
+from captioner.readers.splits import is_in, no_split, split_of
+from captioner.readers.walk import Walk, is_data, is_visible, without_outputs
 from captioner.settings.locations import METADATA
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 _CACHE = re.compile(r"(?:cache-|tmp).+\.arrow")
 """What `datasets` leaves beside the tables of a data set."""
 
-_OUTPUT = ".jsonl.ckpt"
 _SAME = {".feather": ".arrow"}
 """Suffixes of one format."""
 
@@ -67,13 +67,6 @@ def _suffix(name: str) -> str:
     return _SAME.get(suffix, suffix)
 
 
-def without_outputs(names: list[str]) -> list[str]:
-    """Return file names without those of outputs, which have a checkpoint next to them."""
-    outputs = [name.removesuffix(_OUTPUT) for name in names if name.endswith(_OUTPUT)]
-    patterns = [re.compile(re.sub(r"%0?\\?\d*d", r"\\d+", re.escape(name))) for name in outputs]
-    return [name for name in names if not any(one.fullmatch(name) for one in patterns)]
-
-
 def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]:
     """Return the tables or shards below a folder, sorted.
 
@@ -90,21 +83,23 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
     """
     if suffix == ".arrow" and (splits := saved_splits(folder)) is not None:
         if split is None and len(splits) > 1:
-            logger.warning(
-                "the splits %s are read one after the other; --split reads one", ", ".join(splits)
-            )
+            tell_splits(list(splits))
         if split is not None and split not in splits:
-            raise no_split(split, list(splits))
+            raise no_split(split, splits)
         wanted = [split] if split is not None else list(splits)
         if not (files := [path for name in wanted for path in splits[name]]):
             raise SettingsError(f"the data set in {folder} has no rows")
         return files
-    if split is not None:
-        raise no_split(split, [])
     walk = Walk(folder, is_data)
     found: list[Path] = []
     for inside, names in walk:
         place = folder / inside
+        if (place / "_delta_log").is_dir():
+            logger.warning(
+                "%s is a Delta table, and files of its earlier versions are read, too: to read "
+                "only the last one, write that to a Parquet file",
+                place,
+            )
         saved = _saved(place, names) if suffix == ".arrow" else None
         if saved is not None:
             found += saved
@@ -120,13 +115,27 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
         raise SettingsError(
             f"there is no {suffix} file in {folder}; names that begin with . or _ do not count"
         )
-    return sorted(found)
+    return _of_split(sorted(found), folder, split)
 
 
-def no_split(split: str, splits: list[str]) -> SettingsError:
-    """Return the error of a split that an input does not have."""
-    there = f"the input has {', '.join(splits)}" if splits else "the input has no splits"
-    return SettingsError(f"split: there is no split {split!r}; {there}")
+def _of_split(files: list[Path], folder: Path, split: str | None) -> list[Path]:
+    """Return the files of a split; tell if there are several and none is chosen."""
+    inside = {path: path.relative_to(folder) for path in files}
+    splits = list(dict.fromkeys(filter(None, map(split_of, inside.values()))))
+    if split is None:
+        if len(splits) > 1:
+            tell_splits(splits)
+        return files
+    if not (found := [path for path in files if is_in(inside[path], split)]):
+        raise no_split(split, splits)
+    return found
+
+
+def tell_splits(splits: list[str]) -> None:
+    """Log that several splits are read."""
+    logger.warning(
+        "the splits %s are read one after the other; --split reads one", ", ".join(splits)
+    )
 
 
 def saved_splits(folder: Path) -> dict[str, list[Path]] | None:

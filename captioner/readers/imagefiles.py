@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +11,18 @@ from typing import TYPE_CHECKING
 from captioner.core.filenames import escaped
 from captioner.core.media import VIDEOS, is_video
 from captioner.readers.rows import RecordSource, fault_record, record_of
-from captioner.readers.walk import Circles, Walk, is_visible
+from captioner.readers.splits import is_in, split_of
+from captioner.readers.walk import Circles, LeftAside, Walk, is_visible, without_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from captioner.core.types import InputRecord
+
+logger = logging.getLogger(__name__)
+
+_SIDECARS = (".txt", ".caption", ".json")
+"""Suffixes of texts that stand beside an image under its name."""
 
 IMAGES = frozenset(
     [
@@ -53,11 +60,22 @@ class ImageFilesSource(RecordSource):
     Args:
         folder: The folder; the paths in records are relative to it.
         pattern: Without a folder, a glob pattern; the paths in records are those it matches.
+        split: Read only the folders of this split.
+
+    Attributes:
+        left_aside: The other files of the folder, as far as the last walk came.
+        splits: Splits that folders name, likewise.
     """
 
-    def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
+    def __init__(
+        self, folder: Path | None = None, pattern: str = "", split: str | None = None
+    ) -> None:
         self._folder = folder
         self._pattern = pattern
+        self._split = split
+        self.left_aside = LeftAside()
+        self.splits: set[str] = set()
+        self._walk: Walk | None = None
         self._told = False
 
     @property
@@ -78,6 +96,14 @@ class ImageFilesSource(RecordSource):
                 yield fault_record(number, {"file": shown}, 0, "image_ambiguous", message)
             else:
                 yield record_of(number, {"video" if is_video(name) else "image": shown}, 0)
+        if not self._told:
+            self._told = True
+            if self._walk is not None:
+                self._walk.tell()
+            if self.left_aside.kinds:
+                logger.warning(
+                    "files that are no image and no video, left aside: %s", self.left_aside
+                )
 
     def _exists(self, name: str) -> bool:
         return ((self._folder or Path()) / name).exists()
@@ -87,18 +113,34 @@ class ImageFilesSource(RecordSource):
             single = Path(self._pattern)
             yield from [single.name] if single.is_file() else matches(self._pattern)
             return
-        walk = Walk(self._folder, is_visible)
-        for inside, names in walk:
-            yield from (os.path.join(inside, name) for name in names if is_media(name))  # noqa: PTH118
-        if not self._told:
-            self._told = True
-            walk.tell()
+        self._walk = Walk(self._folder, is_visible)
+        self.left_aside = LeftAside()
+        for inside, names in self._walk:
+            if self._split is not None and not is_in(Path(inside, "*"), self._split):
+                self.splits.add(split_of(Path(inside)))
+                continue
+            media = list(filter(is_media, names))
+            yield from (os.path.join(inside, name) for name in media)  # noqa: PTH118
+            if len(media) < len(names):
+                self.left_aside.add(inside, _others(names, media))
+
+
+def _others(names: list[str], media: list[str]) -> Iterator[str]:
+    """Yield the files that are neither media nor what belongs to media or to an output."""
+    stems = {os.path.splitext(name)[0] for name in media}  # noqa: PTH122 - for millions of names
+    for name in without_outputs(names):
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        if not (is_media(name) or (suffix in _SIDECARS and stem in stems)):
+            yield name
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that a glob pattern matches, sorted; a path of a file matches itself."""
+    """Return what a glob pattern matches except folders, sorted; a path of a file matches itself.
+
+    A link to nothing is among it, so that its record fails and does not vanish.
+    """
     if Path(pattern).is_file():
         return [pattern]
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
     circles = Circles()
-    return sorted(name for name in found if Path(name).is_file() and name not in circles)
+    return sorted(name for name in found if not Path(name).is_dir() and name not in circles)

@@ -9,14 +9,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
-
+from captioner.core.badjson import is_json
 from captioner.core.errors import DamagedInputError
 from captioner.core.jsonbytes import STRING
 from captioner.core.keys import KEY_BYTES
 from captioner.core.types import InputRecord
 from captioner.readers.bytestreams import open_stream
-from captioner.readers.disguises import HEAD, check_text
+from captioner.readers.disguises import HEAD, check_lines, check_text
 from captioner.readers.rows import MAX_LINE, SHOWN, broken_input, too_long_message
 
 if TYPE_CHECKING:
@@ -123,6 +122,8 @@ class JsonlSource:
             if is_array and not self._told:
                 self._told = True
                 logger.warning("%s is one JSON array, not lines, and is read so", self._name)
+        if not is_array:
+            check_lines(self._name, text[:HEAD], ended=ended and len(text) <= HEAD)
         return (_Array if is_array else _Lines)(self._max_line, len(head) - len(text))
 
 
@@ -141,19 +142,11 @@ def _seems_array(text: bytes, max_line: int, *, ended: bool) -> bool | None:
         return True
     if not newline and not ended:
         return None
-    if not opens and _is_json(line):
+    if not opens and is_json(line):
         return not rest.strip() if ended or rest.strip() else None
-    if not _is_json(line.removeprefix(b"[")):
+    if not is_json(line.removeprefix(b"[")):
         return bool(inside)
     return rest.lstrip()[:1] in (b",", b"]") if ended or rest.strip() else None
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 class _LongRecord:

@@ -15,15 +15,23 @@ from captioner.core.extras import needed
 from captioner.readers.bytestreams import open_stream
 from captioner.readers.coco import CocoSource
 from captioner.readers.csvfile import CsvSource
-from captioner.readers.disguises import HEAD, check_text, head_of, not_itself, not_tar
-from captioner.readers.folders import no_split, saved_splits, survey, tables_in
+from captioner.readers.disguises import (
+    HEAD,
+    check_compression,
+    check_text,
+    head_of,
+    not_itself,
+    not_tar,
+)
+from captioner.readers.folders import saved_splits, survey, tables_in
 from captioner.readers.hubs import HubSource
 from captioner.readers.imagefiles import MEDIA, ImageFilesSource, is_media, matches
-from captioner.readers.imagefolder import ImageFolderSource, Part, has_file_names
-from captioner.readers.img2dataset import downloads
+from captioner.readers.imagefolder import ImageFolderSource, Part, file_column
+from captioner.readers.img2dataset import downloads, is_output
 from captioner.readers.jsonl import JsonlSource
 from captioner.readers.rows import MAX_LINE, RecordSource
-from captioner.readers.tables import IMAGE_COLUMNS, ArrowSource, columns_of, name_twice
+from captioner.readers.splits import is_in, no_split
+from captioner.readers.tables import ArrowSource, image_column
 from captioner.readers.webdataset import ShardsSource, expand
 from captioner.settings.locations import (
     COMPRESSED,
@@ -33,7 +41,6 @@ from captioner.settings.locations import (
     is_pattern,
     storage_url,
 )
-from captioner.settings.options import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -63,8 +70,10 @@ _SHARED: dict[str, InputFormat] = {
 }
 """Formats of folders by the suffix of their files; the first that a folder has wins."""
 
-FORMATS_WITH_IMAGES = frozenset({"parquet", "arrow", "hf", "ms"})
-"""Formats whose rows may contain images."""
+_ASIDE = (*_SHARED, ".csv", ".tsv", ".jsonl", ".ndjson")
+"""Suffixes of other tables in such a folder that are told of."""
+
+_WITH_SPLITS = frozenset({"arrow", "parquet", "webdataset", "images", "imagefolder", "hf", "ms"})
 
 
 class OpenedInput(NamedTuple):
@@ -79,6 +88,11 @@ class OpenedInput(NamedTuple):
     source: Source
     format: InputFormat
     image_field: str | None = None
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether its rows may contain images."""
+        return isinstance(self.source, ArrowSource | HubSource)
 
     def with_image_field(self, settings: Settings) -> Settings:
         """Return settings that name the image field of this input."""
@@ -131,7 +145,7 @@ def open_input(
         )
     options = _Options(image_field, max_line, split)
     source, field = _open(path, format_, options)
-    if split is not None and format_ not in ("arrow", "imagefolder", "hf", "ms"):
+    if split is not None and format_ not in _WITH_SPLITS:
         raise no_split(split, [])
     return OpenedInput(source, format_, image_field or field)
 
@@ -158,17 +172,17 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
             files = _files(path, f".{format_}", split)
             _refuse(files[0], not_itself(_head(files[0])))
             source = ArrowSource(files, image_field, kind=format_)
-            field = _image_column(files[0], format_)
+            field = image_column(files[0], format_)
         case "images":
-            source = _media_files(path)
+            source = _media_files(path, split)
         case "webdataset":
-            files = _files(path, ".tar")
+            files = _files(path, ".tar", split)
             _refuse(files[0], not_tar(_head(files[0])))
             source = ShardsSource(files, folder_of(path) or Path(), image_field)
         case "img2dataset":
-            source = downloads(path, image_field)
+            source, field = downloads(path, image_field)
         case "imagefolder":
-            source, field = _image_folder(path, options), "file_name"
+            source, field = _image_folder(path, options)
         case "coco":
             _check_file(path)
             _check_content(path)
@@ -180,33 +194,28 @@ def _open(path: Path, format_: InputFormat, options: _Options) -> tuple[Source, 
     return source, field
 
 
-def _media_files(path: Path) -> Source:
+def _media_files(path: Path, split: str | None) -> Source:
     """Return the source of a folder or pattern of images and videos."""
-    source = ImageFilesSource(path if path.is_dir() else None, str(path))
+    if split is not None and not path.is_dir():
+        raise no_split(split, [])
+    source = ImageFilesSource(path if path.is_dir() else None, str(path), split)
     if source.is_empty:
-        raise SettingsError(f"there is no image and no video in {path}")
+        if split is not None:
+            raise no_split(split, sorted(source.splits))
+        aside = source.left_aside
+        hint = f", but there are {aside}: name one to read it" if aside.kinds else ""
+        raise SettingsError(f"there is no image and no video in {path}{hint}")
     if find_spec("av") is None and source.has_only_videos:
         needed("av", "video")
     return source
 
 
-def _image_column(file: Path, kind: str) -> str | None:
-    """Return the column of images unless it has a default name."""
-    names = columns_of(file, kind)
-    if twice := name_twice(names):
-        raise SettingsError(f"{file.name} has two columns of the name {twice!r}")
-    if "image" in names or "images" in names:
-        return None
-    others = IMAGE_COLUMNS.difference(IMAGE_FIELDS)
-    return next((name for name in names if name in others), None)
-
-
-def _image_folder(path: Path, options: _Options) -> Source:
-    """Return the source of Hugging Face's imagefolder, or of one of its tables."""
+def _image_folder(path: Path, options: _Options) -> tuple[Source, str]:
+    """Return the source of Hugging Face's imagefolder, or of one of its tables, and its column."""
     tables = [path]
     if path.is_dir():
         found = survey(path)
-        own = [table for table in found.metadata if has_file_names(table)]
+        own = [table for table in found.metadata if file_column(table)]
         every = own or found.exported or found.metadata
         tables = _one_each(every)
         for table in every:
@@ -220,11 +229,14 @@ def _image_folder(path: Path, options: _Options) -> Source:
     elif options.split is not None:
         raise no_split(options.split, [])
     options = options._replace(split=None)
+    column = file_column(tables[0], options.image_field) or "file_name"
     sources = [_open(table, _SUFFIXES[table.suffix], options)[0] for table in tables]
     if len(tables) == 1 and (tables[0].parent == path or not path.is_dir()):
-        return sources[0]
-    names = (table.relative_to(path) for table in tables)
-    return ImageFolderSource([Part(*one) for one in zip(sources, names, strict=True)])
+        return sources[0], column
+    parts = zip(sources, tables, strict=True)
+    return ImageFolderSource(
+        [Part(source, table.relative_to(path), column) for source, table in parts]
+    ), column
 
 
 def _one_each(tables: list[Path]) -> list[Path]:
@@ -242,9 +254,9 @@ def _of_split(tables: list[Path], folder: Path, split: str | None) -> list[Path]
                 "the folders %s are read one after the other; --split reads one", ", ".join(names)
             )
         return tables
-    if split not in names:
+    if not (found := [table for table in tables if is_in(table.relative_to(folder), split)]):
         raise no_split(split, names)
-    return [table for table in tables if table.relative_to(folder).parts[0] == split]
+    return found
 
 
 def _format_of(path: Path) -> InputFormat:
@@ -257,10 +269,11 @@ def _format_of(path: Path) -> InputFormat:
     if path.is_dir():
         return _format_of_folder(path)
     if is_pattern(path):
-        path = Path(next(iter(matches(text)), text))
+        found = matches(text) or [text]
+        path = Path(next(filter(is_media, found), found[0]))
     if is_media(path.name):
         return "images"
-    if path.name in METADATA and not storage_url(path) and has_file_names(path):
+    if path.name in METADATA and not storage_url(path) and file_column(path):
         return "imagefolder"
     if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".zip")):
         raise SettingsError(f"{path} is compressed as a whole: unpack it, or name a plain .tar")
@@ -274,18 +287,18 @@ def _format_of_folder(folder: Path) -> InputFormat:
     if saved_splits(folder) is not None:
         return "arrow"
     found = survey(folder)
-    metadata = [table for table in found.metadata if has_file_names(table)]
+    metadata = [table for table in found.metadata if file_column(table)]
     found.files.update(table.suffix for table in found.metadata if table not in metadata)
     tables = next((suffix for suffix in _SHARED if found.files[suffix]), None)
     if any(table.parent == folder for table in metadata) or (metadata and tables is None):
         return "imagefolder"
-    if any(name.endswith("_stats.json") for name in found.names):
+    if is_output(folder, found.names):
         return "img2dataset"
     for table in found.exported:
         logger.warning("%s is an export of captions and not read; give its path to read it", table)
     for table in found.metadata:
         if table not in metadata and table.suffix != tables:
-            logger.warning("%s has no column file_name and is not read", table)
+            logger.warning("%s has no column file_name or file_names and is not read", table)
     if tables is None:
         return "images"
     if beside := _counts(found.files, without=tables):
@@ -302,7 +315,7 @@ def _counts(files: Counter[str], without: str) -> str:
     """Return how many images and other tables there are."""
     several = {
         "images or videos": sum(count for suffix, count in files.items() if suffix in MEDIA),
-        **{f"{one} files": files[one] for one in _SHARED if one != without},
+        **{f"{one} files": files[one] for one in _ASIDE if one != without},
     }
     return ", ".join(f"{count} {what}" for what, count in several.items() if count)
 
@@ -314,6 +327,7 @@ def _check_content(path: Path) -> None:
         SettingsError: It is not.
     """
     if str(path) != "-" and storage_url(path) is None:
+        check_compression(path)
         check_text(path.name, head_of(path))
 
 
@@ -338,6 +352,14 @@ def _check_file(path: Path) -> None:
     """
     if str(path) == "-" or storage_url(path):
         return
+    if is_pattern(path):
+        count = len(matches(str(path)))
+        raise SettingsError(
+            f"{path} matches {count} files, and only images, Parquet and Arrow tables and tar "
+            "shards are read from several: join the files, or name one"
+            if count
+            else f"no file matches {path}"
+        )
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # to open a pipe would wait for its writer
         if regular:

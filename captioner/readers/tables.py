@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.descriptors import patiently
+from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.readers.disguises import HEAD, not_itself
 from captioner.readers.rows import (
@@ -17,6 +18,7 @@ from captioner.readers.rows import (
     record_of,
 )
 from captioner.readers.table_process import TableReader, UnreadableRow
+from captioner.settings import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -67,6 +69,10 @@ class ArrowSource(RecordSource):
         """Return the schema of a file; None if it cannot be read."""
         return self._reader.schema(path, self._kind or _kind_of(path))
 
+    def record(self, number: int, row: dict[str, Any], end: int) -> InputRecord:
+        """Return a row as a record."""
+        return record_of(number, row, end, self.image_columns)
+
     def stop(self) -> None:
         """End the process that reads, while a thread waits for it."""
         self._reader.stop()
@@ -95,7 +101,7 @@ class ArrowSource(RecordSource):
                     if isinstance(row, str):
                         yield _bad_row(next(numbers), place, end, row)
                     else:
-                        yield record_of(next(numbers), row, end, self.image_columns)
+                        yield self.record(next(numbers), row, end)
             before += size
         self._reader.end()
 
@@ -165,6 +171,34 @@ def columns_of(path: Path, kind: str = "", reader: TableReader | None = None) ->
     needed("pyarrow", "parquet")
     schema = (reader or TableReader()).schema(path, kind or _kind_of(path))
     return [] if schema is None else list(schema.names)
+
+
+def image_column(file: Path, kind: str) -> str | None:
+    """Return the column of images of a table unless it has a default name.
+
+    Raises:
+        SettingsError: The table has two columns of one name.
+    """
+    needed("pyarrow", "parquet")
+    schema = TableReader().schema(file, kind)
+    names = [] if schema is None else list(schema.names)
+    if twice := name_twice(names):
+        raise SettingsError(f"{file.name} has two columns of the name {twice!r}")
+    if "image" in names or "images" in names:
+        return None
+    others = IMAGE_COLUMNS.difference(IMAGE_FIELDS)
+    found = next((name for name in names if name in others), None)
+    if found or not names or not IMAGE_COLUMNS.isdisjoint(names):
+        return found
+    return next((field.name for field in schema if _holds_images(field.type)), None)
+
+
+def _holds_images(kind: Any) -> bool:
+    """Tell whether a column has images as `datasets` keeps them, or lists of such."""
+    if hasattr(kind, "value_type"):
+        return _holds_images(kind.value_type)
+    fields = range(getattr(kind, "num_fields", 0))
+    return {kind.field(at).name for at in fields} == {"bytes", "path"}
 
 
 def _kind_of(path: Path) -> str:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from captioner.core.filenames import escaped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+_OUTPUT = ".jsonl.ckpt"
+_COMPANIONS = r"(?:\.jsonl(?:\..+)?|\.failed\.jsonl|\.review\.jsonl|\.page)?"
+_SHOWN = 5
 
 
 def is_data(name: str) -> bool:
@@ -23,6 +29,43 @@ def is_data(name: str) -> bool:
 def is_visible(name: str) -> bool:
     """Tell whether an image may have this name, or a folder of images."""
     return name[0] != "." and name != "__MACOSX"
+
+
+def without_outputs(names: list[str]) -> list[str]:
+    """Return file names without those of outputs, which have a checkpoint next to them."""
+    outputs = [name.removesuffix(_OUTPUT) for name in names if name.endswith(_OUTPUT)]
+    patterns = [
+        re.compile(re.sub(r"%0?\\?\d*d", r"\\d+", re.escape(name)) + _COMPANIONS)
+        for name in outputs
+    ]
+    return [name for name in names if not any(one.fullmatch(name) for one in patterns)]
+
+
+class LeftAside:
+    """Counts files that are not read, and tells of them.
+
+    Attributes:
+        kinds: How many there are, by suffix.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, inside: str, names: Iterable[str]) -> None:
+        """Count files of a folder."""
+        for name in names:
+            kind = os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122
+            self.kinds[kind] += 1
+            if len(self._examples) < _SHOWN:
+                self._examples.setdefault(kind, escaped(os.path.join(inside, name)))  # noqa: PTH118
+
+    def __str__(self) -> str:
+        several = self.kinds.most_common()
+        counts = [f"{count} {kind}" for kind, count in several[:_SHOWN]]
+        if rest := sum(count for _, count in several[_SHOWN:]):
+            counts.append(f"{rest} others")
+        return f"{', '.join(counts)} (such as {', '.join(self._examples.values())})"
 
 
 class Circles:
@@ -44,6 +87,13 @@ class Circles:
             twice = way is None or (identity in way and os.path.islink(folder))  # noqa: PTH114
             self._ways[folder] = None if twice or way is None else way | {identity}
         return self._ways[folder]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 class Walk:
@@ -80,7 +130,7 @@ class Walk:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if self._counts(entry.name):
-                        folders.append(entry) if entry.is_dir() else names.append(entry.name)
+                        folders.append(entry) if _is_folder(entry) else names.append(entry.name)
         except OSError as error:
             self.unreadable.append(f"{escaped(folder)} ({error.strerror})")
         names.sort()

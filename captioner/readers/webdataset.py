@@ -11,9 +11,8 @@ import itertools
 import os
 import re
 import tarfile
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
-
-import orjson
 
 from captioner.core.archive_index import ArchiveIndex, tar_index
 from captioner.core.descriptors import patiently
@@ -24,19 +23,20 @@ from captioner.core.tarfiles import Member, NoMemberError, members
 from captioner.readers.disguises import HEAD, not_tar
 from captioner.readers.imagefiles import is_media
 from captioner.readers.rows import RecordSource, broken_input, fault_record, record_of
-from captioner.settings import IMAGE_FIELDS
+from captioner.readers.samples import LARGEST_TEXT, NAMES_SHOWN, Samples, split_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     from captioner.core.types import InputRecord
 
-LARGEST_TEXT = 1 << 20
-"""Size limit in bytes of a member that is read as text; a larger one is skipped."""
+    HasSample = Callable[[str], bool]
+
+_CUT = re.compile("empty header|truncated header|unexpected end of data")
+"""What tarfile says of an archive whose end is missing."""
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_NAMES_SHOWN = 5
 _NO_SAMPLE = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|__MACOSX(?:/|$)|PaxHeaders?(?:\.\d+)?/)")
 """Names of members that systems write: hidden files, and headers that old programs unpacked."""
 
@@ -54,17 +54,15 @@ def expand(pattern: str) -> list[str]:
 class ShardsSource(RecordSource):
     """The samples of tar shards.
 
-    A record has the sample's name as ``__key__``, the fields of its ``.json`` member, its text
-    members by suffix, and its images as ``image`` in the form ``shard.tar#member``. A sample that
+    Records are those of `Samples`, with images in the form ``shard.tar#member``. A sample that
     cannot be told from another one, or has no image, is a fault.
 
     Args:
         paths: The shards.
         folder: Names of shards in the records are relative to it.
-        image_field: Suffix of the member that is the image. The record has it under that name,
-            and the names of other images under their suffixes.
-        after: Called after each shard with its path, the numbers of the next records and its end;
-            returns more records.
+        image_field: Suffix of the member that is the image; see `Samples`.
+        after: Called after each shard with its path, the numbers of the next records, its end, and
+            what tells whether it has a sample; returns more records.
     """
 
     def __init__(
@@ -72,14 +70,12 @@ class ShardsSource(RecordSource):
         paths: Sequence[Path],
         folder: Path,
         image_field: str | None = None,
-        after: Callable[[Path, Iterator[int], int], Iterator[InputRecord]] | None = None,
+        after: Callable[[Path, Iterator[int], int, HasSample], Iterator[InputRecord]] | None = None,
     ) -> None:
         self.paths = paths
         self._folder = folder
         self._after = after
-        is_general = image_field is None or image_field in IMAGE_FIELDS
-        self._image_field = None if is_general else image_field
-        self._name = (image_field if is_general else None) or "image"
+        self._samples = Samples(image_field)
 
     @property
     def size(self) -> int:
@@ -91,29 +87,29 @@ class ShardsSource(RecordSource):
         before = 0
         for path in self.paths:
             name = escaped(os.path.relpath(path, self._folder))
+            seen = KeyTable(offsets=False)
             try:
                 with patiently(lambda: path.open("rb")) as file:  # noqa: B023 - called at once
-                    shard = _Shard(file, name, self._image_field, self._name)
+                    shard = _Shard(file, name, self._samples, seen)
                     yield from shard.records(numbers, before)
             except (tarfile.TarError, OSError, EOFError) as error:
-                message = f"{name} breaks off: {error}"
+                reason = getattr(error, "strerror", None) or error
+                message = f"{name} breaks off: {_CUT.sub('it is cut short', str(reason))}"
                 yield broken_input(next(numbers), {"shard": name}, before, "bad_shard", message)
             if path.exists():
                 before += path.stat().st_size
             if self._after is not None:
-                yield from self._after(path, numbers, before)
+                yield from self._after(path, numbers, before, partial(_has_sample, seen))
 
 
 class _Shard:
     """A shard that is open."""
 
-    def __init__(
-        self, file: IO[bytes], name: str, image_field: str | None, images_name: str
-    ) -> None:
+    def __init__(self, file: IO[bytes], name: str, samples: Samples, seen: KeyTable) -> None:
         self._file = file
         self._name = name
-        self._image_field = image_field
-        self._images_name = images_name
+        self._samples = samples
+        self._seen = seen
         self._damage: NoMemberError | None = None
         self._index: ArchiveIndex[tuple[int, int]] | None = None
         if why := not_tar(file.read(HEAD)):
@@ -121,21 +117,19 @@ class _Shard:
 
     def records(self, numbers: Iterator[int], before: int) -> Iterator[InputRecord]:
         """Yield the samples; the shard begins ``before`` bytes after the start of the input."""
-        seen = KeyTable(offsets=False)
         for key, group in itertools.groupby(self._members(), lambda one: split_name(one.name)[0]):
             try:
                 sample = list(group)
             except tarfile.ReadError as error:
                 raise tarfile.ReadError(f"{error} (sample {escaped(key)})") from None
             end = before + sample[-1].end
-            key_digest = digest(key.encode(errors="surrogateescape"))
-            is_new = seen.find(key_digest) is None
-            seen.add(key_digest)
+            is_new = not _has_sample(self._seen, key)
+            self._seen.add(_digest_of(key))
             try:
                 record = self._sample(key, sample, is_new=is_new)
                 yield record_of(next(numbers), record, end)
             except RecordError as error:
-                names = [escaped(one.name) for one in sample[:_NAMES_SHOWN]]
+                names = [escaped(one.name) for one in sample[:NAMES_SHOWN]]
                 content = {"__key__": escaped(key), "shard": self._name, "members": names}
                 yield fault_record(next(numbers), content, end, error.code, error.message)
 
@@ -166,13 +160,14 @@ class _Shard:
                 f"{self._name} has members of the sample {escaped(key)} in two places: sort the "
                 "members (tar --sort=name), or give each sample a name of its own",
             )
-        record: dict[str, Any] = {"__key__": escaped(key)}
-        images: list[tuple[str, str]] = []  # field and reference
+        images: list[tuple[str, str]] = []
+        texts: dict[str, Callable[[], bytes | None]] = {}
         names: set[str] = set()
         for member in sample:
             field = split_name(member.name)[1]
             shown = f"{self._name}#{escaped(member.name)}"
-            name = member.name if is_media(f"x.{field}") else field
+            is_image = is_media(f"x.{field}")
+            name = member.name if is_image else field
             if name in names:
                 raise BadRecordError(
                     "bad_shard", f"the sample {escaped(key)} has the member {shown} twice"
@@ -182,32 +177,11 @@ class _Shard:
                 raise BadRecordError(
                     "bad_shard", f"{shown} is a sparse file: write the shard without --sparse"
                 )
-            if is_media(f"x.{field}"):
+            if is_image:
                 images.append((field, shown))
-            elif (data := self._text(member)) is not None:
-                add_text(record, escaped(field), data)
-        self._add_images(record, images, sample)
-        return record
-
-    def _add_images(
-        self, record: dict[str, Any], images: list[tuple[str, str]], sample: Iterable[Member]
-    ) -> None:
-        wanted = self._image_field
-        chosen = [shown for field, shown in images if wanted is None or field == wanted.lower()]
-        if not chosen and not record.get(wanted or ""):
-            names = [escaped(one.name) for one in sample]
-            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-            raise BadRecordError(
-                "no_image",
-                f"the sample {record['__key__']} of {self._name} has no image"
-                f"{f' .{wanted}' if wanted else ''}: its members are "
-                f"{', '.join(names[:_NAMES_SHOWN])}{more}",
-            )
-        if chosen:
-            record[wanted or self._images_name] = chosen[0] if len(chosen) == 1 else chosen
-        for field, shown in images:
-            if shown not in chosen:
-                record.setdefault(field, shown)
+            else:
+                texts[field] = partial(self._text, member)
+        return self._samples.record(key, [one.name for one in sample], images, texts, self._name)
 
     def _is_folder(self, link: str) -> bool:
         """Tell whether a link without a suffix leads to a folder."""
@@ -240,26 +214,9 @@ class _Shard:
         return data
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Return the sample's key and the field: the parts of a name around its first dot."""
-    folder, slash, base = name.rpartition("/")
-    key, _, field = base.partition(".")
-    return folder + slash + key, field.lower()
+def _has_sample(seen: KeyTable, key: str) -> bool:
+    return seen.find(_digest_of(key)) is not None
 
 
-def add_text(record: dict[str, Any], field: str, data: bytes) -> None:
-    """Add the text of a member to the record."""
-    if field == "json":
-        try:
-            value = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            value = data.decode(errors="replace")
-        if isinstance(value, dict) and "image" not in value and value.keys().isdisjoint(record):
-            record.update(value)
-        else:
-            record["json"] = value
-        return
-    try:
-        record[field] = data.decode().strip()
-    except UnicodeDecodeError:
-        return  # binary data, such as a NumPy array, is not part of the record
+def _digest_of(key: str) -> bytes:
+    return digest(key.encode(errors="surrogateescape"))

@@ -447,7 +447,7 @@ def test_the_summary_names_failures_by_kind_most_first():
     lines = text.splitlines()
     first = next(at for at, line in enumerate(lines) if "image_missing" in line)
     assert "1,000 image_missing" in lines[first]
-    assert "line 1,234: there is none" in lines[first]
+    assert "line 1234: there is none" in lines[first]
     assert "3 bad_json" in lines[first + 1]
     assert "\x1b" not in text
     assert "1,003 failed: out.failed.jsonl" in text

@@ -22,7 +22,7 @@ from captioner.settings import Settings
 
 pytest.importorskip("av", reason="videos are tested with the extra video")
 
-from films import cuts, film
+from films import OLDER, cuts, film
 
 CLIP = film(cuts((RED, 10), (GREEN, 10), (BLUE, 10)))
 BACKWARDS = film(cuts((BLUE, 10), (GREEN, 10), (RED, 10)), "vp9 in webm")
@@ -185,3 +185,19 @@ def test_without_the_extra_a_folder_of_clips_stops_at_once(monkeypatch, clips, e
     with pytest.raises(SettingsError, match=r"captioner\[video\]"):
         asyncio.run(run(endpoint, clips, clips.parent / "out.jsonl"))
     assert not endpoint.calls
+
+
+@pytest.mark.parametrize("kind", OLDER)
+async def test_containers_of_former_years(tmp_path, endpoint, kind):
+    """As the input itself and in a folder."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    clip = folder / f"a.{kind.rpartition(' ')[2]}"
+    clip.write_bytes(film(cuts((RED, 10), (GREEN, 10)), kind))
+    for number, source in enumerate((clip, folder)):
+        output = tmp_path / f"{number}.jsonl"
+        await run_batch(
+            source, output, base_url=endpoint.base_url, model="m", frames="2", dedup=False
+        )
+        assert [row["video"] for row in rows(output)] == [clip.name]
+        assert colours(endpoint.calls[number]) == [RED, GREEN]

@@ -378,3 +378,53 @@ def test_images_fill_the_places_in_order(count, layout):
     found = [part.path for part in parts if isinstance(part, ImageRef)]
     assert sorted(found) == paths
     assert [path for path in found if path in paths[:places]] == paths[:places]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "['./a.png', './b.png']",
+        " ['./a.png', \"./b.png\"] ",
+        "['./a.png' './b.png']",
+        "['./a.png'\n './b.png']",
+        '["./a.png", "./b.png"]',
+    ],
+)
+def test_a_list_in_a_cell_of_a_table(cell):
+    """As str() of a list and of a NumPy array writes it, which is what pandas puts into CSV."""
+    assert sent({"image": cell}) == [Turn("user", (A, B, "What is it?"))]
+
+
+@pytest.mark.parametrize(
+    "name", ["['a.png", "[a].png]", "['a.png', x]", "[b'a.png']", "{'a.png'}", "[" * 5_000 + "]"]
+)
+def test_other_brackets_are_a_path(name):
+    assert sent({"image": name}) == [Turn("user", (ImageRef(path=name), "What is it?"))]
+
+
+def test_a_conversation_as_python_writes_it():
+    turns = str([{"from": "human", "value": '<image>\nWhat\'s "this"?'}])
+    assert sent({"image": "./a.png", "conversation": turns}) == [
+        Turn("user", (A, 'What\'s "this"?'))
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///x/a%20b.png",
+        "file:/x/a%20b.png",
+        "file://localhost/x/a%20b.png",
+        " FILE:/x/a b.png",
+    ],
+)
+def test_file_addresses(url):
+    assert sent({"image": url}) == [Turn("user", (ImageRef(path="/x/a b.png"), "What is it?"))]
+
+
+def test_a_file_address_of_another_machine_says_what_to_write():
+    error = refused({"image": "file://images/a.png"})
+    assert error.code == "bad_image_reference"
+    assert error.message.startswith(
+        "file://images/a.png names the machine 'images': write file:///"
+    )

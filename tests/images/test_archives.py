@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -186,3 +188,25 @@ def test_a_file_may_be_called_like_a_member(tmp_path):
     """A file that is there goes before a member of an archive."""
     (tmp_path / "odd.zip#1.jpg").write_bytes(jpeg(4))
     assert read(tmp_path, "odd.zip#1.jpg") == jpeg(4)
+
+
+@pytest.mark.skipif(shutil.which("zip") is None, reason="the program zip encrypts the archive")
+def test_an_encrypted_member_says_so(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    subprocess.run(["zip", "-q", "-P", "secret", "in.zip", "a.jpg"], cwd=tmp_path, check=True)
+    with pytest.raises(BadImageError) as caught:
+        folders(tmp_path).read("in.zip#a.jpg", lambda _: None)
+    assert caught.value.code == "image_unreadable"
+    assert caught.value.message == "in.zip#a.jpg is encrypted: unpack the archive with its password"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("utf-8", "caf\u00e9.jpg"), ("latin-1", "caf\\xe9.jpg")]
+)
+def test_names_in_a_zip_that_does_not_tell_their_encoding(tmp_path, encoding, name):
+    """As macOS and Windows write them."""
+    written = "caf\u00e9.jpg".encode(encoding)
+    placeholder = "x" * (len(written) - 4) + ".jpg"
+    path = zipped(tmp_path / "in.zip", {placeholder: jpeg(0)})
+    path.write_bytes(path.read_bytes().replace(placeholder.encode(), written))
+    assert folders(tmp_path).read(f"in.zip#{name}", lambda _: None) == jpeg(0)

@@ -265,3 +265,15 @@ def test_limits_hold_for_raw_photographs():
     with pytest.raises(BadImageError) as caught:
         sent(dng(quarters((256, 128))), max_image_pixels=10_000)
     assert caught.value.code == "image_too_large"
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint32"])
+def test_a_tiff_of_a_kind_that_cannot_be_read_says_so(kind):
+    tifffile, numpy = map(pytest.importorskip, ("tifffile", "numpy"))
+    file = io.BytesIO()
+    tifffile.imwrite(file, numpy.zeros((8, 8, 3), kind), photometric="rgb")
+    error = refusal(file.getvalue())
+    assert error.code == "image_unknown_type"
+    assert "is a TIFF of 32 bits a channel" in error.message
+    assert ("floating-point" in error.message) == (kind == "float32")
+    assert error.message.endswith("save it with 8 bits a channel")

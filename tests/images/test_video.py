@@ -251,7 +251,7 @@ def test_a_file_with_only_sound_says_so():
     error = refused(sound())
     assert (error.code, error.message) == (
         "image_corrupt",
-        "the video is broken: it has only sound",
+        "the video has only sound, and no pictures to send",
     )
 
 

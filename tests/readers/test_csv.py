@@ -135,3 +135,28 @@ async def test_a_compressed_file_with_a_stray_quote(tmp_path, endpoint, table):
     source = table(gzip.compress(text.encode()), "in.csv.gz")
     found = await captioned(source, endpoint, tmp_path / "out.jsonl")
     assert [row["image"] for row in found.rows] == ["0.jpg", "2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('image,t\n0.jpg,x\n1.jpg,"y\n', "line 3 of in.csv is broken: its quote is not closed"),
+        ('image,t\n0.jpg,"x"y\n1.jpg,z\n', "line 2 of in.csv is broken: text follows a closing"),
+    ],
+)
+async def test_a_broken_quote_is_named_with_its_line(tmp_path, endpoint, table, text, told):
+    found = await captioned(table(text), endpoint, tmp_path / "out.jsonl")
+    assert (len(found.rows), found.codes) == (1, ["bad_row"])
+    assert told in found.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a.jpg,one\nb.jpg,two\n", "has the file 'a.jpg', not the name of a column"),
+        ("image,größe\na.jpg,1\n".encode("cp1252"), "the header is not UTF-8.*iconv"),
+    ],
+)
+def test_a_header_that_is_none_is_refused(table, text, told):
+    with pytest.raises(SettingsError, match=told):
+        open_input(table(text))

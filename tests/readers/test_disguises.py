@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bz2
 import gzip
 import io
@@ -18,6 +19,7 @@ from conftest import command, jpeg, rows
 from inputs import captioned
 
 from captioner import SettingsError
+from captioner.readers.jsonl import JsonlSource
 from captioner.readers.registry import open_input
 
 LINE = b'{"image": "0.jpg"}\n'
@@ -137,3 +139,75 @@ async def test_json_that_is_none_says_why(tmp_path, endpoint, line, told):
     done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
     assert (len(done.rows), done.codes) == (1, ["bad_json"])
     assert told in done.messages
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.mpg4", "in.csv", "in"])
+@pytest.mark.parametrize("data", [jpeg(1), bytes(range(256)) * 20, b"\x1aE\xdf\xa3" + b"text" * 50])
+def test_binary_data_in_place_of_text_is_refused(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(SettingsError, match=f"{name} is binary data.*--input-format images"):
+        open_input(tmp_path / name)
+
+
+async def test_a_line_of_binary_data_is_not_in_the_failures_file(tmp_path, endpoint):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    binary = jpeg(1).replace(b"\n", b"")
+    (tmp_path / "in.jsonl").write_bytes(LINE + b" " * 5_000 + b"\n" + binary + b"\n")
+    done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
+    assert (len(done.rows), done.codes) == (1, ["bad_json"])
+    assert done.messages == "the line is binary data, not JSON"
+    assert done.failures[0]["record"] == f"{len(binary)} bytes of binary data"
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "list.txt"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            json.dumps({"image": "0.jpg"}, indent=2) + "\n" + json.dumps({}),
+            "one a line, as with jq",
+        ),
+        ('{"image": "0.jpg",\n "n": 1}\n', "one a line, as with jq"),
+        ('{"image": "0.jpg"},\n{"image": "1.jpg"},\n', "lines that end in commas: remove those"),
+        ("a/0.jpg\nb c/1.PNG\n", "is a list of files.*first line `image` and name it .csv"),
+        ("https://x/0.jpg?w=1\n", "is a list of files"),
+        ("<!DOCTYPE html>\n<html>\n", "is a web page or XML"),
+    ],
+)
+async def test_text_of_another_kind_is_refused_as_a_whole(tmp_path, endpoint, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SettingsError, match=f"{name} .*{told}"):
+        await captioned(tmp_path / name, endpoint, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.failed.jsonl").exists()
+    assert endpoint.count == 0
+
+
+async def test_one_line_that_ends_in_a_comma_says_so(tmp_path, endpoint):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "in.jsonl").write_bytes(LINE + LINE.strip() + b",\n" + LINE)
+    done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
+    assert (len(done.rows), done.messages) == (2, "the line ends in a comma: remove it")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl.gz", "in.csv.gz", "in.jsonl.zst", "in.json.gz"])
+def test_a_file_that_is_not_compressed_as_its_name_says_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(LINE)
+    with pytest.raises(SettingsError, match=f"{name} is not compressed.*name it without"):
+        open_input(tmp_path / name)
+
+
+def test_lines_that_end_in_carriage_returns_alone_are_refused(tmp_path):
+    source = JsonlSource(tmp_path / "in.jsonl")
+    (tmp_path / "in.jsonl").write_bytes(LINE.strip() + b"\r" + LINE.strip() + b"\r")
+    with pytest.raises(SettingsError, match="has carriage returns in place of line ends"):
+        asyncio.run(anext(source.batches()))
+
+
+async def test_zeros_at_the_end_are_told_and_not_written(tmp_path, endpoint):
+    """As after a crash of the machine that wrote the file."""
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "in.jsonl").write_bytes(LINE + bytes(3_000))
+    done = await captioned(tmp_path / "in.jsonl", endpoint, tmp_path / "out.jsonl")
+    assert (len(done.rows), done.codes) == (1, ["bad_json"])
+    assert "it is only zeros" in done.messages
+    assert done.failures[0]["record"] == "3000 bytes of binary data"

@@ -317,11 +317,12 @@ async def test_names_of_files_that_are_not_utf8(tmp_path, endpoint):
 async def test_paths_of_other_systems_and_of_the_web(tmp_path, endpoint):
     """Only if there is no file as it is written."""
     pictures(tmp_path, "d/a b.jpg", "d/c.jpg", "d%20e.jpg", "d e.jpg")
-    names = ["d\\c.jpg", "d/a%20b.jpg", "d%5Cc.jpg", "d%20e.jpg", f"file://{tmp_path}/d/a%20b.jpg"]
+    names = [" d/c.jpg ", '"d/c.jpg"']
+    names += ["d\\c.jpg", "d/a%20b.jpg", "d%5Cc.jpg", "d%20e.jpg", f"file://{tmp_path}/d/a%20b.jpg"]
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"image": name}) + "\n" for name in names))
     found = await captioned(source, endpoint, tmp_path / "out.jsonl")
-    shown = [mark(jpeg(number)) for number in (1, 0, 1, 2, 0)]
+    shown = [mark(jpeg(number)) for number in (1, 1, 1, 0, 1, 2, 0)]
     assert found.pictures() == dict(zip(names, shown, strict=True))
 
 
@@ -358,3 +359,148 @@ async def test_a_folder_that_cannot_be_read_is_told(tmp_path, endpoint, monkeypa
     found = await captioned(source, endpoint, tmp_path / "out.jsonl")
     assert list(found.pictures()) == ["a.jpg"]
     assert any("closed (Permission denied) cannot be read" in told for told in found.warnings)
+
+
+# -- other kinds of files -------------------------------------------------------------------------
+
+
+async def test_files_of_other_kinds_are_counted_and_told(tmp_path, endpoint):
+    """What belongs to an image or to an output of this program is not."""
+    source = pictures(tmp_path / "photos", "a.jpg", "below/b.jpg")
+    for name in ("a.svg", "below/b.jxl", "below/c.jxl", "notes", "data.jsonl", "a.txt", "b.txt"):
+        (source / name).write_text("x")
+    output = source / "out.jsonl"
+    found = await captioned(source, endpoint, output)
+    assert len(found.rows) == 2
+    told = [one for one in found.warnings if "left aside" in one]
+    assert told[1:] == []
+    for part in ("2 .jxl", "1 .svg", "1 .jsonl", "1 without a suffix", "1 .txt", "below/b.jxl"):
+        assert part in told[0]
+    assert "out.jsonl" not in told[0]
+
+
+async def test_tables_of_other_kinds_beside_tables_are_told(tmp_path, endpoint):
+    source = tmp_path / "tables"
+    table(source / "a.parquet", [0])
+    pd.DataFrame({"image": ["x.jpg"]}).to_csv(source / "b.csv")
+    (source / "c.jsonl").write_text('{"image": "x.jpg"}\n')
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert len(found.rows) == 1
+    assert any("1 .csv files, 1 .jsonl files" in told for told in found.warnings)
+
+
+def test_a_folder_without_images_says_what_it_has(tmp_path):
+    (tmp_path / "a.csv").write_text("image\nx.jpg\n")
+    with pytest.raises(SettingsError, match=r"but there are 1 \.csv \(such as a\.csv\): name one"):
+        open_input(tmp_path)
+
+
+# -- splits by names ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["", "data"])
+async def test_splits_of_tables_by_their_names(tmp_path, endpoint, place):
+    """As push_to_hub names them in the repository of a data set, and people name single files."""
+    source = tmp_path / "clone"
+    (source / place).mkdir(parents=True)
+    data_set([0, 1]).to_parquet(source / place / "train-00000-of-00002.parquet")
+    data_set([2]).to_parquet(source / place / "train-00001-of-00002.parquet")
+    data_set([3]).to_parquet(source / place / "test-00000-of-00001.parquet")
+    data_set([4]).to_parquet(source / place / "val.parquet")
+    for split, numbers in (("train", [0, 1, 2]), ("test", [3]), ("validation", [4])):
+        found = await captioned(source, endpoint, tmp_path / f"{split}.jsonl", split=split)
+        assert sorted(row["n"] for row in found.rows) == numbers
+    found = await captioned(source, endpoint, tmp_path / "all.jsonl")
+    assert len(found.rows) == 5
+    assert "the splits test, train, val are read one after the other" in found.warnings[0]
+    with pytest.raises(SettingsError, match="no split 'dev2'; the input has test, train, val"):
+        open_input(source, split="dev2")
+
+
+async def test_splits_of_shards(tmp_path, endpoint):
+    source = tmp_path / "shards"
+    source.mkdir()
+    write_tar(source / "train-000000.tar", [("a.jpg", jpeg(0))])
+    write_tar(source / "test-000000.tar", [("b.jpg", jpeg(1))])
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl", split="test")
+    assert found.pictures() == {"test-000000.tar#b.jpg": mark(jpeg(1))}
+
+
+async def test_splits_of_folders_of_classes(tmp_path, endpoint):
+    source = pictures(tmp_path / "ds", "train/cat/x.jpg", "test/dog/y.jpg", "night/z.jpg")
+    for split, name in (("train", "train/cat/x.jpg"), ("night", "night/z.jpg")):
+        found = await captioned(source, endpoint, tmp_path / f"{split}.jsonl", split=split)
+        assert list(found.pictures()) == [name]
+    with pytest.raises(SettingsError, match="no split 'val'; the input has test, train"):
+        open_input(source, split="val")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("column", ["image_file_name", "left_file_name"])
+async def test_columns_of_file_names_as_datasets_has_them(tmp_path, endpoint, suffix, column):
+    source = pictures(tmp_path / "ds", "train/a.jpg", "test/b.jpg")
+    for name in ("train/a.jpg", "test/b.jpg"):
+        split, _, file = name.partition("/")
+        metadata(source / split / f"metadata{suffix}", [{"n": 1, column: file}])
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert found.pictures(column) == {"test/b.jpg": mark(jpeg(1)), "train/a.jpg": mark(jpeg(0))}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+async def test_lists_of_file_names(tmp_path, endpoint, suffix):
+    source = pictures(tmp_path / "ds", "train/a.jpg", "train/b.jpg")
+    names = [{"file_names": ["a.jpg", "b.jpg"], "t": 1}]
+    metadata(source / "train" / f"metadata{suffix}", names)
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert found.rows[0]["file_names"] == ["train/a.jpg", "train/b.jpg"]
+    assert endpoint.calls[0].images == [jpeg(0), jpeg(1)]
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+async def test_an_image_that_cannot_be_read_is_named(tmp_path, endpoint):
+    """A saved web page, a cut picture, a file that no decoder knows."""
+    source = pictures(tmp_path / "photos", "ok.jpg")
+    (source / "page.jpg").write_text("<!doctype html><html></html>")
+    (source / "cut.jpg").write_bytes(jpeg(1)[:-200])
+    (source / "other.png").write_bytes(b"something else")
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert len(found.rows) == 1
+    told = sorted(found.messages.splitlines())
+    assert [one.partition(": ")[0] for one in told] == ["cut.jpg", "other.png", "page.jpg"]
+    assert told[2] == "page.jpg: the file is no image but a web page"
+
+
+async def test_links_to_nothing_hide_no_other_file(tmp_path, endpoint):
+    """They fail one by one, in a folder and in a pattern."""
+    source = pictures(tmp_path / "photos", "a.jpg", "z.jpg")
+    (source / "self.jpg").symlink_to(source / "self.jpg")
+    (source / "gone.jpg").symlink_to("nothing")
+    for number, place in enumerate((source, source / "*.jpg")):
+        found = await captioned(place, endpoint, tmp_path / f"{number}.jsonl")
+        assert len(found.rows) == 2
+        assert sorted(found.codes) == ["image_missing", "image_unreadable"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_images_of_datasets_under_a_name_of_their_own(tmp_path, endpoint, several):
+    """A column of images or of lists of images, as in the clone of a repository."""
+    one = {"bytes": jpeg(0), "path": None}
+    kind = datasets.List(datasets.Image()) if several else datasets.Image()
+    features = datasets.Features({"t": datasets.Value("string"), "picture": kind})
+    rows_of_set = {"t": ["x"], "picture": [[one, one] if several else one]}
+    made = datasets.Dataset.from_dict(rows_of_set, features=features)
+    made.to_parquet(tmp_path / "clone" / "train-00000-of-00001.parquet")
+    found = await captioned(tmp_path / "clone", endpoint, tmp_path / "out.jsonl")
+    assert len(found.rows) == 1
+    assert endpoint.calls[0].images == [jpeg(0)] * (1 + several)
+
+
+async def test_a_delta_table_is_told(tmp_path, endpoint):
+    """Its folder holds files of earlier versions."""
+    source = tmp_path / "delta"
+    table(source / "part-0.parquet", [0])
+    (source / "_delta_log").mkdir()
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert "is a Delta table, and files of its earlier versions are read" in found.warnings[0]

@@ -680,3 +680,12 @@ async def test_being_stopped_while_a_batch_is_read_is_no_error(tmp_path):
         await task
     go_on.set()
     assert await asyncio.to_thread(closed.wait, 10)
+
+
+def test_a_pattern_of_texts_is_refused(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"image": "a.jpg"}\n')
+    with pytest.raises(SettingsError, match=r"\*\.jsonl matches 2 files.*join the files"):
+        open_input(tmp_path / "*.jsonl")
+    with pytest.raises(SettingsError, match=r"no file matches .*\*\.csv"):
+        open_input(tmp_path / "*.csv")

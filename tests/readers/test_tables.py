@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import jpeg
+from inputs import captioned
 
 from captioner.core.errors import DecoderError
 from captioner.readers import table_process
@@ -201,3 +205,21 @@ def test_no_row_is_larger_than_estimated(array):
         real = [len(repr(value)) - 6 for value in part.to_pylist()]
         assert len(sizes) == len(real)
         assert all(size >= length for size, length in zip(sizes, real, strict=True))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.list_(pa.binary())])
+async def test_a_binary_column_is_not_in_the_failures_file(tmp_path, endpoint, kind):
+    """A picture under a name of its own, a vector, a list of either."""
+    data = jpeg(1)
+    values = [[data]] if pa.types.is_list(kind) else [data]
+    columns = {"data": pa.array(values, kind), "embedding": [bytes(512)], "n": [1]}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    found = await captioned(tmp_path / "in.parquet", endpoint, tmp_path / "out.jsonl")
+    assert found.codes == ["no_image"]
+    assert "its fields: 'data', 'embedding', 'n'" in found.messages
+    assert found.failures[0]["record"]["n"] == 1
+    assert "bytes of base64" in found.failures[0]["record"]["data"]
+    assert base64.b64encode(data)[:200].decode() not in json.dumps(found.failures)
+    chosen = {"image_field": "data"}
+    found = await captioned(tmp_path / "in.parquet", endpoint, tmp_path / "2.jsonl", **chosen)
+    assert len(found.rows) == 1

@@ -227,3 +227,32 @@ async def test_records_that_name_members(tmp_path, endpoint):
         "a.tar#2.jpg": mark(B), "b.zip#d/4.jpg": mark(C), "b.zip#d\\3.jpg": mark(C),
     }  # fmt: skip
     assert found.codes == ["image_ambiguous"] * 2
+
+
+async def test_a_text_of_the_json_is_not_overwritten(tmp_path, endpoint):
+    """Whichever member comes first; both texts are in the row."""
+    for name, order in (("a", ("json", "txt")), ("b", ("txt", "json"))):
+        texts = {"json": json.dumps({"txt": "mine", "n": 1}).encode(), "txt": b"other"}
+        members = [("x.jpg", A), *((f"x.{suffix}", texts[suffix]) for suffix in order)]
+        source = write_tar(tmp_path / f"{name}.tar", members)
+        found = await captioned(source, endpoint, tmp_path / f"{name}.jsonl")
+        assert found.rows[0]["txt"] == "other"
+        assert found.rows[0]["json"] == {"txt": "mine", "n": 1}
+
+
+async def test_a_sample_with_an_image_and_a_video_sends_the_image(tmp_path, endpoint):
+    source = tmp_path / "in.tar"
+    with webdataset.TarWriter(str(source)) as shard:
+        for key, data in (("x", A), ("y", B)):
+            shard.write({"__key__": key, "jpg": data, "mp4": b"no video"})
+    found = await captioned(source, endpoint, tmp_path / "out.jsonl")
+    assert found.pictures() == {"in.tar#x.jpg": mark(A), "in.tar#y.jpg": mark(B)}
+    assert sorted(row["mp4"] for row in found.rows) == ["in.tar#x.mp4", "in.tar#y.mp4"]
+    assert "samples such as x have images and videos" in found.warnings[0]
+    assert found.warnings[1:] == []
+    for field in ("mp4", "video"):
+        output = tmp_path / f"{field}.jsonl"
+        found = await captioned(source, endpoint, output, image_field=field)
+        assert found.codes == ["image_unknown_type"] * 2
+        sent = sorted(failure["record"][field] for failure in found.failures)
+        assert sent == ["in.tar#x.mp4", "in.tar#y.mp4"]

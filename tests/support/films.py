@@ -23,6 +23,15 @@ CODECS = {
     "mpeg2 in ts": ("mpegts", "mpeg2video"),
 }
 
+OLDER = {
+    "mpeg2 in m2ts": ("mpegts", "mpeg2video"),
+    "mpeg2 in mpg": ("mpeg", "mpeg2video"),
+    "mpeg4 in 3gp": ("3gp", "mpeg4"),
+    "flv1 in flv": ("flv", "flv"),
+    "wmv2 in wmv": ("asf", "wmv2"),
+}
+"""Containers of cameras, discs and former years; a cut end does not always show."""
+
 
 def film(
     frames: Sequence[Image.Image],
@@ -40,7 +49,7 @@ def film(
 
     Args:
         frames: Its frames.
-        kind: Container and codec, a key of `CODECS`.
+        kind: Container and codec, a key of `CODECS` or `OLDER`.
         rate: Frames per second.
         times_ms: When each frame is shown; by default at the rate.
         turned: Degrees by which a player turns it counterclockwise.
@@ -49,9 +58,10 @@ def film(
         matrix: Colour space that it has and names; none is named by default.
         full: Black is 0 and white is 255.
     """
-    container, codec = CODECS[kind]
+    container, codec = (CODECS | OLDER)[kind]
     out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
+    timed = {"mpegts_m2ts_mode": "1"} if kind.endswith("m2ts") else {}
+    with av.open(out, "w", format=container, options=timed) as file:
         stream: Any = file.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "yuv420p"

@@ -16,7 +16,7 @@ from captioner.core.errors import (
     NotFoundError,
     RunError,
 )
-from captioner.core.humanize import counted, sentence
+from captioner.core.humanize import counted, exactly, sentence
 from captioner.core.regular import reading
 from captioner.core.retry import LONGEST_WAIT_S
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, UnclearError
@@ -202,7 +202,7 @@ class BatchSteps:
         if batch.alone >= MAX_TRIES:
             await self._give_up(batch)
             raise EndpointRefusedError(
-                f"A batch of {counted(batch.requests, 'request')} exceeds the provider's limit of "
+                f"A batch of {exactly(batch.requests, 'request')} exceeds the provider's limit of "
                 "enqueued tokens. Run again with smaller batches: --batch-requests."
             )
         batch.state, batch.batch_id = "uploaded", ""

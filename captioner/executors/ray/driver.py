@@ -53,13 +53,13 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
 from captioner.outputs.export import check_format
-from captioner.readers.registry import FORMATS_WITH_IMAGES, OpenedInput
 from captioner.settings.context import RunContext
 from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from captioner.readers.registry import OpenedInput
     from captioner.settings.settings import Settings
 
 SHARDS_PER_WORKER = 4
@@ -200,7 +200,7 @@ class _Driver:
             LOGGER.warning(
                 "the output has %d shards; --shards only applies to a new output", shards.count
             )
-        partitioned = found.format not in FORMATS_WITH_IMAGES
+        partitioned = not found.holds_images
         if partitioned:
             self._records = await shards.partition(selected)
         elif not selected.is_whole:

@@ -160,7 +160,7 @@ def _too_large(most: int) -> BadImageError:
     return BadImageError(
         "record_too_large",
         "the images of the record take more memory than all records may together: "
-        f"{most:,} bytes (--memory)",
+        f"{most} bytes (--memory)",
     )
 
 

@@ -19,6 +19,8 @@ _BEGINNINGS = {
 }
 _SEGMENT = b"\x18S\x80g"
 _PACKET = 188
+_TIMED_PACKET = 192
+"""Bytes of a packet of a camera or a Blu-ray disc, which begins with four bytes of time."""
 
 
 def video_format(data: bytes) -> str:
@@ -33,8 +35,8 @@ def video_format(data: bytes) -> str:
             return name
     if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
         return "avi"
-    packets = data[: 3 * _PACKET : _PACKET]
-    return "mpegts" if packets == b"GGG" and not data.startswith(b"GIF8") else ""
+    packets = data[: 3 * _PACKET : _PACKET], data[4 : 3 * _TIMED_PACKET : _TIMED_PACKET]
+    return "mpegts" if b"GGG" in packets and not data.startswith(b"GIF8") else ""
 
 
 def check_whole(data: bytes) -> None:

@@ -18,7 +18,7 @@ from captioner.core.humanize import counted
 from captioner.core.regular import reading, writing
 from captioner.core.row import field_names
 from captioner.journal.disk import replacing
-from captioner.readers.rows import dumped, record_of
+from captioner.readers.rows import dumped
 from captioner.readers.tables import ArrowSource, python_rows
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
                         if isinstance(row, str):
                             found.append(None)  # as above
                             continue
-                        record = record_of(0, row, 0, source.image_columns)
+                        record = source.record(0, row, 0)
                         found.append(reader.take_row(journal, offsets, record))
                     mask = arrow.array([row is not None for row in found], arrow.bool_())
                     table = batch.filter(mask)
