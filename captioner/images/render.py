@@ -14,7 +14,14 @@ from PIL import Image, ImageCms, ImageColor, PngImagePlugin, UnidentifiedImageEr
 from captioner.core.errors import BadImageError
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
 from captioner.images.icons import bounded_icon, merged_photoshop
-from captioner.images.inspect import corrupt, media_type_of, mended, video_format, webp_sizes
+from captioner.images.inspect import (
+    Mended,
+    corrupt,
+    media_type_of,
+    mended,
+    video_format,
+    webp_sizes,
+)
 from captioner.images.raw import is_raw, raw_preview
 from captioner.images.scenes import miniature, scene_changes
 from captioner.images.video import video_frames
@@ -91,6 +98,7 @@ def render(
             ``image_needs_extra``.
     """
     bound = _Bound(wanted, before_heavy)
+    source = Mended(data)
     try:
         if video_format(data):
             return tuple(
@@ -102,8 +110,7 @@ def render(
         source = mended(data, bound.take_turn)
         with _open(_bounded(source.data, bound)) as image:
             bound(*image.size)
-            if source.in_doubt:
-                prove_whole(source)
+            prove_whole(source)
             if image_overrides == DECODE_ONLY:
                 image.load()
                 return ()
@@ -114,7 +121,7 @@ def render(
                 for frame, time_s in _frames(image, wanted, bound)
             )
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise source.doubt or _unidentified(data) from None
     except BadImageError:
         raise
     except MemoryError:
@@ -122,7 +129,7 @@ def render(
             "image_too_large", "decoding the image takes more memory than a decoder may have"
         ) from None
     except Exception as error:  # noqa: BLE001 - decoders raise many kinds of errors on bad bytes
-        raise corrupt(str(error) or "it cannot be decoded") from None
+        raise source.doubt or corrupt(str(error) or "it cannot be decoded") from None
 
 
 class _Bound:
