@@ -43,6 +43,11 @@ class _Tags(NamedTuple):
         return (*self.numbers.get(tag, ()), 0)[0]
 
 
+def has_directory(data: bytes) -> bool:
+    """Tell whether a file is a TIFF with a whole first directory."""
+    return any(True for _ in _directories(data))
+
+
 def is_raw(data: bytes) -> bool:
     """Tell whether a file is a RAW photograph, although most of these look like TIFF.
 

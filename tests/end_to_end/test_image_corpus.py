@@ -336,7 +336,7 @@ FAULTS: dict[str, tuple[bytes, str, str]] = {
     "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image_unknown_type", "SVG"),
     "pdf": (b"%PDF-1.7\n", "image_unknown_type", "PDF"),
     "zip": (b"PK\3\4" + b"\0" * 60, "image_unknown_type", "zip"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image_unknown_type", "known"),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image_unknown_type", "Post"),
     "jpeg cut": (JPEG[:-40], "image_corrupt", "lacks data; it may be cut short"),
     "jpeg half": (JPEG[: len(JPEG) // 2], "image_corrupt", ""),
     "jpeg headers only": (JPEG[:200], "image_corrupt", ""),

@@ -1,7 +1,7 @@
 """What the bytes of an image say about it. The structure is read; nothing is decoded."""
 
 from captioner.images.inspect.formats import media_type_of, read_structure
-from captioner.images.inspect.jpeg2000 import has_all_tiles, is_jpeg2000
+from captioner.images.inspect.jpeg2000 import bits_a_channel, has_all_tiles, is_jpeg2000
 from captioner.images.inspect.mend import Mended, mended
 from captioner.images.inspect.png import png_chunks
 from captioner.images.inspect.structure import DoubtfulImageError, Structure, corrupt
@@ -12,6 +12,7 @@ __all__ = [
     "DoubtfulImageError",
     "Mended",
     "Structure",
+    "bits_a_channel",
     "broken_video",
     "check_whole",
     "corrupt",

@@ -15,6 +15,11 @@ def is_jpeg2000(data: bytes) -> bool:
     return data.startswith((_BEGIN, _BOX))
 
 
+def bits_a_channel(data: bytes) -> int:
+    """Return the bits of each value of the first channel of a JPEG 2000."""
+    return (data[data.find(_BEGIN) + 42] & 0x7F) + 1
+
+
 def has_all_tiles(data: bytes) -> bool:
     """Tell whether a JPEG 2000 has each part of each tile; decoders leave missing ones black."""
     at = data.find(_BEGIN)
