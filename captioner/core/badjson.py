@@ -11,6 +11,9 @@ _HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
+_LOOKED_AT = 1 << 18
+"""Bytes of a record in which the reason is looked for."""
+
 _DICT = re.compile(rb"\s*\{\s*'")
 
 
@@ -21,7 +24,7 @@ def why_no_json(raw: bytes, error: Exception) -> str:
         raw: The record.
         error: What the parser says about it.
     """
-    for token in _TOKEN.finditer(raw):
+    for token in _TOKEN.finditer(raw, 0, _LOOKED_AT):
         text = token[0]
         if text[:1] != b'"':
             return f"JSON has no {text.decode()}: write null, as pandas' to_json does"

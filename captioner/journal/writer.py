@@ -24,7 +24,14 @@ from captioner.core.errors import (
     OutputDamagedError,
 )
 from captioner.core.humanize import counted
-from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, replace_values
+from captioner.core.jsonbytes import (
+    add_fields,
+    fields_in,
+    one_line,
+    quoted,
+    replace_values,
+    takes_long,
+)
 from captioner.core.row import FLAG
 from captioner.core.types import Caption
 from captioner.journal.disk import disk_error, is_full
@@ -90,15 +97,19 @@ class RowEncoder:
         return add_fields(raw, fields) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
-        """Return a failure as ``{line, key, code, message, attempts, record}``."""
+        """Return a failure as ``{line, key, code, message, attempts, record}``.
+
+        The record is a string if it is no JSON, or so large that telling it takes long.
+        """
         raw = failure.record.raw
         key = self._identity.of_record(failure.record)
-        try:
-            orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            record = orjson.dumps(raw.decode(errors="replace"))
-        else:
-            record = one_line(raw)
+        is_json = failure.code != "bad_json" and not takes_long(raw)
+        if is_json:
+            try:
+                orjson.loads(raw)
+            except orjson.JSONDecodeError:
+                is_json = False
+        record = one_line(raw) if is_json else orjson.dumps(raw.decode(errors="replace"))
         fields = orjson.dumps(
             {
                 "line": failure.record.number,
