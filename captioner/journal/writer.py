@@ -29,7 +29,6 @@ from captioner.core.jsonbytes import (
     fields_in,
     one_line,
     quoted,
-    replace_values,
     takes_long,
 )
 from captioner.core.row import FLAG
@@ -82,19 +81,18 @@ class RowEncoder:
         added = [(self._name, orjson.dumps(caption.text))]
         added += [(quoted(field), orjson.dumps(value)) for field, value in caption.more]
         if caption.replaces:
-            present = {field.name for field in fields_in(raw)}
-            written = {name for name, _ in added}
-            for flag in self._flags:  # the flag of the previous caption does not apply
-                if flag in present and flag not in written:
-                    raw = replace_values(raw, flag, b"null")
-            for name, new in added:
-                if name in present:
-                    raw = replace_values(raw, name, new)
+            fields = fields_in(raw)
+            # The flag of the previous caption does not apply.
+            values = {**dict.fromkeys(self._flags, b"null"), **dict(added)}
+            for field in reversed(fields):
+                if field.name in values:
+                    raw = raw[: field.value_start] + values[field.name] + raw[field.value_end :]
+            present = {field.name for field in fields}
             added = [(name, new) for name, new in added if name not in present]
             if not added:
                 return raw + b"\n"
-        fields = b",".join([name + b":" + value for name, value in added])
-        return add_fields(raw, fields) + b"\n"
+        more = b",".join([name + b":" + value for name, value in added])
+        return add_fields(raw, more) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``.
