@@ -386,6 +386,15 @@ def test_the_end_of_a_webp_may_be_missing():
     assert code_of(data[:-9]) == "image_corrupt"
 
 
+def test_a_webp_that_lost_a_part_in_the_middle_is_refused():
+    """The bytes behind a gap are not taken for pixels."""
+    exif = Image.Exif()
+    exif[0x010E] = "a place" * 20
+    data = saved(textured(), "WEBP", exif=exif.tobytes())
+    for at in range(60, data.index(b"EXIF") - 60, 50):
+        assert code_of(data[:at] + data[at + 20 :]) == "image_corrupt"
+
+
 @pytest.mark.parametrize(
     "break_it",
     [

@@ -19,8 +19,8 @@ from captioner.images.inspect.structure import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_KEPT = frozenset({b"VP8 ", b"VP8L", b"EXIF", b"XMP "})
-_KEPT_WHOLE = frozenset({b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH"})
+_KEPT = frozenset({b"EXIF", b"XMP "})
+_KEPT_WHOLE = frozenset({b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L"})
 _ALPHA, _ANIMATION = 0x10, 0x02  # flags of the VP8X chunk
 
 
@@ -91,8 +91,10 @@ def _chunks(data: bytes, most: int) -> dict[bytes, memoryview]:
 def mended_webp(data: bytes) -> bytes:
     """Return a WebP whose lengths are those of what is there.
 
-    A cut frame, profile or transparency is left out. Pixels that are cut stay, for a decoder to say
-    whether any are missing.
+    Cut chunks are left out, except EXIF and XMP, which may tell the orientation.
+
+    Raises:
+        DoubtfulImageError: The chunks do not end where the file does, or where it should.
     """
     view = memoryview(data)
     kept: dict[bytes, list[memoryview]] = {}
@@ -106,6 +108,8 @@ def mended_webp(data: bytes) -> bytes:
             else:
                 kept.setdefault(kind, [chunk])
         at += 8 + size + size % 2
+    if at > len(data) and at != 8 + int.from_bytes(data[4:8], "little"):
+        raise doubtful("the WebP lacks data")
     pieces: list[bytes | memoryview] = []
     for kind, chunks in kept.items():
         for chunk in chunks:
