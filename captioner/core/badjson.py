@@ -23,6 +23,9 @@ _MEDIA = re.compile(
     re.IGNORECASE,
 )
 _CR_ALONE = re.compile(rb"\}\s*\r\s*\{")
+_LOOKED_AT = 1 << 18
+"""Bytes of a record in which the reason is looked for."""
+
 _DICT = re.compile(rb"\s*\{\s*'")
 
 
@@ -82,7 +85,7 @@ def why_no_json(raw: bytes, error: Exception) -> str:  # noqa: PLR0911 - as abov
         return "the line is binary data, not JSON"
     if not raw.strip(b"\0"):
         return "it is only zeros, as in a file that was not written to its end: remove them"
-    for token in _TOKEN.finditer(raw):
+    for token in _TOKEN.finditer(raw, 0, _LOOKED_AT):
         text = token[0]
         if text[:1] != b'"':
             return f"JSON has no {text.decode()}: write null, as pandas' to_json does"

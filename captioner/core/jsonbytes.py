@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+MOST_FIELDS = 10_000
+"""Most top-level fields of a record. Looking for one takes microseconds for each."""
+
+MOST_VALUES = 300_000
+"""Most lists and objects in a record; each takes up to 200 bytes of memory."""
+
+SHORT = 1 << 20
+"""Bytes of a record that is parsed in the event loop, whatever is in it."""
+
+_SHORTEST = 5
+"""Bytes of a field: two quotes, a colon, a digit and a comma."""
+
 _SPACE = b" \t\r\n"
 _LEVELS = 8
 _OBJECT = re.compile(rb"\s*\{")
@@ -56,7 +68,10 @@ class Field(NamedTuple):
 
 
 def fields_in(raw: bytes) -> list[Field]:
-    """Return the top-level fields of an object, in order; none if it is incomplete."""
+    """Return the top-level fields of an object, in order; none if it is incomplete or has too many.
+
+    These are more than `MOST_FIELDS`.
+    """
     found: list[Field] = []
     begin = _OBJECT.match(raw)
     at = begin.end() if begin else len(raw)
@@ -74,8 +89,22 @@ def fields_in(raw: bytes) -> list[Field]:
         found.append(Field(name[1], start if found else name.start(1), value_start, value_end))
         if end[1] == b"}":
             return found
+        if len(found) == MOST_FIELDS:
+            break
         start, at = end.span(1)
     return []
+
+
+def takes_long(raw: bytes) -> bool:
+    """Tell whether JSON has so many parts that parsing it would hold the event loop up."""
+    return len(raw) > SHORT and sum(map(raw.count, (b"[", b"{", b":", b","))) > MOST_VALUES
+
+
+def has_too_many_fields(raw: bytes) -> bool:
+    """Tell whether an object has more than `MOST_FIELDS` top-level fields."""
+    if len(raw) <= _SHORTEST * MOST_FIELDS or raw.count(b":") <= MOST_FIELDS:
+        return False
+    return not fields_in(raw)
 
 
 def _end_of_nested(raw: bytes, at: int) -> int:

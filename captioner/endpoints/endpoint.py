@@ -26,7 +26,7 @@ from captioner.core.types import NO_OVERRIDES
 from captioner.endpoints.blame import RefusalGuard, reason_of
 from captioner.endpoints.goodput import GIVEN_UP, REFUSAL
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
-from captioner.endpoints.replies import THINKING
+from captioner.endpoints.replies import SHORT_REPLY, THINKING
 
 if TYPE_CHECKING:
     from captioner.core.protocols import Dialect, Transport
@@ -373,7 +373,7 @@ class Endpoint:
             requests, tokens = limits
             self.limiter.learn_requests(*requests)
             self.limiter.learn_tokens(*tokens)
-        completion = self._judged(response, overrides, version)
+        completion = await self._judged(response, overrides, version)
         self._progress.waiting = ""
         if costs is not None:
             costs.charge(completion.usage)
@@ -403,11 +403,15 @@ class Endpoint:
         progress.answered_s += time.monotonic() - began
         return response
 
-    def _judged(self, response: Response, overrides: RequestOverrides, version: int) -> Completion:
+    async def _judged(
+        self, response: Response, overrides: RequestOverrides, version: int
+    ) -> Completion:
         """Return the completion in a response to a request of that version of the dialect."""
         dialect = self._dialect
         try:
-            return dialect.judge(response)
+            if len(response.body) <= SHORT_REPLY:
+                return dialect.judge(response)
+            return await asyncio.to_thread(dialect.judge, response)
         except ParameterError as error:
             # Many requests may be refused at once; the first one adapts for all.
             if dialect.version == version:

@@ -53,6 +53,9 @@ SHOWN_CHARS = 200
 ENOUGH_TOKENS = 256
 """Tokens left for an answer below which smaller images are better than fewer tokens."""
 
+SHORT_REPLY = 1 << 16
+"""Bytes of a response, or characters of its text, that are judged outside of a thread."""
+
 LONGEST_QUOTA_S = 40 * 86_400.0
 """A longer wait than this is no quota's: a month's is the longest."""
 

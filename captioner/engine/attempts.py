@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import (
@@ -34,6 +36,7 @@ from captioner.core.types import (
     ValidatedCompletion,
 )
 from captioner.endpoints.blame import PoisonDetector, RefusalGuard
+from captioner.endpoints.replies import SHORT_REPLY
 from captioner.engine.caption_checks import ask_again, attempts_for, check, may_cut
 from captioner.engine.size_limit import SizeLimit
 
@@ -192,12 +195,15 @@ class RecordAttempts:
                 reason = completion.finish_reason
                 again = bad_replies is not None and bad_replies["unknown_finish"] > 0
                 usual = self._unknown_finishes[reason] >= USUAL_FINISH
-                answer = check(
+                judge = partial(
+                    check,
                     completion,
                     self._rules,
                     any_finish=again or usual,
                     may_cut=may_cut(bad_replies, self._rules),
                 )
+                is_short = len(completion.text) <= SHORT_REPLY
+                answer = judge() if is_short else await asyncio.to_thread(judge)
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
                 self._unusable(state, error, bad_replies)

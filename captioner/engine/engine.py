@@ -107,7 +107,7 @@ class Engine:
         Raises:
             SettingsError: There is no endpoint or no model, or the cache cannot be opened.
         """
-        decoders = max(1, min(8, os.cpu_count() or 1) // context.settings.run.processes)
+        decoders = decoders_of(context.settings)
         settings = within_limits(context.settings, decoders)
         context = replace(context, settings=settings)
         schema, rules = _rules(settings)
@@ -248,6 +248,11 @@ def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
             }
         )
     )
+
+
+def decoders_of(settings: Settings) -> int:
+    """Return how many decoders one process of a run may start."""
+    return max(1, min(8, os.cpu_count() or 1) // settings.run.processes)
 
 
 def image_folders(

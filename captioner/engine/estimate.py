@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from captioner.core.errors import BadImageError, SettingsError
+from captioner.core.errors import SettingsError
 from captioner.core.keys import KeyTable, digest
 from captioner.core.memory import MemoryBudget
 from captioner.core.types import (
@@ -22,15 +24,13 @@ from captioner.core.types import (
 )
 from captioner.endpoints.connect import price_at
 from captioner.endpoints.openai_chat import OpenAIChat
-from captioner.engine.engine import Engine, image_folders
+from captioner.engine.engine import Engine, decoders_of, image_folders
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.engine.prepare import Preparer
 from captioner.engine.selection import Selection
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
-from captioner.images.fit import FitOptions, Fitted
-from captioner.images.inspect import video_format
-from captioner.images.video import FRAMES
+from captioner.images.fit import FitOptions
 from captioner.readers.registry import open_input
 from captioner.settings.context import RunContext
 from captioner.settings.model_sizes import rule_of
@@ -38,8 +38,7 @@ from captioner.settings.model_sizes import rule_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captioner.core.types import EncodedImage, ImageOverrides, InputRecord, Turn
-    from captioner.engine.template_context import Look
+    from captioner.core.types import EncodedImage, InputRecord, Outcome, Turn
     from captioner.settings.settings import Settings
 
 CHARS_A_TOKEN = 4.0
@@ -134,10 +133,14 @@ async def estimate(
     selected = Selection(found.source, settings)
     first = await first_records(selected, once=slow)
     await asyncio.to_thread(check_first_records, first, settings)
-    with DecoderPool(FitOptions(settings.images), 1) as pool:
-        survey = _Survey(settings, probe, seed, pool.look)
+    decoders = decoders_of(settings)
+    with (
+        ThreadPoolExecutor(decoders) as threads,
+        DecoderPool(FitOptions(settings.images, settings.prompt.detail), decoders) as pool,
+    ):
+        survey = _Survey(settings, pool, probe, seed)
         async for batch in selected.batches():
-            await asyncio.to_thread(survey.take, batch)
+            await asyncio.to_thread(survey.take, batch, threads)
     report = survey.report
     out = settings.prompt.max_tokens or OUT_TOKENS
     prompt_tokens, completion_tokens = float(survey.tokens), float(report.requests * out)
@@ -180,10 +183,19 @@ class _Size(NamedTuple):
     text_tokens: int
 
 
-class _Survey:
-    """Looks at every record as a run would prepare it, but decodes and sends nothing."""
+class _Counts:
+    """What is in the requests of a record, with the key by which equal ones are told."""
 
-    def __init__(self, settings: Settings, probe: int, seed: int, look: Look) -> None:
+    def __init__(self) -> None:
+        self.requests = self.images = self.image_tokens = self.text_tokens = self.unfetched = 0
+        self.size = 0  # bytes
+        self.key = b""
+
+
+class _Survey:
+    """Prepares every record as a run would, but sends nothing."""
+
+    def __init__(self, settings: Settings, pool: DecoderPool, probe: int, seed: int) -> None:
         self.report = Estimate()
         self.tokens = 0
         self.image_tokens = 0
@@ -194,7 +206,6 @@ class _Survey:
         self._random = random.Random(seed)  # noqa: S311 - of a sample
         self._seen = KeyTable(offsets=False) if settings.run.dedup else None
         self._dialect = _Measuring(settings)
-        self._wanted = FitOptions(settings.images, settings.prompt.detail)
         images = settings.images
         self._budget = MemoryBudget(images.memory)
         self._preparer = Preparer(
@@ -202,46 +213,57 @@ class _Survey:
             self._dialect,
             image_folders(settings, Archives(images.max_image_bytes, images.max_video_bytes)),
             self._budget,
-            self._measure,
-            look=look,
+            pool.render,
+            look=pool.look,
         )
         blank = io.BytesIO()
         Image.new("RGB", (UNKNOWN_SIDE, UNKNOWN_SIDE)).save(blank, "JPEG")
         self._blank = blank.getvalue()
 
-    def take(self, lines: Sequence[InputRecord]) -> None:
-        """Look at some records."""
-        for line in lines:
+    def take(self, lines: Sequence[InputRecord], threads: ThreadPoolExecutor) -> None:
+        """Look at some records, several at once."""
+        for line, (outcome, counts) in zip(lines, threads.map(self._look, lines), strict=True):
             self.report.records += 1
-            self._dialect.begin()
-            item = self._preparer.prepare(line)
-            if isinstance(item, NeedsFetch):  # not fetched, but taken for one of the usual size
-                self.report.unfetched += len(item.urls)
-                blanks: dict[str, bytes | Exception] = dict.fromkeys(item.urls, self._blank)
-                item = self._preparer.prepare(line, fetched=FetchedImages(blanks, 0))
-            if isinstance(item, Caption):
+            self.report.unfetched += counts.unfetched
+            if isinstance(outcome, Caption):
                 self.report.existing += 1
-                continue
-            if not isinstance(item, PreparedRecord):
-                code = getattr(item, "code", "")
-                self.report.bad[code] = self.report.bad.get(code, 0) + 1
-                continue
-            self._budget.release(item.reserved)
-            key = digest(line.raw) if item.key and self.report.unfetched else item.key
-            size = sum(len(piece) for pieces in item.questions for piece in pieces)
-            if self._seen is not None and key:
-                if self._seen.find(key) is not None:
-                    continue
-                self._seen.add(key)
-            self._count(line, size)
+            elif outcome is not None:
+                self.report.bad[outcome.code] = self.report.bad.get(outcome.code, 0) + 1
+            elif self._is_new(digest(line.raw) if self.report.unfetched else counts.key):
+                self._count(line, counts)
 
-    def _count(self, line: InputRecord, size: int) -> None:
-        report, measured = self.report, self._dialect
+    def _look(self, line: InputRecord) -> tuple[Outcome | None, _Counts]:
+        """Return the outcome of a record that needs no request, else None; and its requests."""
+        counts = self._dialect.begin()
+        item = self._preparer.prepare(line)
+        if isinstance(item, NeedsFetch):  # not fetched, but taken for one of the usual size
+            counts.unfetched = len(item.urls)
+            blanks: dict[str, bytes | Exception] = dict.fromkeys(item.urls, self._blank)
+            item = self._preparer.prepare(line, fetched=FetchedImages(blanks, 0))
+        if isinstance(item, PreparedRecord):
+            self._budget.release(item.reserved)
+            counts.size = sum(len(piece) for pieces in item.questions for piece in pieces)
+            counts.key = item.key
+            return None, counts
+        if isinstance(item, NeedsFetch):
+            raise AssertionError("a record whose images were fetched needs no fetch")  # noqa: TRY004
+        return item, counts
+
+    def _is_new(self, key: bytes) -> bool:
+        if self._seen is None or not key:
+            return True
+        if self._seen.find(key) is not None:
+            return False
+        self._seen.add(key)
+        return True
+
+    def _count(self, line: InputRecord, counts: _Counts) -> None:
+        report = self.report
         samples = self._settings.prompt.samples
-        report.requests += measured.requests * samples
-        report.images += measured.images
-        report.upload_bytes += size * samples
-        each = _Size(measured.image_tokens * samples, measured.text_tokens * samples)
+        report.requests += counts.requests * samples
+        report.images += counts.images
+        report.upload_bytes += counts.size * samples
+        each = _Size(counts.image_tokens * samples, counts.text_tokens * samples)
         self.tokens += sum(each)
         self.image_tokens += each.image_tokens
         if self._probe:
@@ -259,23 +281,6 @@ class _Survey:
             return
         self.sizes[line.number] = size
 
-    def _measure(self, data: bytes, image_overrides: ImageOverrides) -> tuple[Fitted, ...]:
-        """Return an image unchanged, with the size that re-encoding would give it."""
-        del image_overrides
-        if video_format(data):  # which is not decoded here: its frames have one of the usual sizes
-            width, height = self._wanted.plan(UNKNOWN_SIDE, UNKNOWN_SIDE).canvas
-            frame = Fitted("image/jpeg", data[: width * height // 5], width, height, 0.0)
-            return (frame,) * self._wanted.images.frames_of(FRAMES)[0]
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                size = image.size
-        except Exception:  # noqa: BLE001 - whatever it is, it would not be decoded either
-            raise BadImageError("image_corrupt", "the image cannot be read") from None
-        self._wanted.bound(*size)
-        width, height = self._wanted.plan(*size).canvas
-        encoded = data[: width * height // 5]  # about what a JPEG of that size has
-        return (Fitted("image/jpeg", encoded, width, height),)
-
 
 class _Measuring(OpenAIChat):
     """Builds messages as for a request, and counts what is in them."""
@@ -285,24 +290,26 @@ class _Measuring(OpenAIChat):
         super().__init__(model, detail=settings.prompt.detail)
         self._rule = rule_of(model)
         self._named = settings.prompt.detail
-        self.begin()
+        self._thread = threading.local()
 
-    def begin(self) -> None:
-        """Begin with the next record."""
-        self.requests = self.images = self.image_tokens = self.text_tokens = 0
+    def begin(self) -> _Counts:
+        """Return the counts of the next record of this thread."""
+        counts = self._thread.counts = _Counts()
+        return counts
 
     def messages(self, turns: Sequence[Turn], images: Sequence[EncodedImage]) -> tuple[bytes, ...]:
         """See `Dialect`."""
-        self.requests += 1
+        counts: _Counts = self._thread.counts
+        counts.requests += 1
         chars = sum(len(part) for turn in turns for part in turn.parts if isinstance(part, str))
-        self.text_tokens += round(chars / CHARS_A_TOKEN) + TOKENS_A_MESSAGE
+        counts.text_tokens += round(chars / CHARS_A_TOKEN) + TOKENS_A_MESSAGE
         for image in images:
-            self.images += 1
+            counts.images += 1
             width, height = image.width or UNKNOWN_SIDE, image.height or UNKNOWN_SIDE
             if self._rule is not None:
-                self.image_tokens += self._rule.tokens(width, height, self._named)
+                counts.image_tokens += self._rule.tokens(width, height, self._named)
             else:
-                self.image_tokens += width * height // PIXELS_A_TOKEN
+                counts.image_tokens += width * height // PIXELS_A_TOKEN
         return super().messages(turns, images)
 
 

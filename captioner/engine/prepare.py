@@ -11,7 +11,14 @@ from xxhash import xxh3_128
 
 from captioner.core.badjson import why_no_json
 from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
-from captioner.core.jsonbytes import fields_in, quoted
+from captioner.core.jsonbytes import (
+    MOST_FIELDS,
+    MOST_VALUES,
+    SHORT,
+    fields_in,
+    has_too_many_fields,
+    quoted,
+)
 from captioner.core.media import is_video
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
@@ -44,12 +51,6 @@ if TYPE_CHECKING:
     from captioner.images.files import ImageFolders
     from captioner.images.fit import Fitted, Render
     from captioner.settings.settings import Settings
-
-MOST_VALUES = 300_000
-"""Most lists and objects in a record; each takes up to 200 bytes of memory."""
-
-_SHORT = 1 << 20
-"""Bytes of a record in which lists and objects are not counted."""
 
 _SEED = secrets.randbits(64)
 """A random seed, so that different images with equal keys cannot be made on purpose."""
@@ -117,8 +118,8 @@ class Preparer:
         )
 
     def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Outcome | None:
-        """Return the same if that needs no waiting for disk, memory or a decoder; else None."""
-        if self._cache is not None:
+        """Return the same if that is quick, and waits for no disk, memory or decoder; else None."""
+        if self._cache is not None or len(record.raw) > SHORT:
             return None
         reservation = Reservation(self._memory, Mode.TRY)
         try:
@@ -204,7 +205,7 @@ class Preparer:
 
     def _parse(self, raw: bytes) -> tuple[dict[str, object], bool]:
         """Return the fields of a record, and whether it has a field that the run writes."""
-        if len(raw) > _SHORT and raw.count(b"{") + raw.count(b"[") > MOST_VALUES:
+        if len(raw) > SHORT and raw.count(b"{") + raw.count(b"[") > MOST_VALUES:
             raise BadRecordError(
                 "record_too_large", f"the record has more than {MOST_VALUES} lists and objects"
             )
@@ -214,6 +215,10 @@ class Preparer:
             raise BadRecordError("bad_json", why_no_json(raw, error)) from None
         if not isinstance(fields, dict):
             raise BadRecordError("bad_record", "the line is not a JSON object")
+        if has_too_many_fields(raw):
+            raise BadRecordError(
+                "record_too_large", f"the record has more than {MOST_FIELDS} fields"
+            )
         replaces = not self._names.isdisjoint(fields)
         if replaces and b"\\" in raw:
             for field in fields_in(raw):

@@ -52,6 +52,12 @@ def sandbox(jinja: Any, *, strict: bool = True) -> Any:  # noqa: C901 - one clas
                 loop.iter = jinja.nodes.Filter(
                     loop.iter, "counted", [], [], None, None, lineno=loop.lineno
                 )
+            for joined in tree.find_all(jinja.nodes.Concat):  # the operator ~
+                most = jinja.nodes.Const(MOST_TEXT // len(joined.nodes))
+                joined.nodes = [
+                    jinja.nodes.Filter(part, "bounded", [most], [], None, None, lineno=part.lineno)
+                    for part in joined.nodes
+                ]
             return tree
 
         def call_binop(self, context: Any, operator: str, one: Any, other: Any) -> Any:
@@ -94,10 +100,18 @@ def sandbox(jinja: Any, *, strict: bool = True) -> Any:  # noqa: C901 - one clas
     environment = Sandbox(undefined=undefined, finalize=shown)
     filters = environment.filters
     filters["counted"] = counted
+    filters["bounded"] = _bounded
     for name in _GROWING:
         filters[name] = _checked(name, filters[name])
     del environment.globals["lipsum"]  # any number of paragraphs
     return environment
+
+
+def _bounded(value: Any, most: int) -> Any:
+    """Return a value that is joined to others, unless its text is too long."""
+    if _length(value) > most:
+        raise OverflowError("the result of ~ is too large")
+    return value
 
 
 def _checked(name: str, use: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,12 +25,9 @@ import orjson
 
 from captioner.core.errors import BadImageError
 from captioner.core.types import ImageOverrides
-from captioner.images.fit import HEAVY, READY, FitOptions, Fitted
+from captioner.images.fit import HEAVY, MEMORY, READY, FitOptions, Fitted
 from captioner.images.render import look, render
 from captioner.settings.options import ImageSettings
-
-MEMORY = 5 << 29
-"""Bytes of address space; the largest image allowed takes 2 GB with its background."""
 
 _GRACE_S = 5
 

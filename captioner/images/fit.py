@@ -25,6 +25,9 @@ MAX_ASPECT = 200
 DECODE_ONLY = ImageOverrides(0.0)
 """Decode the image to verify it, and return no frames."""
 
+MEMORY = 5 << 29
+"""Bytes of address space of a decoder; most of the largest images take 2 GB with a background."""
+
 READY = b"ready"
 """Message of a decoder process: it has started."""
 

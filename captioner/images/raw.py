@@ -43,13 +43,15 @@ class _Tags(NamedTuple):
         return (*self.numbers.get(tag, ()), 0)[0]
 
 
+def has_directory(data: bytes) -> bool:
+    """Tell whether a file is a TIFF with a whole first directory."""
+    return any(True for _ in _directories(data))
+
+
 def is_raw(data: bytes) -> bool:
     """Tell whether a file is a RAW photograph, although most of these look like TIFF.
 
     A decoder of TIFF would show the thumbnail of a RAW photograph as if it were the photograph.
-
-    Raises:
-        BadImageError: ``image_corrupt``: it is a TIFF without a whole directory.
     """
     if data.startswith(_BEGINNINGS) or data[4:12] == b"ftypcrx ":
         return True
@@ -57,15 +59,14 @@ def is_raw(data: bytes) -> bool:
         return False
     if data[8:10] == b"CR":
         return True
-    main, *others = _directories(data)
-    stands_for_another = main.first(_NEW_SUBFILE_TYPE) & 1 == 1
-    return (
+    directories = [*_directories(data)]
+    return any(
+        tags.first(_PHOTOMETRIC) in _OF_SENSORS or tags.first(_COMPRESSION) in _BY_CAMERAS
+        for tags in directories
+    ) or any(
         _DNG_VERSION in main.names
-        or (stands_for_another and {_MAKE, _SUB_IFDS} <= main.names)
-        or any(
-            tags.first(_PHOTOMETRIC) in _OF_SENSORS or tags.first(_COMPRESSION) in _BY_CAMERAS
-            for tags in (main, *others)
-        )
+        or (main.first(_NEW_SUBFILE_TYPE) & 1 == 1 and {_MAKE, _SUB_IFDS} <= main.names)
+        for main in directories[:1]
     )
 
 
@@ -126,14 +127,14 @@ def _portable(pixels: Any) -> bytes:
 
 
 def _directories(data: bytes) -> Iterator[_Tags]:
-    """Yield the directories of a TIFF, the main one first; of other files none."""
+    """Yield the directories of a TIFF, the main one first; none of another or a cut file."""
     order = _TIFFS.get(data[:4], "")
     if not order:
         return
     (at,) = struct.unpack_from(order + "I", data.ljust(8, b"\0"), 4)
     main = _tags(data, order, at)
     if main is None:
-        raise corrupt("the TIFF is cut short")
+        return
     yield main
     for at in main.numbers.get(_SUB_IFDS, ())[:_MOST_IFDS]:
         tags = _tags(data, order, at)

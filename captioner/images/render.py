@@ -14,7 +14,6 @@ from PIL import (
     ImageCms,
     ImageColor,
     PngImagePlugin,
-    TiffImagePlugin,
     UnidentifiedImageError,
 )
 
@@ -23,10 +22,23 @@ from captioner.core.ocr import read_text
 from captioner.core.types import ImageOverrides
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
 from captioner.images.icons import bounded_icon, merged_photoshop
-from captioner.images.inspect import corrupt, media_type_of, mended, video_format, webp_sizes
+from captioner.images.inspect import (
+    Mended,
+    corrupt,
+    media_type_of,
+    mended,
+    video_format,
+    webp_sizes,
+)
 from captioner.images.metadata import metadata_of
 from captioner.images.raw import is_raw, raw_preview
 from captioner.images.scenes import miniature, scene_changes
+from captioner.images.unreadable import (
+    check_kind,
+    lacks_memory,
+    needs_memory,
+    unidentified,
+)
 from captioner.images.video import video_frames
 from captioner.images.whole import prove_whole
 
@@ -45,6 +57,7 @@ _FORMATS = (
 """Pillow's other decoders are not used: some start programs or open further files."""
 
 _MOVING = frozenset({"GIF", "PNG", "WEBP", "AVIF"})
+_SAMPLE_FORMAT = 339  # a tag of TIFF
 _QUALITIES = (92, 85, 75, 60)
 _SMALLER = 0.75
 
@@ -60,24 +73,6 @@ _UPRIGHT = {
 """The transposition that reverses each EXIF orientation."""
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_TIFF = (b"II*\0", b"MM\0*")
-_BEGINNINGS = (*_TIFF, b"BM", b"\xff\x4f\xff\x51", b"\0\0\1\0")
-_BOXES = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n")
-_LFS = b"version https://git-lfs.github.com/spec/"
-_OTHER_FILES = {
-    b"%pdf": "a PDF",
-    b"<svg": "an SVG drawing",
-    b"<!do": "a web page",
-    b"<htm": "a web page",
-    b"<?xm": "XML, perhaps an SVG drawing",
-    b"pk\3\4": "a zip archive",
-    b"\x1f\x8b": "gzip",
-    b"{": "JSON",
-    b"8bps": "a Photoshop file of a kind that cannot be read; save it with 8 bits a channel",
-    _LFS: "a Git LFS pointer; run `git lfs pull`",
-}
-"""First bytes in lower case."""
-
 Image.MAX_IMAGE_PIXELS = None  # --max-image-pixels is the limit
 PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # bytes; colour profiles count as text
 
@@ -101,6 +96,7 @@ def render(
             ``image_needs_extra``.
     """
     bound = _Bound(wanted, before_heavy)
+    source = Mended(data)
     try:
         if video_format(data):
             return tuple(
@@ -112,8 +108,8 @@ def render(
         source = mended(data, bound.take_turn)
         with _open(_bounded(source.data, bound)) as image:
             bound(*image.size)
-            if source.in_doubt:
-                prove_whole(source)
+            prove_whole(source)
+            check_kind(image, source.data)
             if image_overrides == DECODE_ONLY:
                 image.load()
                 return ()
@@ -124,15 +120,15 @@ def render(
                 for frame, time_s in _frames(image, wanted, bound)
             )
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise source.doubt or unidentified(data) from None
     except BadImageError:
         raise
     except MemoryError:
-        raise BadImageError(
-            "image_too_large", "decoding the image takes more memory than a decoder may have"
-        ) from None
+        raise needs_memory() from None
     except Exception as error:  # noqa: BLE001 - decoders raise many kinds of errors on bad bytes
-        raise corrupt(str(error) or "it cannot be decoded") from None
+        if lacks_memory(data, bound.pixels):
+            raise needs_memory() from None
+        raise source.doubt or corrupt(str(error) or "it cannot be decoded") from None
 
 
 def look(
@@ -173,15 +169,20 @@ class _Bound:
     Args:
         wanted: The requirements, with the limit.
         before_heavy: Called once, before an image is read that may take much memory.
+
+    Attributes:
+        pixels: Those of the last image.
     """
 
     def __init__(self, wanted: FitOptions, before_heavy: Callable[[], None]) -> None:
         self._wanted = wanted
         self._before_heavy = before_heavy
         self._has_turn = False
+        self.pixels = 0
 
     def __call__(self, width: int, height: int) -> None:
         self._wanted.bound(width, height)
+        self.pixels = width * height
         if width * height > HEAVY_PIXELS:
             self.take_turn()
 
@@ -293,12 +294,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode not in ("I", "F"):
         return image
     low, high = _extrema(image)
+    if low < 0 and _is_unsigned(image):
+        image = Image.frombytes("F", image.size, image.tobytes(), "raw", "F;32N")
+        low, high = _extrema(image)
     if image.mode == "I" and low >= 0 and high <= 65_535:
         low, high = 0, 65_535 if high > 255 else 255
     elif low >= 0 and high <= 255:
         low, high = 0, 1 if high <= 1 else 255
     scale = 255 / (high - low) if high > low else 0.0
     return image.convert("F").point(lambda value: value * scale - low * scale).convert("L")
+
+
+def _is_unsigned(image: Any) -> bool:
+    """Tell whether a TIFF has unsigned integers; Pillow reads those of 32 bits as signed ones."""
+    return bool(image.format == "TIFF" and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1)
 
 
 def _extrema(image: Image.Image) -> tuple[float, float]:
@@ -360,33 +369,3 @@ def _encode(image: Image.Image, max_bytes: int, *, subsampling: int) -> Fitted:
             )
         smaller = max(1, int(image.width * _SMALLER)), max(1, int(image.height * _SMALLER))
         image = image.resize(smaller, Image.Resampling.LANCZOS)
-
-
-def _unidentified(data: bytes) -> BadImageError:
-    """Return the error for a file that Pillow does not recognise."""
-    if data.startswith(_TIFF) and (kind := _kind_of_tiff(data)):
-        return BadImageError(
-            "image_unknown_type",
-            f"the image is a TIFF of {kind}, which cannot be read: save it with 8 bits a channel",
-        )
-    if data.startswith(_BEGINNINGS) or data[4:12] in _BOXES:
-        return corrupt("its headers cannot be read")
-    head = data[:200].lstrip().lower()
-    for begin, what in _OTHER_FILES.items():
-        if head.startswith(begin):
-            return BadImageError("image_unknown_type", f"the file is no image but {what}")
-    return BadImageError("image_unknown_type", "the file is not an image of a known type")
-
-
-def _kind_of_tiff(data: bytes) -> str:
-    """Return the bits of a TIFF in words if they are more than 8; empty if they are not known."""
-    file = io.BytesIO(data)
-    try:
-        fields: Any = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-        file.seek(fields.next)
-        fields.load(file)
-        bits, formats = max(fields[258]), fields.get(339, ())
-    except Exception:  # noqa: BLE001 - a damaged directory raises many kinds of errors
-        return ""
-    numbers = " as floating-point numbers" if 3 in formats else ""
-    return f"{bits} bits a channel{numbers}" if bits > 8 else ""

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from captioner.images.inspect import corrupt
+from captioner.images.inspect import corrupt, has_all_tiles, is_jpeg2000, png_chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from captioner.images.inspect import Mended
 
 _PADDING = tuple(
@@ -34,9 +32,10 @@ _INTERLACED = (*_PASSES, (0, 1, 1, 2))
 
 
 def prove_whole(image: Mended) -> None:
-    """Refuse an image that lacks data.
+    """Refuse an image that lacks data although decoders show it.
 
-    A JPEG decoder fills missing data with grey and reports nothing. Bytes behind the data of a
+    A JPEG 2000 decoder leaves missing tiles black. A JPEG decoder fills missing data with grey and
+    reports nothing. Bytes behind the data of a
     scan show it: they are decoded only in place of missing data, and then change the image.
 
     Raises:
@@ -45,9 +44,11 @@ def prove_whole(image: Mended) -> None:
     """
     if image.pieces:
         if len({_digest(padding.join(image.pieces)) for padding in _PADDING}) > 1:
-            raise corrupt("the JPEG lacks data")
-    elif image.data.startswith(b"\x89PNG") and _inflated(image.data) < _expected(image.data):
-        raise corrupt("the PNG lacks data")
+            raise corrupt("the JPEG lacks data; it may be cut short")
+    elif image.doubt and image.data.startswith(b"\x89PNG") and not _has_all_rows(image.data):
+        raise corrupt("the PNG lacks data; it may be cut short")
+    elif is_jpeg2000(image.data) and not has_all_tiles(image.data):
+        raise corrupt("the JPEG 2000 lacks data; it may be cut short")
 
 
 def _digest(data: bytes) -> bytes:
@@ -62,27 +63,26 @@ def _digest(data: bytes) -> bytes:
     return found.digest()
 
 
-def _inflated(data: bytes) -> int:
-    """Return how many bytes the data of a PNG's image has."""
+def _has_all_rows(data: bytes) -> bool:
+    """Tell whether the data of a PNG's image is all there and matches one of its two checksums.
+
+    Raises:
+        BadImageError: ``image_corrupt``: it cannot be decompressed.
+    """
     packed = zlib.decompressobj()
     length = 0
-    for chunk in (*_image_data(data), b""):
-        rest = chunk
-        while more := packed.decompress(rest, _STRIP):
-            length += len(more)
-            rest = packed.unconsumed_tail
-    if not packed.eof:
-        raise corrupt("the PNG is cut short")
-    return length
-
-
-def _image_data(data: bytes) -> Iterator[bytes]:
-    at = 8
-    while at < len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == b"IDAT":
-            yield data[at + 8 : at + 8 + length]
-        at += 12 + length
+    is_sound = True
+    try:
+        for kind, chunk, matches in png_chunks(data):
+            if kind == b"IDAT":
+                is_sound = is_sound and matches
+                rest: bytes | memoryview = chunk
+                while more := packed.decompress(rest, _STRIP):
+                    length += len(more)
+                    rest = packed.unconsumed_tail
+    except zlib.error:
+        raise corrupt("the PNG's data is damaged") from None
+    return length >= _expected(data) and (packed.eof or is_sound)
 
 
 def _expected(data: bytes) -> int:

@@ -26,7 +26,14 @@ from captioner.core.errors import (
     OutputDamagedError,
 )
 from captioner.core.humanize import counted
-from captioner.core.jsonbytes import add_fields, fields_in, one_line, quoted, replace_values
+from captioner.core.jsonbytes import (
+    add_fields,
+    fields_in,
+    one_line,
+    quoted,
+    replace_values,
+    takes_long,
+)
 from captioner.core.row import FLAG
 from captioner.core.types import Caption
 from captioner.journal.disk import disk_error, is_full
@@ -82,22 +89,24 @@ class RowEncoder:
         added = [(self._name, orjson.dumps(caption.text))]
         added += [(quoted(field), orjson.dumps(value)) for field, value in caption.more]
         if caption.replaces:
-            present = {field.name for field in fields_in(raw)}
-            written = {name for name, _ in added}
-            for flag in self._flags:  # the flag of the previous caption does not apply
-                if flag in present and flag not in written:
-                    raw = replace_values(raw, flag, b"null")
-            for name, new in added:
-                if name in present:
-                    raw = replace_values(raw, name, new)
+            fields = fields_in(raw)
+            # The flag of the previous caption does not apply.
+            values = {**dict.fromkeys(self._flags, b"null"), **dict(added)}
+            for field in reversed(fields):
+                if field.name in values:
+                    raw = raw[: field.value_start] + values[field.name] + raw[field.value_end :]
+            present = {field.name for field in fields}
             added = [(name, new) for name, new in added if name not in present]
             if not added:
                 return raw + b"\n"
-        fields = b",".join([name + b":" + value for name, value in added])
-        return add_fields(raw, fields) + b"\n"
+        more = b",".join([name + b":" + value for name, value in added])
+        return add_fields(raw, more) + b"\n"
 
     def failure(self, failure: Failure) -> bytes:
-        """Return a failure as ``{line, key, code, message, attempts, record}``."""
+        """Return a failure as ``{line, key, code, message, attempts, record}``.
+
+        The record is a string if it is no JSON, or so large that telling it takes long.
+        """
         raw = failure.record.raw
         key = self._identity.of_record(failure.record)
         fields = orjson.dumps(
@@ -110,14 +119,18 @@ class RowEncoder:
                 "attempts": failure.attempts,
             }
         )
-        return fields[:-1] + b',"record":' + _shown(raw) + b"}\n"
+        return fields[:-1] + b',"record":' + _shown(raw, failure.code) + b"}\n"
 
 
-def _shown(raw: bytes) -> bytes:
+def _shown(raw: bytes, code: str) -> bytes:
     """Return a record as the failures file has it: without binary data, as of a table's column."""
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+    record = None
+    if code != "bad_json" and not takes_long(raw):
+        try:
+            record = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            record = None
+    if record is None:
         if is_binary(raw) or b"\0" in raw:
             return quoted(f"{len(raw)} bytes of binary data")
         return orjson.dumps(raw.decode(errors="replace"))

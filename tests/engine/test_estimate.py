@@ -56,6 +56,34 @@ async def test_what_is_counted_is_what_a_run_then_sends(source, endpoint):
     assert found.upload_bytes == pytest.approx(sent, rel=0.02)
 
 
+async def test_what_cannot_be_sent_is_counted_as_a_run_counts_it(endpoint, tmp_path):
+    """Damaged images, those that only a decoder can judge, and several frames of one."""
+    whole, animated = jpeg(1, (90, 60)), io.BytesIO()
+    frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
+    images = {
+        "no end mark": whole[:-2],
+        "cut": whole[:-40],
+        "headers only": whole[:200],
+        "nonsense": b"nonsense",
+        "animated": animated.getvalue(),
+        "large": jpeg(2, (2_500, 100)),
+        "cut behind the first frame": animated.getvalue()[:-30],
+    }
+    for name, data in images.items():
+        (tmp_path / name).write_bytes(data)
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"image": name}) + "\n" for name in images))
+    options = {"frames": "3", "model": "m"}
+    found = await estimate(Settings.create(path, **options))
+    assert found.bad == {"image_corrupt": 3, "image_unknown_type": 1}
+    report = await run_batch(path, base_url=endpoint.base_url, **options)
+    assert (report.calls, report.codes) == (found.requests, found.bad)
+    assert found.images == sum(len(call.images) for call in endpoint.calls)
+    sent = sum(len(json.dumps(call.body)) for call in endpoint.calls)
+    assert found.upload_bytes == pytest.approx(sent, rel=0.02)
+
+
 async def test_after_a_probe_the_bill_is_met_within_three_per_cent(source, endpoint, tmp_path):
     endpoint.behave = bill
     prices = tmp_path / "prices.toml"

@@ -172,6 +172,12 @@ CASES = [
     ({"image": "album"}, {}, "image_not_a_file", "album"),
     ({"image": "empty.jpg"}, {}, "image_empty", "empty"),
     ({"image": "cut.jpg"}, {}, "image_corrupt", "broken"),
+    (
+        {"image": "a.jpg", **{f"k{number}": 0 for number in range(10_000)}},
+        {},
+        "record_too_large",
+        "10000 fields",
+    ),
     ({"image": "text.jpg"}, {}, "image_unknown_type", "known type"),
     ({"image": {"bytes": ""}}, {}, "image_empty", "empty"),
     ({"image": "a.jpg"}, {"max_image_bytes": 99}, "image_too_large", "the most is 99"),

@@ -142,6 +142,7 @@ MACRO = (
         "{% for a in many %}{{ text }}{% endfor %}",
         MACRO,
         "{% set s = namespace(x=text) %}{% for a in many %}{% set s.x = s.x + s.x %}{% endfor %}x",
+        "{% set s = namespace(x=text) %}{% for a in many %}{% set s.x = s.x ~ s.x %}{% endfor %}x",
         "{{ lipsum(n) }}",
     ],
 )
@@ -157,8 +158,8 @@ def test_what_templates_usually_do_is_not_limited():
     template = (
         "{% for tag in tags %}{{ loop.index }}/{{ loop.length }} {{ tag|center(3) }}"
         "{% if not loop.last %}, {% endif %}{% else %}none{% endfor %} "
-        "{{ '%.1f' % score }} {{ '{:.2f}'.format(score) }} {{ 2 ** 10 * 3 }} {{ '-' * 3 }} "
+        "{{ '%.1f' % score }} {{ '{:.2f}'.format(score) }} {{ 2 ** 10 * 3 }} {{ '-' * 3 ~ score }} "
         "{{ tags|join('; ')|replace('a', 'o')|indent(2) }} {{ tags|tojson }} {{ [1] + [2] }}"
     )
     filled = Templates("", template).fill({"tags": ["cat", "bat"], "score": 0.5}).prompt
-    assert filled == ('1/2 cat, 2/2 bat 0.5 0.50 3072 --- cot; bot ["cat", "bat"] [1, 2]')
+    assert filled == ('1/2 cat, 2/2 bat 0.5 0.50 3072 ---0.5 cot; bot ["cat", "bat"] [1, 2]')

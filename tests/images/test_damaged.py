@@ -131,6 +131,17 @@ def test_jpegs_that_viewers_show_are_sent(name):
         assert is_right(data)
 
 
+@pytest.mark.parametrize("name", JPEGS)
+def test_the_end_mark_of_a_jpeg_may_be_missing(name):
+    """A JPEG is whole if the data of its scans is, whatever comes in place of its end mark."""
+    data = JPEGS[name][:-2]
+    cut_comment, stray = b"\xff\xfe\0\x20half", b"\xff\xdb"
+    for end in (b"", b"\xff", b"\xff\xff", b"\0\0\0", cut_comment, stray):
+        assert is_right(data + end)
+        assert sent(data + end).data.endswith(b"\xff\xd9")
+    assert code_of(data[:-4]) == "image_corrupt"
+
+
 @pytest.mark.parametrize("strays", [b"\0", b"\0\0\0\0", b"\r\n", b"abcdefgh"])
 def test_stray_bytes_behind_the_first_marker(strays):
     """A JPEG may begin with bytes that mean nothing, even where its type is told from."""
@@ -257,9 +268,9 @@ def test_long_text_does_not_cost_a_png(name, text):
 
 @pytest.mark.parametrize("name", PNGS)
 def test_the_end_of_a_png_may_be_missing(name):
-    """A PNG is whole if the data of its image is, whatever became of its end mark."""
+    """A PNG is whole if the data of its image is, whatever became of its checksums and end mark."""
     data = PNGS[name]
-    for length in range(1, 13):
+    for length in range(1, 21):
         assert is_right(data[:-length])
     assert is_right(data[:-1] + b"\0")
     assert is_right(data[:-12] + chunk(b"tEXt", b"a\0hello")[:-5])
@@ -269,8 +280,8 @@ def test_the_end_of_a_png_may_be_missing(name):
 def test_a_cut_png_is_refused(name):
     """A PNG that ends within its data is broken, also where a chunk ends."""
     data = PNGS[name]
-    end = len(data) - 12
-    for at in range(1, end, max(1, end // 60)):
+    end = data.index(b"fcTL", data.index(b"IDAT")) - 4 if name == "animated" else len(data) - 12
+    for at in {*range(1, end - 20, max(1, end // 60)), *range(end - 20, end - 10)}:
         assert code_of(data[:at]) in ("image_corrupt", "image_unknown_type")
     if name == "animated":
         return
@@ -304,6 +315,17 @@ def test_a_lost_part_of_a_damaged_png_is_found():
     assert code_of(begin + text + chunk(b"IDAT", zlib.compress(rows)) + end) == "image_corrupt"
 
 
+def test_a_wrong_checksum_of_sound_data():
+    """A PNG whose writer made wrong checksums is sent: its data has another one."""
+    begin, *parts, end = split(PNGS["colour"], 4)
+    for at in range(len(parts)):
+        damaged = [*parts]
+        damaged[at] = parts[at][:-1] + bytes([parts[at][-1] ^ 1])
+        assert is_right(begin + b"".join(damaged) + end)
+        damaged[at] = put(parts[at], 20, b"x")[:20] + parts[at][21:]
+        assert code_of(begin + b"".join(damaged) + end) == "image_corrupt"
+
+
 # -- other formats and limits ----------------------------------------------------------------------
 
 
@@ -312,6 +334,65 @@ def test_stray_bytes_in_a_gif():
     data = saved(quarters(SIZE).quantize(16), "GIF")
     table = 13 + (3 << (data[10] & 7) + 1)
     assert is_right(put(data, table, b"\0\0"))
+
+
+CUT: dict[str, bytes] = {
+    "WebP": saved(textured(), "WEBP"),
+    "WebP lossless": saved(textured(), "WEBP", lossless=True),
+    "WebP transparent": saved(textured().convert("RGBA"), "WEBP"),
+    "WebP profile": saved(textured(), "WEBP", icc_profile=SRGB),
+    "GIF": saved(textured().quantize(16), "GIF"),
+    "BMP": saved(textured(), "BMP"),
+    "TIFF": saved(textured(), "TIFF"),
+    "TIFF LZW": saved(textured(), "TIFF", compression="tiff_lzw"),
+    "AVIF": saved(textured(), "AVIF"),
+    "JPEG 2000": saved(textured(), "JPEG2000"),
+    "JPEG 2000 tiles": saved(textured(), "JPEG2000", tile_size=(32, 32)),
+    "JPEG 2000 codestream": saved(textured(), "JPEG2000", no_jp2=True, tile_size=(32, 32)),
+}
+
+
+def pixels(fitted: Fitted) -> bytes:
+    with Image.open(io.BytesIO(fitted.data)) as image:
+        return image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_cut_image_is_refused_unless_it_is_whole(name):
+    """What is sent of a cut file looks as the whole file does."""
+    data = CUT[name]
+    whole = pixels(sent(data, max_side=64))
+    step = max(1, len(data) // 80)
+    tiles = [found.start() for found in re.finditer(rb"\xff\x90\0\n", data)]
+    for end in {*range(1, len(data), step), *range(len(data) - 30, len(data)), *tiles}:
+        if not (code := code_of(data[:end])):
+            assert pixels(sent(data[:end], max_side=64)) == whole, end
+        assert code in ("", "image_corrupt", "image_unknown_type")
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+def test_the_end_of_a_webp_may_be_missing():
+    """A WebP is whole if its pixels are, whatever became of the metadata behind them."""
+    exif = Image.Exif()
+    exif[0x010E] = "a place" * 20
+    exif[0x0112] = 6
+    data = saved(quarters(SIZE), "WEBP", exif=exif.tobytes(), lossless=True)
+    for end in range(data.index(b"EXIF"), data.index(b"EXIF") + 8):
+        assert is_right(data[:end])
+    found = sent(data[:-40])
+    assert (found.width, found.height) == (SIZE[1], SIZE[0])
+    data = saved(quarters(SIZE), "WEBP", lossless=True)
+    assert is_right(data[:4] + struct.pack("<I", 9_999) + data[8:])
+    assert code_of(data[:-9]) == "image_corrupt"
+
+
+def test_a_webp_that_lost_a_part_in_the_middle_is_refused():
+    """The bytes behind a gap are not taken for pixels."""
+    exif = Image.Exif()
+    exif[0x010E] = "a place" * 20
+    data = saved(textured(), "WEBP", exif=exif.tobytes())
+    for at in range(60, data.index(b"EXIF") - 60, 50):
+        assert code_of(data[:at] + data[at + 20 :]) == "image_corrupt"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from tally import LONG
 from captioner.core.errors import BadImageError
 from captioner.core.subprocesses import environment, python
 from captioner.core.types import UNCHANGED
-from captioner.images.decoder import MEMORY
 from captioner.images.decoder_pool import DecoderPool
-from captioner.images.fit import HEAVY, READY, FitOptions
+from captioner.images.fit import HEAVY, MEMORY, READY, FitOptions
 from captioner.settings.options import ImageSettings
 
 MOST = ImageSettings().max_image_pixels
@@ -37,7 +36,7 @@ LARGEST: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 """The mode, the side in pixels and how it is written."""
 
-NEED_MORE = {"WEBP": "image_too_large", "JPEG2000": "image_corrupt"}
+NEED_MORE = {"WEBP": "image_too_large", "JPEG2000": "image_too_large"}
 """The failure of formats whose largest images need more memory than a decoder may have."""
 
 KINDS = LARGEST if LONG else ("PNG", "WEBP", "TIFF")

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pillow_heif
 import pytest
+import tifffile
 from PIL import Image
 from rawphoto import dng
 from samples import BLUE, GREEN, RED, WHITE, bomb, quarters, saved
@@ -267,13 +269,77 @@ def test_limits_hold_for_raw_photographs():
     assert caught.value.code == "image_too_large"
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint32"])
-def test_a_tiff_of_a_kind_that_cannot_be_read_says_so(kind):
-    tifffile, numpy = map(pytest.importorskip, ("tifffile", "numpy"))
-    file = io.BytesIO()
-    tifffile.imwrite(file, numpy.zeros((8, 8, 3), kind), photometric="rgb")
-    error = refusal(file.getvalue())
+# -- unusual kinds ---------------------------------------------------------------------------------
+
+
+def tiff(values: Any, **options: Any) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, values, **options)
+    return out.getvalue()
+
+
+PIXELS = np.asarray(quarters(SIZE))
+GREY = PIXELS[..., 0]
+DEEP = PIXELS.astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(DEEP, photometric="rgb"),
+        tiff(DEEP, photometric="rgb", tile=(16, 16), byteorder=">"),
+        tiff(DEEP, photometric="rgb", compression="zlib", predictor=True),
+        tiff(PIXELS, photometric="rgb", bigtiff=True),
+        tiff(np.moveaxis(PIXELS, -1, 0), photometric="rgb", planarconfig="separate"),
+        tiff(np.stack([PIXELS, 0 * PIXELS]), photometric="rgb"),
+    ],
+)
+def test_kinds_of_tiff_in_colour(data):
+    """TIFF of 16 bits, in tiles, in planes, large or of several pages is sent in its colours."""
+    assert colours(sent(data)) == [RED, GREEN, BLUE, WHITE]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(GREY),
+        tiff(255 - GREY, photometric="miniswhite"),
+        tiff(GREY.astype(np.uint16) * 257),
+        tiff(GREY.astype(np.uint32) * 16_843_009),
+        tiff(GREY.astype(np.int16) - 100),
+        tiff(GREY.astype(np.float32) / 255),
+    ],
+)
+def test_kinds_of_grey_tiff(data):
+    """Grey TIFF of any number of bits shows white where its values are largest."""
+    assert colours(sent(data)) == [WHITE, (0, 0, 0), (0, 0, 0), WHITE]
+
+
+def deep_jpeg2000(bits: int) -> bytes:
+    """Return a JPEG 2000 that says that its channels have more than 8 bits."""
+    data = bytearray(saved(quarters(SIZE), "JPEG2000", no_jp2=True))
+    for channel in range(3):
+        data[42 + 3 * channel] = bits - 1
+    return bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (tiff(PIXELS.astype(np.float32), photometric="rgb"), "the TIFF is of a kind"),
+        (tiff(GREY.astype(np.float64)), "the TIFF is of a kind"),
+        (tiff(np.moveaxis(DEEP, -1, 0), photometric="rgb", planarconfig="separate"), "TIFF"),
+        (tiff(PIXELS, photometric="rgb", bigtiff=True, byteorder=">"), "BigTIFF"),
+        (deep_jpeg2000(12), "JPEG2000 is of a kind"),
+        (JPEG().replace(b"\xff\xc0\0\x11\x08", b"\xff\xc1\0\x11\x0c"), "the JPEG is of a kind"),
+        (b"\xff\x0a" + bytes(50), "JPEG XL"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "PostScript"),
+    ],
+)
+def test_kinds_that_cannot_be_read_are_refused_with_the_cure(data, words):
+    """What Pillow cannot read, or shows black or in false colours, is named; what to do is said."""
+    error = refusal(data)
     assert error.code == "image_unknown_type"
-    assert "is a TIFF of 32 bits a channel" in error.message
-    assert ("floating-point" in error.message) == (kind == "float32")
-    assert error.message.endswith("save it with 8 bits a channel")
+    assert words in error.message
+    assert "save it" in error.message

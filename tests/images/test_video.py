@@ -225,6 +225,15 @@ def test_a_truncated_video_with_its_index_in_front():
     assert refused(streamable[:-30], frames=1).code == "image_corrupt"
 
 
+def test_a_video_that_was_written_as_a_stream():
+    """Who writes an AVI into a pipe cannot say how long it becomes."""
+    data = bytearray(film(THREE, "mpeg4 in avi"))
+    places = [4, data.index(b"movi") - 4]
+    for at in places:
+        data[at : at + 4] = b"\xff" * 4
+    assert shown(bytes(data), frames=3) == shown(film(THREE, "mpeg4 in avi"), frames=3)
+
+
 def test_noise_is_no_video():
     """What only begins like one fails with a sentence."""
     for begin in (b"\0\0\0\x18ftypisom", b"\x1aE\xdf\xa3", b"RIFF\0\1\0\0AVI ", b"\0\0\1\xba"):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from captioner.core.errors import BadImageError
 from captioner.images.inspect.gif import read_gif
 from captioner.images.inspect.jpeg import read_jpeg
 from captioner.images.inspect.png import read_png
-from captioner.images.inspect.structure import MOST_STEPS, corrupt, doubtful
+from captioner.images.inspect.structure import MOST_STEPS, DoubtfulImageError, doubtful
 from captioner.images.inspect.webp import read_webp
 
 if TYPE_CHECKING:
@@ -47,15 +46,14 @@ def read_structure(data: bytes, most: int = MOST_STEPS) -> Structure | None:
 
     Raises:
         LongWalkError: It has more.
-        BadImageError: ``image_corrupt``: the file is of one of these formats but broken, or, if
-            it is a `DoubtfulImageError`, damaged where that may not matter.
+        DoubtfulImageError: The file is of one of these formats but not as it must be.
     """
     read = _READERS.get(media_type_of(data))
     if read is None and _LATE_JPEG.match(data):
         raise doubtful("a JPEG marker is missing")
     try:
         return read(data, most) if read else None
-    except BadImageError:
+    except DoubtfulImageError:
         raise
     except Exception:  # noqa: BLE001 - reading past the end raises many kinds of errors
-        raise corrupt("it ends too early") from None
+        raise doubtful("it ends too early") from None

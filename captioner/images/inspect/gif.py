@@ -12,7 +12,7 @@ def read_gif(data: bytes, most: int) -> Structure:
 
     Raises:
         LongWalkError: There are more than ``most``.
-        BadImageError: ``image_corrupt``.
+        DoubtfulImageError: There is no image.
     """
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _color_table(flags)

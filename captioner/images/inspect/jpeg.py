@@ -10,7 +10,6 @@ from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import (
     XMP_ORIENTATION,
     Structure,
-    corrupt,
     cut_out,
     doubtful,
     long_walk,
@@ -55,7 +54,7 @@ def read_jpeg(data: bytes, most: int) -> Structure:
 
     Raises:
         LongWalkError: There are more than ``most``.
-        BadImageError: ``image_corrupt``; `DoubtfulImageError` unless data is missing.
+        DoubtfulImageError: It is not as it must be.
     """
     frame = precision = height = width = components = end = 0
     has_scan = in_xmp = False
@@ -86,7 +85,7 @@ def read_jpeg(data: bytes, most: int) -> Structure:
     if end < len(data):
         cut_out(cuts, end, len(data))
     if not (width and height and has_scan):
-        raise corrupt("the JPEG holds no image")
+        raise doubtful("the JPEG holds no image")
     return Structure(
         "image/jpeg",
         width,
@@ -121,11 +120,11 @@ def _segments(data: bytes, most: int) -> Iterator[tuple[int, int, int]]:
             if end < begin + 4:
                 raise doubtful("a JPEG segment has no length")
             if end > len(data):
-                raise corrupt("a JPEG segment is cut short")
+                raise doubtful("a JPEG segment is cut short")
         if marker == _SCAN:
             found = _next_marker(data, end)
             if found is None:
-                raise corrupt("the JPEG is cut short")
+                raise doubtful("the JPEG is cut short")
             end = found.start()
         yield marker, begin, end
 

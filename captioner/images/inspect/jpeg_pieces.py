@@ -16,7 +16,7 @@ _KNOWN = _FRAMES | _TABLES | _SKIPPED | {_SCAN, _END}
 _KEPT = (b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/", b"ICC_PROFILE\0", b"Adobe")
 
 _marker = re.compile(rb"\xff[\xc0-\xfe]")
-_scan_marker = re.compile(rb"\xff+([\x01-\xfe])")
+_scan_marker = re.compile(rb"\xff([\x01-\xfe])")
 _other_frame = re.compile(rb"\xff(?:(\xd8\xff)|[\xc0-\xc2]\0[\x0b\x11]\x08)")
 
 _OFF = 4
@@ -66,6 +66,7 @@ def jpeg_pieces(data: bytes) -> tuple[bytes, ...]:
     piece = bytearray(b"\xff\xd8")
     frame: _Frame | None = None
     interval = 0
+    data += b"\xff\xd9"  # if its own end mark is missing
     at = _next(data, 2)
     while (marker := data[at + 1]) != _END:
         end = _end(data, at)
@@ -87,19 +88,20 @@ def jpeg_pieces(data: bytes) -> tuple[bytes, ...]:
             for part in parts:
                 pieces.append(bytes(piece) + part)
                 piece.clear()
-        at = _next(data, end)
+        at = _next(data, end, is_whole=frame is not None and frame.is_whole)
     if frame is None or not frame.is_whole:
-        raise corrupt("the JPEG lacks data")
+        raise corrupt("the JPEG lacks data; it may be cut short")
     other = _other_frame.search(data, at + 2)
     if other and not other[1]:  # this was a thumbnail
         raise corrupt("the JPEG has two headers")
     return (*pieces, bytes(piece) + b"\xff\xd9")
 
 
-def _next(data: bytes, at: int) -> int:
+def _next(data: bytes, at: int, *, is_whole: bool = False) -> int:
     """Return where the next segment begins; bytes before it are strays.
 
-    A segment that runs over the end is no stray where one is expected.
+    A segment that runs over the end is no stray where one is expected. It is the end of an image
+    that is whole.
     """
     expected = at
     while found := _marker.search(data, at):
@@ -111,6 +113,8 @@ def _next(data: bytes, at: int) -> int:
         if at == expected and data[at + 1] in _KNOWN:
             break
         at += 1
+    if is_whole:
+        return len(data) - 2
     raise corrupt("the JPEG is cut short")
 
 
@@ -144,7 +148,7 @@ def _scan(data: bytes, begin: int, restarts: int) -> tuple[list[bytes], int]:
         found = _scan_marker.search(data, at)
         if found is None:
             raise corrupt("the JPEG is cut short")
-        parts.append(restart + data[begin : found.start()])
+        parts.append(restart + data[begin : found.start()].rstrip(b"\xff"))  # without fill bytes
         begin = at = found.end()
         restart = b"\xff" + found[1]
         number = found[1][0] - 0xD0

@@ -9,9 +9,12 @@ from captioner.images.inspect.formats import media_type_of, read_structure
 from captioner.images.inspect.jpeg_pieces import jpeg_pieces
 from captioner.images.inspect.png import reduced_png
 from captioner.images.inspect.structure import DoubtfulImageError, LongWalkError, corrupt
+from captioner.images.inspect.webp import mended_webp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from captioner.core.errors import BadImageError
 
 _LARGE = 4 << 20
 """Bytes of a damaged file; each may take 60 when it is taken apart."""
@@ -22,12 +25,12 @@ class Mended(NamedTuple):
 
     Attributes:
         data: The file, without what decoders stumble over.
-        in_doubt: Only decoding tells whether the image is whole.
+        doubt: What is not as it must be; only decoding tells whether the image is whole.
         pieces: The data of a JPEG in doubt; each piece but the last ends with data of a scan.
     """
 
     data: bytes
-    in_doubt: bool = False
+    doubt: BadImageError | None = None
     pieces: tuple[bytes, ...] = ()
 
 
@@ -39,9 +42,9 @@ def mended(data: bytes, before_heavy: Callable[[], None] = lambda: None) -> Mend
         before_heavy: Called before the parts of a file are read that may take much memory.
 
     Raises:
-        BadImageError: ``image_corrupt``: data is missing.
+        BadImageError: ``image_corrupt``: so much is missing that no decoder can read it.
     """
-    in_doubt = False
+    doubt = None
     if data[1:4] == b"\5\1\x08" and _is_pcx_without_palette(data):
         raise corrupt("the PCX is cut short")
     try:
@@ -50,19 +53,21 @@ def mended(data: bytes, before_heavy: Callable[[], None] = lambda: None) -> Mend
         except LongWalkError:
             before_heavy()
             read_structure(data, len(data))
-    except DoubtfulImageError:
-        in_doubt = True
+    except DoubtfulImageError as error:
+        doubt = error
         if len(data) > _LARGE:
             before_heavy()
     if media_type_of(data) == "image/png":
-        return Mended(reduced_png(data), in_doubt)
-    if in_doubt and data.startswith(b"\xff\xd8"):
+        return Mended(reduced_png(data), doubt)
+    if doubt and media_type_of(data) == "image/webp":
+        return Mended(mended_webp(data), doubt)
+    if doubt and data.startswith(b"\xff\xd8"):
         try:
             pieces = jpeg_pieces(data)
         except (IndexError, KeyError, ValueError, struct.error):
             raise corrupt("its headers cannot be read") from None
-        return Mended(b"".join(pieces), in_doubt, pieces)
-    return Mended(data, in_doubt)
+        return Mended(b"".join(pieces), doubt, pieces)
+    return Mended(data, doubt)
 
 
 def _is_pcx_without_palette(data: bytes) -> bool:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import (
     Structure,
-    corrupt,
     cut_out,
     doubtful,
     long_walk,
@@ -44,14 +43,14 @@ def read_png(data: bytes, most: int) -> Structure:
 
     Raises:
         LongWalkError: There are more than ``most``.
-        BadImageError: ``image_corrupt``; `DoubtfulImageError` if the chunks of the image are sound.
+        DoubtfulImageError: It is not as it must be.
     """
     first: dict[bytes, memoryview] = {}  # the data of the first chunk of each type
     cuts: list[tuple[int, int, bytes]] = []
     in_text = False
     doubt = ""
     at = 8
-    for kind, chunk, is_sound in _chunks(data):
+    for kind, chunk, is_sound in png_chunks(data):
         most -= 1
         if most < 0:
             raise long_walk()
@@ -68,9 +67,9 @@ def read_png(data: bytes, most: int) -> Structure:
         cut_out(cuts, at, len(data))
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     if not (width and height and b"IDAT" in first) or (colours == 3 and b"PLTE" not in first):
-        raise corrupt("the PNG holds no image")
+        raise doubtful("the PNG holds no image")
     if depth not in _DEPTHS.get(colours, ()):
-        raise corrupt("the PNG's colours are of no kind that exists")
+        raise doubtful("the PNG's colours are of no kind that exists")
     if b"IEND" not in first:
         doubt = "the PNG is cut short"
     if doubt:
@@ -88,59 +87,57 @@ def read_png(data: bytes, most: int) -> Structure:
 
 
 def reduced_png(data: bytes) -> bytes:
-    """Return a PNG with the chunks that a decoder needs, of those that are sound.
+    """Return a PNG with the chunks that a decoder needs; of those beside the image the sound ones.
 
     Text is left out unless it may hold an orientation: decoders refuse long text.
 
     Raises:
-        BadImageError: ``image_corrupt``.
+        DoubtfulImageError: It does not begin with its size.
     """
     kept: list[bytes | memoryview] = [data[:8]]
     view = memoryview(data)
     animation = True
     at = 8
-    for kind, chunk, is_sound in _chunks(data):
+    for kind, chunk, is_sound in png_chunks(data):
         begin, at = at, at + 12 + len(chunk)
         if kind in _ANIMATION:
             animation = animation and is_sound
-        if is_sound and kind != b"IEND" and _is_needed(kind, chunk):
+        if kind == b"IDAT" and at > len(data):
+            kept.append(_chunk(kind, chunk))
+        elif kind in _CRITICAL or (is_sound and kind != b"IEND" and _is_needed(kind, chunk)):
             kept.append(view[begin:at])
     if not animation:
         kept = [piece for piece in kept if piece[4:8] not in _ANIMATION]
     return b"".join((*kept, _END))
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
-    """Yield the type and data of each chunk, and whether its checksum is right.
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Yield the type and data of each chunk, and whether it is whole and its checksum is right.
 
-    The last one is IEND, or the last one before the end of the file.
+    The last one is IEND, or the last one before the end of the file. Of a chunk that runs over the
+    end, the data is what is there.
 
     Raises:
-        BadImageError: ``image_corrupt``: a chunk of the image is damaged.
+        DoubtfulImageError: It does not begin with its size.
     """
     view = memoryview(data)
-    has_image = False
     at = 8
     kind = b""
-    while kind != b"IEND":
+    while kind != b"IEND" and at + 8 <= len(data):
         is_first = not kind
-        if at + 8 > len(data):
-            length, kind, end = 0, b"", len(data) + 1
-        else:
-            length, kind = struct.unpack_from(">I4s", data, at)
-            end = at + 12 + length
-        if end > len(data):
-            if has_image and kind not in _CRITICAL | _ANIMATION:  # the end is missing
-                return
-            raise corrupt("the PNG is cut short")
-        is_sound = zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
-        if not is_sound and kind in _CRITICAL:
-            raise corrupt(_WRONG.format(kind.decode("latin-1")))
-        if is_first and (kind != b"IHDR" or length != 13):
-            raise corrupt("the PNG does not begin with its size")
-        has_image = has_image or kind == b"IDAT"
-        yield kind, view[at + 8 : end - 4], is_sound
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if is_first and (kind != b"IHDR" or length != 13 or end > len(data)):
+            raise doubtful("the PNG does not begin with its size")
+        body = view[at + 8 : end - 4]
+        checksum = zlib.crc32(body, zlib.crc32(kind))
+        yield kind, body, checksum == int.from_bytes(view[end - 4 : end])
         at = end
+
+
+def _chunk(kind: bytes, body: memoryview) -> bytes:
+    checksum = zlib.crc32(body, zlib.crc32(kind))
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", checksum)))
 
 
 def _is_needed(kind: bytes, chunk: memoryview) -> bool:

@@ -42,7 +42,7 @@ MOST_STEPS = 10_000
 
 
 class DoubtfulImageError(BadImageError):
-    """The structure is not as it must be, but no data is missing: the decoder has the last word."""
+    """The structure is not as it must be. A decoder has the last word on whether it matters."""
 
 
 class LongWalkError(DoubtfulImageError):
@@ -67,7 +67,7 @@ def corrupt(reason: str) -> BadImageError:
 
 
 def doubtful(reason: str) -> DoubtfulImageError:
-    """Return the error for an image that may be whole although its structure is damaged."""
+    """Return the error for a structure that is not as it must be."""
     return DoubtfulImageError("image_corrupt", f"the image is broken: {reason}")
 
 

@@ -21,6 +21,7 @@ _SEGMENT = b"\x18S\x80g"
 _PACKET = 188
 _TIMED_PACKET = 192
 """Bytes of a packet of a camera or a Blu-ray disc, which begins with four bytes of time."""
+_NO_LENGTH = 0xFFFFFFFF
 
 
 def video_format(data: bytes) -> str:
@@ -92,4 +93,6 @@ def _vint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _end_of_riff(data: bytes) -> int:
-    return 8 + int.from_bytes(data[4:8], "little")
+    """Return where the first list of chunks ends; 0 if it was written without a length."""
+    length = int.from_bytes(data[4:8], "little")
+    return 0 if length == _NO_LENGTH else 8 + length

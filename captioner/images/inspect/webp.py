@@ -11,7 +11,6 @@ from captioner.images.inspect.profile import is_srgb
 from captioner.images.inspect.structure import (
     XMP_ORIENTATION,
     Structure,
-    corrupt,
     doubtful,
     long_walk,
     orientation_of,
@@ -20,6 +19,8 @@ from captioner.images.inspect.structure import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_KEPT = frozenset({b"EXIF", b"XMP "})
+_KEPT_WHOLE = frozenset({b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L"})
 _ALPHA, _ANIMATION = 0x10, 0x02  # flags of the VP8X chunk
 
 
@@ -30,7 +31,7 @@ def read_webp(data: bytes, most: int) -> Structure:
 
     Raises:
         LongWalkError: There are more than ``most``.
-        BadImageError: ``image_corrupt``.
+        DoubtfulImageError: It is not as it must be.
     """
     chunks = _chunks(data, most)
     image = chunks.get(b"VP8 ") or chunks.get(b"VP8L")
@@ -70,7 +71,7 @@ def _chunks(data: bytes, most: int) -> dict[bytes, memoryview]:
     """Return the first chunk of each type, with its header and without padding."""
     (length,) = struct.unpack_from("<I", data, 4)
     if length + 8 > len(data):
-        raise corrupt("the WebP is cut short")
+        raise doubtful("the WebP is cut short")
     chunks: dict[bytes, memoryview] = {}
     view = memoryview(data)
     at = 12
@@ -81,10 +82,39 @@ def _chunks(data: bytes, most: int) -> dict[bytes, memoryview]:
         kind, size = struct.unpack_from("<4sI", data, at)
         begin, at = at, at + 8 + size
         if at > len(data):
-            raise corrupt("the WebP is cut short")
+            raise doubtful("the WebP is cut short")
         chunks.setdefault(kind, view[begin:at])
         at += size % 2
     return chunks
+
+
+def mended_webp(data: bytes) -> bytes:
+    """Return a WebP whose lengths are those of what is there.
+
+    Cut chunks are left out, except EXIF and XMP, which may tell the orientation.
+
+    Raises:
+        DoubtfulImageError: The chunks do not end where the file does, or where it should.
+    """
+    view = memoryview(data)
+    kept: dict[bytes, list[memoryview]] = {}
+    at = 12
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        chunk = view[at + 8 : at + 8 + size]
+        if kind in _KEPT or (kind in _KEPT_WHOLE and len(chunk) == size):
+            if kind == b"ANMF":
+                kept.setdefault(kind, []).append(chunk)
+            else:
+                kept.setdefault(kind, [chunk])
+        at += 8 + size + size % 2
+    if at > len(data) and at != 8 + int.from_bytes(data[4:8], "little"):
+        raise doubtful("the WebP lacks data")
+    pieces: list[bytes | memoryview] = []
+    for kind, chunks in kept.items():
+        for chunk in chunks:
+            pieces += struct.pack("<4sI", kind, len(chunk)), chunk, b"\0" * (len(chunk) % 2)
+    return b"RIFF" + struct.pack("<I", 4 + sum(map(len, pieces))) + b"WEBP" + b"".join(pieces)
 
 
 def webp_sizes(data: bytes) -> Iterator[tuple[int, int]]:
