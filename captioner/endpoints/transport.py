@@ -21,11 +21,11 @@ from captioner.core.regular import reading, writing
 from captioner.core.secrets import (
     SHORTEST,
     in_any_escape,
-    is_secret,
     masked,
     names_secret,
     remember,
     without_keys,
+    without_keys_in,
 )
 from captioner.core.types import Response
 from captioner.endpoints.http1 import (
@@ -84,12 +84,10 @@ class AiohttpTransport:
         keys += [secret for secret in secrets if len(secret) >= SHORTEST]
         for key in keys:
             remember(key)
-        patterns = {
-            secret: re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
+        self._secrets = [
+            re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
             for secret in (*keys, *long_values)
-        }
-        self._secrets = list(patterns.values())
-        self._plain = {key.encode(): patterns[key] for key in keys if is_secret(key)}
+        ]
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -153,17 +151,9 @@ class AiohttpTransport:
             raise self._broken(error) from None
         finally:
             deadline.end()
-        return self._masked(reply) if reply.status >= 400 else self._without_plain(reply)
-
-    def _without_plain(self, reply: Response) -> Response:
-        """Return a reply without keys, also escaped in JSON: a caption costs one search each."""
-        has_escapes = b"\\" in reply.body and _ESCAPED_ASCII.search(reply.body) is not None
-        for key, pattern in self._plain.items():
-            if has_escapes:
-                reply = reply._replace(body=pattern.sub(b"***", reply.body))
-            elif key in reply.body:
-                reply = reply._replace(body=reply.body.replace(key, b"***"))
-        return reply
+        if reply.status >= 400:
+            return self._masked(reply)
+        return reply._replace(body=without_keys_in(reply.body))
 
     async def _send_when_possible(self, request: Request) -> Response:
         """Send a request as soon as a connection can be opened."""
@@ -203,7 +193,7 @@ class AiohttpTransport:
         """Return a response without our secrets: some endpoints repeat the key."""
         for secret in self._secrets:
             data = secret.sub(b"***", data)
-        return data
+        return without_keys_in(data)
 
     def _masked(self, reply: Response) -> Response:
         return reply._replace(body=self.masked(reply.body))
@@ -297,10 +287,6 @@ class AiohttpTransport:
             **HEADER_LIMITS,
         )
         return self._session
-
-
-_ESCAPED_ASCII = re.compile(rb"\\(?:u00[2-7]|/)")
-"""What JSON may hide a character of a key in; hardly any caption has it."""
 
 
 def _keys_in(headers: Sequence[tuple[str, str]]) -> list[str]:
