@@ -211,22 +211,31 @@ class AiohttpTransport:
             async with self._whole("POST", path, body, body.headers) as reply:
                 return self._masked(await response_of(reply))
 
-    async def download(self, path: str, target: Path) -> Response:
+    async def download(self, path: str, target: Path, max_bytes: int) -> Response:
         """Write the body of a successful response to a file; return the response without it.
 
         Raises:
             EndpointFaultError: As `send` does; the file is unchanged.
+            EndpointRefusedError: The body has more than ``max_bytes``; the file is unchanged.
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
                 return self._masked(await response_of(reply))
             partial = target.with_name(target.name + ".partial")
-            with writing(partial, new=True) as file:
-                async for chunk in reply.content.iter_any():
-                    file.write(chunk)
-                file.flush()
-                await asyncio.to_thread(os.fsync, file.fileno())
-            partial.replace(target)
+            try:
+                with writing(partial, new=True) as file:
+                    async for chunk in reply.content.iter_any():
+                        if file.tell() + len(chunk) > max_bytes:
+                            raise EndpointRefusedError(
+                                f"The endpoint sends a file of more than {max_bytes} bytes, which "
+                                "is more than the results can have. Check --base-url."
+                            )
+                        file.write(chunk)
+                    file.flush()
+                    await asyncio.to_thread(os.fsync, file.fileno())
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
             return Response(reply.status, reply.headers, b"")
 
     @contextlib.asynccontextmanager
