@@ -74,7 +74,7 @@ class BatchPipeline:
         self._keys = settings.record_keys
         self._samples = settings.prompt.samples
         self._options = settings.batch
-        self._look_up = context.cancel.raise_if_requested
+        self._raise_if_stopped = context.cancel.raise_if_requested
         self._merger = BatchMerger(engine, context, ledger, journal, sink, settled)
         self._writer: BatchWriter | None = None
         self._steps: BatchSteps | None = None  # none if another program sends the requests
@@ -95,7 +95,7 @@ class BatchPipeline:
             if self._options.from_batch_file is not None:
                 await self._merge_file(self._options.from_batch_file)
                 async for _ in records:  # only counted
-                    self._look_up()
+                    self._raise_if_stopped()
             else:
                 await self._write_requests(records, submitted)
             self._context.progress.complete = True
@@ -140,7 +140,7 @@ class BatchPipeline:
                         steps = self._steps
                         self._writer = steps.new_writer() if steps else BatchWriter(self._ledger)
                     self._writer.add(entry, bodies)
-                self._look_up()
+                self._raise_if_stopped()
         await self._close_writer()
 
     def _submitted(self) -> KeyTable:
@@ -151,7 +151,7 @@ class BatchPipeline:
                 self._journal.keys_since(batch.journal_at) if batch.state == "merging" else None
             )
             for entry in read_entries(self._ledger.path(batch, "records")):
-                self._look_up()
+                self._raise_if_stopped()
                 if written is None or written.take(entry.key) is None:
                     table.add(entry.key)
         return table
@@ -200,7 +200,7 @@ class BatchPipeline:
             requests = self._ledger.path(batch, "requests")
             with replacing(target) as partial, reading(requests) as file, writing(partial) as copy:
                 while block := file.read(BLOCK):
-                    self._look_up()
+                    self._raise_if_stopped()
                     copy.write(block)
 
     async def _merge_file(self, path: Path) -> None:
@@ -211,7 +211,7 @@ class BatchPipeline:
         exported = [one for one in self._ledger.batches if one.state in ("exported", "merging")]
 
         def read() -> Results:
-            return Results([path.resolve()], exported, self._look_up)
+            return Results([path.resolve()], exported, self._raise_if_stopped)
 
         with await asyncio.to_thread(read) as results:
             for batch in exported:

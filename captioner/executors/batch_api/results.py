@@ -32,11 +32,11 @@ class Results(contextlib.ExitStack):
     Args:
         paths: The files. If several have a line for a request, the first counts.
         batches: The batches whose results they are; lines of others are ignored.
-        look_up: Called again and again; an exception ends the reading.
+        raise_if_stopped: Called between blocks; raises to end the reading.
     """
 
     def __init__(
-        self, paths: Sequence[Path], batches: Sequence[Batch], look_up: Callable[[], None]
+        self, paths: Sequence[Path], batches: Sequence[Batch], raise_if_stopped: Callable[[], None]
     ) -> None:
         super().__init__()
         self._requests = {batch.token: batch.requests for batch in batches}
@@ -45,7 +45,7 @@ class Results(contextlib.ExitStack):
         with contextlib.ExitStack() as stack:
             self._files = [stack.enter_context(reading(path)) for path in paths if path.exists()]
             for number, file in enumerate(self._files):
-                for at, line in _lines(file, look_up):
+                for at, line in _lines(file, raise_if_stopped):
                     self._note(_id(line), at * len(self._files) + number)
             self.push(stack.pop_all())
 
@@ -90,11 +90,11 @@ def is_complete(path: Path) -> bool:
     return not last or len(last) == MAX_LINE or bool(_parsed(last))
 
 
-def _lines(file: IO[bytes], look_up: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
+def _lines(file: IO[bytes], raise_if_stopped: Callable[[], None]) -> Iterator[tuple[int, bytes]]:
     """Yield the beginning of each line, of a usual one all of it, with its offset."""
     at, is_new = 0, True
     while line := file.readline(MAX_LINE + 1):
-        look_up()
+        raise_if_stopped()
         if is_new:
             yield at, line
         at += len(line)

@@ -120,8 +120,8 @@ class BatchSteps:
             await self._fetch(batch)
         if batch.state in ("fetched", "merging"):
             paths = [self.ledger.path(batch, content) for content in ("output", "errors")]
-            look_up = self.context.cancel.raise_if_requested
-            with await asyncio.to_thread(Results, paths, [batch], look_up) as results:
+            raise_if_stopped = self.context.cancel.raise_if_requested
+            with await asyncio.to_thread(Results, paths, [batch], raise_if_stopped) as results:
                 writer = self.new_writer if batch.remote != "cancelled" else None
                 await self.merger.merge(batch, results, writer)
             if batch.file_id:
