@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from captioner.core.types import Request
 
 
+LONGEST_REASON = 300
+"""Characters of an error that are shown: it may quote what a server sent."""
+
+
 class _NoDescriptorError(Exception):
     """No connection can be opened because this process has too many files open."""
 
@@ -338,4 +342,4 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, aiohttp.ClientResponseError):  # its text would show a proxy's password
         return " ".join(f"{error.status} {error.message}".split())
-    return masked(str(error)) or type(error).__name__
+    return masked(str(error)[:LONGEST_REASON]) or type(error).__name__
