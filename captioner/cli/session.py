@@ -20,7 +20,7 @@ from captioner.cli.display import Display
 from captioner.cli.jsonlog import JsonLog
 from captioner.cli.page_address import address_file
 from captioner.cli.prometheus import ADDRESS, Metrics
-from captioner.cli.signals import SIGNALS, handled, status_of, unwinding
+from captioner.cli.signals import SIGNALS, awake, handled, status_of, unwinding
 from captioner.cli.summaries import (
     describe_check,
     describe_estimate,
@@ -119,7 +119,7 @@ def check_in_console(*, output: Path, source: Path | None, as_json: bool) -> int
     from captioner.outputs.check import check_output
 
     try:
-        report = asyncio.run(check_output(output_of(output), source))
+        report = asyncio.run(awake(check_output(output_of(output), source)))
     except OSError as error:
         raise SettingsError(str(error)) from None
     print(_json(report) if as_json else describe_check(report))
@@ -131,7 +131,7 @@ def estimate_in_console(settings: Settings, *, probe: int, as_json: bool) -> Non
     """Print what a run will take."""
     from captioner.engine.estimate import estimate
 
-    found = asyncio.run(estimate(settings, probe=probe))
+    found = asyncio.run(awake(estimate(settings, probe=probe)))
     print(_json(found) if as_json else describe_estimate(found, settings))
 
 
@@ -219,7 +219,7 @@ def batch_in_console(*, output: Path, cancel: bool) -> None:
     from captioner.executors.batch_api.status import look_at_batches
 
     ledger = Ledger.of(find_journal(output, Files()))
-    for line in asyncio.run(look_at_batches(ledger, cancel=cancel)):
+    for line in asyncio.run(awake(look_at_batches(ledger, cancel=cancel))):
         print(printable(line))
 
 

@@ -7,13 +7,17 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from types import FrameType
 
+T = TypeVar("T")
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_BEAT_S = 0.2
 
 
 def status_of(number: int) -> int:
@@ -41,6 +45,21 @@ def handled(handler: Callable[[int], None]) -> Iterator[None]:
                 signal.signal(number, earlier)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+
+
+async def awake(work: Awaitable[T]) -> T:
+    """Return what is awaited, in a loop that wakes up a few times a second.
+
+    A signal that arrives just before the loop waits is handled when the loop wakes up, and while a
+    thread works for long nothing else would wake it.
+    """
+    loop = asyncio.get_running_loop()
+
+    def beat() -> asyncio.TimerHandle:
+        return loop.call_later(_BEAT_S, beat)
+
+    beat()  # until the loop ends
+    return await work
 
 
 @contextlib.contextmanager

@@ -49,6 +49,11 @@ class CancelToken:
         self.request()
         self._forced.set()
 
+    def raise_if_requested(self) -> None:
+        """Raise `StoppedError` if cancellation was requested."""
+        if self:
+            raise StoppedError
+
     def on_request(self, callback: Callable[[], None]) -> None:
         """Call a function when cancellation is requested, at once if it was."""
         if self:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 """What names of variables and parameters that may hold a secret have in them."""
@@ -32,7 +33,8 @@ _NAME = re.compile(
 _GAP = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]{0,2}"
 """What may stand between the letters of a secret that a page or a terminal wrapped."""
 
-_known: set[str] = set()
+_known: dict[str, Callable[[str, str], str]] = {}
+"""The secrets and what base64 makes of them, each with what makes a regular expression of it."""
 
 
 def sealed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +75,20 @@ def masked(text: str) -> str:
 
 
 def remember(secret: str) -> None:
-    """Have a secret removed from every text that this process shows, if it is one."""
+    """Have a secret removed from every response and every text of this process, if it is one."""
     if is_secret(secret):
-        _known.add(secret)
+        _known[secret] = in_any_escape
+        _known.update(dict.fromkeys(_in_base64(secret), _wrapped))
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    """Yield what base64 makes of a secret, alone or inside a longer text, in both alphabets."""
+    data = secret.encode()
+    for before in range(3):
+        start, end = -(-before * 8 // 6), (before + len(data)) * 8 // 6
+        encoded = b64encode(bytes(before) + data)[start:end].decode()
+        yield encoded
+        yield encoded.translate({ord("+"): "-", ord("/"): "_"})
 
 
 def is_secret(value: str) -> bool:
@@ -101,9 +114,24 @@ def secrets_in(value: Any) -> Iterator[str]:
 
 def without_keys(text: str) -> str:
     """Return a text without the known secrets, also escaped, wrapped, or half of one."""
-    for secret in tuple(_known):
-        text = _in_any_form(secret).sub("***", text)
+    for secret, spelled in tuple(_known.items()):
+        text = _in_any_form(secret, spelled).sub("***", text)
     return text
+
+
+def without_keys_in(body: bytes) -> bytes:
+    """Return a response without the known secrets, also escaped in JSON.
+
+    A response costs one search for each form of a secret.
+    """
+    has_escapes = b"\\" in body and _ESCAPED_ASCII.search(body) is not None
+    for secret in tuple(_known):
+        plain = secret.encode()
+        if has_escapes:
+            body = _escaped(secret).sub(b"***", body)
+        elif plain in body:
+            body = body.replace(plain, b"***")
+    return body
 
 
 def in_any_escape(secret: str, between: str = "") -> str:
@@ -113,13 +141,26 @@ def in_any_escape(secret: str, between: str = "") -> str:
     )
 
 
-@lru_cache(64)
-def _in_any_form(secret: str) -> re.Pattern[str]:
-    half = max(SHORTEST, (len(secret) + 1) // 2)
-    forms = [in_any_escape(secret, _GAP), in_any_escape(secret[:half], _GAP) + r"[\w~+/=.%\\-]*"]
-    if len(secret) - half >= SHORTEST:
-        forms.append(in_any_escape(secret[half:], _GAP))
-    return re.compile("|".join(forms), re.IGNORECASE)
+@lru_cache(512)
+def _escaped(secret: str) -> re.Pattern[bytes]:
+    return re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
 
+
+def _wrapped(secret: str, between: str) -> str:
+    return between.join(map(re.escape, secret))
+
+
+@lru_cache(512)
+def _in_any_form(secret: str, spelled: Callable[[str, str], str]) -> re.Pattern[str]:
+    half = max(SHORTEST, (len(secret) + 1) // 2)
+    first, rest = spelled(secret[:half], _GAP), spelled(secret[half:], _GAP)
+    form = rf"{first}(?:{_GAP}{rest}|[\w~+/=.%\\-]*)"
+    if len(secret) - half >= SHORTEST:
+        form += f"|{rest}"
+    return re.compile(form, re.IGNORECASE)
+
+
+_ESCAPED_ASCII = re.compile(rb"\\(?:u00[2-7]|/)")
+"""What JSON may hide a character of a key in; hardly any caption has it."""
 
 _SECRET = re.compile(r"//[^/]*@|[?#].*", re.DOTALL)

@@ -39,6 +39,9 @@ MAX_REPLY = 10 << 20
 MAX_ERROR = 1 << 18
 """Bytes that are read of an error response."""
 
+MAX_INFORMATIONAL = 16
+"""Responses of status 1xx that are read before the real one."""
+
 ERROR_BODY_S = 5.0
 """Seconds that the body of an error response may take."""
 
@@ -190,11 +193,7 @@ class Http1Client:
             size = sum(map(len, pieces))
             # Joining the pieces first would cost 10 % more.
             transport.writelines((b"%b%d\r\n\r\n" % (self._head, size), *pieces))
-            while True:
-                message, content = await protocol.read()
-                # Other informational responses come before the real one.
-                if not 100 <= message.code < 200 or message.code == 101:
-                    break
+            message, content = await _first_real(protocol)
             headers = message.headers
             whole = True
             if message.code < 400:
@@ -281,6 +280,19 @@ def _is_goodbye(protocol: ResponseHandler) -> bool:
     with contextlib.suppress(AttributeError, TypeError, ValueError):
         return [message.code for (message, _), _ in getattr(protocol, "_buffer", ())] == [408]
     return False
+
+
+async def _first_real(protocol: ResponseHandler) -> tuple[Any, aiohttp.StreamReader]:
+    """Return the head and the content of a response; informational ones may come before it.
+
+    Raises:
+        aiohttp.ClientPayloadError: There is no end of them.
+    """
+    for _ in range(MAX_INFORMATIONAL):
+        message, content = await protocol.read()
+        if not 100 <= message.code < 200 or message.code == 101:
+            return message, content
+    raise aiohttp.ClientPayloadError("it sends informational responses without end")
 
 
 def _abort(connection: Connection) -> None:

@@ -21,11 +21,11 @@ from captioner.core.regular import reading, writing
 from captioner.core.secrets import (
     SHORTEST,
     in_any_escape,
-    is_secret,
     masked,
     names_secret,
     remember,
     without_keys,
+    without_keys_in,
 )
 from captioner.core.types import Response
 from captioner.endpoints.http1 import (
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.types import Request
+
+
+LONGEST_REASON = 300
+"""Characters of an error that are shown: it may quote what a server sent."""
 
 
 class _NoDescriptorError(Exception):
@@ -84,12 +88,10 @@ class AiohttpTransport:
         keys += [secret for secret in secrets if len(secret) >= SHORTEST]
         for key in keys:
             remember(key)
-        patterns = {
-            secret: re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
+        self._secrets = [
+            re.compile(in_any_escape(secret).encode(), re.IGNORECASE)
             for secret in (*keys, *long_values)
-        }
-        self._secrets = list(patterns.values())
-        self._plain = {key.encode(): patterns[key] for key in keys if is_secret(key)}
+        ]
         if api_key and _is_azure(base_url):
             self._headers["api-key"] = api_key
         elif api_key:
@@ -153,17 +155,9 @@ class AiohttpTransport:
             raise self._broken(error) from None
         finally:
             deadline.end()
-        return self._masked(reply) if reply.status >= 400 else self._without_plain(reply)
-
-    def _without_plain(self, reply: Response) -> Response:
-        """Return a reply without keys, also escaped in JSON: a caption costs one search each."""
-        has_escapes = b"\\" in reply.body and _ESCAPED_ASCII.search(reply.body) is not None
-        for key, pattern in self._plain.items():
-            if has_escapes:
-                reply = reply._replace(body=pattern.sub(b"***", reply.body))
-            elif key in reply.body:
-                reply = reply._replace(body=reply.body.replace(key, b"***"))
-        return reply
+        if reply.status >= 400:
+            return self._masked(reply)
+        return reply._replace(body=without_keys_in(reply.body))
 
     async def _send_when_possible(self, request: Request) -> Response:
         """Send a request as soon as a connection can be opened."""
@@ -203,7 +197,7 @@ class AiohttpTransport:
         """Return a response without our secrets: some endpoints repeat the key."""
         for secret in self._secrets:
             data = secret.sub(b"***", data)
-        return data
+        return without_keys_in(data)
 
     def _masked(self, reply: Response) -> Response:
         return reply._replace(body=self.masked(reply.body))
@@ -221,22 +215,31 @@ class AiohttpTransport:
             async with self._whole("POST", path, body, body.headers) as reply:
                 return self._masked(await response_of(reply))
 
-    async def download(self, path: str, target: Path) -> Response:
+    async def download(self, path: str, target: Path, max_bytes: int) -> Response:
         """Write the body of a successful response to a file; return the response without it.
 
         Raises:
             EndpointFaultError: As `send` does; the file is unchanged.
+            EndpointRefusedError: The body has more than ``max_bytes``; the file is unchanged.
         """
         async with self._whole("GET", path) as reply:
             if reply.status >= 300:
                 return self._masked(await response_of(reply))
             partial = target.with_name(target.name + ".partial")
-            with writing(partial, new=True) as file:
-                async for chunk in reply.content.iter_any():
-                    file.write(chunk)
-                file.flush()
-                await asyncio.to_thread(os.fsync, file.fileno())
-            partial.replace(target)
+            try:
+                with writing(partial, new=True) as file:
+                    async for chunk in reply.content.iter_any():
+                        if file.tell() + len(chunk) > max_bytes:
+                            raise EndpointRefusedError(
+                                f"The endpoint sends a file of more than {max_bytes} bytes, which "
+                                "is more than the results can have. Check --base-url."
+                            )
+                        file.write(chunk)
+                    file.flush()
+                    await asyncio.to_thread(os.fsync, file.fileno())
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
             return Response(reply.status, reply.headers, b"")
 
     @contextlib.asynccontextmanager
@@ -299,10 +302,6 @@ class AiohttpTransport:
         return self._session
 
 
-_ESCAPED_ASCII = re.compile(rb"\\(?:u00[2-7]|/)")
-"""What JSON may hide a character of a key in; hardly any caption has it."""
-
-
 def _keys_in(headers: Sequence[tuple[str, str]]) -> list[str]:
     """Return the keys in headers, without the word before them (``Bearer``)."""
     values = [value for name, value in headers if names_secret(name)]
@@ -343,4 +342,4 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, aiohttp.ClientResponseError):  # its text would show a proxy's password
         return " ".join(f"{error.status} {error.message}".split())
-    return masked(str(error)) or type(error).__name__
+    return masked(str(error)[:LONGEST_REASON]) or type(error).__name__

@@ -44,6 +44,11 @@ DROP TABLE answers;
 """
 """The table; an earlier version's had another name, no order and no checksums."""
 
+_TABLE, _EARLIER = ("table", "responses"), ("table", "answers")
+_COLUMNS = ["number", "key", "value", "crc"]
+_CONTENTS = "SELECT type, name FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'"
+"""What a file has of tables; a view or a trigger of others would run whenever ours is used."""
+
 _PUT = "INSERT OR REPLACE INTO responses (key, value, crc) VALUES (?, ?, ?)"
 _REMOVE = (
     "DELETE FROM responses WHERE number IN (SELECT number FROM responses ORDER BY number LIMIT ?)"
@@ -118,9 +123,14 @@ class Cache:
             try:
                 self._reader.execute("PRAGMA auto_vacuum=INCREMENTAL")
                 self._reader.execute("PRAGMA journal_mode=WAL")
-                tables = self._reader.execute("SELECT name FROM sqlite_schema").fetchall()
-                if ("responses",) not in tables or ("answers",) in tables:
+                found = set(self._reader.execute(_CONTENTS))
+                if not found <= {_TABLE, _EARLIER}:
+                    raise _ForeignError("it has tables of another program")
+                if _TABLE not in found or _EARLIER in found:
                     self._reader.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+                columns = self._reader.execute("PRAGMA table_xinfo(responses)")
+                if [column[1] for column in columns] != _COLUMNS:
+                    raise _ForeignError("its table has other columns")
             except sqlite3.OperationalError as error:
                 self._reader.rollback()
                 if "locked" not in str(error) or time.monotonic() > until:
@@ -264,7 +274,13 @@ class Cache:
             logger.warning("the cache %s cannot be used: %s", self._path, another)
 
 
+class _ForeignError(sqlite3.DatabaseError):
+    """The file is a database of something else."""
+
+
 def _is_damage(error: sqlite3.Error) -> bool:
+    if isinstance(error, _ForeignError):
+        return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without its extension
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 

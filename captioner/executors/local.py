@@ -112,12 +112,12 @@ async def run_batch(
             if settings.input is not None and settings.input.is_dir():
                 folder_of = found.format
         selected = Selection(source, engine_context.settings)
-        if sink is None:
-            if found is not None:
-                await look_first(selected, engine_context.settings)
-            refuse_strange_files(settings, files or Files())
         run = _Run(context, source, selected, files or Files(), folder_of)
         try:
+            if sink is None:
+                if found is not None:
+                    await cancel.race(look_first(selected, engine_context.settings))
+                refuse_strange_files(settings, files or Files())
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
             if settings.run.processes == 1:
                 opened = Engine.open(engine_context, dialect, transport, limits=limits)
@@ -158,6 +158,7 @@ class _Run:
         self._selected = selected
         self._files = files
         self._folder_of = folder_of
+        self._raise_if_stopped = context.cancel.raise_if_requested
         self._keys = self._settings.record_keys
         self._began = time.monotonic()
         self._orphans = 0
@@ -224,6 +225,7 @@ class _Run:
             accept_changes=run.accept_changes or run.redo is not None,
             accept_edits=run.accept_edits,
             files=self._files,
+            raise_if_stopped=self._raise_if_stopped,
         )
 
     async def _refuse_reformatted(self, journal: Journal) -> None:
@@ -238,6 +240,7 @@ class _Run:
             return
         found = seen = 0
         async for batch in self._source.batches():
+            self._raise_if_stopped()
             seen += len(batch)
             for at in range(0, len(batch), FIRST // 10):
                 keys = self._keys.of_records(batch[at : at + FIRST // 10])
@@ -260,6 +263,7 @@ class _Run:
         repeated = {key for _, key in journal.repeated}
         counts: Counter[bytes] = Counter()
         async for batch in self._source.batches():
+            self._raise_if_stopped()
             counts.update(key for key in self._keys.of_records(batch) if key in repeated)
         await asyncio.to_thread(journal.truncate_duplicates, counts)
 
@@ -333,6 +337,7 @@ class _Run:
                 own=True,
                 csv_safe=self._settings.run.csv_safe,
                 reviewed="ignore",
+                raise_if_stopped=self._raise_if_stopped,
             )
 
     async def _records(
@@ -353,6 +358,7 @@ class _Run:
     async def _refuse_duplicates(self) -> None:
         seen = KeyTable()
         async for batch in self._selected.batches():
+            self._raise_if_stopped()
             for record, key in zip(batch, self._keys.of_records(batch), strict=True):
                 if (first := seen.find(key)) is not None:
                     raise SettingsError(
@@ -385,7 +391,7 @@ class _Run:
         }
         report = RunReport(
             pending=progress.read - progress.settled,
-            complete=progress.complete and progress.read == progress.settled,
+            complete=progress.complete and progress.read == progress.settled and not stopped,
             orphans=self._orphans,
             seconds=time.monotonic() - self._began,
             codes={code: count for code, (count, _, _) in kinds.items()},

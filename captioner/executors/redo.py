@@ -47,6 +47,7 @@ async def take_again(
     Raises:
         SettingsError: Batches are not finished.
         DiskError: The disk refused.
+        StoppedError: The run was cancelled.
     """
     run = settings.run
     if run.again is None:
@@ -65,6 +66,7 @@ async def take_again(
     moved: set[int] = set()
     retried: set[int] = set()
     async for batch in records:
+        journal.raise_if_stopped()
         for key in journal.identity.of_records(batch) if len(rows) or len(failures) else ():
             if (offset := rows.take(key)) is not None:
                 moved.add(offset)

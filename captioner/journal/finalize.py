@@ -39,19 +39,21 @@ async def order_output(journal: Journal, lines: AsyncIterator[list[InputRecord]]
 
     Raises:
         DiskError: The disk refused; the output is as it was.
+        StoppedError: The run was cancelled; likewise.
     """
     keys = await asyncio.to_thread(journal.rescan)
     offsets = array("Q")
     last = -1
     ordered = True
     async for batch in lines:
+        journal.raise_if_stopped()
         for line in batch:
             offset = keys.take(journal.identity.of_record(line))
             if offset is not None:
                 ordered = ordered and offset > last
                 last = offset
                 offsets.append(offset)
-    orphans = sorted(keys.offsets())
+    orphans = await asyncio.to_thread(lambda: sorted(keys.offsets()))
     if not ordered or (orphans and orphans[0] < last):
         offsets.extend(orphans)
         await asyncio.to_thread(_replace, journal, offsets)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
 from captioner.core.keys import KeyTable, RecordKeys
-from captioner.core.lines import iter_lines
 from captioner.core.regular import not_regular
 from captioner.core.secrets import sealed, without_secrets
 from captioner.journal.checkpoint import Checkpoint, Extent, read_checkpoint
@@ -44,12 +43,12 @@ from captioner.journal.disk import (
     write_all,
 )
 from captioner.journal.failures import FailuresFile
-from captioner.journal.scan import scan_output
+from captioner.journal.scan import keys_since, scan_output
 from captioner.journal.settings import continued
 from captioner.journal.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from captioner.journal.scan import Scan
@@ -67,6 +66,8 @@ class Journal:
         accept_changes: Continue although settings changed.
         accept_edits: Accept an output that was changed by hand.
         files: The disk.
+        raise_if_stopped: Called before each block of a long read; an exception ends it. Writes
+            that have begun are finished. Default: does nothing.
 
     Attributes:
         settings: The settings of the output, by name.
@@ -87,6 +88,7 @@ class Journal:
         accept_changes: bool = False,
         accept_edits: bool = False,
         files: Files | None = None,
+        raise_if_stopped: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
         self.done = KeyTable()
@@ -99,6 +101,7 @@ class Journal:
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
         self.files = files or Files()
+        self.raise_if_stopped = raise_if_stopped
         self.failures = FailuresFile(self.files, failures or failures_path(path))
         self._checkpoint_path = checkpoint_path(path)
         self._lock_path = lock_path(path)
@@ -191,7 +194,7 @@ class Journal:
             self.commit()
 
     def _scan(self, checkpoint: Checkpoint | None) -> Scan:
-        scan = scan_output(self.files, self.path, self._fd, self.identity, checkpoint)
+        scan = self._scanned(checkpoint)
         self.done, self.contents = scan.keys, scan.contents
         self.repeated = scan.repeated
         self._written = self._compared = scan.whole
@@ -294,7 +297,7 @@ class Journal:
         with disk_errors("read", self.path):
             self._look(self._written)
             if self._written != self._opened:
-                self._watch.compare(self._fd, Extent(), self._written)
+                self._watch.compare(self._fd, Extent(), self._written, self.raise_if_stopped)
 
     def salvage(self) -> OutputDamagedError:
         """Save captions of a damaged output that nothing else has; return the error of the run."""
@@ -328,7 +331,8 @@ class Journal:
     # -- finishing -------------------------------------------------------------------------
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return bytes of the output."""
+        """Return bytes of the output, unless the run is stopped."""
+        self.raise_if_stopped()
         return self.files.read(self._fd, size, offset)
 
     @property
@@ -338,18 +342,16 @@ class Journal:
 
     def keys_since(self, start: int) -> KeyTable:
         """Return the records of the lines from an offset on."""
-        table = KeyTable(offsets=False)
-        for lines in iter_lines(self.read, start):
-            keys = map(self.identity.of_output, lines)
-            table.add_each([key for key in keys if key is not None])
-        return table
+        return keys_since(self.read, self.identity, start)
 
     def rescan(self) -> KeyTable:
         """Commit, and return every record of the output with its line's offset."""
         self.commit()
-        found = Checkpoint(self._durable)
-        scan = scan_output(self.files, self.path, self._fd, self.identity, found, offsets=True)
-        return scan.keys
+        return self._scanned(Checkpoint(self._durable), offsets=True).keys
+
+    def _scanned(self, checkpoint: Checkpoint | None, *, offsets: bool = False) -> Scan:
+        size = self.files.size(self._fd)
+        return scan_output(self.read, size, self.path, self.identity, checkpoint, offsets=offsets)
 
     def replace(self, partial: Path, extent: Extent) -> None:
         """Replace the output by a finished file that is already synced.

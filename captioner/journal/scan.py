@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -19,9 +18,10 @@ from captioner.core.lines import BLOCK, iter_lines
 from captioner.journal.checkpoint import Checkpoint, Extent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from captioner.journal.disk import Files
+    Read = Callable[[int, int], bytes]
 
 LONGEST_CUT = 64 << 20
 """Bytes. A crash never leaves a longer unsynced tail, so a longer one is not cut."""
@@ -50,9 +50,9 @@ class Scan:
 
 
 def scan_output(
-    files: Files,
+    read: Read,
+    size: int,
     path: Path,
-    fd: int,
     identity: RecordKeys,
     checkpoint: Checkpoint | None,
     *,
@@ -62,25 +62,32 @@ def scan_output(
 
     Up to the durable length the checksum proves that the file is intact. After it every line is
     validated, and the first bad one ends the scan. Without a checkpoint only a torn last line is
-    accepted as the trace of a crash. With ``offsets``, each key has the offset of its line.
+    accepted as the trace of a crash.
+
+    Args:
+        read: Called with a size and an offset, for a block at a time; it may raise to end the scan.
+        size: Bytes of the file.
+        path: The file, for messages.
+        identity: Computes the keys.
+        checkpoint: How much of the file is durable.
+        offsets: Store the offset of its line with each key. Default: False.
 
     Raises:
         OutputDamagedError: The file differs from its checkpoint; the message says where.
     """
-    size = files.size(fd)
-    durable = _durable_extent(files, path, fd, size, checkpoint)
+    durable = _durable_extent(read, path, size, checkpoint)
     contents = KeyTable(size // _TYPICAL_LINE if identity.by_field else 0)
     scan = Scan(KeyTable(size // _TYPICAL_LINE, offsets=offsets), contents, durable, size)
 
     def read_durable(count: int, offset: int) -> bytes:
-        return files.read(fd, min(count, durable.length - offset), offset)
+        return read(min(count, durable.length - offset), offset)
 
     at = 0
     for lines in iter_lines(read_durable, unfinished=True):
         _add_durable(scan, identity, path, lines, at, offsets=offsets)
         at += sum(map(len, lines)) + len(lines)
     at, crc = durable.length, durable.crc32
-    for lines in iter_lines(partial(files.read, fd), at, unfinished=True):
+    for lines in iter_lines(read, at, unfinished=True):
         for line in lines:
             end = at + len(line) + 1
             key = identity.of_output(line) if end <= size else None
@@ -128,14 +135,12 @@ def _add_durable(
         at += len(line) + 1
 
 
-def _durable_extent(
-    files: Files, path: Path, fd: int, size: int, checkpoint: Checkpoint | None
-) -> Extent:
+def _durable_extent(read: Read, path: Path, size: int, checkpoint: Checkpoint | None) -> Extent:
     """Return the extent in the checkpoint whose checksum the file has."""
     if checkpoint is None:
         return Extent()
     for extent in (checkpoint.durable, checkpoint.next):
-        if extent and size >= extent.length and _crc(files, fd, extent.length) == extent.crc32:
+        if extent and size >= extent.length and _crc(read, extent.length) == extent.crc32:
             return extent
     length = checkpoint.durable.length
     if size < length:
@@ -146,14 +151,14 @@ def _durable_extent(
         )
     raise OutputDamagedError(
         f"{path.name} was changed after it was written: the checksum of its first {length} "
-        f"bytes differs{_first_bad_line(files, fd, length)}. If you changed it on purpose, run "
+        f"bytes differs{_first_bad_line(read, length)}. If you changed it on purpose, run "
         "again with --accept-changes=edits. If not, restore it or choose another output with -o."
     )
 
 
-def _first_bad_line(files: Files, fd: int, length: int) -> str:
+def _first_bad_line(read: Read, length: int) -> str:
     at = number = 0
-    for lines in iter_lines(partial(files.read, fd), unfinished=True):
+    for lines in iter_lines(read, unfinished=True):
         for line in lines:
             number += 1
             if at >= length:
@@ -179,9 +184,9 @@ def _refuse_unless_torn(path: Path, at: int, end: int, size: int, *, has_checkpo
         )
 
 
-def _crc(files: Files, fd: int, length: int) -> int:
+def _crc(read: Read, length: int) -> int:
     crc = at = 0
-    while block := files.read(fd, min(BLOCK, length - at), at):
+    while block := read(min(BLOCK, length - at), at):
         crc = zlib.crc32(block, crc)
         at += len(block)
     return crc
@@ -193,3 +198,12 @@ def _is_json(line: bytes) -> bool:
     except orjson.JSONDecodeError:
         return False
     return True
+
+
+def keys_since(read: Read, identity: RecordKeys, start: int) -> KeyTable:
+    """Return the records of an output's lines from an offset on; ``read`` as in `scan_output`."""
+    table = KeyTable(offsets=False)
+    for lines in iter_lines(read, start):
+        keys = map(identity.of_output, lines)
+        table.add_each([key for key in keys if key is not None])
+    return table

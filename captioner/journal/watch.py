@@ -15,6 +15,7 @@ from captioner.journal.companions import BROKEN, unused_path
 from captioner.journal.disk import atomic_write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from captioner.journal.checkpoint import Extent
@@ -48,10 +49,17 @@ class Watch:
             self.is_changed |= path == self._path
             self._note(path, "shortened" if found < size else "appended to by another program")
 
-    def compare(self, fd: int, start: Extent, end: Extent) -> None:
+    def compare(
+        self,
+        fd: int,
+        start: Extent,
+        end: Extent,
+        raise_if_stopped: Callable[[], None] = lambda: None,
+    ) -> None:
         """Compare the content from one extent to a longer one."""
         at, crc = start.length, start.crc32
         while block := self._files.read(fd, min(BLOCK, end.length - at), at):
+            raise_if_stopped()
             crc = zlib.crc32(block, crc)
             at += len(block)
         if (at, crc) != (end.length, end.crc32):

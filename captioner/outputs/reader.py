@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -51,12 +51,18 @@ def scan_journal(
     *,
     offsets: bool = False,
     files: Files | None = None,
+    raise_if_stopped: Callable[[], None] = lambda: None,
 ) -> Scan:
     """Open a journal and scan it; see `scan_output`."""
     files = files or Files()
     fd = files.open_to_read(journal)
+
+    def read(size: int, offset: int) -> bytes:
+        raise_if_stopped()
+        return files.read(fd, size, offset)
+
     try:
-        return scan_output(files, journal, fd, keys, checkpoint, offsets=offsets)
+        return scan_output(read, files.size(fd), journal, keys, checkpoint, offsets=offsets)
     finally:
         files.close(fd)
 
@@ -72,6 +78,8 @@ class OutputReader:
             yields edited ones in their edited form. ``only`` also skips unreviewed ones.
         output: The output that was reviewed; by default the journal itself.
         max_image_bytes: The largest image that is read.
+        raise_if_stopped: Called before each row and each block of a scan; an exception ends the
+            reading. Default: does nothing.
 
     Attributes:
         settings: The options of the run that wrote the output, by name.
@@ -94,7 +102,9 @@ class OutputReader:
         reviewed: Reviewed = "ignore",
         output: Path | None = None,
         max_image_bytes: int = LARGEST_IMAGE,
+        raise_if_stopped: Callable[[], None] = lambda: None,
     ) -> None:
+        self._raise_if_stopped = raise_if_stopped
         checkpoint = read_checkpoint(Files(), journal)
         self.journal = journal
         self.settings: dict[str, Any] = checkpoint.settings if checkpoint else {}
@@ -150,7 +160,13 @@ class OutputReader:
 
     def _scan(self, *, offsets: bool) -> Scan:
         checkpoint = read_checkpoint(Files(), self.journal)  # a run may have written a new one
-        return scan_journal(self.journal, self.keys, checkpoint, offsets=offsets)
+        return scan_journal(
+            self.journal,
+            self.keys,
+            checkpoint,
+            offsets=offsets,
+            raise_if_stopped=self._raise_if_stopped,
+        )
 
     def lines(self) -> Iterator[bytes]:
         """Yield the rows as lines without their ends, with the reviews applied."""
@@ -164,6 +180,7 @@ class OutputReader:
 
     def row_at(self, journal: IO[bytes], offset: int) -> dict[str, Any] | None:
         """Return the row at an offset of the open journal; None if the reviews skip it."""
+        self._raise_if_stopped()
         journal.seek(offset)
         line = self._apply_review(journal.readline().rstrip(b"\n"))
         return None if line is None else parsed(line)
@@ -215,6 +232,7 @@ class OutputReader:
             self._stack.callback(lambda: runner.run(batches.aclose()))
         with reading(self.journal) as file:
             while (batch := runner.run(anext(batches, None))) is not None:
+                self._raise_if_stopped()
                 for record in batch:
                     yield record, self.take_row(file, offsets, record)
 
@@ -253,6 +271,7 @@ class OutputReader:
         remaining = self._length
         with reading(self.journal) as file:
             for line in file:
+                self._raise_if_stopped()
                 remaining -= len(line)
                 if remaining < 0:
                     return

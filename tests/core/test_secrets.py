@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 
@@ -14,6 +15,7 @@ from captioner.core.secrets import (
     sealed,
     secrets_in,
     without_keys,
+    without_keys_in,
     without_login,
 )
 from captioner.endpoints.replies import shown
@@ -74,6 +76,23 @@ def test_a_placeholder_is_no_secret(word) -> None:
     remember(word)
     assert not is_secret(word)
     assert without_keys(f"An {word} street.") == f"An {word} street."
+
+
+@pytest.mark.parametrize("before", ["", "a", "Bearer ", "user:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("key", [KEY, "sk-~~~???>>>-123456"])
+def test_a_key_in_base64(before, encode, key) -> None:
+    """Alone or behind other text, in a response, a message, wrapped, or in the escapes of JSON."""
+    remember(key)
+    encoded = encode(f"{before}{key}!".encode()).decode()
+    texts = [f"bad {encoded} here", f"bad {encoded[:9]}\n{encoded[9:]} here"]
+    cleaned = [show(text) for show in (without_keys, masked, shown) for text in texts]
+    spelled = (texts[0], texts[0].replace("/", "\\/"), json.dumps(texts[0]))
+    cleaned += [without_keys_in(text.encode()).decode() for text in spelled]
+    for clean in cleaned:
+        assert "***" in clean
+        found = (encoded[at : at + 6] for at in range(12, len(encoded) - 10))
+        assert not any(piece in clean for piece in found), clean
 
 
 def test_texts_without_the_key_stay() -> None:

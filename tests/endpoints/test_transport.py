@@ -408,6 +408,23 @@ async def test_a_server_that_asks_to_go_on():
     assert (reply.status, reply.body) == (200, b"{}")
 
 
+async def test_a_server_that_asks_to_go_on_without_end():
+    """It is an error of the endpoint at once: the parts would come faster than they are read."""
+    go_on = says(*[b"HTTP/1.1 100 Continue\r\n\r\n"] * 100)
+    async with raw_server(go_on) as url:
+        fault = await fault_of(url)
+    assert (fault.code, "informational responses without end" in fault.message) == (
+        "disconnected",
+        True,
+    )
+
+
+async def test_a_server_that_sends_garbage_is_quoted_in_short():
+    async with raw_server(says(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5_000)) as url:
+        fault = await fault_of(url)
+    assert len(fault.message) < 400
+
+
 @both_clients
 async def test_a_reply_before_the_request_has_been_heard():
     """A server that refuses a large body while it comes is understood; the next is not mixed up."""

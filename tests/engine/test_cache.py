@@ -86,6 +86,35 @@ def test_a_file_that_is_no_cache_is_set_aside(tmp_path, caplog):
     assert len(caplog.messages) == 2
 
 
+TABLE = "CREATE TABLE responses (number, key, value, crc)"
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x, x, x, x FROM n"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "CREATE TABLE responses (a, b)",
+        f"CREATE VIEW responses (number, key, value, crc) AS {ENDLESS}",
+        f"{TABLE}; CREATE TRIGGER t BEFORE INSERT ON responses BEGIN SELECT RAISE(ABORT, ''); END",
+        "CREATE TABLE mine (x)",
+    ],
+)
+def test_a_database_of_another_program_is_set_aside(tmp_path, caplog, schema):
+    """Nothing in it runs: a view could be read for ever, and a trigger refuse each response."""
+    database = sqlite3.connect(tmp_path / FILE)
+    database.executescript(schema)
+    database.close()
+    cache = opened(tmp_path)
+    assert cache.get(b"k") == b""
+    cache.put(b"k", b"v")
+    cache.close()
+    cache = opened(tmp_path)
+    assert cache.get(b"k") == b"v"
+    cache.close()
+    assert len(aside(tmp_path)) == 1
+    assert len(caplog.messages) == 1
+
+
 def test_a_cache_damaged_inside_is_set_aside_when_that_shows(tmp_path, caplog):
     """Damage found while reading costs what was in the file; the run goes on with a new one."""
     fill(tmp_path, b"a" * 2_000)

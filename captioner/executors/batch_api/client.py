@@ -17,12 +17,12 @@ from captioner.core.errors import (
     RunError,
 )
 from captioner.core.humanize import sentence
-from captioner.core.regular import reading
 from captioner.core.retry import LONGEST_WAIT_S, waits
 from captioner.core.secrets import masked
 from captioner.core.types import Request, Response
 from captioner.endpoints.circuit_breaker import CircuitBreaker
 from captioner.endpoints.replies import error_of
+from captioner.executors.batch_api.results import is_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -170,16 +170,17 @@ class BatchApi:
         request = Request("POST", f"/batches/{batch_id}/cancel", (b"{}",))
         return _remote(await self._call(lambda: self._transport.send(request)))
 
-    async def download(self, file_id: str, target: Path) -> None:
-        """Download a file.
+    async def download(self, file_id: str, target: Path, max_bytes: int) -> None:
+        """Download a file of results.
 
         Raises:
             NotFoundError: The provider no longer has it.
+            EndpointRefusedError: It is too large.
         """
         path = f"/files/{file_id}/content"
         while True:
-            await self._call(lambda: self._transport.download(path, target), parse=False)
-            if await asyncio.to_thread(_is_complete, target):
+            await self._call(lambda: self._transport.download(path, target, max_bytes), parse=False)
+            if await asyncio.to_thread(is_complete, target):
                 return
             self._progress.waiting = "the batch API sent an incomplete file"
             await self._cancel.sleep(1.0)
@@ -257,15 +258,6 @@ def _id_of(value: dict[str, Any]) -> str:
             "The endpoint has no batch API: its reply has no id. Check --base-url."
         )
     return found
-
-
-def _is_complete(path: Path) -> bool:
-    """Return whether the last line of a file of results is readable."""
-    with reading(path) as file:
-        last = b""
-        for line in file:
-            last = line
-    return not last or _parsed(last) is not None
 
 
 def _remote(value: dict[str, Any]) -> RemoteBatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,21 +19,23 @@ from captioner.core.errors import (
     RunError,
 )
 from captioner.core.humanize import counted
+from captioner.core.lines import BLOCK
 from captioner.core.regular import reading
-from captioner.core.secrets import masked
+from captioner.core.secrets import without_keys_in
 from captioner.core.types import CaptionResult, Failure, InputRecord, Response, ValidatedCompletion
+from captioner.endpoints.replies import shown
 from captioner.engine.caption_checks import CUT, attempts_for, check
 from captioner.engine.pipeline import count
 from captioner.executors.batch_api.ledger import Entry, body_of, read_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from captioner.core.keys import KeyTable
     from captioner.core.types import Outcome
     from captioner.engine.engine import Engine
     from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
+    from captioner.executors.batch_api.results import Results
     from captioner.journal.journal import Journal
     from captioner.journal.writer import JournalSink
     from captioner.settings.context import RunContext
@@ -48,6 +49,9 @@ NEVER_RAN = "batch_failed"
 
 CHUNK = 16
 """Outcomes written at once."""
+
+LONGEST_CODE = 64
+"""Characters of the provider's own code of an error."""
 
 
 @dataclass
@@ -101,28 +105,20 @@ class BatchMerger:
         writer: Callable[[], BatchWriter] | None,
     ) -> Batch | None:
         """Settle the records that have an outcome; return a batch of retries if there are any."""
-        ledger = self.ledger
         retries: BatchWriter | None = None
-        outcomes: list[Outcome] = []
         missing = 0
+        chunks = self._chunks(batch, results, done)
         try:
-            with reading(ledger.path(batch, "requests")) as requests:
-                for index, entry in enumerate(read_entries(ledger.path(batch, "records"))):
-                    lines = [requests.readline() for _ in entry.ids(batch.token, index)]
-                    if any(table.take(entry.key) is not None for table in done):
-                        continue
-                    outcome = self._outcome(entry, index, batch, results)
+            while chunk := await asyncio.to_thread(next, chunks, None):
+                await self.settle([one for one, _ in chunk if not isinstance(one, Entry)])
+                for outcome, requests in chunk:
                     if not isinstance(outcome, Entry):
-                        outcomes.append(outcome)
-                    elif writer is not None:
+                        continue
+                    if writer is not None:
                         retries = retries or writer()
-                        retries.add(outcome, [body_of(line) for line in lines])
+                        retries.add(outcome, [body_of(line) for line in requests])
                     else:
                         missing += 1
-                    if len(outcomes) >= CHUNK:
-                        await self.settle(outcomes)
-                        outcomes = []
-            await self.settle(outcomes)
             await self.sink.commit()
         except BaseException:
             if retries is not None:
@@ -132,6 +128,34 @@ class BatchMerger:
             records = counted(missing, "record has", "records have")
             logger.warning("%s no response yet; pending again", records)
         return await asyncio.to_thread(retries.close) if retries else None
+
+    def _chunks(
+        self, batch: Batch, results: Results, done: list[KeyTable]
+    ) -> Iterator[list[tuple[Outcome | Entry, list[bytes]]]]:
+        """Yield what becomes of records without an outcome, and the requests of those retried.
+
+        It is run in threads: a response may be long, and its checks take their time.
+
+        Raises:
+            StoppedError: The run was cancelled.
+        """
+        path = self.ledger.path
+        chunk: list[tuple[Outcome | Entry, list[bytes]]] = []
+        held = 0
+        with reading(path(batch, "requests")) as requests:
+            for index, entry in enumerate(read_entries(path(batch, "records"))):
+                self.context.cancel.raise_if_requested()
+                lines = [requests.readline() for _ in entry.ids(batch.token, index)]
+                if any(table.take(entry.key) is not None for table in done):
+                    continue
+                outcome = self._outcome(entry, index, batch, results)
+                kept = lines if isinstance(outcome, Entry) else []
+                chunk.append((outcome, kept))
+                held += sum(map(len, kept))
+                if len(chunk) >= CHUNK or held >= BLOCK:
+                    yield chunk
+                    chunk, held = [], 0
+        yield chunk
 
     def _outcome(self, entry: Entry, index: int, batch: Batch, results: Results) -> Outcome | Entry:
         """Return the outcome of a record, or its entry in the next batch if it is retried."""
@@ -168,14 +192,13 @@ class BatchMerger:
         if not isinstance(response, dict):
             error = result.get("error")
             error = error if isinstance(error, dict) else {}
-            code = str(error.get("code") or "batch_error")
-            text = masked(str(error.get("message") or code))[:300]
-            message = f"the batch has no response: {text}"
+            code = shown(str(error.get("code") or "batch_error"))[:LONGEST_CODE]
+            message = f"the batch has no response: {shown(str(error.get('message') or code))}"
             if code in ("batch_expired", "batch_cancelled"):
                 raise BadReplyError(code, message)
             raise RefusedError(code, message)
         status = response.get("status_code")
-        body = orjson.dumps(response.get("body"))
+        body = without_keys_in(orjson.dumps(response.get("body")))
         reply = Response(status if isinstance(status, int) else 200, {}, body)
         try:
             completion = self.engine.connected.dialect.judge(reply)
@@ -209,47 +232,3 @@ def _no_response(batch: Batch) -> AttemptError | RefusedError:
     if batch.remote == "failed":  # because of other requests; this one did not run
         return BadReplyError(NEVER_RAN, "the batch was refused before the request was processed")
     return BadReplyError("batch_expired", "the batch ended before the request was processed")
-
-
-class Results(contextlib.ExitStack):
-    """The lines of result files, by the ids of requests; it closes the files at its end.
-
-    Args:
-        paths: The files. If several have a line for a request, the first counts.
-    """
-
-    def __init__(self, *paths: Path) -> None:
-        super().__init__()
-        self._files = [self.enter_context(reading(path)) for path in paths if path.exists()]
-        self._places: dict[str, tuple[int, int]] = {}
-        self._tokens: set[str] = set()
-        for number, file in enumerate(self._files):
-            at = 0
-            for line in file:
-                name = _id(line)
-                if name and name not in self._places:
-                    self._places[name] = number, at
-                    self._tokens.add(name.partition(".")[0])
-                at += len(line)
-
-    def get(self, name: str) -> dict[str, Any] | None:
-        """Return the line of a request, None if there is none."""
-        if name not in self._places:
-            return None
-        number, at = self._places[name]
-        self._files[number].seek(at)
-        value: dict[str, Any] = orjson.loads(self._files[number].readline())
-        return value
-
-    def has(self, token: str) -> bool:
-        """Return whether there is a line for a batch's requests."""
-        return token in self._tokens
-
-
-def _id(line: bytes) -> str:
-    try:
-        value = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return ""
-    name = value.get("custom_id") if isinstance(value, dict) else None
-    return name if isinstance(name, str) else ""

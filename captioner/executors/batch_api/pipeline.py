@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,15 @@ from captioner.core.cancellation import StoppedError
 from captioner.core.errors import DiskError, SettingsError
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KeyTable
+from captioner.core.lines import BLOCK
 from captioner.core.regular import reading, writing
 from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
 from captioner.endpoints.connect import base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import BatchApi
 from captioner.executors.batch_api.ledger import Batch, BatchWriter, Entry, Ledger, read_entries
-from captioner.executors.batch_api.merge import BatchMerger, Results
+from captioner.executors.batch_api.merge import BatchMerger
+from captioner.executors.batch_api.results import Results
 from captioner.executors.batch_api.steps import BatchSteps
 from captioner.journal.disk import replacing
 
@@ -73,6 +74,7 @@ class BatchPipeline:
         self._keys = settings.record_keys
         self._samples = settings.prompt.samples
         self._options = settings.batch
+        self._raise_if_stopped = context.cancel.raise_if_requested
         self._merger = BatchMerger(engine, context, ledger, journal, sink, settled)
         self._writer: BatchWriter | None = None
         self._steps: BatchSteps | None = None  # none if another program sends the requests
@@ -93,7 +95,7 @@ class BatchPipeline:
             if self._options.from_batch_file is not None:
                 await self._merge_file(self._options.from_batch_file)
                 async for _ in records:  # only counted
-                    self._raise_if_cancelled()
+                    self._raise_if_stopped()
             else:
                 await self._write_requests(records, submitted)
             self._context.progress.complete = True
@@ -115,10 +117,6 @@ class BatchPipeline:
                 await records.aclose()
             if self._steps is not None:
                 self._steps.show_progress()
-
-    def _raise_if_cancelled(self) -> None:
-        if self._context.cancel:
-            raise StoppedError
 
     # -- writing requests ---------------------------------------------------------------------
 
@@ -142,7 +140,7 @@ class BatchPipeline:
                         steps = self._steps
                         self._writer = steps.new_writer() if steps else BatchWriter(self._ledger)
                     self._writer.add(entry, bodies)
-                self._raise_if_cancelled()
+                self._raise_if_stopped()
         await self._close_writer()
 
     def _submitted(self) -> KeyTable:
@@ -153,6 +151,7 @@ class BatchPipeline:
                 self._journal.keys_since(batch.journal_at) if batch.state == "merging" else None
             )
             for entry in read_entries(self._ledger.path(batch, "records")):
+                self._raise_if_stopped()
                 if written is None or written.take(entry.key) is None:
                     table.add(entry.key)
         return table
@@ -201,16 +200,23 @@ class BatchPipeline:
         if target is not None:
             requests = self._ledger.path(batch, "requests")
             with replacing(target) as partial, reading(requests) as file, writing(partial) as copy:
-                shutil.copyfileobj(file, copy)
+                while block := file.read(BLOCK):
+                    self._raise_if_stopped()
+                    copy.write(block)
 
     async def _merge_file(self, path: Path) -> None:
         """Merge the results in a file that another program has written."""
         if not await asyncio.to_thread(path.is_file):
             raise SettingsError(f"from-batch-file: there is no file {path}")
         found = False
-        with await asyncio.to_thread(lambda: Results(path.resolve())) as results:
-            for batch in list(self._ledger.batches):
-                if batch.state in ("exported", "merging") and results.has(batch.token):
+        exported = [one for one in self._ledger.batches if one.state in ("exported", "merging")]
+
+        def read() -> Results:
+            return Results([path.resolve()], exported, self._raise_if_stopped)
+
+        with await asyncio.to_thread(read) as results:
+            for batch in exported:
+                if results.has(batch.token):
                     found = True
                     await self._merger.merge(batch, results, None)
         if not found:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from captioner.core.cancellation import StoppedError
 from captioner.core.errors import (
     EndpointFaultError,
     EndpointRefusedError,
@@ -21,7 +20,8 @@ from captioner.core.regular import reading
 from captioner.core.retry import LONGEST_WAIT_S
 from captioner.executors.batch_api.client import ENDED, TOO_MANY_TOKENS, UnclearError
 from captioner.executors.batch_api.ledger import Batch, BatchWriter, Ledger
-from captioner.executors.batch_api.merge import LOST, BatchMerger, Results
+from captioner.executors.batch_api.merge import LOST, BatchMerger
+from captioner.executors.batch_api.results import MAX_LINE, Results
 from captioner.journal.disk import atomic_write
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ class BatchSteps:
     async def _advance(self) -> None:
         """Take every batch as far as it goes now."""
         for batch in list(self.ledger.batches):
-            if self.context.cancel:
-                raise StoppedError
+            self.context.cancel.raise_if_requested()
             await self._step(batch)
 
     async def _step(self, batch: Batch) -> None:
@@ -120,8 +119,9 @@ class BatchSteps:
         if batch.state == "ended":
             await self._fetch(batch)
         if batch.state in ("fetched", "merging"):
-            paths = (self.ledger.path(batch, content) for content in ("output", "errors"))
-            with await asyncio.to_thread(Results, *paths) as results:
+            paths = [self.ledger.path(batch, content) for content in ("output", "errors")]
+            raise_if_stopped = self.context.cancel.raise_if_requested
+            with await asyncio.to_thread(Results, paths, [batch], raise_if_stopped) as results:
                 writer = self.new_writer if batch.remote != "cancelled" else None
                 await self.merger.merge(batch, results, writer)
             if batch.file_id:
@@ -245,8 +245,9 @@ class BatchSteps:
     async def _fetch(self, batch: Batch) -> None:
         for content, file_id in (("output", batch.output_id), ("errors", batch.errors_id)):
             if file_id:
+                target, most = self.ledger.path(batch, content), batch.requests * MAX_LINE
                 try:
-                    await self.api.download(file_id, self.ledger.path(batch, content))
+                    await self.api.download(file_id, target, most)
                 except NotFoundError:
                     batch.remote = LOST
         batch.state = "fetched"

@@ -75,6 +75,7 @@ def export(
     csv_safe: bool = False,
     reviewed: Reviewed = "apply",
     output: Path | None = None,
+    raise_if_stopped: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the rows of a journal in a format.
 
@@ -90,13 +91,19 @@ def export(
             apostrophe.
         reviewed: How to apply the reviews; see `OutputReader`.
         output: The output that was reviewed; by default the journal itself.
+        raise_if_stopped: See `OutputReader`; the target is then unchanged.
 
     Raises:
         DiskError: The disk refused; the target is unchanged.
         SettingsError: The target may not be replaced, or the format cannot hold the rows.
     """
     reader = OutputReader(
-        journal, image_root=image_root, source=source, reviewed=reviewed, output=output
+        journal,
+        image_root=image_root,
+        source=source,
+        reviewed=reviewed,
+        output=output,
+        raise_if_stopped=raise_if_stopped,
     )
     with closing(reader):
         _refuse_own_files(reader, target, source, output)

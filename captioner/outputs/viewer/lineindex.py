@@ -37,6 +37,7 @@ class LineIndex:
         self._fd = -1
         self._starts = array("Q", [0])
         self._lock = threading.RLock()
+        self._stopped = False
 
     def __len__(self) -> int:
         """Return the number of whole lines at the last refresh."""
@@ -50,6 +51,8 @@ class LineIndex:
             if self._fd < 0:
                 return
             for lines in iter_lines(partial(os.pread, self._fd), self._starts[-1]):
+                if self._stopped:
+                    return
                 for line in lines:
                     self._starts.append(self._starts[-1] + len(line) + 1)
 
@@ -85,14 +88,14 @@ class LineIndex:
     def blocks(self, first: int, step: int) -> Iterator[tuple[int, list[bytes]]]:
         """Yield blocks of lines, each with the number of its first line.
 
-        The blocks end early if another file replaces this one.
+        The blocks end early if another file replaces this one, and after `stop`.
 
         Args:
             first: The line to start from.
             step: 1 goes forward, -1 backward. Lines within a block are always in file order.
         """
         at, generation = first, self.generation
-        while 0 <= at < len(self) and generation == self.generation:
+        while 0 <= at < len(self) and generation == self.generation and not self._stopped:
             begin, count = self._window(at, step)
             lines = self.read(begin, count)
             if len(lines) < count:
@@ -111,6 +114,10 @@ class LineIndex:
             least = max(0, at + 1 - _MOST_LINES)
             begin = bisect_left(starts, starts[at + 1] - _WINDOW, least, at)
             return begin, at + 1 - begin
+
+    def stop(self) -> None:
+        """End what is indexed or read in blocks soon."""
+        self._stopped = True
 
     def close(self) -> None:
         """Close the file."""

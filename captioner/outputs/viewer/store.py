@@ -95,7 +95,6 @@ class ViewerStore:
         self._reader_version: object = None
         self._lock = threading.Lock()
         self._charts_lock = threading.Lock()
-        self._stopped = False
         self._codes: Counter[str] = Counter()
         self._counted = (0, 0)
         self._charts: tuple[tuple[int, int], dict[str, Any]] | None = None
@@ -238,7 +237,7 @@ class ViewerStore:
             found += [number for number, line in numbered[::step] if matches(line)]
             searched += len(lines)
             at = begin + len(lines) if step > 0 else begin - 1
-            if len(found) >= AT_ONCE or time.monotonic() > until or self._stopped:
+            if len(found) >= AT_ONCE or time.monotonic() > until:
                 break
         return Found(found, at if 0 <= at < len(rows) else None, at, searched)
 
@@ -309,8 +308,6 @@ class ViewerStore:
         fields = self.reader.fields
         every = max(1, len(self.rows) // CHARTED)
         for begin, lines in self.rows.blocks(0, 1):
-            if self._stopped:
-                return
             for line in lines[-begin % every :: every]:
                 try:
                     row = parsed(line)
@@ -327,7 +324,8 @@ class ViewerStore:
 
     def stop(self) -> None:
         """End running searches and statistics soon."""
-        self._stopped = True
+        self.rows.stop()
+        self.failures.stop()
 
     def close(self) -> None:
         """Close the files."""

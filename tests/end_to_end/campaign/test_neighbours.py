@@ -267,6 +267,28 @@ async def test_an_output_whose_folder_is_gone(tmp_path):
         await caption(output, Meddling(15, lambda: shutil.rmtree(output.parent)))
 
 
+async def test_a_folder_that_is_swapped_for_a_link(tmp_path):
+    """The run stops; captions are in the folder that was moved away, and no file of the other
+    folder is written to."""
+    output, moved, victim = (tmp_path / name for name in ("data", "moved", "victim"))
+    output, moved = output / "run.jsonl", moved / "run.jsonl"
+    output.parent.mkdir()
+    victim.mkdir()
+    names = ("run.jsonl", "run.failed.jsonl", "run.jsonl.lock", "precious")
+    for name in names:
+        (victim / name).write_bytes(PRECIOUS)
+
+    def swap() -> None:
+        output.parent.rename(moved.parent)
+        output.parent.symlink_to(victim)
+
+    transport = Meddling(15, swap)
+    with pytest.raises(OutputDamagedError, match=r"run\.jsonl was replaced"):
+        await caption(output, transport)
+    assert {(victim / name).read_bytes() for name in names} == {PRECIOUS}
+    assert len(rows(moved)) == transport.calls.total()
+
+
 async def test_failures_that_are_deleted(tmp_path):
     output = tmp_path / "run.jsonl"
     transport = Meddling(20, lambda: failures_path(output).unlink())
