@@ -153,7 +153,7 @@ OUTPUT = _flag(
 )
 CONFIG = _flag(
     "--config",
-    "TOML file with options, named as the flags are, without the dashes.",
+    "TOML file with options, named as flags without the dashes.",
     Path,
     envvar="CAPTIONER_CONFIG",
     is_eager=True,

@@ -91,6 +91,10 @@ class Settings:
             )
         if batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: it cannot be combined with --stream")
+        if self.endpoint.serve is not None and (ray or batch.any or self.endpoints):
+            raise SettingsError(
+                "serve: it cannot be combined with --ray, --batch-api or [[endpoint]] tables"
+            )
         self._check_field_names()
 
     def _check_field_names(self) -> None:
@@ -248,4 +252,4 @@ def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettin
     return replace(common, **given)
 
 
-_NOT_IN_TABLES = frozenset({"offline", "timeout", "max_outage"})
+_NOT_IN_TABLES = frozenset({"offline", "timeout", "max_outage", "serve", "serve_args", "replicas"})

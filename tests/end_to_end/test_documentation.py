@@ -39,6 +39,7 @@ COMMAND_FLAGS = {
 """Flags of commands, which are not options of a run."""
 
 OTHER_PROGRAMS = {
+    "--max-model-len",
     "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check",
 }  # fmt: skip
 """Flags of servers, of pip and of our scripts."""

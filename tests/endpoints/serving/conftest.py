@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import jpeg
+from fake_servers import install
+
+
+class Started:
+    """The starts of the fake servers."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    @property
+    def all(self) -> list[dict[str, Any]]:
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def argument(self, name: str) -> list[str]:
+        """Return the value of an argument at each start."""
+        return [one["argv"][one["argv"].index(name) + 1] for one in self.all]
+
+    @property
+    def left(self) -> list[int]:
+        """The processes that still run."""
+        return [one["pid"] for one in self.all if is_running(one["pid"])]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # What nobody has waited for is a zombie: it holds nothing.
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
+    """Put the fakes first in PATH, and the state of servers into a folder of this test."""
+    log = tmp_path / "starts.log"
+    folder = install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("FAKE_LOG", str(log))
+    monkeypatch.setattr("captioner.endpoints.serving.server.LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr("captioner.endpoints.serving.server.READY_POLL_S", 0.02)
+    monkeypatch.setattr("captioner.endpoints.serving.quarantine.POLL_S", 0.02)
+    return Started(log)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Callable[..., Path]:
+    """Write an input of records whose questions are given, each with an image of its own."""
+
+    def write(questions: list[str]) -> Path:
+        path = tmp_path / "in.jsonl"
+        lines = []
+        for number, question in enumerate(questions):
+            (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+            lines.append(json.dumps({"image": f"{number}.jpg", "prompt": question}) + "\n")
+        path.write_text("".join(lines))
+        return path
+
+    return write
