@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,9 @@ from captioner.engine.first_look import FIRST
 from captioner.engine.selection import Selection
 from captioner.executors.opening import (
     look_first,
-    open_engine,
     open_source,
     refuse_other_outputs,
     refuse_strange_files,
-    serving,
 )
 from captioner.executors.redo import take_again
 from captioner.journal.companions import failures_path, journal_path, shards_folder
@@ -120,10 +118,18 @@ async def run_batch(
             refuse_strange_files(settings, files or Files())
         run = _Run(context, source, selected, files or Files(), folder_of)
         try:
-            async with (
-                serving(engine_context) as served,
-                open_engine(served, dialect, transport, limits) as engine,
-            ):
+            opened: AbstractAsyncContextManager[Engine | WorkerPool]
+            if settings.run.processes == 1:
+                opened = Engine.open(engine_context, dialect, transport, limits=limits)
+            elif dialect is not None or transport is not None:
+                raise SettingsError(
+                    "processes: a custom dialect or transport works in one process only"
+                )
+            else:
+                from captioner.executors.processes.pool import WorkerPool
+
+                opened = WorkerPool.open(engine_context)
+            async with opened as engine:
                 if sink is not None:
                     return await run.into_sink(engine, sink)
                 return await run.into_journal(engine)

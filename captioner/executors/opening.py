@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
-from captioner.engine.engine import Engine
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
@@ -18,47 +16,10 @@ from captioner.outputs.export import first_file
 from captioner.readers.registry import OpenedInput, open_input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from captioner.core.protocols import Dialect, Source, Transport
-    from captioner.endpoints.limiter import Limiter
-    from captioner.executors.processes.pool import WorkerPool
-    from captioner.settings.context import RunContext
+    from captioner.core.protocols import Source
     from captioner.settings.settings import Settings
-
-
-def serving(context: RunContext) -> AbstractAsyncContextManager[RunContext]:
-    """Return the context of a run with the servers of ``--serve``, which run while it is open.
-
-    Raises:
-        SettingsError: A server does not start.
-    """
-    if context.settings.endpoint.serve is None:
-        return nullcontext(context)
-    from captioner.endpoints.serving import serving as with_servers
-
-    return with_servers(context)
-
-
-def open_engine(
-    context: RunContext,
-    dialect: Dialect | None,
-    transport: Transport | None,
-    limits: Callable[[Sequence[Limiter]], None] | None,
-) -> AbstractAsyncContextManager[Engine | WorkerPool]:
-    """Return the engine of a run, or its worker processes; see `Engine.open`.
-
-    Raises:
-        SettingsError: Several processes cannot share what the caller gave.
-    """
-    if context.settings.run.processes == 1:
-        return Engine.open(context, dialect, transport, limits=limits)
-    if dialect is not None or transport is not None:
-        raise SettingsError("processes: a custom dialect or transport works in one process only")
-    from captioner.executors.processes.pool import WorkerPool
-
-    return WorkerPool.open(context)
 
 
 def open_source(settings: Settings) -> OpenedInput:

@@ -126,6 +126,8 @@ class Settings:
             groups.setdefault(option_groups()[name], {})[name] = value
         made = {group: GROUPS[group](**given) for group, given in groups.items()}
         endpoint = made.get("endpoint", EndpointSettings())
+        if endpoint.serve is not None and endpoint.base_url:
+            raise SettingsError("serve: it cannot be combined with --base-url")
         return cls(
             Path(input) if input is not None else None,
             Path(output) if output is not None else None,

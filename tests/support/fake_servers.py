@@ -5,7 +5,8 @@ paths and metrics, and end with the same exit status. `install` writes them into
 
 What they do wrong is asked for by words in a request, and by variables of their environment:
 
-- ``KILL`` in a request ends the server by SIGKILL, ``STALL`` makes it work on it for ever.
+- ``KILL`` in a request ends the server by SIGKILL, ``STALL`` makes it work on it for ever, and
+  ``TOO LARGE`` uses up the memory of `vllm` unless it keeps a tenth of it free beyond its default.
 - ``FAKE_MEMORY``: tokens that fit into its memory, of all requests at once.
 - ``FAKE_LOG``: a file that gets a line with the process and the arguments at each start.
 - ``FAKE_BROKEN``: it ends with this as its last line, before it is ready; with FAKE_BROKEN_FROM=N
@@ -67,6 +68,7 @@ def vllm(words: list[str]) -> None:
     if given.max_model_len * given.max_num_seqs > memory:
         say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB.")
         sys.exit(1)
+    Handler.state["small"] = given.gpu_memory_utilization <= 0.8
     serve(given.host, given.port, given.served_model_name or given.model, "vllm")
 
 
@@ -146,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
     pulled: set[str] | None = None
     """Models of ollama; None for other servers."""
 
-    state: ClassVar = {"running": 0, "tokens": 0, "ready": True}
+    state: ClassVar = {"running": 0, "tokens": 0, "ready": True, "small": False}
 
     def log_message(self, *_: Any) -> None:
         """Write no line for each request."""
@@ -180,6 +182,9 @@ class Handler(BaseHTTPRequestHandler):
         self.state["running"] += 1
         if b"KILL" in body:
             os.kill(os.getpid(), signal.SIGKILL)
+        if b"TOO LARGE" in body and not self.state["small"]:
+            say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.")
+            os._exit(1)
         if b"STALL" in body:
             time.sleep(600)
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0.01")))

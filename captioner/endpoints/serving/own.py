@@ -162,52 +162,35 @@ async def _all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(context: RunContext) -> AsyncIterator[RunContext]:
-    """Start the servers of ``--serve``, or find running ones, for a run.
-
-    Yields:
-        The context with the addresses of the servers; as it was without ``--serve``.
-
-    Raises:
-        SettingsError: A server does not start.
-        StoppedError: The run was cancelled while it started.
-    """
+async def with_servers(context: RunContext, serve: str) -> AsyncIterator[RunContext]:
+    """Start the servers of a run, or find those of ``captioner serve``; see `serving`."""
     settings, progress = context.settings, context.progress
     endpoint = settings.endpoint
-    if endpoint.serve is None:
-        yield context
-        return
-    if endpoint.base_url:
-        raise SettingsError("serve: it cannot be combined with --base-url")
 
-    def with_servers(states: Sequence[ServerState]) -> RunContext:
+    def with_addresses(states: Sequence[ServerState]) -> RunContext:
         urls = tuple(state.base_url for state in states)
         own = replace(endpoint, base_url=urls, model=states[0].model)
         return replace(context, settings=replace(settings, endpoint=own))
 
-    shared = [one for one in running_servers() if one.shared and one.serve == endpoint.serve]
-    if ready := [one for one in shared if one.state == "ready"]:
-        logger.warning("using the server of captioner serve at %s", ready[0].base_url)
-        yield with_servers(ready)
-        return
-    arguments = shlex.split(endpoint.serve_args)
-    planned = plan(endpoint.serve, arguments, endpoint.replicas, endpoint.model)
-    limits = limits_of(planned, settings.run.concurrency, settings.records.max_images)
-
     def tell(what: str) -> None:
         progress.waiting = what
 
+    if found := [one for one in running_servers() if one.serves(serve)]:
+        logger.warning("using the server that captioner serve runs at %s", found[0].base_url)
+        yield with_addresses(found)
+        return
+    arguments = shlex.split(endpoint.serve_args)
+    planned = plan(serve, arguments, endpoint.replicas, endpoint.model)
     async with started(
-        endpoint.serve,
+        serve,
         planned,
         arguments,
-        limits,
+        limits_of(planned, settings.run.concurrency, settings.records.max_images),
         context.cancel,
         tell=tell,
         answers=lambda: progress.answers,
     ) as servers:
-        tell("")
-        yield with_servers([server.state for server in servers])
+        yield with_addresses([server.state for server in servers])
 
 
 def limits_of(planned: Plan, concurrency: int, images: int) -> Limits:

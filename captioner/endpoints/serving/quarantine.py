@@ -15,7 +15,6 @@ import os
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import EndpointFaultError, RefusedError, ServerDiedError
-from captioner.core.humanize import sentence
 from captioner.core.keys import digest
 from captioner.endpoints.serving.running import folder_of, read_state
 
@@ -86,8 +85,7 @@ class Quarantine:
                 del self._suspects[key]
                 raise RefusedError(
                     "server_died",
-                    f"the server died while it had only this record, as it did with it before. "
-                    f"{sentence(state.why)}",
+                    f"the server died while it had only this record, as it had before: {state.why}",
                 ) from None
             raise
         self._suspects.pop(key, None)
@@ -109,7 +107,7 @@ class Quarantine:
                 return state
             if state.state == "failed":
                 raise ServerDiedError(state.why)
-            self._progress.waiting = state.why or "the server starts"
+            self._progress.waiting = f"the server starts again: {state.why}"
             await self._cancel.sleep(POLL_S)
         raise ServerDiedError(
             "The server was stopped. What was finished is saved; run the same command again."

@@ -49,6 +49,10 @@ class ServerState:
     shared: bool = False
     why: str = ""
 
+    def serves(self, serve: str) -> bool:
+        """Tell whether a run with this value of ``--serve`` may use it now."""
+        return self.shared and self.state == "ready" and self.serve == serve
+
 
 def servers_folder() -> Path:
     """Return the folder of the servers of this user."""

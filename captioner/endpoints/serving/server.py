@@ -222,7 +222,7 @@ class Server:
                 why = await self._ended(process)
                 if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_S:
                     pauses = waits(LONGEST_PAUSE_S)
-            self._running.change(state="starting", why=f"{why} It is started again.")
+            self._running.change(state="starting", why=why)
             self._lowered(process)
             logger.warning("%s It is started again.", why)
             await asyncio.sleep(next(pauses))

@@ -12,10 +12,12 @@ import pytest
 from conftest import command, rows
 from waiting import wait_until
 
-from captioner import Progress, SettingsError, run_batch
+from captioner import Captioner, Progress, Settings, SettingsError, run_batch
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import EndpointGaveOutError
 from captioner.endpoints.serving.running import running_servers
+
+CAPTION = "A red cat sits on a grey mat."
 
 
 def questions(count: int) -> list[str]:
@@ -117,6 +119,18 @@ async def test_too_little_memory_lowers_the_servers_limits(
     assert seen[: len(values)] == values[: len(seen)]
     assert len(seen) > 1
     assert any("too little memory: starting it with" in line for line in said)
+
+
+async def test_a_batch_that_uses_up_the_memory_lowers_the_servers_limits(
+    started, records, short_pauses
+) -> None:
+    """No record fails for it: the server takes less at once from then on."""
+    asked = questions(30)
+    asked[3] = "TOO LARGE"
+    report = await run_batch(records(asked), serve="vllm:org/m", concurrency=4)
+    assert (report.captioned, report.failed) == (30, 0)
+    assert started.argument("--gpu-memory-utilization") == ["0.90", "0.85", "0.80"]
+    assert started.argument("--max-num-seqs") == ["4", "2", "1"]
 
 
 async def test_memory_that_never_suffices_is_said(started, records, monkeypatch) -> None:
@@ -238,3 +252,23 @@ def test_no_process_is_left_however_captioner_ends(how, started, records, monkey
     captions = [row["prompt"] for row in rows(output)]
     assert captions == questions(400)
     assert not started.left
+
+
+async def test_a_stream_starts_a_server_too(started, records) -> None:
+    """So does all else that opens an engine."""
+    async with Captioner(serve="vllm:org/m") as captioner:
+        assert await captioner.caption(records(questions(1)).with_name("0.jpg")) == CAPTION
+        assert started.left
+    assert not started.left
+
+
+def test_serve_excludes_what_names_another_endpoint() -> None:
+    for other in (
+        {"base_url": "http://localhost:8000/v1"},
+        {"offline": True},
+        {"engine": "ray"},
+        {"batch_api": True},
+        {"endpoints": [{"base-url": "http://localhost:8000/v1"}]},
+    ):
+        with pytest.raises(SettingsError, match="serve: "):
+            Settings.create("in.jsonl", serve="vllm:org/m", **other)
