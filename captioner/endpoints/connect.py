@@ -257,8 +257,14 @@ def base_url(endpoint: EndpointSettings) -> str:
         address, mark, query = url.partition("#")[0].partition("?")
         address = re.sub(_PASTED, "", address)
         return f"{address}{mark}{query}"
+    from captioner.endpoints.serving.machine import look, propose
+
+    here = look()
+    serve, install = propose(here)
+    how = f"first: {install}" if install else "a model on this machine"
     raise SettingsError(
         "no endpoint. Give one of:\n"
+        f"  {f'--serve {serve}':<52}{how} ({here})\n"
         "  --base-url http://localhost:8000/v1 --model NAME    your own server\n"
         "  --base-url https://api.openai.com/v1 --model NAME   with the key in OPENAI_API_KEY\n"
         "  --offline                                           the built-in describer, to try"

@@ -230,7 +230,7 @@ LAUNCHERS = {
         Launcher(
             "llamacpp",
             "llama-server",
-            "install llama.cpp: https://github.com/ggml-org/llama.cpp",
+            "brew install llama.cpp, or see https://github.com/ggml-org/llama.cpp",
             _llamacpp,
             running="llamacpp:requests_processing",
             progress=("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"),
@@ -240,7 +240,7 @@ LAUNCHERS = {
         Launcher(
             "ollama",
             "ollama",
-            "install Ollama: https://ollama.com/download",
+            "get it from https://ollama.com/download",
             lambda _: ["serve"],
             _ollama,
             health="/",

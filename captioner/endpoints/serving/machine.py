@@ -178,26 +178,32 @@ def choose(model: str, machine: Machine) -> tuple[str, str]:
 
 
 class Proposal(NamedTuple):
-    """What would work on a machine: a value of ``--serve``, and what to install before."""
+    """What would work on a machine.
+
+    Attributes:
+        serve: A value of ``--serve``.
+        install: What to install before; empty if it is installed.
+    """
 
     serve: str
     install: str
-    about: str
 
 
-def propose(machine: Machine) -> Proposal | None:
-    """Return the largest known model that fits, with an installed server if one can serve it."""
-    best: dict[bool, Proposal] = {}
-    for model in known_models():
-        servers = fitting(model, machine)
-        if not machine.gpus and not machine.apple:
-            servers = servers if model.size == "small" else []  # a large one would take for ever
-        for server in servers:
-            is_there = server in machine.installed
-            if best.get(is_there) and model.size == "large":
-                continue
-            if is_there or not best.get(False) or server == servers[0]:
-                install = "" if is_there else LAUNCHERS[server].install
-                best[is_there] = Proposal(f"{server}:{model.name}", install, model.licence)
-                break
-    return best.get(True) or best.get(False)
+def propose(machine: Machine) -> Proposal:
+    """Return what to caption with on a machine, with a server that is installed if one suits.
+
+    It is a middle model at most, because a large one is slow, and without a GPU the smallest.
+    """
+    found = [
+        (server, model)
+        for model in known_models()
+        for server in fitting(model, machine) or ["llamacpp"]
+        if model.size != "large" and model.licence == "Apache 2.0"
+    ]
+    found = [one for one in found if one[0] in machine.installed] or found
+    if machine.gpus or machine.apple:
+        server, model = max(found, key=lambda one: one[1].memory)
+    else:
+        server, model = found[0]
+    install = "" if server in machine.installed else LAUNCHERS[server].install
+    return Proposal(f"{server}:{model.name}", install)

@@ -51,7 +51,8 @@ class ServerState:
 
     def serves(self, serve: str) -> bool:
         """Tell whether a run with this value of ``--serve`` may use it now."""
-        return self.shared and self.state == "ready" and self.serve == serve
+        is_meant = serve in (self.serve, self.serve.partition(":")[2], self.model)
+        return self.shared and self.state == "ready" and is_meant
 
 
 def servers_folder() -> Path:

@@ -118,6 +118,12 @@ class Server:
             self._running.close()
             await self._client.close()
 
+    async def given_up(self) -> str:
+        """Return why it was given up, when it was."""
+        assert self._task is not None  # noqa: S101 - it was opened
+        await asyncio.shield(self._task)
+        return self.state.why
+
     # -- starting ------------------------------------------------------------------------------
 
     @property
