@@ -17,6 +17,7 @@ from captioner.endpoints.serving import machine
 from captioner.endpoints.serving.launchers import LAUNCHERS, Limits, Start, parse
 from captioner.endpoints.serving.running import running_servers
 from captioner.endpoints.serving.server import Server
+from captioner.endpoints.serving.weights import downloaded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -124,6 +125,9 @@ async def started(
         SettingsError: A server does not start.
         StoppedError: The run was cancelled first.
     """
+    if planned.launcher.name == "llamacpp":
+        model = await downloaded(planned.model, cancel, tell)
+        planned = planned._replace(model=model)
     servers: list[Server] = []
     async with contextlib.AsyncExitStack() as stack:
         for number, gpus in enumerate(planned.gpus):

@@ -65,9 +65,9 @@ def test_a_server_of_captioner_serve_dies_with_it(serve, started, records, run_c
 
 
 def test_an_endpoint_for_other_programs(serve) -> None:
-    _, line = serve("llamacpp:org/m-GGUF")
+    _, line = serve("llamacpp:m.gguf")
     with urllib.request.urlopen(f"{line.split()[1]}/models") as reply:
-        assert json.load(reply)["data"][0]["id"] == "org/m-GGUF"
+        assert json.load(reply)["data"][0]["id"] == "m.gguf"
 
 
 def test_models_shows_licences_and_memory(started, run_command) -> None:

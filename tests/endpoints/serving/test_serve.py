@@ -25,7 +25,7 @@ def questions(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "serve", ["vllm:org/m", "sglang:org/m", "llamacpp:org/m-GGUF", "ollama:qwen2.5vl:7b"]
+    "serve", ["vllm:org/m", "sglang:org/m", "llamacpp:m.gguf", "ollama:qwen2.5vl:7b"]
 )
 async def test_a_run_starts_a_server_and_stops_it(
     serve, started, records, monkeypatch, tmp_path
@@ -105,7 +105,7 @@ async def test_a_server_that_is_not_installed(started, records, tmp_path) -> Non
     [
         ("vllm:org/m", 9_000 * 8, "--max-num-seqs", ["32", "16", "8"]),
         ("vllm:org/m", 9_000, "--max-model-len", ["16384", "8192", "4096", "4096", "4096"]),
-        ("llamacpp:org/m-GGUF", 4 * 4_096, "--parallel", ["8", "4"]),
+        ("llamacpp:m.gguf", 4 * 4_096, "--parallel", ["8", "4"]),
     ],
 )
 async def test_too_little_memory_lowers_the_servers_limits(
