@@ -5,8 +5,9 @@ paths and metrics, and end with the same exit status. `install` writes them into
 
 What they do wrong is asked for by words in a request, and by variables of their environment:
 
-- ``KILL`` in a request ends the server by SIGKILL, ``STALL`` makes it work on it for ever, and
-  ``TOO LARGE`` uses up the memory of `vllm` unless it keeps a tenth of it free beyond its default.
+- ``KILL`` in a request ends the server by SIGKILL, ``DEAD ENGINE`` as vLLM ends after its engine.
+  ``STALL`` makes it work on the request for ever. ``TOO LARGE`` uses up the memory of `vllm` unless
+  it keeps a tenth of it free beyond its default.
 - ``FAKE_MEMORY``: tokens that fit into its memory, of all requests at once.
 - ``FAKE_LOG``: a file that gets a line with the process and the arguments at each start.
 - ``FAKE_BROKEN``: it ends with this as its last line, before it is ready; with FAKE_BROKEN_FROM=N
@@ -185,6 +186,11 @@ class Handler(BaseHTTPRequestHandler):
         if b"TOO LARGE" in body and not self.state["small"]:
             say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.")
             os._exit(1)
+        if b"DEAD ENGINE" in body:
+            said = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            self.reply(500, {"error": {"message": said, "type": "Internal Server Error"}})
+            say("(APIServer pid=7) INFO: Shutting down")
+            os._exit(0)
         if b"STALL" in body:
             time.sleep(600)
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0.01")))

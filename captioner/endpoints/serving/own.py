@@ -131,24 +131,18 @@ async def started(
     servers: list[Server] = []
     async with contextlib.AsyncExitStack() as stack:
         for number, gpus in enumerate(planned.gpus):
-            server = Server(
-                planned.launcher,
-                serve,
-                Start(
-                    planned.program,
-                    planned.model,
-                    planned.name,
-                    host,
-                    port + number if port else _free_port(),
-                    limits,
-                ),
-                arguments,
-                gpus,
-                shared=shared,
-                tell=tell,
-                answers=answers,
-                heard=heard,
-            )
+            at = port + number if port else _free_port()
+            start = Start(planned.program, planned.model, planned.name, host, at, limits)
+            try:
+                server = Server(
+                    planned.launcher, serve, start, arguments, gpus,
+                    shared=shared, tell=tell, answers=answers, heard=heard,
+                )  # fmt: skip
+            except OSError as error:
+                raise SettingsError(
+                    f"serve: {error.filename}: {error.strerror}. The state of servers is kept "
+                    "there; set XDG_STATE_HOME to another folder."
+                ) from None
             stack.push_async_callback(server.close)
             servers.append(server)
         opening = [asyncio.create_task(server.open()) for server in servers]

@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 from typing import TYPE_CHECKING
 
+from captioner.core import descriptors
 from captioner.core.errors import EndpointFaultError, RefusedError, ServerDiedError
 from captioner.core.keys import digest
 from captioner.endpoints.serving.running import folder_of, read_state
@@ -31,7 +33,7 @@ SUSPECT = 2
 """Deaths of the server with a record in flight, after which the record is sent alone."""
 
 NOTICE_S = 5.0
-"""Seconds in which the death of a server is noticed by the process that watches it."""
+"""Seconds in which a server whose connection broke ends, and this is noticed."""
 
 POLL_S = 0.2
 """Seconds between two looks at a lock, or at the state of a server that starts."""
@@ -70,26 +72,31 @@ class Quarantine:
         try:
             async with self._in_room(alone=alone):
                 response = await self._transport.send(request)
-        except EndpointFaultError as fault:
-            if fault.code not in ("connection", "disconnected"):
-                raise
-            state = await self._after_death(starts)
-            if state is None:
-                raise
-            fault.is_loading = True
-            if fault.code == "connection":  # this request never reached it
-                raise
-            key = key or _key(request)
-            self._suspects[key] = self._suspects.get(key, 0) + 1
-            if alone:
-                del self._suspects[key]
-                raise RefusedError(
-                    "server_died",
-                    f"the server died while it had only this record, as it had before: {state.why}",
-                ) from None
-            raise
-        self._suspects.pop(key, None)
-        return response
+                if response.status < 500 or not _DYING.search(response.body):
+                    self._suspects.pop(key, None)
+                    return response
+                fault = EndpointFaultError(
+                    "disconnected", "the server ends after an error of its own"
+                )
+        except EndpointFaultError as error:
+            fault = error
+        if fault.code not in ("connection", "disconnected"):
+            raise fault
+        state = await self._after_death(starts)
+        if state is None:
+            raise fault
+        fault.is_loading = True
+        if fault.code == "connection":  # this request never reached it
+            raise fault
+        key = key or _key(request)
+        self._suspects[key] = self._suspects.get(key, 0) + 1
+        if not alone:
+            raise fault
+        del self._suspects[key]
+        raise RefusedError(
+            "server_died",
+            f"the server died while it had only this record, as it had before: {state.why}",
+        )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -102,28 +109,43 @@ class Quarantine:
             ServerDiedError: It never will.
             StoppedError: The run was cancelled.
         """
-        while (state := read_state(self._folder)) is not None:
-            if state.state == "ready":
-                return state
+        while (state := await self._state()).state != "ready":
             if state.state == "failed":
                 raise ServerDiedError(state.why)
             self._progress.waiting = f"the server starts again: {state.why}"
             await self._cancel.sleep(POLL_S)
-        raise ServerDiedError(
-            "The server was stopped. What was finished is saved; run the same command again."
-        )
+        return state
 
     async def _after_death(self, starts: int) -> ServerState | None:
         """Return the server's state if it died since it was started; None if it works on."""
         loop = asyncio.get_running_loop()
         until = loop.time() + NOTICE_S
-        while (state := read_state(self._folder)) is not None:
+        while loop.time() < until:
+            state = await self._state()
             if state.starts != starts or state.state != "ready":
                 return state
-            if loop.time() > until:
-                break
             await self._cancel.sleep(POLL_S)
         return None
+
+    async def _state(self) -> ServerState:
+        """Return the server's state.
+
+        Raises:
+            ServerDiedError: The process that watched it has ended.
+            StoppedError: The run was cancelled.
+        """
+        while True:
+            try:
+                state = read_state(self._folder)
+            except OSError as error:
+                if not descriptors.are_used_up(error):
+                    raise ServerDiedError(f"{self._folder}: {error.strerror}") from None
+                descriptors.warn_used_up()
+                await self._cancel.sleep(descriptors.PAUSE_S)
+            else:
+                if state is None:
+                    raise ServerDiedError(_STOPPED)
+                return state
 
     @contextlib.asynccontextmanager
     async def _in_room(self, *, alone: bool) -> AsyncIterator[None]:
@@ -135,7 +157,12 @@ class Quarantine:
             yield
 
     async def _locked(self, name: str, kind: int, stack: contextlib.ExitStack) -> None:
-        descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ServerDiedError(_STOPPED) from None
+        except OSError as error:
+            raise EndpointFaultError("connection", f"no lock: {error.strerror}") from None
         stack.callback(os.close, descriptor)
         while True:
             try:
@@ -144,6 +171,12 @@ class Quarantine:
                 await self._cancel.sleep(POLL_S)
             else:
                 return
+
+
+_STOPPED = "The server was stopped. What was finished is saved; run the same command again."
+
+_DYING = re.compile(rb"EngineCore|EngineDeadError|Background loop has errored")
+"""Words of vLLM in a response with which it ends: its engine has died."""
 
 
 def _key(request: Request) -> bytes:

@@ -74,17 +74,34 @@ class RunningServer:
     Args:
         port: Its port.
         state: Its state at first.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
 
     def __init__(self, port: int, state: ServerState) -> None:
         self._folder = folder_of(port)
         self.state = state
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = os.open(self._folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        while (lock := self._locked()) is None:
+            pass
+        self._lock = lock
         for name in ("door", "room"):
             (self._folder / name).touch(0o600)
         self.change()
+
+    def _locked(self) -> int | None:
+        """Return the lock; None if the folder was removed meanwhile, as what an old one left."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            lock = _open(self._folder / "alive", os.O_CREAT)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), (self._folder / "alive").stat()):
+                return lock
+        os.close(lock)
+        return None
 
     def change(self, **to: Any) -> None:
         """Change the state, which other processes see at once."""
@@ -101,37 +118,54 @@ class RunningServer:
         os.close(self._lock)
 
 
+def _open(path: Path, flags: int = 0) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+
+
 def read_state(folder: Path) -> ServerState | None:
-    """Return the state of a server; None if the process that watched it has ended."""
-    if not _is_alive(folder):
+    """Return the state of a server; None if the process that watched it has ended.
+
+    Raises:
+        OSError: It cannot be read, for example because too many files are open.
+    """
+    try:
+        lock = _open(folder / "alive")
+    except FileNotFoundError:
         return None
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        found = json.loads((folder / "server.json").read_text("utf-8"))
-        known = {one.name for one in fields(ServerState)}
-        return ServerState(**{name: value for name, value in found.items() if name in known})
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _state_in(folder)
+    finally:
+        os.close(lock)
     return None
 
 
-def _is_alive(folder: Path) -> bool:
+def _state_in(folder: Path) -> ServerState | None:
     try:
-        descriptor = os.open(folder / "alive", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        found = json.loads((folder / "server.json").read_text("utf-8"))
+        known = {one.name for one in fields(ServerState)}
+        return ServerState(**{name: value for name, value in found.items() if name in known})
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def running_servers() -> Iterator[ServerState]:
     """Return the states of this user's servers on this machine; remove what ended ones left."""
     pattern = folder_of(0).name.removesuffix("0") + "*"
     for folder in sorted(servers_folder().glob(pattern)):
-        found = read_state(folder)
-        if found is not None:
+        if (found := read_state(folder)) is not None:
             yield found
-        elif not _is_alive(folder):
+        else:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a server unless one that starts has it."""
+    with contextlib.suppress(OSError):
+        lock = _open(folder / "alive")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)

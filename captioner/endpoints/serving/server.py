@@ -30,7 +30,10 @@ READY_POLL_S = 0.3
 """Seconds between two questions whether a server that starts is ready."""
 
 WATCH_S = 10.0
-"""Seconds between two looks at a server that works, and the time that it has to respond."""
+"""Seconds between two looks at a server that works."""
+
+ANSWER_S = 10.0
+"""Seconds that a server has to say that it is healthy."""
 
 SILENT_S = 1_800.0
 """Seconds without a line in its log after which a server that starts hangs."""
@@ -87,7 +90,7 @@ class Server:
         )
         self._process: ServerProcess | None = None
         self._task: asyncio.Task[None] | None = None
-        self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(WATCH_S))
+        self._client = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(ANSWER_S))
 
     @property
     def state(self) -> ServerState:
@@ -101,8 +104,7 @@ class Server:
             SettingsError: It does not start. The message has the last lines of its log.
         """
         while (why := await self._started()) is not None:
-            assert self._process is not None  # noqa: S101 - it was started
-            if not self._lowered(self._process):
+            if not self._lowered():
                 raise SettingsError(why)
         self._task = asyncio.create_task(self._watch())
 
@@ -197,9 +199,9 @@ class Server:
         share = f" {done / total:.0%} of {total / 1e9:.1f} GB" if done and total else ""
         self._tell(f"ollama downloads {self._start.model}: {line.get('status', '')}{share}")
 
-    def _lowered(self, process: ServerProcess) -> bool:
+    def _lowered(self) -> bool:
         """Lower the limits if it ended for lack of memory; tell whether its command changed."""
-        lack = lacks_memory(list(process.lines))
+        lack = lacks_memory(list(self._process.lines)) if self._process is not None else ""
         if not lack:
             return False
         limits = self._start.limits.lowered(cache=lack == "cache")
@@ -220,19 +222,20 @@ class Server:
         """Start it again whenever it dies or hangs, until it cannot be started."""
         failures = 0
         pauses = waits(LONGEST_PAUSE_S)
+        why = ""
         while failures < MOST_FAILURES:
-            process = self._process
-            assert process is not None  # noqa: S101 - it was started
-            if failures == 0:
-                began = asyncio.get_running_loop().time()
-                why = await self._ended(process)
-                if asyncio.get_running_loop().time() - began > LONGEST_PAUSE_S:
-                    pauses = waits(LONGEST_PAUSE_S)
-            self._running.change(state="starting", why=why)
-            self._lowered(process)
-            logger.warning("%s It is started again.", why)
-            await asyncio.sleep(next(pauses))
-            reason = await self._started()
+            try:
+                if not failures:
+                    why, lasted_s = await self._ended()
+                    if lasted_s > LONGEST_PAUSE_S:
+                        pauses = waits(LONGEST_PAUSE_S)
+                    logger.warning("%s It is started again.", why)
+                self._running.change(state="starting", why=why)
+                self._lowered()
+                await asyncio.sleep(next(pauses))
+                reason = await self._started()
+            except OSError as error:
+                reason = f"{self._launcher.program} cannot be started: {error.strerror}."
             failures = 0 if reason is None else failures + 1
             why = reason or why
         self._running.change(
@@ -241,19 +244,24 @@ class Server:
             "run the same command again.",
         )
 
-    async def _ended(self, process: ServerProcess) -> str:
-        """Return how it ended, when it has. A server that hangs is ended."""
+    async def _ended(self) -> tuple[str, float]:
+        """Return how it ended, when it has, and the seconds that it lasted.
+
+        A server that hangs is ended.
+        """
+        process = self._process
+        assert process is not None  # noqa: S101 - it was started
         loop = asyncio.get_running_loop()
-        pulse = Pulse(loop.time())
+        began = loop.time()
+        pulse = Pulse(began)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await process.ended.wait()
             if process.ended.is_set():
-                return (
-                    f"{self._launcher.program} {process.how_it_ended}. "
-                    f"{sentence(f'Its last line: {process.last_line}')}"
-                )
+                how = f"{self._launcher.program} {process.how_it_ended}."
+                last = sentence(f"Its last line: {process.last_line}")
+                return f"{how} {last}" if process.last_line else how, loop.time() - began
             healthy = await self._health()
             working, progress = await self._work()
             fault = pulse.fault(
@@ -265,7 +273,7 @@ class Server:
             )
             if fault:
                 await process.stop()
-                return f"{self._launcher.program} {fault} and was ended."
+                return f"{self._launcher.program} {fault} and was ended.", loop.time() - began
 
     async def _health(self) -> bool:
         return await self._get(self._launcher.health) is not None

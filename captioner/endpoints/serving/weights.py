@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 USUAL = "Q4_K_M"
 """The quantization if none is named: four bits."""
 
-TELL_S = 0.3
-"""Seconds between two looks at the progress of a download."""
-
 
 async def downloaded(name: str, cancel: CancelToken, tell: Callable[[str], None]) -> str:
     """Return the path of a model for llama.cpp, downloaded if it is not on this machine.
@@ -37,7 +34,7 @@ async def downloaded(name: str, cancel: CancelToken, tell: Callable[[str], None]
     Args:
         name: The repository, and after a colon the quantization.
         cancel: Ends the download.
-        tell: Called with its progress.
+        tell: Called with its progress, from a thread.
 
     Raises:
         SettingsError: It cannot be downloaded.
@@ -46,12 +43,12 @@ async def downloaded(name: str, cancel: CancelToken, tell: Callable[[str], None]
     if name.endswith(".gguf") or find_spec("huggingface_hub") is None:
         return name
     process = ServerProcess(
-        python("captioner.endpoints.serving.weights", name), environment(fetching=True)
+        python("captioner.endpoints.serving.weights", name),
+        environment(fetching=True),
+        lambda line: tell(f"{name} is downloaded: {line}"),
     )
     try:
-        while not process.ended.is_set():
-            tell(f"{name} is downloaded: {process.last_line or 'asking the hub'}")
-            await cancel.sleep(TELL_S)
+        await cancel.race(process.ended.wait())
     finally:
         await process.stop()
     if process.status:

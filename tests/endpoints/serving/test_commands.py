@@ -64,6 +64,26 @@ def test_a_server_of_captioner_serve_dies_with_it(serve, started, records, run_c
     assert not started.left
 
 
+def test_a_server_that_is_stopped_during_a_run_ends_it(
+    serve, started, records, monkeypatch
+) -> None:
+    """The run is finished later, with a server of its own."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.2")
+    process, _ = serve("vllm:org/m")
+    source = records([f"What is in image {number}?" for number in range(200)])
+    words = command(source, "--serve", "vllm:org/m", "--concurrency", 4)
+    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    output = source.with_name("in.captions.jsonl")
+    wait_until(lambda: output.exists() and output.stat().st_size > 0, running)
+    process.send_signal(signal.SIGTERM)
+    _, said = running.communicate()
+    assert running.returncode == 7
+    assert "The server was stopped" in said
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    assert subprocess.run(words, check=False).returncode == 0
+    assert output.read_text().count("\n") == 200
+
+
 def test_an_endpoint_for_other_programs(serve) -> None:
     _, line = serve("llamacpp:m.gguf")
     with urllib.request.urlopen(f"{line.split()[1]}/models") as reply:

@@ -74,7 +74,6 @@ async def test_without_a_network_the_message_says_so(started, records, monkeypat
 
 async def test_the_progress_of_a_download_is_shown(started, records, monkeypatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr("captioner.endpoints.serving.weights.TELL_S", 0.005)
 
     class Watched(Progress):
         def __setattr__(self, name: str, value: object) -> None:
