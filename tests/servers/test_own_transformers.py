@@ -21,7 +21,7 @@ MODEL = os.environ.get("SERVE_TINY_MODEL", "")
 pytestmark = pytest.mark.skipif(
     not (PROGRAM and MODEL), reason="transformers serve and its tiny model are not installed"
 )
-RECORDS = 60
+RECORDS = 30
 
 
 @pytest.fixture
@@ -64,14 +64,15 @@ def captions(folder: Path) -> int:
     return output.read_text().count("\n") if output.exists() else 0
 
 
+@pytest.mark.timeout(900)  # the model is loaded three times
 def test_server_and_captioner_killed_in_mid_run_lose_nothing(arguments, tmp_path) -> None:
     """The server is started again; captioner leaves no process, and continues."""
     first = subprocess.Popen(arguments)
-    wait_until(lambda: captions(tmp_path) >= 5, first)
+    wait_until(lambda: captions(tmp_path) >= 3, first)
     (before,) = servers()
     os.kill(before, signal.SIGKILL)
     done = captions(tmp_path)
-    wait_until(lambda: captions(tmp_path) > done + 8, first)
+    wait_until(lambda: captions(tmp_path) > done + 4, first)
     assert servers() != [before]
     first.kill()
     first.wait()

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOOK_S = 0.5
+"""Seconds between two looks at a server of another process that starts."""
+
 _PARALLEL_GPUS = re.compile(r"(?:--tensor-parallel-size|--tp-size|--tp|-tp)[= ](\d+)")
 """The argument by which one server uses several GPUs."""
 
@@ -173,10 +176,14 @@ async def with_servers(context: RunContext, serve: str) -> AsyncIterator[RunCont
     def tell(what: str) -> None:
         progress.waiting = what
 
-    if found := [one for one in running_servers() if one.serves(serve)]:
-        logger.warning("using the server that captioner serve runs at %s", found[0].base_url)
-        yield with_addresses(found)
-        return
+    while found := [one for one in running_servers() if one.serves(serve)]:
+        if all(one.state == "ready" for one in found):
+            logger.warning("using the server that captioner serve runs at %s", found[0].base_url)
+            tell("")
+            yield with_addresses(found)
+            return
+        tell("the server of captioner serve starts")
+        await context.cancel.sleep(LOOK_S)
     arguments = shlex.split(endpoint.serve_args)
     planned = plan(serve, arguments, endpoint.replicas, endpoint.model)
     async with started(

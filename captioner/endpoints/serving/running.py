@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from captioner.endpoints.serving.launchers import parse
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -50,9 +52,10 @@ class ServerState:
     why: str = ""
 
     def serves(self, serve: str) -> bool:
-        """Tell whether a run with this value of ``--serve`` may use it now."""
-        is_meant = serve in (self.serve, self.serve.partition(":")[2], self.model)
-        return self.shared and self.state == "ready" and is_meant
+        """Tell whether a run with this value of ``--serve`` may use it, now or once it is ready."""
+        (kind, model), (own, name) = parse(serve), parse(self.serve)
+        is_meant = model in (name, self.model) and (not kind or not own or kind == own)
+        return self.shared and self.state != "failed" and is_meant
 
 
 def servers_folder() -> Path:

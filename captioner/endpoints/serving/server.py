@@ -84,7 +84,7 @@ class Server:
         self._answers = answers
         self._heard = heard
         host = "127.0.0.1" if start.host in ("0.0.0.0", "::") else start.host  # noqa: S104
-        self._root = f"http://{host}:{start.port}"
+        self._root = f"http://{f'[{host}]' if ':' in host else host}:{start.port}"
         self._running = RunningServer(
             start.port, ServerState(serve, start.name, f"{self._root}/v1", shared=shared)
         )

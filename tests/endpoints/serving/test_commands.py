@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import command
 from waiting import wait_until
 
+from captioner import Progress, run_batch
 from captioner.endpoints.serving.machine import Gpu, Machine, choose, known_models, propose
+from captioner.endpoints.serving.running import RunningServer, ServerState
 from captioner.errors import SettingsError
 
 
@@ -51,6 +56,41 @@ def test_other_runs_find_the_server_of_captioner_serve(
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
     assert not started.left
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "is_meant"),
+    [
+        ("vllm:org/m", "vllm:org/m", True),
+        ("vllm:org/m", "org/m", True),
+        ("org/m", "vllm:org/m", True),
+        ("vllm:org/m", "sglang:org/m", False),
+        ("vllm:org/m", "vllm:org/other", False),
+        ("ollama:qwen2.5vl:7b", "qwen2.5vl:7b", True),
+    ],
+)
+def test_a_run_finds_the_server_of_its_model(own, asked, is_meant) -> None:
+    state = ServerState(own, "its name", "http://127.0.0.1:1/v1", state="ready", shared=True)
+    assert state.serves(asked) == is_meant
+    assert not replace(state, shared=False).serves(asked)
+    assert not replace(state, state="failed").serves(asked)
+
+
+async def test_a_run_waits_for_a_server_that_starts(started, records, endpoint) -> None:
+    """It does not start a second one, for which there is no memory."""
+    port = urlsplit(endpoint.base_url).port
+    state = ServerState("vllm:org/m", "org/m", endpoint.base_url, shared=True)
+    running = RunningServer(port, state)
+    progress = Progress()
+    run = asyncio.create_task(
+        run_batch(records(["What is it?"]), serve="vllm:org/m", progress=progress)
+    )
+    while progress.waiting != "the server of captioner serve starts":
+        await asyncio.sleep(0.01)
+    running.change(state="ready")
+    assert (await run).captioned == 1
+    running.close()
+    assert not started.all
 
 
 def test_a_server_of_captioner_serve_dies_with_it(serve, started, records, run_command) -> None:
