@@ -35,6 +35,9 @@ SUSPECT = 2
 NOTICE_S = 5.0
 """Seconds in which a server whose connection broke ends, and this is noticed."""
 
+DYING_S = 60.0
+"""The same for one that says that its engine has died: it ends in order, which takes longer."""
+
 POLL_S = 0.2
 """Seconds between two looks at a lock, or at the state of a server that starts."""
 
@@ -68,21 +71,23 @@ class Quarantine:
         """
         key = _key(request) if self._suspects else b""
         alone = self._suspects.get(key, 0) >= SUSPECT
-        starts = (await self._ready()).starts
-        try:
-            async with self._in_room(alone=alone):
+        # The room is held until it is known whether the server died: who comes next must not be
+        # there when it does.
+        async with self._in_room(alone=alone):
+            starts = (await self._ready()).starts
+            notice_s = NOTICE_S
+            try:
                 response = await self._transport.send(request)
                 if response.status < 500 or not _DYING.search(response.body):
                     self._suspects.pop(key, None)
                     return response
-                fault = EndpointFaultError(
-                    "disconnected", "the server ends after an error of its own"
-                )
-        except EndpointFaultError as error:
-            fault = error
-        if fault.code not in ("connection", "disconnected"):
-            raise fault
-        state = await self._after_death(starts)
+                fault = EndpointFaultError("disconnected", "the server's engine has died")
+                notice_s = DYING_S
+            except EndpointFaultError as error:
+                fault = error
+            if fault.code not in ("connection", "disconnected"):
+                raise fault
+            state = await self._after_death(starts, notice_s)
         if state is None:
             raise fault
         fault.is_loading = True
@@ -116,10 +121,10 @@ class Quarantine:
             await self._cancel.sleep(POLL_S)
         return state
 
-    async def _after_death(self, starts: int) -> ServerState | None:
+    async def _after_death(self, starts: int, notice_s: float) -> ServerState | None:
         """Return the server's state if it died since it was started; None if it works on."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + NOTICE_S
+        until = loop.time() + notice_s
         while loop.time() < until:
             state = await self._state()
             if state.starts != starts or state.state != "ready":

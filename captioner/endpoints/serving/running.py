@@ -40,7 +40,7 @@ class ServerState:
         state: It starts, takes requests, or was given up.
         starts: How often it was started.
         shared: Other runs may use it: it is that of ``captioner serve``.
-        why: Why it starts again, or was given up; for a person.
+        why: Why it was last started again, or was given up; for a person.
     """
 
     serve: str

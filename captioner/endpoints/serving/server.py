@@ -147,7 +147,7 @@ class Server:
                     await process.stop()
                     return f"{self._start.model} cannot be loaded: {error}"
                 self._tell("")
-                self._running.change(state="ready", why="")
+                self._running.change(state="ready")
                 return None
             if process.last_line != last:
                 last, since = process.last_line, loop.time()
