@@ -137,11 +137,17 @@ def _check_range(_: click.Context, param: click.Parameter, value: int) -> int:
     return value
 
 
+def _check_replicas(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise SettingsError("replicas: must be more than 0")
+    return value
+
+
 INPUT = Word(
     ["input"],
     hint=Path,
-    about="the records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
-    "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
+    about="a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
+    "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on stdin.",
 )
 CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
 OUTPUT = _flag(
@@ -153,7 +159,7 @@ OUTPUT = _flag(
 )
 CONFIG = _flag(
     "--config",
-    "TOML file with options, named as the flags are, without the dashes.",
+    "TOML file with options, named as flags without the dashes.",
     Path,
     envvar="CAPTIONER_CONFIG",
     is_eager=True,
@@ -172,13 +178,17 @@ OPTIONS = run_flags()
 # -- commands ----------------------------------------------------------------------------------
 
 
+_MODULES = {"docs": "docs", "serve": "serve", "models": "serve"}
+"""The modules of commands that are not in `session`."""
+
+
 def _add(name: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
     """Add a command that calls the function named after its first word with its parameters.
 
     The function returns the exit status; None is 0.
     """
     words = name.split()
-    module = "docs" if name == "docs" else "session"
+    module = _MODULES.get(name, "session")
 
     def run(**given: Any) -> Any:
         home = import_module(f"captioner.cli.{module}")
@@ -355,23 +365,38 @@ def _init(folder: Path, *, download: bool) -> None:
     print("\n".join(lines))
 
 
-@ROOT.command("serve", cls=Command, params=[
+_add(
+    "serve",
+    "Serve a model of your own, or the built-in describer.\n\nOther runs on this machine use the "
+    "model by --serve MODEL. Without MODEL it is the describer, which names sizes, colours and "
+    "legible text and is not a vision-language model.",
+    Word(
+        ["model"],
+        hint=str,
+        default="",
+        about="the model, as for --serve. Default: the built-in describer.",
+    ),
     _flag("--host", "Address to listen on.", default="127.0.0.1", envvar="CAPTIONER_HOST"),
     _number("--port", PORT, 8080, envvar="CAPTIONER_PORT"),
-])  # fmt: skip
-def _serve(host: str, port: int) -> None:
-    """Serve the built-in describer as an OpenAI-compatible endpoint.
-
-    It names sizes, colours and legible text. It is not a vision-language model.
-    """
-    from captioner.endpoints.offline.server import serve
-
-    try:
-        serve(host, port)
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-
-
+    _flag(
+        "--serve-args",
+        "Arguments for the server, as one text: --serve-args='--max-model-len 8192'.",
+        default="",
+        envvar="CAPTIONER_SERVE_ARGS",
+    ),
+    _flag(
+        "--replicas",
+        "Servers to start, on ports that follow each other. Default: one for each GPU.",
+        int,
+        envvar="CAPTIONER_REPLICAS",
+        callback=_check_replicas,
+    ),
+)
+_add(
+    "models",
+    "Show vision-language models that caption well, and which fit this machine.",
+    JSON,
+)
 _add(
     "docs",
     "Show a page of the documentation.",

@@ -19,6 +19,7 @@
     └─ RunError               the run stops and can be resumed
        ├─ EndpointRefusedError   wrong key, model or address                    exit 2
        ├─ EndpointGaveOutError   out of quota, or unavailable for too long      exit 7
+       │  └─ ServerDiedError     the server of --serve cannot be kept running   exit 7
        ├─ StoreGaveOutError      the object stores of the images give nothing   exit 7
        ├─ LimitReachedError      a limit set by the user                        exit 8
        ├─ DecoderError           image decoders cannot be started               exit 1
@@ -186,6 +187,10 @@ class EndpointGaveOutError(RunError):
     """The endpoint is out of quota, or was unavailable longer than allowed."""
 
     exit_code = 7
+
+
+class ServerDiedError(EndpointGaveOutError):
+    """A server that captioner started cannot be kept running."""
 
 
 class StoreGaveOutError(RunError):

@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
 
 _PASSED_ON = re.compile(
     "PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|TEMP|TMP|PYTHON.*|VIRTUAL_ENV|"
-    "CONDA_PREFIX|XDG_CACHE_HOME|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_.*|MALLOC_.*|OMP_.*|OPENBLAS_.*|"
+    "CONDA_PREFIX|XDG_CACHE_HOME|XDG_STATE_HOME|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_.*|MALLOC_.*|OMP_.*|OPENBLAS_.*|"
     "MKL_.*|CUDA_.*|NVIDIA_.*|HIP_.*|ROCR_.*|TESSDATA_PREFIX|COVERAGE_.*|UVLOOP_.*"
 )
 """Variables that every child process gets, unless their name looks like that of a secret."""

@@ -128,6 +128,7 @@ async def connect(
             patience_s = patience_of(one) if len(found) == 1 else 0.0
             model = await only_model(carrier, context.cancel, patience_s)
         models.append(model)
+        carrier = _watched(one, carrier, name, context)
         label = without_secrets(name)
         if tracing is not None:
             carrier = tracing.around(carrier, label, model)
@@ -180,7 +181,7 @@ def _budget(context: RunContext) -> CostBudget | None:
 def price_at(settings: Settings) -> Price | None:
     """Return the price of the first endpoint's model, None if it is not known."""
     (endpoint, *_) = settings.each_endpoint
-    if endpoint.offline:
+    if endpoint.offline or endpoint.serve is not None:
         return FREE
     url = next(iter(endpoint.base_url), "") or os.environ.get("OPENAI_BASE_URL", "")
     try:
@@ -194,7 +195,11 @@ def price_at(settings: Settings) -> Price | None:
 def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price:
     """Return the price of an endpoint's model; free if only tokens are counted."""
     run = settings.run
-    if endpoint.offline or (run.budget is None and run.prices is None):
+    if (
+        endpoint.offline
+        or endpoint.serve is not None
+        or (run.budget is None and run.prices is None)
+    ):
         return FREE
     return price_of(model, url, run.prices)
 
@@ -217,11 +222,22 @@ def _dialect(
 def _transport(endpoint: EndpointSettings, url: str) -> AiohttpTransport:
     return AiohttpTransport(
         url,
-        api_key=None if endpoint.offline else api_key(endpoint),
+        api_key=None if endpoint.offline or endpoint.serve else api_key(endpoint),
         timeout_s=endpoint.timeout,
         headers=[_header(line) for line in endpoint.header],
         secrets=tuple(secrets_in(endpoint.extra_fields())),
     )
+
+
+def _watched(
+    endpoint: EndpointSettings, transport: Transport, url: str, context: RunContext
+) -> Transport:
+    """Return the transport; to a server of ``--serve`` that which finds what kills it."""
+    if endpoint.serve is None:
+        return transport
+    from captioner.endpoints.serving.quarantine import Quarantine
+
+    return Quarantine(transport, urlsplit(url).port or 0, context.cancel, context.progress)
 
 
 def _header(line: str) -> tuple[str, str]:
@@ -243,8 +259,14 @@ def base_url(endpoint: EndpointSettings) -> str:
         address, mark, query = url.partition("#")[0].partition("?")
         address = re.sub(_PASTED, "", address)
         return f"{address}{mark}{query}"
+    from captioner.endpoints.serving.machine import look, propose
+
+    here = look()
+    serve, install = propose(here)
+    how = f"first: {install}" if install else "a model on this machine"
     raise SettingsError(
         "no endpoint. Give one of:\n"
+        f"  {f'--serve {serve}':<52}{how} ({here})\n"
         "  --base-url http://localhost:8000/v1 --model NAME    your own server\n"
         "  --base-url https://api.openai.com/v1 --model NAME   with the key in OPENAI_API_KEY\n"
         "  --offline                                           the built-in describer, to try"

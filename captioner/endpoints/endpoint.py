@@ -19,6 +19,7 @@ from captioner.core.errors import (
     ParameterError,
     RefusedError,
     RunError,
+    ServerDiedError,
     TokenLimitError,
 )
 from captioner.core.progress import EndpointState
@@ -250,6 +251,9 @@ class Endpoint:
                 self._fault(EndpointFaultError(error.code, error.message), probe=probe)
             else:
                 self._works(caption=False)
+            raise
+        except ServerDiedError:  # a fact, unlike what an endpoint responds
+            has_verdict = False
             raise
         except (NotFoundError, EndpointRefusedError, EndpointGaveOutError) as error:
             self._refused(error, number, probe=probe)

@@ -16,6 +16,7 @@ from captioner.core.memory import MemoryBudget
 from captioner.core.row import RowLayout
 from captioner.core.types import RequestOverrides
 from captioner.endpoints.connect import connect
+from captioner.endpoints.serving import serving
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
@@ -98,6 +99,8 @@ class Engine:
     ) -> AsyncIterator[Self]:
         """Connect to the endpoints of the settings, or to the built-in describer.
 
+        The servers of ``--serve`` are started first.
+
         Args:
             context: The run.
             dialect: Builds requests and parses responses instead of OpenAI's chat completions.
@@ -105,14 +108,17 @@ class Engine:
             limits: Called with the limiters of the endpoints, to share limits between processes.
 
         Raises:
-            SettingsError: There is no endpoint or no model, or the cache cannot be opened.
+            SettingsError: There is no endpoint or no model, a server does not start, or the
+                cache cannot be opened.
+            StoppedError: The run was cancelled while a server started.
         """
         decoders = decoders_of(context.settings)
-        settings = within_limits(context.settings, decoders)
-        context = replace(context, settings=settings)
-        schema, rules = _rules(settings)
-        images = settings.images
         async with contextlib.AsyncExitStack() as stack:
+            context = await stack.enter_async_context(serving(context))
+            settings = within_limits(context.settings, decoders)
+            context = replace(context, settings=settings)
+            schema, rules = _rules(settings)
+            images = settings.images
             connected = await connect(
                 context, stack, dialect=dialect, transport=transport, schema=schema
             )

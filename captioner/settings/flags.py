@@ -130,7 +130,7 @@ _MERGED = (
         "retry",
         tuple[str, ...],
         (),
-        "Caption again what is failed, rejected or a failure CODE. Separate several by commas, "
+        "Caption again what is failed, rejected or a CODE. Separate several by commas, "
         "such as http_400,rejected. Captions are rejected by reviewers in captioner "
         "view. The same as --redo for these.",
         replaces=("retry_failed", "retry_rejected"),

@@ -7,6 +7,7 @@ it holds all options: to add or find one, this is the only place.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path  # noqa: TC003 - evaluated by get_type_hints
@@ -131,6 +132,20 @@ class EndpointSettings(_Group):
         "sizes, colours and legible text. It is not a vision-language model.",
         default=False,
     )
+    serve: str | None = _common(
+        "Start a model server on this machine for the run. The value is MODEL, or vllm:MODEL, "
+        "sglang:MODEL, llamacpp:MODEL, ollama:MODEL or transformers:MODEL. MODEL is one of "
+        "captioner models, a name on the hub, a folder or a GGUF file."
+    )
+    serve_args: str = _option(
+        "Arguments for the server of --serve, as one text: --serve-args='--max-model-len 8192'. "
+        "They replace those of captioner.",
+        "",
+    )
+    replicas: int | None = _option(
+        "Servers that --serve starts. Default: one for each GPU, or each group of GPUs that "
+        "--serve-args asks for."
+    )
     timeout: float = _option("Seconds that one request may take.", 300.0, unit="seconds")
     max_outage: float | None = _option(
         "Seconds that an endpoint may give no caption before the run ends with exit code 7. "
@@ -164,6 +179,12 @@ class EndpointSettings(_Group):
             if not (value.isascii() and value.strip().isprintable()):
                 raise SettingsError(f"header: the value of {name.strip()} cannot be sent")
         self.extra_fields()
+        if self.serve is not None and (self.offline or not self.serve.strip()):
+            raise SettingsError("serve: name a model, and leave --offline out")
+        try:
+            shlex.split(self.serve_args)
+        except ValueError as error:
+            raise SettingsError(f"serve-args: {error}") from None
         if not all(re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) for name in self.api_key_env):
             raise SettingsError(
                 "api-key-env: give the name of an environment variable that holds the key, not the "

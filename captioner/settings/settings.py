@@ -92,6 +92,10 @@ class Settings:
             )
         if batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: it cannot be combined with --stream")
+        if self.endpoint.serve is not None and (ray or batch.any or self.endpoints):
+            raise SettingsError(
+                "serve: it cannot be combined with --ray, --batch-api or [[endpoint]] tables"
+            )
         self._check_field_names()
         self._check_shape()
 
@@ -138,6 +142,8 @@ class Settings:
             groups.setdefault(option_groups()[name], {})[name] = value
         made = {group: GROUPS[group](**given) for group, given in groups.items()}
         endpoint = made.get("endpoint", EndpointSettings())
+        if endpoint.serve is not None and endpoint.base_url:
+            raise SettingsError("serve: it cannot be combined with --base-url")
         return cls(
             Path(input) if input is not None else None,
             Path(output) if output is not None else None,
@@ -305,4 +311,4 @@ def _endpoint(table: dict[str, Any], common: EndpointSettings) -> EndpointSettin
     return replace(common, **given)
 
 
-_NOT_IN_TABLES = frozenset({"offline", "timeout", "max_outage"})
+_NOT_IN_TABLES = frozenset({"offline", "timeout", "max_outage", "serve", "serve_args", "replicas"})

@@ -51,6 +51,7 @@ SAMPLES = {
     "otel": True,
     "csv_safe": True,
     "view": True,
+    "replicas": 2,
     "rpm": 600.0,
     "tpm": 150_000.0,
     "timeout": 1.5,

@@ -39,6 +39,7 @@ COMMAND_FLAGS = {
 """Flags of commands, which are not options of a run."""
 
 OTHER_PROGRAMS = {
+    "--max-model-len", "--tensor-parallel-size",
     "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check",
 }  # fmt: skip
 """Flags of servers, of pip and of our scripts."""
@@ -97,7 +98,7 @@ def test_links_lead_somewhere(path) -> None:
 
 def test_every_page_is_linked_from_the_readme() -> None:
     """No page is hidden."""
-    linked = set(re.findall(r"captioner/docs/(\w+)\.md", README.read_text("utf-8")))
+    linked = set(re.findall(r"captioner/docs/([\w-]+)\.md", README.read_text("utf-8")))
     assert linked == {path.stem for path in DOCS}
 
 

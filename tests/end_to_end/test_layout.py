@@ -20,6 +20,9 @@ TESTS_ONLY = {"conftest", "endpoint", "fakes", "pytest", "tests", "unittest"}
 
 EXCEPTIONS = {
     "captioner.endpoints.offline.server": "only `serve` and --offline load a server",
+    "captioner.endpoints.serving.launchers": "only `serve` and `models` load servers",
+    "captioner.endpoints.serving.machine": "only `serve` and `models` load servers",
+    "captioner.endpoints.serving.own": "only `serve` and `models` load servers",
     "captioner.executors.batch_api.ledger": "`status` loads no pipeline",
     "captioner.executors.batch_api.status": "`status` loads no pipeline",
     "captioner.executors.ray.driver": "only --ray loads the driver",

@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as reading one data set takes, on loopback."""
+"""As much of the Hugging Face hub as reading one data set or model takes, on loopback."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ SHA = "a" * 40
 
 class _Hub(BaseHTTPRequestHandler):
     repo: ClassVar[str]
+    kind: ClassVar[str]
     files: ClassVar[dict[str, bytes]]
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if path.startswith(f"/api/datasets/{self.repo}/tree/{SHA}"):
+        folder = "" if self.kind == "models" else f"/{self.kind}"
+        if path.startswith(f"/api/{self.kind}/{self.repo}/tree/{SHA}"):
             self._json(tree(self.files, path.partition(SHA)[2].strip("/")))
-        elif path.startswith(f"/api/datasets/{self.repo}"):
+        elif path.startswith(f"/api/{self.kind}/{self.repo}"):
             siblings = [{"rfilename": name} for name in self.files]
             self._json({"id": self.repo, "sha": SHA, "siblings": siblings})
-        elif path.startswith(f"/datasets/{self.repo}/resolve/"):
+        elif path.startswith(f"{folder}/{self.repo}/resolve/"):
             self._file(path.partition("/resolve/")[2].partition("/")[2])
         else:
             self.send_error(404)
@@ -69,10 +71,10 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(repo: str, files: dict[str, bytes]) -> Iterator[str]:
-    """Serve the files of a data set; yield what HF_ENDPOINT is to be."""
+def serving(repo: str, files: dict[str, bytes], kind: str = "datasets") -> Iterator[str]:
+    """Serve the files of a data set, or of models; yield what HF_ENDPOINT is to be."""
 
-    hub = type("Hub", (_Hub,), {"repo": repo, "files": files})
+    hub = type("Hub", (_Hub,), {"repo": repo, "files": files, "kind": kind})
     server = ThreadingHTTPServer(("127.0.0.1", 0), hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -93,6 +93,8 @@ def options_file() -> str:
 _EXAMPLES_OF: dict[str, Any] = {
     "model": "Qwen/Qwen2.5-VL-7B-Instruct",
     "extra_body": '{"seed": 7}',
+    "serve": "qwen3-vl-8b",
+    "replicas": 1,
     "max_outage": 3600.0,
     "stop_after": 25,
     "rpm": 500.0,

@@ -27,6 +27,7 @@ from captioner.core.humanize import counted
 from captioner.core.progress import EndpointState
 from captioner.core.retry import waits
 from captioner.core.types import Failure
+from captioner.endpoints.serving import serving
 from captioner.engine.pipeline import HeldRefusals, count, error_to_report
 from captioner.executors.processes.handle import END_S, WorkerHandle, part
 from captioner.executors.processes.messages import Done, EndOfInput, Exited, Stop, Written
@@ -85,6 +86,7 @@ class WorkerPool:
         """
         warned: set[str] = set()
         async with contextlib.AsyncExitStack() as stack:
+            context = await stack.enter_async_context(serving(context))
 
             async def begin(number: int) -> tuple[WorkerHandle, str]:
                 settings = part(context.settings, number)

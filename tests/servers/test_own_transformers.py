@@ -1,0 +1,84 @@
+"""``--serve`` with the real transformers serve and a tiny model with random weights.
+
+SERVE_TRANSFORMERS names the command ``transformers`` and SERVE_TINY_MODEL the folder of the model;
+without them these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import command, jpeg, rows
+from waiting import wait_until
+
+PROGRAM = os.environ.get("SERVE_TRANSFORMERS", "")
+MODEL = os.environ.get("SERVE_TINY_MODEL", "")
+
+pytestmark = pytest.mark.skipif(
+    not (PROGRAM and MODEL), reason="transformers serve and its tiny model are not installed"
+)
+RECORDS = 30
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch) -> list[str]:
+    """The command's words for a folder of images; the server is the only program in PATH."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/transformers").symlink_to(PROGRAM)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    images = tmp_path / "photos"
+    images.mkdir()
+    for number in range(RECORDS):
+        (images / f"{number:03}.jpg").write_bytes(jpeg(number, (64, 64)))
+    return command(
+        images,
+        *("--serve", f"transformers:{MODEL}", "--serve-args=--device cpu", "--max-tokens", "12"),
+        # Random weights write gibberish.
+        *("--accept", "truncated,garbage,looping,refused,too_short,no_image_seen"),
+        *("--thinking", "off", "--concurrency", "4", "--no-dedup"),
+    )
+
+
+def servers() -> list[int]:
+    """Return the processes of the server that serve this model."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"serve" in words and MODEL.encode() in words and b"guard.py" not in b"".join(words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def captions(folder: Path) -> int:
+    output = folder / "photos.captions.jsonl"
+    return output.read_text().count("\n") if output.exists() else 0
+
+
+@pytest.mark.timeout(900)  # the model is loaded three times
+def test_server_and_captioner_killed_in_mid_run_lose_nothing(arguments, tmp_path) -> None:
+    """The server is started again; captioner leaves no process, and continues."""
+    first = subprocess.Popen(arguments)
+    wait_until(lambda: captions(tmp_path) >= 3, first)
+    (before,) = servers()
+    os.kill(before, signal.SIGKILL)
+    done = captions(tmp_path)
+    wait_until(lambda: captions(tmp_path) > done + 4, first)
+    assert servers() != [before]
+    first.kill()
+    first.wait()
+    wait_until(lambda: not servers())
+    second = subprocess.run(arguments, check=False, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    files = [row["image"] for row in rows(tmp_path / "photos.captions.jsonl")]
+    assert len(files) == len(set(files)) == RECORDS
+    assert not servers()
