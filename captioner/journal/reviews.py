@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import threading
+from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -64,9 +65,17 @@ def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
 
 
 class Reviews:
-    """The reviews of an output, in a file that need not exist yet."""
+    """The reviews of an output, in a file that need not exist yet.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        generation: Changes when another file replaces this one.
+        changes: Reviews that were read or added; whoever follows them takes them from here.
+            None if nobody does.
+    """
+
+    def __init__(self, path: Path, *, followed: bool = False) -> None:
+        self.generation = 0
+        self.changes: deque[Review] | None = deque() if followed else None
         self._path = path
         self._found: dict[tuple[bytes, str], Review] = {}
         self._keys: set[bytes] = set()  # most records have no review: no fingerprint needed
@@ -93,6 +102,7 @@ class Reviews:
             if (size := os.fstat(file.fileno()).st_size) < self._size:
                 self._at = 0
                 self._found.clear()
+                self.generation += 1
             self._size = size
             file.seek(self._at)
             for line in file:
@@ -140,6 +150,8 @@ class Reviews:
             self._store(review)
 
     def _store(self, review: Review) -> None:
+        if self.changes is not None:
+            self.changes.append(review)
         if review.verdict == "none":
             self._found.pop((review.key, review.of), None)
         else:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import secrets
+import time
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import CaptionerError, SettingsError
+from captioner.outputs.viewer.finding import find
 from captioner.outputs.viewer.search import Query
 from captioner.outputs.viewer.store import ViewerStore
 from captioner.outputs.viewer.thumbnails import SIDES, Thumbnails
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from captioner.core.progress import Progress
 
 LOOPBACK = "127.0.0.1"
+_TEXTS = ("text", "verdict", "flag", "code", "repeated", "opening", "prompt", "model")
+_INDEX_EVERY_S = 1.0
+"""Seconds between two looks for new rows to index."""
+
 MOST_ROWS = 200
 """Rows in one response."""
 
@@ -96,6 +102,7 @@ class Viewer:
             "api/find/{kind:rows|failures}": self._find,
             "api/{kind:rows|failures}": self._rows,
             "api/charts": self._charts,
+            "api/choices": self._choices,
             image: self._image,
         }.items():
             app.router.add_get("/{token}/" + path, handler)
@@ -114,6 +121,8 @@ class Viewer:
         if self._timeline is not None:
             sampling = asyncio.create_task(self._sample(self._timeline))
             self._stack.callback(sampling.cancel)
+        indexing = asyncio.create_task(self._index())
+        self._stack.push_async_callback(_ended, indexing)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -125,6 +134,14 @@ class Viewer:
         while True:
             timeline.take()
             await asyncio.sleep(EVERY_S)
+
+    async def _index(self) -> None:
+        """Index the rows; beside a run in this process half of the time is the run's."""
+        while True:
+            began = time.monotonic()
+            more = await asyncio.to_thread(self._store.indexer.advance)
+            took = time.monotonic() - began if self._timeline is not None else 0
+            await asyncio.sleep(took if more else _INDEX_EVERY_S)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -166,19 +183,22 @@ class Viewer:
     async def _find(self, request: web.Request) -> web.Response:
         given = request.query
         query = Query(
-            **{name: given.get(name, "") for name in ("text", "verdict", "flag", "code")},
+            **{name: given.get(name, "") for name in _TEXTS},
             shortest=int(given.get("shortest") or 0),
             longest=int(given.get("longest") or 0),
         )
         kind, step = request.match_info["kind"], -1 if given.get("newest") else 1
         first = int(given["first"])
-        found = await asyncio.to_thread(self._store.find, kind, query, first, step)
+        found = await asyncio.to_thread(find, self._store, kind, query, first, step)
         return _json(found._asdict())
 
     async def _rows(self, request: web.Request) -> web.Response:
         numbers = [int(one) for one in request.query["numbers"].split(",")][:MOST_ROWS]
         kind = request.match_info["kind"]
         return _json(await asyncio.to_thread(self._store.display, kind, numbers))
+
+    async def _choices(self, _: web.Request) -> web.Response:
+        return _json(await asyncio.to_thread(self._store.indexer.choices))
 
     async def _charts(self, _: web.Request) -> web.Response:
         return _json(await asyncio.to_thread(self._store.charts))
@@ -220,6 +240,12 @@ class ViewerThread(ServerThread):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(viewer, "captioner-view")
         self.url, self.origin = viewer.url, viewer.origin
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def _json(value: Any, status: int = 200) -> web.Response:
