@@ -120,22 +120,19 @@ class Reviews:
         """Return key and fingerprint of all rejected captions."""
         return {(one.key, one.of) for one in self if one.verdict == "rejected"}
 
-    def add(self, review: Review) -> None:
-        """Append a review.
+    def get(self, key: bytes, of: str) -> Review | None:
+        """Return the review of a record's captions, if there is one."""
+        return self._found.get((key, of))
+
+    def add(self, *reviews: Review) -> None:
+        """Append reviews.
 
         Raises:
             OSError: The disk refused.
             OutputDamagedError: The file is not a regular one.
         """
-        fields = {
-            "key": review.key.hex(),
-            "of": review.of,
-            "verdict": review.verdict,
-            "captions": dict(review.captions),
-            "note": review.note,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        line = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        lines = b"".join([_line(review, at) for review in reviews])
         with self._lock:
             fd = open_regular(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             with os.fdopen(fd, "ab+") as file:
@@ -143,11 +140,12 @@ class Reviews:
                     file.seek(-1, os.SEEK_END)
                     if file.read() != _NEWLINE:  # a crash tore the last line
                         file.write(_NEWLINE)
-                file.write(line + _NEWLINE)
+                file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
                 self._size = file.tell()
-            self._store(review)
+            for review in reviews:
+                self._store(review)
 
     def _store(self, review: Review) -> None:
         if self.changes is not None:
@@ -157,6 +155,18 @@ class Reviews:
         else:
             self._found[review.key, review.of] = review
             self._keys.add(review.key)
+
+
+def _line(review: Review, at: str) -> bytes:
+    fields = {
+        "key": review.key.hex(),
+        "of": review.of,
+        "verdict": review.verdict,
+        "captions": dict(review.captions),
+        "note": review.note,
+        "at": at,
+    }
+    return json.dumps(fields, ensure_ascii=False).encode(errors="replace") + _NEWLINE
 
 
 def _parsed(line: bytes) -> Review:

@@ -15,6 +15,8 @@ from aiohttp import web
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import CaptionerError, SettingsError
+from captioner.journal.reviews import verdict_of
+from captioner.outputs.viewer.editing import Edit
 from captioner.outputs.viewer.finding import find
 from captioner.outputs.viewer.search import Query
 from captioner.outputs.viewer.store import ViewerStore
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from captioner.core.progress import Progress
 
 LOOPBACK = "127.0.0.1"
+_MOVED = "the rows are in another order now; load the page again"
+_EDITS = ("find", "replacement", "prefix", "suffix")
 _TEXTS = ("text", "verdict", "flag", "code", "repeated", "opening", "prompt", "model")
 _INDEX_EVERY_S = 1.0
 """Seconds between two looks for new rows to index."""
@@ -37,13 +41,14 @@ _INDEX_EVERY_S = 1.0
 MOST_ROWS = 200
 """Rows in one response."""
 
-_PAGE = {
-    "index.html": "text/html",
-    "app.js": "text/javascript",
-    "charts.js": "text/javascript",
-    "style.css": "text/css",
-    "icon.svg": "image/svg+xml",
+_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
 }
+"""Types of the page's files by their suffix."""
+
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -106,7 +111,13 @@ class Viewer:
             image: self._image,
         }.items():
             app.router.add_get("/{token}/" + path, handler)
-        app.router.add_post("/{token}/api/review", self._review)
+        for path, handler in {
+            "review": self._review,
+            "edit": self._edit,
+            "judge": self._judge,
+            "undo": self._undo,
+        }.items():
+            app.router.add_post("/{token}/api/" + path, handler)
         self._stack.callback(self._store.close)
         await self._stack.enter_async_context(self._thumbnails)
         try:
@@ -170,10 +181,11 @@ class Viewer:
 
     async def _page(self, request: web.Request) -> web.Response:
         name = request.match_info["name"] or "index.html"
-        if name not in _PAGE:
+        kind = _TYPES.get(f".{name.rpartition('.')[2]}")
+        page = files("captioner.outputs.viewer").joinpath("page", name)
+        if kind is None or not page.is_file():
             raise web.HTTPNotFound
-        text = files("captioner.outputs.viewer").joinpath("page", name).read_text("utf-8")
-        return web.Response(text=text, content_type=_PAGE[name], charset="utf-8")
+        return web.Response(text=page.read_text("utf-8"), content_type=kind, charset="utf-8")
 
     async def _status(self, _: web.Request) -> web.Response:
         status = await asyncio.to_thread(self._store.status)
@@ -204,11 +216,34 @@ class Viewer:
         return _json(await asyncio.to_thread(self._store.charts))
 
     async def _review(self, request: web.Request) -> web.Response:
-        given: Any = orjson.loads(await body_of(request))
-        if not isinstance(given, dict):
-            raise TypeError("a review is an object")
+        given = await _object(request)
         review = await asyncio.to_thread(self._store.review, given)
         return _json({"verdict": review.verdict, "captions": review.captions})
+
+    async def _edit(self, request: web.Request) -> web.Response:
+        given = await _object(request)
+        numbers = self._numbers(given)
+        edit = Edit(
+            **{name: str(given.get(name) or "") for name in _EDITS},
+            is_pattern=bool(given.get("is_pattern")),
+        )
+        apply = bool(given.get("apply"))
+        return _json(await asyncio.to_thread(self._store.editor.edit, numbers, edit, apply=apply))
+
+    async def _judge(self, request: web.Request) -> web.Response:
+        given = await _object(request)
+        verdict, numbers = verdict_of(given.get("verdict")), self._numbers(given)
+        changed = await asyncio.to_thread(self._store.editor.judge, numbers, verdict)
+        return _json({"records": changed})
+
+    async def _undo(self, _: web.Request) -> web.Response:
+        return _json({"records": await asyncio.to_thread(self._store.editor.undo)})
+
+    def _numbers(self, given: dict[str, Any]) -> list[int]:
+        """Return the selected rows of a request."""
+        if given.get("generation") != self._store.rows.generation:
+            raise ValueError(_MOVED)
+        return [int(number) for number in given["numbers"]]
 
     async def _image(self, request: web.Request) -> web.Response:
         given = request.match_info
@@ -217,7 +252,7 @@ class Viewer:
         if size not in SIDES:
             raise web.HTTPNotFound
         if generation != self._store.lines(kind).generation:
-            return _error("the rows are in another order now; load the page again", 404)
+            return _error(_MOVED, 404)
         try:
             image = await self._thumbnails.get(kind, generation, number, which, size)
         except (LookupError, CaptionerError, StoppedError) as error:
@@ -246,6 +281,14 @@ async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def _object(request: web.Request) -> dict[str, Any]:
+    """Return the object in a request's body."""
+    given: Any = orjson.loads(await body_of(request))
+    if not isinstance(given, dict):
+        raise TypeError("the body is not an object")
+    return given
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -26,6 +26,7 @@ from captioner.journal.reviews import Review, Reviews, fingerprint, verdict_of
 from captioner.outputs.reader import OutputReader
 from captioner.outputs.rows import caption_text, caption_texts, parsed
 from captioner.outputs.statistics import caption_statistics, histogram
+from captioner.outputs.viewer.editing import Editor
 from captioner.outputs.viewer.indexer import Indexer
 from captioner.outputs.viewer.lineindex import LineIndex
 from captioner.outputs.viewer.room import Room
@@ -69,6 +70,7 @@ class ViewerStore:
         self.failures = LineIndex(failures_path(output))
         self.reviews = Reviews(reviews_path(output), followed=True)
         self.indexer = Indexer(self)
+        self.editor = Editor(self)
         self._image_root = image_root
         self._reader: OutputReader | None = None
         self._reader_version: object = None
@@ -107,6 +109,7 @@ class ViewerStore:
         self.reviews.refresh()
         return {
             "output": self.output.name,
+            "input": self.reader.source.name if self.reader.source else "",
             "model": str(self.reader.settings.get("model") or ""),
             "rows": len(self.rows),
             "generation": self.rows.generation,
@@ -115,6 +118,7 @@ class ViewerStore:
             "codes": self._count_codes(),
             "verdicts": dict(Counter(review.verdict for review in self.reviews)),
             "indexed": self.indexer.index.count if self.indexer.index else None,
+            "undo": len(self.editor),
             "running": _is_running(self.journal),
         }
 
@@ -229,7 +233,7 @@ class ViewerStore:
             verdict = "edited" if captions else "accepted"
         note = str(given.get("note") or "")[:LONGEST_TEXT]
         review = Review(bytes.fromhex(given["key"]), str(given["of"]), verdict, captions, note)
-        self.reviews.add(review)
+        self.editor.save([review])
         return review
 
     def _find_row(self, number: int, key: str, of: str) -> dict[str, Any]:
