@@ -62,7 +62,7 @@ def test_who_does_not_know_the_token_sees_nothing(captioned, view):
 def test_nothing_may_be_loaded_from_elsewhere(captioned, view):
     """Every reply forbids scripts, styles, frames and connections other than its own."""
     page = view(captioned)
-    for path in ("", "app.js", "charts.js", "style.css", "icon.svg", "api/status"):
+    for path in ("", "app.js", "charts.js", "uplot.js", "style.css", "icon.svg", "api/status"):
         status, headers, body = get(page.url + path)
         assert status == 200
         policy = headers["Content-Security-Policy"]
@@ -71,7 +71,7 @@ def test_nothing_may_be_loaded_from_elsewhere(captioned, view):
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
-        if path != "icon.svg":
+        if path not in ("icon.svg", "uplot.js"):
             assert b"http://" not in body.replace(b"http://www.w3.org/2000/svg", b"")
             assert b"https://" not in body
     assert get(page.url + "server.py")[0] == 404
