@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.keys import digest
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.journal.reviews import Review
+    from captioner.outputs.reader import OutputReader
     from captioner.outputs.viewer.store import ViewerStore
 
 ROWS = 500
@@ -62,7 +64,7 @@ class Indexer:
             self.follow_reviews()
             lines = rows.read(index.count, ROWS)
             if about == self._describe() and lines:
-                index.add(map(self._row, lines), digest(lines[-1]))
+                index.add(map(partial(self._row, self._store.reader), lines), digest(lines[-1]))
             if index.count == len(rows):
                 index.changed = changed
             return bool(index.count < len(rows))
@@ -100,53 +102,41 @@ class Indexer:
             while reviews.changes:
                 changed.append(reviews.changes.popleft())
             if changed:
+                field = self._store.reader.fields[0]
                 index.judge(
-                    (_judged(one.key, one.of), one.verdict, self._length(one)) for one in changed
+                    (_judged(one.key, one.of), one.verdict, _length(one, field)) for one in changed
                 )
 
-    def _length(self, review: Review | None) -> int | None:
-        """Return the characters of an edited caption."""
-        edited = review.captions.get(self._store.reader.fields[0]) if review else None
-        return None if edited is None else len(caption_text(edited))
-
-    def _row(self, line: bytes) -> IndexedRow | None:
-        reader, reviews = self._store.reader, self._store.reviews
+    def _row(self, reader: OutputReader, line: bytes) -> IndexedRow | None:
         try:
             row = parsed(line)
             key = reader.keys.of_output(line) or b""
         except ValueError:
             return None
         of = fingerprint(row, reader.fields)
-        review = reviews.of(key, row, reader.fields)
+        review = self._store.reviews.of(key, row, reader.fields)
         caption = caption_text(row.get(reader.fields[0]))
         return IndexedRow(
             judged=_judged(key, of),
             verdict=review.verdict if review else "none",
             chars=len(caption),
-            edited=self._length(review),
+            edited=_length(review, reader.fields[0]),
             flags=flags_of(row, reader.fields),
             caption=caption,
             text=" ".join(texts_of(row)),
-            **self._values(row, caption),
+            **_values(reader, row, caption),
         )
-
-    def _values(self, row: dict[str, Any], caption: str) -> dict[str, str]:
-        """Return the values of `CHOICES` in a row."""
-        reader = self._store.reader
-        model = row.get(f"{reader.fields[0]}_model") or reader.settings.get("model") or ""
-        prompt = self._store.prompt(row)
-        return {"opening": opening_of(caption), "prompt": prompt, "model": caption_text(model)}
 
     def choices(self) -> dict[str, list[dict[str, Any]]]:
         """Return the most frequent openings, prompts and models, each with its rows."""
-        index = self.index
+        index, reader = self.index, self._store.reader
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in CHOICES}
         for name, values in (index.choices() if index else {}).items():
             for value, count, number in values:
                 for line in self._store.rows.read(number, 1):
                     row = parsed(line)
-                    caption = caption_text(row.get(self._store.reader.fields[0]))
-                    text = self._values(row, caption)[name]
+                    caption = caption_text(row.get(reader.fields[0]))
+                    text = _values(reader, row, caption)[name]
                     if hashed(text) == value:
                         shown = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
                         found[name].append({"value": str(value), "text": shown, "rows": count})
@@ -158,6 +148,19 @@ class Indexer:
             if self.index is not None:
                 index, self.index = self.index, None
                 index.close(keep=keep)
+
+
+def _values(reader: OutputReader, row: dict[str, Any], caption: str) -> dict[str, str]:
+    """Return the values of `CHOICES` in a row."""
+    model = row.get(f"{reader.fields[0]}_model") or reader.settings.get("model") or ""
+    prompt = reader.contents.shown_prompt(row)
+    return {"opening": opening_of(caption), "prompt": prompt, "model": caption_text(model)}
+
+
+def _length(review: Review | None, field: str) -> int | None:
+    """Return the characters of an edited caption."""
+    edited = review.captions.get(field) if review else None
+    return None if edited is None else len(caption_text(edited))
 
 
 def _judged(key: bytes, of: str) -> int:

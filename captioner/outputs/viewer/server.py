@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import secrets
+import socket
 import time
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from captioner.core.progress import Progress
 
 LOOPBACK = "127.0.0.1"
+_EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - who gives it wants it
 _MOVED = "the rows are in another order now; load the page again"
 _EDITS = ("find", "replacement", "prefix", "suffix")
 _TEXTS = ("text", "verdict", "flag", "code", "repeated", "opening", "prompt", "model")
@@ -74,6 +76,7 @@ class Viewer:
     Attributes:
         url: The page's address, with the token.
         origin: The same without it.
+        port: The port that the page listens on.
 
     Raises:
         SettingsError: The server cannot listen on the address.
@@ -90,8 +93,9 @@ class Viewer:
         progress: Progress | None = None,
     ) -> None:
         self.url = self.origin = ""
+        self.port = port
         self._token = secrets.token_urlsafe(16)
-        self._host, self._port = host, port
+        self._host = host
         self._store = ViewerStore(output, journal, image_root=image_root)
         self._timeline = Timeline(progress) if progress is not None else None
         self._thumbnails = Thumbnails(self._store)
@@ -121,13 +125,15 @@ class Viewer:
         self._stack.callback(self._store.close)
         await self._stack.enter_async_context(self._thumbnails)
         try:
-            visitors = await self._stack.enter_async_context(Visitors(app, self._host, self._port))
+            visitors = await self._stack.enter_async_context(Visitors(app, self._host, self.port))
         except OSError as error:
             await self._stack.aclose()
-            place = f"{self._host}:{self._port}"
+            place = f"{self._host}:{self.port}"
             raise SettingsError(f"cannot listen on {place}: {error.strerror}") from None
-        shown = f"[{self._host}]" if ":" in self._host else self._host
-        self.origin = f"http://{shown}:{visitors.port}/"
+        self.port = visitors.port
+        host = socket.gethostname() if self._host in _EVERYWHERE else self._host
+        shown = f"[{host}]" if ":" in host else host
+        self.origin = f"http://{shown}:{self.port}/"
         self.url = f"{self.origin}{self._token}/"
         if self._timeline is not None:
             sampling = asyncio.create_task(self._sample(self._timeline))

@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from captioner.core.errors import CaptionerError, OutputDamagedError, RecordError
+from captioner.core.errors import CaptionerError, OutputDamagedError
 from captioner.core.regular import reading
 from captioner.core.row import EXTRAS, field_names
 from captioner.journal.checkpoint import read_checkpoint
@@ -169,7 +169,7 @@ class ViewerStore:
             "key": key.hex(),
             "of": fingerprint(row, fields),
             "captions": {name: caption_text(edited.get(name)) for name in fields},
-            "prompt": _shorten(self.prompt(row), LONGEST_PROMPT),
+            "prompt": _shorten(self.reader.contents.shown_prompt(row), LONGEST_PROMPT),
             "flags": flags_of(row, fields),
             "extras": {name: row[name] for name in sorted(extras & row.keys())},
             "fields": {name: _shorten(row[name]) for name in row if name not in hidden},
@@ -187,7 +187,7 @@ class ViewerStore:
             "code": str(failure.get("code", "")),
             "message": _shorten(str(failure.get("message", ""))),
             "attempts": failure.get("attempts"),
-            "prompt": _shorten(self.prompt(row), LONGEST_PROMPT),
+            "prompt": _shorten(self.reader.contents.shown_prompt(row), LONGEST_PROMPT),
             "fields": {name: _shorten(one) for name, one in (row or {"record": record}).items()},
             "images": [_describe_image(image) for image in self.reader.contents.images(row)],
         }
@@ -199,14 +199,6 @@ class ViewerStore:
             if isinstance(row, dict):
                 return self.reader.contents.images(row)
         return []
-
-    def prompt(self, row: dict[str, Any]) -> str:
-        """Return the prompt that was sent for a row."""
-        contents = self.reader.contents
-        questions: tuple[str, ...] = ()
-        with suppress(RecordError):
-            questions = contents.questions(row) if row else ()
-        return "\n".join(questions or contents.prompt(row))
 
     # -- reviews -------------------------------------------------------------------------------
 
