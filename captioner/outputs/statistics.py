@@ -187,7 +187,7 @@ def simhash(text: str) -> int:
 @lru_cache(1 << 16)
 def _bits_of_pair(word: str, following: str) -> int:
     """Return the bits of a hash in lanes of two bytes, so that one addition counts all bits."""
-    hashed = xxh3_64_digest(f"{word} {following}".encode())
+    hashed = xxh3_64_digest(f"{word} {following}".encode(errors="replace"))
     return int.from_bytes(b"".join([_LANES[byte] for byte in hashed]), "big")
 
 

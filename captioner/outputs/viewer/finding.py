@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,15 +50,14 @@ def find(store: ViewerStore, kind: str, query: Query, first: int, step: int) -> 
     What is not in the index yet is searched line by line.
     """
     rows = store.lines(kind)
-    index = store.indexer.index if kind == "rows" else None
+    index = store.indexer.usable if kind == "rows" else None
     if index is not None and query.needs_index and step < 0:
         first = min(first, index.count - 1)
     if index is not None and 0 <= first < index.count:
-        store.indexer.follow_reviews()
-        if not query.text:
-            return _find_indexed(store, index, query, first, step)
-        with suppress(LookupError):
-            return _find_text(store, index, query, first, step)
+        with suppress(LookupError, sqlite3.Error):  # it may have been closed meanwhile
+            store.indexer.follow_reviews()
+            by_index = _find_text if query.text else _find_indexed
+            return by_index(store, index, query, first, step)
     if query.needs_index:
         return Found([], None, first, 0)
     matches = failure_matcher(query) if kind == "failures" else row_matcher(query, store)

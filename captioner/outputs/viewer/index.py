@@ -117,7 +117,7 @@ class RowIndex:
             hashed(row.opening), hashed(row.prompt), hashed(row.model),
         )  # fmt: skip
         self._do(f"INSERT INTO rows VALUES ({','.join('?' * len(values))})", values)
-        words = " ".join(_TERM.findall(row.text))
+        words = " ".join(_TERM.findall(row.text)).encode(errors="replace").decode()
         self._do("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, words))
 
     def _add_near(self, number: int, caption: str) -> bool:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from captioner.core.errors import CaptionerError
 from captioner.core.keys import digest
 from captioner.journal.companions import index_path
 from captioner.journal.reviews import fingerprint
@@ -43,8 +44,14 @@ class Indexer:
         self.index: RowIndex | None = None
         self._store = store
         self._about = b""
+        self._generation = -1
         self._reviews_seen = -1
         self._lock = threading.RLock()
+
+    @property
+    def usable(self) -> RowIndex | None:
+        """The index, unless another file has replaced the rows since."""
+        return self.index if self._generation == self._store.rows.generation else None
 
     def advance(self) -> bool:
         """Index some more rows; return whether there are others."""
@@ -55,19 +62,27 @@ class Indexer:
         with self._lock:
             if about != self._about:
                 self.close(keep=False)
-                self._about = about
+                self._about, self._generation = about, rows.generation
                 with suppress(sqlite3.Error, OSError):
                     self._open(changed)
             index = self.index
             if index is None:
                 return False
-            self.follow_reviews()
-            lines = rows.read(index.count, ROWS)
-            if about == self._describe() and lines:
-                index.add(map(partial(self._row, self._store.reader), lines), digest(lines[-1]))
+            try:
+                self._add_rows(index, about)
+            except sqlite3.Error:  # the disk is full, for example
+                self.close(keep=False)
+                return False
             if index.count == len(rows):
                 index.changed = changed
             return bool(index.count < len(rows))
+
+    def _add_rows(self, index: RowIndex, about: bytes) -> None:
+        self.follow_reviews()
+        _, lines = next(self._store.rows.blocks(index.count, 1), (0, []))
+        lines = lines[:ROWS]
+        if lines and about == self._describe():
+            index.add(map(partial(self._row, self._store.reader), lines), digest(lines[-1]))
 
     def _describe(self) -> bytes:
         """Return what the rows depend on: their file, and the settings that name their fields."""
@@ -108,24 +123,25 @@ class Indexer:
                 )
 
     def _row(self, reader: OutputReader, line: bytes) -> IndexedRow | None:
+        """Return what the index keeps of a row; None if it cannot be read."""
         try:
             row = parsed(line)
             key = reader.keys.of_output(line) or b""
-        except ValueError:
+            of = fingerprint(row, reader.fields)
+            review = self._store.reviews.of(key, row, reader.fields)
+            caption = caption_text(row.get(reader.fields[0]))
+            return IndexedRow(
+                judged=_judged(key, of),
+                verdict=review.verdict if review else "none",
+                chars=len(caption),
+                edited=_length(review, reader.fields[0]),
+                flags=flags_of(row, reader.fields),
+                caption=caption,
+                text=" ".join(texts_of(row)),
+                **_values(reader, row, caption),
+            )
+        except (CaptionerError, ValueError, TypeError, AttributeError):
             return None
-        of = fingerprint(row, reader.fields)
-        review = self._store.reviews.of(key, row, reader.fields)
-        caption = caption_text(row.get(reader.fields[0]))
-        return IndexedRow(
-            judged=_judged(key, of),
-            verdict=review.verdict if review else "none",
-            chars=len(caption),
-            edited=_length(review, reader.fields[0]),
-            flags=flags_of(row, reader.fields),
-            caption=caption,
-            text=" ".join(texts_of(row)),
-            **_values(reader, row, caption),
-        )
 
     def choices(self) -> dict[str, list[dict[str, Any]]]:
         """Return the most frequent openings, prompts and models, each with its rows."""

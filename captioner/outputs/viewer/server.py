@@ -156,7 +156,9 @@ class Viewer:
         """Index the rows; beside a run in this process half of the time is the run's."""
         while True:
             began = time.monotonic()
-            more = await asyncio.to_thread(self._store.indexer.advance)
+            more = False
+            with contextlib.suppress(CaptionerError, OSError):  # the page's requests report it
+                more = await asyncio.to_thread(self._store.indexer.advance)
             took = time.monotonic() - began if self._timeline is not None else 0
             await asyncio.sleep(took if more else _INDEX_EVERY_S)
 

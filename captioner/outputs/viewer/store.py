@@ -117,7 +117,7 @@ class ViewerStore:
             "failures_generation": self.failures.generation,
             "codes": self._count_codes(),
             "verdicts": dict(Counter(review.verdict for review in self.reviews)),
-            "indexed": self.indexer.index.count if self.indexer.index else None,
+            "indexed": index.count if (index := self.indexer.usable) else None,
             "undo": len(self.editor),
             "running": _is_running(self.journal),
         }

@@ -15,6 +15,7 @@ from captioner.core.keys import RecordKeys
 from captioner.journal.companions import index_path, reviews_path
 from captioner.journal.reviews import Review, Reviews, fingerprint
 from captioner.outputs.viewer.finding import find
+from captioner.outputs.viewer.index import RowIndex
 from captioner.outputs.viewer.search import Query
 from captioner.outputs.viewer.store import ViewerStore
 
@@ -132,9 +133,36 @@ def test_it_follows_the_output_and_the_reviews(output):
         other = output.with_name("other")
         write(other, ["only a zebra"])
         other.replace(output)
+        store.rows.refresh()
+        assert numbers(store, text="zebra") == [0]  # by the rows: the index is of the others
+        assert numbers(store, verdict="none") == [0]
         store.indexer.advance()
         assert numbers(store, text="zebra") == [0]
         assert numbers(store, repeated="exactly") == []
+
+
+def test_lines_that_are_no_rows(output):
+    """Rubbish between the rows costs only itself, and what no text can hold is indexed."""
+    odd = f'{{"id":{10**20},"caption":"late \\ud800 zebra","n":[{{"a":[]}}]}}'
+    with output.open("a") as file:
+        file.write("rubbish\n\n[1]\n7\n" + odd + "\n")
+    with closing(indexed(output)) as store:
+        assert store.indexer.index.count == len(CAPTIONS) + 5
+        assert numbers(store, text="zebra") == [6, 14]
+        assert numbers(store, verdict="none") == [*range(10), 14]
+
+
+def test_a_disk_that_is_full(output, monkeypatch):
+    """An index that cannot be written is given up; the rows are searched line by line."""
+
+    def refuse(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(RowIndex, "add", refuse)
+    with closing(indexed(output)) as store:
+        assert store.indexer.index is None
+        assert numbers(store, text="zebra") == [6]
+        assert not index_path(output).exists()
 
 
 def test_it_is_private_and_used_again(output):
