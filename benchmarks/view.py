@@ -13,7 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from captioner.journal.companions import index_path
 from captioner.journal.reviews import Review, fingerprint
+from captioner.outputs.viewer.finding import find as find_some
 from captioner.outputs.viewer.search import Query
 from captioner.outputs.viewer.store import ViewerStore
 
@@ -49,7 +51,7 @@ def find(store: ViewerStore, query: Query) -> tuple[int, float]:
     found, at, longest = 0, 0, 0.0
     while at is not None:
         began = time.perf_counter()
-        some = store.find("rows", query, at, 1)
+        some = find_some(store, "rows", query, at, 1)
         longest = max(longest, time.perf_counter() - began)
         found, at = found + len(some.numbers), some.next
     return found, longest
@@ -67,21 +69,30 @@ def main(count: int) -> None:
         of = fingerprint(json.loads(first), store.reader.fields)
         store.reviews.add(Review(key, of, "accepted", {}))
         began = time.perf_counter()
-        store.refresh()
+        store.rows.refresh()
         print(f"| first look | {time.perf_counter() - began:.2f} |")
         began = time.perf_counter()
         store.display("rows", list(range(count // 2, count // 2 + 100)))
         print(f"| 100 rows to show | {time.perf_counter() - began:.3f} |")
+        began = time.perf_counter()
+        while store.indexer.advance():
+            pass
+        size = index_path(output).stat().st_size >> 20
+        print(f"| index all rows: {size} MB | {time.perf_counter() - began:.0f} |")
         for name, query in (
             ("a rare word", Query(text="Zebra")),
             ("a word of another script", Query(text="шум")),
             ("captions of 300 characters and more", Query(shortest=300)),
             ("what is not reviewed", Query(verdict="none")),
+            ("near-duplicates", Query(repeated="nearly")),
         ):
             began = time.perf_counter()
             found, longest = find(store, query)
             took = time.perf_counter() - began
             print(f"| find {name}: {found:,}, a request at most {longest:.2f} s | {took:.1f} |")
+        began = time.perf_counter()
+        store.indexer.choices()
+        print(f"| openings, prompts, models | {time.perf_counter() - began:.1f} |")
         began = time.perf_counter()
         store.charts()
         print(f"| charts, first time | {time.perf_counter() - began:.1f} |")

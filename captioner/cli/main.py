@@ -262,7 +262,7 @@ _add(
     _flag(
         "--host",
         "Address to listen on. Everyone who can reach it and knows the URL with its token "
-        "can read and review the captions.",
+        "can read and review the captions, and nothing is encrypted. An ssh tunnel is safer.",
         default="127.0.0.1",
     ),
     _number("--port", PORT, 0),

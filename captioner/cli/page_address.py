@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import tempfile
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from captioner.journal.companions import page_path
 from captioner.journal.disk import Files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @contextlib.contextmanager
@@ -54,6 +55,37 @@ def address_file(url: str, output: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if os.path.samestat(written, path.lstat()):  # another page may show the same output
                 path.unlink()
+
+
+def how_to_open(what: str, host: str, port: int, environ: Mapping[str, str]) -> str:
+    """Return how to open the page, and who else can.
+
+    Args:
+        what: Where the address is: ``it``, or a file.
+        host: The address that the page listens on.
+        port: Its port.
+        environ: The environment: it tells whether the user came by ssh, and to which address.
+    """
+    user = environ.get("USER") or environ.get("LOGNAME") or "USER"
+    _, _, server, _ = (environ.get("SSH_CONNECTION") or "  HOST ").split(" ")
+    target = "[::1]" if host == "::1" else "127.0.0.1"
+    tunnel = f"ssh -N -L {port}:{target}:{port} {user}@{server}"
+    if not _is_loopback(host):
+        return (
+            f"open {what} in a browser; everyone who can reach this machine's port {port} and sees "
+            "the address can read and review the captions, and the connection is not encrypted. "
+            f"Without --host the page is for this machine only, and another one opens it through "
+            f"{tunnel}. Ctrl-C ends it"
+        )
+    by_ssh = f", or, on the machine that you came from, after {tunnel}" if server != "HOST" else ""
+    return f"open {what} in a browser on this machine{by_ssh}; Ctrl-C ends it"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _write(fd: int, url: str) -> None:

@@ -18,7 +18,7 @@ import orjson
 
 from captioner.cli.display import Display
 from captioner.cli.jsonlog import JsonLog
-from captioner.cli.page_address import address_file
+from captioner.cli.page_address import address_file, how_to_open
 from captioner.cli.prometheus import ADDRESS, Metrics
 from captioner.cli.signals import SIGNALS, awake, handled, status_of, unwinding
 from captioner.cli.summaries import (
@@ -247,7 +247,7 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
                         path = stack.enter_context(address_file(viewer.url, output))
                         print(viewer.origin, flush=True)
                         what = f"the address in {path}"
-                    _say(f"open {what} in a browser on this machine; Ctrl-C ends it")
+                    _say(how_to_open(what, host, viewer.port, os.environ))
                     await stop.wait()
 
     asyncio.run(serve())

@@ -8,6 +8,7 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.page                 the address of the page, only while it is open
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
+    run.csv.jsonl.index          the page's index of the rows; made anew if it is removed
     run.csv.jsonl.broken-1       what a recovery cut off, or could not be put into a changed output
     run.csv.jsonl.replaced-1     rows that --redo took out
     run.csv.jsonl.batch/         batches of a batch API
@@ -135,6 +136,11 @@ def checkpoint_path(journal: Path) -> Path:
 def lock_path(journal: Path) -> Path:
     """Return the path of a journal's lock, which exists while a run writes to it."""
     return companion(journal, ".lock")
+
+
+def index_path(journal: Path) -> Path:
+    """Return the path of the page's index of a journal's rows."""
+    return companion(journal, ".index")
 
 
 def shards_lock_path(journal: Path) -> Path:

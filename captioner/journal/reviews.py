@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import threading
+from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -64,9 +65,17 @@ def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
 
 
 class Reviews:
-    """The reviews of an output, in a file that need not exist yet."""
+    """The reviews of an output, in a file that need not exist yet.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        generation: Changes when another file replaces this one.
+        changes: Reviews that were read or added; whoever follows them takes them from here.
+            None if nobody does.
+    """
+
+    def __init__(self, path: Path, *, followed: bool = False) -> None:
+        self.generation = 0
+        self.changes: deque[Review] | None = deque() if followed else None
         self._path = path
         self._found: dict[tuple[bytes, str], Review] = {}
         self._keys: set[bytes] = set()  # most records have no review: no fingerprint needed
@@ -93,6 +102,7 @@ class Reviews:
             if (size := os.fstat(file.fileno()).st_size) < self._size:
                 self._at = 0
                 self._found.clear()
+                self.generation += 1
             self._size = size
             file.seek(self._at)
             for line in file:
@@ -110,22 +120,19 @@ class Reviews:
         """Return key and fingerprint of all rejected captions."""
         return {(one.key, one.of) for one in self if one.verdict == "rejected"}
 
-    def add(self, review: Review) -> None:
-        """Append a review.
+    def get(self, key: bytes, of: str) -> Review | None:
+        """Return the review of a record's captions, if there is one."""
+        return self._found.get((key, of))
+
+    def add(self, *reviews: Review) -> None:
+        """Append reviews.
 
         Raises:
             OSError: The disk refused.
             OutputDamagedError: The file is not a regular one.
         """
-        fields = {
-            "key": review.key.hex(),
-            "of": review.of,
-            "verdict": review.verdict,
-            "captions": dict(review.captions),
-            "note": review.note,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        line = json.dumps(fields, ensure_ascii=False).encode(errors="replace")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        lines = b"".join([_line(review, at) for review in reviews])
         with self._lock:
             fd = open_regular(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             with os.fdopen(fd, "ab+") as file:
@@ -133,18 +140,33 @@ class Reviews:
                     file.seek(-1, os.SEEK_END)
                     if file.read() != _NEWLINE:  # a crash tore the last line
                         file.write(_NEWLINE)
-                file.write(line + _NEWLINE)
+                file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
                 self._size = file.tell()
-            self._store(review)
+            for review in reviews:
+                self._store(review)
 
     def _store(self, review: Review) -> None:
+        if self.changes is not None:
+            self.changes.append(review)
         if review.verdict == "none":
             self._found.pop((review.key, review.of), None)
         else:
             self._found[review.key, review.of] = review
             self._keys.add(review.key)
+
+
+def _line(review: Review, at: str) -> bytes:
+    fields = {
+        "key": review.key.hex(),
+        "of": review.of,
+        "verdict": review.verdict,
+        "captions": dict(review.captions),
+        "note": review.note,
+        "at": at,
+    }
+    return json.dumps(fields, ensure_ascii=False).encode(errors="replace") + _NEWLINE
 
 
 def _parsed(line: bytes) -> Review:

@@ -15,6 +15,7 @@ from captioner.journal.companions import (
     companion,
     failures_path,
     gathered_path,
+    index_path,
     journal_path,
     lock_path,
     reviews_path,
@@ -65,7 +66,8 @@ def own_files(output: Path, files: Files) -> OwnFiles:
     )
     beside = sorted(path for path in journal.parent.iterdir() if named.fullmatch(path.name))
     folders = [batch_folder(journal), shards_folder(journal)]
-    paths = [failures_path(output), reviews_path(output), gathered_path(journal), *beside]
+    own = failures_path(output), reviews_path(output), index_path(journal), gathered_path(journal)
+    paths = [*own, *beside]
     for folder in folders:
         if files.kind(folder) == "folder":
             paths += sorted(folder.iterdir())

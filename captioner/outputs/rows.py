@@ -82,6 +82,13 @@ class RowContents:
         turns = self.turns(row)
         return [part for part in turns[-1].parts if isinstance(part, str)] if turns else []
 
+    def shown_prompt(self, row: dict[str, Any]) -> str:
+        """Return what was asked about a row as one text; empty if it cannot be rebuilt."""
+        questions: tuple[str, ...] = ()
+        with suppress(RecordError):
+            questions = self.questions(row) if row else ()
+        return "\n".join(questions or self.prompt(row))
+
     def images(self, row: dict[str, Any]) -> list[ImageRef]:
         """Return the images of a row, even if its prompt cannot be filled in."""
         with suppress(RecordError):

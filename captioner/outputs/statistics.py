@@ -6,9 +6,12 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter
-from hashlib import blake2b
+from functools import lru_cache
 from itertools import accumulate
+from sys import byteorder
 from typing import TYPE_CHECKING, NamedTuple
+
+from xxhash import xxh3_64_digest
 
 from captioner.core.keys import KeyTable, digest
 from captioner.engine.caption_checks import looks_refused
@@ -31,6 +34,12 @@ CLASSES = 24
 """Bars of a histogram."""
 
 _WORD = re.compile(r"\w+", re.UNICODE)
+_MOST_WORDS = 60_000
+_LANES = [
+    b"".join((byte >> bit & 1).to_bytes(2, "big") for bit in range(7, -1, -1))
+    for byte in range(256)
+]
+"""The bits of a byte, each in two bytes."""
 
 
 class Quality(NamedTuple):
@@ -149,7 +158,7 @@ def _near_duplicates(sample: list[str]) -> int:
     bands: list[dict[int, list[int]]] = [{} for _ in range(4)]
     near = 0
     for text in dict.fromkeys(sample):  # exact duplicates are counted elsewhere
-        fingerprint = _fingerprint(text)
+        fingerprint = simhash(text)
         parts = [
             band.setdefault(fingerprint >> 16 * number & 0xFFFF, [])
             for number, band in enumerate(bands)
@@ -161,14 +170,25 @@ def _near_duplicates(sample: list[str]) -> int:
     return near
 
 
-def _fingerprint(text: str) -> int:
-    words = _WORD.findall(text.lower())
-    weights = [0] * 64
-    for pair in zip(words, words[1:] or words, strict=False):
-        bits = int.from_bytes(blake2b(" ".join(pair).encode(), digest_size=8).digest(), "big")
-        for bit in range(64):
-            weights[bit] += 1 if bits >> bit & 1 else -1
-    return sum(1 << bit for bit in range(64) if weights[bit] > 0)
+def opening_of(text: str) -> str:
+    """Return the first words of a text, in lower case."""
+    return " ".join(_WORD.findall(text.lower())[:OPENING_WORDS])
+
+
+def simhash(text: str) -> int:
+    """Return the 64-bit fingerprint of a text; similar texts differ in few bits."""
+    words = _WORD.findall(text.lower())[:_MOST_WORDS]
+    pairs = words[1:] or words
+    counts = sum(map(_bits_of_pair, words, pairs)).to_bytes(128, byteorder)
+    half = len(pairs) / 2
+    return sum(1 << bit for bit, ones in enumerate(memoryview(counts).cast("H")) if ones > half)
+
+
+@lru_cache(1 << 16)
+def _bits_of_pair(word: str, following: str) -> int:
+    """Return the bits of a hash in lanes of two bytes, so that one addition counts all bits."""
+    hashed = xxh3_64_digest(f"{word} {following}".encode(errors="replace"))
+    return int.from_bytes(b"".join([_LANES[byte] for byte in hashed]), "big")
 
 
 def _languages(sample: list[str]) -> dict[str, int]:

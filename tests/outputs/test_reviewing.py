@@ -17,9 +17,12 @@ from conftest import command, jpeg, rows
 from endpoint import Reply, completion
 from judging import FIELDS, judge
 
+from captioner.cli.page_address import how_to_open
 from captioner.core.keys import RecordKeys
 from captioner.journal.companions import reviews_path
 from captioner.journal.reviews import Reviews
+
+LOOPBACK = ("127.0.0.1", "::1")
 
 
 @pytest.fixture
@@ -248,6 +251,22 @@ def test_the_command_serves_until_it_is_stopped(run, tmp_path):
     assert "Ctrl-C" in told
     assert not kept.exists()
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("host", "ssh", "said"),
+    [
+        ("127.0.0.1", "", "in a browser on this machine; Ctrl-C"),
+        ("::1", "10.0.0.9 50 10.0.0.5 22", "ssh -N -L 8000:[::1]:8000 ann@10.0.0.5; Ctrl-C"),
+        ("0.0.0.0", "", "the connection is not encrypted. Without --host"),
+        ("192.168.1.4", "10.0.0.9 5 10.0.0.5 22", "ssh -N -L 8000:127.0.0.1:8000 ann@10.0.0.5. "),
+    ],
+)
+def test_who_can_open_the_page_is_said(host, ssh, said):
+    """The message says where the page can be opened, by whom, and how through ssh."""
+    told = how_to_open("it", host, 8000, {"USER": "ann", "SSH_CONNECTION": ssh})
+    assert said in told
+    assert ("on this machine;" in told or "on this machine," in told) == (host in LOOPBACK)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from captioner.journal.companions import (
     checkpoint_path,
     failures_path,
     format_of,
+    index_path,
     journal_path,
     lock_path,
     reviews_path,
@@ -160,7 +161,7 @@ def _refuse_own_files(
     if target.is_dir():
         return
     journal = reader.journal
-    paths = [journal, checkpoint_path(journal), lock_path(journal)]
+    paths = [journal, checkpoint_path(journal), lock_path(journal), index_path(journal)]
     for one in filter(None, (journal, output)):
         paths += [failures_path(one), reviews_path(one)]
     paths += filter(None, (source, reader.source))

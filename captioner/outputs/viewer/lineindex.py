@@ -28,12 +28,13 @@ class LineIndex:
         path: The file; it may not exist yet.
 
     Attributes:
+        path: The file.
         generation: Changes when another file replaces this one: line numbers are invalid then.
     """
 
     def __init__(self, path: Path) -> None:
         self.generation = 0
-        self._path = path
+        self.path = path
         self._fd = -1
         self._starts = array("Q", [0])
         self._lock = threading.RLock()
@@ -42,6 +43,13 @@ class LineIndex:
     def __len__(self) -> int:
         """Return the number of whole lines at the last refresh."""
         return len(self._starts) - 1
+
+    @property
+    def identity(self) -> bytes:
+        """Device and inode of the file; empty if it does not exist."""
+        with self._lock:
+            found = os.fstat(self._fd) if self._fd >= 0 else None
+            return b"%d %d" % (found.st_dev, found.st_ino) if found else b""
 
     def refresh(self) -> None:
         """Index appended lines; start again if another file replaced this one."""
@@ -58,7 +66,7 @@ class LineIndex:
 
     def _was_replaced(self) -> bool:
         try:
-            found = self._path.lstat()
+            found = self.path.lstat()
         except OSError:
             return self._fd >= 0
         if self._fd < 0:
@@ -71,7 +79,7 @@ class LineIndex:
         self._starts = array("Q", [0])
         self.generation += 1
         try:
-            self._fd = open_regular(self._path)
+            self._fd = open_regular(self.path)
         except (OSError, OutputDamagedError):
             self._fd = -1
 

@@ -27,6 +27,12 @@ class Query(NamedTuple):
         flag: A flag of a caption; ``any`` finds every flag.
         shortest: Minimum characters of the caption.
         longest: Maximum characters of the caption.
+        code: The code of a failure.
+        repeated: ``exactly`` finds captions that are there more than once, ``nearly`` also
+            those that differ little. This and what follows is found in the index only.
+        opening: The hash of a caption's first words; see `RowIndex.choices`.
+        prompt: The hash of a prompt.
+        model: The hash of a model's name.
     """
 
     text: str = ""
@@ -35,6 +41,15 @@ class Query(NamedTuple):
     shortest: int = 0
     longest: int = 0
     code: str = ""
+    repeated: str = ""
+    opening: str = ""
+    prompt: str = ""
+    model: str = ""
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether only an index can tell what matches."""
+        return bool(self.repeated or self.opening or self.prompt or self.model)
 
 
 def row_matcher(query: Query, store: ViewerStore) -> Callable[[bytes], bool]:
@@ -81,7 +96,7 @@ def failure_matcher(query: Query) -> Callable[[bytes], bool]:
 
 def _text_matcher(text: str) -> Callable[[Any], bool]:
     wanted = text.casefold()
-    return lambda value: not wanted or any(wanted in one for one in _texts(value))
+    return lambda value: not wanted or any(wanted in one for one in texts_of(value))
 
 
 def _prefilter(text: str) -> Callable[[bytes], bool]:
@@ -95,14 +110,14 @@ def _prefilter(text: str) -> Callable[[bytes], bool]:
     return lambda line: b"\\" in line or not line.isascii() or wanted in line.lower()
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
     """Yield the case-folded texts in a JSON value."""
     if isinstance(value, str):
         if len(value) <= LONGEST_TEXT or " " in value[:LONGEST_TEXT]:  # else it is base64
             yield value.casefold()
     elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts(one)
+            yield from texts_of(one)
     elif value is not None and not isinstance(value, bool):
         yield str(value)
 

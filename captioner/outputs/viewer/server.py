@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hmac
 import secrets
+import socket
+import time
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +16,9 @@ from aiohttp import web
 
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import CaptionerError, SettingsError
+from captioner.journal.reviews import verdict_of
+from captioner.outputs.viewer.editing import Edit
+from captioner.outputs.viewer.finding import find
 from captioner.outputs.viewer.search import Query
 from captioner.outputs.viewer.store import ViewerStore
 from captioner.outputs.viewer.thumbnails import SIDES, Thumbnails
@@ -28,16 +33,24 @@ if TYPE_CHECKING:
     from captioner.core.progress import Progress
 
 LOOPBACK = "127.0.0.1"
+_EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - who gives it wants it
+_MOVED = "the rows are in another order now; load the page again"
+_EDITS = ("find", "replacement", "prefix", "suffix")
+_TEXTS = ("text", "verdict", "flag", "code", "repeated", "opening", "prompt", "model")
+_INDEX_EVERY_S = 1.0
+"""Seconds between two looks for new rows to index."""
+
 MOST_ROWS = 200
 """Rows in one response."""
 
-_PAGE = {
-    "index.html": "text/html",
-    "app.js": "text/javascript",
-    "charts.js": "text/javascript",
-    "style.css": "text/css",
-    "icon.svg": "image/svg+xml",
+_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
 }
+"""Types of the page's files by their suffix."""
+
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -63,6 +76,7 @@ class Viewer:
     Attributes:
         url: The page's address, with the token.
         origin: The same without it.
+        port: The port that the page listens on.
 
     Raises:
         SettingsError: The server cannot listen on the address.
@@ -79,8 +93,9 @@ class Viewer:
         progress: Progress | None = None,
     ) -> None:
         self.url = self.origin = ""
+        self.port = port
         self._token = secrets.token_urlsafe(16)
-        self._host, self._port = host, port
+        self._host = host
         self._store = ViewerStore(output, journal, image_root=image_root)
         self._timeline = Timeline(progress) if progress is not None else None
         self._thumbnails = Thumbnails(self._store)
@@ -96,24 +111,35 @@ class Viewer:
             "api/find/{kind:rows|failures}": self._find,
             "api/{kind:rows|failures}": self._rows,
             "api/charts": self._charts,
+            "api/choices": self._choices,
             image: self._image,
         }.items():
             app.router.add_get("/{token}/" + path, handler)
-        app.router.add_post("/{token}/api/review", self._review)
+        for path, handler in {
+            "review": self._review,
+            "edit": self._edit,
+            "judge": self._judge,
+            "undo": self._undo,
+        }.items():
+            app.router.add_post("/{token}/api/" + path, handler)
         self._stack.callback(self._store.close)
         await self._stack.enter_async_context(self._thumbnails)
         try:
-            visitors = await self._stack.enter_async_context(Visitors(app, self._host, self._port))
+            visitors = await self._stack.enter_async_context(Visitors(app, self._host, self.port))
         except OSError as error:
             await self._stack.aclose()
-            place = f"{self._host}:{self._port}"
+            place = f"{self._host}:{self.port}"
             raise SettingsError(f"cannot listen on {place}: {error.strerror}") from None
-        shown = f"[{self._host}]" if ":" in self._host else self._host
-        self.origin = f"http://{shown}:{visitors.port}/"
+        self.port = visitors.port
+        host = socket.gethostname() if self._host in _EVERYWHERE else self._host
+        shown = f"[{host}]" if ":" in host else host
+        self.origin = f"http://{shown}:{self.port}/"
         self.url = f"{self.origin}{self._token}/"
         if self._timeline is not None:
             sampling = asyncio.create_task(self._sample(self._timeline))
             self._stack.callback(sampling.cancel)
+        indexing = asyncio.create_task(self._index())
+        self._stack.push_async_callback(_ended, indexing)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -125,6 +151,16 @@ class Viewer:
         while True:
             timeline.take()
             await asyncio.sleep(EVERY_S)
+
+    async def _index(self) -> None:
+        """Index the rows; beside a run in this process half of the time is the run's."""
+        while True:
+            began = time.monotonic()
+            more = False
+            with contextlib.suppress(CaptionerError, OSError):  # the page's requests report it
+                more = await asyncio.to_thread(self._store.indexer.advance)
+            took = time.monotonic() - began if self._timeline is not None else 0
+            await asyncio.sleep(took if more else _INDEX_EVERY_S)
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -153,10 +189,11 @@ class Viewer:
 
     async def _page(self, request: web.Request) -> web.Response:
         name = request.match_info["name"] or "index.html"
-        if name not in _PAGE:
+        kind = _TYPES.get(f".{name.rpartition('.')[2]}")
+        page = files("captioner.outputs.viewer").joinpath("page", name)
+        if kind is None or not page.is_file():
             raise web.HTTPNotFound
-        text = files("captioner.outputs.viewer").joinpath("page", name).read_text("utf-8")
-        return web.Response(text=text, content_type=_PAGE[name], charset="utf-8")
+        return web.Response(text=page.read_text("utf-8"), content_type=kind, charset="utf-8")
 
     async def _status(self, _: web.Request) -> web.Response:
         status = await asyncio.to_thread(self._store.status)
@@ -166,13 +203,13 @@ class Viewer:
     async def _find(self, request: web.Request) -> web.Response:
         given = request.query
         query = Query(
-            **{name: given.get(name, "") for name in ("text", "verdict", "flag", "code")},
+            **{name: given.get(name, "") for name in _TEXTS},
             shortest=int(given.get("shortest") or 0),
             longest=int(given.get("longest") or 0),
         )
         kind, step = request.match_info["kind"], -1 if given.get("newest") else 1
         first = int(given["first"])
-        found = await asyncio.to_thread(self._store.find, kind, query, first, step)
+        found = await asyncio.to_thread(find, self._store, kind, query, first, step)
         return _json(found._asdict())
 
     async def _rows(self, request: web.Request) -> web.Response:
@@ -180,15 +217,41 @@ class Viewer:
         kind = request.match_info["kind"]
         return _json(await asyncio.to_thread(self._store.display, kind, numbers))
 
+    async def _choices(self, _: web.Request) -> web.Response:
+        return _json(await asyncio.to_thread(self._store.indexer.choices))
+
     async def _charts(self, _: web.Request) -> web.Response:
         return _json(await asyncio.to_thread(self._store.charts))
 
     async def _review(self, request: web.Request) -> web.Response:
-        given: Any = orjson.loads(await body_of(request))
-        if not isinstance(given, dict):
-            raise TypeError("a review is an object")
+        given = await _object(request)
         review = await asyncio.to_thread(self._store.review, given)
         return _json({"verdict": review.verdict, "captions": review.captions})
+
+    async def _edit(self, request: web.Request) -> web.Response:
+        given = await _object(request)
+        numbers = self._numbers(given)
+        edit = Edit(
+            **{name: str(given.get(name) or "") for name in _EDITS},
+            is_pattern=bool(given.get("is_pattern")),
+        )
+        apply = bool(given.get("apply"))
+        return _json(await asyncio.to_thread(self._store.editor.edit, numbers, edit, apply=apply))
+
+    async def _judge(self, request: web.Request) -> web.Response:
+        given = await _object(request)
+        verdict, numbers = verdict_of(given.get("verdict")), self._numbers(given)
+        changed = await asyncio.to_thread(self._store.editor.judge, numbers, verdict)
+        return _json({"records": changed})
+
+    async def _undo(self, _: web.Request) -> web.Response:
+        return _json({"records": await asyncio.to_thread(self._store.editor.undo)})
+
+    def _numbers(self, given: dict[str, Any]) -> list[int]:
+        """Return the selected rows of a request."""
+        if given.get("generation") != self._store.rows.generation:
+            raise ValueError(_MOVED)
+        return [int(number) for number in given["numbers"]]
 
     async def _image(self, request: web.Request) -> web.Response:
         given = request.match_info
@@ -197,7 +260,7 @@ class Viewer:
         if size not in SIDES:
             raise web.HTTPNotFound
         if generation != self._store.lines(kind).generation:
-            return _error("the rows are in another order now; load the page again", 404)
+            return _error(_MOVED, 404)
         try:
             image = await self._thumbnails.get(kind, generation, number, which, size)
         except (LookupError, CaptionerError, StoppedError) as error:
@@ -220,6 +283,20 @@ class ViewerThread(ServerThread):
     def __init__(self, viewer: Viewer) -> None:
         super().__init__(viewer, "captioner-view")
         self.url, self.origin = viewer.url, viewer.origin
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _object(request: web.Request) -> dict[str, Any]:
+    """Return the object in a request's body."""
+    given: Any = orjson.loads(await body_of(request))
+    if not isinstance(given, dict):
+        raise TypeError("the body is not an object")
+    return given
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections import Counter, defaultdict
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from captioner.core.errors import CaptionerError, OutputDamagedError, RecordError
+from captioner.core.errors import CaptionerError, OutputDamagedError
 from captioner.core.regular import reading
 from captioner.core.row import EXTRAS, field_names
 from captioner.journal.checkpoint import read_checkpoint
@@ -27,15 +26,14 @@ from captioner.journal.reviews import Review, Reviews, fingerprint, verdict_of
 from captioner.outputs.reader import OutputReader
 from captioner.outputs.rows import caption_text, caption_texts, parsed
 from captioner.outputs.statistics import caption_statistics, histogram
+from captioner.outputs.viewer.editing import Editor
+from captioner.outputs.viewer.indexer import Indexer
 from captioner.outputs.viewer.lineindex import LineIndex
 from captioner.outputs.viewer.room import Room
 from captioner.outputs.viewer.search import (
     LONGEST_TEXT,
-    Query,
-    failure_matcher,
     failure_of,
     flags_of,
-    row_matcher,
 )
 from captioner.settings.options import ImageSettings
 
@@ -45,32 +43,10 @@ if TYPE_CHECKING:
 
     from captioner.core.types import ImageRef
 
-AT_ONCE = 500
-"""Rows found by one search request."""
-
-LONGEST_S = 0.3
-"""Seconds of one search request."""
-
 CHARTED = 100_000
 """Rows that the charts are made from, approximately; at most twice as many."""
 
 LONGEST_PROMPT = 20_000
-
-
-class Found(NamedTuple):
-    """The result of one search request.
-
-    Attributes:
-        numbers: The rows that match.
-        next: Where to continue; None at the end.
-        end: The row after the last searched one; it may not exist yet.
-        looked_at: The number of searched rows.
-    """
-
-    numbers: list[int]
-    next: int | None
-    end: int
-    looked_at: int
 
 
 class ViewerStore:
@@ -80,6 +56,9 @@ class ViewerStore:
         output: The output; it may not exist yet.
         journal: The file with its rows; by default derived from the output's name.
         image_root: Where relative image paths start.
+
+    Attributes:
+        stopped: Whether the page is being closed: searches and statistics end soon.
     """
 
     def __init__(
@@ -89,12 +68,15 @@ class ViewerStore:
         self.journal = journal or journal_path(output)
         self.rows = LineIndex(self.journal)
         self.failures = LineIndex(failures_path(output))
-        self.reviews = Reviews(reviews_path(output))
+        self.reviews = Reviews(reviews_path(output), followed=True)
+        self.indexer = Indexer(self)
+        self.editor = Editor(self)
         self._image_root = image_root
         self._reader: OutputReader | None = None
         self._reader_version: object = None
         self._lock = threading.Lock()
         self._charts_lock = threading.Lock()
+        self.stopped = False
         self._codes: Counter[str] = Counter()
         self._counted = (0, 0)
         self._charts: tuple[tuple[int, int], dict[str, Any]] | None = None
@@ -127,6 +109,7 @@ class ViewerStore:
         self.reviews.refresh()
         return {
             "output": self.output.name,
+            "input": self.reader.source.name if self.reader.source else "",
             "model": str(self.reader.settings.get("model") or ""),
             "rows": len(self.rows),
             "generation": self.rows.generation,
@@ -134,6 +117,8 @@ class ViewerStore:
             "failures_generation": self.failures.generation,
             "codes": self._count_codes(),
             "verdicts": dict(Counter(review.verdict for review in self.reviews)),
+            "indexed": index.count if (index := self.indexer.usable) else None,
+            "undo": len(self.editor),
             "running": _is_running(self.journal),
         }
 
@@ -184,7 +169,7 @@ class ViewerStore:
             "key": key.hex(),
             "of": fingerprint(row, fields),
             "captions": {name: caption_text(edited.get(name)) for name in fields},
-            "prompt": _shorten(self._prompt(row), LONGEST_PROMPT),
+            "prompt": _shorten(self.reader.contents.shown_prompt(row), LONGEST_PROMPT),
             "flags": flags_of(row, fields),
             "extras": {name: row[name] for name in sorted(extras & row.keys())},
             "fields": {name: _shorten(row[name]) for name in row if name not in hidden},
@@ -202,7 +187,7 @@ class ViewerStore:
             "code": str(failure.get("code", "")),
             "message": _shorten(str(failure.get("message", ""))),
             "attempts": failure.get("attempts"),
-            "prompt": _shorten(self._prompt(row), LONGEST_PROMPT),
+            "prompt": _shorten(self.reader.contents.shown_prompt(row), LONGEST_PROMPT),
             "fields": {name: _shorten(one) for name, one in (row or {"record": record}).items()},
             "images": [_describe_image(image) for image in self.reader.contents.images(row)],
         }
@@ -214,32 +199,6 @@ class ViewerStore:
             if isinstance(row, dict):
                 return self.reader.contents.images(row)
         return []
-
-    def _prompt(self, row: dict[str, Any]) -> str:
-        contents = self.reader.contents
-        questions: tuple[str, ...] = ()
-        with suppress(RecordError):
-            questions = contents.questions(row) if row else ()
-        return "\n".join(questions or contents.prompt(row))
-
-    # -- search --------------------------------------------------------------------------------
-
-    def find(self, kind: str, query: Query, first: int, step: int) -> Found:
-        """Search rows or failures, forward (step 1) or backward (-1) from one of them."""
-        rows = self.lines(kind)
-        is_failures = kind == "failures"
-        matches = failure_matcher(query) if is_failures else row_matcher(query, self)
-        until = time.monotonic() + LONGEST_S
-        found: list[int] = []
-        searched, at = 0, first
-        for begin, lines in rows.blocks(first, step):
-            numbered = list(enumerate(lines, begin))
-            found += [number for number, line in numbered[::step] if matches(line)]
-            searched += len(lines)
-            at = begin + len(lines) if step > 0 else begin - 1
-            if len(found) >= AT_ONCE or time.monotonic() > until:
-                break
-        return Found(found, at if 0 <= at < len(rows) else None, at, searched)
 
     # -- reviews -------------------------------------------------------------------------------
 
@@ -266,7 +225,7 @@ class ViewerStore:
             verdict = "edited" if captions else "accepted"
         note = str(given.get("note") or "")[:LONGEST_TEXT]
         review = Review(bytes.fromhex(given["key"]), str(given["of"]), verdict, captions, note)
-        self.reviews.add(review)
+        self.editor.save([review])
         return review
 
     def _find_row(self, number: int, key: str, of: str) -> dict[str, Any]:
@@ -324,11 +283,13 @@ class ViewerStore:
 
     def stop(self) -> None:
         """End running searches and statistics soon."""
+        self.stopped = True
         self.rows.stop()
         self.failures.stop()
 
     def close(self) -> None:
         """Close the files."""
+        self.indexer.close()
         self.rows.close()
         self.failures.close()
         if self._reader is not None:

@@ -13,12 +13,13 @@ from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
 from captioner.images.fit import FitOptions, Fitted
+from captioner.outputs.viewer.input_images import InputImages
 from captioner.settings.options import ImageSettings
 
 if TYPE_CHECKING:
     from captioner.outputs.viewer.store import ViewerStore
 
-SIDES = {"small": 320, "large": 1_280}
+SIDES = {"small": 320, "large": 1_280, "full": 8_192}
 """Longer side in pixels."""
 
 CACHE_BYTES = 64 << 20
@@ -48,6 +49,7 @@ class Thumbnails:
         self._cache: OrderedDict[tuple[str, int, int, int, str], Fitted] = OrderedDict()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._stack = AsyncExitStack()
+        self._inside = InputImages(store)
 
     async def __aenter__(self) -> Self:
         """Prepare decoders and connections; both start on first use."""
@@ -55,6 +57,7 @@ class Thumbnails:
             name: self._stack.enter_context(thumbnail_decoders(side, AT_ONCE))
             for name, side in SIDES.items()
         }
+        self._stack.push_async_callback(self._inside.close)
         images = ImageSettings()
         archives = Archives(images.max_image_bytes, images.max_video_bytes)
         self._stack.callback(archives.close)
@@ -100,9 +103,9 @@ class Thumbnails:
             if isinstance(found, Exception):
                 raise found
             return found
+        if image.digest is not None:
+            return await self._inside.get(image.digest)
         data = await asyncio.to_thread(self._store.reader.contents.image_bytes, image, {})
-        if data is None and image.path is None:
-            raise LookupError("the image is inside the input, where the viewer does not read it")
         if data is None:
             raise LookupError(f"there is no file {str(image.path)[-200:]} (--image-root)")
         return data

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import rows
+from conftest import jpeg, rows
 from PIL import Image
 
 from captioner import run_batch
@@ -58,7 +62,7 @@ def test_who_does_not_know_the_token_sees_nothing(captioned, view):
 def test_nothing_may_be_loaded_from_elsewhere(captioned, view):
     """Every reply forbids scripts, styles, frames and connections other than its own."""
     page = view(captioned)
-    for path in ("", "app.js", "charts.js", "style.css", "icon.svg", "api/status"):
+    for path in ("", "app.js", "charts.js", "uplot.js", "style.css", "icon.svg", "api/status"):
         status, headers, body = get(page.url + path)
         assert status == 200
         policy = headers["Content-Security-Policy"]
@@ -67,7 +71,7 @@ def test_nothing_may_be_loaded_from_elsewhere(captioned, view):
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Cache-Control"] == "no-store"
-        if path != "icon.svg":
+        if path not in ("icon.svg", "uplot.js"):
             assert b"http://" not in body.replace(b"http://www.w3.org/2000/svg", b"")
             assert b"https://" not in body
     assert get(page.url + "server.py")[0] == 404
@@ -410,3 +414,66 @@ def test_a_response_is_bounded_whatever_the_rows_hold(tmp_path, view):
     shown = [len(text) if text.strip("x") == "" else text for text in captions]
     assert [shown[0], *shown[2:20], shown[-1]] == [10, *[900_000] * 18, 10]
     assert all("too large" in text for text in [shown[1], *shown[20:-1]])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "tar", "zip"])
+async def test_images_inside_the_input_are_shown(endpoint, view, tmp_path, kind):
+    """Images in tables and archives are read where they are, in any order."""
+    data = [jpeg(number, (64, 48 + number)) for number in range(30)]
+    source = _with_images(tmp_path, kind, data)
+    output = tmp_path / "out.jsonl"
+    await run_batch(source, output, base_url=endpoint.base_url, model="m")
+    page = view(output)
+    generation = found(f"{page.url}api/status")["generation"]
+    names = [one["images"][0] for one in found(f"{page.url}api/rows?numbers=0,1")]
+    written = rows(output)
+    for number in (0, 29, 3):
+        status, _, body = get(f"{page.url}image/rows/{generation}/{number}/0/full")
+        assert status == 200, body
+        with Image.open(io.BytesIO(body)) as image:
+            assert image.size == (64, 48 + written[number]["n"])
+    if kind in ("tar", "zip"):
+        assert names[0].endswith(".jpg")
+
+
+def _with_images(folder, kind, data):
+    table = pa.table({"n": range(len(data)), "image": data})
+    source = folder / f"in.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, source, row_group_size=7)
+    elif kind == "arrow":
+        with pa.ipc.new_file(source, table.schema) as file:
+            file.write_table(table, max_chunksize=7)
+    else:
+        members = {f"{number}.jpg": one for number, one in enumerate(data)}
+        if kind == "zip":
+            with zipfile.ZipFile(source, "w") as archive:
+                for name, one in members.items():
+                    archive.writestr(name, one)
+        else:
+            with tarfile.open(source, "w") as archive:
+                for name, one in members.items():
+                    info = tarfile.TarInfo(name)
+                    info.size = len(one)
+                    archive.addfile(info, io.BytesIO(one))
+        lines = [{"n": n, "image": f"in.{kind}#{name}"} for n, name in enumerate(members)]
+        source = folder / "in.jsonl"
+        source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return source
+
+
+async def test_an_image_that_is_in_the_input_no_more(endpoint, view, tmp_path):
+    """A damaged or a changed table costs its images, never the page."""
+    source = _with_images(tmp_path, "parquet", [jpeg(number) for number in range(3)])
+    output = tmp_path / "out.jsonl"
+    await run_batch(source, output, base_url=endpoint.base_url, model="m")
+    _with_images(tmp_path, "parquet", [jpeg(9)])
+    page = view(output)
+    generation = found(f"{page.url}api/status")["generation"]
+    status, _, body = get(f"{page.url}image/rows/{generation}/0/0/small")
+    assert (status, json.loads(body)["error"]) == (404, "the image is not in the input any more")
+    whole = source.read_bytes()
+    source.write_bytes(whole[:40] + b"\xff" * 200 + whole[240:])
+    status, _, body = get(f"{page.url}image/rows/{generation}/1/0/small")
+    assert status == 404
+    assert found(f"{page.url}api/status")["rows"] == 3
