@@ -1,4 +1,4 @@
-"""S3 through the real s3fs and moto's server. Skipped where these are not installed."""
+"""S3 through the real s3fs, on moto's server."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ import gzip
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import jpeg, rows
 from endpoint import FakeEndpoint
+from real_servers import RealServer
 
 from captioner import SettingsError, run_batch
 from captioner.errors import StoreGaveOutError
 from captioner.outputs.check import check_output
 
 s3fs = pytest.importorskip("s3fs")
-moto = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+def server(started: Callable[..., RealServer]) -> str:
+    return started("moto").url
 
 
 @pytest.fixture

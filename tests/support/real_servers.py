@@ -1,0 +1,239 @@
+"""Servers that nobody here wrote: how each is installed, started and stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HOME = ROOT / ".servers"
+"""Where all is installed; git ignores it."""
+
+MODEL = HOME / "tiny"
+START_S = 120.0
+NO_NETWORK = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A server.
+
+    Attributes:
+        program: The program that is started.
+        arguments: Its arguments; ``{port}``, ``{model}`` and ``{home}`` are replaced.
+        ready: Path that answers as soon as the server works.
+        pip: Packages for a virtual environment of its own.
+        npm: Packages for a folder of its own.
+        debian: A package of Debian, installed where the user may.
+        size: Size on disk.
+        model: Name of the model that requests ask for; empty if it is no chat server.
+        environment: Further variables.
+        has_keys: It refuses a wrong key.
+        knows_models: It refuses a model that it does not serve.
+        has_schemas: Its answers follow a JSON Schema.
+        has_context: It refuses what exceeds its context.
+        fetches: It fetches images by their URLs.
+    """
+
+    program: str
+    arguments: tuple[str, ...] = ()
+    ready: str = "/health"
+    pip: tuple[str, ...] = ()
+    npm: tuple[str, ...] = ()
+    debian: str = ""
+    size: str = ""
+    model: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    has_keys: bool = False
+    knows_models: bool = False
+    has_schemas: bool = False
+    has_context: bool = False
+    fetches: bool = False
+
+
+RECIPES = {
+    "transformers": Recipe(
+        "transformers",
+        ("serve", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu"),
+        pip=("torch==2.13.0", "transformers[serving]==5.24.0", "pillow"),
+        size="1.2 GB",
+        model="{model}",
+        environment=NO_NETWORK,
+        knows_models=True,
+        fetches=True,
+    ),
+    "moto": Recipe(
+        "moto_server",
+        ("-H", "127.0.0.1", "-p", "{port}"),
+        ready="/moto-api/",
+        pip=("moto[server]==5.2.5",),
+        size="320 MB",
+    ),
+    "llmock": Recipe(
+        "llmock",
+        ("serve", "--port", "{port}", "--log-level", "warning", "--context-window", "4000"),
+        pip=("llmock==0.2.2",),
+        size="90 MB",
+        model="gpt-4o",
+        has_context=True,
+    ),
+    "nginx": Recipe("/usr/sbin/nginx", debian="nginx-light", size="3 MB"),
+}
+
+
+def install(name: str, say: Callable[[str], None] = print) -> bool:
+    """Install a server once; return whether it is there."""
+    recipe = RECIPES[name]
+    folder = HOME / name
+    if recipe.debian:
+        _install_debian(recipe, say)
+    elif not is_installed(name):
+        say(f"installs {name} into .servers ({recipe.size})")
+        shutil.rmtree(folder, ignore_errors=True)
+        began = time.monotonic()
+        if recipe.pip:
+            _run(sys.executable, "-m", "venv", folder)
+            _run(folder / "bin/pip", "install", "--quiet", *recipe.pip)
+        if recipe.npm:
+            _run("npm", "install", "--silent", "--prefix", folder, *recipe.npm)
+        _stamp(name).write_text(_stamped(recipe))
+        say(f"{name} took {time.monotonic() - began:.0f} s")
+    if "{model}" in recipe.arguments and not (MODEL / "config.json").exists():
+        _run(HOME / "transformers/bin/python", ROOT / "scripts/tiny_model.py", MODEL)
+    return is_installed(name)
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether a server can be started."""
+    recipe = RECIPES[name]
+    if recipe.debian:
+        return Path(recipe.program).exists()
+    return _stamp(name).exists() and _stamp(name).read_text() == _stamped(recipe)
+
+
+def _stamp(name: str) -> Path:
+    return HOME / name / ".installed"
+
+
+def _stamped(recipe: Recipe) -> str:
+    return "\n".join((*recipe.pip, *recipe.npm))
+
+
+def _install_debian(recipe: Recipe, say: Callable[[str], None]) -> None:
+    if Path(recipe.program).exists() or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    say(f"installs {recipe.debian}")
+    install = "apt-get install -y --no-install-recommends"
+    subprocess.run(
+        f"apt-get update && {install} {recipe.debian}",
+        shell=True,
+        check=False,
+        capture_output=True,
+        env={**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"},
+    )
+
+
+def _run(*arguments: object) -> None:
+    done = subprocess.run([*map(str, arguments)], check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{arguments[0]} failed:\n{done.stderr[-2_000:]}")
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nothing uses now."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+class RealServer:
+    """A server that runs.
+
+    Args:
+        name: Name of its recipe.
+        folder: For its log and what it writes.
+        more: Further arguments.
+
+    Attributes:
+        url: Its address.
+    """
+
+    def __init__(self, name: str, folder: Path, *more: object) -> None:
+        self.name = name
+        self.recipe = RECIPES[name]
+        self.folder = folder
+        self._more = more
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.model = self._filled(self.recipe.model)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base_url(self) -> str:
+        """The base URL of its API."""
+        return f"{self.url}/v1"
+
+    @property
+    def log(self) -> str:
+        """The end of what it printed."""
+        return (self.folder / "log").read_text(errors="replace")[-2_000:]
+
+    def _filled(self, text: object) -> str:
+        values = {"{port}": self._port, "{model}": MODEL, "{home}": self.folder}
+        filled = str(text)
+        for name, value in values.items():
+            filled = filled.replace(name, str(value))
+        return filled
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and wait until it answers."""
+        program = Path(self.recipe.program)
+        if not program.is_absolute():
+            bins = "node_modules/.bin" if self.recipe.npm else "bin"
+            program = HOME / self.name / bins / program
+        arguments = map(self._filled, (*self.recipe.arguments, *self._more))
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.folder,
+                env={**os.environ, **self.recipe.environment, "PYTHONPATH": ""},
+            )
+        if wait:
+            self._wait(self._process)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            assert process.poll() is None, f"{self.name} ended while it started: {self.log}"
+            assert time.monotonic() < deadline, f"{self.name} did not start: {self.log}"
+            time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.url + self.recipe.ready, timeout=5):
+                return True
+        except urllib.error.HTTPError:
+            return False
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """Kill it and the processes that it started."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
