@@ -231,7 +231,8 @@ RULES = (
         r"|\b(?:unknown|invalid|unsupported|no such|non-?existent) (?:model|deployment)\b"
         r"|model[_ ]?(?:not[_ ]?(?:found|exist|supported)|name passed)|model id|deploymentnotfound"
         r"|deployment.{0,40}does not exist|invalid_model|(?:\A|\n)model: |no endpoints found"
-        r"|try pulling it|on-demand throughput|invalidendpoint|模型不存在",
+        r"|try pulling it|on-demand throughput|invalidendpoint|模型不存在"
+        r"|server is pinned to",
         (400, 403, 404, 410, 422),
         "all",
     ),

@@ -53,7 +53,7 @@ def test_all_servers_are_there() -> None:
     expected = (
         "anthropic azure bedrock cloudflare dashscope deepseek fireworks gemini groq "
         "huggingface litellm llama.cpp lmdeploy lmstudio misread mistral moonshot ollama "
-        "openai openrouter others proxies sglang siliconflow tgi together vllm "
+        "openai openrouter others proxies sglang siliconflow tgi together transformers vllm "
         "volcengine xai zhipu"
     )
     assert names == set(expected.split())
