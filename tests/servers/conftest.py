@@ -25,12 +25,12 @@ def started(
     """Start servers; they are stopped at the end of all tests."""
     running: list[RealServer] = []
 
-    def start(name: str, *more: object) -> RealServer:
+    def start(name: str, *more: object, url: str = "") -> RealServer:
         if name not in chosen(request.config):
             pytest.skip(f"{name} was not asked for")
         if not is_installed(name):
             pytest.skip(f"{name} is not installed: scripts/servers install {name}")
-        server = RealServer(name, tmp_path_factory.mktemp(name), *more)
+        server = RealServer(name, tmp_path_factory.mktemp(name), *more, url=url)
         running.append(server)
         server.start()
         return server

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -38,11 +39,9 @@ class Recipe:
         size: Size on disk.
         model: Name of the model that requests ask for; empty if it is no chat server.
         environment: Further variables.
-        has_keys: It refuses a wrong key.
-        knows_models: It refuses a model that it does not serve.
-        has_schemas: Its answers follow a JSON Schema.
-        has_context: It refuses what exceeds its context.
-        fetches: It fetches images by their URLs.
+        can: What not every server does: ``keys``, it refuses a wrong one; ``models``, as well;
+            ``lengths``, it ends captions at ``max_tokens``; ``schemas``, its answers follow one;
+            ``context``, it refuses prompts that exceed it; ``fetching`` of images by their URLs.
     """
 
     program: str
@@ -54,11 +53,7 @@ class Recipe:
     size: str = ""
     model: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
-    has_keys: bool = False
-    knows_models: bool = False
-    has_schemas: bool = False
-    has_context: bool = False
-    fetches: bool = False
+    can: frozenset[str] = frozenset()
 
 
 RECIPES = {
@@ -69,8 +64,7 @@ RECIPES = {
         size="1.2 GB",
         model="{model}",
         environment=NO_NETWORK,
-        knows_models=True,
-        fetches=True,
+        can=frozenset({"models", "lengths", "fetching"}),
     ),
     "moto": Recipe(
         "moto_server",
@@ -85,9 +79,9 @@ RECIPES = {
         pip=("llmock==0.2.2",),
         size="90 MB",
         model="gpt-4o",
-        has_context=True,
+        can=frozenset({"schemas", "context"}),
     ),
-    "nginx": Recipe("/usr/sbin/nginx", debian="nginx-light", size="3 MB"),
+    "nginx": Recipe("/usr/sbin/nginx", ready="/ready", debian="nginx-light", size="3 MB"),
 }
 
 
@@ -163,18 +157,19 @@ class RealServer:
         name: Name of its recipe.
         folder: For its log and what it writes.
         more: Further arguments.
+        url: Its address, if the arguments decide it.
 
     Attributes:
         url: Its address.
     """
 
-    def __init__(self, name: str, folder: Path, *more: object) -> None:
+    def __init__(self, name: str, folder: Path, *more: object, url: str = "") -> None:
         self.name = name
         self.recipe = RECIPES[name]
         self.folder = folder
         self._more = more
         self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = url or f"http://127.0.0.1:{self._port}"
         self.model = self._filled(self.recipe.model)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -224,7 +219,9 @@ class RealServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(self.url + self.recipe.ready, timeout=5):
+            # nginx may have a certificate of an own CA.
+            anyone = ssl._create_unverified_context()
+            with urllib.request.urlopen(self.url + self.recipe.ready, timeout=5, context=anyone):
                 return True
         except urllib.error.HTTPError:
             return False
