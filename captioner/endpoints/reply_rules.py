@@ -160,7 +160,7 @@ RULES = (
         r"|unauthori[sz]ed|authorization|permission.denied|no permission"
         r"|network/firewall|\bNoAuth|授权错误"
         r"|key does not have (?:permission|access)|must (?:first )?(?:accept|agree)"
-        r"|submit the prompt .agree|model[ .]access[ ]?denied",
+        r"|submit the prompt .agree|model[ .]access[ ]?denied|no connected db",
         (400, 401, 403),
         "all",
     ),
