@@ -40,6 +40,7 @@ COMMAND_FLAGS = {
 
 OTHER_PROGRAMS = {
     "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check",
+    "--servers",
 }  # fmt: skip
 """Flags of servers, of pip and of our scripts."""
 
