@@ -26,6 +26,7 @@ from waiting import LIMIT_S
 # tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+SERVERS = Path(__file__).parent / "servers"
 # The datasets package counts its uses at a server; it reads this when it is imported.
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
@@ -165,9 +166,23 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def not_run() -> list[str]:
-    """Return a line for each group of tests that cannot run on this machine."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers", default="", help="real servers to run tests on, such as moto,nginx"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the tests on real servers if none was asked for."""
+    left_out = not config.getoption("--servers") and collection_path == SERVERS
+    return True if left_out else None
+
+
+def not_run(config: pytest.Config) -> list[str]:
+    """Return a line for each group of tests that did not run here."""
     missing = []
+    if not config.getoption("--servers"):
+        missing.append("tests on real servers did not run: scripts/test --servers")
     if CHROMIUM is None:
         missing.append("browser tests did not run: Chromium is not installed")
     if shutil.which("tmux") is None:
@@ -199,15 +214,18 @@ def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
 
     class Scheduler(LoadGroupScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            heavy = any(part in nodeid for part in HEAVY)
-            return "heavy" if heavy else super()._split_scope(nodeid)
+            if any(part in nodeid for part in HEAVY):
+                return "heavy"
+            if "tests/servers/" in nodeid:  # each worker would start the server again
+                return nodeid.partition("::")[0]
+            return super()._split_scope(nodeid)
 
     return Scheduler(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print what the fault campaign did, with its seeds, and what did not run."""
-    for line in not_run():
+    for line in not_run(config):
         terminalreporter.write_line(line)
     for line in sorted(told):
         terminalreporter.write_line(f"campaign: {line}")

@@ -38,6 +38,7 @@ from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memo
 from captioner.executors.local import run_batch
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
+from captioner.settings.locations import storage_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,10 +172,16 @@ def export_in_console(
 ) -> None:
     """Write the captions of a run in another format."""
     from captioner.outputs.export import check_format, export
+    from captioner.outputs.stored import local_copy
 
-    output = output_of(output)
+    if url := storage_url(to):
+        raise SettingsError(
+            f"to: an export cannot be written to an object store ({url}); name a local file and "
+            "copy it"
+        )
     kind = check_format(to, to_format)
-    export(find_journal(output, Files()), to, kind, output=output, **options)
+    with local_copy(output_of(output)) as copy:
+        export(find_journal(copy, Files()), to, kind, output=copy, **options)
     _say(f"written: {to}")
 
 

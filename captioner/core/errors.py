@@ -132,11 +132,13 @@ class ImageRejectedError(AttemptError):
 
     Args:
         smaller: The images are too large. If false, their format is not supported.
+        excess: Tokens above the model's context, if the endpoint says so.
     """
 
-    def __init__(self, code: str, message: str, *, smaller: bool) -> None:
+    def __init__(self, code: str, message: str, *, smaller: bool, excess: int = 0) -> None:
         super().__init__(code, message)
         self.smaller = smaller
+        self.excess = excess
 
 
 class TokenLimitError(AttemptError):

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from captioner.core.errors import EndpointFaultError, RunError, SettingsError
-from captioner.core.retry import retry_after_s
+from captioner.core.errors import EndpointFaultError, SettingsError
 from captioner.core.secrets import secrets_in, without_secrets
-from captioner.endpoints import reach
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
 from captioner.endpoints.endpoint import Endpoint
-from captioner.endpoints.error_shapes import decoded, loads
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import EndpointPool
 from captioner.endpoints.prices import FREE, Price, price_of
-from captioner.endpoints.reach import patience_of, reached
-from captioner.endpoints.replies import error_of, shown
+from captioner.endpoints.reach import models_of, only_model, patience_of, reached
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
@@ -42,13 +36,6 @@ logger = logging.getLogger(__name__)
 
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
-LOADING_PAUSE_S = 2.0
-
-MODELS_TRIES = 3
-"""Requests for the models of an endpoint in trouble."""
-
-_TROUBLE = frozenset({408, 425, 429, 500, 502, 504, 529})
-
 OFFLINE_MODEL = "captioner-offline"
 OCR_MISSING = (
     "Text in images is not read: install rapidocr and onnxruntime "
@@ -126,7 +113,8 @@ async def connect(
         model = one.model or ""
         if not model and dialect is None:
             patience_s = patience_of(one) if len(found) == 1 else 0.0
-            model = await only_model(carrier, context.cancel, patience_s)
+            longest_s = LOADING_S if one.max_outage is None else one.max_outage
+            model = await only_model(carrier, context.cancel, patience_s, longest_s)
         models.append(model)
         carrier = _watched(one, carrier, name, context)
         label = without_secrets(name)
@@ -336,70 +324,8 @@ async def find_base(
             response = await reached(transport, path, cancel, patience_s)
         except (EndpointFaultError, TimeoutError):
             return url
-        if response.status in (401, 403) or _models_of(response.body) is not None:
+        if response.status in (401, 403) or models_of(response.body) is not None:
             if found != url:
                 logger.warning("the API is at %s", without_secrets(found))
             return found
     return url
-
-
-def _models_of(body: bytes) -> list[str] | None:
-    """Return the models in a response to ``/models``, None if it lists none."""
-    listed = loads(body)
-    if isinstance(listed, dict):
-        listed = listed.get("data", listed.get("models"))
-    if not isinstance(listed, list):
-        return None
-    names = [one.get("id") or one.get("name") for one in listed if isinstance(one, dict)]
-    names += [one for one in listed if isinstance(one, str)]
-    texts = (" ".join(name.split())[:80] for name in names if isinstance(name, str) and name)
-    return list(dict.fromkeys(texts))
-
-
-async def only_model(transport: Transport, cancel: CancelToken, patience_s: float = 0.0) -> str:
-    """Return the model of an endpoint that serves only one.
-
-    An endpoint that loads its model is waited for, and one in trouble is asked again.
-
-    Args:
-        transport: The connection to it.
-        cancel: Ends waits.
-        patience_s: Seconds to wait for an endpoint that cannot be reached.
-
-    Raises:
-        SettingsError: It serves several, or does not say.
-        EndpointRefusedError: There is no host of its name.
-        EndpointGaveOutError: It was not reached in time.
-        StoppedError: The run was cancelled first.
-    """
-    until = time.monotonic() + LOADING_S
-    for tries in itertools.count(1):
-        try:
-            response = await reached(transport, "/models", cancel, patience_s)
-        except (EndpointFaultError, TimeoutError) as error:
-            reason = f"no response within {reach.MODELS_TIMEOUT_S:g} s"
-            if isinstance(error, EndpointFaultError):
-                reason = error.message
-            raise SettingsError(
-                f"no model is given, and the endpoint cannot be asked for its models: {reason}"
-            ) from None
-        in_trouble = response.status in _TROUBLE and tries < MODELS_TRIES
-        if not (in_trouble or response.status == 503) or time.monotonic() > until:
-            break
-        wait = retry_after_s(response.headers) or 0.0
-        await cancel.sleep(min(max(wait, LOADING_PAUSE_S), reach.MODELS_TIMEOUT_S))
-    said_no = 300 <= response.status < 400 or response.status in (401, 403, 407)
-    if said_no and isinstance(refusal := error_of(response), RunError):
-        raise SettingsError(
-            f"no model is given, and the endpoint cannot be asked for its models. {refusal}"
-        )
-    models = _models_of(response.body) or []
-    if len(models) == 1:
-        return models[0]
-    problem = f"serves {', '.join(models[:8])}{' …' if len(models) > 8 else ''}"
-    if not models:
-        said = shown(decoded(response.body[:4_000]))
-        problem = f"does not say which models it serves ({response.status}: {said})"
-    raise SettingsError(
-        f"no model is given, and the endpoint {problem}; choose one with --model NAME"
-    )

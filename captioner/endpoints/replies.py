@@ -288,7 +288,7 @@ _ERRORS: dict[Verdict, Callable[[str, str], CaptionerError]] = {
     "stop": _never,
     "tokens": lambda code, text: TokenLimitError(code, text, _largest(text)),
     "smaller": lambda code, text: ImageRejectedError(
-        code if code == "http_413" else "too_large", text, smaller=True
+        code if code == "http_413" else "too_large", text, smaller=True, excess=_excess(text)
     ),
     "encode": lambda code, text: ImageRejectedError(code, text, smaller=False),
     "role": lambda code, text: ParameterError(code, text, _ROLE),
@@ -306,20 +306,37 @@ _ABOUT_FIELDS = frozenset({"refused", "encode", "stop", "fetch", "smaller", "rol
 _LENGTHS = frozenset({"max_tokens", "max_completion_tokens"})
 _ABOUT_SIZE = frozenset((name, "smaller") for name in _LENGTHS)
 _CONTEXT = re.compile(
-    r"(?:context length|max_model_len|context window)\D{0,30}?(\d+)", re.IGNORECASE
+    r"(?:context (?:length|window|size)|max_model_len|maximum (?:model|input) length)\D{0,30}?(\d+)"
+    r"|tokens > (\d+) maximum",
+    re.IGNORECASE,
 )
 _INPUT = re.compile(
     r"(\d+)\s*(?:tokens? )?(?:input tokens|tokens? (?:from|in|of) (?:the |your )?(?:input|prompt"
-    r"|messages?)|in (?:the|your) (?:messages?|prompt|input)|(?:prompt|input) tokens)",
+    r"|messages?)|in (?:the|your) (?:messages?|prompt|input)|(?:prompt|input) tokens)"
+    r"|(?:prompt|input|request) \((?:total )?(?:length )?(\d+)|prompt length \((\d+)"
+    r"|messages resulted in (\d+)|prompt is too long: (\d+)",
     re.IGNORECASE,
 )
 
 
+def _context_of(message: str) -> tuple[int, int]:
+    """Return the tokens of a context and those of the prompt, 0 and 0 if a message says neither."""
+    context, used = _CONTEXT.search(message), _INPUT.search(message)
+    if context is None or used is None:
+        return 0, 0
+    return int(next(filter(None, context.groups()))), int(next(filter(None, used.groups())))
+
+
 def _tokens_left(message: str) -> int | None:
     """Return the tokens that a context leaves for the answer; None if the message does not say."""
-    context, used = _CONTEXT.search(message), _INPUT.search(message)
-    left = int(context[1]) - int(used[1]) if context and used else 0
-    return left if left >= ENOUGH_TOKENS else None
+    context, used = _context_of(message)
+    return context - used if context - used >= ENOUGH_TOKENS else None
+
+
+def _excess(message: str) -> int:
+    """Return the tokens by which a prompt exceeds the context, 0 if a message does not say."""
+    context, used = _context_of(message)
+    return max(0, used - context)
 
 
 def _excerpt(body: bytes) -> str:

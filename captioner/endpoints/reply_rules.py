@@ -160,7 +160,7 @@ RULES = (
         r"|unauthori[sz]ed|authorization|permission.denied|no permission"
         r"|network/firewall|\bNoAuth|授权错误"
         r"|key does not have (?:permission|access)|must (?:first )?(?:accept|agree)"
-        r"|submit the prompt .agree|model[ .]access[ ]?denied",
+        r"|submit the prompt .agree|model[ .]access[ ]?denied|no connected db",
         (400, 401, 403),
         "all",
     ),
@@ -231,7 +231,8 @@ RULES = (
         r"|\b(?:unknown|invalid|unsupported|no such|non-?existent) (?:model|deployment)\b"
         r"|model[_ ]?(?:not[_ ]?(?:found|exist|supported)|name passed)|model id|deploymentnotfound"
         r"|deployment.{0,40}does not exist|invalid_model|(?:\A|\n)model: |no endpoints found"
-        r"|try pulling it|on-demand throughput|invalidendpoint|模型不存在",
+        r"|try pulling it|on-demand throughput|invalidendpoint|模型不存在"
+        r"|server is pinned to",
         (400, 403, 404, 410, 422),
         "all",
     ),

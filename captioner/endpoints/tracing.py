@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -54,15 +55,15 @@ class Tracing:
             stack.push_async_callback(_end, provider)
         self._tracer = provider.get_tracer("captioner")
 
-    def around(self, transport: Transport, name: str, model: str) -> Transport:
+    def around(self, transport: Transport, url: str, model: str) -> Transport:
         """Return a transport that makes a span for each request.
 
         Args:
             transport: Sends the requests.
-            name: The endpoint as the user knows it.
+            url: The base URL, or words if the transport is the caller's own.
             model: The requested model.
         """
-        return _Traced(transport, self._tracer, self._trace, name, model)
+        return _Traced(transport, self._tracer, self._trace, url, model)
 
 
 async def _end(provider: Any) -> None:
@@ -78,9 +79,7 @@ class _Traced:
     https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
     """
 
-    def __init__(
-        self, transport: Transport, tracer: Any, trace: Any, name: str, model: str
-    ) -> None:
+    def __init__(self, transport: Transport, tracer: Any, trace: Any, url: str, model: str) -> None:
         self._transport = transport
         self._tracer = tracer
         self._kind = trace.SpanKind.CLIENT
@@ -89,7 +88,7 @@ class _Traced:
         self._attributes = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": model,
-            "server.address": name,
+            **_server_of(url),
         }
 
     async def send(self, request: Request) -> Response:
@@ -113,6 +112,15 @@ class _Traced:
 
     async def close(self) -> None:
         await self._transport.close()
+
+
+def _server_of(url: str) -> dict[str, str | int]:
+    """Return host and port of a URL, nothing if it has no host."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        return {}
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return {"server.address": parts.hostname, "server.port": port}
 
 
 def _attributes_of(reply: Response) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from captioner.core.types import (
 from captioner.endpoints.blame import PoisonDetector, RefusalGuard
 from captioner.endpoints.replies import SHORT_REPLY
 from captioner.engine.caption_checks import ask_again, attempts_for, check, may_cut
-from captioner.engine.size_limit import SizeLimit
+from captioner.engine.size_limit import SizeLimit, most_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -366,6 +366,8 @@ class RecordAttempts:
             await self._encode_again(state, state.image_overrides._replace(reencode=True))
 
     async def _shrink(self, state: _RecordState, error: ImageRejectedError) -> None:
+        if error.excess > most_tokens(state.prepared):
+            raise RefusedError(error.code, error.message)  # the text alone is too long
         if not self._size_limit.known:
             logger.warning(
                 "images are too large for the endpoint (%s): sending them smaller", error.message

@@ -10,6 +10,18 @@ if TYPE_CHECKING:
     from captioner.core.types import PreparedRecord
 
 
+TOKENS_PER_IMAGE = 4_096
+PIXELS_PER_TOKEN = 196
+"""The most tokens that any known model makes of an image: a patch of 14 x 14 pixels is one, and
+small images are enlarged."""
+
+
+def most_tokens(prepared: PreparedRecord) -> float:
+    """Return the most tokens that the images of a record can have."""
+    images = max(1, len(prepared.questions[0]) // 2)  # two pieces of JSON for each
+    return prepared.pixels / PIXELS_PER_TOKEN + images * TOKENS_PER_IMAGE
+
+
 class SizeLimit:
     """The image sizes that the endpoint rejected and accepted, for the records that follow.
 

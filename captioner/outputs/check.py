@@ -17,6 +17,7 @@ from captioner.journal.disk import Files
 from captioner.journal.failures import read_failures
 from captioner.journal.resume_filter import ResumeFilter
 from captioner.outputs.reader import record_keys, scan_journal
+from captioner.outputs.stored import local_copy
 from captioner.readers.registry import open_input
 from captioner.settings.locations import location, storage_url
 
@@ -67,15 +68,23 @@ async def check_output(
     """Check an output without changing it, even while a run writes to it.
 
     Args:
-        output: The output, as given to the run.
+        output: The output, as given to the run. One in an object store is copied for the time.
         source: The input; by default the one in the checkpoint.
         files: The disk.
 
     Raises:
         SettingsError: There is no such output.
     """
-    files = files or Files()
-    path = find_journal(Path(output), files)
+    shown = Path(output)
+    with local_copy(shown) as path:
+        report = await _check(path, source, files or Files())
+    if storage_url(shown):
+        report.output = location(shown)
+    return report
+
+
+async def _check(output: Path, source: str | Path | None, files: Files) -> CheckReport:
+    path = find_journal(output, files)
     report = CheckReport(str(path))
     report.in_use_by = files.holder(lock_path(path))
     try:
@@ -90,7 +99,7 @@ async def check_output(
         report.unsynced_bytes = max(0, scan.whole.length - checkpoint.durable.length)
     report.captioned = len(scan.keys)
     report.tail_bytes = scan.size - scan.whole.length
-    failed, report.torn_failures = _read_failure_keys(files, failures_path(Path(output)))
+    failed, report.torn_failures = _read_failure_keys(files, failures_path(output))
     found = Path(source or (checkpoint.source if checkpoint else "") or "-")
     # A check of a local output reads an object store only if the user names it.
     stored = source is not None and storage_url(found) is not None

@@ -93,25 +93,33 @@ class StoredFile(LocalFile):
             system, path = self._fsspec.core.url_to_fs(self._url)
             return int(system.size(path) or 0)
         except Exception as error:  # noqa: BLE001 - each store has errors of its own
-            raise self._unreadable(error) from None
+            raise unreadable("the input", self._url, error) from None
 
     def _open(self) -> IO[bytes]:
         try:
             return cast("IO[bytes]", self._fsspec.open(self._url, "rb", compression="infer").open())
         except Exception as error:  # noqa: BLE001 - each store has errors of its own
-            raise self._unreadable(error) from None
+            raise unreadable("the input", self._url, error) from None
 
-    def _unreadable(self, error: Exception) -> SettingsError:
-        if isinstance(error, FileNotFoundError):
-            reason = "there is no such file"
-        elif isinstance(error, PermissionError):
-            reason = "it is forbidden; check the credentials"
-        elif isinstance(error, ImportError):
-            reason = masked(str(error.__cause__ or error)) or "its library is missing"
-            reason += f"; pip install {library_of(self._url)}"
-        else:
-            reason = masked(str(error)) or type(error).__name__
-        return SettingsError(f"cannot read the input {without_secrets(self._url)}: {reason[:300]}")
+
+def unreadable(what: str, url: str, error: Exception) -> SettingsError:
+    """Return why a file in an object store cannot be read, in words.
+
+    Args:
+        what: What the file is to the user, such as "the input".
+        url: Its address.
+        error: What the store's library raised.
+    """
+    if isinstance(error, FileNotFoundError):
+        reason = "there is no such file"
+    elif isinstance(error, PermissionError):
+        reason = "it is forbidden; check the credentials"
+    elif isinstance(error, ImportError):
+        reason = masked(str(error.__cause__ or error)) or "its library is missing"
+        reason += f"; pip install {library_of(url)}"
+    else:
+        reason = masked(str(error)) or type(error).__name__
+    return SettingsError(f"cannot read {what} {without_secrets(url)}: {reason[:300]}")
 
 
 def open_binary(path: Path) -> IO[bytes]:

@@ -119,6 +119,9 @@ def test_spans_of_requests(make_input, endpoint, run_command, collector):
     assert said[0]["gen_ai.usage.input_tokens"].int_value == 100
     assert said[0]["gen_ai.request.model"].string_value == "m"
     assert said[1]["error.type"].string_value == "503"
+    host, port = endpoint.base_url.split("/")[2].split(":")
+    assert {one["server.address"].string_value for one in said} == {host}
+    assert {one["server.port"].int_value for one in said} == {int(port)}
     assert b"q0" not in b"".join(request.SerializeToString() for request in came)
 
 

@@ -41,6 +41,7 @@ COMMAND_FLAGS = {
 OTHER_PROGRAMS = {
     "--max-model-len", "--tensor-parallel-size",
     "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check",
+    "--servers",
 }  # fmt: skip
 """Flags of servers, of pip and of our scripts."""
 

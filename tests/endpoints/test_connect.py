@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import pytest
 
 from captioner.core.cancellation import CancelToken
-from captioner.core.errors import SettingsError
+from captioner.core.errors import EndpointGaveOutError, SettingsError
 from captioner.core.types import Request, Response
-from captioner.endpoints import connect
-from captioner.endpoints.connect import base_url, find_base, only_model
+from captioner.endpoints import reach
+from captioner.endpoints.connect import base_url, find_base
+from captioner.endpoints.reach import only_model
 from captioner.settings.options import EndpointSettings
 
 ONE = b'{"object": "list", "data": [{"id": "m"}]}'
@@ -97,10 +98,36 @@ async def test_the_models_of_an_endpoint_in_trouble_are_asked_for_again(
     monkeypatch, status
 ) -> None:
     """One bad moment ends no run before its start; trouble that stays does, in its words."""
-    monkeypatch.setattr(connect, "LOADING_PAUSE_S", 0.0)
+    monkeypatch.setattr(reach, "LOADING_PAUSE_S", 0.0)
     server = Server({"/models": [(status, b"busy"), (200, ONE)]})
     assert await only_model(server, CancelToken()) == "m"
     server = Server({"/models": [(status, b"busy")]})
     with pytest.raises(SettingsError, match=f"{status}: busy"):
         await only_model(server, CancelToken())
-    assert len(server.asked) == connect.MODELS_TRIES
+    assert len(server.asked) == reach.MODELS_TRIES
+
+
+LOADING = (503, b'{"error": {"message": "Loading model"}}')
+
+
+@pytest.mark.parametrize(
+    ("reply", "patience_s", "longest_s"),
+    [((502, b"<html><title>502 Bad Gateway</title></html>"), 0.05, 60), (LOADING, 60, 0.05)],
+)
+async def test_an_endpoint_whose_trouble_stays_is_given_up(
+    monkeypatch, reply, patience_s, longest_s
+) -> None:
+    """After the time that a run with --model waits; one that loads its model is given longer."""
+    monkeypatch.setattr(reach, "LOADING_PAUSE_S", 0.001)
+    server = Server({"/models": [reply]})
+    with pytest.raises(EndpointGaveOutError, match=r"502 Bad Gateway|Loading model") as raised:
+        await only_model(server, CancelToken(), patience_s, longest_s)
+    assert "<" not in str(raised.value)
+    assert len(server.asked) > reach.MODELS_TRIES
+
+
+async def test_an_account_without_credit_is_told_without_a_model_too() -> None:
+    """As with --model, the run ends with the exit code for later."""
+    body = b'{"error": {"message": "Budget has been exceeded! Current cost: 2, Max budget: 1"}}'
+    with pytest.raises(EndpointGaveOutError, match="no credit or quota left"):
+        await only_model(Server({"/models": [(400, body)]}), CancelToken(), 60)

@@ -41,7 +41,7 @@ def test_one_reply_has_one_verdict(reply) -> None:
     assert type(caught.value) is kind
     if not isinstance(caught.value, errors.RunError):
         assert caught.value.code == reply.get("code", "")
-    for name in ("smaller", "parameter"):
+    for name in ("smaller", "parameter", "excess"):
         if name in reply:
             assert getattr(caught.value, name) == reply[name]
     assert str(caught.value).isprintable()
@@ -53,8 +53,8 @@ def test_all_servers_are_there() -> None:
     expected = (
         "anthropic azure bedrock cloudflare dashscope deepseek fireworks gemini groq "
         "huggingface litellm llama.cpp lmdeploy lmstudio misread mistral moonshot ollama "
-        "openai openrouter others proxies sglang siliconflow tgi together vllm volcengine "
-        "xai zhipu"
+        "openai openrouter others proxies sglang siliconflow tgi together transformers vllm "
+        "volcengine xai zhipu"
     )
     assert names == set(expected.split())
 

@@ -261,6 +261,18 @@ async def test_one_that_breaks_a_healthy_endpoint(fault, more):
     rig.at_rest()
 
 
+@pytest.mark.parametrize(("used", "attempts"), [(20_000, 1), (4_500, 4)])
+async def test_a_prompt_above_the_context(used, attempts):
+    """Smaller images are tried only where they can help, so a long text costs one request."""
+    said = f"maximum context length is 4000 tokens. Your messages resulted in {used} tokens."
+    rig = Rig()
+    await rig.caption("good")
+    rig.script.always["q"] = Response(400, {}, orjson.dumps({"error": {"message": said}}))
+    failure = await rig.caption()
+    assert (failure.code, failure.attempts) == ("too_large", attempts)
+    assert len(rig.remade) == attempts - 1
+
+
 @pytest.mark.parametrize("others", [0, POISON_SUCCESSES - 1])
 async def test_a_few_others_do_not_tell(others):
     """Before enough others went through, a record is not blamed for three faults."""

@@ -1,4 +1,4 @@
-"""S3 through the real s3fs and moto's server. Skipped where these are not installed."""
+"""S3 through the real s3fs, on moto's server."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ import gzip
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import jpeg, rows
 from endpoint import FakeEndpoint
+from real_servers import RealServer
 
 from captioner import SettingsError, run_batch
 from captioner.errors import StoreGaveOutError
 from captioner.outputs.check import check_output
 
 s3fs = pytest.importorskip("s3fs")
-moto = pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+def server(started: Callable[..., RealServer]) -> str:
+    return started("moto").url
 
 
 @pytest.fixture
@@ -139,13 +135,61 @@ def _take_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_outputs_in_a_bucket_need_ray(bucket, make_input, endpoint) -> None:
-    """Neither a run nor a check takes the URL for a local path."""
+    """A run without it does not take the URL for a local path."""
     with pytest.raises(SettingsError, match=r"only a run with --ray .*s3://photos/out\.jsonl"):
         await run_batch(
             make_input(1), "s3://photos/out.jsonl", base_url=endpoint.base_url, model="m"
         )
+    assert not Path("s3:").exists()
+
+
+def test_all_in_a_bucket_on_ray(bucket, tmp_path, endpoint, run_command) -> None:
+    """Input, images and output; the output is checked, continued and exported by its URL."""
+    for number in range(6):
+        bucket.pipe_file(f"photos/{number}.jpg", jpeg(number))
+    records = [
+        {"id": number, "image": f"s3://photos/{number}.jpg", "prompt": "q"} for number in range(7)
+    ]
+    bucket.pipe_file("photos/in.jsonl", "\n".join(map(json.dumps, records)).encode())
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    source, output = "s3://photos/in.jsonl", "s3://photos/to/out.jsonl"
+    line = (source, "-o", output, "--engine", "ray", "--workers", 1, "--no-probe")
+    line = (*line, "--base-url", endpoint.base_url, "--model", "m")
+    ran = run_command(*line, env=environment, cwd=tmp_path, timeout=280)
+    assert ran.returncode == 3, ran.stderr
+    assert f"captions: {output}\n" in ran.stderr
+    assert "1 failed: s3://photos/to/out.failed.jsonl\n" in ran.stderr
+    assert {Path(name).name for name in bucket.find("photos/to")} == {
+        "out.jsonl",
+        "out.failed.jsonl",
+        "out.jsonl.ckpt",
+    }
+    written = [json.loads(line) for line in bucket.cat_file("photos/to/out.jsonl").splitlines()]
+    assert [row["id"] for row in written] == [*range(6)]
+
+    checked = run_command("check", output, "--input", source, env=environment, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.startswith(f"{output}: 6 captioned, 1 failed, 0 pending of {source}")
+
+    exported = run_command("export", output, "--to", "out.csv", env=environment, cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+async def test_outputs_that_cannot_be_read(bucket, tmp_path, run_command, monkeypatch) -> None:
+    """The message has the URL, and nothing is written beside it or to a folder of its name."""
     with pytest.raises(
-        SettingsError, match=r"cannot be read in place: copy s3://photos/out\.jsonl"
+        SettingsError, match=r"^cannot read the output s3://photos/out\.jsonl: there is no such"
     ):
         await check_output("s3://photos/out.jsonl")
-    assert not Path("s3:").exists()
+    source = tmp_path / "captions.jsonl"
+    source.write_text('{"image": "a.jpg", "caption": "c"}\n')
+    for url in ("s3://photos/out.csv", "s3://photos/"):
+        refused = run_command("export", source, "--to", url, "--to-format", "csv", cwd=tmp_path)
+        assert refused.returncode == 2, refused.stderr
+        assert f"cannot be written to an object store ({url.rstrip('/')})" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
+    _take_down(monkeypatch)
+    with pytest.raises(SettingsError, match=r"s3://photos/out\.jsonl: Could not connect"):
+        await check_output("s3://photos/out.jsonl")

@@ -54,7 +54,7 @@ from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
 from captioner.outputs.export import check_format
 from captioner.settings.context import RunContext
-from captioner.settings.locations import storage_url
+from captioner.settings.locations import location, storage_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -388,6 +388,8 @@ class _Driver:
             prompt_tokens=total.prompt_tokens,
             completion_tokens=total.completion_tokens,
             seconds=time.monotonic() - self._began,
+            output=location(settings.output_path),
+            failures=location(failures_path(settings.output_path)),
             **RequestCounters.of(total).as_dict(),
         )
 
@@ -395,8 +397,8 @@ class _Driver:
         """Return the result so far of a run that is not finished."""
         total, output = self._total, self._settings.output_path
         report = RunReport(
-            output=str(output),
-            failures=str(failures_path(output)),
+            output=location(output),
+            failures=location(failures_path(output)),
             pending=max(0, (self._records or total.read) - total.settled),
             seconds=time.monotonic() - self._began,
             stopped="interrupted" if self._cancel else type(self._error).__name__,
