@@ -185,9 +185,11 @@ class Display:
         tokens_in, tokens_out = now.prompt_tokens, now.completion_tokens
         if tokens_in or tokens_out:
             facts.append(f"{short(tokens_in)} tokens in, {short(tokens_out)} out")
-        if now.cost:
+        if now.cost is not None:
+            before = now.spent_before.cost
+            earlier = f" ({money(before + now.cost)} with earlier runs)" if before else ""
             of = f" of {money(self._budget)}" if self._budget is not None else ""
-            facts.append(f"{money(now.cost)}{of}")
+            facts.append(f"{money(now.cost)}{earlier}{of}")
             settled = now.captioned + now.failed
             left = self._pace.total - now.settled
             if settled and left > 0:

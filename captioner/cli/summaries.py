@@ -35,13 +35,26 @@ def summarise(report: RunReport, settings: Settings) -> str:
     lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
     if report.resumed:
         lines[0] += f"; {counted(report.resumed, 'was', 'were')} done before"
+    settled = {
+        "captioned": report.captioned,
+        "captioned before": report.resumed,
+        "failed": report.failed,
+        "skipped": report.skipped,
+        "kept": report.existing,
+        "pending": report.pending,
+    }
+    if sum(map(bool, settled.values())) > 1:
+        shares = ", ".join(f"{count:,} {what}" for what, count in settled.items() if count)
+        lines.append(f"{counted(sum(settled.values()), 'record')}: {shares}")
     tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
     retries = (
         f", {counted(report.retries, 'retry', 'retries')} among them" if report.retries else ""
     )
     lines.append(f"{counted(report.calls, 'request')}{retries}; tokens: {tokens}")
-    if report.cost:
+    if report.cost is not None:
         lines[-1] += f"; {money(report.cost)}"
+    if report.total_cost is not None and report.total_cost != report.cost:
+        lines[-1] += f", with earlier runs {money(report.total_cost)}"
     lines += _counts(
         (report.shared, "record has", "records have", "the caption of an equal request (--dedup)"),
         (report.cached, "answer", "answers", "came from the cache"),
@@ -79,6 +92,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
     ]
     codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
     lines += _counts(
+        (found.shared, "record gets", "records get", "the caption of an equal one (--dedup)"),
         (sum(found.bad.values()), "record", "records", f"cannot be sent: {codes}"),
         (found.existing, "record", "records", "kept with its own caption (--existing skip)"),
         (found.unfetched, "image was", "images were", "not fetched; the size is a guess"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -22,7 +23,7 @@ from captioner.endpoints.error_shapes import decoded, loads
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import EndpointPool
-from captioner.endpoints.prices import FREE, Price, price_of
+from captioner.endpoints.prices import FREE, Price, price_at, price_of
 from captioner.endpoints.reach import patience_of, reached
 from captioner.endpoints.replies import error_of, shown
 from captioner.endpoints.tracing import Tracing
@@ -106,6 +107,7 @@ async def connect(
         model = settings.endpoint.model or OFFLINE_MODEL
         found = [replace(settings.endpoint, base_url=(address,), model=model)]
     budget = _budget(context)
+    prices: list[Price | None] = []
     tracing = Tracing(stack) if settings.run.otel else None
     endpoints: list[Endpoint] = []
     models: list[str] = []
@@ -141,9 +143,8 @@ async def connect(
         )
         context.cancel.on_request(limiter.open)
         breaker = CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep)
-        costs = None
-        if budget is not None:
-            costs = EndpointCosts(budget, _price(settings, one, model, name))
+        prices.append(await asyncio.to_thread(_price, settings, one, model, name))
+        is_counted = budget.is_limited or prices[-1] is not None
         endpoints.append(
             Endpoint(
                 label,
@@ -153,29 +154,29 @@ async def connect(
                 breaker,
                 context,
                 weight=one.weight,
-                costs=costs,
+                costs=EndpointCosts(budget, prices[-1]) if is_counted else None,
             )
         )
     pool = EndpointPool(endpoints)
     context.progress.states = pool.states
+    if None not in prices and not settings.batch.any:
+        context.progress.cost = 0.0
     return ConnectedEndpoints(pool, models, dialects[0], transports[0])
 
 
-def _budget(context: RunContext) -> CostBudget | None:
-    """Return the budget, None if neither a budget nor prices are given."""
+def _budget(context: RunContext) -> CostBudget:
     run = context.settings.run
-    if run.budget is None and run.budget_tokens is None and run.prices is None:
-        return None
     parts = run.processes
     return CostBudget(
         context.progress,
         max_tokens=None if run.budget_tokens is None else run.budget_tokens / parts,
         max_cost=None if run.budget is None else run.budget / parts,
         parts=parts,
+        per_run=run.renew_budget,
     )
 
 
-def price_at(settings: Settings) -> Price | None:
+def estimated_price(settings: Settings) -> Price | None:
     """Return the price of the first endpoint's model, None if it is not known."""
     (endpoint, *_) = settings.each_endpoint
     if endpoint.offline:
@@ -189,11 +190,13 @@ def price_at(settings: Settings) -> Price | None:
         return None
 
 
-def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price:
-    """Return the price of an endpoint's model; free if only tokens are counted."""
+def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price | None:
+    """Return the price of an endpoint's model, None if it is not known and not needed."""
     run = settings.run
-    if endpoint.offline or (run.budget is None and run.prices is None):
+    if endpoint.offline:
         return FREE
+    if run.budget is None and run.prices is None:
+        return price_at(model, url, None)
     return price_of(model, url, run.prices)
 
 

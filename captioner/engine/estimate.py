@@ -20,7 +20,7 @@ from captioner.core.types import (
     NeedsFetch,
     PreparedRecord,
 )
-from captioner.endpoints.connect import price_at
+from captioner.endpoints.connect import estimated_price
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.engine.engine import Engine, image_folders
 from captioner.engine.first_look import check_first_records, first_records
@@ -67,6 +67,7 @@ class Estimate:
         records: Records of the input.
         bad: Those that cannot be sent, by code.
         requests: Requests that will be sent: equal ones once, unless ``--no-dedup``.
+        shared: Records that get the caption of an equal one.
         images: Images in them.
         upload_bytes: Bytes of all requests.
         prompt_tokens: Input tokens: by formula, or as the probe has corrected it.
@@ -82,6 +83,7 @@ class Estimate:
     records: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     requests: int = 0
+    shared: int = 0
     images: int = 0
     upload_bytes: int = 0
     prompt_tokens: int = 0
@@ -148,7 +150,7 @@ async def estimate(
             completion_tokens = report.requests * sum(bill.completion) / len(bill.completion)
             latency_s = sum(bill.seconds) / len(bill.seconds)
     report.prompt_tokens, report.completion_tokens = round(prompt_tokens), round(completion_tokens)
-    price = price_at(settings)
+    price = estimated_price(settings)
     if price is not None:
         money = (price.input * prompt_tokens + price.output * completion_tokens) / 1_000_000
         report.cost, report.batch_cost = money, money * BATCH_FACTOR
@@ -227,6 +229,7 @@ class _Survey:
             size = sum(len(piece) for pieces in item.questions for piece in pieces)
             if self._seen is not None and key:
                 if self._seen.find(key) is not None:
+                    self.report.shared += 1
                     continue
                 self._seen.add(key)
             self._count(line, size)

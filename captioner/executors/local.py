@@ -24,6 +24,7 @@ from captioner.executors.opening import (
     open_source,
     refuse_other_outputs,
     refuse_strange_files,
+    spent_before,
 )
 from captioner.executors.redo import take_again
 from captioner.journal.companions import failures_path, journal_path, shards_folder
@@ -116,6 +117,7 @@ async def run_batch(
             if found is not None:
                 await look_first(selected, engine_context.settings)
             refuse_strange_files(settings, files or Files())
+            context.progress.spent_before = spent_before(settings, files or Files())
         run = _Run(context, source, selected, files or Files(), folder_of)
         try:
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
@@ -391,6 +393,8 @@ class _Run:
             stopped=stopped,
         )
         report.add(Counters.of(progress))
+        if progress.cost is not None:
+            report.total_cost = progress.spent_before.plus(progress).cost
         report.failed += progress.failed_before
         if self._to_file:
             report.output = str(self._settings.output_path)

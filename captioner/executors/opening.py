@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import SettingsError
+from captioner.core.progress import Spent
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
@@ -88,6 +89,13 @@ def refuse_strange_files(settings: Settings, files: Files) -> None:
         check_companions(output, journal, files)
     except OSError as error:
         raise SettingsError(f"cannot use {output}: {error.strerror}") from None
+
+
+def spent_before(settings: Settings, files: Files) -> Spent:
+    """Return what earlier runs of the output have used."""
+    journal = journal_path(settings.output_path, settings.run.output_format)
+    found = read_checkpoint(files, journal)
+    return found.spent if found is not None else Spent()
 
 
 def refuse_other_outputs(settings: Settings, journal: Path) -> None:

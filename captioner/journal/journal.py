@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.lines import iter_lines
+from captioner.core.progress import Spent
 from captioner.core.regular import not_regular
 from captioner.core.secrets import sealed, without_secrets
 from captioner.journal.checkpoint import Checkpoint, Extent, read_checkpoint
@@ -71,6 +72,7 @@ class Journal:
     Attributes:
         settings: The settings of the output, by name.
         redo: What an unfinished run captions again; see `begin_redo`.
+        spent: What all runs of the output have used; see `Checkpoint`.
         done: Records that the output held when it was opened.
         contents: See `captioner.journal.scan.Scan`.
         repeated: See `captioner.journal.scan.Scan`, and `truncate_duplicates`.
@@ -95,6 +97,7 @@ class Journal:
         self.identity = identity
         self.settings = sealed(settings)
         self.redo = ""
+        self.spent = Spent()
         self._source = without_secrets(source) if "://" in source else source
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
@@ -158,7 +161,8 @@ class Journal:
 
     def _recover(self) -> None:
         found = read_checkpoint(self.files, self.path)
-        self.redo = found.redo if found is not None else ""
+        if found is not None:
+            self.redo, self.spent = found.redo, found.spent
         if self.files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
@@ -312,7 +316,7 @@ class Journal:
             raise self.salvage()
 
     def _checkpoint(self, durable: Extent, after: Extent | None = None) -> Checkpoint:
-        return Checkpoint(durable, after, self.settings, self._source, self.redo)
+        return Checkpoint(durable, after, self.settings, self._source, self.redo, self.spent)
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         written = False

@@ -463,6 +463,7 @@ class RunSettings(_Group):
     )
     budget: float | None = _option("See --budget.")
     budget_tokens: int | None = _option("See --budget.")
+    renew_budget: bool = _option("See --budget-per-run.", default=False)
     prices: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
         "TOML file of prices that override those of the library: a table for each model, with "
         "input and output in US dollars per million tokens."

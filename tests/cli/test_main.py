@@ -26,6 +26,7 @@ SAMPLES = {
     "log_json": True,
     "budget": 2.5,
     "budget_tokens": 1_000_000,
+    "renew_budget": True,
     "engine": "ray",
     "shards": 4,
     "workers": 2,

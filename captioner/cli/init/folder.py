@@ -118,6 +118,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "max_pixels": 1_000_000,
     "frames": 8,
     "budget": "10usd",
+    "budget_per_run": "10usd",
     "prices": "prices.toml",
     "cache": "cache",
     "output_format": "jsonl",

@@ -22,6 +22,7 @@ from captioner.core.humanize import counted
 from captioner.core.regular import reading
 from captioner.core.secrets import masked
 from captioner.core.types import CaptionResult, Failure, InputRecord, Response, ValidatedCompletion
+from captioner.endpoints.replies import usage_of
 from captioner.engine.caption_checks import attempts_for, check
 from captioner.engine.pipeline import count
 from captioner.executors.batch_api.ledger import Entry, body_of, read_entries
@@ -172,6 +173,9 @@ class BatchMerger:
         status = response.get("status_code")
         body = orjson.dumps(response.get("body"))
         reply = Response(status if isinstance(status, int) else 200, {}, body)
+        usage, progress = usage_of(reply), self.context.progress
+        progress.prompt_tokens += usage.prompt_tokens
+        progress.completion_tokens += usage.completion_tokens
         try:
             completion = self.engine.connected.dialect.judge(reply)
         except RunError as error:  # it concerns one request of many; a retry may succeed

@@ -385,8 +385,6 @@ class _Driver:
             report,
             captioned=total.captioned,
             resumed=report.resumed - total.captioned,
-            prompt_tokens=total.prompt_tokens,
-            completion_tokens=total.completion_tokens,
             seconds=time.monotonic() - self._began,
             **RequestCounters.of(total).as_dict(),
         )
