@@ -38,18 +38,29 @@ class Display:
         progress: Read at every refresh.
         stream: Where to print. A terminal gets the live display.
         budget: US dollars that the run may cost, if limited.
+        quiet: Only print what is said.
     """
 
-    def __init__(self, progress: Progress, stream: TextIO, *, budget: float | None = None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        stream: TextIO,
+        *,
+        budget: float | None = None,
+        quiet: bool = False,
+    ) -> None:
         self._progress = progress
         self._stream = stream
         self._budget = budget
+        self._quiet = quiet
         self._pace = Pace(progress)
         self._live: Live | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Start the display."""
+        if self._quiet:
+            return self
         if self._stream.isatty():
             from rich.console import Console
             from rich.live import Live

@@ -141,13 +141,15 @@ INPUT = Word(
     ["input"],
     hint=Path,
     about="the records: a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
-    "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on standard input.",
+    "pattern of them or of images, several images, hf:NAME or ms:NAME, or - for JSONL on standard "
+    "input. The caption of a single image is printed.",
 )
 CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
 OUTPUT = _flag(
     "-o --output",
     "File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
-    "or --output-format selects another format, written when the run is complete.",
+    "or --output-format selects another format, written when the run is complete. With - rows "
+    "are printed, and nothing is written.",
     Path,
     envvar="CAPTIONER_OUTPUT",
 )
@@ -204,7 +206,10 @@ def _caption(
     """Run or, with ``dry_run``, estimate."""
     from captioner.settings.settings import Settings
 
-    settings = Settings.create(input, output, **given_options(context, options))
+    several = [input, *map(Path, context.args)]
+    settings = Settings.create(
+        several if context.args else input, output, **given_options(context, options)
+    )
     from captioner.cli import session
 
     if dry_run:
@@ -241,6 +246,7 @@ CAPTION = Command(
         *OPTIONS,
     ],
 )
+CAPTION.takes_files = True
 CAPTION.other_commands = ROOT.commands
 
 _add(

@@ -19,6 +19,7 @@ import orjson
 from captioner.cli.display import Display
 from captioner.cli.jsonlog import JsonLog
 from captioner.cli.page_address import address_file
+from captioner.cli.printing import PrintSink, is_single
 from captioner.cli.prometheus import ADDRESS, Metrics
 from captioner.cli.signals import SIGNALS, handled, status_of, unwinding
 from captioner.cli.summaries import (
@@ -69,6 +70,8 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
     keep_freed_memory()
     try:
         report, signalled = run_watched(settings, as_json=as_json)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if isinstance(error, CaptionerError):
             text, status = str(error), getattr(error, "exit_code", 1)
@@ -262,9 +265,15 @@ class _Session:
         self._summary = summary
         self._progress = Progress()
         self._cancel = CancelToken()
+        self._is_single = is_single(settings) and not as_json
+        self._prints = self._is_single or settings.is_to_stdout
+        if as_json and self._prints:
+            raise SettingsError("json: the report would be among the rows; name a file with -o")
         self._display: JsonLog | Display = JsonLog(self._progress, sys.stderr)
         if not settings.run.log_json:
-            self._display = Display(self._progress, sys.stderr, budget=settings.run.budget)
+            quiet = self._is_single or (self._prints and sys.stdout.isatty())
+            budget = settings.run.budget
+            self._display = Display(self._progress, sys.stderr, budget=budget, quiet=quiet)
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:
@@ -304,7 +313,8 @@ class _Session:
             from captioner.executors.ray.driver import run_on_ray
 
             return await run_on_ray(settings, progress=progress, cancel=cancel)
-        return await run_batch(settings, progress=progress, cancel=cancel)
+        sink = PrintSink(settings, say, bare=self._is_single) if self._prints else None
+        return await run_batch(settings, sink=sink, progress=progress, cancel=cancel)
 
     def _address(self, page: ViewerThread, stack: contextlib.AsyncExitStack) -> str:
         """Return the page's address; its token is for terminals, not for logs."""
@@ -331,7 +341,7 @@ class _Session:
             return
         if isinstance(self._display, JsonLog):
             self._display.event("finished", **report.as_dict())
-        else:
+        elif not self._is_single:
             _say(summarise(report, self._settings))
             if self._settings.run.view and report.output:
                 _say(f"view them again: captioner view {shlex.quote(report.output)}")

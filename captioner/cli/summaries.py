@@ -35,31 +35,13 @@ def summarise(report: RunReport, settings: Settings) -> str:
     lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
     if report.resumed:
         lines[0] += f"; {counted(report.resumed, 'was', 'were')} done before"
-    settled = {
-        "captioned": report.captioned,
-        "captioned before": report.resumed,
-        "failed": report.failed,
-        "skipped": report.skipped,
-        "kept": report.existing,
-        "pending": report.pending,
-    }
-    if sum(map(bool, settled.values())) > 1:
-        shares = ", ".join(f"{count:,} {what}" for what, count in settled.items() if count)
-        lines.append(f"{counted(sum(settled.values()), 'record')}: {shares}")
-    tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
-    retries = (
-        f", {counted(report.retries, 'retry', 'retries')} among them" if report.retries else ""
-    )
-    lines.append(f"{counted(report.calls, 'request')}{retries}; tokens: {tokens}")
-    if report.cost is not None:
-        lines[-1] += f"; {money(report.cost)}"
-    if report.total_cost is not None and report.total_cost != report.cost:
-        lines[-1] += f", with earlier runs {money(report.total_cost)}"
+    lines += [*_shares(report), _spent(report)]
     lines += _counts(
         (report.shared, "record has", "records have", "the caption of an equal request (--dedup)"),
         (report.cached, "answer", "answers", "came from the cache"),
     )
-    lines.append(f"captions: {report.output}")
+    if report.output is not None:
+        lines.append(f"captions: {report.output}")
     changed = (
         "new content under the same id; the old caption was kept. To caption such a record again, "
         "remove its line from the output and run with --accept-changes=edits"
@@ -71,17 +53,54 @@ def summarise(report: RunReport, settings: Settings) -> str:
         (report.orphans, *ORPHANS, "(kept at the end of the output)"),
     )
     if report.failed:
-        lines.append(f"{report.failed:,} failed: {report.failures}")
+        lines.append(f"{report.failed:,} failed: {report.failures or 'see above'}")
         for code, count in sorted(report.codes.items(), key=lambda item: -item[1]):
             number, message = report.examples[code]
             lines.append(f"  {count:,} {code}, for example line {number:,}: {message}")
+    if report.output is not None:
+        lines += _next_steps(report, settings)
+    return "\n".join(printable(line) for line in lines)
+
+
+def _shares(report: RunReport) -> list[str]:
+    """Return what became of the records, if not all had the same fate."""
+    counts = {
+        "captioned": report.captioned,
+        "captioned before": report.resumed,
+        "failed": report.failed,
+        "skipped": report.skipped,
+        "kept": report.existing,
+        "pending": report.pending,
+    }
+    shares = [f"{count:,} {what}" for what, count in counts.items() if count]
+    total = counted(sum(counts.values()), "record")
+    return [f"{total}: {', '.join(shares)}"] if len(shares) > 1 else []
+
+
+def _spent(report: RunReport) -> str:
+    tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
+    retries = (
+        f", {counted(report.retries, 'retry', 'retries')} among them" if report.retries else ""
+    )
+    line = f"{counted(report.calls, 'request')}{retries}; tokens: {tokens}"
+    if report.cost is not None:
+        line += f"; {money(report.cost)}"
+    if report.total_cost is not None and report.total_cost != report.cost:
+        line += f", with earlier runs {money(report.total_cost)}"
+    return line
+
+
+def _next_steps(report: RunReport, settings: Settings) -> list[str]:
+    """Return the commands that go on from here."""
+    lines = []
+    if report.failed:
         lines.append(f"retry them, with the same options: {_again(settings, '--retry', 'failed')}")
     if not report.complete and (file := settings.batch.to_batch_file) is not None:
         answered = _again(settings, "--from-batch-file", "ANSWERS")
         lines.append(f"requests: {file}; when they are answered, with the same options: {answered}")
     elif not report.complete:
         lines.append(f"not finished; with the same options continue: {_again(settings)}")
-    return "\n".join(printable(line) for line in lines)
+    return lines
 
 
 def describe_estimate(found: Estimate, settings: Settings) -> str:
@@ -180,5 +199,5 @@ def _counts(*counts: tuple[int | None, *tuple[str, ...]]) -> list[str]:
 def _again(settings: Settings, *more: str) -> str:
     called = "captioner" if Path(sys.argv[0]).name == "captioner" else "python -m captioner"
     output = ["-o", location(settings.output)] if settings.output is not None else []
-    source = [location(settings.input)] if settings.input is not None else []
+    source = [location(path) for path in (settings.input, *settings.files) if path is not None]
     return shlex.join([*called.split(), *source, *output, *more])

@@ -30,7 +30,7 @@ from captioner.images.archives import Archives
 from captioner.images.fit import FitOptions, Fitted
 from captioner.images.inspect import video_format
 from captioner.images.video import FRAMES
-from captioner.readers.registry import open_input
+from captioner.readers.registry import open_files, open_input
 from captioner.settings.context import RunContext
 from captioner.settings.model_sizes import rule_of
 
@@ -118,16 +118,19 @@ async def estimate(
         SettingsError: The input cannot be read, or a probe has no endpoint to send to.
         RunError: The endpoint refuses every request of the probe.
     """
-    if settings.input is None:
-        raise SettingsError("an input is needed")
     fields = settings.records
-    found = open_input(
-        settings.input,
-        fields.input_format,
-        image_field=fields.image_field,
-        max_line=fields.max_line,
-        split=fields.split,
-    )
+    if settings.files:
+        found = open_files(settings.files)
+    elif settings.input is not None:
+        found = open_input(
+            settings.input,
+            fields.input_format,
+            image_field=fields.image_field,
+            max_line=fields.max_line,
+            split=fields.split,
+        )
+    else:
+        raise SettingsError("an input is needed")
     settings = found.with_image_field(settings)
     slow = str(settings.input) == "-"
     settings = RunContext(settings).settings

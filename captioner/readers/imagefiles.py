@@ -13,7 +13,7 @@ from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.walk import Circles, Walk, is_visible
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from captioner.core.types import InputRecord
 
@@ -53,11 +53,15 @@ class ImageFilesSource(RecordSource):
     Args:
         folder: The folder; the paths in records are relative to it.
         pattern: Without a folder, a glob pattern; the paths in records are those it matches.
+        files: Without both, the files.
     """
 
-    def __init__(self, folder: Path | None = None, pattern: str = "") -> None:
+    def __init__(
+        self, folder: Path | None = None, pattern: str = "", files: Sequence[Path] = ()
+    ) -> None:
         self._folder = folder
         self._pattern = pattern
+        self._files = files
         self._told = False
 
     @property
@@ -83,6 +87,9 @@ class ImageFilesSource(RecordSource):
         return ((self._folder or Path()) / name).exists()
 
     def _names(self) -> Iterator[str]:
+        if self._files:
+            yield from map(str, self._files)
+            return
         if self._folder is None:
             single = Path(self._pattern)
             yield from [single.name] if single.is_file() else matches(self._pattern)

@@ -37,6 +37,7 @@ from captioner.settings.options import IMAGE_FIELDS
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Sequence
 
     from captioner.core.protocols import Source
     from captioner.settings.options import InputFormat
@@ -93,6 +94,22 @@ def folder_of(path: Path | None) -> Path | None:
     if path is None or is_elsewhere(path):
         return None
     return path if path.is_dir() else path.parent
+
+
+def open_files(files: Sequence[Path]) -> OpenedInput:
+    """Open images and videos that were named one by one.
+
+    Raises:
+        SettingsError: One does not exist, or is something else.
+    """
+    for path in files:
+        if not is_media(path.name):
+            raise SettingsError(
+                f"several inputs must be images or videos, and {path} is none. Name a folder, or a "
+                "pattern in quotes"
+            )
+        _check_file(path)
+    return OpenedInput(ImageFilesSource(files=files), "images")
 
 
 class _Options(NamedTuple):

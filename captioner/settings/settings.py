@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from captioner.core.errors import SettingsError
 from captioner.core.keys import RecordKeys
@@ -30,6 +30,9 @@ from captioner.settings.options import (
 from captioner.settings.presets import PRESETS
 from captioner.settings.validation import did_you_mean, flag_name, words
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -49,6 +52,7 @@ class Settings:
         batch: The provider's batch API.
         cluster: Several machines.
         endpoints: Several endpoints, each with all its options.
+        files: Images and videos that were named one by one, instead of the input.
         is_resolved: The prompt's files and preset have been read; see `resolved`.
     """
 
@@ -63,13 +67,19 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
+    files: tuple[Path, ...] = ()
     is_resolved: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check options that depend on each other."""
-        if self.output == Path("-"):
-            raise SettingsError("output: name a file; captions cannot go to standard output")
         run, batch, ray = self.run, self.batch, self.cluster.engine == "ray"
+        if self.is_to_stdout and (
+            batch.any or ray or run.view or run.again or run.output_format not in (None, "jsonl")
+        ):
+            raise SettingsError(
+                "output: rows to standard output are JSON Lines, and cannot be combined with "
+                "--batch-api, --ray, --view, --redo and --retry. Name a file with -o"
+            )
         if self.output is not None and (url := storage_url(self.output)) and not ray:
             raise SettingsError(
                 f"output: only a run with --ray can write to an object store ({url}); name a local "
@@ -107,11 +117,13 @@ class Settings:
     @classmethod
     def create(
         cls,
-        input: str | Path | None = None,  # noqa: A002 - the name users type
+        input: str | Path | Sequence[str | Path] | None = None,  # noqa: A002 - what users type
         output: str | Path | None = None,
         **options: Any,
     ) -> Self:
         """Return settings from flat option names, as in ``create("in.jsonl", max_side=1024)``.
+
+        The input may be a list of images and videos.
 
         Raises:
             SettingsError: An option does not exist or its value is invalid.
@@ -122,11 +134,17 @@ class Settings:
             groups.setdefault(option_groups()[name], {})[name] = value
         made = {group: GROUPS[group](**given) for group, given in groups.items()}
         endpoint = made.get("endpoint", EndpointSettings())
+        path, files = None, tuple[Path, ...]()
+        if isinstance(input, str | Path):
+            path = Path(input)
+        elif input is not None:
+            files = tuple(map(Path, input))
         return cls(
-            Path(input) if input is not None else None,
+            path,
             Path(output) if output is not None else None,
             **made,
             endpoints=tuple(_endpoint(table, endpoint) for table in tables),
+            files=files,
         )
 
     def resolved(self) -> Self:
@@ -182,10 +200,19 @@ class Settings:
         return RecordKeys(self.fields, self.records.id_field)
 
     @property
+    def is_to_stdout(self) -> bool:
+        """Whether rows go to standard output."""
+        return self.output == Path("-")
+
+    @property
     def output_path(self) -> Path:
         """The output that the user named, or the default one beside the input."""
         if self.output is not None:
             return self.output
+        if self.files:
+            raise SettingsError(
+                "name the output with -o: several files have no default output; -o - prints rows"
+            )
         if self.input is None:
             raise SettingsError("name an output: without an input there is no default")
         named = self.input if self.input.name not in ("", "..") else self.input.resolve()

@@ -313,7 +313,6 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["serve", "--port", "x"], "--port"),
         (["in.jsonl", "-offline"], "Did you mean --offline?"),
         (["in.jsonl", "-output=x"], "Did you mean --output?"),
-        (["in.jsonl", "-o", "-"], "a file"),
         ([""], "INPUT: it is empty"),
         (["in.jsonl", "--cache", ""], "--cache: it is empty"),
         (["in.jsonl", "--image-root="], "--image-root: it is empty"),
