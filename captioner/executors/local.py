@@ -56,7 +56,7 @@ FEW = 10
 
 
 async def run_batch(
-    settings: Settings | str | Path,
+    settings: Settings | str | Path | Sequence[str | Path],
     output: str | Path | None = None,
     *,
     source: Source | None = None,
@@ -73,7 +73,8 @@ async def run_batch(
     """Caption every record of an input; run again to continue where it stopped.
 
     Args:
-        settings: The settings, or the path of the input with options as keywords, for example
+        settings: The settings, or the path of the input (or a list of images and videos) with
+            options as keywords, for example
             ``run_batch("in.jsonl", base_url="http://localhost:8000/v1", model="m")``.
         output: Path of the captions; see `Settings`.
         source: Where records come from, instead of the input file.
