@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from captioner.core.types import ValidatedCompletion
 
-EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency")
+EXTRAS = (
+    "usage", "finish_reason", "model", "attempts", "latency", "prompt", "image_digest", "settings",
+)  # fmt: skip
 """Fields that ``--with`` can add to a row."""
+
+OF_RECORD = frozenset({"prompt", "image_digest"})
+"""Those that follow from the record and not from its answers."""
 
 FLAG = "flag"
 
@@ -27,20 +32,28 @@ class RowLayout:
     Args:
         fields: The caption fields, one for each question.
         extras: Which of `EXTRAS` to add.
+        settings: Digest of the settings that shape captions.
     """
 
-    def __init__(self, fields: Sequence[str], extras: Sequence[str] = ()) -> None:
+    def __init__(
+        self, fields: Sequence[str], extras: Sequence[str] = (), settings: str = ""
+    ) -> None:
         self._fields = tuple(fields)
         self._extras = tuple(extras)
+        self._settings = settings
 
     def compose(
-        self, answers: Sequence[Sequence[ValidatedCompletion]], attempts: int
+        self,
+        answers: Sequence[Sequence[ValidatedCompletion]],
+        attempts: int,
+        made: Mapping[str, Any] | None = None,
     ) -> tuple[Any, tuple[tuple[str, Any], ...]]:
         """Return the value of the first field, and names and values of the other fields.
 
         Args:
             answers: The answers to each question; several become a list in the row.
             attempts: Requests sent for the record.
+            made: Values of `OF_RECORD` for the record, if extras name them.
         """
         if len(answers) == len(answers[0]) == 1 and not self._extras and not answers[0][0].flag:
             return answers[0][0].value, ()  # the usual case
@@ -50,15 +63,15 @@ class RowLayout:
             if any(answer.flag for answer in several):
                 more.append((f"{name}_{FLAG}", _one_or_all([answer.flag for answer in several])))
         every = [answer for several in answers for answer in several]
+        own = {**(made or {}), "attempts": attempts, "settings": self._settings}
         more += [
-            (f"{self._fields[0]}_{extra}", _extra(extra, every, attempts)) for extra in self._extras
+            (f"{self._fields[0]}_{extra}", own[extra] if extra in own else _extra(extra, every))
+            for extra in self._extras
         ]
         return values[0], tuple(more)
 
 
-def _extra(name: str, answers: Sequence[ValidatedCompletion], attempts: int) -> Any:
-    if name == "attempts":
-        return attempts
+def _extra(name: str, answers: Sequence[ValidatedCompletion]) -> Any:
     if name == "latency":
         return round(sum(answer.latency_s for answer in answers), 3)
     if name == "usage":

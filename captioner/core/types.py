@@ -137,6 +137,7 @@ class PreparedRecord(NamedTuple):
         pixels: Pixels of all its images whose size is known.
         key: Equal for records with the same questions about the same images (16 bytes).
         cached: The response of an earlier run, as the cache stores it; empty if there is none.
+        made: Prompt and image digests, if rows are to have them; see ``--with``.
     """
 
     record: InputRecord
@@ -146,6 +147,7 @@ class PreparedRecord(NamedTuple):
     pixels: int = 0
     key: bytes = b""
     cached: bytes = b""
+    made: Mapping[str, Any] | None = None
 
 
 class RequestOverrides(NamedTuple):

@@ -38,7 +38,7 @@ from captioner.engine.caption_checks import ask_again, attempts_for, check
 from captioner.engine.size_limit import SizeLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from captioner.core.cancellation import CancelToken
     from captioner.core.types import InputRecord, Outcome
@@ -89,7 +89,8 @@ class RecordAttempts:
         endpoints: EndpointPool,
         prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
         compose: Callable[
-            [list[list[ValidatedCompletion]], int], tuple[Any, tuple[tuple[str, Any], ...]]
+            [list[list[ValidatedCompletion]], int, Mapping[str, Any] | None],
+            tuple[Any, tuple[tuple[str, Any], ...]],
         ],
         cancel: CancelToken,
         *,
@@ -141,9 +142,16 @@ class RecordAttempts:
             state.poison.succeeded()
         return CaptionResult(answers, state.attempts)
 
-    def caption_of(self, record: InputRecord, result: CaptionResult, *, replaces: bool) -> Caption:
-        """Return the caption that the answers make; see `PreparedRecord` for ``replaces``."""
-        value, more = self._compose(result.each, result.attempts)
+    def caption_of(
+        self,
+        record: InputRecord,
+        result: CaptionResult,
+        *,
+        replaces: bool,
+        made: Mapping[str, Any] | None = None,
+    ) -> Caption:
+        """Return the caption that the answers make; see `PreparedRecord` for the arguments."""
+        value, more = self._compose(result.each, result.attempts, made)
         first = result.each[0]
         usage = first[0].completion.usage
         if len(result.each) > 1 or len(first) > 1:

@@ -15,6 +15,8 @@ from captioner.core.keys import KeyTable
 from captioner.core.types import CaptionResult, Completion, Failure, Usage, ValidatedCompletion
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from captioner.core.progress import Progress
     from captioner.core.types import Caption, InputRecord, Outcome, PreparedRecord
     from captioner.engine.attempts import RecordAttempts
@@ -92,7 +94,7 @@ class RequestDeduplicator:
                 record = prepared.record
                 if record.images:
                     record = record._replace(images=())
-                waiters.records.append((record, prepared.replaces))
+                waiters.records.append((record, prepared.replaces, prepared.made))
                 return []
             if waiters.done is None:
                 waiters.done = asyncio.Event()
@@ -113,7 +115,7 @@ class RequestDeduplicator:
         self._progress.shared += len(waiters.records)
         if isinstance(result, Failure):
             waiters.failed = result
-            return [result, *(_copy_of(result, record) for record, _ in waiters.records)]
+            return [result, *(_copy_of(result, record) for record, *_ in waiters.records)]
         stored = dump(result)
         responses.put(key, stored)
         if self._cache is not None:
@@ -125,8 +127,8 @@ class RequestDeduplicator:
         return [
             own,
             *(
-                self._attempts.caption_of(record, again, replaces=replaces)
-                for record, replaces in waiters.records
+                self._attempts.caption_of(record, again, replaces=replaces, made=made)
+                for record, replaces, made in waiters.records
             ),
         ]
 
@@ -139,7 +141,9 @@ class RequestDeduplicator:
         return self._caption(prepared, result)
 
     def _caption(self, prepared: PreparedRecord, result: CaptionResult) -> Caption:
-        return self._attempts.caption_of(prepared.record, result, replaces=prepared.replaces)
+        return self._attempts.caption_of(
+            prepared.record, result, replaces=prepared.replaces, made=prepared.made
+        )
 
     def close(self) -> None:
         """Forget all responses."""
@@ -152,7 +156,7 @@ class _Waiters:
     """The records parked behind a request in flight."""
 
     def __init__(self) -> None:
-        self.records: list[tuple[InputRecord, bool]] = []
+        self.records: list[tuple[InputRecord, bool, Mapping[str, Any] | None]] = []
         self.done: asyncio.Event | None = None  # for records beyond `MAX_WAITERS`
         self.failed: Failure | None = None
 

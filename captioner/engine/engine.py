@@ -148,7 +148,11 @@ class Engine:
             attempts = RecordAttempts(
                 connected.endpoints,
                 async_preparer.again,
-                RowLayout(settings.fields, settings.captions.with_).compose,
+                RowLayout(
+                    settings.fields,
+                    settings.captions.with_,
+                    settings.fingerprint(_model(connected)),
+                ).compose,
                 context.cancel,
                 rules=rules,
                 defaults=_defaults(settings),

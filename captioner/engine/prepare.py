@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pybase64 import b64encode
@@ -12,7 +12,9 @@ from xxhash import xxh3_128
 from captioner.core.badjson import why_no_json
 from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
 from captioner.core.jsonbytes import fields_in, quoted
+from captioner.core.keys import digest
 from captioner.core.media import is_video
+from captioner.core.row import OF_RECORD
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
     UNCHANGED,
@@ -83,6 +85,8 @@ class Preparer:
         self._templates = Templates(prompt.system_prompt, prompt.prompt, settings.questions)
         self._fit_options = FitOptions(settings.images, settings.prompt.detail)
         names = settings.field_family
+        wanted = OF_RECORD.intersection(settings.captions.with_)
+        self._wants_prompt, self._wants_digests = "prompt" in wanted, "image_digest" in wanted
         self._names = frozenset(names)
         self._quoted_names = frozenset(map(quoted, names))
 
@@ -145,11 +149,14 @@ class Preparer:
             loaded = _loaded(fetched) if fetched else {}
             if record.images:
                 loaded = {**loaded, **dict(record.images)}
+            digests: list[str | None] | None = [] if self._wants_digests else None
             several: list[list[EncodedImage]] = []
             for image in images:
                 if several:
                     reservation.keep(several[-1])
-                several.append(self._encode(image, reservation, render, image_overrides, loaded))
+                several.append(
+                    self._encode(image, reservation, render, image_overrides, loaded, digests)
+                )
             frames = [one for each in several for one in each] if images[1:] else several[0]
             timed = self._settings.images.frame_times
             if texts.questions or timed or frames[len(images) :]:
@@ -173,7 +180,13 @@ class Preparer:
             pixels += frame.width * frame.height
         reservation.settle(size)
         key, cached = self._key(questions)
-        return PreparedRecord(record, questions, replaces, reservation.size, pixels, key, cached)
+        made = None
+        if self._wants_prompt or digests is not None:
+            asked = texts.questions or ["\n".join(_texts(turns[-1]))]
+            made = {"prompt": _one_or_all(asked), "image_digest": _one_or_all(digests or [None])}
+        return PreparedRecord(
+            record, questions, replaces, reservation.size, pixels, key, cached, made
+        )
 
     def _key(self, questions: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, bytes]:
         """Return the key of a request, and the response of an earlier run to it if there is one."""
@@ -250,10 +263,16 @@ class Preparer:
         render: Render,
         image_overrides: ImageOverrides,
         loaded: Mapping[str, bytes],
+        digests: list[str | None] | None,
     ) -> list[EncodedImage]:
-        """Return an image ready to be sent, or the frames of a video or an animated one."""
+        """Return an image ready to be sent, or the frames of a video or an animated one.
+
+        The digest of its file is added to ``digests``, None for one that the endpoint fetches.
+        """
         if image.url is not None:
             if image.url not in loaded:
+                if digests is not None:
+                    digests.append(None)
                 return [EncodedImage(url=image.url)]
             data = loaded[image.url]
         elif image.digest is not None:
@@ -271,12 +290,22 @@ class Preparer:
             reservation.reserve(len(data))
         if not data:
             raise BadImageError("image_empty", "the image is empty")
+        if digests is not None:
+            digests.append(digest(data).hex())
         return [
             EncodedImage(media_type, b64encode(fitted), "", width, height, time_s)
             for media_type, fitted, width, height, time_s in fit(
                 data, self._fit_options, render, image_overrides
             )
         ]
+
+
+def _texts(turn: Turn) -> list[str]:
+    return [part for part in turn.parts if isinstance(part, str)]
+
+
+def _one_or_all(values: Sequence[str | None]) -> Any:
+    return values[0] if len(values) == 1 else list(values)
 
 
 def existing_captions(record: Mapping[str, object], fields: Sequence[str]) -> list[str]:

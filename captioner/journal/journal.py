@@ -45,8 +45,9 @@ from captioner.journal.disk import (
     write_all,
 )
 from captioner.journal.failures import FailuresFile
+from captioner.journal.made import note_made
 from captioner.journal.scan import scan_output
-from captioner.journal.settings import continued
+from captioner.journal.settings import continued, differ
 from captioner.journal.watch import Watch
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Journal:
             raise disk_error("lock", self.path, error) from error
         try:
             with disk_errors("open", self.path):
-                self._recover()
+                self._recover(crashed=crashed)
                 self._opened = self._written
                 self.failures.open()
                 if crashed:
@@ -159,7 +160,7 @@ class Journal:
             if kind not in ("missing", "file"):
                 raise SettingsError(not_regular(path))
 
-    def _recover(self) -> None:
+    def _recover(self, *, crashed: bool) -> None:
         found = read_checkpoint(self.files, self.path)
         if found is not None:
             self.redo, self.spent = found.redo, found.spent
@@ -184,12 +185,17 @@ class Journal:
         if not self.files.size(self._fd) and (found is None or not found.durable.length):
             self._write_checkpoint(self._checkpoint(Extent()))
             return
+        made_before = None
         if found is not None:
             accept = self._accept_changes
+            if found.settings and differ(sealed(found.settings), self.settings):
+                made_before = sealed(found.settings)
             self.settings = continued(found.settings, self.settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:
             self._cut(scan.whole.length, scan.size)
+        if made_before is not None or crashed:
+            note_made(self, made_before)  # before the checkpoint has the new settings
         self._durable = found.durable if found else Extent()
         if found != self._checkpoint(self._written) and not self.repeated:
             self.commit()

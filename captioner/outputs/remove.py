@@ -17,6 +17,7 @@ from captioner.journal.companions import (
     gathered_path,
     journal_path,
     lock_path,
+    made_path,
     reviews_path,
     shards_folder,
     shards_lock_path,
@@ -66,6 +67,7 @@ def own_files(output: Path, files: Files) -> OwnFiles:
     beside = sorted(path for path in journal.parent.iterdir() if named.fullmatch(path.name))
     folders = [batch_folder(journal), shards_folder(journal)]
     paths = [failures_path(output), reviews_path(output), gathered_path(journal), *beside]
+    paths.append(made_path(journal))
     for folder in folders:
         if files.kind(folder) == "folder":
             paths += sorted(folder.iterdir())

@@ -348,8 +348,9 @@ class CaptionSettings(_Group):
     min_length: int = _option("Minimum characters of a caption.", 1)
     max_length: int | None = _option("Maximum characters of a caption.")
     with_: tuple[str, ...] = _option(
-        "Fields to add to each row beside the caption: usage, finish_reason, model, attempts or "
-        "latency (seconds), as caption_usage and so on. Separate several by commas.",
+        "Fields to add to each row beside the caption: usage, finish_reason, model, attempts, "
+        "latency (seconds), prompt, image_digest (BLAKE2b-128 of the file) or settings (a digest "
+        "of model, prompts and options), as caption_usage and so on. Separate several by commas.",
         (),
     )
 

@@ -7,9 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import orjson
+
 from captioner.core.errors import SettingsError
-from captioner.core.keys import RecordKeys
-from captioner.core.row import FLAG, field_names
+from captioner.core.keys import RecordKeys, digest
+from captioner.core.row import FLAG, OF_RECORD, field_names
 from captioner.core.secrets import sealed
 from captioner.settings.flags import all_options, stored_options
 from captioner.settings.locations import COMPRESSED, is_elsewhere, location, storage_url
@@ -99,6 +101,8 @@ class Settings:
             raise SettingsError(
                 "redo: with --cache, captions would come back unchanged; leave --cache out"
             )
+        if batch.any and OF_RECORD.intersection(self.captions.with_):
+            raise SettingsError("with: prompt and image_digest do not go with --batch-api")
         if batch.any and self.endpoint.stream:
             raise SettingsError("batch-api: it cannot be combined with --stream")
         self._check_field_names()
@@ -246,6 +250,11 @@ class Settings:
             "id_field": records.id_field,
         }
         return sealed(shaping)
+
+    def fingerprint(self, model: str) -> str:
+        """Return a digest of the options that affect captions; equal for rows made alike."""
+        shaping = {name: value for name, value in self.shaping(model).items() if name != "with"}
+        return digest(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS)).hex()
 
 
 # Options that affect captions.

@@ -47,7 +47,9 @@ class Rig:
         completion = Completion("", "stop", "m", Usage(100, 10))
         return CaptionResult([[ValidatedCompletion(f"caption {number}", completion)]], 2)
 
-    def caption_of(self, line: InputRecord, answers: CaptionResult, *, replaces: bool) -> Caption:
+    def caption_of(
+        self, line: InputRecord, answers: CaptionResult, *, replaces: bool, made: None
+    ) -> Caption:
         value, more = self.compose(answers.each, answers.attempts)
         usage = answers.each[0][0].completion.usage
         return Caption(line, value, replaces, answers.attempts, usage, more)
