@@ -204,14 +204,16 @@ def _caption(
     **options: Any,
 ) -> int:
     """Run or, with ``dry_run``, estimate."""
+    from captioner.settings.remembered import recalled
     from captioner.settings.settings import Settings
 
-    several = [input, *map(Path, context.args)]
-    settings = Settings.create(
-        several if context.args else input, output, **given_options(context, options)
-    )
+    source = [input, *map(Path, context.args)] if context.args else input
+    given = given_options(context, options)
+    settings = Settings.create(source, output, **given)
     from captioner.cli import session
 
+    if kept := session.options_of(settings):
+        settings = Settings.create(source, output, **recalled(kept, given))
     if dry_run:
         session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
         return 0

@@ -37,6 +37,7 @@ from captioner.core.progress import Progress
 from captioner.core.regular import reading
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
+from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
 
@@ -62,6 +63,18 @@ def _say(text: str) -> None:
 
 def _json(report: Any) -> str:
     return printable_json(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
+
+
+def options_of(settings: Settings) -> dict[str, Any]:
+    """Return the options that the output of a run remembers; empty without an output."""
+    if settings.is_to_stdout or is_single(settings):
+        return {}
+    try:
+        journal = journal_path(settings.output_path, settings.run.output_format)
+        found = read_checkpoint(Files(), journal)
+    except (OSError, SettingsError):
+        return {}  # the run will tell
+    return found.options if found is not None else {}
 
 
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.humanize import counted, duration, money, printable, short
 from captioner.settings.locations import location
+from captioner.settings.remembered import not_remembered
 
 if TYPE_CHECKING:
     from captioner.core.progress import RunReport
@@ -93,13 +94,18 @@ def _spent(report: RunReport) -> str:
 def _next_steps(report: RunReport, settings: Settings) -> list[str]:
     """Return the commands that go on from here."""
     lines = []
+    if settings.cluster.engine == "ray":  # whose output remembers no options until it is finished
+        advice = _again(settings, "--ray", *(["--retry", "failed"] if report.complete else []))
+        return [f"with the same options: {advice}"] if report.failed or not report.complete else []
     if report.failed:
-        lines.append(f"retry them, with the same options: {_again(settings, '--retry', 'failed')}")
+        lines.append(f"retry them: {_again(settings, '--retry', 'failed')}")
     if not report.complete and (file := settings.batch.to_batch_file) is not None:
         answered = _again(settings, "--from-batch-file", "ANSWERS")
-        lines.append(f"requests: {file}; when they are answered, with the same options: {answered}")
+        lines.append(f"requests: {file}; when they are answered: {answered}")
     elif not report.complete:
-        lines.append(f"not finished; with the same options continue: {_again(settings)}")
+        lines.append(f"not finished; continue: {_again(settings)}")
+    if lines and (missing := not_remembered(settings)):
+        lines.append(f"the output does not remember {', '.join(missing)}: add the same")
     return lines
 
 
@@ -128,8 +134,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
         lines.append(f"cost: {money(found.cost)}, or {money(found.batch_cost)} with --batch-api")
     else:
         lines.append(
-            f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices, or "
-            "pip install 'captioner[prices]')"
+            f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices)"
         )
     if found.seconds is not None:
         lines.append(f"time at the limits that are known: {duration(found.seconds)}")
@@ -200,4 +205,17 @@ def _again(settings: Settings, *more: str) -> str:
     called = "captioner" if Path(sys.argv[0]).name == "captioner" else "python -m captioner"
     output = ["-o", location(settings.output)] if settings.output is not None else []
     source = [location(path) for path in (settings.input, *settings.files) if path is not None]
-    return shlex.join([*called.split(), *source, *output, *more])
+    kind = settings.run.output_format
+    form = ["--output-format", kind] if kind is not None else []
+    form += ["--batch-api"] if settings.batch.batch_api else []
+    return shlex.join([*called.split(), *source, *output, *form, *_chosen(settings), *more])
+
+
+def _chosen(settings: Settings) -> list[str]:
+    """Return the options that choose records, which are not remembered."""
+    records = settings.records
+    values = {"where": records.where, "sample": records.sample, "limit": records.limit}
+    found = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    if records.sample is not None and records.seed:
+        found.append(f"--seed={records.seed}")
+    return found

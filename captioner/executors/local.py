@@ -36,6 +36,7 @@ from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export import check_format, export
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
+from captioner.settings.remembered import remembered
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ class _Run:
             shaping,
             failures=failures_path(settings.output_path),
             source=source,
+            options=remembered(settings),
             accept_changes=run.accept_changes or run.redo is not None,
             accept_edits=run.accept_edits,
             files=self._files,

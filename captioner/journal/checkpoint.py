@@ -42,6 +42,7 @@ class Checkpoint:
         source: Path of the input in the last run.
         redo: What an unfinished run captions again; see `Journal.begin_redo`.
         spent: What all runs of the output have used.
+        options: Options of the last run, for one that leaves them out.
     """
 
     durable: Extent = field(default_factory=Extent)
@@ -50,6 +51,7 @@ class Checkpoint:
     source: str = ""
     redo: str = ""
     spent: Spent = field(default_factory=Spent)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the checkpoint as one line of JSON."""
@@ -63,6 +65,7 @@ class Checkpoint:
                 "input": self.source,
                 "redo": self.redo,
                 "spent": list(self.spent),
+                "options": self.options,
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
@@ -90,6 +93,7 @@ def decode(data: bytes) -> Checkpoint:
                 str(value["input"]),
                 str(value.get("redo", "")),
                 Spent(*map(float, value.get("spent", ()))),
+                dict(value.get("options", {})),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("not a checkpoint") from error

@@ -21,6 +21,8 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
 from captioner.core.keys import KeyTable, RecordKeys
 from captioner.core.lines import iter_lines
@@ -66,6 +68,7 @@ class Journal:
         settings: Options that influence captions, by name. A run with others is refused.
         failures: Path of the failures; by default beside the output.
         source: The input, noted in the checkpoint.
+        options: Options of the run, noted there as well.
         accept_changes: Continue although settings changed.
         accept_edits: Accept an output that was changed by hand.
         files: The disk.
@@ -87,6 +90,7 @@ class Journal:
         *,
         failures: Path | None = None,
         source: str = "",
+        options: Mapping[str, Any] | None = None,
         accept_changes: bool = False,
         accept_edits: bool = False,
         files: Files | None = None,
@@ -100,6 +104,7 @@ class Journal:
         self.redo = ""
         self.spent = Spent()
         self._source = without_secrets(source) if "://" in source else source
+        self._options = orjson.loads(orjson.dumps(dict(options or {})))
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
         self.files = files or Files()
@@ -322,7 +327,9 @@ class Journal:
             raise self.salvage()
 
     def _checkpoint(self, durable: Extent, after: Extent | None = None) -> Checkpoint:
-        return Checkpoint(durable, after, self.settings, self._source, self.redo, self.spent)
+        return Checkpoint(
+            durable, after, self.settings, self._source, self.redo, self.spent, self._options
+        )
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         written = False
