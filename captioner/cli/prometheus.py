@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from captioner.core.errors import SettingsError
-from captioner.core.extras import needed
 from captioner.outputs.visitors import ServerThread, Visitors
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class Metrics:
     """
 
     def __init__(self, progress: Progress, port: int) -> None:
-        library = needed("prometheus_client", "metrics")
-        self._core = needed("prometheus_client.core", "metrics")
-        self._encoder = needed("prometheus_client.exposition", "metrics").choose_encoder
+        library = import_module("prometheus_client")
+        self._core = import_module("prometheus_client.core")
+        self._encoder = import_module("prometheus_client.exposition").choose_encoder
         self._progress = progress
         self._registry = library.CollectorRegistry()
         self._registry.register(self)

@@ -8,10 +8,10 @@ template, and needs nothing installed.
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.core.errors import BadRecordError, SettingsError
-from captioner.core.extras import needed
 from captioner.engine.template_sandbox import sandbox
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Templates:
         texts = (system_prompt, prompt, *questions)
         if not any("{{" in text or "{%" in text for text in texts):
             return
-        self._jinja = needed("jinja2", "templates")
+        self._jinja = import_module("jinja2")
         environment = sandbox(self._jinja)
         for text in texts:
             try:

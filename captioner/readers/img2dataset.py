@@ -33,7 +33,7 @@ def downloads(path: Path, image_field: str | None = None) -> Source:
     """
     if not path.is_dir():
         raise SettingsError(f"{path} is no folder that img2dataset wrote to")
-    needed("pyarrow.parquet", "parquet")
+    needed("pyarrow.parquet")
     if not (shards := sorted(one for one in path.glob("*.tar") if is_data(one.name))):
         return DownloadsSource(path)
     return ShardsSource(

@@ -203,7 +203,7 @@ def _media_files(path: Path) -> Source:
     if source.is_empty:
         raise SettingsError(f"there is no image and no video in {path}")
     if find_spec("av") is None and source.has_only_videos:
-        needed("av", "video")
+        needed("av")
     return source
 
 

@@ -40,7 +40,7 @@ COMMAND_FLAGS = {
 """Flags of commands, which are not options of a run."""
 
 OTHER_PROGRAMS = {
-    "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check",
+    "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check", "--text",
 }  # fmt: skip
 """Flags of servers, of pip and of our scripts."""
 

@@ -291,7 +291,7 @@ async def test_what_is_missing_is_told_before_anything_is_paid_for(source, endpo
     from captioner import SettingsError
 
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(SettingsError, match=r"captioner\[parquet\]"):
+    with pytest.raises(SettingsError, match=r"pip install pyarrow$"):
         await run_batch(
             source, source.parent / "out.parquet", base_url=endpoint.base_url, model="m"
         )

@@ -93,7 +93,7 @@ async def run_on_ray(
         SettingsError: The settings cannot work; nothing was sent.
         RunError: The run stopped early; what was finished is saved.
     """
-    ray = needed("ray", "ray")
+    ray = needed("ray")
     cancel = next((token for token in (cancel, stopping) if token is not None), CancelToken())
     context = RunContext(settings, progress or Progress(), cancel)
     with forward_warnings(warn):

@@ -45,7 +45,7 @@ def check_format(target: Path, given: OutputFormat | None = None) -> OutputForma
     """
     kind = given or format_of(target)
     if kind == "parquet" or (kind == "imagefolder" and target.suffix.lower() == ".parquet"):
-        needed("pyarrow.parquet", "parquet")
+        needed("pyarrow.parquet")
     if kind in _SIDECARS and target.exists() and not target.is_dir():
         raise SettingsError(f"{target} is not a folder; {kind} files are written into a folder")
     if target.is_dir() and kind not in _SIDECARS:

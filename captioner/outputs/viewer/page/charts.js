@@ -122,7 +122,7 @@ function drawCharts(into, found, run) {
     ["repeated openings", counted(quality.openings) || "none"],
     ["frequent words", counted(quality.top_words) || "none"],
     ["languages of a sample", counted(Object.entries(quality.languages)) ||
-      "unknown (pip install 'captioner[report]')"],
+      "unknown (pip install py3langid)"],
   ]));
   parts.push(facts);
   into.replaceChildren(...parts);
