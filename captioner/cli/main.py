@@ -150,7 +150,8 @@ OUTPUT = _flag(
     "File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
     "or --output-format selects another format, written when the run is complete. With - rows "
     "are printed, and nothing is written.",
-    Path,
+    str | Path,
+    metavar="PATH",
     envvar="CAPTIONER_OUTPUT",
 )
 CONFIG = _flag(
@@ -195,7 +196,7 @@ def _caption(
     context: click.Context,
     /,
     input: Path,  # noqa: A002 - the name in --help
-    output: Path | None,
+    output: str | None,
     *,
     as_json: bool,
     dry_run: bool = True,

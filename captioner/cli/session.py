@@ -186,12 +186,20 @@ def export_in_console(
     *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
 ) -> None:
     """Write the captions of a run in another format."""
+    from captioner.outputs.check import check_output
     from captioner.outputs.export import check_format, export
 
     output = output_of(output)
     kind = check_format(to, to_format)
     export(find_journal(output, Files()), to, kind, output=output, **options)
     _say(f"written: {to}")
+    found = asyncio.run(check_output(output, options.get("source")))
+    if found.pending:
+        records = found.captioned + found.failed + found.pending
+        _say(
+            f"the run is not finished: of {counted(records, 'record')} {found.captioned:,} are "
+            f"captioned, {found.failed:,} failed, {found.pending:,} pending"
+        )
 
 
 @unwinding()

@@ -53,6 +53,10 @@ _FORMATS: dict[str, OutputFormat] = {
 }
 
 
+ENDINGS = (".jsonl", ".ndjson", *_FORMATS)
+"""Endings of outputs that name a format."""
+
+
 def format_of(output: Path) -> OutputFormat:
     """Return the format that an output's name implies; JSONL by default."""
     if output.name in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):

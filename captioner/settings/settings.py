@@ -132,6 +132,13 @@ class Settings:
         Raises:
             SettingsError: An option does not exist or its value is invalid.
         """
+        folder = isinstance(output, str) and output.endswith("/")
+        if folder and options.get("output_format") not in ("txt", "caption"):
+            raise SettingsError(
+                f"output: {output} is a folder. Name a file in it, such as {output}captions.jsonl; "
+                "other endings are .json, .csv, .tsv, .parquet, .tar and .sqlite. A text file "
+                "beside each image needs --output-format txt"
+            )
         tables = options.pop("endpoints", ())
         groups: dict[str, dict[str, Any]] = {}
         for name, value in stored_options(options).items():
