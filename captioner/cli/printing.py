@@ -31,6 +31,11 @@ def is_single(settings: Settings) -> bool:
     )
 
 
+def writes_nothing(settings: Settings) -> bool:
+    """Return whether captions are printed and no file is written."""
+    return settings.is_to_stdout or is_single(settings)
+
+
 class PrintSink:
     """Prints rows to standard output, and failures as a line for a person.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.cli.display import Display
-from captioner.cli.jsonlog import JsonLog
+from captioner.cli.jsonlog import JsonLog, log_file
 from captioner.cli.page_address import address_file
 from captioner.cli.printing import PrintSink, is_single
 from captioner.cli.prometheus import ADDRESS, Metrics
@@ -37,7 +37,6 @@ from captioner.core.progress import Progress
 from captioner.core.regular import reading
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
-from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
 
@@ -63,18 +62,6 @@ def _say(text: str) -> None:
 
 def _json(report: Any) -> str:
     return printable_json(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
-
-
-def options_of(settings: Settings) -> dict[str, Any]:
-    """Return the options that the output of a run remembers; empty without an output."""
-    if settings.is_to_stdout or is_single(settings):
-        return {}
-    try:
-        journal = journal_path(settings.output_path, settings.run.output_format)
-        found = read_checkpoint(Files(), journal)
-    except (OSError, SettingsError):
-        return {}  # the run will tell
-    return found.options if found is not None else {}
 
 
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
@@ -295,23 +282,36 @@ class _Session:
             quiet = self._is_single or (self._prints and sys.stdout.isatty())
             budget = settings.run.budget
             self._display = Display(self._progress, sys.stderr, budget=budget, quiet=quiet)
+        self._log: JsonLog | None = None
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:
         """Run with the page and the metrics server of the settings, and show the result."""
-        with handled(self._on_signal), forward_warnings(self._display.say):
+        with (
+            handled(self._on_signal),
+            forward_warnings(self._say),
+            log_file(self._settings, self._progress) as self._log,
+        ):
             try:
                 async with contextlib.AsyncExitStack() as stack:
                     report = await self._run(stack)
-            except RunError as error:
-                if error.report is not None:
+            except CaptionerError as error:
+                if self._log is not None:
+                    self._log.event("error", message=str(error))
+                if isinstance(error, RunError) and error.report is not None:
                     self._show(error.report)
                 raise
             self._show(report)
         return report, self._signal
 
+    def _say(self, text: str) -> None:
+        """Print a line, and add it to the log file."""
+        self._display.say(text)
+        if self._log is not None:
+            self._log.say(text)
+
     async def _run(self, stack: contextlib.AsyncExitStack) -> RunReport:
-        settings, say = self._settings, self._display.say
+        settings, say = self._settings, self._say
         progress, cancel = self._progress, self._cancel
         page = metrics = None
         if settings.run.view:
@@ -321,6 +321,8 @@ class _Session:
             metrics = Metrics(progress, port)
             stack.push_async_callback(asyncio.to_thread, metrics.close)
         await stack.enter_async_context(self._display)
+        if self._log is not None:
+            await stack.enter_async_context(self._log)
         if settings.cluster.workers and settings.cluster.engine == "local":
             say(
                 "--workers has no effect without --ray; --concurrency sets the requests in flight, "
@@ -358,6 +360,8 @@ class _Session:
         )
 
     def _show(self, report: RunReport) -> None:
+        if self._log is not None:
+            self._log.event("finished", **report.as_dict())
         if not self._summary:
             return
         if isinstance(self._display, JsonLog):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
 from captioner.core.progress import Spent
@@ -100,6 +100,16 @@ def spent_before(settings: Settings, files: Files) -> Spent:
     journal = journal_path(settings.output_path, settings.run.output_format)
     found = read_checkpoint(files, journal)
     return found.spent if found is not None else Spent()
+
+
+def options_before(settings: Settings) -> dict[str, Any]:
+    """Return the options that the output of a run remembers; empty without an output."""
+    try:
+        journal = journal_path(settings.output_path, settings.run.output_format)
+        found = read_checkpoint(Files(), journal)
+    except (OSError, SettingsError):
+        return {}  # the run will tell
+    return found.options if found is not None else {}
 
 
 def refuse_other_outputs(settings: Settings, journal: Path) -> None:

@@ -521,6 +521,10 @@ class RunSettings(_Group):
     log_json: bool = _option(
         "Write events to standard error as lines of JSON instead of the display.", default=False
     )
+    log_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
+        "Add events to this file as lines of JSON, beside the display: settings, progress with "
+        "the time left, warnings, and the result with its failures."
+    )
     drain: float = _tuning(
         "Seconds for requests in flight to finish after an interruption.",
         30.0,

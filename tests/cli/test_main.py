@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_option_from_the_environment")
 SAMPLES = {
     "metrics_port": 9_000,
     "log_json": True,
+    "log_file": Path("run.log"),
     "budget": 2.5,
     "budget_tokens": 1_000_000,
     "renew_budget": True,

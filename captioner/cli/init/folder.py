@@ -122,6 +122,7 @@ _EXAMPLES_OF: dict[str, Any] = {
     "prices": "prices.toml",
     "cache": "cache",
     "output_format": "jsonl",
+    "log_file": "run.log",
     "metrics_port": 9090,
     "batch_max_wait": 24.0,
     "to_batch_file": "requests.jsonl",
