@@ -2,7 +2,7 @@
 
 ::
 
-    report = await run_batch("input.jsonl", base_url="http://localhost:8000/v1")
+    report = caption_batch("input.jsonl", base_url="http://localhost:8000/v1")
 
 The names below are the public surface; they are imported when first used, so that importing the
 package costs next to nothing.
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from captioner.core.protocols import Dialect, Sink, Source, Transport
     from captioner.core.types import Caption, Failure, InputRecord, Line, Outcome
     from captioner.engine.stream import Captioner, CaptionError, caption_stream
+    from captioner.executors.blocking import caption_batch
     from captioner.executors.local import run_batch
     from captioner.executors.ray.driver import run_on_ray
     from captioner.executors.ray.map_batches import CaptionBatch
@@ -62,6 +63,7 @@ __all__ = [
     "Source",
     "Stopping",
     "Transport",
+    "caption_batch",
     "caption_stream",
     "run_batch",
     "run_on_ray",
@@ -83,6 +85,7 @@ _HOMES = {
     "core.protocols": ("Dialect", "Sink", "Source", "Transport"),
     "core.progress": ("Progress", "RunReport"),
     "core.types": ("Caption", "Failure", "InputRecord", "Line", "Outcome"),
+    "executors.blocking": ("caption_batch",),
     "executors.local": ("run_batch",),
     "settings.settings": ("Settings",),
     "core.cancellation": ("CancelToken", "Stopping"),

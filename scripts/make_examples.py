@@ -1,7 +1,7 @@
 """Write a small data set to try captioner on: photographs, posters and an input file.
 
 Run as ``python scripts/make_examples.py DIR``. The photographs come from the installed
-scikit-image wheel (``pip install captioner[demo]``); the posters are drawn here.
+scikit-image wheel (``pip install --no-deps scikit-image``); the posters are drawn here.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def photographs_folder() -> Path:
     """
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise SystemExit("scikit-image is not installed: pip install 'captioner[demo]'")
+        raise SystemExit("scikit-image is not installed: pip install --no-deps scikit-image")
     return Path(spec.origin).parent / "data"
 
 

@@ -38,18 +38,29 @@ class Display:
         progress: Read at every refresh.
         stream: Where to print. A terminal gets the live display.
         budget: US dollars that the run may cost, if limited.
+        quiet: Only print what is said.
     """
 
-    def __init__(self, progress: Progress, stream: TextIO, *, budget: float | None = None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        stream: TextIO,
+        *,
+        budget: float | None = None,
+        quiet: bool = False,
+    ) -> None:
         self._progress = progress
         self._stream = stream
         self._budget = budget
+        self._quiet = quiet
         self._pace = Pace(progress)
         self._live: Live | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Start the display."""
+        if self._quiet:
+            return self
         if self._stream.isatty():
             from rich.console import Console
             from rich.live import Live
@@ -185,9 +196,11 @@ class Display:
         tokens_in, tokens_out = now.prompt_tokens, now.completion_tokens
         if tokens_in or tokens_out:
             facts.append(f"{short(tokens_in)} tokens in, {short(tokens_out)} out")
-        if now.cost:
+        if now.cost is not None:
+            before = now.spent_before.cost
+            earlier = f" ({money(before + now.cost)} with earlier runs)" if before else ""
             of = f" of {money(self._budget)}" if self._budget is not None else ""
-            facts.append(f"{money(now.cost)}{of}")
+            facts.append(f"{money(now.cost)}{earlier}{of}")
             settled = now.captioned + now.failed
             left = self._pace.total - now.settled
             if settled and left > 0:

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import orjson
 
+from captioner.cli.display import Pace
+from captioner.core.errors import SettingsError
 from captioner.core.humanize import printable_json
+from captioner.settings.remembered import remembered
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from captioner.core.progress import Progress
+    from captioner.settings.settings import Settings
 
 EVERY_S = 10.0
 """Seconds between two lines of progress."""
@@ -25,17 +31,27 @@ _NUMBERS = (
 
 
 class JsonLog:
-    """Writes a line for each event, and the progress of a run every 10 seconds."""
+    """Writes a line for each event, and the progress of a run every 10 seconds.
 
-    def __init__(self, progress: Progress, stream: TextIO) -> None:
+    Args:
+        progress: The run.
+        stream: Where lines go.
+        about: Values of the first event.
+    """
+
+    def __init__(
+        self, progress: Progress, stream: TextIO, about: dict[str, Any] | None = None
+    ) -> None:
+        self._about = about or {}
         self._progress = progress
         self._stream = stream
+        self._pace = Pace(progress)
         self._began = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Start."""
-        self.event("started")
+        self.event("started", **self._about)
         self._task = asyncio.create_task(self._write_progress())
         return self
 
@@ -61,4 +77,27 @@ class JsonLog:
             now = self._progress
             numbers = {name: getattr(now, name) for name in _NUMBERS}
             seconds = round(time.monotonic() - self._began, 1)
-            self.event("progress", seconds=seconds, codes=dict(now.codes), **numbers)
+            self._pace.tick()
+            left_s = None if self._pace.left_s is None else round(self._pace.left_s)
+            codes = dict(now.codes)
+            self.event("progress", seconds=seconds, left_s=left_s, codes=codes, **numbers)
+
+
+@contextlib.contextmanager
+def log_file(settings: Settings, progress: Progress) -> Iterator[JsonLog | None]:
+    """Keep the log file of a run open, if it has one.
+
+    Raises:
+        SettingsError: It cannot be written.
+    """
+    if (path := settings.run.log_file) is None:
+        yield None
+        return
+    try:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"log-file: cannot write {path}: {error.strerror}") from None
+    names = {"input": settings.input, "output": settings.output}
+    about = {name: str(value) for name, value in names.items() if value is not None}
+    with file:
+        yield JsonLog(progress, file, {**about, "settings": remembered(settings)})

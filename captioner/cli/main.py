@@ -147,14 +147,17 @@ INPUT = Word(
     ["input"],
     hint=Path,
     about="a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
-    "pattern of them or of images, hf:NAME or ms:NAME, or - for JSONL on stdin.",
+    "pattern of them or of images, several images, hf:NAME or ms:NAME, or - for JSONL on stdin. "
+    "The caption of a single image is printed.",
 )
 CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
 OUTPUT = _flag(
     "-o --output",
     "File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
-    "or --output-format selects another format, written when the run is complete.",
-    Path,
+    "or --output-format selects another format, written when the run is complete. With - rows "
+    "are printed, and nothing is written.",
+    str | Path,
+    metavar="PATH",
     envvar="CAPTIONER_OUTPUT",
 )
 CONFIG = _flag(
@@ -203,7 +206,7 @@ def _caption(
     context: click.Context,
     /,
     input: Path,  # noqa: A002 - the name in --help
-    output: Path | None,
+    output: str | None,
     *,
     as_json: bool,
     dry_run: bool = True,
@@ -212,11 +215,18 @@ def _caption(
     **options: Any,
 ) -> int:
     """Run or, with ``dry_run``, estimate."""
+    from captioner.cli.printing import writes_nothing
+    from captioner.executors.opening import options_before
+    from captioner.settings.remembered import recalled
     from captioner.settings.settings import Settings
 
-    settings = Settings.create(input, output, **given_options(context, options))
+    source = [input, *map(Path, context.args)] if context.args else input
+    given = given_options(context, options)
+    settings = Settings.create(source, output, **given)
     from captioner.cli import session
 
+    if not writes_nothing(settings) and (kept := options_before(settings)):
+        settings = Settings.create(source, output, **recalled(kept, given))
     if dry_run:
         session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
         return 0
@@ -251,6 +261,7 @@ CAPTION = Command(
         *OPTIONS,
     ],
 )
+CAPTION.takes_files = True
 CAPTION.other_commands = ROOT.commands
 
 _add(

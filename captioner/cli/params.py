@@ -148,7 +148,8 @@ def _metavar(hint: Any) -> str:
 
 def run_flags() -> list[click.Parameter]:
     """Return a flag for each option of a run."""
-    metavars = {"resize": "N|MODEL", "budget": "AMOUNT", "retry": "WHICH"}
+    metavars = {"resize": "N|MODEL", "retry": "WHICH"}
+    metavars |= dict.fromkeys(("budget", "budget_per_run"), "AMOUNT")
     return [
         Flag(
             [f"--{option.key}", option.name],

@@ -60,6 +60,7 @@ class Command(click.Command):
         kwargs["add_help_option"] = False
         super().__init__(*args, **kwargs)
         self.context_settings = {"allow_extra_args": True}
+        self.takes_files = False  # a list of images and videos instead of the input
         self.other_commands: Mapping[str, click.Command] = {}
         self._flags = {
             name: param for param in self.params if isinstance(param, Flag) for name in param.opts
@@ -87,7 +88,7 @@ class Command(click.Command):
             param = error.param
             name = param.usage if isinstance(param, Flag) else getattr(param, "metavar", None)
             raise SettingsError(f"{name} is missing. See {ctx.command_path} --help") from None
-        if rest:
+        if rest and not (self.takes_files and _are_media([str(ctx.params["input"]), *rest])):
             raise SettingsError(self._too_many(ctx, args, rest))
         return rest
 
@@ -202,6 +203,13 @@ def _check_variables() -> None:
     for name in os.environ:
         if name.startswith("CAPTIONER_") and name not in known:
             raise SettingsError(f"unknown environment variable {name}.{did_you_mean(name, known)}")
+
+
+def _are_media(words: Sequence[str]) -> bool:
+    """Return whether words are names of images and videos, as a shell writes for a pattern."""
+    from captioner.readers.imagefiles import is_media
+
+    return all(map(is_media, words))
 
 
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from captioner.core.errors import SettingsError
-from captioner.core.extras import needed
 from captioner.outputs.visitors import ServerThread, Visitors
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class Metrics:
     """
 
     def __init__(self, progress: Progress, port: int) -> None:
-        library = needed("prometheus_client", "metrics")
-        self._core = needed("prometheus_client.core", "metrics")
-        self._encoder = needed("prometheus_client.exposition", "metrics").choose_encoder
+        library = import_module("prometheus_client")
+        self._core = import_module("prometheus_client.core")
+        self._encoder = import_module("prometheus_client.exposition").choose_encoder
         self._progress = progress
         self._registry = library.CollectorRegistry()
         self._registry.register(self)
@@ -67,16 +67,17 @@ class Metrics:
         for name, value, text in (
             ("requests", now.calls, "Requests sent."),
             ("retries", now.retries, "Requests that were not a record's first."),
-            ("prompt_tokens", now.prompt_tokens, "Input tokens of captions."),
-            ("completion_tokens", now.completion_tokens, "Output tokens of captions."),
-            ("cost_dollars", now.cost, "US dollars spent, where prices are known."),
+            ("prompt_tokens", now.prompt_tokens, "Input tokens."),
+            ("completion_tokens", now.completion_tokens, "Output tokens."),
+            ("cost_dollars", now.cost, "US dollars spent; missing where no price is known."),
             ("shared", now.shared, "Records settled by the answer to an equal one."),
             ("cached", now.cached, "Records settled from the cache."),
             ("read", now.read, "Records read from the input."),
             ("answers", now.answers, "Replies to requests for captions."),
             ("answer_seconds", now.answered_s, "Total seconds of those requests."),
         ):
-            yield counter(f"captioner_{name}", text, value=value)
+            if value is not None:
+                yield counter(f"captioner_{name}", text, value=value)
         yield gauge("captioner_in_flight", "Requests in flight.", value=now.in_flight)
         yield gauge(
             "captioner_oldest_seconds", "Age of the oldest request in flight.", value=now.oldest_s

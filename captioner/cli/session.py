@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.cli.display import Display
-from captioner.cli.jsonlog import JsonLog
+from captioner.cli.jsonlog import JsonLog, log_file
 from captioner.cli.page_address import address_file, how_to_open
+from captioner.cli.printing import PrintSink, is_single
 from captioner.cli.prometheus import ADDRESS, Metrics
 from captioner.cli.signals import SIGNALS, awake, handled, status_of, unwinding
 from captioner.cli.summaries import (
@@ -70,6 +71,8 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
     keep_freed_memory()
     try:
         report, signalled = run_watched(settings, as_json=as_json)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if isinstance(error, CaptionerError):
             text, status = str(error), getattr(error, "exit_code", 1)
@@ -171,6 +174,7 @@ def export_in_console(
     *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
 ) -> None:
     """Write the captions of a run in another format."""
+    from captioner.outputs.check import check_output
     from captioner.outputs.export import check_format, export
     from captioner.outputs.stored import local_copy
 
@@ -183,6 +187,13 @@ def export_in_console(
     with local_copy(output_of(output)) as copy:
         export(find_journal(copy, Files()), to, kind, output=copy, **options)
     _say(f"written: {to}")
+    found = asyncio.run(check_output(output, options.get("source")))
+    if found.pending:
+        records = found.captioned + found.failed + found.pending
+        _say(
+            f"the run is not finished: of {counted(records, 'record')} {found.captioned:,} are "
+            f"captioned, {found.failed:,} failed, {found.pending:,} pending"
+        )
 
 
 @unwinding()
@@ -269,26 +280,45 @@ class _Session:
         self._summary = summary
         self._progress = Progress()
         self._cancel = CancelToken()
+        self._is_single = is_single(settings) and not as_json
+        self._prints = self._is_single or settings.is_to_stdout
+        if as_json and self._prints:
+            raise SettingsError("json: the report would be among the rows; name a file with -o")
         self._display: JsonLog | Display = JsonLog(self._progress, sys.stderr)
         if not settings.run.log_json:
-            self._display = Display(self._progress, sys.stderr, budget=settings.run.budget)
+            quiet = self._is_single or (self._prints and sys.stdout.isatty())
+            budget = settings.run.budget
+            self._display = Display(self._progress, sys.stderr, budget=budget, quiet=quiet)
+        self._log: JsonLog | None = None
         self._signal = 0
 
     async def run(self) -> tuple[RunReport, int]:
         """Run with the page and the metrics server of the settings, and show the result."""
-        with handled(self._on_signal), forward_warnings(self._display.say):
+        with (
+            handled(self._on_signal),
+            forward_warnings(self._say),
+            log_file(self._settings, self._progress) as self._log,
+        ):
             try:
                 async with contextlib.AsyncExitStack() as stack:
                     report = await self._run(stack)
-            except RunError as error:
-                if error.report is not None:
+            except CaptionerError as error:
+                if self._log is not None:
+                    self._log.event("error", message=str(error))
+                if isinstance(error, RunError) and error.report is not None:
                     self._show(error.report)
                 raise
             self._show(report)
         return report, self._signal
 
+    def _say(self, text: str) -> None:
+        """Print a line, and add it to the log file."""
+        self._display.say(text)
+        if self._log is not None:
+            self._log.say(text)
+
     async def _run(self, stack: contextlib.AsyncExitStack) -> RunReport:
-        settings, say = self._settings, self._display.say
+        settings, say = self._settings, self._say
         progress, cancel = self._progress, self._cancel
         page = metrics = None
         if settings.run.view:
@@ -298,6 +328,8 @@ class _Session:
             metrics = Metrics(progress, port)
             stack.push_async_callback(asyncio.to_thread, metrics.close)
         await stack.enter_async_context(self._display)
+        if self._log is not None:
+            await stack.enter_async_context(self._log)
         if settings.cluster.workers and settings.cluster.engine == "local":
             say(
                 "--workers has no effect without --ray; --concurrency sets the requests in flight, "
@@ -311,7 +343,8 @@ class _Session:
             from captioner.executors.ray.driver import run_on_ray
 
             return await run_on_ray(settings, progress=progress, cancel=cancel)
-        return await run_batch(settings, progress=progress, cancel=cancel)
+        sink = PrintSink(settings, say, bare=self._is_single) if self._prints else None
+        return await run_batch(settings, sink=sink, progress=progress, cancel=cancel)
 
     def _address(self, page: ViewerThread, stack: contextlib.AsyncExitStack) -> str:
         """Return the page's address; its token is for terminals, not for logs."""
@@ -334,11 +367,13 @@ class _Session:
         )
 
     def _show(self, report: RunReport) -> None:
+        if self._log is not None:
+            self._log.event("finished", **report.as_dict())
         if not self._summary:
             return
         if isinstance(self._display, JsonLog):
             self._display.event("finished", **report.as_dict())
-        else:
+        elif not self._is_single:
             _say(summarise(report, self._settings))
             if self._settings.run.view and report.output:
                 _say(f"view them again: captioner view {shlex.quote(report.output)}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.humanize import counted, duration, money, printable, short
 from captioner.settings.locations import location
+from captioner.settings.remembered import not_remembered
 
 if TYPE_CHECKING:
     from captioner.core.progress import RunReport
@@ -35,18 +36,13 @@ def summarise(report: RunReport, settings: Settings) -> str:
     lines = [f"{report.captioned:,} captioned in {duration(report.seconds)}{rate}"]
     if report.resumed:
         lines[0] += f"; {counted(report.resumed, 'was', 'were')} done before"
-    tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
-    retries = (
-        f", {counted(report.retries, 'retry', 'retries')} among them" if report.retries else ""
-    )
-    lines.append(f"{counted(report.calls, 'request')}{retries}; tokens: {tokens}")
-    if report.cost:
-        lines[-1] += f"; {money(report.cost)}"
+    lines += [*_shares(report), _spent(report)]
     lines += _counts(
         (report.shared, "record has", "records have", "the caption of an equal request (--dedup)"),
         (report.cached, "answer", "answers", "came from the cache"),
     )
-    lines.append(f"captions: {report.output}")
+    if report.output is not None:
+        lines.append(f"captions: {report.output}")
     changed = (
         "new content under the same id; the old caption was kept. To caption such a record again, "
         "remove its line from the output and run with --accept-changes=edits"
@@ -58,17 +54,59 @@ def summarise(report: RunReport, settings: Settings) -> str:
         (report.orphans, *ORPHANS, "(kept at the end of the output)"),
     )
     if report.failed:
-        lines.append(f"{report.failed:,} failed: {report.failures}")
+        lines.append(f"{report.failed:,} failed: {report.failures or 'see above'}")
         for code, count in sorted(report.codes.items(), key=lambda item: -item[1]):
             number, message = report.examples[code]
             lines.append(f"  {count:,} {code}, for example line {number}: {message}")
-        lines.append(f"retry them, with the same options: {_again(settings, '--retry', 'failed')}")
+    if report.output is not None:
+        lines += _next_steps(report, settings)
+    return "\n".join(printable(line) for line in lines)
+
+
+def _shares(report: RunReport) -> list[str]:
+    """Return what became of the records, if not all had the same fate."""
+    counts = {
+        "captioned": report.captioned,
+        "captioned before": report.resumed,
+        "failed": report.failed,
+        "skipped": report.skipped,
+        "kept": report.existing,
+        "pending": report.pending,
+    }
+    shares = [f"{count:,} {what}" for what, count in counts.items() if count]
+    total = counted(sum(counts.values()), "record")
+    return [f"{total}: {', '.join(shares)}"] if len(shares) > 1 else []
+
+
+def _spent(report: RunReport) -> str:
+    tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
+    retries = (
+        f", {counted(report.retries, 'retry', 'retries')} among them" if report.retries else ""
+    )
+    line = f"{counted(report.calls, 'request')}{retries}; tokens: {tokens}"
+    if report.cost is not None:
+        line += f"; {money(report.cost)}"
+    if report.total_cost is not None and report.total_cost != report.cost:
+        line += f", with earlier runs {money(report.total_cost)}"
+    return line
+
+
+def _next_steps(report: RunReport, settings: Settings) -> list[str]:
+    """Return the commands that go on from here."""
+    lines = []
+    if settings.cluster.engine == "ray":  # whose output remembers no options until it is finished
+        advice = _again(settings, "--ray", *(["--retry", "failed"] if report.complete else []))
+        return [f"with the same options: {advice}"] if report.failed or not report.complete else []
+    if report.failed:
+        lines.append(f"retry them: {_again(settings, '--retry', 'failed')}")
     if not report.complete and (file := settings.batch.to_batch_file) is not None:
         answered = _again(settings, "--from-batch-file", "ANSWERS")
-        lines.append(f"requests: {file}; when they are answered, with the same options: {answered}")
+        lines.append(f"requests: {file}; when they are answered: {answered}")
     elif not report.complete:
-        lines.append(f"not finished; with the same options continue: {_again(settings)}")
-    return "\n".join(printable(line) for line in lines)
+        lines.append(f"not finished; continue: {_again(settings)}")
+    if lines and (missing := not_remembered(settings)):
+        lines.append(f"the output does not remember {', '.join(missing)}: add the same")
+    return lines
 
 
 def describe_estimate(found: Estimate, settings: Settings) -> str:
@@ -79,6 +117,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
     ]
     codes = ", ".join(f"{count:,} {code}" for code, count in sorted(found.bad.items()))
     lines += _counts(
+        (found.shared, "record gets", "records get", "the caption of an equal one (--dedup)"),
         (sum(found.bad.values()), "record", "records", f"cannot be sent: {codes}"),
         (found.existing, "record", "records", "kept with its own caption (--existing skip)"),
         (found.unfetched, "image was", "images were", "not fetched; the size is a guess"),
@@ -95,8 +134,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
         lines.append(f"cost: {money(found.cost)}, or {money(found.batch_cost)} with --batch-api")
     else:
         lines.append(
-            f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices, or "
-            "pip install 'captioner[prices]')"
+            f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices)"
         )
     if found.seconds is not None:
         lines.append(f"time at the limits that are known: {duration(found.seconds)}")
@@ -166,5 +204,18 @@ def _counts(*counts: tuple[int | None, *tuple[str, ...]]) -> list[str]:
 def _again(settings: Settings, *more: str) -> str:
     called = "captioner" if Path(sys.argv[0]).name == "captioner" else "python -m captioner"
     output = ["-o", location(settings.output)] if settings.output is not None else []
-    source = [location(settings.input)] if settings.input is not None else []
-    return shlex.join([*called.split(), *source, *output, *more])
+    source = [location(path) for path in (settings.input, *settings.files) if path is not None]
+    kind = settings.run.output_format
+    form = ["--output-format", kind] if kind is not None else []
+    form += ["--batch-api"] if settings.batch.batch_api else []
+    return shlex.join([*called.split(), *source, *output, *form, *_chosen(settings), *more])
+
+
+def _chosen(settings: Settings) -> list[str]:
+    """Return the options that choose records, which are not remembered."""
+    records = settings.records
+    values = {"where": records.where, "sample": records.sample, "limit": records.limit}
+    found = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    if records.sample is not None and records.seed:
+        found.append(f"--seed={records.seed}")
+    return found

@@ -12,6 +12,35 @@ if TYPE_CHECKING:
     from captioner.core.types import Failure
 
 
+class Spent(NamedTuple):
+    """What the requests of some runs have used.
+
+    Attributes:
+        cost: US dollars, as far as prices were known.
+        prompt_tokens: Input tokens.
+        completion_tokens: Output tokens.
+        answers: Responses.
+    """
+
+    cost: float = 0.0
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    answers: float = 0.0
+
+    def part(self, parts: int) -> Spent:
+        """Return one of several equal parts."""
+        return Spent(*(value / parts for value in self))
+
+    def plus(self, counters: RequestCounters) -> Spent:
+        """Return this with what a run has used."""
+        return Spent(
+            self.cost + (counters.cost or 0.0),
+            self.prompt_tokens + counters.prompt_tokens,
+            self.completion_tokens + counters.completion_tokens,
+            self.answers + counters.answers,
+        )
+
+
 @dataclass(slots=True)
 class RequestCounters:
     """Counts of requests; they add up over workers and shards.
@@ -21,7 +50,9 @@ class RequestCounters:
         cached: Records settled by a response of an earlier run (``--cache``).
         calls: Requests sent, of every kind.
         retries: Requests that were not a record's first.
-        cost: US dollars spent, discarded responses included; 0 where prices are not known.
+        cost: US dollars spent, discarded responses included; None where prices are not known.
+        prompt_tokens: Input tokens as the endpoint counted them, discarded responses included.
+        completion_tokens: Output tokens, likewise.
         answers: Responses to requests for captions.
         answered_s: Seconds that all these requests took together.
     """
@@ -30,7 +61,9 @@ class RequestCounters:
     cached: int = 0
     calls: int = 0
     retries: int = 0
-    cost: float = 0.0
+    cost: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     answers: int = 0
     answered_s: float = 0.0
 
@@ -42,7 +75,9 @@ class RequestCounters:
     def add(self, counters: RequestCounters, sign: int = 1) -> None:
         """Add other counts to these, or subtract them with ``sign=-1``."""
         for one in fields(counters):
-            setattr(self, one.name, getattr(self, one.name) + sign * getattr(counters, one.name))
+            more = getattr(counters, one.name)
+            if more is not None:
+                setattr(self, one.name, (getattr(self, one.name) or 0) + sign * more)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as a JSON-ready dictionary."""
@@ -51,7 +86,7 @@ class RequestCounters:
 
 @dataclass(slots=True)
 class Counters(RequestCounters):
-    """Counts of records and tokens as well. They are of this run unless noted.
+    """Counts of records as well. They are of this run unless noted.
 
     Attributes:
         resumed: Found captioned by an earlier run.
@@ -59,8 +94,6 @@ class Counters(RequestCounters):
         skipped: Left out because an equal record came before (``--equal-records skip``).
         existing: Kept as they are because they have a caption (``--existing skip``).
         changed: Resumed by their id although their content has changed.
-        prompt_tokens: Input tokens of captions, as the endpoint counted them.
-        completion_tokens: Output tokens of captions, as the endpoint counted them.
     """
 
     captioned: int = 0
@@ -71,8 +104,6 @@ class Counters(RequestCounters):
     existing: int = 0
     changed: int = 0
     read: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
     @property
     def settled(self) -> int:
@@ -119,6 +150,7 @@ class Progress(Counters):
         codes: Failures of this run by code.
         examples: One failure for each code.
         waiting: Why the run waits, for a person; empty while it does not.
+        spent_before: What earlier runs of the same output have used.
     """
 
     in_flight: int = 0
@@ -131,6 +163,7 @@ class Progress(Counters):
     codes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Failure] = field(default_factory=dict)
     waiting: str = ""
+    spent_before: Spent = field(default_factory=Spent)
     stage: Literal["starting", "captioning", "draining", "ordering", "exporting", "finished"] = (
         "starting"
     )
@@ -151,6 +184,7 @@ class RunReport(Counters):
         failures: Path of the failures; None when they went to a sink.
         pending: Records read but neither captioned nor failed because the run was stopped.
         complete: Every record of the input is captioned or failed.
+        total_cost: US dollars that all runs of the output have cost; None where not known.
         orphans: Rows of the output whose record is no longer in the input.
         seconds: Wall time.
         codes: Failures by code, those of earlier runs included.
@@ -162,6 +196,7 @@ class RunReport(Counters):
     failures: str | None = None
     pending: int = 0
     complete: bool = False
+    total_cost: float | None = None
     orphans: int = 0
     seconds: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from captioner.core.types import ValidatedCompletion
+    from captioner.core.types import Notes, ValidatedCompletion
 
-EXTRAS = ("usage", "finish_reason", "model", "attempts", "latency", "raw", "prompt")
+EXTRAS = (
+    "usage", "finish_reason", "model", "attempts", "latency", "raw", "prompt", "image_digest",
+    "settings",
+)  # fmt: skip
 """Fields that ``--with`` can add to a row."""
 
 FLAG = "flag"
@@ -27,24 +30,28 @@ class RowLayout:
     Args:
         fields: The caption fields, one for each question.
         extras: Which of `EXTRAS` to add.
+        settings: Digest of the settings that shape captions.
     """
 
-    def __init__(self, fields: Sequence[str], extras: Sequence[str] = ()) -> None:
+    def __init__(
+        self, fields: Sequence[str], extras: Sequence[str] = (), settings: str = ""
+    ) -> None:
         self._fields = tuple(fields)
         self._extras = tuple(extras)
+        self._settings = settings
 
     def compose(
         self,
         answers: Sequence[Sequence[ValidatedCompletion]],
         attempts: int,
-        prompts: Sequence[str] = (),
+        notes: Notes | None = None,
     ) -> tuple[Any, tuple[tuple[str, Any], ...]]:
         """Return the value of the first field, and names and values of the other fields.
 
         Args:
             answers: The answers to each question; several become a list in the row.
             attempts: Requests sent for the record.
-            prompts: The texts that were asked.
+            notes: What the row needs besides the answers.
         """
         if len(answers) == len(answers[0]) == 1 and not self._extras and not answers[0][0].flag:
             return answers[0][0].value, ()  # the usual case
@@ -54,17 +61,20 @@ class RowLayout:
             if any(answer.flag for answer in several):
                 more.append((f"{name}_{FLAG}", _one_or_all([answer.flag for answer in several])))
         every = [answer for several in answers for answer in several]
-        for extra in self._extras:
-            value = (
-                _one_or_all(list(prompts)) if extra == "prompt" else _extra(extra, every, attempts)
-            )
-            more.append((f"{self._fields[0]}_{extra}", value))
+        own: dict[str, Any] = {"attempts": attempts, "settings": self._settings}
+        if notes is not None:
+            own |= {
+                "prompt": _one_or_all(notes.prompts),
+                "image_digest": _one_or_all(notes.digests),
+            }
+        more += [
+            (f"{self._fields[0]}_{extra}", own[extra] if extra in own else _extra(extra, every))
+            for extra in self._extras
+        ]
         return values[0], tuple(more)
 
 
-def _extra(name: str, answers: Sequence[ValidatedCompletion], attempts: int) -> Any:
-    if name == "attempts":
-        return attempts
+def _extra(name: str, answers: Sequence[ValidatedCompletion]) -> Any:
     if name == "latency":
         return round(sum(answer.latency_s for answer in answers), 3)
     if name == "raw":
@@ -78,5 +88,5 @@ def _extra(name: str, answers: Sequence[ValidatedCompletion], attempts: int) -> 
     return _one_or_all([getattr(answer.completion, name) for answer in answers])
 
 
-def _one_or_all(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values
+def _one_or_all(values: Sequence[Any]) -> Any:
+    return values[0] if len(values) == 1 else list(values)

@@ -131,6 +131,7 @@ class Notes(NamedTuple):
 
     Attributes:
         prompts: The texts that were asked, one for each question.
+        digests: BLAKE2b-128 of the file of each image, None for one that the endpoint fetches.
         existing: The old captions that new ones are joined to, one for each question.
         values: What the caption template names.
     """
@@ -138,6 +139,7 @@ class Notes(NamedTuple):
     prompts: tuple[str, ...] = ()
     existing: tuple[str, ...] = ()
     values: dict[str, Any] = {}  # noqa: RUF012 - not changed
+    digests: tuple[str | None, ...] | list[str | None] = ()
 
 
 class PreparedRecord(NamedTuple):

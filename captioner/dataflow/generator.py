@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from captioner.core.humanize import counted
 from captioner.dataflow.running import print_line, run_blocking
 from captioner.dataflow.serving import APIVLMServing_openai
 from captioner.dataflow.storage import FRAMES, FileStorage, read_frame, write_file
+from captioner.journal.checkpoint import read_checkpoint
+from captioner.journal.disk import Files
 from captioner.outputs.reader import OutputReader
 from captioner.settings.settings import Settings
 
@@ -46,7 +49,8 @@ class PromptedVQAGenerator:
         """Answer every row of the current step and write the next; return `output_answer_key`.
 
         Run again to continue. Answers are kept beside the result in ``….captions.jsonl``, and rows
-        without an answer are listed in ``….captions.failed.jsonl``.
+        without an answer are listed in ``….captions.failed.jsonl``. Another model answers all rows
+        again; its answers are kept in a file with its name, and the result has the last ones.
 
         Args:
             storage: Where rows come from and go to.
@@ -86,7 +90,7 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
     source = _as_input(storage)
     target = storage.path_of(storage.operator_step + 1)
     target.parent.mkdir(parents=True, exist_ok=True)
-    journal = target.with_name(f"{target.stem}.captions.jsonl")
+    journal = _journal_of(target, options["model"])
     report, signal = run_watched(Settings.create(source, journal, **options), summary=False)
     if signal:
         raise KeyboardInterrupt
@@ -103,6 +107,16 @@ def _answer_rows(storage: FileStorage, options: dict[str, Any]) -> None:
             write_file(frame, target)
         else:
             write_file(rows, target)
+
+
+def _journal_of(target: Path, model: str) -> Path:
+    """Return where the answers of a model for a step are kept."""
+    journal = target.with_name(f"{target.stem}.captions.jsonl")
+    found = read_checkpoint(Files(), journal)
+    if found is None or found.settings.get("model") in (None, model):
+        return journal
+    name = re.sub(r"[^\w.-]+", "_", model)
+    return target.with_name(f"{target.stem}.{name}.captions.jsonl")
 
 
 def _as_input(storage: FileStorage) -> Path:

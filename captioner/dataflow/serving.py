@@ -35,7 +35,7 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         timeout: Seconds one request may take.
 
     Raises:
-        OSError: The environment variable is not set.
+        SystemExit: The environment variable is not set. The message says what to set.
     """
 
     api_url: str = "https://api.openai.com/v1"
@@ -53,8 +53,14 @@ class APIVLMServing_openai(LLMServingABC):  # noqa: N801 - the name in people's 
         name = self.key_name_of_api_key
         if self.api_url != OFFLINE and not os.environ.get(name):
             if not name.isidentifier():
-                raise OSError("key_name_of_api_key: name an environment variable that has the key")
-            raise OSError(f"Missing environment variable '{name}'")
+                raise SystemExit(
+                    "key_name_of_api_key: give the name of an environment variable that holds the "
+                    "key, not the key itself"
+                )
+            raise SystemExit(
+                f"Missing environment variable '{name}' (key_name_of_api_key): set it to the key "
+                "for api_url, or to any text if the server needs none"
+            )
 
     @property
     def options(self) -> dict[str, Any]:

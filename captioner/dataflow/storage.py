@@ -14,7 +14,7 @@ import orjson
 from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
 from captioner.core.regular import writing
-from captioner.dataflow.running import run_coroutine
+from captioner.dataflow.running import run_blocking, run_coroutine
 from captioner.journal.disk import Files, replacing
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import column_names, write_csv_rows, write_lines
@@ -82,17 +82,17 @@ class FileStorage:
             output_type: ``dataframe`` for a pandas DataFrame, ``dict`` for a list of dicts.
 
         Raises:
-            SettingsError: It is a pickle file, and reading these is not allowed.
+            SystemExit: It cannot be read, or it is a pickle file and reading these is not allowed.
             ValueError: `output_type` is neither.
         """
         if output_type not in ("dataframe", "dict"):
             raise ValueError(f"Unsupported output type: {output_type}")
         path = self.path_of(self.operator_step)
         if path.suffix in FRAMES:
-            frame = read_frame(path, self)
+            frame = run_blocking(lambda: read_frame(path, self))
             return frame if output_type == "dataframe" else frame.to_dict(orient="records")
         rows = run_coroutine(_rows(path))
-        return needed("pandas", "dataflow").DataFrame(rows) if output_type == "dataframe" else rows
+        return needed("pandas").DataFrame(rows) if output_type == "dataframe" else rows
 
     def write(self, data: Any) -> str:
         """Write rows, a DataFrame or a list of dicts, for the next step; return the file's path.
@@ -115,7 +115,7 @@ def read_frame(path: Path, storage: FileStorage) -> Any:
     Raises:
         SettingsError: It is a pickle file, and the storage does not allow these.
     """
-    pandas = needed("pandas", "dataflow")
+    pandas = needed("pandas")
     allowed = storage.allow_pickle or os.environ.get("DF_ALLOW_PICKLE") == "1"
     if path.suffix != ".parquet" and not allowed:
         raise SettingsError(
@@ -151,7 +151,7 @@ def _from_cell(value: Any) -> Any:
 def write_file(data: Any, path: Path) -> None:
     """Write rows, or a DataFrame for Parquet and pickle, as a file of the type of its name."""
     if path.suffix in FRAMES:
-        frame = data if hasattr(data, "columns") else needed("pandas", "dataflow").DataFrame(data)
+        frame = data if hasattr(data, "columns") else needed("pandas").DataFrame(data)
         with replacing(path) as partial, writing(partial) as file:
             if path.suffix == ".parquet":
                 frame.to_parquet(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from captioner.endpoints.endpoint import Endpoint
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import EndpointPool
-from captioner.endpoints.prices import FREE, Price, price_of
+from captioner.endpoints.prices import FREE, Price, price_at, price_of
 from captioner.endpoints.reach import models_of, only_model, patience_of, reached
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
@@ -93,6 +94,7 @@ async def connect(
         model = settings.endpoint.model or OFFLINE_MODEL
         found = [replace(settings.endpoint, base_url=(address,), model=model)]
     budget = _budget(context)
+    prices: list[Price | None] = []
     tracing = Tracing(stack) if settings.run.otel else None
     endpoints: list[Endpoint] = []
     models: list[str] = []
@@ -121,52 +123,56 @@ async def connect(
         if tracing is not None:
             carrier = tracing.around(carrier, label, model)
         dialects.append(dialect or _dialect(settings, one, model, schema))
-        limiter = Limiter(
-            settings.run.concurrency,
-            start=start_of(settings.run.concurrency),
-            rpm=one.rpm,
-            tpm=one.tpm,
-            share=1 / settings.run.processes,
-            longest_s=one.timeout,
-            courtesy=one.courtesy,
-        )
-        context.cancel.on_request(limiter.open)
-        breaker = CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep)
-        costs = None
-        if budget is not None:
-            costs = EndpointCosts(budget, _price(settings, one, model, name))
+        price = await asyncio.to_thread(_price, settings, one, model, name)
+        prices.append(price)
+        is_counted = budget.is_limited or price is not None
         endpoints.append(
             Endpoint(
                 label,
                 dialects[-1],
                 carrier,
-                limiter,
-                breaker,
+                _limiter(context, one),
+                CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep),
                 context,
                 weight=one.weight,
-                costs=costs,
+                costs=EndpointCosts(budget, price) if is_counted else None,
             )
         )
     pool = EndpointPool(endpoints)
     context.progress.states = pool.states
+    if None not in prices and not settings.batch.any:
+        context.progress.cost = 0.0
     return ConnectedEndpoints(pool, models, dialects[0], transports[0])
 
 
-def _budget(context: RunContext) -> CostBudget | None:
-    """Return the budget, None if neither a budget nor prices are given."""
+def _limiter(context: RunContext, endpoint: EndpointSettings) -> Limiter:
+    settings = context.settings
+    limiter = Limiter(
+        settings.run.concurrency,
+        start=start_of(settings.run.concurrency),
+        rpm=endpoint.rpm,
+        tpm=endpoint.tpm,
+        share=1 / settings.run.processes,
+        longest_s=endpoint.timeout,
+        courtesy=endpoint.courtesy,
+    )
+    context.cancel.on_request(limiter.open)
+    return limiter
+
+
+def _budget(context: RunContext) -> CostBudget:
     run = context.settings.run
-    if run.budget is None and run.budget_tokens is None and run.prices is None:
-        return None
     parts = run.processes
     return CostBudget(
         context.progress,
         max_tokens=None if run.budget_tokens is None else run.budget_tokens / parts,
         max_cost=None if run.budget is None else run.budget / parts,
         parts=parts,
+        per_run=run.renew_budget,
     )
 
 
-def price_at(settings: Settings) -> Price | None:
+def estimated_price(settings: Settings) -> Price | None:
     """Return the price of the first endpoint's model, None if it is not known."""
     (endpoint, *_) = settings.each_endpoint
     if endpoint.offline or endpoint.serve is not None:
@@ -180,15 +186,13 @@ def price_at(settings: Settings) -> Price | None:
         return None
 
 
-def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price:
-    """Return the price of an endpoint's model; free if only tokens are counted."""
+def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str) -> Price | None:
+    """Return the price of an endpoint's model, None if it is not known and not needed."""
     run = settings.run
-    if (
-        endpoint.offline
-        or endpoint.serve is not None
-        or (run.budget is None and run.prices is None)
-    ):
+    if endpoint.offline or endpoint.serve is not None:
         return FREE
+    if run.budget is None and run.prices is None:
+        return price_at(model, url, None)
     return price_of(model, url, run.prices)
 
 

@@ -1,14 +1,16 @@
-"""The budget of a run: no request is sent that might exceed it."""
+"""The budget of an output: no request is sent that might exceed it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from captioner.core.errors import LimitReachedError
-from captioner.core.humanize import money
+from captioner.core.humanize import counted, money
+from captioner.core.progress import Spent
 from captioner.core.types import Usage
 
 if TYPE_CHECKING:
@@ -17,18 +19,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FIRST_GUESS = 1_500.0, 200.0
-"""Input and output tokens that a request is assumed to cost until the first responses."""
+FIRST_GUESS = Usage(1_500, 200)
+"""Tokens of a request to an endpoint that never says what one used."""
+
+FEW = 20
+"""Responses that are too few to know what requests cost."""
+
+MARGIN = 1.25
+"""How much more than the largest so far another request may cost; twice that after a few."""
 
 
 class CostBudget:
-    """Counts tokens and money of all endpoints, and holds requests back at the budget.
+    """Counts the money of all endpoints, and holds requests back at the budget.
+
+    Until the first response says what requests cost, they are sent one at a time; then as many
+    may be in flight as responses came.
 
     Args:
-        progress: Its ``cost`` is kept up to date.
+        progress: Its ``cost`` and tokens count, and those of earlier runs.
         max_tokens: Budget in tokens, input and output; None is no limit.
         max_cost: Budget in US dollars; None is no limit.
-        parts: Equal parts that the run's budget was cut into; this is one of them.
+        parts: Equal parts that the budget was cut into; this is one of them.
+        per_run: It is that of this run, whatever earlier ones have used.
     """
 
     def __init__(
@@ -38,96 +50,127 @@ class CostBudget:
         max_tokens: float | None = None,
         max_cost: float | None = None,
         parts: int = 1,
+        per_run: bool = False,
     ) -> None:
         self._progress = progress
         self._max_tokens = max_tokens
         self._max_cost = max_cost
         self._parts = parts
-        self._mean = FIRST_GUESS  # tokens of a request, input and output
+        self._per_run = per_run
+        self._before = Spent() if per_run else progress.spent_before
+        self._largest = _mean(progress.spent_before)  # tokens of a request; None: unknown
         self._seen = 0
-        self._in_flight = 0
-        self._tokens = 0
+        self._in_flight: Counter[Price | None] = Counter()
         self._warned = False
         self._changed = asyncio.Event()
 
-    async def begin(self, price: Price) -> None:
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a budget, and not only prices."""
+        return self._max_tokens is not None or self._max_cost is not None
+
+    async def begin(self, price: Price | None) -> None:
         """Return when a request may be sent.
 
         If requests in flight might use up the rest, their responses are awaited. The first
-        request is always sent, because its cost is not known.
+        request of an output is always sent, because its cost is not known.
 
         Raises:
             LimitReachedError: Another request might exceed the budget.
         """
-        while message := self._exceeded(price):
-            if not self._in_flight:
+        while True:
+            message = self._exceeded(price)
+            flying = self._in_flight.total()
+            if message and not flying:
                 raise LimitReachedError(message)
+            if not message and flying < max(1, self._seen):
+                break
             self._changed.clear()
             await self._changed.wait()
-        self._in_flight += 1
+        self._in_flight[price] += 1
 
-    def _exceeded(self, price: Price) -> str:
+    def _exceeded(self, price: Price | None) -> str:
         """Return a message if one more request might exceed the budget, else an empty text."""
-        if not (self._tokens or self._in_flight):
+        if self._largest is None:
             return ""
-        requests = self._in_flight + 1
-        parts = f", in {self._parts} equal parts," if self._parts > 1 else ""
-        again = "Run the same command again to continue with the same budget once more."
-        tokens = sum(self._mean)
-        if self._max_tokens is not None and self._tokens + requests * tokens > self._max_tokens:
-            return (
-                f"The budget of {self._max_tokens * self._parts:.0f} tokens (--budget)"
-                f"{parts} is used up: {self._tokens} are spent, and another request may cost "
-                f"{tokens:.0f}. {again}"
-            )
-        each = (price.input * self._mean[0] + price.output * self._mean[1]) / 1_000_000
-        spent = self._progress.cost
-        if self._max_cost is not None and spent + requests * each > self._max_cost:
-            return (
-                f"The budget of {money(self._max_cost * self._parts)} (--budget){parts} is used "
-                f"up: {money(spent)} are spent, and another request may cost {money(each)}. {again}"
+        factor = MARGIN if self._seen >= FEW else 2 * MARGIN
+        one = Usage(*(round(factor * tokens) for tokens in self._largest))
+        spent = self._before.plus(self._progress)
+        used = spent.prompt_tokens + spent.completion_tokens
+        requests = self._in_flight.total() + 1
+        if self._max_tokens is not None and used + requests * sum(one) > self._max_tokens:
+            budget = counted(round(self._max_tokens * self._parts), "token")
+            return self._message(budget, counted(round(used), "token"), counted(sum(one), "token"))
+        flying = sum(n * at.of(one) for at, n in self._in_flight.items() if at is not None)
+        more = price.of(one) if price is not None else 0.0
+        if self._max_cost is not None and spent.cost + flying + more > self._max_cost:
+            return self._message(
+                money(self._max_cost * self._parts), money(spent.cost), money(more)
             )
         return ""
 
-    def end(self) -> None:
+    def _message(self, budget: str, spent: str, more: str) -> str:
+        option = "--budget-per-run" if self._per_run else "--budget"
+        parts = f", in {self._parts} equal parts," if self._parts > 1 else ""
+        again = "Run the same command again to continue with the same budget once more."
+        if not self._per_run:
+            again = (
+                "It is for all runs of this output: raise it to continue, or allow an amount for "
+                "each run with --budget-per-run."
+            )
+        return (
+            f"The budget of {budget} ({option}){parts} is used up: {spent} spent, and another "
+            f"request may cost up to {more}. {again}"
+        )
+
+    def end(self, price: Price | None) -> None:
         """Note that a request is over, with or without a response."""
-        self._in_flight -= 1
+        self._in_flight[price] -= 1
         self._changed.set()
 
-    def charge(self, usage: Usage, price: Price) -> None:
-        """Add the cost of a response, whether its text is kept or not."""
-        if not any(usage):  # the endpoint does not report usage: assume the mean
-            limited = self._max_tokens is not None or self._max_cost is not None
-            if limited and not self._warned:
+    def charge(self, usage: Usage, price: Price | None) -> None:
+        """Add the cost of a response, whether its text is kept or not.
+
+        Its tokens are counted already, unless the endpoint does not say them.
+        """
+        progress = self._progress
+        if self.is_limited and not any(usage):
+            if not self._warned:
                 self._warned = True
                 logger.warning("the endpoint does not report usage; the budget is estimated")
-            usage = Usage(*map(round, self._mean))
-        self._tokens += usage.prompt_tokens + usage.completion_tokens
-        self._progress.cost += price.of(usage)
-        if usage.prompt_tokens:
-            self._seen += 1
-            part = 1 / min(self._seen, 50)
-            old_in, old_out = self._mean
-            self._mean = (
-                old_in + (usage.prompt_tokens - old_in) * part,
-                old_out + (usage.completion_tokens - old_out) * part,
-            )
+            usage = self._largest or FIRST_GUESS
+            progress.prompt_tokens += usage.prompt_tokens
+            progress.completion_tokens += usage.completion_tokens
+        if price is not None:
+            progress.cost = (progress.cost or 0.0) + price.of(usage)
+        self._seen += 1
+        self._largest = Usage(*map(max, usage, self._largest or usage))
+
+
+def _mean(spent: Spent) -> Usage | None:
+    """Return the tokens of a request as far as earlier runs tell."""
+    if not (spent.answers and spent.prompt_tokens):
+        return None
+    each = spent.prompt_tokens / spent.answers, spent.completion_tokens / spent.answers
+    return Usage(*map(round, each))
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointCosts:
-    """The costs of one endpoint: the budget of the run, and the price of the endpoint's model."""
+    """The costs of one endpoint: the budget, and the price of its model, None if not known."""
 
     budget: CostBudget
-    price: Price
+    price: Price | None
 
     async def begin(self) -> None:
         """Return when a request may be sent; see `CostBudget.begin`."""
-        await self.budget.begin(self.price)
+        if self.budget.is_limited:
+            await self.budget.begin(self.price)
 
     def end(self) -> None:
         """Note that a request is over."""
-        self.budget.end()
+        if self.budget.is_limited:
+            self.budget.end(self.price)
 
     def charge(self, usage: Usage) -> None:
         """Add the cost of a response."""

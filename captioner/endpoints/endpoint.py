@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from captioner.core.cancellation import EndpointBusyError, StoppedError
 from captioner.core.errors import (
     BadReplyError,
+    CaptionerError,
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
@@ -27,11 +28,11 @@ from captioner.core.types import NO_OVERRIDES
 from captioner.endpoints.blame import RefusalGuard, reason_of
 from captioner.endpoints.goodput import GIVEN_UP, REFUSAL
 from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
-from captioner.endpoints.replies import SHORT_REPLY, THINKING
+from captioner.endpoints.replies import SHORT_REPLY, THINKING, usage_of
 
 if TYPE_CHECKING:
     from captioner.core.protocols import Dialect, Transport
-    from captioner.core.types import Completion, Request, RequestOverrides, Response
+    from captioner.core.types import Completion, Request, RequestOverrides, Response, Usage
     from captioner.endpoints.blame import PoisonDetector
     from captioner.endpoints.circuit_breaker import CircuitBreaker
     from captioner.endpoints.cost_budget import EndpointCosts
@@ -377,11 +378,23 @@ class Endpoint:
             requests, tokens = limits
             self.limiter.learn_requests(*requests)
             self.limiter.learn_tokens(*tokens)
-        completion = await self._judged(response, overrides, version)
+        try:
+            completion = await self._judged(response, overrides, version)
+        except CaptionerError:
+            self._count(usage_of(response))  # a response that refuses may be paid for as well
+            raise
         self._progress.waiting = ""
-        if costs is not None:
-            costs.charge(completion.usage)
+        self._count(completion.usage, is_answer=True)
         return completion
+
+    def _count(self, usage: Usage, *, is_answer: bool = False) -> None:
+        """Count tokens and their cost."""
+        if not (is_answer or any(usage)):
+            return
+        self._progress.prompt_tokens += usage.prompt_tokens
+        self._progress.completion_tokens += usage.completion_tokens
+        if self._costs is not None:
+            self._costs.charge(usage)
 
     async def _response(self, request: Request, *, retry: bool) -> Response:
         """Send a request and count it; without a connection it does not count."""

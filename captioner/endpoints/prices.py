@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from captioner.core.errors import SettingsError
-from captioner.core.extras import needed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,22 @@ FREE = Price(0.0, 0.0)
 
 
 def price_of(model: str, base_url: str, prices: Path | None) -> Price:
-    """Return the price of a model.
+    """Return the price of a model, at the endpoint or else by its name alone.
+
+    Raises:
+        SettingsError: There is none, or the file cannot be read.
+    """
+    found = price_at(model, base_url, prices) or _price(model)
+    if found is not None:
+        return found
+    raise SettingsError(
+        f"budget: no price is known for {model}. Give one in a file with --prices, for example: "
+        f'["{model}"] and below it input = 0.15 and output = 0.60 (US dollars a million tokens)'
+    )
+
+
+def price_at(model: str, base_url: str, prices: Path | None) -> Price | None:
+    """Return the price of a model at an endpoint, None if it is not known.
 
     Args:
         model: Its name.
@@ -46,22 +61,31 @@ def price_of(model: str, base_url: str, prices: Path | None) -> Price:
             ``output``.
 
     Raises:
-        SettingsError: There is none, or the file cannot be read.
+        SettingsError: The file cannot be read.
     """
     if prices is not None and (own := _own(model, prices)) is not None:
         return own
-    library = needed("genai_prices", "prices")
+    if is_local(base_url):
+        return None
+    return _price(model, base_url)
+
+
+def is_local(url: str) -> bool:
+    """Return whether a URL's host is an address or a name that only a local network knows."""
+    host = urlsplit(url).hostname or ""
+    return "." not in host or host.replace(".", "").isdecimal()
+
+
+def _price(model: str, base_url: str | None = None) -> Price | None:
+    """Return a price that the library knows: at an endpoint, or by the name alone."""
+    import genai_prices as library  # takes half a second
+
     usage = library.Usage(input_tokens=MILLION, output_tokens=MILLION)
-    for by in ({"provider_api_url": base_url}, {}):
-        try:
-            found = library.calc_price(usage, model, **by)
-        except LookupError:
-            continue
-        return Price(float(found.input_price), float(found.output_price))
-    raise SettingsError(
-        f"budget: no price is known for {model}. Give one in a file with --prices, for example: "
-        f'["{model}"] and below it input = 0.15 and output = 0.60 (US dollars a million tokens)'
-    )
+    try:
+        found = library.calc_price(usage, model, provider_api_url=base_url)
+    except LookupError:
+        return None
+    return Price(float(found.input_price), float(found.output_price))
 
 
 def _own(model: str, prices: Path) -> Price | None:

@@ -100,6 +100,20 @@ def parse_response(response: Response, parameters: Collection[str] = ()) -> Comp
     return _completion(reply, first, message)
 
 
+def usage_of(response: Response) -> Usage:
+    """Return the tokens that a response of any kind says it has used, 0 where it does not."""
+    body = response.body.strip()
+    reply = assemble(body, finish_family) if is_stream(body) else loads(body, lenient=True)
+    return _usage(reply) if isinstance(reply, dict) else Usage()
+
+
+def _usage(reply: dict[str, Any]) -> Usage:
+    usage = reply.get("usage")
+    if not isinstance(usage, dict):
+        return Usage()
+    return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+
+
 def error_of(response: Response) -> CaptionerError:
     """Return what a response with an error status means, whatever was requested."""
     return _error(response, response.status, loads(response.body, lenient=True), ())
@@ -135,8 +149,6 @@ def _completion(
         raise RefusedError("filtered", f"a content filter stopped the caption ({shown(reason)})")
     if family == "broken":
         raise BadReplyError("aborted", f"the endpoint broke off the caption ({shown(reason)})")
-    usage = reply.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
     text, thought = final_text(text_of(message.get("content")))
     if not text.isascii():
         text = _written(text)
@@ -144,7 +156,7 @@ def _completion(
         text,
         reason,
         str(reply.get("model") or ""),
-        Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))),
+        _usage(reply),
         thought or (not text and bool(reasoning_of(message))),
     )
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 FLUSH_S = 5.0
 """Seconds that the last spans may take to be exported at the end of a run."""
 
+_PACKAGES = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+
 
 class Tracing:
     """Exports spans to the application's provider if it has one, else as OTEL_* says.
@@ -36,17 +38,17 @@ class Tracing:
     """
 
     def __init__(self, stack: AsyncExitStack) -> None:
-        self._trace = needed("opentelemetry.trace", "otel")
-        sdk = needed("opentelemetry.sdk.trace", "otel")
+        self._trace = needed("opentelemetry.trace", _PACKAGES)
+        sdk = needed("opentelemetry.sdk.trace", _PACKAGES)
         handler = _Forward()
         otel = logging.getLogger("opentelemetry")
         otel.addHandler(handler)
         stack.callback(otel.removeHandler, handler)  # after the last spans: the stack is LIFO
         provider = self._trace.get_tracer_provider()
         if not isinstance(provider, sdk.TracerProvider):
-            exporter = needed("opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel")
-            batches = needed("opentelemetry.sdk.trace.export", "otel")
-            resources = needed("opentelemetry.sdk.resources", "otel")
+            exporter = needed("opentelemetry.exporter.otlp.proto.http.trace_exporter", _PACKAGES)
+            batches = needed("opentelemetry.sdk.trace.export", _PACKAGES)
+            resources = needed("opentelemetry.sdk.resources", _PACKAGES)
             # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
             ours = resources.Resource.create({"service.name": "captioner"})
             named = ours.merge(resources.OTELResourceDetector().detect())

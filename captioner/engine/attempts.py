@@ -41,7 +41,7 @@ from captioner.engine.caption_checks import ask_again, attempts_for, check, may_
 from captioner.engine.size_limit import SizeLimit, most_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator
 
     from captioner.core.cancellation import CancelToken
     from captioner.core.types import InputRecord, Notes, Outcome
@@ -95,7 +95,7 @@ class RecordAttempts:
         endpoints: EndpointPool,
         prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
         compose: Callable[
-            [list[list[ValidatedCompletion]], int, Sequence[str]],
+            [list[list[ValidatedCompletion]], int, Notes | None],
             tuple[Any, tuple[tuple[str, Any], ...]],
         ],
         cancel: CancelToken,
@@ -166,8 +166,7 @@ class RecordAttempts:
                 each = self._rules.shape.shaped(each, notes)
             except RecordError as error:
                 return Failure(record, error.code, error.message, result.attempts)
-        prompts = notes.prompts if notes is not None else ()
-        value, more = self._compose(each, result.attempts, prompts)
+        value, more = self._compose(each, result.attempts, notes)
         first = each[0]
         usage = first[0].completion.usage
         if len(each) > 1 or len(first) > 1:

@@ -156,7 +156,9 @@ class Engine:
             attempts = RecordAttempts(
                 connected.endpoints,
                 async_preparer.again,
-                RowLayout(settings.fields, settings.extras).compose,
+                RowLayout(
+                    settings.fields, settings.extras, settings.fingerprint(_model(connected))
+                ).compose,
                 context.cancel,
                 rules=rules,
                 defaults=_defaults(settings),

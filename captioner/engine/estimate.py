@@ -22,7 +22,7 @@ from captioner.core.types import (
     NeedsFetch,
     PreparedRecord,
 )
-from captioner.endpoints.connect import price_at
+from captioner.endpoints.connect import estimated_price
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.engine.engine import Engine, decoders_of, image_folders
 from captioner.engine.first_look import check_first_records, first_records
@@ -31,7 +31,7 @@ from captioner.engine.selection import Selection
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fit import FitOptions
-from captioner.readers.registry import open_input
+from captioner.readers.registry import open_files, open_input
 from captioner.settings.context import RunContext
 from captioner.settings.model_sizes import rule_of
 
@@ -68,6 +68,7 @@ class Estimate:
         records: Records of the input.
         bad: Those that cannot be sent, by code.
         requests: Requests that will be sent: equal ones once, unless ``--no-dedup``.
+        shared: Records that get the caption of an equal one.
         images: Images in them.
         upload_bytes: Bytes of all requests.
         prompt_tokens: Input tokens: by formula, or as the probe has corrected it.
@@ -83,6 +84,7 @@ class Estimate:
     records: int = 0
     bad: dict[str, int] = field(default_factory=dict)
     requests: int = 0
+    shared: int = 0
     images: int = 0
     upload_bytes: int = 0
     prompt_tokens: int = 0
@@ -117,16 +119,19 @@ async def estimate(
         SettingsError: The input cannot be read, or a probe has no endpoint to send to.
         RunError: The endpoint refuses every request of the probe.
     """
-    if settings.input is None:
-        raise SettingsError("an input is needed")
     fields = settings.records
-    found = open_input(
-        settings.input,
-        fields.input_format,
-        image_field=fields.image_field,
-        max_line=fields.max_line,
-        split=fields.split,
-    )
+    if settings.files:
+        found = open_files(settings.files)
+    elif settings.input is not None:
+        found = open_input(
+            settings.input,
+            fields.input_format,
+            image_field=fields.image_field,
+            max_line=fields.max_line,
+            split=fields.split,
+        )
+    else:
+        raise SettingsError("an input is needed")
     settings = found.with_image_field(settings)
     slow = str(settings.input) == "-"
     settings = RunContext(settings).settings
@@ -154,7 +159,7 @@ async def estimate(
             completion_tokens = report.requests * sum(bill.completion) / len(bill.completion)
             latency_s = sum(bill.seconds) / len(bill.seconds)
     report.prompt_tokens, report.completion_tokens = round(prompt_tokens), round(completion_tokens)
-    price = price_at(settings)
+    price = estimated_price(settings)
     if price is not None:
         money = (price.input * prompt_tokens + price.output * completion_tokens) / 1_000_000
         report.cost, report.batch_cost = money, money * BATCH_FACTOR
@@ -253,6 +258,7 @@ class _Survey:
         if self._seen is None or not key:
             return True
         if self._seen.find(key) is not None:
+            self.report.shared += 1
             return False
         self._seen.add(key)
         return True

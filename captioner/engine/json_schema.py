@@ -49,15 +49,10 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
     It raises `BadReplyError` with code ``schema`` where the text is no JSON or breaks the schema.
 
     Raises:
-        SettingsError: The schema itself is none, or jsonschema is not installed.
+        SettingsError: The schema itself is none.
     """
-    try:
-        import jsonschema
-    except ImportError:
-        raise SettingsError(
-            "schemas and presets with several fields need jsonschema: "
-            "pip install 'captioner[schema]'"
-        ) from None
+    import jsonschema
+
     kind = jsonschema.validators.validator_for(schema)
     try:
         kind.check_schema(schema)

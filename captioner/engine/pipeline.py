@@ -56,8 +56,6 @@ def count(
             progress.existing += 1
         elif isinstance(outcome, Caption):
             progress.captioned += 1
-            progress.prompt_tokens += outcome.usage.prompt_tokens
-            progress.completion_tokens += outcome.usage.completion_tokens
         else:
             progress.failed += 1
             progress.codes[outcome.code] += 1

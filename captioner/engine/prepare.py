@@ -19,6 +19,7 @@ from captioner.core.jsonbytes import (
     has_too_many_fields,
     quoted,
 )
+from captioner.core.keys import digest
 from captioner.core.media import is_video
 from captioner.core.secrets import without_secrets
 from captioner.core.types import (
@@ -29,6 +30,7 @@ from captioner.core.types import (
     ImageRef,
     InputRecord,
     NeedsFetch,
+    Notes,
     PreparedRecord,
     Usage,
 )
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
     from captioner.core.memory import MemoryBudget
     from captioner.core.protocols import Dialect
-    from captioner.core.types import FetchedImages, ImageOverrides, Outcome
+    from captioner.core.types import FetchedImages, ImageOverrides, Outcome, Turn
     from captioner.engine.cache import Cache
     from captioner.engine.template_context import Look
     from captioner.images.files import ImageFolders
@@ -88,6 +90,7 @@ class Preparer:
         self._questions = Questions(settings, folders, look)
         self._fit_options = FitOptions(settings.images, settings.prompt.detail)
         names = settings.field_family
+        self._wants_digests = "image_digest" in settings.extras
         self._names = frozenset(names)
         self._quoted_names = frozenset(map(quoted, names))
 
@@ -154,6 +157,7 @@ class Preparer:
             ):
                 return Caption(record, text, replaces, 0, Usage(), existing=True)
             loaded = _loaded(record, fetched) if fetched or record.images else {}
+            digests: list[str | None] | None = [] if self._wants_digests else None
             asked, notes = questions.plain.questions, None
             if questions.vary:
                 turns, asked, notes = questions.filled(record, fields, images, reservation, loaded)
@@ -162,15 +166,13 @@ class Preparer:
             for image in images:
                 if several:
                     reservation.keep(several[-1])
-                several.append(self._encode(image, reservation, render, image_overrides, loaded))
-            frames = [one for each in several for one in each] if images[1:] else several[0]
-            timed = self._settings.images.frame_times
-            if asked or timed or frames[len(images) :]:
-                encoded = dict(zip(map(id, images), several, strict=True))
-                messages = tuple(
-                    self._dialect.messages(*with_frames(question, encoded, timed=timed))
-                    for question in ask_each(turns, asked)
+                several.append(
+                    self._encode(image, reservation, render, image_overrides, loaded, digests)
                 )
+            frames = [one for each in several for one in each] if images[1:] else several[0]
+            if asked or self._settings.images.frame_times or frames[len(images) :]:
+                encoded = dict(zip(map(id, images), several, strict=True))
+                messages = self._messages(turns, asked, encoded)
             else:
                 messages = (self._dialect.messages(turns, frames),)
         except RecordError as error:
@@ -187,7 +189,23 @@ class Preparer:
         reservation.settle(size)
         key, cached = self._key(messages)
         return PreparedRecord(
-            record, messages, replaces, reservation.size, pixels, key, cached, notes
+            record,
+            messages,
+            replaces,
+            reservation.size,
+            pixels,
+            key,
+            cached,
+            notes if digests is None else (notes or Notes())._replace(digests=digests),
+        )
+
+    def _messages(
+        self, turns: list[Turn], asked: tuple[str, ...], encoded: dict[int, list[EncodedImage]]
+    ) -> tuple[tuple[bytes, ...], ...]:
+        timed = self._settings.images.frame_times
+        return tuple(
+            self._dialect.messages(*with_frames(question, encoded, timed=timed))
+            for question in ask_each(turns, asked)
         )
 
     def _key(self, questions: tuple[tuple[bytes, ...], ...]) -> tuple[bytes, bytes]:
@@ -269,10 +287,16 @@ class Preparer:
         render: Render,
         image_overrides: ImageOverrides,
         loaded: Mapping[str, bytes],
+        digests: list[str | None] | None,
     ) -> list[EncodedImage]:
-        """Return an image ready to be sent, or the frames of a video or an animated one."""
+        """Return an image ready to be sent, or the frames of a video or an animated one.
+
+        The digest of its file is added to ``digests``, None for one that the endpoint fetches.
+        """
         if image.url is not None:
             if image.url not in loaded:
+                if digests is not None:
+                    digests.append(None)
                 return [EncodedImage(url=image.url)]
             data = loaded[image.url]
         elif image.digest is not None:
@@ -292,6 +316,8 @@ class Preparer:
             reservation.reserve(len(data))
         if not data:
             raise BadImageError("image_empty", "the image is empty")
+        if digests is not None:
+            digests.append(digest(data).hex())
         try:
             frames = fit(data, self._fit_options, render, image_overrides)
         except BadImageError as error:

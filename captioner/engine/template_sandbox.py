@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from captioner.core.extras import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ def sandbox(jinja: Any, *, strict: bool = True) -> Any:  # noqa: C901 - one clas
 
     Its method ``text_of(template, fields)`` renders.
     """
-    base: Any = needed("jinja2.sandbox", "templates").ImmutableSandboxedEnvironment
+    base: Any = import_module("jinja2.sandbox").ImmutableSandboxedEnvironment
     left = threading.local()
 
     class Sandbox(base):  # type: ignore[misc]

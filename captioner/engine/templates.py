@@ -9,10 +9,10 @@ template, and needs nothing installed.
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioner.core.errors import BadRecordError, SettingsError
-from captioner.core.extras import needed
 from captioner.engine.template_context import NAMES
 from captioner.engine.template_sandbox import sandbox
 
@@ -101,7 +101,7 @@ class CaptionTemplate:
     """
 
     def __init__(self, text: str, *, strict: bool = True) -> None:
-        jinja = needed("jinja2", "templates")
+        jinja = import_module("jinja2")
         environment = sandbox(jinja, strict=strict)
         template, named = _compiled(environment, text, "caption-template")
         if "caption" not in named:
@@ -162,7 +162,7 @@ class Templates:
         texts = self._plain = (system_prompt, prompt, *questions, *mix)
         if not any("{{" in text or "{%" in text for text in texts):
             return
-        environment = sandbox(needed("jinja2", "templates"), strict=strict)
+        environment = sandbox(import_module("jinja2"), strict=strict)
         named: set[str] = set()
         for text in texts:
             template, names = _compiled(environment, text, "prompt")
@@ -197,7 +197,7 @@ def _compiled(environment: Any, text: str, option: str) -> tuple[Any, set[str]]:
     Raises:
         SettingsError: It is wrong.
     """
-    jinja, meta = needed("jinja2", "templates"), needed("jinja2.meta", "templates")
+    jinja, meta = import_module("jinja2"), import_module("jinja2.meta")
     try:
         named = meta.find_undeclared_variables(environment.parse(text))
         return environment.from_string(text), set(named)
@@ -209,7 +209,7 @@ def _compiled(environment: Any, text: str, option: str) -> tuple[Any, set[str]]:
 
 def _filled(render: Callable[[dict[str, Any]], str], what: str, values: dict[str, Any]) -> str:
     """Return a template, filled in; the errors are those of `Templates.render`."""
-    jinja = needed("jinja2", "templates")
+    jinja = import_module("jinja2")
     try:
         text = render(values).strip()
     except jinja.UndefinedError as error:

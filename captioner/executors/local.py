@@ -24,6 +24,7 @@ from captioner.executors.opening import (
     open_source,
     refuse_other_outputs,
     refuse_strange_files,
+    spent_before,
 )
 from captioner.executors.redo import take_again
 from captioner.journal.companions import failures_path, journal_path, shards_folder
@@ -35,6 +36,7 @@ from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export import check_format, export
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
+from captioner.settings.remembered import remembered
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ FEW = 10
 
 
 async def run_batch(
-    settings: Settings | str | Path,
+    settings: Settings | str | Path | Sequence[str | Path],
     output: str | Path | None = None,
     *,
     source: Source | None = None,
@@ -72,7 +74,8 @@ async def run_batch(
     """Caption every record of an input; run again to continue where it stopped.
 
     Args:
-        settings: The settings, or the path of the input with options as keywords, for example
+        settings: The settings, or the path of the input (or a list of images and videos) with
+            options as keywords, for example
             ``run_batch("in.jsonl", base_url="http://localhost:8000/v1", model="m")``.
         output: Path of the captions; see `Settings`.
         source: Where records come from, instead of the input file.
@@ -118,6 +121,7 @@ async def run_batch(
                 if found is not None:
                     await cancel.race(look_first(selected, engine_context.settings))
                 refuse_strange_files(settings, files or Files())
+                context.progress.spent_before = spent_before(settings, files or Files())
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
             if settings.run.processes == 1:
                 opened = Engine.open(engine_context, dialect, transport, limits=limits)
@@ -222,6 +226,7 @@ class _Run:
             shaping,
             failures=failures_path(settings.output_path),
             source=source,
+            options=remembered(settings),
             accept_changes=run.accept_changes or run.redo is not None,
             accept_edits=run.accept_edits,
             files=self._files,
@@ -399,6 +404,8 @@ class _Run:
             stopped=stopped,
         )
         report.add(Counters.of(progress))
+        if progress.cost is not None:
+            report.total_cost = progress.spent_before.plus(progress).cost
         report.failed += progress.failed_before
         if self._to_file:
             report.output = str(self._settings.output_path)

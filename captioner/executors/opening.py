@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
+from captioner.core.progress import Spent
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import check_companions, journal_path
 from captioner.journal.disk import Files
 from captioner.outputs.export import first_file
-from captioner.readers.registry import OpenedInput, open_input
+from captioner.readers.registry import OpenedInput, open_files, open_input
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,11 +30,13 @@ def open_source(settings: Settings) -> OpenedInput:
         SettingsError: There is no input, or it is the output itself.
     """
     path = settings.input
+    if settings.files:
+        return open_files(settings.files)
     if path is None:
         raise SettingsError("an input is needed")
     fields = settings.records
     given = fields.input_format
-    if given is None and path.is_dir():
+    if given is None and path.is_dir() and not settings.is_to_stdout:
         # As an earlier run did: its output inside the folder may make it look different.
         journal = journal_path(settings.output_path, settings.run.output_format)
         checkpoint = read_checkpoint(Files(), journal)
@@ -45,6 +48,8 @@ def open_source(settings: Settings) -> OpenedInput:
         max_line=fields.max_line,
         split=fields.split,
     )
+    if settings.is_to_stdout:
+        return found
     inside = path.is_dir() and settings.output_path.absolute().is_relative_to(path.absolute())
     if inside and found.format in ("webdataset", "parquet"):
         raise SettingsError(
@@ -80,7 +85,7 @@ def refuse_strange_files(settings: Settings, files: Files) -> None:
     Raises:
         SettingsError: There is one, or there is no output.
     """
-    if settings.input is None and settings.output is None:
+    if settings.input is None and settings.output is None and not settings.files:
         raise SettingsError("an output is needed: there is no input to name it after")
     output = settings.output_path
     journal = journal_path(output, settings.run.output_format)
@@ -88,6 +93,23 @@ def refuse_strange_files(settings: Settings, files: Files) -> None:
         check_companions(output, journal, files)
     except OSError as error:
         raise SettingsError(f"cannot use {output}: {error.strerror}") from None
+
+
+def spent_before(settings: Settings, files: Files) -> Spent:
+    """Return what earlier runs of the output have used."""
+    journal = journal_path(settings.output_path, settings.run.output_format)
+    found = read_checkpoint(files, journal)
+    return found.spent if found is not None else Spent()
+
+
+def options_before(settings: Settings) -> dict[str, Any]:
+    """Return the options that the output of a run remembers; empty without an output."""
+    try:
+        journal = journal_path(settings.output_path, settings.run.output_format)
+        found = read_checkpoint(Files(), journal)
+    except (OSError, SettingsError):
+        return {}  # the run will tell
+    return found.options if found is not None else {}
 
 
 def refuse_other_outputs(settings: Settings, journal: Path) -> None:

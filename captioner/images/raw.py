@@ -86,7 +86,7 @@ def raw_preview(data: bytes, bound: Callable[[int, int], None]) -> bytes:
     except ImportError:
         raise BadImageError(
             "image_needs_extra",
-            "the image is a camera RAW file; pip install 'captioner[raw]' reads it",
+            "the image is a camera RAW file; pip install rawpy reads it",
         ) from None
     for tags in _directories(data):
         for offsets, lengths in _PLACES:

@@ -207,7 +207,7 @@ def _open(data: bytes) -> Image.Image:
             from pillow_heif import register_heif_opener
         except ImportError:
             raise BadImageError(
-                "image_needs_extra", "the image is HEIC; pip install 'captioner[heif]' reads it"
+                "image_needs_extra", "the image is HEIC; pip install pillow-heif reads it"
             ) from None
         register_heif_opener(thumbnails=False)
     formats = [name for name in _FORMATS if name != "HEIF" or name in Image.OPEN]

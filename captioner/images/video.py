@@ -94,7 +94,7 @@ def video_frames(
         import av
     except ImportError:
         raise BadImageError(
-            "image_needs_extra", "the file is a video; pip install 'captioner[video]' reads it"
+            "image_needs_extra", "the file is a video; pip install av reads it"
         ) from None
     check_whole(data)
     count, by_scene = wanted.images.frames_of(FRAMES)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.errors import OutputDamagedError
+from captioner.core.progress import Spent
 from captioner.journal.companions import checkpoint_path
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Checkpoint:
         settings: Options that influence captions, by name, to notice when one changes.
         source: Path of the input in the last run.
         redo: What an unfinished run captions again; see `Journal.begin_redo`.
+        spent: What all runs of the output have used.
+        options: Options of the last run, for one that leaves them out.
     """
 
     durable: Extent = field(default_factory=Extent)
@@ -47,6 +50,8 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     redo: str = ""
+    spent: Spent = field(default_factory=Spent)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the checkpoint as one line of JSON."""
@@ -59,6 +64,8 @@ class Checkpoint:
                 "settings": self.settings,
                 "input": self.source,
                 "redo": self.redo,
+                "spent": list(self.spent),
+                "options": self.options,
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
@@ -85,6 +92,8 @@ def decode(data: bytes) -> Checkpoint:
                 dict(value["settings"]),
                 str(value["input"]),
                 str(value.get("redo", "")),
+                Spent(*map(float, value.get("spent", ()))),
+                dict(value.get("options", {})),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("not a checkpoint") from error

@@ -9,6 +9,7 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
     run.csv.jsonl.index          the page's index of the rows; made anew if it is removed
+    run.csv.jsonl.made           which rows earlier settings made, once they have changed
     run.csv.jsonl.broken-1       what a recovery cut off, or could not be put into a changed output
     run.csv.jsonl.replaced-1     rows that --redo took out
     run.csv.jsonl.batch/         batches of a batch API
@@ -51,6 +52,10 @@ _FORMATS: dict[str, OutputFormat] = {
     ".sqlite": "sqlite",
     ".sqlite3": "sqlite",
 }
+
+
+ENDINGS = (".jsonl", ".ndjson", *_FORMATS)
+"""Endings of outputs that name a format."""
 
 
 def format_of(output: Path) -> OutputFormat:
@@ -133,6 +138,11 @@ def checkpoint_path(journal: Path) -> Path:
     return companion(journal, ".ckpt")
 
 
+def made_path(journal: Path) -> Path:
+    """Return where it stands which rows of a journal earlier settings made."""
+    return companion(journal, ".made")
+
+
 def lock_path(journal: Path) -> Path:
     """Return the path of a journal's lock, which exists while a run writes to it."""
     return companion(journal, ".lock")
@@ -173,8 +183,8 @@ def check_companions(output: Path, journal: Path, files: Files) -> None:
     """
     locks = lock_path(journal), shards_lock_path(journal)
     ours = failures_path(output), reviews_path(output), *locks
-    replaced = checkpoint_path(journal), gathered_path(journal), page_path(output)
-    for path in (journal, *ours, *replaced):
+    replaced = [checkpoint_path(journal), gathered_path(journal), page_path(output)]
+    for path in (journal, *ours, *replaced, made_path(journal)):
         if (kind := files.kind(path)) not in ("missing", "file"):
             raise SettingsError(not_regular(path))
         if path in ours and kind == "file" and files.is_linked(path):

@@ -16,6 +16,7 @@ from captioner.core.keys import KeyTable
 from captioner.journal.checkpoint import Extent
 from captioner.journal.companions import REPLACED, unused_path
 from captioner.journal.disk import atomic_write, disk_errors, temporary_file
+from captioner.journal.made import note_made
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
@@ -87,6 +88,7 @@ def set_rows_aside(journal: Journal, moved: Collection[int]) -> None:
         if (key := journal.identity.of_output(line[:-1])) is not None:
             journal.done.take(key)
     _replace(journal, sorted(offset for offset in offsets if offset not in moved))
+    note_made(journal)
 
 
 def _replace(journal: Journal, offsets: Sequence[int]) -> None:

@@ -21,8 +21,11 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from captioner.core.errors import DiskError, DiskFullError, OutputDamagedError, SettingsError
 from captioner.core.keys import KeyTable, RecordKeys
+from captioner.core.progress import Spent
 from captioner.core.regular import not_regular
 from captioner.core.secrets import sealed, without_secrets
 from captioner.journal.checkpoint import Checkpoint, Extent, read_checkpoint
@@ -43,8 +46,9 @@ from captioner.journal.disk import (
     write_all,
 )
 from captioner.journal.failures import FailuresFile
+from captioner.journal.made import note_made
 from captioner.journal.scan import keys_since, scan_output
-from captioner.journal.settings import continued
+from captioner.journal.settings import continued, differ
 from captioner.journal.watch import Watch
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ class Journal:
         settings: Options that influence captions, by name. A run with others is refused.
         failures: Path of the failures; by default beside the output.
         source: The input, noted in the checkpoint.
+        options: Options of the run, noted there as well.
         accept_changes: Continue although settings changed.
         accept_edits: Accept an output that was changed by hand.
         files: The disk.
@@ -72,6 +77,7 @@ class Journal:
     Attributes:
         settings: The settings of the output, by name.
         redo: What an unfinished run captions again; see `begin_redo`.
+        spent: What all runs of the output have used; see `Checkpoint`.
         done: Records that the output held when it was opened.
         contents: See `captioner.journal.scan.Scan`.
         repeated: See `captioner.journal.scan.Scan`, and `truncate_duplicates`.
@@ -85,6 +91,7 @@ class Journal:
         *,
         failures: Path | None = None,
         source: str = "",
+        options: Mapping[str, Any] | None = None,
         accept_changes: bool = False,
         accept_edits: bool = False,
         files: Files | None = None,
@@ -97,7 +104,9 @@ class Journal:
         self.identity = identity
         self.settings = sealed(settings)
         self.redo = ""
+        self.spent = Spent()
         self._source = without_secrets(source) if "://" in source else source
+        self._options = orjson.loads(orjson.dumps(dict(options or {})))
         self._accept_changes = accept_changes
         self._accept_edits = accept_edits
         self.files = files or Files()
@@ -136,7 +145,7 @@ class Journal:
             raise disk_error("lock", self.path, error) from error
         try:
             with disk_errors("open", self.path):
-                self._recover()
+                self._recover(crashed=crashed)
                 self._opened = self._written
                 self.failures.open()
                 if crashed:
@@ -159,9 +168,10 @@ class Journal:
             if kind not in ("missing", "file"):
                 raise SettingsError(not_regular(path))
 
-    def _recover(self) -> None:
+    def _recover(self, *, crashed: bool) -> None:
         found = read_checkpoint(self.files, self.path)
-        self.redo = found.redo if found is not None else ""
+        if found is not None:
+            self.redo, self.spent = found.redo, found.spent
         if self.files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
@@ -183,12 +193,17 @@ class Journal:
         if not self.files.size(self._fd) and (found is None or not found.durable.length):
             self._write_checkpoint(self._checkpoint(Extent()))
             return
+        made_before = None
         if found is not None:
             accept = self._accept_changes
+            if found.settings and differ(sealed(found.settings), self.settings):
+                made_before = sealed(found.settings)
             self.settings = continued(found.settings, self.settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:
             self._cut(scan.whole.length, scan.size)
+        if made_before is not None or crashed:
+            note_made(self, made_before)  # before the checkpoint has the new settings
         self._durable = found.durable if found else Extent()
         if found != self._checkpoint(self._written) and not self.repeated:
             self.commit()
@@ -315,7 +330,9 @@ class Journal:
             raise self.salvage()
 
     def _checkpoint(self, durable: Extent, after: Extent | None = None) -> Checkpoint:
-        return Checkpoint(durable, after, self.settings, self._source, self.redo)
+        return Checkpoint(
+            durable, after, self.settings, self._source, self.redo, self.spent, self._options
+        )
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         written = False

@@ -20,6 +20,12 @@ IDENTITY_SETTINGS = frozenset({"output_field", "id_field"})
 """Settings that a record's key depends on: they can never change for an output."""
 
 
+def differ(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that differ, without those that may."""
+    names = (before.keys() | now.keys()) - REMEMBERED
+    return [name for name in sorted(names) if before.get(name) != now.get(name)]
+
+
 def continued(
     before: Mapping[str, Any], now: Mapping[str, Any], output: Path, *, accept: bool
 ) -> dict[str, Any]:
@@ -36,11 +42,7 @@ def continued(
     """
     before = sealed(before)  # earlier versions wrote secrets as they are
     settings = {**{name: before[name] for name in REMEMBERED & before.keys()}, **now}
-    changed = [
-        name
-        for name in sorted((before.keys() | now.keys()) - REMEMBERED)
-        if before.get(name) != now.get(name)
-    ]
+    changed = differ(before, now)
     if not changed:
         return settings
     fatal = IDENTITY_SETTINGS.intersection(changed)

@@ -148,7 +148,8 @@ class JournalSink:
     Args:
         journal: An open journal.
         rows: Encodes outcomes.
-        progress: Gets a note while the run waits for space on the disk.
+        progress: What the run has used goes into the checkpoint; gets a note while the run waits
+            for space on the disk.
         cancel: Once forced, a full disk is not waited for.
         disk_wait_s: Seconds to wait for space on a full disk before giving up.
     """
@@ -179,6 +180,7 @@ class JournalSink:
         self._last_commit = time.monotonic()
         self._commit_task: asyncio.Task[None] | None = None
         self._warned_slow = False
+        self._spent_before = journal.spent
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="captioner-journal")
         self._writer: asyncio.Task[None] | None = None
 
@@ -202,7 +204,7 @@ class JournalSink:
                 await self._writer
             if self._commit_task is not None:
                 await self._commit_task
-            if self._error is None and self._journal.dirty:
+            if self._error is None and (self._note_spent() or self._journal.dirty):
                 await self._in_thread(self._journal.commit)
             elif isinstance(self._error, DiskError | DescriptorsError):
                 await self._write_rest()
@@ -251,6 +253,12 @@ class JournalSink:
             raise self._error
         if self._journal.damage:
             raise OutputDamagedError(self._journal.damage)
+
+    def _note_spent(self) -> bool:
+        """Give the journal what its runs have used; return whether that is more than before."""
+        before = self._journal.spent
+        self._journal.spent = self._spent_before.plus(self._progress)
+        return self._journal.spent != before
 
     def _stop_if_damaged(self) -> None:
         """Stop the run in order: what is in flight is paid for, and still taken."""
@@ -367,6 +375,7 @@ class JournalSink:
     async def _commit(self) -> None:
         slow = asyncio.get_running_loop().call_later(SLOW_SYNC_S, self._warn_slow)
         try:
+            self._note_spent()
             await self._in_thread(self._journal.commit)
             self._stop_if_damaged()
         except Exception as error:  # noqa: BLE001 - raised by `put`, `commit` and `__aexit__`

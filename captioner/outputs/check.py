@@ -90,10 +90,17 @@ async def _check(output: Path, source: str | Path | None, files: Files) -> Check
     try:
         checkpoint = read_checkpoint(files, path)
         keys = record_keys(checkpoint.settings if checkpoint else {})
-        scan = await asyncio.to_thread(scan_journal, path, keys, checkpoint, files=files)
     except OutputDamagedError as error:
         report.violations.append(str(error))
         return report
+    try:
+        scan = await asyncio.to_thread(scan_journal, path, keys, checkpoint, files=files)
+    except OutputDamagedError as error:
+        report.violations.append(str(error))
+        try:  # as --accept-changes=edits reads it
+            scan = await asyncio.to_thread(scan_journal, path, keys, None, files=files)
+        except OutputDamagedError:
+            return report
     if checkpoint is not None:
         report.checkpoint = "ok"
         report.unsynced_bytes = max(0, scan.whole.length - checkpoint.durable.length)

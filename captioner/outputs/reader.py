@@ -18,9 +18,10 @@ from captioner.images.files import ImageFolders
 from captioner.journal.checkpoint import Checkpoint, read_checkpoint
 from captioner.journal.companions import reviews_path
 from captioner.journal.disk import Files
+from captioner.journal.made import read_made
 from captioner.journal.reviews import Review, Reviews
 from captioner.journal.scan import Scan, scan_output
-from captioner.outputs.rows import RowContents, caption_texts, parsed
+from captioner.outputs.rows import Row, RowContents, caption_texts, parsed
 from captioner.readers.registry import OpenedInput, folder_of, open_input
 from captioner.readers.rows import dumped
 
@@ -84,6 +85,7 @@ class OutputReader:
     Attributes:
         settings: The options of the run that wrote the output, by name.
         fields: The fields that hold captions.
+        made: What made the rows that other settings made.
         source: Where the input is or was.
         input: The input; None if it cannot be opened any more.
         reviews: The reviews to apply; None if there are none.
@@ -110,6 +112,7 @@ class OutputReader:
         self.settings: dict[str, Any] = checkpoint.settings if checkpoint else {}
         self.fields = caption_fields(self.settings)
         self.keys = record_keys(self.settings)
+        self.made = read_made(Files(), journal)
         self.source = source
         if source is None and checkpoint is not None and checkpoint.source:
             self.source = Path(checkpoint.source)
@@ -176,14 +179,22 @@ class OutputReader:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows, with the reviews applied."""
-        return map(parsed, self.lines())
+        return map(self.row, self.lines())
+
+    def row(self, line: bytes) -> dict[str, Any]:
+        """Return a line as a row, which knows what made it."""
+        row = parsed(line)
+        if not len(self.made.rows):
+            return row
+        made = self.made.of(self.keys.of_output(line))
+        return row if made is None else Row(row, made)
 
     def row_at(self, journal: IO[bytes], offset: int) -> dict[str, Any] | None:
         """Return the row at an offset of the open journal; None if the reviews skip it."""
         self._raise_if_stopped()
         journal.seek(offset)
         line = self._apply_review(journal.readline().rstrip(b"\n"))
-        return None if line is None else parsed(line)
+        return None if line is None else self.row(line)
 
     def rows_with_images(self) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
         """Yield each row with the images inside its input row, by digest.

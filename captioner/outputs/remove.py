@@ -18,6 +18,7 @@ from captioner.journal.companions import (
     index_path,
     journal_path,
     lock_path,
+    made_path,
     reviews_path,
     shards_folder,
     shards_lock_path,
@@ -67,7 +68,7 @@ def own_files(output: Path, files: Files) -> OwnFiles:
     beside = sorted(path for path in journal.parent.iterdir() if named.fullmatch(path.name))
     folders = [batch_folder(journal), shards_folder(journal)]
     own = failures_path(output), reviews_path(output), index_path(journal), gathered_path(journal)
-    paths = [*own, *beside]
+    paths = [*own, made_path(journal), *beside]
     for folder in folders:
         if files.kind(folder) == "folder":
             paths += sorted(folder.iterdir())

@@ -27,6 +27,14 @@ _DEFAULT_TEMPLATES = Templates("", DEFAULT_PROMPT, [])
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
 
+class Row(dict[str, Any]):
+    """A row that earlier settings made than those in the checkpoint."""
+
+    def __init__(self, row: dict[str, Any], made: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.made = made
+
+
 class RowContents:
     """Reads the prompt and images of rows.
 
@@ -41,6 +49,8 @@ class RowContents:
     ) -> None:
         self.folders = folders
         self._settings = settings
+        self._image_field = image_field
+        self._earlier: dict[int, RowContents] = {}
         self.options = RecordSettings(
             image_field=image_field,
             conversation_field=settings.get("conversation_field"),
@@ -49,20 +59,31 @@ class RowContents:
         )
 
     @cached_property
-    def _templates(self) -> Templates:
+    def templates(self) -> Templates:
+        """What fills in the prompts."""
         prompt = str(self._settings.get("prompt") or DEFAULT_PROMPT)
         questions = [str(one).partition("=")[2] for one in self._settings.get("ask") or []]
         return Templates("", prompt, [prompt] if self._settings.get("preset") else questions)
 
+    def _of(self, row: dict[str, Any]) -> RowContents:
+        """Return what reads a row with the settings that made it."""
+        if not isinstance(row, Row):
+            return self
+        found = self._earlier.get(id(row.made))
+        if found is None:
+            found = RowContents(row.made, self._image_field, self.folders)
+            self._earlier[id(row.made)] = found
+        return found
+
     def questions(self, row: dict[str, Any]) -> tuple[str, ...]:
         """Return the questions that replaced the row's own prompt, as it keeps them or as set."""
-        asked = self._asked(row)
-        questions = self._templates.texts.questions
+        templates, asked = self._of(row).templates, self._asked(row)
+        questions = templates.texts.questions
         if isinstance(asked, list) and len(asked) == len(questions):
             return tuple(map(str, asked))
         if isinstance(asked, str) and len(questions) == 1:
             return (asked,)
-        return self._templates.fill(row).questions
+        return templates.fill(row).questions
 
     def _asked(self, row: Mapping[str, Any]) -> Any:
         """Return what a row says that was asked; None if it does not."""
@@ -70,10 +91,11 @@ class RowContents:
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Return the turns that were sent for a row; empty if they cannot be rebuilt."""
+        own = self._of(row)
         try:
             asked = self._asked(row)
-            texts = Texts("", asked) if isinstance(asked, str) else self._templates.fill(row)
-            return read_turns(row, self.options, texts)
+            texts = Texts("", asked) if isinstance(asked, str) else own.templates.fill(row)
+            return read_turns(row, own.options, texts)
         except RecordError:
             return []
 

@@ -62,7 +62,7 @@ def score(output: Path, references: Path) -> Scores:
     Raises:
         SettingsError: A file cannot be read, or no caption has a reference.
     """
-    sacrebleu = needed("sacrebleu", "eval")
+    sacrebleu = needed("sacrebleu")
     known = read_references(references)
     texts: list[str] = []
     matched: list[list[str]] = []

@@ -80,7 +80,7 @@ class StoredFile(LocalFile):
         super().__init__(Path(url))
         self._url = url
         self._damage = FILE_ERRORS
-        self._fsspec = needed("fsspec", "s3")
+        self._fsspec = needed("fsspec", f"fsspec {library_of(url)}")
 
     @property
     def size(self) -> int:
@@ -136,7 +136,8 @@ class _Zstandard(io.RawIOBase):
     """A Zstandard file. The library's own reader does not detect a truncated file."""
 
     def __init__(self, path: Path) -> None:
-        zstandard = needed("zstandard", "zst")
+        import zstandard
+
         self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._error = zstandard.ZstdError
         self._frame: Any = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from captioner.core.extras import needed
 from captioner.readers.bytestreams import FILE_ERRORS, open_binary, position
 from captioner.readers.rows import (
     RecordSource,
@@ -26,7 +26,7 @@ class CocoSource(RecordSource):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._ijson = needed("ijson", "coco")
+        self._ijson = import_module("ijson")
 
     @property
     def size(self) -> int:

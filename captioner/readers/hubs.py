@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from captioner.core.types import InputRecord
 
+MODELSCOPE = "'modelscope[datasets]' 'fsspec<=2026.2.0'"
+"""What to install for ModelScope; with a later fsspec its import fails."""
+
 
 class HubSource(RecordSource):
     """The rows of a data set, streamed.
@@ -40,7 +43,7 @@ class HubSource(RecordSource):
         self._split = parts.pop() if parts else split or "train"
         self._config = parts.pop() if parts else None
         self._image_columns = frozenset({image_field}) if image_field else IMAGE_COLUMNS
-        needed("datasets", "hf") if self._hub == "hf" else needed("modelscope", "ms")
+        needed("datasets") if self._hub == "hf" else needed("modelscope", MODELSCOPE)
 
     def _records(self) -> Generator[InputRecord, None, None]:
         number = 0
@@ -60,9 +63,9 @@ class HubSource(RecordSource):
             SettingsError: The data set does not exist or cannot be reached.
         """
         try:
-            datasets = needed("datasets", self._hub)
+            datasets = needed("datasets")
             if self._hub == "ms":
-                hub = needed("modelscope.msdatasets", "ms").MsDataset
+                hub = needed("modelscope.msdatasets", MODELSCOPE).MsDataset
                 data = hub.load(self._name, split=self._split, use_streaming=True)
                 data = getattr(data, "ds_instance", data)  # the wrapped Hugging Face data set
             else:

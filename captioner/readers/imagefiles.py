@@ -15,7 +15,7 @@ from captioner.readers.splits import is_in, split_of
 from captioner.readers.walk import Circles, LeftAside, Walk, is_visible, without_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from captioner.core.types import InputRecord
 
@@ -61,6 +61,7 @@ class ImageFilesSource(RecordSource):
         folder: The folder; the paths in records are relative to it.
         pattern: Without a folder, a glob pattern; the paths in records are those it matches.
         split: Read only the folders of this split.
+        files: Without a folder and a pattern, the files.
 
     Attributes:
         left_aside: The other files of the folder, as far as the last walk came.
@@ -68,11 +69,16 @@ class ImageFilesSource(RecordSource):
     """
 
     def __init__(
-        self, folder: Path | None = None, pattern: str = "", split: str | None = None
+        self,
+        folder: Path | None = None,
+        pattern: str = "",
+        split: str | None = None,
+        files: Sequence[Path] = (),
     ) -> None:
         self._folder = folder
         self._pattern = pattern
         self._split = split
+        self._files = files
         self.left_aside = LeftAside()
         self.splits: set[str] = set()
         self._walk: Walk | None = None
@@ -109,6 +115,9 @@ class ImageFilesSource(RecordSource):
         return ((self._folder or Path()) / name).exists()
 
     def _names(self) -> Iterator[str]:
+        if self._files:
+            yield from map(str, self._files)
+            return
         if self._folder is None:
             single = Path(self._pattern)
             yield from [single.name] if single.is_file() else matches(self._pattern)

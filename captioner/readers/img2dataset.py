@@ -48,7 +48,7 @@ def downloads(path: Path, image_field: str | None = None) -> tuple[Source, str |
     """
     if not path.is_dir():
         raise SettingsError(f"{path} is no folder that img2dataset wrote to")
-    needed("pyarrow.parquet", "parquet")
+    needed("pyarrow.parquet")
     own = sorted(one for one in path.iterdir() if is_data(one.name))
     tables = [one for one in own if one.suffix == ".parquet"]
     if any(one.suffix == ".tar" for one in own):

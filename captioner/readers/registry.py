@@ -44,6 +44,7 @@ from captioner.settings.locations import (
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Sequence
 
     from captioner.core.protocols import Source
     from captioner.settings.options import InputFormat
@@ -107,6 +108,22 @@ def folder_of(path: Path | None) -> Path | None:
     if path is None or is_elsewhere(path):
         return None
     return path if path.is_dir() else path.parent
+
+
+def open_files(files: Sequence[Path]) -> OpenedInput:
+    """Open images and videos that were named one by one.
+
+    Raises:
+        SettingsError: One does not exist, or is something else.
+    """
+    for path in files:
+        if not is_media(path.name):
+            raise SettingsError(
+                f"several inputs must be images or videos, and {path} is none. Name a folder, or a "
+                "pattern in quotes"
+            )
+        _check_file(path)
+    return OpenedInput(ImageFilesSource(files=files), "images")
 
 
 class _Options(NamedTuple):
@@ -206,7 +223,7 @@ def _media_files(path: Path, split: str | None) -> Source:
         hint = f", but there are {aside}: name one to read it" if aside.kinds else ""
         raise SettingsError(f"there is no image and no video in {path}{hint}")
     if find_spec("av") is None and source.has_only_videos:
-        needed("av", "video")
+        needed("av")
     return source
 
 

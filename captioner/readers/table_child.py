@@ -68,7 +68,7 @@ def main() -> None:
         with contextlib.suppress(OSError, ValueError):  # some systems lack one of them
             resource.setrlimit(limit, (most, most))
     connection = Connection(int(sys.argv[1]))
-    arrow = needed("pyarrow", "parquet")
+    arrow = needed("pyarrow")
     connection.send_bytes(READY)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -98,10 +98,10 @@ def _send(connection: Connection, part: Part, arrow: Any) -> None:
 
 def schema_of(path: Path, kind: str) -> Iterator[Part]:
     """Yield a batch without rows that has the columns of a file, or the reason."""
-    arrow = needed("pyarrow", "parquet")
+    arrow = needed("pyarrow")
     try:
         if kind == "parquet":
-            with needed("pyarrow.parquet", "parquet").ParquetFile(path, memory_map=True) as file:
+            with needed("pyarrow.parquet").ParquetFile(path, memory_map=True) as file:
                 schema = file.schema_arrow
         else:
             with arrow.memory_map(str(path)) as mapped:
@@ -114,7 +114,7 @@ def schema_of(path: Path, kind: str) -> Iterator[Part]:
 
 def parts_of(path: Path, kind: str) -> Iterator[Part]:
     """Yield the rows of a file in validated batches, and the reasons of what cannot be read."""
-    arrow = needed("pyarrow", "parquet")
+    arrow = needed("pyarrow")
     try:
         yield from _parquet(path, arrow) if kind == "parquet" else _arrow(path, arrow)
     except MemoryError:
@@ -124,7 +124,7 @@ def parts_of(path: Path, kind: str) -> Iterator[Part]:
 
 
 def _parquet(path: Path, arrow: Any) -> Iterator[Part]:
-    parquet = needed("pyarrow.parquet", "parquet")
+    parquet = needed("pyarrow.parquet")
     with parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
         groups = file.num_row_groups
         for group in range(groups):
@@ -245,7 +245,7 @@ def _own_memory(batch: Any, arrow: Any) -> Any:
 def _own_values(column: Any, arrow: Any) -> Any:
     kind, types = column.type, arrow.types
     if types.is_dictionary(kind) and column.dictionary.nbytes > _SMALL:
-        compute = needed("pyarrow.compute", "parquet")
+        compute = needed("pyarrow.compute")
         used = compute.unique(column.indices).drop_null()
         indices = compute.index_in(column.indices, used).cast(kind.index_type)
         values = column.dictionary.take(used)

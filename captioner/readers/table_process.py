@@ -145,7 +145,7 @@ class _Child:
 
     def ask(self, what: str, path: Path, kind: str, skip: int) -> Iterator[tuple[float, Any]]:
         """Yield what it sends about a file."""
-        ipc = needed("pyarrow", "parquet").ipc
+        ipc = needed("pyarrow").ipc
         connection: Connection = self._connection
         connection.send_bytes(orjson.dumps([what, kind, skip]))
         connection.send_bytes(os.fsencode(path))

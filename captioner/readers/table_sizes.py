@@ -27,7 +27,7 @@ def row_sizes(batch: Any, arrow: Any) -> Any:
 
 
 def _sum(sizes: list[Any]) -> Any:
-    compute = needed("pyarrow.compute", "parquet")
+    compute = needed("pyarrow.compute")
     total: Any = _OBJECT
     for size in sizes:
         if isinstance(size, int) and isinstance(total, int):
@@ -39,7 +39,7 @@ def _sum(sizes: list[Any]) -> Any:
 
 def _sizes(array: Any, arrow: Any) -> Any:  # noqa: PLR0911 - one return for each kind of type
     kind, types = array.type, arrow.types
-    compute = needed("pyarrow.compute", "parquet")
+    compute = needed("pyarrow.compute")
     if isinstance(kind, arrow.BaseExtensionType):
         return _sizes(array.storage, arrow)
     if types.is_dictionary(kind):

@@ -49,7 +49,7 @@ class ArrowSource(RecordSource):
     def __init__(
         self, paths: Sequence[Path], image_field: str | None = None, *, kind: str = ""
     ) -> None:
-        needed("pyarrow", "parquet")
+        needed("pyarrow")
         self._kind = kind
         self._told = False
         self._reader = TableReader()
@@ -153,7 +153,7 @@ def read_tables(
 
     For rows that cannot be read, the reason takes the place of the batch; see `TableReader`.
     """
-    needed("pyarrow", "parquet")
+    needed("pyarrow")
     try:
         with patiently(lambda: path.open("rb")) as file:
             why = not_itself(file.read(HEAD))
@@ -168,7 +168,7 @@ def read_tables(
 
 def columns_of(path: Path, kind: str = "", reader: TableReader | None = None) -> list[str]:
     """Return the names of a table's columns; an empty list if it cannot be read."""
-    needed("pyarrow", "parquet")
+    needed("pyarrow")
     schema = (reader or TableReader()).schema(path, kind or _kind_of(path))
     return [] if schema is None else list(schema.names)
 

@@ -110,10 +110,10 @@ def _resize(value: int | str | None) -> dict[str, Any]:
     return {"max_side": typed("resize", int(value), int)}
 
 
-def _budget(value: float | str | None) -> dict[str, Any]:
+def _budget(value: float | str | None, *, per_run: bool = False) -> dict[str, Any]:
+    found: dict[str, Any] = {"renew_budget": per_run}
     if not isinstance(value, str):
-        return {"budget": value}
-    found: dict[str, Any] = {}
+        return {**found, "budget": value}
     for word in words(value.lower()):
         amount = re.fullmatch(r"\$?(\d+(?:\.\d+)?)(usd|[kmg]?tok)?", word)
         name = "budget_tokens" if word.endswith("tok") else "budget"
@@ -179,9 +179,18 @@ _MERGED = (
         float | str | None,
         None,
         "Maximum to spend: dollars (25 or 25usd), tokens (3Mtok) or both (25usd,3Mtok). The "
-        "run ends with exit code 8 before it spends more; requests in flight finish.",
+        "run ends with exit code 8 before it spends more. What earlier runs of the same output "
+        "have spent counts.",
         replaces=("budget", "budget_tokens"),
         split=_budget,
+    ),
+    Option(
+        "budget_per_run",
+        float | str | None,
+        None,
+        "The same as --budget, but what earlier runs have spent does not count.",
+        replaces=("renew_budget",),
+        split=partial(_budget, per_run=True),
     ),
 )
 

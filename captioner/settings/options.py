@@ -461,8 +461,9 @@ class CaptionSettings(_Group):
     )
     with_: tuple[str, ...] = _option(
         "Fields to add to each row beside the caption: usage, finish_reason, model, attempts, "
-        "latency (seconds), raw (the caption before --prefix and the like) or prompt (what was "
-        "asked), as caption_usage and so on. Separate several by commas.",
+        "latency (seconds), raw (the caption before --prefix and the like), prompt (what was "
+        "asked), image_digest (BLAKE2b-128 of the file) or settings (a digest of model, prompts "
+        "and options), as caption_usage and so on. Separate several by commas.",
         (),
     )
 
@@ -628,6 +629,7 @@ class RunSettings(_Group):
     )
     budget: float | None = _option("See --budget.")
     budget_tokens: int | None = _option("See --budget.")
+    renew_budget: bool = _option("See --budget-per-run.", default=False)
     prices: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
         "TOML file of prices that override those of the library: a table for each model, with "
         "input and output in US dollars per million tokens."
@@ -684,6 +686,10 @@ class RunSettings(_Group):
     )
     log_json: bool = _option(
         "Write events to standard error as lines of JSON instead of the display.", default=False
+    )
+    log_file: Path | None = _option(  # noqa: RUF009 - a name with Path in it, no mutable default
+        "Add events to this file as lines of JSON, beside the display: settings, progress with "
+        "the time left, warnings, and the result with its failures."
     )
     drain: float = _tuning(
         "Seconds for requests in flight to finish after an interruption.",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
 
 from captioner.core.errors import SettingsError
-from captioner.core.keys import RecordKeys
+from captioner.core.keys import RecordKeys, digest
 from captioner.core.row import FLAG, field_names
 from captioner.core.secrets import sealed
 from captioner.settings.flags import all_options, stored_options
@@ -31,6 +33,9 @@ from captioner.settings.options import (
 from captioner.settings.presets import PRESETS
 from captioner.settings.validation import did_you_mean, flag_name, words
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -50,6 +55,7 @@ class Settings:
         batch: The provider's batch API.
         cluster: Several machines.
         endpoints: Several endpoints, each with all its options.
+        files: Images and videos that were named one by one, instead of the input.
         is_resolved: The prompt's files and preset have been read; see `resolved`.
     """
 
@@ -64,13 +70,19 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
+    files: tuple[Path, ...] = ()
     is_resolved: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check options that depend on each other."""
-        if self.output == Path("-"):
-            raise SettingsError("output: name a file; captions cannot go to standard output")
         run, batch, ray = self.run, self.batch, self.cluster.engine == "ray"
+        if self.is_to_stdout and (
+            batch.any or ray or run.view or run.again or run.output_format not in (None, "jsonl")
+        ):
+            raise SettingsError(
+                "output: rows to standard output are JSON Lines, and cannot be combined with "
+                "--batch-api, --ray, --view, --redo and --retry. Name a file with -o"
+            )
         if self.output is not None and (url := storage_url(self.output)) and not ray:
             raise SettingsError(
                 f"output: only a run with --ray can write to an object store ({url}); name a local "
@@ -127,15 +139,24 @@ class Settings:
     @classmethod
     def create(
         cls,
-        input: str | Path | None = None,  # noqa: A002 - the name users type
+        input: str | Path | Sequence[str | Path] | None = None,  # noqa: A002 - what users type
         output: str | Path | None = None,
         **options: Any,
     ) -> Self:
         """Return settings from flat option names, as in ``create("in.jsonl", max_side=1024)``.
 
+        The input may be a list of images and videos.
+
         Raises:
             SettingsError: An option does not exist or its value is invalid.
         """
+        folder = isinstance(output, str) and output.endswith("/")
+        if folder and options.get("output_format") not in ("txt", "caption"):
+            raise SettingsError(
+                f"output: {output} is a folder. Name a file in it, such as {output}captions.jsonl; "
+                "other endings are .json, .csv, .tsv, .parquet, .tar and .sqlite. A text file "
+                "beside each image needs --output-format txt"
+            )
         tables = options.pop("endpoints", ())
         groups: dict[str, dict[str, Any]] = {}
         for name, value in stored_options(options).items():
@@ -144,11 +165,17 @@ class Settings:
         endpoint = made.get("endpoint", EndpointSettings())
         if endpoint.serve is not None and endpoint.base_url:
             raise SettingsError("serve: it cannot be combined with --base-url")
+        path, files = None, tuple[Path, ...]()
+        if isinstance(input, str | Path):
+            path = Path(input)
+        elif input is not None:
+            files = tuple(map(Path, input))
         return cls(
-            Path(input) if input is not None else None,
+            path,
             Path(output) if output is not None else None,
             **made,
             endpoints=tuple(_endpoint(table, endpoint) for table in tables),
+            files=files,
         )
 
     def resolved(self) -> Self:
@@ -235,10 +262,19 @@ class Settings:
         return RecordKeys(self.fields, self.records.id_field)
 
     @property
+    def is_to_stdout(self) -> bool:
+        """Whether rows go to standard output."""
+        return self.output == Path("-")
+
+    @property
     def output_path(self) -> Path:
         """The output that the user named, or the default one beside the input."""
         if self.output is not None:
             return self.output
+        if self.files:
+            raise SettingsError(
+                "name the output with -o: several files have no default output; -o - prints rows"
+            )
         if self.input is None:
             raise SettingsError("name an output: without an input there is no default")
         named = self.input if self.input.name not in ("", "..") else self.input.resolve()
@@ -278,6 +314,11 @@ class Settings:
             "id_field": records.id_field,
         }
         return sealed(shaping)
+
+    def fingerprint(self, model: str) -> str:
+        """Return a digest of the options that affect captions; equal for rows made alike."""
+        shaping = {name: value for name, value in self.shaping(model).items() if name != "with"}
+        return digest(orjson.dumps(shaping, option=orjson.OPT_SORT_KEYS)).hex()
 
 
 def _as_json(value: Any) -> Any:

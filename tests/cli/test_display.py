@@ -59,7 +59,7 @@ def report(**given: object) -> RunReport:
         for one in dataclasses.fields(RunReport)
     }
     values |= {"output": "out.jsonl", "failures": "out.failed.jsonl", "stopped": ""}
-    values |= {"complete": True, "seconds": 10.0}
+    values |= {"complete": True, "seconds": 10.0, "cost": None, "total_cost": None}
     return RunReport(**{**values, **given})
 
 
@@ -429,6 +429,33 @@ def test_the_summary_of_a_good_run_is_short():
     assert "out.jsonl" in text
     assert "fail" not in text
     assert "continue" not in text
+
+
+def test_the_records_of_a_summary_add_up():
+    """Also after a resume: what earlier runs did is part of the sum."""
+    given = {"captioned": 3, "resumed": 20, "failed": 2, "skipped": 4, "existing": 1, "pending": 5}
+    text = summarise(report(**given), Settings.create("in.jsonl"))
+    expected = (
+        "35 records: 3 captioned, 20 captioned before, 2 failed, 4 skipped, 1 kept, 5 pending"
+    )
+    assert expected in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("cost", "total", "expected"),
+    [
+        (None, None, "out"),
+        (0.0, 0.0, "out; $0.00"),
+        (0.5, 0.5, "out; $0.5000"),
+        (0.5, 2.0, "out; $0.5000, with earlier runs $2.00"),
+    ],
+)
+def test_the_summary_says_what_a_run_has_cost_where_that_is_known(cost, total, expected):
+    found = report(captioned=1, calls=1, cost=cost, total_cost=total)
+    (line,) = [
+        one for one in summarise(found, Settings.create("in.jsonl")).splitlines() if "tokens" in one
+    ]
+    assert line.endswith(expected)
 
 
 def test_the_summary_names_failures_by_kind_most_first():

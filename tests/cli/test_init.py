@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -69,13 +70,30 @@ def test_every_option_is_in_the_file_as_a_comment():
         Settings.create("in.jsonl", "out.jsonl", **{names[name]: value})
 
 
-def test_with_every_comment_sign_of_an_option_removed_the_file_is_toml():
+@pytest.mark.parametrize("sign", ["^# ", "^# ?", "^#"])
+def test_with_every_comment_sign_taken_away_the_file_is_toml(sign):
+    """As an editor does that uncomments all lines: the explanations stay comments."""
     names = {option.key for option in all_options().values() if not option.hidden}
-    lines = [
-        line.removeprefix("# ") if line.removeprefix("# ").partition(" = ")[0] in names else line
-        for line in options_file().splitlines()
-    ]
-    assert tomllib.loads("\n".join(lines)).keys() == names
+    text = re.sub(sign, "", options_file(), flags=re.MULTILINE)
+    assert tomllib.loads(text).keys() == names
+
+
+def test_the_pipeline_needs_nothing_beyond_the_core(tmp_path):
+    """The second step of its README, where only what every installation has is there."""
+    subprocess.run(command("init", tmp_path / "p"), capture_output=True, check=True)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('pandas', 'pyarrow', 'datasets', 'rapidocr', 'numpy'):\n"
+        "    sys.modules[name] = None\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, "api_pipelines/image_caption.py"],
+        cwd=tmp_path / "p", env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "p/cache_local/caption_step1.json").read_bytes())
+    assert all(row["caption"] for row in found)
 
 
 FILES = {"README.md": b"# images", "images/0.png": b"\x89PNG image"}

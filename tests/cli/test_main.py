@@ -24,8 +24,10 @@ pytestmark = pytest.mark.usefixtures("no_option_from_the_environment")
 SAMPLES = {
     "metrics_port": 9_000,
     "log_json": True,
+    "log_file": Path("run.log"),
     "budget": 2.5,
     "budget_tokens": 1_000_000,
+    "renew_budget": True,
     "engine": "ray",
     "shards": 4,
     "workers": 2,
@@ -322,7 +324,6 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["serve", "--port", "x"], "--port"),
         (["in.jsonl", "-offline"], "Did you mean --offline?"),
         (["in.jsonl", "-output=x"], "Did you mean --output?"),
-        (["in.jsonl", "-o", "-"], "a file"),
         ([""], "INPUT: it is empty"),
         (["in.jsonl", "--cache", ""], "--cache: it is empty"),
         (["in.jsonl", "--image-root="], "--image-root: it is empty"),

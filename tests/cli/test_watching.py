@@ -138,3 +138,24 @@ def test_spans_that_nobody_takes_do_not_end_a_run(make_input, endpoint, run_comm
     assert "3 captioned" in ended.stderr
     assert "spans: " in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_log_file_beside_the_display(make_input, endpoint, run_command, tmp_path):
+    """Settings, warnings and the result, of every run one after the other; no secret."""
+    source, log = make_input(3), tmp_path / "run.log"
+    with source.open("a") as file:
+        file.write('{"image": "gone.jpg"}\n')
+    words = ["--base-url", endpoint.base_url, "--model", "m", "--header", "X-Own: secret-1"]
+    ended = run_command(source, *words, "--log-file", log, "--workers", "2")
+    assert "captioned in" in ended.stderr
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [one["event"] for one in lines] == ["started", "warning", "finished"]
+    assert lines[0]["settings"]["model"] == "m"
+    assert "--workers has no effect" in lines[1]["message"]
+    assert (lines[2]["captioned"], lines[2]["codes"]) == (3, {"image_missing": 1})
+    assert "secret-1" not in log.read_text()
+    run_command(source, "--log-file", log, "--model", "other")
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert (last["event"], "model was" in last["message"]) == ("error", True)
+    ended = run_command(source, *words, "--log-file", tmp_path / "no" / "run.log")
+    assert (ended.returncode, "log-file: cannot write" in ended.stderr) == (2, True)

@@ -339,12 +339,37 @@ def test_a_wrong_address_is_one_sentence(folder, endpoint, monkeypatch):
         serving.generate_from_input(["0.png"], "q")
 
 
-def test_another_model_in_the_same_folder_is_one_sentence(folder, endpoint):
-    """It names both models and the argument that selects another folder."""
+def test_another_model_in_the_same_folder_begins_anew(folder, endpoint):
+    """The step's file has its answers; those of the first model are not paid for again."""
+    write(folder, "json", records(folder, 6))
+    endpoint.behave = lambda call: Reply(body=completion(call.body["model"]))
+
+    def answers(model):
+        serving = APIVLMServing_openai(endpoint.base_url, model_name=model)
+        storage = FileStorage(
+            str(folder / "sample_data.json"), str(folder / "cache"), "caption", "json"
+        )
+        PromptedVQAGenerator(serving).run(
+            storage.step(), input_conversation_key="conversation", output_answer_key="caption"
+        )
+        rows = json.loads((folder / "cache/caption_step1.json").read_bytes())
+        return {row["caption"] for row in rows if row["caption"] is not None}
+
+    assert answers("a") == {"a"}
+    asked = endpoint.count
+    assert answers("org/b:1") == {"org/b:1"}
+    assert endpoint.count == 2 * asked
+    assert (folder / "cache/caption_step1.org_b_1.captions.jsonl").exists()
+    assert answers("a") == {"a"}
+    assert endpoint.count == 2 * asked
+
+
+def test_another_prompt_in_the_same_folder_is_one_sentence(folder, endpoint):
+    """It names both prompts and the argument that selects another folder."""
     write(folder, "json", records(folder, 6))
     run_script(folder, endpoint).communicate(timeout=LIMIT_S)
-    line = ended(folder, endpoint, **{"gpt-5-nano-2025-08-07": "gpt-6"})
-    assert "model_name was 'gpt-5-nano-2025-08-07', now 'gpt-6'" in line
+    line = ended(folder, endpoint, **{"You are a image": "You are a picture"})
+    assert "system-prompt was" in line
     assert "or choose another cache_path" in line
 
 
@@ -384,9 +409,9 @@ def test_the_address_of_chat_completions_works_too(folder, endpoint, end):
 
 def test_what_cannot_work_is_refused(folder, endpoint, monkeypatch):
     monkeypatch.delenv("DF_API_KEY")
-    with pytest.raises(OSError, match="DF_API_KEY"):
+    with pytest.raises(SystemExit, match="DF_API_KEY"):
         APIVLMServing_openai(endpoint.base_url)
-    with pytest.raises(OSError, match="key_name_of_api_key") as caught:
+    with pytest.raises(SystemExit, match="key_name_of_api_key") as caught:
         APIVLMServing_openai(endpoint.base_url, "sk-secret")
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("DF_API_KEY", "k")

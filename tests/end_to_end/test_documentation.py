@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from conftest import jpeg
 
 import captioner
 from captioner.core import errors
@@ -40,7 +41,7 @@ COMMAND_FLAGS = {
 
 OTHER_PROGRAMS = {
     "--max-model-len", "--tensor-parallel-size",
-    "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check",
+    "--model-path", "--mmproj", "--parallel", "--no-deps", "--port", "--long", "--check", "--text",
     "--servers",
 }  # fmt: skip
 """Flags of servers, of pip and of our scripts."""
@@ -190,6 +191,32 @@ def test_python_compiles_and_imports_names_that_exist(code) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "captioner":
             assert all(hasattr(captioner, alias.name) for alias in node.names)
+
+
+RUN_IN = ("README 1", *(f"library {number}" for number in range(1, 8)))
+"""Examples that run by themselves; the others name a cluster, or are a part of a program."""
+
+
+@pytest.mark.parametrize("code", [one for one in every_block("python") if one.id in RUN_IN])
+def test_python_runs_as_it_is_pasted(code, tmp_path, endpoint) -> None:
+    """Into a file, or with ``await`` at its top into Jupyter, whose rule for that is compile's."""
+    (tmp_path / "photo.jpg").write_bytes(jpeg(1))
+    (tmp_path / "other.png").write_bytes(jpeg(2))
+    (tmp_path / "input.jsonl").write_text('{"image": "photo.jpg"}\n')
+    code = code.replace("http://localhost:8000/v1", endpoint.base_url)
+    code = code.replace("offline=True", f'base_url="{endpoint.base_url}"')
+    paste = (
+        "import ast, asyncio, inspect, sys\n"
+        "code = compile(sys.stdin.read(), 'cell', 'exec', ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)\n"
+        "found = eval(code)\n"
+        "if inspect.iscoroutine(found): asyncio.run(found)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", paste], input=code, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert endpoint.count
 
 
 @pytest.mark.parametrize("text", every_block("toml"))

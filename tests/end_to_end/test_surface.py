@@ -42,6 +42,7 @@ PUBLIC = [
     "Source",
     "Stopping",
     "Transport",
+    "caption_batch",
     "caption_stream",
     "run_batch",
     "run_on_ray",

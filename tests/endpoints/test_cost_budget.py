@@ -9,7 +9,7 @@ from endpoint import Reply, completion
 from captioner import SettingsError, run_batch
 from captioner.core.errors import LimitReachedError
 from captioner.core.types import Usage
-from captioner.endpoints.prices import Price, price_of
+from captioner.endpoints.prices import Price, price_at, price_of
 
 MANY = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
 
@@ -106,11 +106,104 @@ async def test_an_endpoint_that_does_not_say_what_it_used(make_input, endpoint):
 
 
 async def test_a_small_budget_is_no_dead_end(make_input, endpoint):
-    """A first request goes, and tells what the next ones cost."""
+    """A first request goes, and tells what the next ones cost: also the next run."""
     endpoint.behave = costly
     source = make_input(6)
-    options = {"base_url": endpoint.base_url, "model": "m", "budget_tokens": 1_500}
+    options = {"base_url": endpoint.base_url, "model": "m"}
     for _ in range(3):
-        with pytest.raises(LimitReachedError):
-            await run_batch(source, **options)
+        with pytest.raises(LimitReachedError, match=r"raise it .* --budget-per-run"):
+            await run_batch(source, **options, budget_tokens=1_500)
+    assert endpoint.count == 1
+    for _ in range(2):
+        with pytest.raises(LimitReachedError, match=r"\(--budget-per-run\).*Run the same command"):
+            await run_batch(source, **options, budget_per_run="3ktok")
     assert endpoint.count == 3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_the_budget_is_that_of_all_runs(make_input, endpoint, prices, processes):
+    """What was spent is kept beside the output: the second run has the rest, the third nothing."""
+    endpoint.behave = costly
+    source = make_input(60)
+    options = {"base_url": endpoint.base_url, "model": "m", "prices": prices}
+    options |= {"processes": processes, "concurrency": 4}
+    first = await run_batch(source, **options, budget=0.1, limit=20)
+    assert first.total_cost == first.cost == pytest.approx(0.04)
+    with pytest.raises(LimitReachedError) as error:
+        await run_batch(source, **options, budget=0.1)
+    report = error.value.report
+    assert endpoint.count <= 50
+    assert report.cost == pytest.approx((endpoint.count - 20) * 0.002)
+    assert report.total_cost == pytest.approx(endpoint.count * 0.002)
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options, budget=report.total_cost)
+    report = await run_batch(source, **options, budget_per_run="1usd")
+    assert (report.complete, report.total_cost) == (True, pytest.approx(0.12))
+
+
+async def test_nothing_else_is_sent_until_the_first_response_says_what_a_request_costs(
+    make_input, endpoint, prices
+):
+    """Each request costs 30 cents of 50: with 16 at once, $4.80 would be in flight."""
+    huge = {"prompt_tokens": 300_000, "completion_tokens": 0, "total_tokens": 300_000}
+    endpoint.behave = lambda call: Reply(
+        body={**completion(f"c{call.number}"), "usage": huge}, delay_s=0.1
+    )
+    with pytest.raises(LimitReachedError):
+        await run_batch(
+            make_input(40), base_url=endpoint.base_url, model="m", prices=prices, budget=0.5,
+            concurrency=16,
+        )  # fmt: skip
+    assert endpoint.count == 1
+
+
+async def test_requests_that_turn_out_larger_do_not_break_the_budget(make_input, endpoint, prices):
+    """Only as many are in flight as responses came, so a growing size is noticed in time."""
+
+    def behave(call):
+        tokens = 1_000 if call.number < 3 else 20_000
+        usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+        return Reply(body={**completion(f"c{call.number}"), "usage": usage})
+
+    endpoint.behave = behave
+    with pytest.raises(LimitReachedError) as error:
+        await run_batch(
+            make_input(60), base_url=endpoint.base_url, model="m", prices=prices, budget=0.2,
+            concurrency=32,
+        )  # fmt: skip
+    assert 0.1 < error.value.report.cost <= 0.2
+
+
+async def test_a_refusal_is_paid_for_as_well(make_input, endpoint, prices):
+    """Of two records one is refused by a content filter, and the other asked for twice."""
+
+    def behave(call):
+        if call.number == 1:
+            reply = completion("", finish_reason="content_filter")
+        else:
+            reply = completion("" if call.number == 2 else "a cat")
+        return Reply(body={**reply, "usage": MANY})
+
+    endpoint.behave = behave
+    report = await run_batch(
+        make_input(2), base_url=endpoint.base_url, model="m", prices=prices, concurrency=1
+    )
+    assert (report.captioned, report.failed, report.calls) == (1, 1, 3)
+    assert (report.prompt_tokens, report.completion_tokens) == (3_000, 300)
+    assert report.cost == pytest.approx(0.006)
+
+
+async def test_a_cost_that_is_not_known_is_not_zero(make_input, endpoint):
+    report = await run_batch(make_input(1), base_url=endpoint.base_url, model="gpt-4o-mini")
+    assert report.as_dict()["cost"] is report.as_dict()["total_cost"] is None
+
+
+def test_a_price_is_taken_from_the_provider_only_where_it_is_the_endpoint():
+    """A local server may give its model any name."""
+    assert price_at("gpt-4o-mini", "https://api.openai.com/v1", None) == Price(0.15, 0.6)
+    for url in (
+        "http://localhost:8000/v1",
+        "http://10.0.0.7:8000/v1",
+        "https://gateway.example/v1",
+    ):
+        assert price_at("gpt-4o-mini", url, None) is None

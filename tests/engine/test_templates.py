@@ -37,8 +37,6 @@ def test_values_of_records_are_no_templates():
 def test_a_text_without_marks_needs_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert Templates("s", "a { b } c", ["d"]).fill({}) == ("s", "a { b } c", ("d",))
-    with pytest.raises(SettingsError, match=r"captioner\[templates\]"):
-        Templates("", "{{ a }}")
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ async def test_what_is_missing_is_told_before_anything_is_paid_for(source, endpo
     from captioner import SettingsError
 
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(SettingsError, match=r"captioner\[parquet\]"):
+    with pytest.raises(SettingsError, match=r"pip install pyarrow$"):
         await run_batch(
             source, source.parent / "out.parquet", base_url=endpoint.base_url, model="m"
         )
@@ -538,3 +538,53 @@ async def test_metadata_beside_the_images_is_the_same_a_second_time(tmp_path, en
     assert len(first.splitlines()) == 3
     report = await run_batch(tmp_path, tmp_path / "other.jsonl", **options)
     assert report.captioned == 3
+
+
+async def test_an_export_of_an_unfinished_run_says_how_much_there_is(source, endpoint, run_command):
+    output = source.parent / "out.jsonl"
+    await run_batch(source, output, base_url=endpoint.base_url, model="m", limit=1)
+    ended = run_command("export", output, "--to", source.parent / "a.csv")
+    assert "of 4 records 1 are captioned, 0 failed, 3 pending" in ended.stderr
+    await run_batch(source, output, base_url=endpoint.base_url, model="m")
+    ended = run_command("export", output, "--to", source.parent / "b.csv")
+    assert "not finished" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("out.xlsx", "unknown ending .xlsx. Known are .jsonl, .ndjson, .json"),
+        ("out/", "is a folder. Name a file in it, such as"),
+    ],
+)
+def test_an_output_of_an_unknown_kind_is_refused_with_the_list(
+    source, endpoint, run_command, name, told
+):
+    words = ["--base-url", endpoint.base_url, "--model", "m"]
+    ended = run_command(source, "-o", f"{source.parent}/{name}", *words)
+    assert (ended.returncode, endpoint.count) == (2, 0)
+    assert told in ended.stderr
+    if name[-1] != "/":
+        named = run_command(source, "-o", source.parent / name, "--output-format", "csv", *words)
+        assert named.returncode == 3
+
+
+async def test_check_after_an_export_into_the_folder_and_after_a_hand_edit(
+    tmp_path, endpoint, run_command
+):
+    """The folder stays what it was; an edited output is told, and still counted."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, data in enumerate(IMAGES):
+        (folder / f"{number}.jpg").write_bytes(data)
+    output = tmp_path / "out.jsonl"
+    await run_batch(folder, output, base_url=endpoint.base_url, model="m")
+    for name, *more in (("metadata.jsonl",), ("x.parquet",), ("", "--to-format", "txt")):
+        assert run_command("export", output, "--to", folder / name, *more).returncode == 0
+    checked = run_command("check", output)
+    assert "5 captioned, 0 failed, 0 pending" in checked.stdout
+    output.write_bytes(output.read_bytes().replace(b'"image"', b'"image" ', 1))
+    checked = run_command("check", output)
+    assert checked.returncode != 0
+    assert "5 captioned, 0 failed, " in checked.stdout
+    assert "damaged: " in checked.stdout

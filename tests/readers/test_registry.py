@@ -497,19 +497,18 @@ def test_a_missing_input_is_refused(tmp_path, monkeypatch, text):
 @pytest.mark.parametrize(
     ("module", "kind", "hint"),
     [
-        ("pyarrow", "parquet", "captioner[parquet]"),
-        ("ijson", "coco", "captioner[coco]"),
-        ("datasets", "hf", "captioner[hf]"),
-        ("modelscope", "ms", "captioner[ms]"),
+        ("pyarrow", "parquet", "pyarrow"),
+        ("datasets", "hf", "datasets"),
+        ("modelscope", "ms", "'modelscope[datasets]' 'fsspec<=2026.2.0'"),
     ],
 )
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, module, kind, hint):
+def test_a_missing_package_is_named_as_pip_installs_it(tmp_path, monkeypatch, module, kind, hint):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     (tmp_path / "x").write_bytes(b"")
     address = {"hf": "hf:a", "ms": "ms:a"}.get(kind, str(tmp_path / "x"))
-    with pytest.raises(SettingsError, match=r"pip install") as error:
+    with pytest.raises(SettingsError) as error:
         open_input(Path(address), kind)
-    assert hint in str(error.value)
+    assert str(error.value).endswith(f"pip install {hint}")
 
 
 @pytest.mark.parametrize("kind", get_args(InputFormat))

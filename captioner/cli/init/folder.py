@@ -44,7 +44,7 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
         if (folder / path).exists():
             raise SettingsError(f"{folder / path} is there already; choose another folder")
     if download:
-        needed("huggingface_hub", "hf")
+        needed("huggingface_hub")
     try:
         for path, data in contents.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def make_folder(folder: Path, *, download: bool = False) -> list[str]:
 
 
 def _download(target: Path) -> None:
-    hub = needed("huggingface_hub", "hf")
+    hub = needed("huggingface_hub")
     try:
         hub.snapshot_download(DEMO, repo_type="dataset", local_dir=target)
     except Exception as error:  # noqa: BLE001 - the library raises many kinds
@@ -75,16 +75,16 @@ def _download(target: Path) -> None:
 def options_file() -> str:
     """Return a TOML file in which every option is a comment with its meaning and a value."""
     lines = [
-        "# Options of captioner. Remove the # from a line to set its option. The command line",
-        "# overrides this file. Keep API keys in environment variables, not here.",
+        "## Options of captioner. Remove the # from a line to set its option. The command line",
+        "## overrides this file. Keep API keys in environment variables, not here.",
     ]
     shown = [option for option in all_options().values() if not option.hidden]
     for group, options in groupby(shown, lambda option: option.group):
-        lines += ["", f"# ---- {group} ----"]
+        lines += ["", f"## ---- {group} ----"]
         for option in options:
-            lines += ["", *(f"# {line}" for line in textwrap.wrap(option.help, 94))]
+            lines += ["", *(f"## {line}" for line in textwrap.wrap(option.help, 93))]
             if option.default is None:
-                lines.append("# Not set by default; for example:")
+                lines.append("## Not set by default; for example:")
             value = _EXAMPLES_OF[option.name] if option.default is None else option.default
             lines.append(f"# {option.key} = {json.dumps(value)}")
     return "\n".join(lines) + "\n"
@@ -129,9 +129,11 @@ _EXAMPLES_OF: dict[str, Any] = {
     "max_pixels": 1_000_000,
     "frames": 8,
     "budget": "10usd",
+    "budget_per_run": "10usd",
     "prices": "prices.toml",
     "cache": "cache",
     "output_format": "jsonl",
+    "log_file": "run.log",
     "metrics_port": 9090,
     "batch_max_wait": 24.0,
     "to_batch_file": "requests.jsonl",

@@ -23,7 +23,7 @@ from captioner.core.lines import BLOCK
 from captioner.core.regular import reading
 from captioner.core.secrets import without_keys_in
 from captioner.core.types import CaptionResult, Failure, InputRecord, Response, ValidatedCompletion
-from captioner.endpoints.replies import shown
+from captioner.endpoints.replies import shown, usage_of
 from captioner.engine.caption_checks import CUT, attempts_for, check
 from captioner.engine.pipeline import count
 from captioner.executors.batch_api.ledger import Entry, body_of, read_entries
@@ -200,6 +200,9 @@ class BatchMerger:
         status = response.get("status_code")
         body = without_keys_in(orjson.dumps(response.get("body")))
         reply = Response(status if isinstance(status, int) else 200, {}, body)
+        usage, progress = usage_of(reply), self.context.progress
+        progress.prompt_tokens += usage.prompt_tokens
+        progress.completion_tokens += usage.completion_tokens
         try:
             completion = self.engine.connected.dialect.judge(reply)
         except RunError as error:  # it concerns one request of many; a retry may succeed

@@ -26,6 +26,7 @@ from captioner.executors.processes.messages import (
 )
 
 if TYPE_CHECKING:
+    from captioner.core.progress import Spent
     from captioner.core.types import InputRecord
     from captioner.settings.settings import Settings
 
@@ -57,6 +58,7 @@ class WorkerHandle:
         process: subprocess.Popen[bytes],
         wire: Wire,
         max_records: int,
+        spent: Spent,
         warned: set[str],
     ) -> None:
         self.records: dict[int, InputRecord] = {}
@@ -66,12 +68,19 @@ class WorkerHandle:
         self._process = process
         self._wire = wire
         self._max_records = max_records
+        self._spent_before = spent
         self._warned = warned
         self._bytes = 0
 
     @classmethod
-    async def start(cls, settings: Settings, warned: set[str]) -> Self:
-        """Start a process; ``warned`` has the warnings that a worker of the run has logged."""
+    async def start(cls, settings: Settings, spent: Spent, warned: set[str]) -> Self:
+        """Start a process.
+
+        Args:
+            settings: Its share of the settings.
+            spent: Its share of what was used before.
+            warned: The warnings that a worker of the run has logged.
+        """
         ours = None
         try:
             ours, theirs = socket.socketpair()
@@ -90,8 +99,8 @@ class WorkerHandle:
                 ours.close()
             raise WorkersDiedError(f"cannot start a process: {error.strerror}") from None
         wire = await Wire.over(ours)
-        wire.send(settings)
-        return cls(process, wire, settings.run.concurrency + AHEAD, warned)
+        wire.send((settings, spent))
+        return cls(process, wire, settings.run.concurrency + AHEAD, spent, warned)
 
     async def wait_until_ready(self) -> str:
         """Return the model that it requests when it has connected to the endpoints."""
@@ -116,6 +125,11 @@ class WorkerHandle:
         """Send a message."""
         if not self.gone:
             self._wire.send(message)
+
+    @property
+    def spent(self) -> Spent:
+        """What was used in its place so far."""
+        return self._spent_before.plus(self.stats.counters)
 
     @property
     def has_room(self) -> bool:

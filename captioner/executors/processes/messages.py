@@ -2,7 +2,7 @@
 
 ::
 
-    parent: Settings                        once
+    parent: Settings and Spent              once
     worker: Ready or Exited                 when it has connected to the endpoints
     parent: Work                            some records
     worker: Done                            outcomes of some of them

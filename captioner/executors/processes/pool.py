@@ -34,6 +34,7 @@ from captioner.executors.processes.messages import Done, EndOfInput, Exited, Sto
 
 if TYPE_CHECKING:
     from captioner.core.cancellation import CancelToken
+    from captioner.core.progress import Spent
     from captioner.core.protocols import Sink
     from captioner.core.types import InputRecord, Outcome
     from captioner.executors.processes.messages import WorkerStats
@@ -56,8 +57,8 @@ LONGEST_PAUSE_S = 4.0
 """Longest pause before a worker that died while it started is started again."""
 
 T = TypeVar("T")
-ReplaceWorker = Callable[[int], Awaitable[WorkerHandle]]
-"""Starts a worker with the share of one that died, by its number."""
+ReplaceWorker = Callable[[int, "Spent"], Awaitable[WorkerHandle]]
+"""Starts a worker with the share of one that died, by its number and what it has spent."""
 
 
 class WorkerPool:
@@ -87,18 +88,17 @@ class WorkerPool:
         warned: set[str] = set()
         async with contextlib.AsyncExitStack() as stack:
             context = await stack.enter_async_context(serving(context))
+            processes = context.settings.run.processes
+            share = context.progress.spent_before.part(processes)
 
-            async def begin(number: int) -> tuple[WorkerHandle, str]:
+            async def begin(number: int, spent: Spent) -> tuple[WorkerHandle, str]:
                 settings = part(context.settings, number)
-                return await _started(settings, warned, stack, context.cancel)
+                return await _started(settings, spent, warned, stack, context.cancel)
 
-            async def replace_worker(number: int) -> WorkerHandle:
-                return (await begin(number))[0]
+            async def replace_worker(number: int, spent: Spent) -> WorkerHandle:
+                return (await begin(number, spent))[0]
 
-            tasks = [
-                asyncio.create_task(begin(number))
-                for number in range(context.settings.run.processes)
-            ]
+            tasks = [asyncio.create_task(begin(number, share)) for number in range(processes)]
             try:
                 started = await context.cancel.race(_all(tasks))
             finally:
@@ -123,6 +123,7 @@ async def _all(tasks: list[asyncio.Task[T]]) -> list[T]:
 
 async def _started(
     settings: Settings,
+    spent: Spent,
     warned: set[str],
     stack: contextlib.AsyncExitStack,
     cancel: CancelToken,
@@ -136,7 +137,7 @@ async def _started(
     pauses = waits(LONGEST_PAUSE_S)
     for tries in itertools.count(1):
         try:
-            worker = await WorkerHandle.start(settings, warned)
+            worker = await WorkerHandle.start(settings, spent, warned)
             stack.push_async_callback(worker.close)
             return worker, await worker.wait_until_ready()
         except WorkersDiedError:
@@ -376,7 +377,7 @@ class Dispatcher:
             return False
         self._starting += 1
         try:
-            worker = await self._replace_worker(number)
+            worker = await self._replace_worker(number, self._workers[number].spent)
         except StoppedError:
             return False
         except WorkersDiedError as error:

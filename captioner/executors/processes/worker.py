@@ -38,6 +38,7 @@ from captioner.settings.context import RunContext
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from captioner.core.progress import Spent
     from captioner.core.types import InputRecord, Outcome
     from captioner.settings.settings import Settings
 
@@ -67,9 +68,10 @@ class Worker:
 
     async def run(self) -> None:
         """Caption until there are no more records, then report how it ended."""
-        settings: Settings | None = await self._wire.receive()
-        if settings is None:
+        begun: tuple[Settings, Spent] | None = await self._wire.receive()
+        if begun is None:
             return
+        settings, self._progress.spent_before = begun
         listening = asyncio.create_task(self._listen())
         ended = await self._caption(settings)
         self._wire.send(ended)

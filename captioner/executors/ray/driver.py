@@ -93,7 +93,7 @@ async def run_on_ray(
         SettingsError: The settings cannot work; nothing was sent.
         RunError: The run stopped early; what was finished is saved.
     """
-    ray = needed("ray", "ray")
+    ray = needed("ray")
     cancel = next((token for token in (cancel, stopping) if token is not None), CancelToken())
     context = RunContext(settings, progress or Progress(), cancel)
     with forward_warnings(warn):
@@ -385,8 +385,6 @@ class _Driver:
             report,
             captioned=total.captioned,
             resumed=report.resumed - total.captioned,
-            prompt_tokens=total.prompt_tokens,
-            completion_tokens=total.completion_tokens,
             seconds=time.monotonic() - self._began,
             output=location(settings.output_path),
             failures=location(failures_path(settings.output_path)),

@@ -37,7 +37,7 @@ class ShardStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._system: Any = None
         if url is not None:
-            core = needed("fsspec", "s3").core
+            core = needed("fsspec").core
             self._system, self._path = core.url_to_fs(url.rstrip("/"))
 
     def fetch(self, names: Iterable[str]) -> None:

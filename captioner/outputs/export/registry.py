@@ -7,13 +7,14 @@ import os
 import re
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from captioner.core.errors import SettingsError
 from captioner.core.exports import mark_export
 from captioner.core.extras import needed
 from captioner.core.humanize import counted
 from captioner.journal.companions import (
+    ENDINGS,
     checkpoint_path,
     failures_path,
     format_of,
@@ -26,12 +27,11 @@ from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import tables, training, webdataset, xmp
 from captioner.outputs.reader import OutputReader, Reviewed
+from captioner.settings.options import OutputFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from captioner.settings.options import OutputFormat
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,15 @@ def check_format(target: Path, given: OutputFormat | None = None) -> OutputForma
         SettingsError: A library is missing, or the target does not fit the format.
     """
     kind = given or format_of(target)
+    ending = target.suffix.lower()
+    known = given is not None or ending in ("", *ENDINGS)
+    if not (known or checkpoint_path(journal_path(target)).exists()):
+        raise SettingsError(
+            f"the output {target.name} has the unknown ending {ending}. Known are "
+            f"{', '.join(ENDINGS)}. Or name the format: {', '.join(get_args(OutputFormat))}"
+        )
     if kind == "parquet" or (kind == "imagefolder" and target.suffix.lower() == ".parquet"):
-        needed("pyarrow.parquet", "parquet")
+        needed("pyarrow.parquet")
     if kind in _IN_FOLDERS and target.exists() and not target.is_dir():
         raise SettingsError(f"{target} is not a folder; {kind} files are written into a folder")
     if target.is_dir() and kind not in _IN_FOLDERS:

@@ -176,7 +176,7 @@ def write_rows(
     """Write rows as a Parquet file. ``make_rows`` is called twice, first to infer the types."""
     _write_batches(
         target,
-        needed("pyarrow", "parquet").schema([]),
+        needed("pyarrow").schema([]),
         _InferredColumns(columns, make_rows()),
         lambda: (([], rows) for rows in _batches(make_rows())),
     )
@@ -189,7 +189,7 @@ def _write_batches(
     make_batches: Callable[[], Iterator[tuple[list[Any], list[dict[str, Any]]]]],
 ) -> None:
     """Write batches: each has the arrays of the schema, and the rows of the further columns."""
-    arrow, parquet = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")
+    arrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     while True:
         whole = _with_fields(schema, columns.fields())
         try:
@@ -209,7 +209,7 @@ def _write_batches(
 
 def _common_schema(source: ArrowSource) -> Any:
     """Return the schema that all files of a source share; None if there is none."""
-    arrow = needed("pyarrow", "parquet")
+    arrow = needed("pyarrow")
     schemas = [schema for schema in map(source.schema, source.paths) if schema is not None]
     with suppress(arrow.ArrowException):
         return arrow.unify_schemas(schemas, promote_options="permissive") if schemas else None
@@ -217,7 +217,7 @@ def _common_schema(source: ArrowSource) -> Any:
 
 
 def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target: Path) -> None:
-    arrow = needed("pyarrow", "parquet")
+    arrow = needed("pyarrow")
     ours = field_names(reader.fields)
     added = [name for name in column_names(reader.rows()) if name in ours]
     kept = [field for field in schema if field.name not in added]
@@ -269,7 +269,7 @@ def _with_fields(schema: Any, fields: list[Any]) -> Any:
 
 
 def _feature(kind: Any) -> dict[str, Any]:
-    if needed("pyarrow", "parquet").types.is_list(kind):
+    if needed("pyarrow").types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
     return {"dtype": str(kind), "_type": "Value"}
 
@@ -285,7 +285,7 @@ class _InferredColumns:
     """
 
     def __init__(self, names: list[str], rows: Iterator[dict[str, Any]]) -> None:
-        self._arrow = needed("pyarrow", "parquet")
+        self._arrow = needed("pyarrow")
         self._types: dict[str, Any] = dict.fromkeys(names, self._arrow.null())
         self._json: set[str] = set()
         for some in _batches(rows):

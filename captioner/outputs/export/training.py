@@ -59,7 +59,8 @@ def write_llava(reader: OutputReader, target: Path) -> None:
     write_array(entries(), target, Files())
     reason = "LLaVA names images by path or URL, and these images are inside a table or a record"
     warn_count(left_out, *LEFT_OUT, reason)
-    if changed := sorted(_QUESTIONS.intersection(reader.settings.get("accepted", ()))):
+    changed = sorted(_QUESTIONS.intersection(reader.settings.get("accepted", ())))
+    if changed and not reader.made.settings:  # an earlier version wrote the output
         logger.warning(
             "the questions are those of the last run: %s changed between runs "
             "(--accept-changes), and rows do not record which question they answer",

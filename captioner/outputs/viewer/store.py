@@ -19,6 +19,7 @@ from captioner.journal.companions import (
     failures_path,
     journal_path,
     lock_path,
+    made_path,
     reviews_path,
 )
 from captioner.journal.disk import Files
@@ -74,6 +75,7 @@ class ViewerStore:
         self._image_root = image_root
         self._reader: OutputReader | None = None
         self._reader_version: object = None
+        self._reader_of: object = None
         self._lock = threading.Lock()
         self._charts_lock = threading.Lock()
         self.stopped = False
@@ -87,18 +89,20 @@ class ViewerStore:
 
     @property
     def reader(self) -> OutputReader:
-        """Reads the journal; opened again when the checkpoint's settings change."""
+        """Reads the journal; opened again when the settings or what made its rows change."""
         with self._lock:
-            version = self.rows.generation, _version(checkpoint_path(self.journal))
+            made = _version(made_path(self.journal))
+            version = self.rows.generation, _version(checkpoint_path(self.journal)), made
             if self._reader is None or version != self._reader_version:
                 checkpoint = read_checkpoint(Files(), self.journal)
                 settings = checkpoint.settings if checkpoint else {}
-                if self._reader is None or settings != self._reader.settings:
+                if self._reader is None or (settings, made) != self._reader_of:
                     self._reader = OutputReader(
                         self.journal,
                         image_root=self._image_root,
                         max_image_bytes=ImageSettings().max_video_bytes,
                     )
+                    self._reader_of = settings, made
                 self._reader_version = version
             return self._reader
 
@@ -158,7 +162,7 @@ class ViewerStore:
 
     def _display_row(self, line: bytes) -> dict[str, Any]:
         reader = self.reader
-        row = parsed(line)
+        row = reader.row(line)
         key = reader.keys.of_output(line) or b""
         fields = reader.fields
         review = self.reviews.of(key, row, fields)
@@ -195,7 +199,7 @@ class ViewerStore:
     def images(self, kind: str, number: int) -> list[ImageRef]:
         """Return the images of a row or failure."""
         for line in self.lines(kind).read(number, 1):
-            row = failure_of(line).get("record") if kind == "failures" else parsed(line)
+            row = failure_of(line).get("record") if kind == "failures" else self.reader.row(line)
             if isinstance(row, dict):
                 return self.reader.contents.images(row)
         return []

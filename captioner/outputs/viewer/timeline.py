@@ -51,4 +51,5 @@ class Timeline:
             )
         names = ("captioned", "failed", "resumed", "in_flight", "retries", "waiting", "stage")
         counts = {name: getattr(now, name) for name in names}
-        return {**counts, "requests": now.calls, "cost": round(now.cost, 4), "spans": spans}
+        cost = None if now.cost is None else round(now.cost, 4)
+        return {**counts, "requests": now.calls, "cost": cost, "spans": spans}

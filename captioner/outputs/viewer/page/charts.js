@@ -152,7 +152,7 @@ export function drawCharts(into, found, run, onLength) {
     ["repeated openings", listed(quality.openings) || "none"],
     ["frequent words", listed(quality.top_words) || "none"],
     ["languages of a sample", listed(Object.entries(quality.languages)) ||
-      "unknown (pip install 'captioner[report]')"],
+      "unknown (pip install py3langid)"],
   ]));
   into.querySelectorAll("details").forEach((one, at) => { one.open = open[at] ?? false; });
   into.scrollTop = top;

@@ -1,0 +1,86 @@
+"""Options that an output remembers, so that a run that continues it may leave them out."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captioner.core.secrets import without_secrets
+from captioner.settings.options import GROUPS
+from captioner.settings.validation import flag_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from captioner.settings.settings import Settings
+
+_GROUPS = ("endpoint", "prompt", "records", "captions", "images")
+_OF_A_RUN = frozenset({"where", "sample", "seed", "limit"})
+_KEPT = frozenset({
+    "concurrency", "processes", "budget", "budget_tokens", "renew_budget", "prices", "max_attempts",
+    "stop_after", "probe", "dedup", "cache", "cache_size", "csv_safe", "order",
+})  # fmt: skip
+"""Options of the group ``run`` that are kept."""
+
+_TOGETHER = (
+    frozenset({"preset", "schema", "ask", "prompt"}),
+    frozenset({"max_side", "size_for"}),
+    frozenset({"budget", "budget_tokens", "renew_budget"}),
+    frozenset({"conversation_field", "prompt_field"}),
+)
+"""Options of which one that is given replaces the others."""
+
+
+def _changed(settings: Settings) -> dict[str, Any]:
+    """Return the options that are not the default and that a later run wants as well."""
+    found: dict[str, Any] = {}
+    for group in (*_GROUPS, "run"):
+        values = getattr(settings, group)
+        for one in fields(GROUPS[group]):
+            value = getattr(values, one.name)
+            wanted = one.name in _KEPT if group == "run" else one.name not in _OF_A_RUN
+            if wanted and value != one.default:
+                found[one.name] = value
+    return found
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    if name == "base_url":
+        return any(without_secrets(url) != url for url in value)
+    return name in ("header", "extra_body")
+
+
+def remembered(settings: Settings) -> dict[str, Any]:
+    """Return the options to remember, ready for JSON: nothing that may hold a secret."""
+    found = {}
+    for name, value in _changed(settings).items():
+        if not _is_secret(name, value):
+            found[name] = str(value) if isinstance(value, Path) else value
+    return found
+
+
+def not_remembered(settings: Settings) -> list[str]:
+    """Return the flags of options that a later run must be given again."""
+    tables = ["--config"] if settings.endpoints else []
+    secret = (name for name, value in _changed(settings).items() if _is_secret(name, value))
+    return [*tables, *(f"--{flag_name(name)}" for name in secret)]
+
+
+def recalled(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options for a run: those given, and those of its output that it leaves out.
+
+    An address that is given gets no key that belonged to another one. With ``accept_changes`` the
+    given options are complete.
+    """
+    if given.get("accept_changes"):
+        return dict(given)
+    left = dict(kept)
+    for together in _TOGETHER:
+        if together & given.keys():
+            left = {name: value for name, value in left.items() if name not in together}
+    if {"base_url", "offline", "endpoints"} & given.keys():
+        own = {one.name for one in fields(GROUPS["endpoint"])}
+        own -= {"model"} if "base_url" in given else set()
+        left = {name: value for name, value in left.items() if name not in own}
+    return {**left, **given}
