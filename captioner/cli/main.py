@@ -147,8 +147,7 @@ INPUT = Word(
     ["input"],
     hint=Path,
     about="a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
-    "pattern of them or of images, several images, hf:NAME or ms:NAME, or - for JSONL on stdin. "
-    "The caption of a single image is printed.",
+    "pattern of them or of images, images, hf:NAME or ms:NAME, or - for JSONL on stdin.",
 )
 CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
 OUTPUT = _flag(
@@ -162,7 +161,7 @@ OUTPUT = _flag(
 )
 CONFIG = _flag(
     "--config",
-    "TOML file with options, named as flags without the dashes.",
+    "TOML file with options, named as flags without dashes.",
     Path,
     envvar="CAPTIONER_CONFIG",
     is_eager=True,
@@ -405,7 +404,7 @@ _add(
 )
 _add(
     "models",
-    "Show vision-language models that caption well, and which fit this machine.",
+    "Show models that caption well, and which fit this machine.",
     JSON,
 )
 _add(

@@ -83,7 +83,7 @@ def why_no_json(raw: bytes, error: Exception) -> str:  # noqa: PLR0911 - as abov
     """
     if is_binary(raw):
         return "the line is binary data, not JSON"
-    if not raw.strip(b"\0"):
+    if raw and not raw.strip(b"\0"):
         return "it is only zeros, as in a file that was not written to its end: remove them"
     for token in _TOKEN.finditer(raw, 0, _LOOKED_AT):
         text = token[0]

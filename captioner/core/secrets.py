@@ -36,6 +36,9 @@ _GAP = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]{0,2}"
 _known: dict[str, Callable[[str, str], str]] = {}
 """The secrets and what base64 makes of them, each with what makes a regular expression of it."""
 
+_in_bytes: tuple[tuple[bytes, str], ...] = ()
+"""The same, each as it stands in a response before it."""
+
 
 def sealed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with the digests of those that may hold a secret.
@@ -76,9 +79,11 @@ def masked(text: str) -> str:
 
 def remember(secret: str) -> None:
     """Have a secret removed from every response and every text of this process, if it is one."""
+    global _in_bytes  # noqa: PLW0603 - a loop over a tuple costs a response no calls
     if is_secret(secret):
         _known[secret] = in_any_escape
         _known.update(dict.fromkeys(_in_base64(secret), _wrapped))
+        _in_bytes = tuple((one.encode(), one) for one in _known)
 
 
 def _in_base64(secret: str) -> Iterator[str]:
@@ -125,8 +130,7 @@ def without_keys_in(body: bytes) -> bytes:
     A response costs one search for each form of a secret.
     """
     has_escapes = b"\\" in body and _ESCAPED_ASCII.search(body) is not None
-    for secret in tuple(_known):
-        plain = secret.encode()
+    for plain, secret in _in_bytes:
         if has_escapes:
             body = _escaped(secret).sub(b"***", body)
         elif plain in body:

@@ -95,6 +95,7 @@ class GoodputLimit:
 
     Attributes:
         load: Requests in flight now, on average; fractions count.
+        in_flight: Most requests in flight now.
         spreads: The endpoint refused what was too much: requests are spread in time.
         noise: Share of errors that does not depend on the load.
         epoch: Number of changes so far; a request carries the one it was sent in.
@@ -112,8 +113,8 @@ class GoodputLimit:
         lag_s: float = 0.0,
     ) -> None:
         self.ceiling = ceiling
-        self.load = float(start)
         self.spreads = False
+        self.load, self.in_flight = float(start), int(start)
         self._learn_noise(0.0)
         self.epoch = 0
         self.held_back = False
@@ -133,6 +134,7 @@ class GoodputLimit:
         self._seen = self._seen_errors = 0  # results of which it consists
         self._seen_weight = 0.0
         self._began = -1.0  # of the round
+        self._round = FEWEST  # results that it has at least
         self._gain = STEP
         self._wait_s = WAIT_S
         self._more_at = 0.0
@@ -155,11 +157,6 @@ class GoodputLimit:
         return self.noise > SOME
 
     @property
-    def in_flight(self) -> int:
-        """Most requests in flight now."""
-        return max(1, math.ceil(self.load - 1e-9) if self.spreads else int(self.load))
-
-    @property
     def gap_s(self) -> float:
         """Seconds between two requests."""
         return self.latency_s / self.load if self.spreads else 0.0
@@ -176,7 +173,8 @@ class GoodputLimit:
         if not self.latency_s:
             self.latency_s = latency_s
         self.latency_s += (latency_s - self.latency_s) / 16
-        self._shortest_s = min(self._shortest_s, latency_s)
+        if latency_s < self._shortest_s:  # noqa: PLR1730 - a call less for each response
+            self._shortest_s = latency_s
         if self._last:
             self._interval_s += (now - self._last - self._interval_s) / 8
         self._last = now
@@ -189,8 +187,10 @@ class GoodputLimit:
             self._shorten_queue(in_flight * half_s / latency_s, now)
         elif now >= self._settled:
             self._results += 1
-            self._weigh(0.0)
-            self._conclude(now)
+            if self._excess:  # as `_weigh` does, for most results
+                self._weigh(0.0)
+            if self._results >= self._round or self._began < 0 or self._experimenting:
+                self._conclude(now)
 
     def failed(self, epoch: int, in_flight: int, now: float, weight: float = 1.0) -> None:
         """Note an error that too much load may have caused.
@@ -264,17 +264,15 @@ class GoodputLimit:
     def _conclude(self, now: float) -> None:
         if self._began < 0:
             self._began = now
-        size = max(FEWEST // 2, min(ROUND, int(4 * self.load)), int(self.load))
-        long = self._results >= size and now - self._began >= ROUND_S
         if self._experimenting:
             if self._results >= FEWEST:
                 judge = self._judge if self._share_before else self._judge_half
-                judge(now, max(2 * ROUND, size))
+                judge(now, max(2 * ROUND, self._round))
         elif self._below is not None and self._excess > PERHAPS:
             self._take_back(now)
         elif self._excess > SURE:
             self._experiment(now)
-        elif long:
+        elif self._results >= self._round and now - self._began >= ROUND_S:
             self._end_round(now)
 
     # Less load.
@@ -300,7 +298,7 @@ class GoodputLimit:
 
     def _lower(self, factor: float, now: float) -> None:
         self.spreads = self.latency_s > 0
-        self.load = max(self._least_load, self.load * factor)
+        self._set(max(self._least_load, self.load * factor))
         self._change(now)
 
     def _odds(self, share: float, other: float) -> float:
@@ -319,7 +317,7 @@ class GoodputLimit:
             if not sure:
                 self._learn_noise(max(self.noise, self._share))
             # Half was less than needed.
-            self.load = max(self.load, self._load_before * min(LEAST, self._kept_before))
+            self._set(max(self.load, self._load_before * min(LEAST, self._kept_before)))
             self._stay(now)
         elif odds < -LIKELY or full:
             self._lower_more(now)
@@ -365,7 +363,8 @@ class GoodputLimit:
         self._change(now)
 
     def _restore(self) -> None:
-        self.load, self.spreads = self._load_before, self._spreads_before
+        self.spreads = self._spreads_before
+        self._set(self._load_before)
         self._experimenting = False
 
     def _end_round(self, now: float) -> None:
@@ -389,7 +388,7 @@ class GoodputLimit:
     def _grow_fast(self, in_flight: int) -> None:
         """Double each round trip, until the first trouble or a queue that grows too long."""
         if (in_flight + 1) * self._interval_s < self._longest_s / 2:
-            self.load = min(float(self.ceiling), self.load + 1)
+            self._set(self.load + 1)
 
     def _raise(self, now: float) -> None:
         """Try a little more load; twice as much more each time that no errors come of it.
@@ -407,14 +406,14 @@ class GoodputLimit:
             self._count_again()
             return
         self._below = self.load
-        self.load = load
+        self._set(load)
         self._gain = min(MOST_STEP, 2 * self._gain)
         self._change(now, 1.0)
 
     def _take_back(self, now: float) -> None:
         """Return to the load before an increase."""
         self._wait(now, self.load)
-        self.load = self._below or self.load
+        self._set(self._below or self.load)
         self._below = None
         self._change(now)
 
@@ -428,13 +427,18 @@ class GoodputLimit:
 
     def _shorten_queue(self, load: float, now: float) -> None:
         """Lower the load, because requests wait so long that they may be given up."""
-        self.load = max(1.0, min(self.load, load))
+        self._set(max(1.0, min(self.load, load)))
         self._stay(now)
+
+    def _set(self, load: float) -> None:
+        self.load = min(float(self.ceiling), load)
+        self.in_flight = max(1, math.ceil(self.load - 1e-9) if self.spreads else int(self.load))
 
     def _count_again(self) -> None:
         self._results = self._errors = 0
         self._weight = 0.0
         self._began = -1.0
+        self._round = max(FEWEST // 2, min(ROUND, int(4 * self.load)), int(self.load))
         self.held_back = False
 
     def _change(self, now: float, settle: float = SETTLE) -> None:

@@ -224,8 +224,10 @@ class Limiter:
             epoch: What `acquire` returned.
             latency_s: Seconds that the request took.
         """
-        self.window.held_back |= bool(self._waiting)
-        self.window.succeeded(epoch, latency_s, self.in_flight, self._now())
+        if self._waiting:
+            self.window.held_back = True
+        now = self._clock() if self._clock is not None else self._now()
+        self.window.succeeded(epoch, latency_s, self.in_flight, now)
 
     def overloaded(self, epoch: int, latency_s: float, weight: float = 1.0) -> float:
         """Note an error that too much load may have caused, before its permit is given back.

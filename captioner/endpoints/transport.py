@@ -157,7 +157,8 @@ class AiohttpTransport:
             deadline.end()
         if reply.status >= 400:
             return self._masked(reply)
-        return reply._replace(body=without_keys_in(reply.body))
+        body = without_keys_in(reply.body)
+        return reply if body is reply.body else reply._replace(body=body)
 
     async def _send_when_possible(self, request: Request) -> Response:
         """Send a request as soon as a connection can be opened."""

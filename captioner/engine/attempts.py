@@ -7,7 +7,6 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import (
@@ -194,15 +193,15 @@ class RecordAttempts:
                 reason = completion.finish_reason
                 again = bad_replies is not None and bad_replies["unknown_finish"] > 0
                 usual = self._unknown_finishes[reason] >= USUAL_FINISH
-                judge = partial(
-                    check,
-                    completion,
-                    self._rules,
-                    any_finish=again or usual,
-                    may_cut=may_cut(bad_replies, self._rules),
-                )
-                is_short = len(completion.text) <= SHORT_REPLY
-                answer = judge() if is_short else await asyncio.to_thread(judge)
+                rules = self._rules
+                any_finish = again or usual
+                cut = rules.shape is not None and may_cut(bad_replies, rules)
+                if len(completion.text) <= SHORT_REPLY:
+                    answer = check(completion, rules, any_finish=any_finish, may_cut=cut)
+                else:
+                    answer = await asyncio.to_thread(
+                        check, completion, rules, any_finish=any_finish, may_cut=cut
+                    )
             except BadReplyError as error:
                 bad_replies = Counter() if bad_replies is None else bad_replies
                 self._unusable(state, error, bad_replies)

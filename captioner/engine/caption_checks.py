@@ -164,9 +164,10 @@ def attempts_for(code: str, rules: CaptionRules) -> int:
 
 
 def may_cut(bad_replies: Mapping[str, int] | None, rules: CaptionRules) -> bool:
-    """Return whether the next answer may be cut: an earlier one had such a fault, or none comes."""
-    if rules.shape is None:
-        return False
+    """Return whether the next answer may be cut: an earlier one had such a fault, or none comes.
+
+    Only where captions have a shape.
+    """
     return rules.max_attempts == 1 or any((bad_replies or {}).get(code) for code in CUT)
 
 

@@ -56,8 +56,6 @@ def open_source(settings: Settings) -> OpenedInput:
             f"the output would be inside the input folder {path} and be read as input next time; "
             "choose another place with -o"
         )
-    if not settings.output_path.name:
-        raise SettingsError(f"the output {settings.output_path} is a folder; name a file with -o")
     sidecars = settings.run.output_format in ("txt", "caption", "xmp")
     if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
         raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")

@@ -157,6 +157,8 @@ class Settings:
                 "other endings are .json, .csv, .tsv, .parquet, .tar and .sqlite. A text file "
                 "beside each image needs --output-format txt"
             )
+        if output is not None and not Path(output).name:
+            raise SettingsError(f"the output {output} is a folder; name a file with -o")
         tables = options.pop("endpoints", ())
         groups: dict[str, dict[str, Any]] = {}
         for name, value in stored_options(options).items():

@@ -35,7 +35,7 @@ def test_the_caption_of_a_single_image_is_printed_and_nothing_is_written(
     assert ended.stderr == ""
     ended = run_command("b.jpg", "--base-url", endpoint.base_url, "--model", "m", cwd=photos)
     assert (ended.returncode, ended.stdout) == (3, "")
-    assert ended.stderr.startswith("captioner: the file is not an image")
+    assert ended.stderr.startswith("captioner: b.jpg: the file is not an image")
     assert files(photos) == before
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import jpeg, rows
 from endpoint import Reply, completion
 
-from captioner import OutputDamagedError, SettingsError, run_batch
+from captioner import OutputDamagedError, run_batch
 from captioner.journal.companions import made_path
 from captioner.journal.disk import Files
 from captioner.journal.made import read_made
@@ -128,8 +128,3 @@ async def test_records_that_share_a_request_have_digests_of_their_own(run, photo
         data = (photos / row["image"]).read_bytes()
         expected = hashlib.blake2b(data, digest_size=16).hexdigest()
         assert row["caption_image_digest"] == expected
-
-
-async def test_batches_do_not_know_the_prompt(run):
-    with pytest.raises(SettingsError, match="do not go with --batch-api"):
-        await run(with_="prompt", batch_api=True)

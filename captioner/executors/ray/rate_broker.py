@@ -151,11 +151,6 @@ class LeasedLimit(GoodputLimit):
         """Leave it to the broker."""
 
     @property
-    def in_flight(self) -> int:
-        """Most requests in flight now."""
-        return math.ceil(self.load - 1e-9)
-
-    @property
     def gap_s(self) -> float:
         """Seconds between two requests."""
         return self.latency_s / self.load if self.spreads else 0.0
@@ -163,6 +158,7 @@ class LeasedLimit(GoodputLimit):
     def lease(self, lease: Lease) -> None:
         """Use a lease; its results count from now on."""
         self.load, self.spreads, self.noise = lease.load, lease.spreads, lease.noise
+        self.in_flight = math.ceil(self.load - 1e-9)
         self.latency_s = lease.latency_s
         self.epoch = lease.epoch
 
