@@ -118,7 +118,7 @@ def check_compression(path: Path) -> None:
     except OSError:
         return  # the reader reports the error
     for magic, (name, own) in _COMPRESSED.items():
-        if head and suffix == own and not head.startswith(magic):
+        if head and suffix and suffix == own and not head.startswith(magic):
             raise SettingsError(f"{path.name} is not compressed with {name}: name it without {own}")
 
 

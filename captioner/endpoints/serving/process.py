@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LINES = 200
 """Lines of the log that are kept."""
 
-LONGEST = 500
+LONGEST = 4096
 """Characters of a line that are kept."""
 
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

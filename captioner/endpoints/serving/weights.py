@@ -53,7 +53,7 @@ async def downloaded(name: str, cancel: CancelToken, tell: Callable[[str], None]
         await process.stop()
     if process.status:
         raise SettingsError(f"serve: {name} cannot be downloaded: {process.last_line}")
-    return process.last_line
+    return process.lines[-1]
 
 
 def choose(names: Sequence[str], quantization: str) -> tuple[list[str], str | None]:

@@ -347,10 +347,17 @@ def test_sizes_and_the_original(captioned, view, tab):
     page = tab(view(captioned).url)
     for size in ("small", "large", "list"):
         page.select_option("#size", size)
-        frame, image = (cards(page).first.locator(one) for one in (".frame", "img"))
+        image = cards(page).first.locator("img")
         expect(image).to_be_visible()
         expect(image).to_have_js_property("naturalWidth", 320)
-        assert image.bounding_box() == frame.bounding_box()
+        page.wait_for_function(  # the cards may be made anew meanwhile
+            """() => {
+                const [frame, image] = [".frame", "img"].map((one) =>
+                    document.querySelector(`#cards .card ${one}`)?.getBoundingClientRect());
+                return image && frame &&
+                    ["x", "y", "width", "height"].every((one) => image[one] === frame[one]);
+            }"""
+        )
     assert cards(page).nth(1).bounding_box()["x"] == cards(page).first.bounding_box()["x"]
     cards(page).first.click()
     page.get_by_role("button", name="Zoom image 1 of #1", exact=True).click()
