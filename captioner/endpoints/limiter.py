@@ -31,6 +31,9 @@ CATCH_UP_S = 0.02
 """Requests that are spread in time may be late by that much, or by half of their gap, and still
 make it good: timers are not exact."""
 
+GAP_CHANGE = 0.2
+"""Part by which the time between two requests changes before processes spread theirs anew."""
+
 
 def start_of(ceiling: int) -> int:
     """Return the permits that a run begins with."""
@@ -137,6 +140,7 @@ class Limiter:
         self._learnt: list[float | None] = [None, None]
         self._share = share
         self._held = 0  # permits of quick refusals that are not given back yet
+        self._leased_gap_s = 0.0
         self._sent_at = 0.0  # when the last of the requests that are spread in time was due
         self._empty = False
         self._begun = False
@@ -269,8 +273,8 @@ class Limiter:
     def lease(self, share: float) -> None:
         """Use a part of the rates a minute from now on; other processes use the rest.
 
-        Requests that are spread in time begin at a random moment, so that not all processes send
-        at once.
+        Where requests are spread in time, the next one comes at a random moment after each change,
+        so that the processes do not send at once and then all wait.
         """
         self._share = share
         now = self._now()
@@ -279,8 +283,10 @@ class Limiter:
             for bucket, fixed, learnt in zip(buckets, self._fixed, self._learnt, strict=True):
                 if (rate := learnt if fixed is None else fixed) is not None:
                     bucket.set_rate(rate * share, now)
-        if not self._sent_at and self.window.spreads:
-            self._sent_at = now - random.random() * self.window.gap_s  # noqa: S311
+        gap_s = self.window.gap_s
+        if abs(gap_s - self._leased_gap_s) > GAP_CHANGE * gap_s:
+            self._leased_gap_s = gap_s
+            self._sent_at = now - random.random() * gap_s  # noqa: S311
         self._grant()
 
     def open(self) -> None:
