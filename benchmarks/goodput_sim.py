@@ -40,6 +40,7 @@ class Server:
         refusal: What a refusal says: `REFUSAL` as a 429 does, 1 as a plain 500.
         steps: Other numbers of slots, each from a second on.
         outages: Seconds from and until which every request fails at once.
+        outage_says: What these failures say; see `refusal`.
     """
 
     latency_s: float
@@ -51,6 +52,7 @@ class Server:
     refusal: float = REFUSAL
     steps: tuple[tuple[float, int], ...] = ()
     outages: tuple[tuple[float, float], ...] = ()
+    outage_says: float = 1.0
     seed: int = 0
     ends: list[float] = field(default_factory=list)
 
@@ -61,7 +63,7 @@ class Server:
     def send(self, now: float) -> tuple[float, float]:
         """Return how long a request takes and its error's weight, 0 if it succeeds."""
         if any(since <= now < until for since, until in self.outages):
-            return REFUSED_S, 1.0
+            return REFUSED_S, self.outage_says
         if self.per_minute:
             self.level += (now - self.at) * self.per_minute / 60
             self.level, self.at = min(self.per_minute * self.burst, self.level), now

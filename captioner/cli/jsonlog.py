@@ -13,6 +13,7 @@ import orjson
 from captioner.cli.display import Pace
 from captioner.core.errors import SettingsError
 from captioner.core.humanize import printable_json
+from captioner.settings.locations import location
 from captioner.settings.remembered import remembered
 
 if TYPE_CHECKING:
@@ -98,6 +99,6 @@ def log_file(settings: Settings, progress: Progress) -> Iterator[JsonLog | None]
     except OSError as error:
         raise SettingsError(f"log-file: cannot write {path}: {error.strerror}") from None
     names = {"input": settings.input, "output": settings.output}
-    about = {name: str(value) for name, value in names.items() if value is not None}
+    about = {name: location(value) for name, value in names.items() if value is not None}
     with file:
         yield JsonLog(progress, file, {**about, "settings": remembered(settings)})

@@ -304,10 +304,12 @@ class Endpoint:
     ) -> Completion:
         epoch, estimated = permit
         hold_s = 0.0
-        began = time.monotonic()
         try:
             if self._cancel:
                 raise StoppedError
+            if self._costs is not None:
+                await self._costs.begin()
+            began = time.monotonic()
             completion = await self._exchange(messages, overrides, retry=retry)
         except EndpointFaultError as error:
             # Slow down before the permit goes to the next request.
@@ -368,10 +370,8 @@ class Endpoint:
     async def _exchange(
         self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
     ) -> Completion:
-        dialect, costs = self._dialect, self._costs
+        dialect = self._dialect
         version = dialect.version
-        if costs is not None:
-            await costs.begin()
         response = await self._response(dialect.request(messages, overrides), retry=retry)
         limits = read_limits(response.headers)
         if limits is not NO_LIMITS:

@@ -159,7 +159,7 @@ class GoodputLimit:
     @property
     def gap_s(self) -> float:
         """Seconds between two requests."""
-        return self.latency_s / self.load if self.spreads else 0.0
+        return self.latency_s / max(self.load, self._least_load) if self.spreads else 0.0
 
     def succeeded(self, epoch: int, latency_s: float, in_flight: int, now: float) -> None:
         """Note a success.
@@ -229,6 +229,8 @@ class GoodputLimit:
         """Forget what an outage did: the endpoint works again."""
         if self._experimenting:
             self._restore()
+        if self.noise > MOSTLY:
+            self._learn_noise(0.0)
         self._change(now)
 
     # How results become decisions.
@@ -279,7 +281,7 @@ class GoodputLimit:
 
     def _kept(self, results: int, errors: int) -> float:
         """Return the part of the load that got through."""
-        return min(1.0, (results - errors + 0.5) / (results + 0.5) / (1.0 - self.noise))
+        return min(1.0, (results - errors + 0.5) / (results + 0.5) / (1.0 - self._floor))
 
     def _experiment(self, now: float) -> None:
         """Halve the load and see what becomes of the errors."""
@@ -401,7 +403,7 @@ class GoodputLimit:
         self._below = None
         load = min(float(self.ceiling), self.load * (1 + self._gain))
         waits = now < self._more_at and load >= 0.95 * self._failed_at
-        slow = self.latency_s > 0.4 * self._longest_s
+        slow = self.latency_s > max(0.4 * self._longest_s, 2 * self._shortest_s)
         if waits or slow or load <= self.load or not self.held_back:
             self._count_again()
             return
@@ -427,7 +429,8 @@ class GoodputLimit:
 
     def _shorten_queue(self, load: float, now: float) -> None:
         """Lower the load, because requests wait so long that they may be given up."""
-        self._set(max(1.0, min(self.load, load)))
+        self._below = None
+        self._set(min(self.load, max(1.0, load)))
         self._stay(now)
 
     def _set(self, load: float) -> None:

@@ -188,6 +188,7 @@ class Limiter:
             self._begin()
         if not self._waiting and self._delay(tokens) == 0:
             return self._take(tokens)
+        self.window.held_back = True
         granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((granted, tokens))
         self._grant()
@@ -250,6 +251,7 @@ class Limiter:
     def recovered(self) -> None:
         """Note that an outage is over."""
         self.window.recovered(self._now())
+        self._grant()
 
     def learn_requests(self, per_minute: float | None, left: float | None) -> None:
         """Note what the endpoint says of its limit; what the user fixed stands."""

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.keys import KeyTable
-from captioner.core.types import CaptionResult, Completion, Failure, Usage, ValidatedCompletion
+from captioner.core.types import (
+    Caption,
+    CaptionResult,
+    Completion,
+    Failure,
+    Usage,
+    ValidatedCompletion,
+)
 
 if TYPE_CHECKING:
     from captioner.core.progress import Progress
@@ -116,9 +123,9 @@ class RequestDeduplicator:
             return [result, *(_copy_of(result, record) for record, *_ in waiters.records)]
         stored = dump(result)
         responses.put(key, stored)
-        if self._cache is not None:
-            self._cache.put(key, stored)
         own = self._caption(prepared, result)
+        if self._cache is not None and isinstance(own, Caption):
+            self._cache.put(key, stored)
         if not waiters.records:
             return [own]
         again = load(stored)

@@ -116,6 +116,8 @@ class Preparer:
             reservation = Reservation(self._memory, Mode.FORCE, fetched.reserved)
         else:
             reservation = Reservation(self._memory, Mode.WAIT)
+        if len(record.raw) > SHORT:  # the writer would compute it in the event loop
+            record = record._replace(key=self._settings.record_keys.of_record(record))
         return self._prepare(
             record, reservation, self._render, image_overrides or UNCHANGED, fetched
         )

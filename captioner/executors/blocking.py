@@ -40,7 +40,8 @@ def caption_batch(
         SettingsError: The settings cannot work; nothing was sent or written.
         RunError: The run stopped early; what was finished is saved.
     """
-    cancel = options["cancel"] = options.get("cancel") or CancelToken()
+    given = options.get("cancel")
+    cancel = options["cancel"] = CancelToken() if given is None else given
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def run() -> RunReport:
@@ -52,6 +53,8 @@ def caption_batch(
         try:
             return running.result()
         except KeyboardInterrupt:
+            if not loops:
+                cancel.request()
             for loop in loops:
                 loop.call_soon_threadsafe(cancel.request)
             raise

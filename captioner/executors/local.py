@@ -20,6 +20,7 @@ from captioner.engine.engine import Engine
 from captioner.engine.first_look import FIRST
 from captioner.engine.selection import Selection
 from captioner.executors.opening import (
+    is_redone,
     look_first,
     open_source,
     refuse_other_outputs,
@@ -115,13 +116,12 @@ async def run_batch(
             if settings.input is not None and settings.input.is_dir():
                 folder_of = found.format
         selected = Selection(source, engine_context.settings)
-        run = _Run(context, source, selected, files or Files(), folder_of)
+        run = _Run(context, source, selected, files or Files(), folder_of, settings)
         try:
             if sink is None:
                 if found is not None:
                     await cancel.race(look_first(selected, engine_context.settings))
-                refuse_strange_files(settings, files or Files())
-                context.progress.spent_before = spent_before(settings, files or Files())
+                engine_context = _continued(engine_context, settings, files or Files())
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
             if settings.run.processes == 1:
                 opened = Engine.open(engine_context, dialect, transport, limits=limits)
@@ -141,10 +141,27 @@ async def run_batch(
             return run.report("interrupted")
 
 
+def _continued(context: RunContext, settings: Settings, files: Files) -> RunContext:
+    """Return the context of a run that may continue an output.
+
+    Raises:
+        SettingsError: There are files that no run has written, or the output is no file.
+    """
+    if settings.is_to_stdout:
+        raise SettingsError("output: name a file, or give a sink")
+    refuse_strange_files(settings, files)
+    context.progress.spent_before = spent_before(settings, files)
+    if not is_redone(settings, files):
+        return context
+    own = context.settings
+    return replace(context, settings=replace(own, run=replace(own.run, overwrite=True)))
+
+
 class _Run:
     """One run: ``selected`` are the records of ``source`` that it takes.
 
-    ``folder_of`` is the input format that a folder was taken for, else empty.
+    ``folder_of`` is the input format that a folder was taken for, else empty; ``given`` are the
+    settings before files and presets were read.
     """
 
     def __init__(
@@ -154,8 +171,10 @@ class _Run:
         selected: Selection,
         files: Files,
         folder_of: str,
+        given: Settings,
     ) -> None:
         self._context = context
+        self._given = given
         self._settings = context.settings
         self._progress = context.progress
         self._source = source
@@ -226,7 +245,7 @@ class _Run:
             shaping,
             failures=failures_path(settings.output_path),
             source=source,
-            options=remembered(settings),
+            options=remembered(self._given),
             accept_changes=run.accept_changes or run.redo is not None,
             accept_edits=run.accept_edits,
             files=self._files,

@@ -100,6 +100,13 @@ def spent_before(settings: Settings, files: Files) -> Spent:
     return found.spent if found is not None else Spent()
 
 
+def is_redone(settings: Settings, files: Files) -> bool:
+    """Return whether an earlier run began to replace captions and has not finished."""
+    journal = journal_path(settings.output_path, settings.run.output_format)
+    found = read_checkpoint(files, journal)
+    return found is not None and bool(found.redo)
+
+
 def options_before(settings: Settings) -> dict[str, Any]:
     """Return the options that the output of a run remembers; empty without an output."""
     try:

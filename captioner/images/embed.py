@@ -64,6 +64,9 @@ def _in_jpeg(data: bytes, packet: Callable[[bytes], bytes]) -> bytes:
     at, old = 2, b""
     before, after = [data[:2]], list[bytes]()
     while data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
         (size,) = struct.unpack_from(">H", data, at + 2)
         segment = data[at : at + 2 + size]
         at += 2 + size

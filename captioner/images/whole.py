@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from captioner.images.inspect import Mended
 
 _PADDING = tuple(
-    hashlib.sha256(seed).digest().replace(b"\xff", b"\xfe") for seed in (b"one", b"other")
+    hashlib.sha256(seed).digest().replace(b"\xff", b"\xfe")
+    for seed in (b"one", b"other", b"third", b"last")
 )
-"""Two sequences of bytes without markers."""
+"""Sequences of bytes without markers."""
 
 _STRIP = 1 << 20
 """Pixels that are hashed at once."""

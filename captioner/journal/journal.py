@@ -34,6 +34,7 @@ from captioner.journal.companions import (
     checkpoint_path,
     failures_path,
     lock_path,
+    made_path,
     unused_path,
 )
 from captioner.journal.disk import (
@@ -202,7 +203,8 @@ class Journal:
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:
             self._cut(scan.whole.length, scan.size)
-        if made_before is not None or crashed:
+        has_made = self.files.kind(made_path(self.path)) != "missing"
+        if made_before is not None or crashed or has_made:
             note_made(self, made_before)  # before the checkpoint has the new settings
         self._durable = found.durable if found else Extent()
         if found != self._checkpoint(self._written) and not self.repeated:

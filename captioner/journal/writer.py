@@ -34,7 +34,7 @@ from captioner.core.jsonbytes import (
     replace_values,
     takes_long,
 )
-from captioner.core.row import FLAG
+from captioner.core.row import field_names
 from captioner.core.types import Caption
 from captioner.journal.disk import disk_error, is_full
 from captioner.settings import CONVERSATION_FIELDS, IMAGE_FIELDS
@@ -79,7 +79,7 @@ class RowEncoder:
     def __init__(self, identity: RecordKeys, fields: Sequence[str]) -> None:
         self._identity = identity
         self._name = quoted(fields[0])
-        self._flags = tuple(quoted(f"{name}_{FLAG}") for name in fields)
+        self._stale = tuple(map(quoted, field_names(fields)[len(fields) :]))
 
     def caption(self, caption: Caption) -> bytes:
         """Return the input record with the caption added and nothing else changed."""
@@ -90,8 +90,8 @@ class RowEncoder:
         added += [(quoted(field), orjson.dumps(value)) for field, value in caption.more]
         if caption.replaces:
             fields = fields_in(raw)
-            # The flag of the previous caption does not apply.
-            values = {**dict.fromkeys(self._flags, b"null"), **dict(added)}
+            # What is said of the previous caption does not apply.
+            values = {**dict.fromkeys(self._stale, b"null"), **dict(added)}
             for field in reversed(fields):
                 if field.name in values:
                     raw = raw[: field.value_start] + values[field.name] + raw[field.value_end :]

@@ -85,9 +85,13 @@ class RowContents:
             return (asked,)
         return templates.fill(row).questions
 
-    def _asked(self, row: Mapping[str, Any]) -> Any:
+    def _asked(self, row: dict[str, Any]) -> Any:
         """Return what a row says that was asked; None if it does not."""
-        return row.get(f"{self._settings.get('output_field') or 'caption'}_prompt")
+        made = row.made if isinstance(row, Row) else self._settings
+        kept = "prompt" in (made.get("with") or ()) or made.get("prompt_mix")
+        if not (kept or made.get("prompt_file_in_folder")):
+            return None
+        return row.get(f"{made.get('output_field') or 'caption'}_prompt")
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Return the turns that were sent for a row; empty if they cannot be rebuilt."""

@@ -105,6 +105,10 @@ def check_lines(name: str, head: bytes, *, ended: bool) -> None:
         raise SettingsError(f"{name} {why}")
 
 
+_SKIPPED = b"\x2a\x4d\x18"
+"""What follows the first byte of a frame that decoders of Zstandard skip; pzstd begins so."""
+
+
 def check_compression(path: Path) -> None:
     """Refuse a file that is not compressed as its suffix says.
 
@@ -117,6 +121,8 @@ def check_compression(path: Path) -> None:
             head = file.read(HEAD)
     except OSError:
         return  # the reader reports the error
+    if suffix == ".zst" and head[1:4] == _SKIPPED and 0x50 <= head[0] <= 0x5F:
+        return
     for magic, (name, own) in _COMPRESSED.items():
         if head and suffix and suffix == own and not head.startswith(magic):
             raise SettingsError(f"{path.name} is not compressed with {name}: name it without {own}")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _ENDINGS = ("file_name", "file_names")
 _KEY = re.compile(r'"([^"\\]+)"\s*:')
-_HEADING = re.compile(r"\w+")
+_HEADING = re.compile(r'[^,;\t|"\r\n]+')
 _BEGINNING = 1 << 16
 """Bytes of a text table in which its columns are named."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from captioner.core.types import InputRecord
 
 _DOWNLOADED = "success"
+_STATISTICS = re.compile(r"\d+_stats\.json")
 
 
 def is_output(folder: Path, names: Sequence[str]) -> bool:
@@ -35,7 +37,7 @@ def is_output(folder: Path, names: Sequence[str]) -> bool:
         names: Names of its own files.
     """
     tables = (name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
-    return any(name.endswith("_stats.json") for name in names) or any(
+    return any(map(_STATISTICS.fullmatch, names)) or any(
         name.isdigit() and (folder / name).is_dir() for name in tables
     )
 

@@ -246,7 +246,13 @@ def _image_folder(path: Path, options: _Options) -> tuple[Source, str]:
     elif options.split is not None:
         raise no_split(options.split, [])
     options = options._replace(split=None)
-    column = file_column(tables[0], options.image_field) or "file_name"
+    columns = {file_column(table, options.image_field) or "file_name": table for table in tables}
+    if len(columns) > 1:
+        several = ", ".join(f"{table} in {one}" for one, table in columns.items())
+        raise SettingsError(
+            f"the tables name files in different columns ({several}): caption each folder alone"
+        )
+    (column,) = columns
     sources = [_open(table, _SUFFIXES[table.suffix], options)[0] for table in tables]
     if len(tables) == 1 and (tables[0].parent == path or not path.is_dir()):
         return sources[0], column

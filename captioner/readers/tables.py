@@ -179,7 +179,7 @@ def image_column(file: Path, kind: str) -> str | None:
     Raises:
         SettingsError: The table has two columns of one name.
     """
-    needed("pyarrow", "parquet")
+    needed("pyarrow")
     schema = TableReader().schema(file, kind)
     names = [] if schema is None else list(schema.names)
     if twice := name_twice(names):

@@ -23,10 +23,11 @@ _KEPT = frozenset({
 })  # fmt: skip
 """Options of the group ``run`` that are kept."""
 
+_BUDGET = frozenset({"budget", "budget_tokens", "renew_budget"})
 _TOGETHER = (
-    frozenset({"preset", "schema", "ask", "prompt"}),
+    frozenset({"preset", "schema", "ask", "prompt", "prompt_mix", "prompt_file_in_folder"}),
     frozenset({"max_side", "size_for"}),
-    frozenset({"budget", "budget_tokens", "renew_budget"}),
+    _BUDGET,
     frozenset({"conversation_field", "prompt_field"}),
 )
 """Options of which one that is given replaces the others."""
@@ -40,6 +41,7 @@ def _changed(settings: Settings) -> dict[str, Any]:
         for one in fields(GROUPS[group]):
             value = getattr(values, one.name)
             wanted = one.name in _KEPT if group == "run" else one.name not in _OF_A_RUN
+            wanted = wanted or (one.name == "seed" and bool(settings.prompt.prompt_mix))
             if wanted and value != one.default:
                 found[one.name] = value
     return found
@@ -48,7 +50,7 @@ def _changed(settings: Settings) -> dict[str, Any]:
 def _is_secret(name: str, value: Any) -> bool:
     if name == "base_url":
         return any(without_secrets(url) != url for url in value)
-    return name in ("header", "extra_body")
+    return name in ("header", "extra_body", "serve_args")
 
 
 def remembered(settings: Settings) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def remembered(settings: Settings) -> dict[str, Any]:
     found = {}
     for name, value in _changed(settings).items():
         if not _is_secret(name, value):
-            found[name] = str(value) if isinstance(value, Path) else value
+            found[name] = str(value.absolute()) if isinstance(value, Path) else value
     return found
 
 
@@ -73,13 +75,23 @@ def recalled(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     An address that is given gets no key that belonged to another one. With ``accept_changes`` the
     given options are complete.
     """
-    if given.get("accept_changes"):
+    if given.get("accept_changes") and not given.get("accept_edits"):
         return dict(given)
-    left = dict(kept)
+    known = {one.name: group for group, made in GROUPS.items() for one in fields(made)}
+    left = {name: value for name, value in kept.items() if name in known}
     for together in _TOGETHER:
         if together & given.keys():
             left = {name: value for name, value in left.items() if name not in together}
-    if {"base_url", "offline", "endpoints"} & given.keys():
+    dropped = {"cache"} if {"redo", "retry"} & given.keys() else set()
+    if any(known.get(name) == "batch" for name in given):
+        dropped |= {"processes", *_BUDGET}
+    left = {name: value for name, value in left.items() if name not in dropped}
+    if left.pop("renew_budget", False):
+        usd, tokens = left.pop("budget", None), left.pop("budget_tokens", None)
+        amounts = [f"{usd}usd"] if usd is not None else []
+        amounts += [f"{tokens:.0f}tok"] if tokens is not None else []
+        left["budget_per_run"] = ",".join(amounts)
+    if {"base_url", "offline", "endpoints", "serve"} & given.keys():
         own = {one.name for one in fields(GROUPS["endpoint"])}
         own -= {"model"} if "base_url" in given else set()
         left = {name: value for name, value in left.items() if name not in own}

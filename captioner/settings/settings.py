@@ -133,6 +133,12 @@ class Settings:
         for name, _ in self.prompt.questions():
             if name in taken:
                 raise SettingsError(f"ask: the record's own field {name!r} cannot take a response")
+        read = {records.prompt_field, records.image_field, records.conversation_field}
+        if written := {*read, records.id_field} & set(self.field_family):
+            raise SettingsError(
+                f"output-field: captioner writes the field {min(map(str, written))!r} itself; "
+                "choose another --output-field"
+            )
         if len(set(self.added_fields)) < len(self.added_fields):
             raise SettingsError("ask: a name is also that of a field that --with or --accept adds")
 

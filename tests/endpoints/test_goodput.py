@@ -10,7 +10,7 @@ import pytest
 
 from captioner.endpoints.goodput import GoodputLimit
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from goodput_sim import CASES, Case, simulate
 
@@ -98,3 +98,51 @@ def test_an_error_among_many_successes_changes_nothing() -> None:
         else:
             window.succeeded(window.epoch, 1.0, 100, now)
     assert window.load == 100
+
+
+REFUSES = 60.0, 240.0
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "latency_s", "timeout_s"), [(1, 1.0, 300.0), (2, 1.0, 300.0), (64, 125.0, 300.0)]
+)
+def test_what_refused_for_minutes_is_used_again(
+    ceiling: int, latency_s: float, timeout_s: float
+) -> None:
+    """Few workers and slow replies leave the load as low as it fell only for a while."""
+    end = 240.0 + 60 * latency_s
+    server = {"latency_s": latency_s, "outages": (REFUSES,), "outage_says": 2.0}
+    case = Case("refuses", server, ceiling, end, lambda s: s, timeout_s)
+    (client,) = simulate(case, 3)
+    assert client.limiter.window.load >= min(0.5 * ceiling, 10)
+
+
+def test_an_outage_of_hours_ends() -> None:
+    """Nothing but errors, at any load: no noise is learnt from that, and no division fails."""
+    window = GoodputLimit(64, 8.0)
+    now = 0.0
+    for _ in range(200):
+        now += 1.0
+        window.succeeded(window.epoch, 0.5, 8, now)
+    for _ in range(20_000):
+        now += 1.0
+        window.failed(window.epoch, 8, now)
+    window.recovered(now)
+    assert window.noise <= 0.5
+    assert window.gap_s <= 10
+
+
+def test_requests_are_never_more_than_ten_seconds_apart() -> None:
+    """A load that was learnt from quick replies fits slow ones, too."""
+    window = GoodputLimit(64, 8.0)
+    now = 0.0
+    for number in range(400):
+        now += 0.05
+        if number % 10:
+            window.failed(window.epoch, 8, now, 2.0)
+        else:
+            window.succeeded(window.epoch, 0.05, 8, now)
+    for _ in range(200):
+        now += 20.0
+        window.succeeded(window.epoch, 20.0, 1, now)
+        assert window.gap_s <= 10

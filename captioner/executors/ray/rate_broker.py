@@ -23,6 +23,9 @@ LEASE_S = 5.0
 RENEW_S = 1.0
 """Seconds between two renewals."""
 
+LEAST_PART = 16
+"""A worker that cannot reach the broker keeps at least that part of its rates."""
+
 
 class Lease(NamedTuple):
     """What a worker may use until its next lease.
@@ -214,6 +217,7 @@ class LeaseHolder:
     def apply(self, lease: Lease) -> None:
         """Apply a lease."""
         self._lease = lease
+        self._granted = lease.share
         for limiter, window in zip(self._limiters, self._windows, strict=True):
             window.lease(lease)
             limiter.lease(lease.share)
@@ -221,7 +225,10 @@ class LeaseHolder:
                 limiter.pause(lease.pause_s)
 
     def halve(self) -> None:
-        """Continue with half of the lease: the broker cannot be reached."""
+        """Continue with half of the lease, at least: the broker cannot be reached."""
         lease = self._lease
-        load = min(lease.load, max(1.0, lease.load / 2))
-        self.apply(lease._replace(share=lease.share / 2, load=load))
+        load = lease.load / 2 if lease.load > 2 else min(lease.load or 1.0, 1.0)
+        share = max(lease.share / 2, self._granted / LEAST_PART)
+        granted = self._granted
+        self.apply(lease._replace(share=share, load=load))
+        self._granted = granted
