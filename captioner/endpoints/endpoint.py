@@ -426,7 +426,7 @@ class Endpoint:
         """Return the completion in a response to a request of that version of the dialect."""
         dialect = self._dialect
         try:
-            if len(response.body) <= SHORT_REPLY:
+            if not response.body[SHORT_REPLY:]:  # len would be a call more
                 return dialect.judge(response)
             return await asyncio.to_thread(dialect.judge, response)
         except ParameterError as error:

@@ -196,7 +196,7 @@ class RecordAttempts:
                 rules = self._rules
                 any_finish = again or usual
                 cut = rules.shape is not None and may_cut(bad_replies, rules)
-                if len(completion.text) <= SHORT_REPLY:
+                if not completion.text[SHORT_REPLY:]:  # len would be a call more
                     answer = check(completion, rules, any_finish=any_finish, may_cut=cut)
                 else:
                     answer = await asyncio.to_thread(

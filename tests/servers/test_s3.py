@@ -87,7 +87,7 @@ async def test_input_in_a_bucket(bucket, tmp_path, endpoint, run_command, ending
     )
     assert stopped.returncode == 8, stopped.stderr
     assert f"captioner {url} -o {output}" in stopped.stderr
-    finished = run_command(*common, env=os.environ)
+    finished = run_command(*common, "--budget-tokens", 10_000, env=os.environ)
     assert finished.returncode == 0, finished.stderr
     assert len(rows(output)) == 3
     assert (await check_output(output)).pending is None
