@@ -189,7 +189,8 @@ class GoodputLimit:
             self._results += 1
             if self._excess:  # as `_weigh` does, for most results
                 self._weigh(0.0)
-            if self._results >= self._round or self._began < 0 or self._experimenting:
+            is_over = self._results >= self._round and now - self._began >= ROUND_S
+            if is_over or self._began < 0 or self._experimenting:
                 self._conclude(now)
 
     def failed(self, epoch: int, in_flight: int, now: float, weight: float = 1.0) -> None:

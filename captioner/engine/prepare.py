@@ -124,7 +124,7 @@ class Preparer:
 
     def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Outcome | None:
         """Return the same if that is quick, and waits for no disk, memory or decoder; else None."""
-        if self._cache is not None or len(record.raw) > SHORT:
+        if self._cache is not None or record.raw[SHORT:]:  # len would be a call more
             return None
         reservation = Reservation(self._memory, Mode.TRY)
         try:
@@ -235,7 +235,7 @@ class Preparer:
             raise BadRecordError("bad_json", why_no_json(raw, error)) from None
         if not isinstance(fields, dict):
             raise BadRecordError("bad_record", "the line is not a JSON object")
-        if has_too_many_fields(raw):
+        if raw[MOST_FIELDS:] and has_too_many_fields(raw):
             raise BadRecordError(
                 "record_too_large", f"the record has more than {MOST_FIELDS} fields"
             )
