@@ -222,6 +222,9 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         raise SettingsError(f"{path}: write each endpoint as a table [[endpoint]]")
     if isinstance(data.get("prompt"), list):
         data["prompt-mix"] = [_weighted(path, table) for table in data.pop("prompt")]
+    stages = data.pop("stage", [])
+    if not isinstance(stages, list) or not all(isinstance(table, dict) for table in stages):
+        raise SettingsError(f"{path}: write each stage as a table [[stage]]")
     tuning = data.pop("tuning", {})
     if not isinstance(tuning, dict):
         raise SettingsError(f"{path}: write tuning as a table [tuning]")
@@ -251,6 +254,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
                 raise SettingsError(f"{where}: {error}") from None
     ctx.default_map = found
     ctx.meta["config"] = path, tables
+    ctx.meta["stages"] = stages
 
 
 def _weighted(path: Path, table: Any) -> str:
@@ -305,4 +309,5 @@ def given_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]
             f"--{flag_name(name)} (or {variable_of(flag_name(name))}) is given, and so it is by an "
             f"[[endpoint]] table of {path}: leave one out"
         )
-    return found | ({"endpoints": tables} if tables else {})
+    stages = ctx.meta.get("stages", [])
+    return found | ({"endpoints": tables} if tables else {}) | ({"stage": stages} if stages else {})

@@ -97,10 +97,13 @@ class ImageOverrides(NamedTuple):
     Attributes:
         scale: Factor of both sides, at most 1.
         reencode: Re-encode even an image that could be sent as it is.
+        crop: Left, top, right and bottom of the part to send, in pixels of the upright image, or
+            as fractions of its sides if none is above 1; None sends all of it.
     """
 
     scale: float = 1.0
     reencode: bool = False
+    crop: tuple[float, float, float, float] | None = None
 
 
 UNCHANGED = ImageOverrides()
@@ -134,12 +137,35 @@ class Notes(NamedTuple):
         digests: BLAKE2b-128 of the file of each image, None for one that the endpoint fetches.
         existing: The old captions that new ones are joined to, one for each question.
         values: What the caption template names.
+        known: What stages name of the record and its image.
     """
 
     prompts: tuple[str, ...] = ()
     existing: tuple[str, ...] = ()
     values: dict[str, Any] = {}  # noqa: RUF012 - not changed
+    known: dict[str, Any] = {}  # noqa: RUF012 - not changed
     digests: tuple[str | None, ...] | list[str | None] = ()
+
+
+class Pictures(NamedTuple):
+    """The images of a record as they are sent, and a digest of them."""
+
+    frames: tuple[EncodedImage, ...]
+    digest: bytes
+
+
+class Asked(NamedTuple):
+    """The question of a stage.
+
+    Attributes:
+        turns: The texts of its turns.
+        image: The images of the record are sent with it.
+        crop: See `ImageOverrides`.
+    """
+
+    turns: tuple[Turn, ...]
+    image: bool = True
+    crop: tuple[float, float, float, float] | None = None
 
 
 class PreparedRecord(NamedTuple):
@@ -154,6 +180,8 @@ class PreparedRecord(NamedTuple):
         key: Equal for records with the same questions about the same images (16 bytes).
         cached: The response of an earlier run, as the cache stores it; empty if there is none.
         notes: What the row needs besides the answers; None if nothing.
+        pictures: Its images, for the questions of stages; None without stages.
+        asked: The question of the stage; None if it is that of the record.
     """
 
     record: InputRecord
@@ -164,6 +192,8 @@ class PreparedRecord(NamedTuple):
     key: bytes = b""
     cached: bytes = b""
     notes: Notes | None = None
+    pictures: Pictures | None = None
+    asked: Asked | None = None
 
 
 class RequestOverrides(NamedTuple):
@@ -222,6 +252,7 @@ class Completion(NamedTuple):
         model: The model, in the endpoint's words.
         usage: Tokens of the request.
         thought: The model wrote thinking as well.
+        logprobs: ``logprobs`` of the choice as the endpoint sent it; None if it did not.
     """
 
     text: str
@@ -229,6 +260,7 @@ class Completion(NamedTuple):
     model: str
     usage: Usage
     thought: bool = False
+    logprobs: Any = None
 
 
 class ValidatedCompletion(NamedTuple):
@@ -239,6 +271,8 @@ class ValidatedCompletion(NamedTuple):
         flag: Code of a fault that the user accepts; else empty.
         latency_s: Seconds the successful request took.
         raw: The value before it was given its shape; None if it was given none.
+        asked: The question of the stage that it answers; empty if it is that of the record.
+        doubt: How doubtful it is, from 0 to 1; None if that is not known.
     """
 
     value: Any
@@ -246,6 +280,8 @@ class ValidatedCompletion(NamedTuple):
     flag: str = ""
     latency_s: float = 0.0
     raw: Any = None
+    asked: str = ""
+    doubt: float | None = None
 
 
 class CaptionResult(NamedTuple):

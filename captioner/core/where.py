@@ -1,6 +1,6 @@
-"""Expressions that choose records, such as ``folder == 'cats' and size > 1e6``.
+"""Expressions over a record, such as ``folder == 'cats' and size > 1e6``.
 
-``--where`` and ``--redo`` take them.
+``--where`` and ``--redo`` choose records by them, and stages say with them when they run.
 
 They have the syntax of Python, without attributes, powers, comprehensions and assignments. The
 length of an expression bounds the steps that it takes. A value that is missing or of another type
@@ -110,6 +110,8 @@ class Where:
     Args:
         text: The expression.
         option: Name of the option, for messages.
+        functions: Functions that it may call beside the usual ones; each takes one value, and
+            any value.
 
     Attributes:
         text: The expression.
@@ -120,9 +122,13 @@ class Where:
         SettingsError: It is no such expression.
     """
 
-    def __init__(self, text: str, option: str) -> None:
+    def __init__(
+        self, text: str, option: str, functions: Mapping[str, Callable[[Any], Any]] | None = None
+    ) -> None:
         self.text = text
         self._option = option
+        self._functions = {**_FUNCTIONS, **(functions or {})}
+        self._arguments = {**_ARGUMENTS, **dict.fromkeys(functions or {}, 1)}
         tree = self._parsed()
         nodes = list(ast.walk(tree))
         self._check(nodes)
@@ -133,7 +139,7 @@ class Where:
         self._body = tree.body
         from simpleeval import EvalWithCompoundTypes
 
-        self._evaluator = EvalWithCompoundTypes(operators=_OPERATORS, functions=dict(_FUNCTIONS))
+        self._evaluator = EvalWithCompoundTypes(operators=_OPERATORS, functions=self._functions)
 
     def __call__(self, record: Any, computed: Mapping[str, Callable[[], Any]]) -> bool:
         """Return whether it is true for a record.
@@ -152,11 +158,19 @@ class Where:
                 if values[name] is None:
                     continue
             self.unseen.discard(name)
+        return bool(self.value(values))
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """Return its value for the names in it; None if it has none.
+
+        Args:
+            values: The value of each of ``names``.
+        """
         self._evaluator.names = values
         try:
-            return bool(self._evaluator.eval(self.text, previously_parsed=self._body))
+            return self._evaluator.eval(self.text, previously_parsed=self._body)
         except (LookupError, TypeError, ValueError, RecursionError):
-            return False  # such as a subscript of a value that is no list
+            return None  # such as a subscript of a value that is no list
 
     def _parsed(self) -> ast.Expression:
         if len(self.text) > LONGEST:
@@ -176,10 +190,10 @@ class Where:
             if not isinstance(node, _ALLOWED) or (isinstance(node, ast.Call) and node.keywords):
                 raise self._wrong(f"{type(node).__name__} is not allowed")
             if isinstance(node, ast.Call):
-                known = isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
+                known = isinstance(node.func, ast.Name) and node.func.id in self._functions
                 if not known:
-                    raise self._wrong(f"the only functions are {', '.join(_FUNCTIONS)}")
-                count = _ARGUMENTS.get(node.func.id, 2)  # type: ignore[attr-defined]
+                    raise self._wrong(f"the only functions are {', '.join(self._functions)}")
+                count = self._arguments.get(node.func.id, 2)  # type: ignore[attr-defined]
                 if len(node.args) != count:
                     name = node.func.id  # type: ignore[attr-defined]
                     raise self._wrong(f"{name} takes {count} value{'s' * (count > 1)}")

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 KEY_NAMES = ("CAPTIONER_API_KEY", "OPENAI_API_KEY", "DF_API_KEY")
 URL_NAMES = ("CAPTIONER_BASE_URL", "OPENAI_BASE_URL")
+LOGPROBS = {"logprobs": True, "top_logprobs": 5}
+"""Fields of a request for the probabilities of tokens."""
+
 OFFLINE_MODEL = "captioner-offline"
 OCR_MISSING = (
     "Text in images is not read: install rapidocr and onnxruntime "
@@ -60,89 +63,153 @@ class ConnectedEndpoints(NamedTuple):
     transport: Transport
 
 
-async def connect(
-    context: RunContext,
-    stack: AsyncExitStack,
-    *,
-    dialect: Dialect | None = None,
-    transport: Transport | None = None,
-    schema: dict[str, Any] | None = None,
-) -> ConnectedEndpoints:
-    """Connect to the endpoints of the settings, or to the built-in describer.
+class Connector:
+    """Connects to the endpoints of a run.
+
+    Endpoints with the same address, key and model share their limits and their circuit breaker,
+    whatever else is asked of them.
 
     Args:
         context: The run.
         stack: Closes the connections.
         dialect: Builds requests and parses responses instead of OpenAI's chat completions.
         transport: Sends requests instead of aiohttp.
-        schema: JSON Schema of the captions; None for text.
-
-    Raises:
-        SettingsError: There is no endpoint, or it serves no model or several.
     """
-    settings = context.settings
-    found = settings.each_endpoint
-    if transport is not None:
-        found = found[:1]
-    elif settings.endpoint.offline:
-        from captioner.core.ocr import ocr_available
-        from captioner.endpoints.offline.process import offline_endpoint
 
-        if not ocr_available():
-            logger.warning(OCR_MISSING)
-        address = await stack.enter_async_context(offline_endpoint())
-        model = settings.endpoint.model or OFFLINE_MODEL
-        found = [replace(settings.endpoint, base_url=(address,), model=model)]
-    budget = _budget(context)
-    prices: list[Price | None] = []
-    tracing = Tracing(stack) if settings.run.otel else None
-    endpoints: list[Endpoint] = []
-    models: list[str] = []
-    dialects: list[Dialect] = []
-    transports: list[Transport] = []
-    for one in found:
-        name, carrier = "given by the caller", transport
-        if carrier is None:
-            name = base_url(one)
-            carrier = _transport(one, name)
-            stack.push_async_callback(carrier.close)
-            patience_s = patience_of(one) if len(found) == 1 else 0.0
-            found_at = await find_base(carrier, name, context.cancel, patience_s)
-            if found_at != name:
-                name, carrier = found_at, _transport(one, found_at)
-                stack.push_async_callback(carrier.close)
-        transports.append(carrier)
-        model = one.model or ""
-        if not model and dialect is None:
-            patience_s = patience_of(one) if len(found) == 1 else 0.0
-            longest_s = LOADING_S if one.max_outage is None else one.max_outage
-            model = await only_model(carrier, context.cancel, patience_s, longest_s)
-        models.append(model)
-        carrier = _watched(one, carrier, name, context)
-        label = without_secrets(name)
-        if tracing is not None:
-            carrier = tracing.around(carrier, label, model)
-        dialects.append(dialect or _dialect(settings, one, model, schema))
-        price = await asyncio.to_thread(_price, settings, one, model, name)
-        prices.append(price)
-        is_counted = budget.is_limited or price is not None
-        endpoints.append(
-            Endpoint(
-                label,
-                dialects[-1],
-                carrier,
-                _limiter(context, one),
-                CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep),
-                context,
-                weight=one.weight,
-                costs=EndpointCosts(budget, price) if is_counted else None,
+    def __init__(
+        self,
+        context: RunContext,
+        stack: AsyncExitStack,
+        dialect: Dialect | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._context = context
+        self._stack = stack
+        self._given_dialect = dialect
+        self._given_transport = transport
+        self._budget = _budget(context)
+        self._tracing = Tracing(stack) if context.settings.run.otel else None
+        self._offline: str | None = None
+        self._reached: dict[tuple[object, ...], _Reached] = {}
+        self._endpoints: dict[int, Endpoint] = {}  # one for each that was reached
+
+    @property
+    def limiters(self) -> list[Limiter]:
+        """The limiter of each endpoint that was reached."""
+        return [endpoint.limiter for endpoint in self._endpoints.values()]
+
+    async def connect(
+        self,
+        settings: Settings,
+        schema: dict[str, Any] | None = None,
+        *,
+        logprobs: bool = False,
+    ) -> ConnectedEndpoints:
+        """Connect to the endpoints of some settings, or to the built-in describer.
+
+        Args:
+            settings: Those of the run, or of one of its stages.
+            schema: JSON Schema of the answers; None for text.
+            logprobs: Ask for the probabilities of tokens.
+
+        Raises:
+            SettingsError: There is no endpoint, or it serves no model or several.
+        """
+        found = settings.each_endpoint
+        if self._given_transport is not None:
+            found = found[:1]
+        elif settings.endpoint.offline:
+            found = [await self._describer(settings)]
+        endpoints: list[Endpoint] = []
+        models: list[str] = []
+        dialects: list[Dialect] = []
+        transports: list[Transport] = []
+        for one in found:
+            at = await self._reach(settings, one, alone=len(found) == 1)
+            models.append(at.model)
+            transports.append(at.plain)
+            own = _dialect(settings, one, at.model, schema, logprobs=logprobs)
+            dialects.append(self._given_dialect or own)
+            is_counted = self._budget.is_limited or at.price is not None
+            endpoints.append(
+                Endpoint(
+                    at.label,
+                    dialects[-1],
+                    at.transport,
+                    at.limiter,
+                    at.breaker,
+                    self._context,
+                    weight=one.weight,
+                    costs=EndpointCosts(self._budget, at.price) if is_counted else None,
+                )
             )
-        )
-    pool = EndpointPool(endpoints)
-    context.progress.states = pool.states
-    if None not in prices and not settings.batch.any:
-        context.progress.cost = 0.0
-    return ConnectedEndpoints(pool, models, dialects[0], transports[0])
+            self._endpoints.setdefault(id(at.limiter), endpoints[-1])
+        progress = self._context.progress
+        progress.states = lambda: [endpoint.state for endpoint in self._endpoints.values()]
+        prices = [reached.price for reached in self._reached.values()]
+        progress.cost = None if None in prices or settings.batch.any else 0.0
+        return ConnectedEndpoints(EndpointPool(endpoints), models, dialects[0], transports[0])
+
+    async def _describer(self, settings: Settings) -> EndpointSettings:
+        """Return the built-in describer, started once."""
+        if self._offline is None:
+            from captioner.core.ocr import ocr_available
+            from captioner.endpoints.offline.process import offline_endpoint
+
+            if not ocr_available():
+                logger.warning(OCR_MISSING)
+            self._offline = await self._stack.enter_async_context(offline_endpoint())
+        model = settings.endpoint.model or OFFLINE_MODEL
+        return replace(settings.endpoint, base_url=(self._offline,), model=model)
+
+    async def _reach(self, settings: Settings, one: EndpointSettings, *, alone: bool) -> _Reached:
+        """Return an endpoint, found out once for each address, key and model."""
+        context, name, transport = self._context, "given by the caller", self._given_transport
+        if transport is None:
+            name = base_url(one)
+        same = (
+            name, one.api_key_env, one.header, one.model, one.rpm, one.tpm, one.timeout,
+            one.extra_body, one.stream,
+        )  # fmt: skip
+        if same in self._reached:
+            return self._reached[same]
+        patience_s = patience_of(one) if alone else 0.0
+        if transport is None:
+            transport = self._transport(one, name)
+            found_at = await find_base(transport, name, context.cancel, patience_s)
+            if found_at != name:
+                name, transport = found_at, self._transport(one, found_at)
+        model = one.model or ""
+        if not model and self._given_dialect is None:
+            longest_s = LOADING_S if one.max_outage is None else one.max_outage
+            model = await only_model(transport, context.cancel, patience_s, longest_s)
+        label = without_secrets(name)
+        watched = _watched(one, transport, name, context)
+        if self._tracing is not None:
+            watched = self._tracing.around(watched, label, model)
+        price = await asyncio.to_thread(_price, settings, one, model, name)
+        breaker = CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep)
+        limiter = _limiter(context, one)
+        reached = _Reached(label, model, transport, watched, limiter, breaker, price)
+        self._reached[same] = reached
+        return reached
+
+    def _transport(self, one: EndpointSettings, url: str) -> AiohttpTransport:
+        transport = _transport(one, url)
+        self._stack.push_async_callback(transport.close)
+        return transport
+
+
+class _Reached(NamedTuple):
+    """An endpoint that was reached: ``plain`` is its connection, ``transport`` that to send by."""
+
+    label: str
+    model: str
+    plain: Transport
+    transport: Transport
+    limiter: Limiter
+    breaker: CircuitBreaker
+    price: Price | None
 
 
 def _limiter(context: RunContext, endpoint: EndpointSettings) -> Limiter:
@@ -197,7 +264,12 @@ def _price(settings: Settings, endpoint: EndpointSettings, model: str, url: str)
 
 
 def _dialect(
-    settings: Settings, endpoint: EndpointSettings, model: str, schema: dict[str, Any] | None
+    settings: Settings,
+    endpoint: EndpointSettings,
+    model: str,
+    schema: dict[str, Any] | None,
+    *,
+    logprobs: bool,
 ) -> OpenAIChat:
     prompt = settings.prompt
     return OpenAIChat(
@@ -207,7 +279,7 @@ def _dialect(
         detail=prompt.detail,
         stream=endpoint.stream,
         schema=schema,
-        extra=endpoint.extra_fields(),
+        extra={**(LOGPROBS if logprobs else {}), **endpoint.extra_fields()},
     )
 
 

@@ -38,7 +38,7 @@ _THINKING_OFF = {
 }
 """Thinking off, for vLLM, SGLang and llama.cpp, for OpenAI and others, and for Ollama."""
 
-_TOGETHER = {"stream": ("stream_options",)}
+_TOGETHER = {"stream": ("stream_options",), "logprobs": ("top_logprobs",)}
 """Parameters that make no sense without another one."""
 
 _THINKING_ON = {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}, "think": True}

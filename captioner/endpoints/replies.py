@@ -158,6 +158,7 @@ def _completion(
         str(reply.get("model") or ""),
         _usage(reply),
         thought or (not text and bool(reasoning_of(message))),
+        choice.get("logprobs"),
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from captioner.core.errors import (
     BadReplyError,
@@ -24,14 +24,12 @@ from captioner.core.retry import waits
 from captioner.core.types import (
     NO_OVERRIDES,
     UNCHANGED,
-    Caption,
     CaptionResult,
     Completion,
     Failure,
     ImageOverrides,
     PreparedRecord,
     RequestOverrides,
-    Usage,
     ValidatedCompletion,
 )
 from captioner.endpoints.blame import PoisonDetector, RefusalGuard
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from captioner.core.cancellation import CancelToken
-    from captioner.core.types import InputRecord, Notes, Outcome
+    from captioner.core.types import Outcome
     from captioner.endpoints.endpoint import Endpoint
     from captioner.endpoints.pool import EndpointPool
     from captioner.engine.caption_checks import CaptionRules
@@ -81,7 +79,6 @@ class RecordAttempts:
     Args:
         endpoints: The endpoints.
         prepare_again: Prepares a record again with its images encoded differently.
-        compose: Makes the fields of a row from the answers of a record.
         cancel: Ends waits.
         rules: What a caption must be like.
         defaults: Temperature and length of the settings.
@@ -92,10 +89,8 @@ class RecordAttempts:
     def __init__(
         self,
         endpoints: EndpointPool,
-        prepare_again: Callable[[InputRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
-        compose: Callable[
-            [list[list[ValidatedCompletion]], int, Notes | None],
-            tuple[Any, tuple[tuple[str, Any], ...]],
+        prepare_again: Callable[
+            [PreparedRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]
         ],
         cancel: CancelToken,
         *,
@@ -106,7 +101,6 @@ class RecordAttempts:
     ) -> None:
         self._endpoints = endpoints
         self._prepare_again = prepare_again
-        self._compose = compose
         self._cancel = cancel
         self._rules = rules
         self._defaults = defaults
@@ -146,32 +140,6 @@ class RecordAttempts:
         if state.poison is not None:
             state.poison.succeeded()
         return CaptionResult(answers, state.attempts)
-
-    def caption_of(
-        self,
-        record: InputRecord,
-        result: CaptionResult,
-        *,
-        replaces: bool,
-        notes: Notes | None = None,
-    ) -> Outcome:
-        """Return the caption that the answers make; see `PreparedRecord` for the rest.
-
-        It is a failure if nothing is left of a caption in its final shape.
-        """
-        each = result.each
-        if self._rules.shape is not None:
-            try:
-                each = self._rules.shape.shaped(each, notes)
-            except RecordError as error:
-                return Failure(record, error.code, error.message, result.attempts)
-        value, more = self._compose(each, result.attempts, notes)
-        first = each[0]
-        usage = first[0].completion.usage
-        if len(each) > 1 or len(first) > 1:
-            kept = [answer.completion.usage for several in each for answer in several]
-            usage = Usage(*map(sum, zip(*kept, strict=True)))
-        return Caption(record, value, replaces, result.attempts, usage, more)
 
     async def _answer(self, state: _RecordState, question: int) -> ValidatedCompletion:
         """Return an answer to one of the record's questions.
@@ -377,7 +345,7 @@ class RecordAttempts:
         await self._encode_again(state, state.image_overrides._replace(scale=scale))
 
     async def _encode_again(self, state: _RecordState, image_overrides: ImageOverrides) -> None:
-        prepared = await self._prepare_again(state.prepared.record, image_overrides)
+        prepared = await self._prepare_again(state.prepared, image_overrides)
         if isinstance(prepared, Failure):
             raise RefusedError(prepared.code, prepared.message)
         if isinstance(prepared, PreparedRecord):  # as every record that was sent before

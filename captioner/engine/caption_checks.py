@@ -102,7 +102,8 @@ def check(
         if not code:
             raise
         return ValidatedCompletion(text, completion, code)  # half an object is kept as text
-    texts = [one for one in value.values() if isinstance(one, str)]
+    of = value.values() if isinstance(value, dict) else ()
+    texts = [one for one in of if isinstance(one, str)]
     if texts and all(map(fault_in, texts)):
         said, message = _instead(texts[0], rules)
         if said not in rules.accept:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
@@ -24,8 +24,15 @@ from captioner.core.types import (
 if TYPE_CHECKING:
     from captioner.core.progress import Progress
     from captioner.core.types import InputRecord, Notes, Outcome, PreparedRecord
-    from captioner.engine.attempts import RecordAttempts
     from captioner.engine.cache import Cache
+    from captioner.engine.rows import Rows
+
+    class Answerer(Protocol):
+        """Answers the questions of records."""
+
+        async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
+            """Return the answers that make a record's caption, or its failure."""
+
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +50,8 @@ class RequestDeduplicator:
     in a temporary file until the run ends; only their keys are in memory.
 
     Args:
-        attempts: Captions one record.
+        attempts: Answers the questions of one record.
+        rows: Makes captions of answers.
         progress: Counts.
         dedup: Records of this run with identical requests share a response.
         cache: Keeps responses from run to run.
@@ -51,13 +59,15 @@ class RequestDeduplicator:
 
     def __init__(
         self,
-        attempts: RecordAttempts,
+        attempts: Answerer,
+        rows: Rows,
         progress: Progress,
         *,
         dedup: bool,
         cache: Cache | None = None,
     ) -> None:
         self._attempts = attempts
+        self._rows = rows
         self._progress = progress
         self._responses = _Responses() if dedup else None
         self._cache = cache
@@ -132,7 +142,7 @@ class RequestDeduplicator:
         return [
             own,
             *(
-                self._attempts.caption_of(record, again, replaces=replaces, notes=notes)
+                self._rows.caption_of(record, again, replaces=replaces, notes=notes)
                 for record, replaces, notes in waiters.records
             ),
         ]
@@ -146,7 +156,7 @@ class RequestDeduplicator:
         return self._caption(prepared, result)
 
     def _caption(self, prepared: PreparedRecord, result: CaptionResult) -> Outcome:
-        return self._attempts.caption_of(
+        return self._rows.caption_of(
             prepared.record, result, replaces=prepared.replaces, notes=prepared.notes
         )
 
@@ -219,16 +229,13 @@ class _Responses:
 
 
 def dump(result: CaptionResult) -> bytes:
-    """Return answers as JSON: for each question, each sample's value, reason, model and flag."""
-    return orjson.dumps(
-        [
-            [
-                (one.value, one.completion.finish_reason, one.completion.model, one.flag)
-                for one in several
-            ]
-            for several in result.each
-        ]
-    )
+    """Return answers as JSON: for each question, what is kept of each sample."""
+    return orjson.dumps([[_kept(one) for one in several] for several in result.each])
+
+
+def _kept(one: ValidatedCompletion) -> tuple[Any, ...]:
+    found = one.value, one.completion.finish_reason, one.completion.model, one.flag
+    return (*found, one.asked, one.doubt) if one.asked or one.doubt is not None else found
 
 
 def load(stored: bytes) -> CaptionResult:
@@ -241,8 +248,10 @@ def load(stored: bytes) -> CaptionResult:
     return CaptionResult(
         [
             [
-                ValidatedCompletion(value, Completion("", reason, model, Usage()), flag)
-                for value, reason, model, flag in several
+                ValidatedCompletion(value, Completion("", reason, model, Usage()), flag)._replace(
+                    **dict(zip(("asked", "doubt"), more, strict=False))
+                )
+                for value, reason, model, flag, *more in several
             ]
             for several in each
         ],

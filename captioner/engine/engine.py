@@ -7,24 +7,27 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
 from captioner.core.keys import digest
 from captioner.core.memory import MemoryBudget
-from captioner.core.row import RowLayout
 from captioner.core.types import RequestOverrides
-from captioner.endpoints.connect import connect
+from captioner.endpoints.connect import Connector
 from captioner.endpoints.serving import serving
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
+from captioner.engine.doubt import a_number, yes_or_no
 from captioner.engine.json_schema import read_schema, validator
 from captioner.engine.pipeline import HeldRefusals, Pipeline
 from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
+from captioner.engine.rows import Rows
 from captioner.engine.shape import Shape
+from captioner.engine.stage_plan import plans_of
+from captioner.engine.stages import Requests, Stage, Stages
 from captioner.engine.vision_probe import check_vision
 from captioner.engine.within_limits import within_limits
 from captioner.images.archives import Archives
@@ -32,16 +35,20 @@ from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
 from captioner.images.files import ImageFolders
 from captioner.images.fit import FitOptions
+from captioner.journal.answers import KeptAnswers
 from captioner.readers.registry import folder_of
 from captioner.settings.presets import PRESETS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from captioner.core.cancellation import CancelToken
     from captioner.core.protocols import Dialect, Sink, Transport
-    from captioner.core.types import Outcome
+    from captioner.core.types import ImageOverrides, Outcome, PreparedRecord
     from captioner.endpoints.connect import ConnectedEndpoints
     from captioner.endpoints.limiter import Limiter
+    from captioner.engine.dedup import Answerer
+    from captioner.engine.stage_plan import StagePlan
     from captioner.settings.context import RunContext
     from captioner.settings.settings import Settings
 
@@ -50,42 +57,37 @@ class Engine:
     """Turns input records into outcomes.
 
     Attributes:
-        connected: The endpoints.
+        connected: The endpoints; those of the first stage that sends images, if there are stages.
         preparer: Prepares records; blocks.
         async_preparer: Prepares single records from the event loop.
         memory: Bytes that prepared records hold.
-        attempts: Captions one record.
+        rows: Makes captions of answers.
         deduplicator: Captions records, identical requests once.
         rules: What a caption must be like.
     """
 
     def __init__(
         self,
-        connected: ConnectedEndpoints,
+        asking: _Asking,
         preparer: Preparer,
         async_preparer: AsyncPreparer,
         memory: MemoryBudget,
-        attempts: RecordAttempts,
+        rows: Rows,
         deduplicator: RequestDeduplicator,
-        rules: CaptionRules,
         *,
         settings: Settings,
         probe: bool,
     ) -> None:
         self._settings = settings
         self._probe = probe
-        self.connected = connected
+        self.model = asking.model
+        self.connected = asking.connected
+        self.rules = asking.rules
         self.preparer = preparer
         self.async_preparer = async_preparer
         self.memory = memory
-        self.attempts = attempts
+        self.rows = rows
         self.deduplicator = deduplicator
-        self.rules = rules
-
-    @property
-    def model(self) -> str:
-        """The requested model; several are separated by commas."""
-        return _model(self.connected)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -117,13 +119,11 @@ class Engine:
             context = await stack.enter_async_context(serving(context))
             settings = within_limits(context.settings, decoders)
             context = replace(context, settings=settings)
-            schema, rules = _rules(settings)
             images = settings.images
-            connected = await connect(
-                context, stack, dialect=dialect, transport=transport, schema=schema
-            )
+            connector = Connector(context, stack, dialect, transport)
+            asking = await _Asking.connect(connector, context)
             if limits is not None:
-                limits(connected.endpoints.limiters)
+                limits(connector.limiters)
             memory = MemoryBudget(images.memory)
             context.cancel.on_request(memory.close)
             stack.callback(memory.close)
@@ -131,7 +131,7 @@ class Engine:
             if settings.run.cache is not None:
                 from captioner.engine.cache import Cache
 
-                key = _cache_key_of(settings, _model(connected), rules)
+                key = _cache_key_of(settings, asking.model, asking.rules)
                 cache = Cache(settings.run.cache, key, settings.run.cache_size)
                 stack.callback(cache.close)
             archives = Archives(images.max_image_bytes, images.max_video_bytes)
@@ -141,7 +141,7 @@ class Engine:
             )
             preparer = Preparer(
                 settings,
-                connected.dialect,
+                asking.connected.dialect,
                 image_folders(settings, archives, context.cancel.__bool__),
                 memory,
                 pool.render,
@@ -153,31 +153,26 @@ class Engine:
             )
             async_preparer = AsyncPreparer(preparer, fetcher, memory)
             stack.callback(async_preparer.close)
-            attempts = RecordAttempts(
-                connected.endpoints,
-                async_preparer.again,
-                RowLayout(
-                    settings.fields, settings.extras, settings.fingerprint(_model(connected))
-                ).compose,
-                context.cancel,
-                rules=rules,
-                defaults=_defaults(settings),
-                samples=settings.prompt.samples,
-                stop_after=settings.run.stop_after,
-            )
+            kept = KeptAnswers(settings.answers) if settings.answers is not None else None
+            if kept is not None:
+                stack.callback(kept.close)
+            rows = Rows(settings, asking.model, asking.rules.shape)
             deduplicator = RequestDeduplicator(
-                attempts, context.progress, dedup=settings.run.dedup, cache=cache
+                asking.attempts(async_preparer, kept),
+                rows,
+                context.progress,
+                dedup=settings.run.dedup,
+                cache=cache,
             )
             stack.callback(deduplicator.close)
             known = dialect is None and transport is None and not settings.endpoint.offline
             yield cls(
-                connected,
+                asking,
                 preparer,
                 async_preparer,
                 memory,
-                attempts,
+                rows,
                 deduplicator,
-                rules,
                 settings=settings,
                 probe=known and settings.run.probe and settings.run.processes == 1,
             )
@@ -201,6 +196,117 @@ class Engine:
         probe = partial(check_vision, self) if self._probe else None
         context = replace(context, settings=self._settings)
         return Pipeline(self, context, sink, settled, probe, HeldRefusals() if hold else None)
+
+
+class _Asked(NamedTuple):
+    """What asks one kind of question: settings, endpoints and rules for its answers."""
+
+    settings: Settings
+    connected: ConnectedEndpoints
+    rules: CaptionRules
+
+    @classmethod
+    async def connect(
+        cls, connector: Connector, settings: Settings, *, logprobs: bool = False
+    ) -> Self:
+        """Connect to the endpoints of some settings."""
+        schema, rules = _rules(settings)
+        connected = await connector.connect(settings, schema, logprobs=logprobs)
+        return cls(settings, connected, rules)
+
+    def attempts(
+        self,
+        again: Callable[[PreparedRecord, ImageOverrides], Awaitable[PreparedRecord | Outcome]],
+        cancel: CancelToken,
+        stop_after: int | None,
+    ) -> RecordAttempts:
+        """Return what sends the question and checks the answer."""
+        return RecordAttempts(
+            self.connected.endpoints,
+            again,
+            cancel,
+            rules=self.rules,
+            defaults=_defaults(self.settings),
+            samples=self.settings.prompt.samples,
+            stop_after=stop_after,
+        )
+
+    @property
+    def digest(self) -> bytes:
+        """A digest of the settings that affect a response."""
+        return _cache_key_of(self.settings, _model(self.connected), self.rules)
+
+
+class _Asking(NamedTuple):
+    """All that a run asks: a question of each record, or ``chains`` of those that stages ask."""
+
+    context: RunContext
+    first: _Asked
+    chains: list[tuple[StagePlan, list[_Asked]]]
+
+    @classmethod
+    async def connect(cls, connector: Connector, context: RunContext) -> Self:
+        """Connect to all endpoints of a run."""
+        settings = context.settings
+        chains: list[tuple[StagePlan, list[_Asked]]] = []
+        plans = plans_of(settings)
+        wants_doubt = "doubt" in settings.extras or any(
+            not plan.names.isdisjoint(("doubt", "doubts")) for plan in plans
+        )
+        for plan in plans:
+            is_number = plan.stage.answer == "yes-no" or plan.stage.choose is not None
+            logprobs = plan.stage.answer == "yes-no" or (wants_doubt and not is_number)
+            chain = []
+            for own in plan.stage.everywhere(settings):
+                asked = await _Asked.connect(connector, own.resolved(), logprobs=logprobs)
+                if is_number:
+                    parse = a_number if plan.stage.choose is not None else yes_or_no
+                    asked = asked._replace(rules=asked.rules._replace(parse=parse))
+                chain.append(asked)
+            chains.append((plan, chain))
+        seeing = next((chain[0] for plan, chain in chains if plan.stage.image), None)
+        if seeing is None:
+            seeing = chains[0][1][0] if chains else await _Asked.connect(connector, settings)
+        return cls(context, seeing, chains)
+
+    @property
+    def connected(self) -> ConnectedEndpoints:
+        """The endpoints that are asked first about images."""
+        return self.first.connected
+
+    @property
+    def rules(self) -> CaptionRules:
+        """What a caption must be like."""
+        field = self.context.settings.fields[0]
+        own = [chain[0].rules for plan, chain in self.chains if plan.stage.field == field]
+        return own[-1] if own else self.first.rules
+
+    @property
+    def model(self) -> str:
+        """The requested model; several are separated by commas."""
+        asked = [one for _, chain in self.chains for one in chain] or [self.first]
+        return ", ".join(dict.fromkeys(name for one in asked for name in one.connected.models))
+
+    def attempts(self, preparer: AsyncPreparer, kept: KeptAnswers | None) -> Answerer:
+        """Return what answers records."""
+        cancel, settings = self.context.cancel, self.context.settings
+        stop_after = settings.run.stop_after
+        requests = Requests(self.connected.dialect, preparer)
+        if not self.chains:
+            return self.first.attempts(requests.again, cancel, stop_after)
+        stages = []
+        for plan, chain in self.chains:
+            limits = [_NEVER if chain[at + 1 :] else stop_after for at in range(len(chain))]
+            senders = [
+                asked.attempts(requests.again, cancel, limit)
+                for asked, limit in zip(chain, limits, strict=True)
+            ]
+            stages.append(Stage(plan, senders, b"".join(asked.digest for asked in chain)))
+        return Stages(stages, settings.fields, requests, kept)
+
+
+_NEVER = 1 << 62
+"""Refusals that stop the run where a fallback is asked after each."""
 
 
 def _defaults(settings: Settings) -> RequestOverrides:
@@ -247,6 +353,7 @@ def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
                 "max_tokens": prompt.max_tokens,
                 "temperature": prompt.temperature,
                 "samples": prompt.samples,
+                **({"stages": settings.shaping(model)["stages"]} if settings.stages else {}),
                 "schema": rules.schema,
                 "endpoints": [(one.model, one.extra_body) for one in settings.each_endpoint],
                 "length": (rules.min_chars, rules.max_chars),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import orjson
@@ -31,6 +32,7 @@ from captioner.core.types import (
     InputRecord,
     NeedsFetch,
     Notes,
+    Pictures,
     PreparedRecord,
     Usage,
 )
@@ -90,6 +92,7 @@ class Preparer:
         self._questions = Questions(settings, folders, look)
         self._fit_options = FitOptions(settings.images, settings.prompt.detail)
         names = settings.field_family
+        self._is_staged = bool(settings.stages)
         self._wants_digests = "image_digest" in settings.extras
         self._names = frozenset(names)
         self._quoted_names = frozenset(map(quoted, names))
@@ -124,7 +127,9 @@ class Preparer:
 
     def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Outcome | None:
         """Return the same if that is quick, and waits for no disk, memory or decoder; else None."""
-        if self._cache is not None or record.raw[SHORT:]:  # len would be a call more
+        if (
+            self._cache is not None or self._is_staged or record.raw[SHORT:]
+        ):  # len would be a call more
             return None
         reservation = Reservation(self._memory, Mode.TRY)
         try:
@@ -189,16 +194,11 @@ class Preparer:
             size += len(frame.base64)
             pixels += frame.width * frame.height
         reservation.settle(size)
-        key, cached = self._key(messages)
+        notes = notes if digests is None else (notes or Notes())._replace(digests=digests)
+        pictures = _pictures(frames) if self._is_staged else None
+        key, cached = self._key(messages if pictures is None else _seen(messages, notes))
         return PreparedRecord(
-            record,
-            messages,
-            replaces,
-            reservation.size,
-            pixels,
-            key,
-            cached,
-            notes if digests is None else (notes or Notes())._replace(digests=digests),
+            record, messages, replaces, reservation.size, pixels, key, cached, notes, pictures
         )
 
     def _messages(
@@ -330,6 +330,20 @@ class Preparer:
             EncodedImage(media_type, b64encode(fitted), "", width, height, time_s)
             for media_type, fitted, width, height, time_s in frames
         ]
+
+
+def _pictures(frames: list[EncodedImage]) -> Pictures:
+    hasher = blake2b(digest_size=16)
+    for frame in frames:
+        hasher.update(b"%d %b" % (len(frame.base64), frame.base64 or frame.url.encode()))
+    return Pictures(tuple(frames), hasher.digest())
+
+
+def _seen(
+    messages: tuple[tuple[bytes, ...], ...], notes: Notes | None
+) -> tuple[tuple[bytes, ...], ...]:
+    """Return all that stages see of a record: equal records have the same."""
+    return (*messages, (orjson.dumps(notes.known if notes is not None else None),))
 
 
 def _is_http(url: str) -> bool:

@@ -12,6 +12,7 @@ from captioner.core.ocr import ocr_available
 from captioner.core.types import ImageRef, Notes, Turn
 from captioner.engine.conversation import read_turns
 from captioner.engine.existing import TextFiles
+from captioner.engine.stage_plan import named_of_records, plans_of
 from captioner.engine.template_context import NAMES, RecordContext, text_in
 from captioner.engine.templates import CaptionTemplate, Filled, Templates, Texts
 
@@ -59,9 +60,11 @@ class Questions:
         around = settings.captions.caption_template
         self._around = CaptionTemplate(around, strict=strict) if around else None
         named = self._around.names if self._around else frozenset()
-        self._names = self._templates.names | (named & NAMES)
+        self._staged = named_of_records(plans_of(settings))
+        self._names = self._templates.names | ((named | self._staged) & NAMES)
         if "ocr" in self._names and not ocr_available():
             raise SettingsError("prompt: {{ ocr }} needs pip install 'captioner[offline]'")
+        named |= self._staged
         self._noted = settings.joins or "prompt" in settings.extras or bool(named)
         self._text_files: TextFiles | None = None
         if settings.writes_text_files and settings.output is not None:
@@ -125,7 +128,11 @@ class Questions:
         asked = "\n".join(part for part in turns[-1].parts if isinstance(part, str))
         old = self._old(fields, images) if settings.joins else ()
         values = self._around.values(fields, context) if self._around is not None else {}
-        return turns, texts.questions, Notes(texts.questions or (asked,), old, values)
+        known = {}
+        if self._staged:
+            found = {**context.values, **fields, "record": fields}
+            known = {name: found[name] for name in self._staged if name in found}
+        return turns, texts.questions, Notes(texts.questions or (asked,), old, values, known)
 
     def _choice(self, record: InputRecord) -> int:
         """Return which question of the mix a record gets: the same each time."""

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from captioner.core.types import Notes, ValidatedCompletion
     from captioner.settings.settings import Settings
 
-_SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|(?<=[。！？])")  # noqa: RUF001 - also Chinese
+SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|(?<=[。！？])")  # noqa: RUF001 - also Chinese
+"""What is between two sentences."""
+
 _WORD = re.compile(r"\s+")
 _GROUP = re.compile(r"\\(\d)")
 
@@ -93,7 +95,7 @@ class Shape:
         forbidden = self._forbidden
         if not forbidden or not forbidden.search(text):
             return text
-        return " ".join(one for one in _SENTENCE.split(text) if not forbidden.search(one)).strip()
+        return " ".join(one for one in SENTENCE.split(text) if not forbidden.search(one)).strip()
 
     def shaped(
         self, each: Sequence[Sequence[ValidatedCompletion]], notes: Notes | None
@@ -152,7 +154,7 @@ class Shape:
         if self._fits(whole := around(text)):
             return whole
         ways = [[one.end() for one in re.finditer(r"[,\n]", text)]] if self._tags else []
-        ways += [[one.start() for one in pattern.finditer(text)] for pattern in (_SENTENCE, _WORD)]
+        ways += [[one.start() for one in pattern.finditer(text)] for pattern in (SENTENCE, _WORD)]
         for ends in ways:
             at = bisect_right(ends, 0, key=lambda end: not self._fits(around(_until(text, end))))
             shorter = _until(text, ends[at - 1]) if at else ""

@@ -141,7 +141,8 @@ class Templates:
 
     Attributes:
         texts: The texts, not filled in.
-        names: What the templates name of `captioner.engine.template_context.NAMES`.
+        named: All that the templates name.
+        names: What they name of `captioner.engine.template_context.NAMES`.
 
     Raises:
         SettingsError: A template is wrong, or the library for templates is not installed.
@@ -157,6 +158,7 @@ class Templates:
         strict: bool = True,
     ) -> None:
         self.texts = Texts(system_prompt, prompt, tuple(questions))
+        self.named: frozenset[str] = frozenset()
         self.names: frozenset[str] = frozenset()
         self._render: list[Callable[[dict[str, Any]], str]] = []
         texts = self._plain = (system_prompt, prompt, *questions, *mix)
@@ -168,6 +170,7 @@ class Templates:
             template, names = _compiled(environment, text, "prompt")
             named |= names
             self._render.append(partial(environment.text_of, template))
+        self.named = frozenset(named)
         self.names = NAMES & named
 
     @property

@@ -28,7 +28,12 @@ from captioner.executors.opening import (
     spent_before,
 )
 from captioner.executors.redo import take_again
-from captioner.journal.companions import failures_path, journal_path, shards_folder
+from captioner.journal.companions import (
+    answers_path,
+    failures_path,
+    journal_path,
+    shards_folder,
+)
 from captioner.journal.disk import Files, network_file_system
 from captioner.journal.finalize import order_output
 from captioner.journal.journal import Journal
@@ -151,10 +156,13 @@ def _continued(context: RunContext, settings: Settings, files: Files) -> RunCont
         raise SettingsError("output: name a file, or give a sink")
     refuse_strange_files(settings, files)
     context.progress.spent_before = spent_before(settings, files)
-    if not is_redone(settings, files):
-        return context
     own = context.settings
-    return replace(context, settings=replace(own, run=replace(own.run, overwrite=True)))
+    if own.stages:
+        journal = journal_path(settings.output_path, settings.run.output_format)
+        own = replace(own, answers=answers_path(journal))
+    if is_redone(settings, files):
+        own = replace(own, run=replace(own.run, overwrite=True))
+    return replace(context, settings=own)
 
 
 class _Run:

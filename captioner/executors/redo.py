@@ -13,7 +13,7 @@ from captioner.core.keys import KeyTable, digest
 from captioner.core.row import FLAG
 from captioner.core.where import Where
 from captioner.executors.batch_api.ledger import Ledger
-from captioner.journal.companions import reviews_path
+from captioner.journal.companions import answers_path, reviews_path
 from captioner.journal.disk import disk_errors
 from captioner.journal.finalize import find_rows, set_rows_aside
 from captioner.journal.reviews import Reviews
@@ -79,6 +79,8 @@ async def take_again(
         await asyncio.to_thread(journal.failures.retry, retried)
     if moved:
         await asyncio.to_thread(set_rows_aside, journal, moved)
+    if not journal.is_changed:  # the answers of stages would be the same
+        await asyncio.to_thread(answers_path(journal.path).unlink, missing_ok=True)
     await asyncio.to_thread(journal.begin_redo, what)
 
 

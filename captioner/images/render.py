@@ -13,6 +13,7 @@ from PIL import (
     Image,
     ImageCms,
     ImageColor,
+    ImageOps,
     PngImagePlugin,
     UnidentifiedImageError,
 )
@@ -254,6 +255,8 @@ def _each(image: Any, count: int, bound: Callable[[int, int], None]) -> Iterator
 
 def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrides) -> Fitted:
     is_jpeg = image.format == "JPEG"
+    if image_overrides.crop is not None:
+        image = _cropped(image, image_overrides.crop)
     plan = wanted.plan(*image.size, image_overrides.scale)
     if max(plan.size) < max(image.size):
         image.draft(None, plan.size)  # a JPEG can be decoded at 1/2, 1/4 or 1/8
@@ -283,6 +286,31 @@ def _frame(image: Image.Image, wanted: FitOptions, image_overrides: ImageOverrid
         image = image.transpose(_UPRIGHT[orientation])
     image.info.clear()  # comments and other metadata are not sent
     return _encode(image, wanted.images.max_bytes, subsampling=2 if is_jpeg else 0)
+
+
+def _cropped(image: Image.Image, crop: Sequence[float]) -> Image.Image:
+    """Return a part of an image, upright; see `ImageOverrides`.
+
+    Raises:
+        BadImageError: ``bad_box``: none of the box is in the image.
+    """
+    image = ImageOps.exif_transpose(image)
+    width, height = image.size if max(crop) <= 1 else (1, 1)
+    left, top, right, bottom = crop
+    box = (
+        max(0, math.floor(left * width)),
+        max(0, math.floor(top * height)),
+        min(image.width, math.ceil(right * width)),
+        min(image.height, math.ceil(bottom * height)),
+    )
+    if box[0] >= box[2] or box[1] >= box[3]:
+        numbers = ", ".join(f"{number:g}" for number in crop)
+        raise BadImageError(
+            "bad_box",
+            f"no part of the box ({numbers}) is in the image of {image.width} x {image.height} "
+            "pixels; a box is left, top, right, bottom",
+        )
+    return image.crop(box)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

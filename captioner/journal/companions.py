@@ -10,6 +10,7 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.jsonl.lock           the lock, only during a run
     run.csv.jsonl.index          the page's index of the rows; made anew if it is removed
     run.csv.jsonl.made           which rows earlier settings made, once they have changed
+    run.csv.jsonl.answers        answers of finished stages
     run.csv.jsonl.broken-1       what a recovery cut off, or could not be put into a changed output
     run.csv.jsonl.replaced-1     rows that --redo took out
     run.csv.jsonl.batch/         batches of a batch API
@@ -143,6 +144,11 @@ def made_path(journal: Path) -> Path:
     return companion(journal, ".made")
 
 
+def answers_path(journal: Path) -> Path:
+    """Return where the answers of finished stages are kept."""
+    return companion(journal, ".answers")
+
+
 def lock_path(journal: Path) -> Path:
     """Return the path of a journal's lock, which exists while a run writes to it."""
     return companion(journal, ".lock")
@@ -182,7 +188,7 @@ def check_companions(output: Path, journal: Path, files: Files) -> None:
         SettingsError: It is a link, a pipe, a device, or a folder in the place of a file.
     """
     locks = lock_path(journal), shards_lock_path(journal)
-    ours = failures_path(output), reviews_path(output), *locks
+    ours = failures_path(output), reviews_path(output), answers_path(journal), *locks
     replaced = [checkpoint_path(journal), gathered_path(journal), page_path(output)]
     for path in (journal, *ours, *replaced, made_path(journal)):
         if (kind := files.kind(path)) not in ("missing", "file"):

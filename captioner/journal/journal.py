@@ -78,6 +78,7 @@ class Journal:
     Attributes:
         settings: The settings of the output, by name.
         redo: What an unfinished run captions again; see `begin_redo`.
+        is_changed: The settings differ from those that the output had when it was opened.
         spent: What all runs of the output have used; see `Checkpoint`.
         done: Records that the output held when it was opened.
         contents: See `captioner.journal.scan.Scan`.
@@ -105,6 +106,7 @@ class Journal:
         self.identity = identity
         self.settings = sealed(settings)
         self.redo = ""
+        self.is_changed = False
         self.spent = Spent()
         self._source = without_secrets(source) if "://" in source else source
         self._options = orjson.loads(orjson.dumps(dict(options or {})))
@@ -199,6 +201,7 @@ class Journal:
             accept = self._accept_changes
             if found.settings and differ(sealed(found.settings), self.settings):
                 made_before = sealed(found.settings)
+                self.is_changed = True
             self.settings = continued(found.settings, self.settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:

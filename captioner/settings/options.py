@@ -269,7 +269,25 @@ class PromptSettings(_Group):
         (),
     )
     samples: int = _option(
-        "Responses to each question. With more than one, the caption is a list.", 1
+        "Responses to each question. With more than one, the caption is a list, or one of them or "
+        "made of them with --pick.",
+        1,
+    )
+    pick: Literal["best", "longest", "merge", "judge"] | None = _option(
+        "One caption of several --samples: best (that which agrees most with the others), longest, "
+        "merge (one more request puts together what is true in them) or judge (one more request "
+        "chooses)."
+    )
+    stages: str | None = _option(
+        "Ask in stages, of which later ones see earlier answers. The value is a TOML file with "
+        "[[stage]] tables, or detailed, ocr-grounded, alt-text-checked, region, merge, translate "
+        "or tags-prose; see captioner docs stages."
+    )
+    fallback: tuple[str, ...] = _option(
+        "Model to ask for records that end as refused, filtered, looping, schema or no_image_seen, "
+        "before they fail. Repeat the flag for several, in order. For another endpoint write the "
+        'JSON object of its options: \'{"model": "m", "base-url": "http://…/v1"}\'.',
+        (),
     )
 
     def _check(self) -> None:

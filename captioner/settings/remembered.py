@@ -50,6 +50,8 @@ def _changed(settings: Settings) -> dict[str, Any]:
 def _is_secret(name: str, value: Any) -> bool:
     if name == "base_url":
         return any(without_secrets(url) != url for url in value)
+    if name == "fallback":
+        return any(model.startswith("{") for model in value)
     return name in ("header", "extra_body", "serve_args")
 
 
@@ -64,7 +66,11 @@ def remembered(settings: Settings) -> dict[str, Any]:
 
 def not_remembered(settings: Settings) -> list[str]:
     """Return the flags of options that a later run must be given again."""
-    tables = ["--config"] if settings.endpoints else []
+    prompt = settings.prompt
+    in_tables = settings.endpoints or (
+        settings.stages and not (prompt.stages or prompt.pick or prompt.fallback)
+    )
+    tables = ["--config"] if in_tables else []
     secret = (name for name, value in _changed(settings).items() if _is_secret(name, value))
     return [*tables, *(f"--{flag_name(name)}" for name in secret)]
 

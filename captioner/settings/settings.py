@@ -31,6 +31,7 @@ from captioner.settings.options import (
     option_groups,
 )
 from captioner.settings.presets import PRESETS
+from captioner.settings.stages import StageSettings, models_of, stages_of
 from captioner.settings.validation import did_you_mean, flag_name, words
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class Settings:
         batch: The provider's batch API.
         cluster: Several machines.
         endpoints: Several endpoints, each with all its options.
+        stages: What is asked of each record; none if just its questions are.
         files: Images and videos that were named one by one, instead of the input.
+        answers: Where the answers of finished stages are kept; None keeps none.
         is_resolved: The prompt's files and preset have been read; see `resolved`.
     """
 
@@ -70,11 +73,16 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     endpoints: tuple[EndpointSettings, ...] = ()
+    stages: tuple[StageSettings, ...] = ()
     files: tuple[Path, ...] = ()
+    answers: Path | None = field(default=None, compare=False, repr=False)
     is_resolved: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check options that depend on each other."""
+        if not self.stages:
+            made = stages_of(self.prompt, self.records.output_field)
+            object.__setattr__(self, "stages", made)
         run, batch, ray = self.run, self.batch, self.cluster.engine == "ray"
         if self.is_to_stdout and (
             batch.any or ray or run.view or run.again or run.output_format not in (None, "jsonl")
@@ -108,6 +116,11 @@ class Settings:
             raise SettingsError(
                 "serve: it cannot be combined with --ray, --batch-api or [[endpoint]] tables"
             )
+        if self.stages and (batch.any or ray):
+            raise SettingsError(
+                "stages: they cannot be combined with --batch-api or --ray, and nor can --pick and "
+                "--fallback"
+            )
         self._check_field_names()
         self._check_shape()
 
@@ -130,7 +143,7 @@ class Settings:
         images = (records.image_field,) if records.image_field else IMAGE_FIELDS
         asked = (records.conversation_field,) if records.conversation_field else CONVERSATION_FIELDS
         taken = {*images, *asked, "prompt", records.id_field}
-        for name, _ in self.prompt.questions():
+        for name in self.fields if self.stages else [n for n, _ in self.prompt.questions()]:
             if name in taken:
                 raise SettingsError(f"ask: the record's own field {name!r} cannot take a response")
         read = {records.prompt_field, records.image_field, records.conversation_field}
@@ -165,7 +178,7 @@ class Settings:
             )
         if output is not None and not Path(output).name:
             raise SettingsError(f"the output {output} is a folder; name a file with -o")
-        tables = options.pop("endpoints", ())
+        tables, stages = options.pop("endpoints", ()), options.pop("stage", ())
         groups: dict[str, dict[str, Any]] = {}
         for name, value in stored_options(options).items():
             groups.setdefault(option_groups()[name], {})[name] = value
@@ -173,6 +186,8 @@ class Settings:
         endpoint = made.get("endpoint", EndpointSettings())
         if endpoint.serve is not None and endpoint.base_url:
             raise SettingsError("serve: it cannot be combined with --base-url")
+        prompt = made.get("prompt", PromptSettings())
+        field = made.get("records", RecordSettings()).output_field
         path, files = None, tuple[Path, ...]()
         if isinstance(input, str | Path):
             path = Path(input)
@@ -183,6 +198,7 @@ class Settings:
             Path(output) if output is not None else None,
             **made,
             endpoints=tuple(_endpoint(table, endpoint) for table in tables),
+            stages=stages_of(prompt, field, stages),
             files=files,
         )
 
@@ -198,8 +214,15 @@ class Settings:
             self,
             prompt=self.prompt.resolved(),
             captions=self.captions.resolved(),
+            stages=tuple(stage.resolved() for stage in self.stages),
             is_resolved=True,
         )
+
+    @property
+    def all_endpoints(self) -> list[EndpointSettings]:
+        """The endpoints that the run may ask, those of its stages included."""
+        asked = [one for stage in self.stages for one in stage.everywhere(self)]
+        return [one for settings in asked or [self] for one in settings.each_endpoint]
 
     @property
     def each_endpoint(self) -> list[EndpointSettings]:
@@ -215,7 +238,11 @@ class Settings:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields that receive responses, one for each question."""
+        """Names of the fields that receive responses, the caption's first."""
+        if self.stages:
+            own = dict.fromkeys(stage.field for stage in self.stages if stage.field)
+            first = self.records.output_field
+            return tuple(sorted(own, key=first.__ne__))
         asked = tuple(name for name, _ in self.prompt.questions())
         return asked or (self.records.output_field,)
 
@@ -311,6 +338,8 @@ class Settings:
             "prompt_file_in_folder": prompt.prompt_file_in_folder,
             "seed": records.seed if prompt.prompt_mix and records.seed else None,
             "samples": prompt.samples if prompt.samples > 1 else None,
+            "stages": [stage.shaping() for stage in self.stages] or None,
+            "fallback": models_of(prompt.fallback) or None,
             "with": list(self.captions.with_) or None,
             **{name: _as_json(self.captions.shape.get(name)) for name in SHAPE},
             "existing": records.existing if self.joins else None,

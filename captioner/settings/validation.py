@@ -110,14 +110,11 @@ def typed(name: str, value: Any, hint: Any, unit: str = "") -> Any:
             raise SettingsError(f"{shown}: a path cannot contain a NUL character")
         value = Path(value)
     if shown == "extra-body" and isinstance(value, dict):
-        import json
-
-        try:
-            value = json.dumps(value)
-        except TypeError as error:
-            raise SettingsError(f"{shown}: {error}") from None
+        value = _json(shown, value)
     if get_origin(hint) is tuple:
         several = (value,) if isinstance(value, str) else value
+        if shown == "fallback" and isinstance(several, list | tuple):
+            several = [_json(shown, one) if isinstance(one, dict) else one for one in several]
         if several is None:
             return ()
         if not isinstance(several, list | tuple) or not all(isinstance(v, str) for v in several):
@@ -125,6 +122,15 @@ def typed(name: str, value: Any, hint: Any, unit: str = "") -> Any:
         return tuple(several)
     _check_type(shown, value, hint)
     return float(value) if type(value) is int and float in kinds else value
+
+
+def _json(name: str, value: dict[str, Any]) -> str:
+    import json
+
+    try:
+        return json.dumps(value)
+    except TypeError as error:
+        raise SettingsError(f"{name}: {error}") from None
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

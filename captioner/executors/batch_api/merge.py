@@ -178,7 +178,7 @@ class BatchMerger:
         samples = entry.samples
         each = [completions[at : at + samples] for at in range(0, len(completions), samples)]
         result = CaptionResult(each, entry.attempt)
-        return self.engine.attempts.caption_of(
+        return self.engine.rows.caption_of(
             record, result, replaces=entry.replaces, notes=entry.notes
         )
 

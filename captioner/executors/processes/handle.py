@@ -90,7 +90,7 @@ class WorkerHandle:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env=environment(fetching=True, more=variables_of(settings.each_endpoint)),
+                    env=environment(fetching=True, more=variables_of(settings.all_endpoints)),
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # only the parent handles Ctrl-C
                 )

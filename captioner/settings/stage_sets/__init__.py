@@ -1,0 +1,1 @@
+"""Stages that captioner brings, a TOML file for each set."""

@@ -1,0 +1,547 @@
+"""Stages: what is asked of a record, what is written, and what is never asked twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import command, jpeg, rows
+from endpoint import Call, FakeEndpoint, Reply, completion, start_and
+from PIL import Image
+
+from captioner import run_batch
+from captioner.core.errors import SettingsError
+from captioner.settings.stages import known_sets, tables_of
+
+DRAFT = {"name": "draft", "prompt": "Describe it.", "field": "caption"}
+VERIFY = {
+    "name": "verify",
+    "each": "sentences(draft)",
+    "prompt": "Is it true? {{ item }}",
+    "answer": "yes-no",
+}
+REWRITE = {
+    "name": "rewrite",
+    "image": False,
+    "when": "lowest(verify) < 0.5",
+    "prompt": "Join: {% for one in verify if one.answer > 0.5 %}{{ one.item }} {% endfor %}",
+    "field": "caption",
+}
+
+
+async def staged(source: Path, endpoint: FakeEndpoint, *stages: dict[str, Any], **options: Any):
+    """Run with stages; return rows and failures."""
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 4, **options}
+    if stages:
+        options["stage"] = list(stages)
+    report = await run_batch(source, **options)
+    failures = Path(report.failures)
+    return rows(Path(report.output)), rows(failures) if failures.exists() else []
+
+
+def question(call: Call) -> str:
+    return " ".join(call.texts)
+
+
+def scripted(answers: dict[str, Any]):
+    """Answer by what the question begins with; a callable is given the question."""
+
+    def behave(call: Call) -> Reply:
+        asked = question(call)
+        for begin, answer in answers.items():
+            if asked.startswith(begin):
+                given = answer(asked) if callable(answer) else answer
+                return given if isinstance(given, Reply) else Reply(200, completion(given))
+        raise AssertionError(f"not expected: {asked}")
+
+    return behave
+
+
+def with_logprobs(text: str, *tokens: tuple[str, float], top: Any = ()) -> Reply:
+    content = [{"token": token, "logprob": log, "top_logprobs": list(top)} for token, log in tokens]
+    return Reply(200, completion(text, logprobs={"content": content}))
+
+
+async def test_later_stages_see_earlier_answers_and_the_last_one_is_the_caption(
+    make_input, endpoint
+) -> None:
+    endpoint.behave = scripted(
+        {
+            "Draft q0": "A red cat.",
+            "Draft q1": "A red dog.",
+            "Shorten: A red cat.": "Cat.",
+            "Shorten: A red dog.": "Dog.",
+        }
+    )
+    first = {"name": "draft", "prompt": "Draft {{ prompt }}", "field": "long"}
+    second = {"name": "short", "prompt": "Shorten: {{ draft }}", "image": False}
+    done, failed = await staged(make_input(2), endpoint, first, second)
+    assert failed == []
+    assert {(row["long"], row["caption"]) for row in done} == {
+        ("A red cat.", "Cat."),
+        ("A red dog.", "Dog."),
+    }
+    assert [len(call.images) for call in endpoint.calls if "Draft" in question(call)] == [1, 1]
+    assert [len(call.images) for call in endpoint.calls if "Shorten" in question(call)] == [0, 0]
+
+
+async def test_a_stage_that_does_not_run_costs_nothing(make_input, endpoint) -> None:
+    endpoint.behave = scripted({"Describe": "One is true. Two is true.", "Is it true?": "Yes."})
+    done, failed = await staged(make_input(1), endpoint, DRAFT, VERIFY, REWRITE)
+    assert failed == []
+    assert [row["caption"] for row in done] == ["One is true. Two is true."]
+    assert endpoint.count == 3
+
+
+async def test_detailed_removes_just_the_planted_sentences(make_input, endpoint) -> None:
+    true = ["A dog sits on grass.", "The sky is grey.", "A fence stands behind it."]
+    false = ["A man waves.", "Two cats sleep."]
+    drafts = {
+        "images/0.jpg": [true[0], false[0], true[1], false[1], true[2]],
+        "images/1.jpg": true,
+        "images/2.jpg": false,
+    }
+    names = {jpeg(number): f"images/{number}.jpg" for number in range(3)}
+
+    def behave(call: Call) -> Reply:
+        asked = question(call)
+        if asked.startswith("Describe"):
+            return Reply(200, completion(" ".join(drafts[names[call.images[0]]])))
+        if asked.startswith("Look"):
+            (sentence,) = [one for one in [*true, *false] if one in asked]
+            return Reply(200, completion("yes" if sentence in true else "No."))
+        return Reply(200, completion("; ".join(re.findall(r"- (.*)", asked))))
+
+    endpoint.behave = behave
+    done, failed = await staged(make_input(3), endpoint, stages="detailed")
+    assert failed == []
+    assert {row["image"]: row["caption"] for row in done} == {
+        "images/0.jpg": "; ".join(true),
+        "images/1.jpg": " ".join(true),
+        "images/2.jpg": "There is an image.",
+    }
+    judged = [call for call in endpoint.calls if question(call).startswith("Look")]
+    assert all(len(call.images) == 1 and call.body["max_tokens"] == 8 for call in judged)
+
+
+@pytest.mark.parametrize("name", known_sets())
+async def test_each_set_of_stages_runs(name, make_input, endpoint, monkeypatch) -> None:
+    """On an endpoint that says no to every check, so that all its stages run."""
+    source = make_input(2)
+    if name == "ocr-grounded":
+        pytest.importorskip("rapidocr")
+    boxes = {"boxes": [[0, 0, 16, 32], [0.5, 0, 1, 1]], "language": "French", "alt_text": "x"}
+    lines = [
+        json.dumps({**json.loads(line), **boxes}) for line in source.read_text().split("\n")[:2]
+    ]
+    source.write_text("\n".join(lines) + "\n")
+
+    def behave(call: Call) -> Reply:
+        asked = question(call)
+        text = "No" if "yes or no alone" in asked else f"Seen by request {call.number}."
+        return Reply(200, completion(text))
+
+    endpoint.behave = behave
+    done, failed = await staged(source, endpoint, stages=name)
+    assert failed == []
+    assert len(done) == 2
+    assert all(row["caption"].startswith("Seen by request") for row in done)
+    asked = [question(call) for call in endpoint.calls]
+    assert not any("{{" in text or "{%" in text for text in asked)
+    assert len(tables_of(name)) * 2 <= len(asked)
+
+
+async def test_regions_are_cut_out_of_the_image(tmp_path, endpoint) -> None:
+    image = Image.new("RGB", (100, 60), "red")
+    image.paste("blue", (50, 0, 100, 60))
+    image.save(tmp_path / "a.png")
+    record = {"image": "a.png", "boxes": [[0, 0, 50, 60], [0.5, 0, 1, 0.5]]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+
+    def behave(call: Call) -> Reply:
+        seen = Image.open(io.BytesIO(call.images[0])).convert("RGB")
+        red, _, blue = seen.getpixel((seen.width // 4, seen.height // 2))
+        colour = "red" if red > blue else "blue"
+        return Reply(200, completion(f"{colour} {seen.width}x{seen.height}"))
+
+    endpoint.behave = behave
+    done, failed = await staged(tmp_path / "in.jsonl", endpoint, stages="region")
+    assert failed == []
+    assert done[0]["regions"] == [
+        {"item": [0, 0, 50, 60], "answer": "red 50x60"},
+        {"item": [0.5, 0, 1, 0.5], "answer": "blue 50x30"},
+    ]
+    assert done[0]["caption"] == "red 100x60"
+
+
+async def test_a_box_outside_the_image_is_that_records_failure(tmp_path, endpoint) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    boxes = [[[40, 0, 50, 10]], [["a", 0, 1, 1]], "none", [[0, 0, 9, 9]] * 101, [[0, 0, 9, 9]]]
+    lines = [json.dumps({"image": "a.jpg", "boxes": box}) for box in boxes]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    done, failed = await staged(tmp_path / "in.jsonl", endpoint, stages="region")
+    assert [row["boxes"] for row in done] == [boxes[-1]]
+    codes = Counter(row["code"] for row in failed)
+    assert codes == {"bad_box": 2, "stage_items": 2}
+    assert all("stage regions: " in row["message"] for row in failed)
+
+
+async def test_a_stage_has_a_model_and_an_endpoint_of_its_own(make_input, endpoint) -> None:
+    other = FakeEndpoint()
+    other.start()
+    try:
+        strong = {
+            "name": "strong",
+            "prompt": "Better: {{ draft }}",
+            "model": "strong",
+            "base-url": other.base_url,
+            "extra-body": {"seed": 1},
+            "temperature": 0,
+        }
+        done, failed = await staged(
+            make_input(3), endpoint, DRAFT, strong, header=("X-Run: 1",), max_tokens=70
+        )
+    finally:
+        other.stop()
+    assert (len(done), failed) == (3, [])
+    assert (endpoint.count, other.count) == (3, 3)
+    body = other.calls[0].body
+    assert (body["model"], body["seed"], body["temperature"]) == ("strong", 1, 0)
+    assert body["max_tokens"] == 70
+    assert "x-run" not in other.calls[0].headers
+    assert endpoint.calls[0].headers["x-run"] == "1"
+
+
+async def test_a_failure_names_its_stage(make_input, endpoint) -> None:
+    endpoint.behave = scripted(
+        {"Describe": "A dog. A cat.", "Is it true?": "I'm sorry, I can't help with that."}
+    )
+    done, failed = await staged(make_input(1), endpoint, DRAFT, VERIFY, REWRITE)
+    assert done == []
+    error = failed[0]
+    assert error["code"] == "refused"
+    assert error["message"].startswith("stage verify: item 1: the model refused")
+
+
+async def test_a_run_may_go_on_without_a_stage(make_input, endpoint) -> None:
+    endpoint.behave = scripted(
+        {"Describe": "A dog.", "Check": "I'm sorry, I can't help with that.", "Instead": "Another."}
+    )
+    check = {"name": "check", "prompt": "Check", "on-failure": "go-on", "field": "checked"}
+    instead = {
+        "name": "instead",
+        "prompt": "Instead",
+        "when": "codes['check'] == 'refused' and check is None",
+    }
+    done, failed = await staged(
+        make_input(1), endpoint, DRAFT, check, {**instead, "field": "caption"}
+    )
+    assert failed == []
+    assert (done[0]["caption"], done[0]["checked"]) == ("Another.", None)
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        (Reply(200, completion("I'm sorry, but I can't help with that.")), "refused"),
+        (Reply(200, completion("", finish_reason="content_filter")), "filtered"),
+        (Reply(200, completion("The cat sits on the mat. " * 50)), "looping"),
+        (Reply(200, completion("I cannot see any image. Please provide one.")), "no_image_seen"),
+    ],
+)
+async def test_a_fallback_is_asked_before_a_record_fails(make_input, endpoint, reply, code) -> None:
+    def behave(call: Call) -> Reply | None:
+        if call.body["model"] == "m" and "q1" in question(call):
+            return reply
+        return Reply(200, completion(f"by {call.body['model']}"))
+
+    endpoint.behave = behave
+    done, failed = await staged(
+        make_input(4), endpoint, fallback=("middle", "strong"), with_="model"
+    )
+    assert failed == []
+    assert Counter(row["caption"] for row in done) == {"by m": 3, "by middle": 1}
+
+
+async def test_a_fallback_that_refuses_all_is_left_out(make_input, endpoint) -> None:
+    def behave(call: Call) -> Reply:
+        if call.body["model"] == "broken":
+            return Reply(401, {"error": {"message": "Incorrect API key provided"}})
+        if call.body["model"] == "m":
+            return Reply(200, completion("I'm sorry, but I can't help with that."))
+        return Reply(200, completion("fine"))
+
+    endpoint.behave = behave
+    done, failed = await staged(make_input(40), endpoint, fallback=("broken", "good"))
+    assert ([row["caption"] for row in done], failed) == (["fine"] * 40, [])
+    refused = [call for call in endpoint.calls if call.body["model"] == "broken"]
+    assert len(refused) <= 12
+
+
+async def test_only_doubtful_records_go_to_the_strong_model(make_input, endpoint) -> None:
+    def behave(call: Call) -> Reply:
+        if call.body["model"] == "strong":
+            return Reply(200, completion("strong"))
+        assert call.body["logprobs"] is True
+        log = -2.0 if "q1" in question(call) or call.images[0] == jpeg(1) else -0.05
+        return with_logprobs("weak", ("we", log), ("ak", log))
+
+    endpoint.behave = behave
+    quick = {"name": "quick", "prompt": "Describe {{ prompt }}.", "field": "caption"}
+    strong = {
+        "name": "strong",
+        "prompt": "Describe.",
+        "model": "strong",
+        "when": "doubt > 0.4",
+        "field": "caption",
+    }
+    done, failed = await staged(make_input(4), endpoint, quick, strong)
+    assert failed == []
+    assert {row["id"]: row["caption"] for row in done} == {
+        0: "weak",
+        1: "strong",
+        2: "weak",
+        3: "weak",
+    }
+
+
+async def test_an_unknown_doubt_is_told(make_input, endpoint, caplog) -> None:
+    strong = {"name": "strong", "prompt": "Again.", "when": "doubt > 0.4", "field": "caption"}
+    done, _ = await staged(make_input(2), endpoint, DRAFT, strong)
+    assert len(done) == 2
+    assert caplog.text.count("gives no logprobs") == 1
+
+
+async def test_the_probability_of_yes_is_used_where_the_endpoint_gives_it(
+    make_input, endpoint
+) -> None:
+    top = [{"token": " No", "logprob": -0.36}, {"token": "Yes", "logprob": -1.2}]
+    endpoint.behave = scripted(
+        {
+            "Describe": "A dog.",
+            "Is it true?": lambda _: with_logprobs("Yes", ("Yes", -1.2), top=top),
+            "Join": "nothing",
+        }
+    )
+    verify = {**VERIFY, "field": "checks"}
+    done, failed = await staged(make_input(1), endpoint, DRAFT, verify, REWRITE)
+    assert failed == []
+    assert done[0]["caption"] == "nothing"
+    assert done[0]["checks"][0]["answer"] == pytest.approx(0.3015, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("pick", "expected", "requests"),
+    [
+        ("best", "a brown dog runs", 3),
+        ("longest", "a white cat sleeps on a chair", 3),
+        ("merge", "merged", 4),
+        ("judge", "a brown dog runs fast", 4),
+    ],
+)
+async def test_one_caption_of_several_samples(
+    make_input, endpoint, pick, expected, requests
+) -> None:
+    samples = iter(["a brown dog runs fast", "a brown dog runs", "a white cat sleeps on a chair"])
+
+    def behave(call: Call) -> Reply:
+        asked = question(call)
+        if asked.startswith("These captions"):
+            assert "1. a brown dog runs fast" in asked
+            assert len(call.images) == 1
+            return Reply(200, completion("Number 1." if "number alone" in asked else "merged"))
+        return Reply(200, completion(next(samples)))
+
+    endpoint.behave = behave
+    done, failed = await staged(make_input(1), endpoint, samples=3, pick=pick)
+    assert failed == []
+    assert done[0]["caption"] == expected
+    assert endpoint.count == requests
+
+
+async def test_the_shape_of_captions_is_that_of_the_caption_alone(make_input, endpoint) -> None:
+    endpoint.behave = scripted({"Describe": "An image of a dog", "Short": "A dog"})
+    short = {"name": "short", "prompt": "Short", "field": "caption"}
+    draft = {**DRAFT, "field": "draft_text"}
+    done, failed = await staged(
+        make_input(1), endpoint, draft, short, prefix="ohwx, ", forbid="image of"
+    )
+    assert failed == []
+    assert (done[0]["caption"], done[0]["draft_text"]) == ("ohwx, A dog", "An image of a dog")
+
+
+async def test_equal_records_are_told_by_all_that_any_stage_sees(tmp_path, endpoint) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    titles = ["x", "x", "y"]
+    lines = [json.dumps({"id": n, "image": "a.jpg", "title": t}) for n, t in enumerate(titles)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    second = {"name": "second", "prompt": "Again {{ title }}: {{ draft }}", "field": "caption"}
+    done, failed = await staged(tmp_path / "in.jsonl", endpoint, DRAFT, second, concurrency=1)
+    assert (len(done), failed) == (3, [])
+    asked = Counter(question(call)[:8] for call in endpoint.calls)
+    assert asked["Again x:"] == asked["Again y:"] == 1
+
+
+async def test_records_cannot_write_into_templates_or_stand_for_answers(tmp_path, endpoint) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    hostile = {
+        "image": "a.jpg",
+        "title": "{{ 7 * 7 }}{% for x in range(9) %}x{% endfor %}",
+        "draft": "MINE",
+        "codes": {"draft": "refused"},
+        "doubt": 1,
+    }
+    (tmp_path / "in.jsonl").write_text(json.dumps(hostile))
+    last = {
+        "name": "last",
+        "prompt": "{{ title }} / {{ draft }}",
+        "when": "codes['draft'] == '' and doubt < 0.5",
+        "image": False,
+        "field": "caption",
+    }
+    endpoint.behave = scripted({"Describe": "THEIRS", "{{ 7": lambda asked: asked})
+    done, failed = await staged(tmp_path / "in.jsonl", endpoint, DRAFT, last)
+    assert failed == []
+    assert done[0]["caption"] == f"{hostile['title']} / THEIRS"
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([{"prompt": "x"}], "needs a name"),
+        ([{"name": "A b", "prompt": "x"}], "needs a name"),
+        ([{"name": "a", "promt": "x"}], "Did you mean prompt?"),
+        ([{"name": "a", "prompt": "{{ b }}"}, {"name": "b", "prompt": "x"}], "b has no answer yet"),
+        ([{"name": "a", "prompt": "{{ x"}], "the template is wrong"),
+        ([{"name": "a", "prompt": "x", "when": "__import__('os')"}], "stage a: when"),
+        ([{"name": "a", "prompt": "x"}, {"name": "a", "prompt": "y"}], "two stages"),
+        ([{"name": "exif", "prompt": "x"}], "the name is taken"),
+        ([{"name": "a", "image": False}], "give it a prompt"),
+        ([{"name": "a", "prompt": "x", "field": "other"}], "for the caption"),
+        ([{"name": "a", "prompt": "x", "choose": "b"}], "no earlier stage"),
+        ([{"name": "a", "prompt": "x", "samples": 1, "pick": "best"}], "samples"),
+        ([{"name": "a", "prompt": "x", "field": "image"}, DRAFT], "own field 'image'"),
+    ],
+)
+async def test_a_wrong_stage_is_refused_before_anything_is_sent(
+    make_input, endpoint, stages, words
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        await staged(make_input(1), endpoint, *stages)
+    assert endpoint.count == 0
+
+
+def test_stages_stand_in_toml_beside_or_over_a_set(
+    make_input, endpoint, run_command, tmp_path
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'stages = "merge"\nmodel = "m"\n[[stage]]\nname = "second"\nmodel = "another"\n'
+    )
+    source = make_input(1)
+    done = run_command(source, "--config", config, "--base-url", endpoint.base_url, "--no-view")
+    assert done.returncode == 0, done.stderr
+    assert [call.body["model"] for call in endpoint.calls] == ["m", "another", "m"]
+
+
+async def test_changing_one_stage_asks_that_stage_again_and_no_other(make_input, endpoint) -> None:
+    first = {"name": "first", "prompt": "First of {{ prompt }}."}
+    second = {"name": "second", "prompt": "Second: {{ first }}"}
+    source = make_input(5)
+    await staged(source, endpoint, first, second)
+    assert endpoint.count == 10
+    changed = {**second, "prompt": "Changed: {{ first }}"}
+    done, failed = await staged(source, endpoint, first, changed, redo="all")
+    assert failed == []
+    again = [question(call) for call in endpoint.calls[10:]]
+    assert len(again) == 5
+    assert all(text.startswith("Changed") for text in again)
+    assert all(row["caption"].startswith("Changed") for row in done)
+
+
+async def test_redo_without_a_change_asks_all_stages_again(make_input, endpoint) -> None:
+    first = {"name": "first", "prompt": "First of {{ prompt }}."}
+    second = {"name": "second", "prompt": "Second: {{ first }}"}
+    source = make_input(3)
+    await staged(source, endpoint, first, second)
+    await staged(source, endpoint, first, second, redo="all")
+    assert endpoint.count == 12
+
+
+THREE = """
+base-url = "{url}"
+model = "m"
+concurrency = 8
+
+[[stage]]
+name = "one"
+prompt = "One {{{{ prompt }}}}"
+
+[[stage]]
+name = "two"
+prompt = "Two {{{{ one }}}}"
+
+[[stage]]
+name = "three"
+image = false
+prompt = "Three {{{{ two }}}}"
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_kill_loses_no_record_and_pays_no_finished_stage_twice(
+    make_input, endpoint, tmp_path, run_command, processes
+) -> None:
+    """Killed ten times. What was in flight at a kill was not finished; the rest was."""
+    source, config, output = make_input(120), tmp_path / "run.toml", tmp_path / "out.jsonl"
+    config.write_text(THREE.format(url=endpoint.base_url))
+    words = command(
+        source, "--config", config, "-o", output, "--no-view", f"--processes={processes}"
+    )
+    for _ in range(10):
+        process = start_and(
+            lambda process: process.send_signal(signal.SIGKILL),
+            endpoint,
+            endpoint.count + 25,
+            words,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        process.wait()
+    done = run_command(*words[3:])
+    assert done.returncode == 0, done.stderr
+    assert sorted(row["id"] for row in rows(output)) == list(range(120))
+    assert all(row["caption"].startswith("Three Two One q") for row in rows(output))
+    asked = Counter(call.identity for call in endpoint.calls)
+    assert len(asked) == 360
+    assert endpoint.count - 360 <= 10 * 8
+
+
+def test_answers_beside_the_output_are_neither_links_nor_trusted(
+    make_input, endpoint, tmp_path, run_command
+) -> None:
+    config, output = tmp_path / "run.toml", tmp_path / "out.jsonl"
+    config.write_text(THREE.format(url=endpoint.base_url))
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    answers = tmp_path / "out.jsonl.answers"
+    answers.symlink_to(victim)
+    words = (make_input(2), "--config", config, "-o", output, "--no-view")
+    refused = run_command(*words)
+    assert (refused.returncode, victim.read_text()) == (2, "mine")
+    assert "is not a regular file" in refused.stderr
+    answers.unlink()
+    answers.write_bytes(
+        b"\xff" * 100 + b"\n" + b"00000000" + b"a" * 32 + b'[[["lie","stop","m",""]]]\n{"x'
+    )
+    done = run_command(*words)
+    assert done.returncode == 0, done.stderr
+    assert all(row["caption"].startswith("Three Two One q") for row in rows(output))
+    assert endpoint.count == 6
