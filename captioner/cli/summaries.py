@@ -122,8 +122,16 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
         (found.existing, "record", "records", "kept with its own caption (--existing skip)"),
         (found.unfetched, "image was", "images were", "not fetched; the size is a guess"),
     )
+    for stage in found.stages:
+        cost = "no price is known" if stage.cost is None else money(stage.cost)
+        tokens = f"{short(stage.prompt_tokens)} tokens in, {short(stage.completion_tokens)} out"
+        most = "at most " if stage.is_bound else ""
+        asked = f"{most}{counted(stage.requests, 'request')}"
+        lines.append(f"stage {stage.name}: {asked}, {tokens}, {cost}")
     by = (
-        f"corrected by {counted(found.probed, 'request')} sent"
+        "by formula"
+        if found.stages
+        else f"corrected by {counted(found.probed, 'request')} sent"
         if found.probed
         else "by formula; --probe 20 sends 20 records to correct it"
     )
@@ -132,6 +140,8 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
     )
     if found.cost is not None and found.batch_cost is not None:
         lines.append(f"cost: {money(found.cost)}, or {money(found.batch_cost)} with --batch-api")
+    elif found.cost is not None:
+        lines.append(f"cost: {money(found.cost)}")
     else:
         lines.append(
             f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices)"

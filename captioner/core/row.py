@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 EXTRAS = (
     "usage", "finish_reason", "model", "attempts", "latency", "raw", "prompt", "image_digest",
-    "settings",
+    "settings", "doubt",
 )  # fmt: skip
 """Fields that ``--with`` can add to a row."""
 
@@ -61,7 +61,8 @@ class RowLayout:
             if any(answer.flag for answer in several):
                 more.append((f"{name}_{FLAG}", _one_or_all([answer.flag for answer in several])))
         every = [answer for several in answers for answer in several]
-        own: dict[str, Any] = {"attempts": attempts, "settings": self._settings}
+        doubt = answers[0][0].doubt
+        own: dict[str, Any] = {"attempts": attempts, "settings": self._settings, "doubt": doubt}
         if notes is not None:
             own |= {
                 "prompt": _one_or_all(notes.prompts),

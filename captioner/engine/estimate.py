@@ -28,6 +28,14 @@ from captioner.engine.engine import Engine, decoders_of, image_folders
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.engine.prepare import Preparer
 from captioner.engine.selection import Selection
+from captioner.engine.stage_costs import (
+    CHARS_A_TOKEN,
+    OUT_TOKENS,
+    TOKENS_A_MESSAGE,
+    StageCost,
+    stage_costs,
+    total_cost,
+)
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fit import FitOptions
@@ -41,20 +49,11 @@ if TYPE_CHECKING:
     from captioner.core.types import EncodedImage, InputRecord, Outcome, Turn
     from captioner.settings.settings import Settings
 
-CHARS_A_TOKEN = 4.0
-"""English text, about, with the tokenizers of the day."""
-
-TOKENS_A_MESSAGE = 10
-"""What marks the turns of a request."""
-
 UNKNOWN_SIDE = 1_024
 """Sides of an image that is not fetched to be measured."""
 
 PIXELS_A_TOKEN = 750
 """Where a model's rule is not known: between those that are."""
-
-OUT_TOKENS = 150
-"""Tokens of an answer, where nothing is known."""
 
 BATCH_FACTOR = 0.5
 """Price of the provider's batch API."""
@@ -79,6 +78,7 @@ class Estimate:
         seconds: Time at the limits that are known; None where none is.
         unfetched: Images that are elsewhere, whose size was guessed.
         existing: Records that have a caption and are kept (``--existing skip``).
+        stages: What each stage takes at most; empty without stages.
     """
 
     records: int = 0
@@ -95,10 +95,12 @@ class Estimate:
     seconds: float | None = None
     unfetched: int = 0
     existing: int = 0
+    stages: list[StageCost] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a JSON-ready dictionary."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        found = {name: getattr(self, name) for name in self.__slots__}
+        return {**found, "stages": [stage._asdict() for stage in self.stages]}
 
 
 async def estimate(
@@ -120,6 +122,8 @@ async def estimate(
         RunError: The endpoint refuses every request of the probe.
     """
     fields = settings.records
+    if probe and settings.stages:
+        raise SettingsError("probe: what stages take is known by formula only; leave --probe out")
     if settings.files:
         found = open_files(settings.files)
     elif settings.input is not None:
@@ -147,6 +151,9 @@ async def estimate(
         async for batch in selected.batches():
             await asyncio.to_thread(survey.take, batch, threads)
     report = survey.report
+    if settings.stages:
+        _estimate_stages(settings, survey)
+        return report
     out = settings.prompt.max_tokens or OUT_TOKENS
     prompt_tokens, completion_tokens = float(survey.tokens), float(report.requests * out)
     latency_s = 0.0
@@ -165,6 +172,19 @@ async def estimate(
         report.cost, report.batch_cost = money, money * BATCH_FACTOR
     report.seconds = _seconds(settings, report, latency_s)
     return report
+
+
+def _estimate_stages(settings: Settings, survey: _Survey) -> None:
+    """Add what the stages take; ``requests`` of the survey are those of their first questions."""
+    report = survey.report
+    asked = len(settings.questions) or 1
+    images, texts = survey.image_tokens // asked, survey.tokens - survey.image_tokens
+    report.stages = stage_costs(settings, report.requests // asked, images, texts)
+    report.requests = sum(stage.requests for stage in report.stages)
+    report.prompt_tokens = sum(stage.prompt_tokens for stage in report.stages)
+    report.completion_tokens = sum(stage.completion_tokens for stage in report.stages)
+    report.cost = total_cost(report.stages)
+    report.seconds = _seconds(settings, report, 0.0)
 
 
 def _seconds(settings: Settings, report: Estimate, latency_s: float) -> float | None:
@@ -265,7 +285,7 @@ class _Survey:
 
     def _count(self, line: InputRecord, counts: _Counts) -> None:
         report = self.report
-        samples = self._settings.prompt.samples
+        samples = 1 if self._settings.stages else self._settings.prompt.samples
         report.requests += counts.requests * samples
         report.images += counts.images
         report.upload_bytes += counts.size * samples

@@ -269,14 +269,12 @@ class PromptSettings(_Group):
         (),
     )
     samples: int = _option(
-        "Responses to each question. With more than one, the caption is a list, or one of them or "
-        "made of them with --pick.",
-        1,
+        "Responses to each question. With more than one, the caption is a list.", 1
     )
     pick: Literal["best", "longest", "merge", "judge"] | None = _option(
-        "One caption of several --samples: best (that which agrees most with the others), longest, "
-        "merge (one more request puts together what is true in them) or judge (one more request "
-        "chooses)."
+        "One caption of several --samples, 3 if not given: best (that which agrees most with the "
+        "others), longest, merge (one more request puts together what is true in them) or judge "
+        "(one more request chooses)."
     )
     stages: str | None = _option(
         "Ask in stages, of which later ones see earlier answers. The value is a TOML file with "
@@ -480,8 +478,9 @@ class CaptionSettings(_Group):
     with_: tuple[str, ...] = _option(
         "Fields to add to each row beside the caption: usage, finish_reason, model, attempts, "
         "latency (seconds), raw (the caption before --prefix and the like), prompt (what was "
-        "asked), image_digest (BLAKE2b-128 of the file) or settings (a digest of model, prompts "
-        "and options), as caption_usage and so on. Separate several by commas.",
+        "asked), image_digest (BLAKE2b-128 of the file), settings (a digest of model, prompts and "
+        "options) or doubt (0 to 1, by logprobs and --samples), as caption_usage and so on. "
+        "Separate several by commas.",
         (),
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.secrets import without_secrets
 from captioner.settings.options import GROUPS
+from captioner.settings.stages import stages_of
 from captioner.settings.validation import flag_name
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _KEPT = frozenset({
 
 _BUDGET = frozenset({"budget", "budget_tokens", "renew_budget"})
 _TOGETHER = (
+    frozenset({"stages", "pick", "samples"}),
     frozenset({"preset", "schema", "ask", "prompt", "prompt_mix", "prompt_file_in_folder"}),
     frozenset({"max_side", "size_for"}),
     _BUDGET,
@@ -66,11 +68,9 @@ def remembered(settings: Settings) -> dict[str, Any]:
 
 def not_remembered(settings: Settings) -> list[str]:
     """Return the flags of options that a later run must be given again."""
-    prompt = settings.prompt
-    in_tables = settings.endpoints or (
-        settings.stages and not (prompt.stages or prompt.pick or prompt.fallback)
-    )
-    tables = ["--config"] if in_tables else []
+    doubt = "doubt" in settings.captions.with_
+    by_options = stages_of(settings.prompt, settings.records.output_field, doubt=doubt)
+    tables = ["--config"] if settings.endpoints or settings.stages != by_options else []
     secret = (name for name, value in _changed(settings).items() if _is_secret(name, value))
     return [*tables, *(f"--{flag_name(name)}" for name in secret)]
 

@@ -81,7 +81,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Check options that depend on each other."""
         if not self.stages:
-            made = stages_of(self.prompt, self.records.output_field)
+            made = stages_of(
+                self.prompt, self.records.output_field, doubt="doubt" in self.captions.with_
+            )
             object.__setattr__(self, "stages", made)
         run, batch, ray = self.run, self.batch, self.cluster.engine == "ray"
         if self.is_to_stdout and (
@@ -198,7 +200,7 @@ class Settings:
             Path(output) if output is not None else None,
             **made,
             endpoints=tuple(_endpoint(table, endpoint) for table in tables),
-            stages=stages_of(prompt, field, stages),
+            stages=stages_of(prompt, field, stages) if stages else (),
             files=files,
         )
 

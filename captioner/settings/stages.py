@@ -52,6 +52,10 @@ PICKS = {
 """What is asked to make one caption of several samples."""
 
 
+SAMPLES = 3
+"""Samples of which one caption is made, if no number is given."""
+
+
 @dataclass(frozen=True, slots=True)
 class StageSettings:
     """One stage.
@@ -251,18 +255,22 @@ def tables_of(named: str) -> list[dict[str, Any]]:
 
 
 def stages_of(
-    prompt: PromptSettings, output_field: str, tables: Sequence[Mapping[str, Any]] = ()
+    prompt: PromptSettings,
+    output_field: str,
+    tables: Sequence[Mapping[str, Any]] = (),
+    *,
+    doubt: bool = False,
 ) -> tuple[StageSettings, ...]:
     """Return the stages of a run, none if it asks each record its questions and no more.
 
     A table changes the stage of its name in the set of ``--stages``; others come after it.
-    ``--pick`` and ``--fallback`` make a stage of each question.
+    ``--pick``, ``--fallback`` and ``--with doubt`` make a stage of each question.
 
     Raises:
         SettingsError: A stage is wrong, or stages contradict each other or the prompt.
     """
     if not (prompt.stages or tables):
-        if not (prompt.pick or prompt.fallback):
+        if not (prompt.pick or prompt.fallback or doubt):
             return ()
         names = [name for name, _ in prompt.questions()] or [output_field]
         given = (("samples", prompt.samples), ("pick", prompt.pick), ("schema", prompt.schema))
@@ -301,12 +309,12 @@ def _word(name: str, at: int) -> str:
 
 def _with_pick(stage: StageSettings) -> list[StageSettings]:
     """Return a stage, as two if another request makes one answer of its samples."""
-    own = stage.options
-    pick = own.get("pick")
+    pick = stage.options.get("pick")
     if pick is None:
         return [stage]
-    if own.get("samples", 1) < 2:
-        raise SettingsError("pick: it needs --samples 2 or more")
+    if stage.options.get("samples", 1) == 1:
+        stage = stage.changed(samples=SAMPLES)
+    own = stage.options
     if own.get("schema"):
         raise SettingsError("pick: it needs captions that are text, and --schema makes objects")
     if stage.each is not None:

@@ -111,6 +111,8 @@ SAMPLES = {
     "courtesy": 2.0,
     "detail": "low",
     "preset": "dense",
+    "stages": "detailed",
+    "fallback": "another-model",
     "ask": "short=In one sentence?",
     "samples": 3,
     "accept": "truncated,looping",

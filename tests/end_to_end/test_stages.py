@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from conftest import command, jpeg, rows
 from endpoint import Call, FakeEndpoint, Reply, completion, start_and
 from PIL import Image
 
+import captioner
 from captioner import run_batch
+from captioner.cli.summaries import describe_estimate
 from captioner.core.errors import SettingsError
+from captioner.engine.estimate import estimate
+from captioner.engine.stage_plan import plans_of
+from captioner.settings.settings import Settings
 from captioner.settings.stages import known_sets, tables_of
 
 DRAFT = {"name": "draft", "prompt": "Describe it.", "field": "caption"}
@@ -312,6 +318,20 @@ async def test_only_doubtful_records_go_to_the_strong_model(make_input, endpoint
     }
 
 
+async def test_the_doubt_of_a_caption_can_stand_in_its_row(make_input, endpoint) -> None:
+    endpoint.behave = lambda _: with_logprobs("a dog", ("a", -0.1), (" dog", -0.3))
+    done, _ = await staged(make_input(1), endpoint, with_="doubt")
+    assert done[0]["caption_doubt"] == pytest.approx(0.1813, abs=1e-3)
+
+
+async def test_samples_that_disagree_are_doubtful(make_input, endpoint) -> None:
+    samples = iter(["a red dog", "a red dog", "the blue cat"])
+    endpoint.behave = lambda _: Reply(200, completion(next(samples)))
+    done, _ = await staged(make_input(1), endpoint, samples=3, pick="best", with_="doubt")
+    assert done[0]["caption"] == "a red dog"
+    assert done[0]["caption_doubt"] == pytest.approx(2 / 3, abs=1e-3)
+
+
 async def test_an_unknown_doubt_is_told(make_input, endpoint, caplog) -> None:
     strong = {"name": "strong", "prompt": "Again.", "when": "doubt > 0.4", "field": "caption"}
     done, _ = await staged(make_input(2), endpoint, DRAFT, strong)
@@ -426,7 +446,6 @@ async def test_records_cannot_write_into_templates_or_stand_for_answers(tmp_path
         ([{"name": "a", "image": False}], "give it a prompt"),
         ([{"name": "a", "prompt": "x", "field": "other"}], "for the caption"),
         ([{"name": "a", "prompt": "x", "choose": "b"}], "no earlier stage"),
-        ([{"name": "a", "prompt": "x", "samples": 1, "pick": "best"}], "samples"),
         ([{"name": "a", "prompt": "x", "field": "image"}, DRAFT], "own field 'image'"),
     ],
 )
@@ -473,6 +492,37 @@ async def test_redo_without_a_change_asks_all_stages_again(make_input, endpoint)
     await staged(source, endpoint, first, second)
     await staged(source, endpoint, first, second, redo="all")
     assert endpoint.count == 12
+
+
+async def test_the_estimate_has_each_stage(make_input, tmp_path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text("[m]\ninput = 1.0\noutput = 2.0\n[big]\ninput = 10.0\noutput = 20.0\n")
+    rewrite = {**REWRITE, "model": "big"}
+    settings = Settings.create(
+        make_input(10), model="m", stage=[DRAFT, VERIFY, rewrite], prices=prices
+    )
+    found = await estimate(settings)
+    draft, verify, last = found.stages
+    assert [stage.requests for stage in found.stages] == [10, 60, 10]
+    assert (draft.is_bound, verify.is_bound, last.is_bound) == (False, True, True)
+    assert last.model == "big"
+    assert verify.prompt_tokens > 5 * draft.prompt_tokens
+    assert last.cost == pytest.approx(
+        (last.prompt_tokens * 10 + last.completion_tokens * 20) / 1_000_000
+    )
+    assert found.cost == pytest.approx(sum(stage.cost or 0 for stage in found.stages))
+    assert found.requests == 80
+    said = describe_estimate(found, settings)
+    assert "stage verify: at most 60 requests" in said
+
+
+def test_the_page_about_stages_has_stages_that_work() -> None:
+    page = (Path(captioner.__file__).parent / "docs" / "stages.md").read_text()
+    blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    assert len(blocks) == 4
+    for block in blocks:
+        plans_of(Settings.create("in.jsonl", **block))
+    assert all(f"| `{name}` |" in page for name in known_sets())
 
 
 THREE = """

@@ -16,7 +16,6 @@ from captioner.core.errors import (
     EndpointRefusedError,
 )
 from captioner.core.progress import Progress
-from captioner.core.row import RowLayout
 from captioner.core.types import (
     Caption,
     Failure,
@@ -36,6 +35,7 @@ from captioner.endpoints.pool import EndpointPool
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
+from captioner.engine.rows import Rows
 from captioner.settings.context import RunContext
 from captioner.settings.settings import Settings
 
@@ -128,14 +128,14 @@ class Rig:
         self.attempts = RecordAttempts(
             EndpointPool([self.endpoint]),
             self.prepare_again,
-            RowLayout(["caption"]).compose,
             self.cancel,
             rules=CaptionRules(max_attempts=max_attempts),
         )
 
     async def prepare_again(
-        self, line: InputRecord, image_overrides: ImageOverrides
+        self, prepared: PreparedRecord, image_overrides: ImageOverrides
     ) -> PreparedRecord:
+        line = prepared.record
         self.remade.append(image_overrides)
         question = line.raw.decode()
         return PreparedRecord(
@@ -145,7 +145,8 @@ class Rig:
     async def caption(self, question: str = "q", replaces: bool = False) -> Any:
         messages = DIALECT.messages([Turn("user", (question,))], [])
         line = InputRecord(1, question.encode())
-        deduplicator = RequestDeduplicator(self.attempts, self.progress, dedup=False)
+        rows = Rows(Settings(), "m", None)
+        deduplicator = RequestDeduplicator(self.attempts, rows, self.progress, dedup=False)
         outcome = await deduplicator.caption(PreparedRecord(line, (messages,), replaces, 0, 100))
         assert outcome.record is line
         return outcome

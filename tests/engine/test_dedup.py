@@ -10,9 +10,7 @@ import pytest
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import EndpointGaveOutError
 from captioner.core.progress import Progress
-from captioner.core.row import RowLayout
 from captioner.core.types import (
-    Caption,
     CaptionResult,
     Completion,
     Failure,
@@ -22,6 +20,8 @@ from captioner.core.types import (
     ValidatedCompletion,
 )
 from captioner.engine.dedup import MAX_WAITERS, RequestDeduplicator, dump, load
+from captioner.engine.rows import Rows
+from captioner.settings.settings import Settings
 
 
 class Rig:
@@ -33,8 +33,8 @@ class Rig:
         self.error: Exception | None = None
         self.fails = False
         self.progress = Progress()
-        self.deduplicator = RequestDeduplicator(self, self.progress, dedup=True, **options)  # type: ignore[arg-type]
-        self.compose = RowLayout(["caption"], ("usage", "attempts")).compose
+        rows = Rows(Settings.create(with_=("usage", "attempts")), "m", None)
+        self.deduplicator = RequestDeduplicator(self, rows, self.progress, dedup=True, **options)
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
         self.calls += 1
@@ -46,13 +46,6 @@ class Rig:
             return Failure(prepared.record, "filtered", "no", 3)
         completion = Completion("", "stop", "m", Usage(100, 10))
         return CaptionResult([[ValidatedCompletion(f"caption {number}", completion)]], 2)
-
-    def caption_of(
-        self, line: InputRecord, answers: CaptionResult, *, replaces: bool, notes: object
-    ) -> Caption:
-        value, more = self.compose(answers.each, answers.attempts)
-        usage = answers.each[0][0].completion.usage
-        return Caption(line, value, replaces, answers.attempts, usage, more)
 
     def begin(self, number: int, key: bytes = b"k" * 16) -> asyncio.Task[Any]:
         line = InputRecord(number, b"{}")

@@ -103,6 +103,8 @@ _EXAMPLES_OF: dict[str, Any] = {
     "temperature": 0.2,
     "detail": "low",
     "preset": "dense",
+    "pick": "best",
+    "stages": "detailed",
     "schema": "schema.json",
     "input_format": "jsonl",
     "split": "train",
