@@ -111,6 +111,7 @@ SAMPLES = {
     "courtesy": 2.0,
     "detail": "low",
     "preset": "dense",
+    "pick": "best",
     "stages": "detailed",
     "fallback": "another-model",
     "ask": "short=In one sentence?",
