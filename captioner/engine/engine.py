@@ -291,7 +291,8 @@ class _Asking(NamedTuple):
         """Return what answers records."""
         cancel, settings = self.context.cancel, self.context.settings
         stop_after = settings.run.stop_after
-        requests = Requests(self.connected.dialect, preparer)
+        timed = settings.images.frame_times
+        requests = Requests(self.connected.dialect, preparer, timed=timed)
         if not self.chains:
             return self.first.attempts(requests.again, cancel, stop_after)
         stages = []

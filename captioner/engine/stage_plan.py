@@ -129,6 +129,11 @@ def plans_of(settings: Settings) -> list[StagePlan]:
         later = sorted(plan.names.intersection(names[at:]))
         if later:
             raise SettingsError(f"stage {plan.name}: {later[0]} has no answer yet; it comes later")
+        if plan.crop is not None and settings.images.pass_urls:
+            raise SettingsError(
+                f"stage {plan.name}: crop cannot be combined with --pass-urls: captioner then "
+                "never has the image itself"
+            )
         chosen = plan.stage.choose
         if chosen is not None and chosen not in names[:at]:
             raise SettingsError(f"stage {plan.name}: choose: no earlier stage is named {chosen!r}")

@@ -29,6 +29,7 @@ from captioner.core.types import (
 )
 from captioner.engine.dedup import dump, load
 from captioner.engine.doubt import doubt_of, longest, most_agreed, probability_of_yes
+from captioner.engine.frames import with_frames
 from captioner.engine.stage_plan import MOST_ITEMS, StagePlan, values_of
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ FALL_BACK = frozenset({"refused", "filtered", "looping", "schema", "no_image_see
 SKIPPED = "skipped"
 
 _SIDES = 4
+_MOST_PIXELS = 1e9
 
 
 class Stage(NamedTuple):
@@ -70,11 +72,13 @@ class Requests:
     Args:
         dialect: Builds messages.
         preparer: Reads an image again.
+        timed: See `with_frames`.
     """
 
-    def __init__(self, dialect: Dialect, preparer: AsyncPreparer) -> None:
+    def __init__(self, dialect: Dialect, preparer: AsyncPreparer, *, timed: bool) -> None:
         self._dialect = dialect
         self._preparer = preparer
+        self._timed = timed
 
     async def again(
         self, prepared: PreparedRecord, image_overrides: ImageOverrides
@@ -92,8 +96,10 @@ class Requests:
         """Return the request for the question of a stage."""
         frames = prepared.pictures.frames if asked.image and prepared.pictures else ()
         *before, last = asked.turns
-        turn = Turn(last.role, (*(ImageRef() for _ in frames), *last.parts))
-        messages = self._dialect.messages([*before, turn], frames)
+        places = [ImageRef() for _ in frames]
+        turns = [*before, Turn(last.role, (*places, *last.parts))]
+        encoded = {id(place): [frame] for place, frame in zip(places, frames, strict=True)}
+        messages = self._dialect.messages(*with_frames(turns, encoded, timed=self._timed))
         pixels = prepared.pixels if frames else 0
         return prepared._replace(questions=(messages,), asked=asked, pixels=pixels)
 
@@ -218,10 +224,11 @@ class Stages:
             if isinstance(result, Failure):
                 return result
             found.count(result)
+            text = "\n".join(map(str, asked.turns[-1].parts)) if asked is not None else ""
+            result = CaptionResult([_with_doubt(plan, result.each[0], text)], 0)
             if self._kept is not None:
                 self._kept.put(key, dump(result))
-        text = "\n".join(map(str, asked.turns[-1].parts)) if asked is not None else ""
-        return _chosen(plan, [one._replace(asked=text) for one in result.each[0]], values, prepared)
+        return _chosen(plan, result.each[0], values, prepared)
 
     async def _request(
         self, plan: StagePlan, prepared: PreparedRecord, asked: Asked | None
@@ -284,7 +291,7 @@ def _asked(plan: StagePlan, values: dict[str, Any]) -> Asked | None:
     crop = None
     if plan.crop is not None:
         box = plan.crop.value(values_of(plan, values))
-        numbers = [one for one in box if type(one) in (int, float)] if _is_list(box) else []
+        numbers = [one for one in box if _is_number(one)] if _is_list(box) else []
         if len(numbers) != _SIDES:
             raise RecordError(
                 "bad_box",
@@ -292,6 +299,10 @@ def _asked(plan: StagePlan, values: dict[str, Any]) -> Asked | None:
             )
         crop = (numbers[0], numbers[1], numbers[2], numbers[3])
     return Asked(turns, plan.stage.image, crop)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _MOST_PIXELS
 
 
 def _is_list(value: Any) -> bool:
@@ -334,19 +345,27 @@ async def _sent(stage: Stage, request: PreparedRecord) -> CaptionResult | Failur
     return result._replace(attempts=attempts)
 
 
+def _with_doubt(
+    plan: StagePlan, several: list[ValidatedCompletion], asked: str
+) -> list[ValidatedCompletion]:
+    """Return the samples of an answer with what was asked, the first one with their doubt."""
+    doubt = doubt_of(several)
+    if plan.stage.answer == "yes-no":
+        several = [one._replace(value=probability_of_yes(one)) for one in several]
+        doubt = round(1 - sum(one.value for one in several) / len(several), 4)
+    first, *others = (one._replace(asked=asked) for one in several)
+    return [first._replace(doubt=doubt), *others]
+
+
 def _chosen(
     plan: StagePlan,
     several: list[ValidatedCompletion],
     values: dict[str, Any],
     prepared: PreparedRecord,
 ) -> list[ValidatedCompletion] | Failure:
-    """Return the samples that count as the answer, with their doubt."""
-    doubt = doubt_of(several)
+    """Return the samples that count as the answer."""
     stage = plan.stage
-    if stage.answer == "yes-no":
-        several = [one._replace(value=probability_of_yes(one)) for one in several]
-        doubt = round(1 - sum(one.value for one in several) / len(several), 4)
-    elif stage.choose is not None:
+    if stage.choose is not None:
         candidates = values.get(stage.choose)
         number = several[0].value
         if not isinstance(candidates, list) or not 0 < number <= len(candidates):
@@ -354,9 +373,10 @@ def _chosen(
             return Failure(prepared.record, "unclear", message, 0)
         several = [several[0]._replace(value=candidates[number - 1])]
     pick = stage.options.get("pick")
-    if pick is not None:
-        several = [(longest if pick == "longest" else most_agreed)(several)]
-    return [several[0]._replace(doubt=doubt), *several[1:]]
+    if pick is None:
+        return several
+    best = (longest if pick == "longest" else most_agreed)(several)
+    return [best._replace(doubt=several[0].doubt)]
 
 
 def _with_usage(answer: ValidatedCompletion, usage: Usage, latency_s: float) -> ValidatedCompletion:

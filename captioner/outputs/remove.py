@@ -10,6 +10,7 @@ from captioner.core.errors import SettingsError
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import (
     NUMBERED,
+    answers_path,
     batch_folder,
     checkpoint_path,
     companion,
@@ -68,7 +69,7 @@ def own_files(output: Path, files: Files) -> OwnFiles:
     beside = sorted(path for path in journal.parent.iterdir() if named.fullmatch(path.name))
     folders = [batch_folder(journal), shards_folder(journal)]
     own = failures_path(output), reviews_path(output), index_path(journal), gathered_path(journal)
-    paths = [*own, made_path(journal), *beside]
+    paths = [*own, made_path(journal), answers_path(journal), *beside]
     for folder in folders:
         if files.kind(folder) == "folder":
             paths += sorted(folder.iterdir())

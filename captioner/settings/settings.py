@@ -268,7 +268,9 @@ class Settings:
 
         The question is, if it is not the same for all records.
         """
-        varies = self.prompt.prompt_mix or self.prompt.prompt_file_in_folder
+        asked = [stage.options for stage in self.stages if stage.field == self.fields[0]]
+        varies = bool(self.prompt.prompt_mix or self.prompt.prompt_file_in_folder)
+        varies |= any("prompt" in options for options in asked)
         added = ("prompt",) if varies and "prompt" not in self.captions.with_ else ()
         return (*self.captions.with_, *added)
 

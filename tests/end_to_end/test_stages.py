@@ -485,6 +485,29 @@ async def test_changing_one_stage_asks_that_stage_again_and_no_other(make_input,
     assert all(row["caption"].startswith("Changed") for row in done)
 
 
+async def test_what_was_known_of_a_kept_answer_is_known_again(make_input, endpoint) -> None:
+    """Probabilities come with a reply; a later run reads them from the file of answers."""
+    quick = {"name": "quick", "prompt": "Describe.", "field": "caption"}
+    check = {"name": "check", "prompt": "Is it?", "answer": "yes-no", "field": "check"}
+    other = [{"token": "Yes", "logprob": -2.0}]
+    last = {"name": "last", "prompt": "{{ doubts['quick'] }} {{ check }}", "field": "last"}
+    endpoint.behave = scripted(
+        {
+            "Describe": lambda _: with_logprobs("dog", ("dog", -0.7)),
+            "Is it": lambda _: with_logprobs("No", ("No", -0.1), top=other),
+            "": lambda asked: f"told {asked}",
+        }
+    )
+    source = make_input(1)
+    (before,), _ = await staged(source, endpoint, quick, check, last)
+    asked = endpoint.count
+    changed = {**last, "prompt": last["prompt"] + " again"}
+    (after,), _ = await staged(source, endpoint, quick, check, changed, redo="all")
+    assert endpoint.count == asked + 1
+    assert after["check"] == before["check"] == pytest.approx(0.13, abs=0.01)
+    assert after["last"] == f"{before['last']} again"
+
+
 async def test_redo_without_a_change_asks_all_stages_again(make_input, endpoint) -> None:
     first = {"name": "first", "prompt": "First of {{ prompt }}."}
     second = {"name": "second", "prompt": "Second: {{ first }}"}
@@ -595,3 +618,5 @@ def test_answers_beside_the_output_are_neither_links_nor_trusted(
     assert done.returncode == 0, done.stderr
     assert all(row["caption"].startswith("Three Two One q") for row in rows(output))
     assert endpoint.count == 6
+    assert run_command("remove", output, "--yes").returncode == 0
+    assert not answers.exists()
