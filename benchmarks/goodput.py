@@ -107,7 +107,8 @@ class Endpoint:
         try:
             await asyncio.sleep(takes)
         except asyncio.CancelledError:
-            self.failed += 1  # the client gave up
+            # The client gave up; what it does when it is cut does not count.
+            self.failed += time.monotonic() - self.began <= self.until
             raise
         counts = time.monotonic() - self.began <= self.until
         if weight:
