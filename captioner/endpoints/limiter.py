@@ -341,7 +341,7 @@ class Limiter:
         now = self._now()
         wait = self.paused_s
         if window.spreads:
-            wait = max(wait, self._sent_at + window.gap_s - now)
+            wait = max(wait, self._sent_at + window.gap_s - now, window.rests_until - now)
         if stated:
             wait = max(wait, self.requests.delay(1.0, now), self.tokens.delay(tokens, now))
         return wait
