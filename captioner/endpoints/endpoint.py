@@ -320,7 +320,7 @@ class Endpoint:
             raise
         else:
             self.limiter.succeeded(epoch, time.monotonic() - began)
-            if used := sum(completion.usage):
+            if used := completion.usage.total:
                 self.limiter.correct_tokens(estimated, used)
                 self._mean_tokens += (used - self._mean_tokens) / 16
             return completion
@@ -393,6 +393,7 @@ class Endpoint:
             return
         self._progress.prompt_tokens += usage.prompt_tokens
         self._progress.completion_tokens += usage.completion_tokens
+        self._progress.cached_tokens += usage.cached_tokens
         if self._costs is not None:
             self._costs.charge(usage)
 

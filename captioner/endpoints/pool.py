@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STAY_S = 1.0
+STAY = 0.5
+"""What a request may lose by going where its image went before, whose server may still have it:
+seconds until it is sent, and the difference of the loads (see `Limiter.load`)."""
+
 
 class EndpointPool:
     """All endpoints of a run.
@@ -61,11 +66,14 @@ class EndpointPool:
         """Seconds until the last endpoint is given up, infinite while one works."""
         return max(endpoint.breaker.seconds_left() for endpoint in self._left)
 
-    def choose(self) -> Endpoint:
+    def choose(self, before: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for the next attempt: one that is due a probe, else the least loaded.
 
         Endpoints with an open circuit are left alone while others work. If all circuits are open,
         each endpoint gets a worker that waits to probe it.
+
+        Args:
+            before: The one that has answered with the same image; see `STAY`.
         """
         if len(self._left) == 1:
             return self._left[0]
@@ -74,7 +82,12 @@ class EndpointPool:
                 return endpoint
         working = [endpoint for endpoint in self._left if not endpoint.breaker.is_open]
         unprobed = [endpoint for endpoint in self._left if not endpoint.breaker.probing]
-        return min(working or unprobed or self._left, key=lambda endpoint: endpoint.load)
+        best = min(working or unprobed or self._left, key=lambda endpoint: endpoint.load)
+        if before in working:
+            (wait_s, full), (least_s, least) = before.load, best.load
+            if wait_s <= least_s + STAY_S and full <= least + STAY:
+                return before
+        return best
 
     async def attempt(
         self,
@@ -83,17 +96,18 @@ class EndpointPool:
         *,
         retry: bool,
         poison: PoisonDetector | None = None,
+        before: Endpoint | None = None,
     ) -> tuple[Endpoint, Completion | Exception]:
         """Send one request to the best endpoint; return it with the model's text or the error.
 
-        The arguments are those of `Endpoint.attempt`.
+        The arguments are those of `Endpoint.attempt` and `choose`.
 
         Raises:
             RunError: No endpoint is left.
             StoppedError: The run is cancelled.
         """
         while True:
-            endpoint = self.choose()
+            endpoint = self.choose(before)
             was_open = endpoint.breaker.is_open
             try:
                 completion = await endpoint.attempt(messages, overrides, retry=retry, poison=poison)

@@ -284,10 +284,12 @@ class RecordAttempts:
                 overrides,
                 retry=state.is_retry,
                 poison=state.poison,
+                before=state.endpoint,
             )
             # A connection that was never made is no request.
             state.is_retry |= getattr(result, "code", "") != "connection"
             if isinstance(result, Completion):
+                state.endpoint = endpoint
                 if tried is not None and overrides.thinking is None:
                     endpoint.leave_out_thinking(tried)
                 return result, time.monotonic() - began
@@ -399,6 +401,7 @@ class _RecordState:
     """The state of a record between its attempts."""
 
     prepared: PreparedRecord
+    endpoint: Endpoint | None = None  # that has answered and may still have the image
     poison: PoisonDetector | None = None
     pauses: Iterator[float] | None = None
     image_overrides: ImageOverrides = UNCHANGED

@@ -49,6 +49,29 @@ async def test_weights_count(make_input, endpoint, second) -> None:
     assert endpoint.given > 2 * second.given > 0
 
 
+async def test_questions_of_a_record_go_to_one_endpoint(make_input, endpoint, second) -> None:
+    """The second question finds the image in the caches of the server that had the first."""
+    endpoint.latency_s = second.latency_s = 0.02
+    questions = ["name=What is it?", "place=Where is it?"]
+    report, _ = await caption(make_input(100), endpoint, second, ask=questions)
+    assert report.captioned == 100
+    seen = [{call.images[0] for call in one.calls} for one in (endpoint, second)]
+    assert len(seen[0] & seen[1]) < 0.1 * len(seen[0] | seen[1])
+    assert min(map(len, seen)) > 25
+
+
+async def test_a_second_question_does_not_wait_for_a_slow_endpoint(
+    make_input, endpoint, second
+) -> None:
+    """A cache is not worth an hour: a paused endpoint keeps no question."""
+    hour = {"Retry-After": "3600"}
+    second.behave = lambda call: Reply(429, None, hour) if "Where" in call.texts[-1] else None
+    questions = ["name=What is it?", "place=Where is it?"]
+    async with asyncio.timeout(30):
+        report, _ = await caption(make_input(60), endpoint, second, ask=questions)
+    assert report.captioned == 60
+
+
 async def test_a_slow_endpoint_gets_less(make_input, endpoint, second) -> None:
     """Least loaded: one that takes five times as long does not hold up the other."""
     endpoint.latency_s, second.latency_s = 0.02, 0.1
