@@ -15,10 +15,11 @@ from captioner.core.secrets import secrets_in, without_secrets
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
 from captioner.endpoints.endpoint import Endpoint
+from captioner.endpoints.hedge import Hedge
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import EndpointPool
-from captioner.endpoints.prices import FREE, Price, price_at, price_of
+from captioner.endpoints.prices import FREE, Price, is_local, price_at, price_of
 from captioner.endpoints.reach import models_of, only_model, patience_of, reached
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
@@ -138,8 +139,8 @@ async def connect(
                 costs=EndpointCosts(budget, price) if is_counted else None,
             )
         )
-    pool = EndpointPool(endpoints)
-    context.progress.states = pool.states
+    is_free = transport is None and all(price in (None, FREE) for price in prices)
+    pool = _pool(context, stack, endpoints, is_free=is_free)
     if None not in prices and not settings.batch.any:
         context.progress.cost = 0.0
     return ConnectedEndpoints(pool, models, dialects[0], transports[0])
@@ -158,6 +159,20 @@ def _limiter(context: RunContext, endpoint: EndpointSettings) -> Limiter:
     )
     context.cancel.on_request(limiter.open)
     return limiter
+
+
+def _pool(
+    context: RunContext, stack: AsyncExitStack, endpoints: list[Endpoint], *, is_free: bool
+) -> EndpointPool:
+    """Return the endpoints as one; stragglers are sent again unless that may cost money."""
+    pool = EndpointPool(endpoints)
+    context.progress.states = pool.states
+    wanted = context.settings.run.hedge
+    is_free = is_free and all(is_local(endpoint.name) for endpoint in endpoints)
+    if wanted == "on" or (wanted == "auto" and is_free):
+        pool.hedge = Hedge(context.progress, lambda: pool.limiters)
+        stack.push_async_callback(pool.hedge.close)
+    return pool
 
 
 def _budget(context: RunContext) -> CostBudget:

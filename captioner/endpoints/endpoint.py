@@ -381,13 +381,13 @@ class Endpoint:
         try:
             completion = await self._judged(response, overrides, version)
         except CaptionerError:
-            self._count(usage_of(response))  # a response that refuses may be paid for as well
+            self.count(usage_of(response))  # a response that refuses may be paid for as well
             raise
         self._progress.waiting = ""
-        self._count(completion.usage, is_answer=True)
+        self.count(completion.usage, is_answer=True)
         return completion
 
-    def _count(self, usage: Usage, *, is_answer: bool = False) -> None:
+    def count(self, usage: Usage, *, is_answer: bool = False) -> None:
         """Count tokens and their cost."""
         if not (is_answer or any(usage)):
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import EndpointBusyError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from captioner.core.types import Completion, RequestOverrides
     from captioner.endpoints.blame import PoisonDetector
     from captioner.endpoints.endpoint import Endpoint
+    from captioner.endpoints.hedge import Hedge
     from captioner.endpoints.limiter import Limiter
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,13 @@ class EndpointPool:
 
     Args:
         endpoints: At least one.
+
+    Attributes:
+        hedge: Sends stragglers again; None does not.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self.hedge: Hedge | None = None
         self._left = list(endpoints)
         self._update_shared()
 
@@ -106,6 +112,23 @@ class EndpointPool:
             RunError: No endpoint is left.
             StoppedError: The run is cancelled.
         """
+        first = partial(
+            self._attempt, messages, overrides, retry=retry, poison=poison, before=before
+        )
+        if self.hedge is None:
+            return await first()
+        second = partial(self._attempt, messages, overrides, retry=True, poison=None, before=None)
+        return await self.hedge.first_answer(first, second)
+
+    async def _attempt(
+        self,
+        messages: tuple[bytes, ...],
+        overrides: RequestOverrides,
+        *,
+        retry: bool,
+        poison: PoisonDetector | None,
+        before: Endpoint | None,
+    ) -> tuple[Endpoint, Completion | Exception]:
         while True:
             endpoint = self.choose(before)
             was_open = endpoint.breaker.is_open

@@ -71,9 +71,9 @@ def test_a_question_follows_its_image_unless_that_costs_time(
         return SimpleNamespace(load=load, breaker=breaker, limiter=SimpleNamespace())
 
     idle, before = endpoint((0.0, 0.5)), endpoint((wait_s, load), is_open=is_open)
-    pool = EndpointPool([idle, before])  # type: ignore[list-item]
+    pool = EndpointPool([idle, before])
     assert pool.choose() is idle
-    assert (pool.choose(before) is before) is stays  # type: ignore[arg-type]
+    assert (pool.choose(before) is before) is stays
 
 
 async def test_a_second_question_does_not_wait_for_a_slow_endpoint(
