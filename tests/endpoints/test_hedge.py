@@ -12,99 +12,82 @@ from endpoint import FakeEndpoint, Reply, completion
 from captioner import run_batch
 
 RECORDS = 150
+LATE = Reply(200, completion("late"), delay_s=1.0)
+HANGS = Reply(fault="hang")
+
+
+def last_record(endpoint: FakeEndpoint, *replies: Reply) -> None:
+    """Reply to the first requests of the last record like that, then as usual."""
+    left = iter(replies)
+    last = f"q{RECORDS - 1}"
+    endpoint.behave = lambda call: next(left, None) if call.texts[-1] == last else None
 
 
 async def caption(source: Path, endpoint: FakeEndpoint, **options):
+    options = {"base_url": endpoint.base_url, "model": "m", "concurrency": 8, **options}
     async with asyncio.timeout(60):
-        return await run_batch(
-            source,
-            **{"base_url": endpoint.base_url, "model": "m", "concurrency": 8, "dedup": False}
-            | options,
-        )
+        report = await run_batch(source, **options)
+    return report, [row["caption"] for row in rows(Path(report.output))]
 
 
-def straggles(endpoint: FakeEndpoint, *later: Reply | None) -> None:
-    """Let the first request of the last record hang; `later` answers those that follow."""
-    answers = iter((Reply(fault="hang"), *later))
-
-    def behave(call):
-        return next(answers, None) if call.texts[-1].endswith(f" {RECORDS - 1}?") else None
-
-    endpoint.behave = behave
-
-
-@pytest.fixture
-def source(tmp_path, make_input) -> Path:
-    lines = make_input(RECORDS).read_text().splitlines()
-    path = tmp_path / "asked.jsonl"
-    path.write_text(
-        "".join(f'{line[:-1]}, "prompt": "What is {n}?"}}\n' for n, line in enumerate(lines))
-    )
-    return path
-
-
-async def test_a_straggler_is_sent_again(source, endpoint) -> None:
-    """A request that hangs ends no run an hour late; its record has one row."""
-    straggles(endpoint)
-    report = await caption(source, endpoint)
-    assert (report.captioned, report.failed) == (RECORDS, 0)
-    assert len(rows(Path(report.output))) == RECORDS
+async def test_a_straggler_is_sent_again(make_input, endpoint) -> None:
+    """A request that hangs ends no run minutes late; its record has one row."""
+    last_record(endpoint, HANGS)
+    report, captions = await caption(make_input(RECORDS), endpoint)
+    assert (report.captioned, report.failed, len(captions)) == (RECORDS, 0, RECORDS)
     assert (report.calls, report.retries) == (RECORDS + 1, 1)
     assert report.prompt_tokens == 100 * (RECORDS + 1)
 
 
-async def test_the_first_answer_counts_although_it_comes_late(source, endpoint) -> None:
-    """The second request hangs as well; the first one is answered after a second."""
-    straggles(endpoint)
-    answers = iter([Reply(200, completion("late"), delay_s=1.0), Reply(fault="hang")])
-    endpoint.behave = lambda call: (
-        next(answers, None) if call.texts[-1].endswith(f" {RECORDS - 1}?") else None
-    )
-    report = await caption(source, endpoint)
-    assert [row["caption"] for row in rows(Path(report.output))].count("late") == 1
-    assert report.captioned == RECORDS
-    assert report.prompt_tokens == 100 * (RECORDS + 1)
+async def test_the_first_answer_counts_although_it_comes_late(make_input, endpoint) -> None:
+    """The second request hangs; it is cancelled, and its tokens count all the same."""
+    last_record(endpoint, LATE, HANGS)
+    report, captions = await caption(make_input(RECORDS), endpoint)
+    assert (report.captioned, captions.count("late")) == (RECORDS, 1)
+    assert (report.calls, report.prompt_tokens) == (RECORDS + 1, 100 * (RECORDS + 1))
 
 
-async def test_a_second_request_that_fails_harms_nothing(source, endpoint) -> None:
-    late = Reply(200, completion("late"), delay_s=1.0)
-    answers = iter([late, Reply(500, {"error": {"message": "no"}})])
-    endpoint.behave = lambda call: (
-        next(answers, None) if call.texts[-1].endswith(f" {RECORDS - 1}?") else None
-    )
-    report = await caption(source, endpoint)
+async def test_a_second_request_that_fails_harms_nothing(make_input, endpoint) -> None:
+    last_record(endpoint, LATE, Reply(500, {"error": {"message": "no"}}))
+    report, captions = await caption(make_input(RECORDS), endpoint)
     assert (report.captioned, report.failed) == (RECORDS, 0)
-    assert [row["caption"] for row in rows(Path(report.output))].count("late") == 1
+    assert captions.count("late") == 1
+
+
+async def test_a_first_request_that_fails_waits_for_the_second(make_input, endpoint) -> None:
+    """The record needs no third request."""
+    fails = Reply(500, {"error": {"message": "no"}}, delay_s=1.0)
+    slow = Reply(200, completion("second"), delay_s=2.0)
+    last_record(endpoint, fails, slow)
+    report, captions = await caption(make_input(RECORDS), endpoint)
+    assert (report.captioned, captions.count("second")) == (RECORDS, 1)
+    assert report.calls == RECORDS + 1
 
 
 @pytest.mark.parametrize(
-    ("options", "calls"),
+    ("priced", "hedge", "calls"),
     [
-        ({"hedge": "off"}, RECORDS),
-        ({"prices": True}, RECORDS),
-        ({"prices": True, "hedge": "on"}, RECORDS + 1),
+        (False, "off", RECORDS),
+        (True, "auto", RECORDS),
+        (True, "on", RECORDS + 1),
     ],
 )
 async def test_where_requests_cost_money_it_must_be_asked_for(
-    source, endpoint, tmp_path, options, calls
+    make_input, endpoint, tmp_path, priced, hedge, calls
 ) -> None:
     """Both requests are paid for: the cost says so."""
-    if "prices" in options:
-        options = options | {"prices": tmp_path / "prices.toml"}
-        options["prices"].write_text("[m]\ninput = 10_000.0\noutput = 0.0\n")
-    late = Reply(200, completion("late"), delay_s=1.5)
-    answers = iter([late])
-    endpoint.behave = lambda call: (
-        next(answers, None) if call.texts[-1].endswith(f" {RECORDS - 1}?") else None
-    )
-    report = await caption(source, endpoint, **options)
+    prices = None
+    if priced:
+        prices = tmp_path / "prices.toml"
+        prices.write_text("[m]\ninput = 10_000.0\noutput = 0.0\n")
+    last_record(endpoint, LATE)
+    report, _ = await caption(make_input(RECORDS), endpoint, hedge=hedge, prices=prices)
     assert (report.captioned, report.calls) == (RECORDS, calls)
-    if "prices" in options:
-        assert report.cost == pytest.approx(calls)
+    assert report.cost == (pytest.approx(calls) if priced else None)
 
 
-async def test_few_requests_say_nothing_about_what_is_slow(make_input, endpoint) -> None:
-    answers = iter([Reply(200, completion("late"), delay_s=1.0)])
-    endpoint.behave = lambda _: next(answers, None)
-    report = await caption(make_input(20), endpoint)
+async def test_few_requests_do_not_say_what_is_slow(make_input, endpoint) -> None:
+    replies = iter([LATE])
+    endpoint.behave = lambda _: next(replies, None)
+    report, _ = await caption(make_input(20), endpoint)
     assert (report.captioned, report.calls) == (20, 20)
