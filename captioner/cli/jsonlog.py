@@ -27,7 +27,7 @@ EVERY_S = 10.0
 
 _NUMBERS = (
     "captioned", "failed", "resumed", "failed_before", "in_flight", "read", "calls", "retries",
-    "prompt_tokens", "completion_tokens", "cost", "waiting", "stage",
+    "prompt_tokens", "completion_tokens", "cached_tokens", "cost", "waiting", "stage",
 )  # fmt: skip
 
 

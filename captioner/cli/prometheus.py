@@ -69,6 +69,7 @@ class Metrics:
             ("retries", now.retries, "Requests that were not a record's first."),
             ("prompt_tokens", now.prompt_tokens, "Input tokens."),
             ("completion_tokens", now.completion_tokens, "Output tokens."),
+            ("cached_tokens", now.cached_tokens, "Input tokens from the endpoint's cache."),
             ("cost_dollars", now.cost, "US dollars spent; missing where no price is known."),
             ("shared", now.shared, "Records settled by the answer to an equal one."),
             ("cached", now.cached, "Records settled from the cache."),

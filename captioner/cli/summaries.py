@@ -79,7 +79,8 @@ def _shares(report: RunReport) -> list[str]:
 
 
 def _spent(report: RunReport) -> str:
-    tokens = f"{short(report.prompt_tokens)} in, {short(report.completion_tokens)} out"
+    cached = f" ({short(report.cached_tokens)} cached)" if report.cached_tokens else ""
+    tokens = f"{short(report.prompt_tokens)} in{cached}, {short(report.completion_tokens)} out"
     retries = (
         f", {counted(report.retries, 'retry', 'retries')} among them" if report.retries else ""
     )

@@ -53,6 +53,7 @@ class RequestCounters:
         cost: US dollars spent, discarded responses included; None where prices are not known.
         prompt_tokens: Input tokens as the endpoint counted them, discarded responses included.
         completion_tokens: Output tokens, likewise.
+        cached_tokens: Those of the input tokens that the endpoint had in its cache.
         answers: Responses to requests for captions.
         answered_s: Seconds that all these requests took together.
     """
@@ -64,6 +65,7 @@ class RequestCounters:
     cost: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     answers: int = 0
     answered_s: float = 0.0
 

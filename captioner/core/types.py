@@ -237,10 +237,22 @@ class Response(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Tokens as the endpoint counted them; 0 if it did not."""
+    """Tokens as the endpoint counted them; 0 if it did not.
+
+    Attributes:
+        prompt_tokens: Input tokens.
+        completion_tokens: Output tokens.
+        cached_tokens: Those of the input that the endpoint still had from another request.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        """Input and output tokens."""
+        return self.prompt_tokens + self.completion_tokens
 
 
 class Completion(NamedTuple):
@@ -290,10 +302,13 @@ class CaptionResult(NamedTuple):
     Attributes:
         each: For each question, one answer for each sample.
         attempts: Requests sent.
+        endpoint: The one that gave the last answer, which may still have the image; see
+            `EndpointPool.choose`. None if it is not known.
     """
 
     each: list[list[ValidatedCompletion]]
     attempts: int
+    endpoint: Any = None
 
 
 class Caption(NamedTuple):

@@ -15,10 +15,11 @@ from captioner.core.secrets import secrets_in, without_secrets
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
 from captioner.endpoints.endpoint import Endpoint
+from captioner.endpoints.hedge import Hedge
 from captioner.endpoints.limiter import Limiter, start_of
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import EndpointPool
-from captioner.endpoints.prices import FREE, Price, price_at, price_of
+from captioner.endpoints.prices import FREE, Price, is_local, price_at, price_of
 from captioner.endpoints.reach import models_of, only_model, patience_of, reached
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
@@ -148,7 +149,8 @@ class Connector:
         progress.states = lambda: [endpoint.state for endpoint in self._endpoints.values()]
         prices = [reached.price for reached in self._reached.values()]
         progress.cost = None if None in prices or settings.batch.any else 0.0
-        return ConnectedEndpoints(EndpointPool(endpoints), models, dialects[0], transports[0])
+        pool = _pool(self._context, self._stack, endpoints, prices)
+        return ConnectedEndpoints(pool, models, dialects[0], transports[0])
 
     async def _describer(self, settings: Settings) -> EndpointSettings:
         """Return the built-in describer, started once."""
@@ -225,6 +227,24 @@ def _limiter(context: RunContext, endpoint: EndpointSettings) -> Limiter:
     )
     context.cancel.on_request(limiter.open)
     return limiter
+
+
+def _pool(
+    context: RunContext,
+    stack: AsyncExitStack,
+    endpoints: list[Endpoint],
+    prices: Iterable[Price | None],
+) -> EndpointPool:
+    """Return the endpoints as one; stragglers are sent again unless that may cost money."""
+    pool = EndpointPool(endpoints)
+    wanted = context.settings.run.hedge
+    is_free = all(price in (None, FREE) for price in prices)
+    names = [endpoint.name for endpoint in endpoints]
+    is_free = is_free and all(name.startswith("http") and is_local(name) for name in names)
+    if wanted == "on" or (wanted == "auto" and is_free):
+        pool.hedge = Hedge(context.progress, lambda: pool.limiters)
+        stack.push_async_callback(pool.hedge.close)
+    return pool
 
 
 def _budget(context: RunContext) -> CostBudget:

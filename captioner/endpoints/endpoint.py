@@ -320,7 +320,7 @@ class Endpoint:
             raise
         else:
             self.limiter.succeeded(epoch, time.monotonic() - began)
-            if used := sum(completion.usage):
+            if used := completion.usage.total:
                 self.limiter.correct_tokens(estimated, used)
                 self._mean_tokens += (used - self._mean_tokens) / 16
             return completion
@@ -381,18 +381,19 @@ class Endpoint:
         try:
             completion = await self._judged(response, overrides, version)
         except CaptionerError:
-            self._count(usage_of(response))  # a response that refuses may be paid for as well
+            self.count(usage_of(response))  # a response that refuses may be paid for as well
             raise
         self._progress.waiting = ""
-        self._count(completion.usage, is_answer=True)
+        self.count(completion.usage, is_answer=True)
         return completion
 
-    def _count(self, usage: Usage, *, is_answer: bool = False) -> None:
+    def count(self, usage: Usage, *, is_answer: bool = False) -> None:
         """Count tokens and their cost."""
         if not (is_answer or any(usage)):
             return
         self._progress.prompt_tokens += usage.prompt_tokens
         self._progress.completion_tokens += usage.completion_tokens
+        self._progress.cached_tokens += usage.cached_tokens
         if self._costs is not None:
             self._costs.charge(usage)
 

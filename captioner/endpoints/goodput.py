@@ -42,7 +42,6 @@ PERHAPS = 3.5
 """Evidence, the logarithm of how unlikely the errors are by chance, needed to lower the load, to
 end the experiment, and to take an increase back."""
 
-
 MOSTLY = 0.5
 """A share of errors above that is taken for noise only if it stays when hardly anything is sent."""
 
@@ -68,18 +67,19 @@ MOST_STEP = 0.5
 second; twice as much each round until errors come, but at most the third. So several runs on one
 quota come to equal parts. Far below a load that led to errors the largest one comes first."""
 
+NEAR = 0.9
+"""A step closes a third of the way to that part of a load that led to errors, if that is more."""
+
+FEW = 8
+"""From that load on, a step is a whole request at least; below it, at most up to the next whole
+number, which may be all that the endpoint has slots for."""
+
 MOST_HOLD_S = 2.0
 """Longest time for which the permit of a refused request stays out."""
 
 SETTLE = 1.5
-"""Latencies after a change during which results still show the load before it."""
-
-
-def divergence(share: float, expected: float) -> float:
-    """Return the Kullback-Leibler divergence of two probabilities, in nats a result."""
-    expected = min(max(expected, 1e-9), 1.0 - 1e-9)
-    total = share * math.log(share / expected) if share > 0 else 0.0
-    return total + ((1 - share) * math.log((1 - share) / (1 - expected)) if share < 1 else 0.0)
+SETTLE_MORE = 0.5
+"""Latencies after a decrease and an increase during which results still show the load before."""
 
 
 class GoodputLimit:
@@ -96,6 +96,7 @@ class GoodputLimit:
     Attributes:
         load: Requests in flight now, on average; fractions count.
         in_flight: Most requests in flight now.
+        rests_until: No request is sent before that time.
         spreads: The endpoint refused what was too much: requests are spread in time.
         noise: Share of errors that does not depend on the load.
         epoch: Number of changes so far; a request carries the one it was sent in.
@@ -114,10 +115,10 @@ class GoodputLimit:
     ) -> None:
         self.ceiling = ceiling
         self.spreads = False
-        self.load, self.in_flight = float(start), int(start)
+        self.load, self.in_flight, self.rests_until = float(start), int(start), 0.0
         self._learn_noise(0.0)
-        self.epoch = 0
-        self.held_back = False
+        self.epoch, self.held_back = -1, False
+        self._excess = self._began = 0.0
         self.latency_s = 0.0
         self._longest_s = longest_s
         self._courtesy = courtesy
@@ -126,30 +127,18 @@ class GoodputLimit:
         self._shortest_s = math.inf
         self._interval_s = 0.0  # between two successes
         self._last = 0.0
-        self._settled = 0.0  # results before that time are of the load before
-        self._results = 0
-        self._errors = 0
-        self._weight = 0.0  # of the errors
-        self._excess = 0.0  # evidence that there are more errors than noise
-        self._seen = self._seen_errors = 0  # results of which it consists
-        self._seen_weight = 0.0
-        self._began = -1.0  # of the round
-        self._round = FEWEST  # results that it has at least
         self._gain = STEP
         self._wait_s = WAIT_S
         self._more_at = 0.0
         self._failed_at = math.inf  # a load that led to errors
         self._experimenting = False  # with less load
-        self._load_before = self.load
-        self._spreads_before = False
         self._below: float | None = None  # the load before an increase that is not proven
-        self._kept_before = 1.0
-        self._weight_before = 1.0
-        self._share_before = 0.0
+        self._load_before, self._spreads_before = self.load, False
+        self._kept_before, self._weight_before, self._share_before = 1.0, 1.0, 0.0
         self._results_before = 0
-        self._rounds = 0
-        self._recheck = RECHECK_ROUNDS
+        self._rounds, self._recheck = 0, RECHECK_ROUNDS
         self._last_noise = 0.0
+        self._change(0.0)
 
     @property
     def is_noisy(self) -> bool:
@@ -183,7 +172,7 @@ class GoodputLimit:
         if epoch != self.epoch:
             return
         half_s = self._longest_s / 2
-        if latency_s > half_s and latency_s > 2 * self._shortest_s:
+        if latency_s > half_s and latency_s > 2.5 * self._shortest_s:
             self._shorten_queue(in_flight * half_s / latency_s, now)
         elif now >= self._settled:
             self._results += 1
@@ -217,14 +206,14 @@ class GoodputLimit:
 
         A quick refusal keeps its permit as long as a reply would, but no longer than `MOST_HOLD_S`.
         Without that, the permits above the endpoint's limit would be refused hundreds of times a
-        second.
+        second. Before the first reply that is the longest time.
 
         Args:
             latency_s: Seconds that the request took.
         """
         if self.is_noisy:
             return 0.0
-        return max(0.0, min(self.latency_s, MOST_HOLD_S) - latency_s)
+        return max(0.0, min(self.latency_s or MOST_HOLD_S, MOST_HOLD_S) - latency_s)
 
     def recovered(self, now: float) -> None:
         """Forget what an outage did: the endpoint works again."""
@@ -303,6 +292,8 @@ class GoodputLimit:
         self.spreads = self.latency_s > 0
         self._set(max(self._least_load, self.load * factor))
         self._change(now)
+        if self._slow_start and self._weight_before > 1:  # doubling sent far more than is taken
+            self.rests_until = self._settled
 
     def _odds(self, share: float, other: float) -> float:
         """Return how much likelier the results are with one share of errors than with another."""
@@ -331,7 +322,8 @@ class GoodputLimit:
         same = self._odds(before, max(self._floor, before / 2))
         weight = self._weight / max(1, self._errors)
         full = self._results >= most
-        if self._odds(self._floor, before) > 2 * LIKELY / self._weight_before:
+        sure = self._odds(self._floor, before) > 2 * LIKELY / self._weight_before
+        if sure or (full and not self._errors):
             self._stay(now)
         elif (same > LIKELY * weight or (full and same > LIKELY * (weight - 1.5))) and (
             self._share < MOSTLY or self.load <= self._least_load
@@ -381,10 +373,8 @@ class GoodputLimit:
             self._learn_noise(0.0)  # the next round suspects the load, if there are errors still
             self._rounds = 0
             self._count_again()
-        elif not self._slow_start:
-            self._raise(now)
         else:
-            self._count_again()
+            self._raise(now)
 
     # More load.
 
@@ -402,16 +392,21 @@ class GoodputLimit:
             self._failed_at = math.inf
             self._wait_s = max(WAIT_S, self._wait_s / 4)
         self._below = None
-        load = min(float(self.ceiling), self.load * (1 + self._gain))
+        if self._failed_at < math.inf:
+            third = (NEAR * self._failed_at / self.load - 1) / 3
+            self._gain = max(self._gain, min(MOST_STEP, third))
+        whole = math.floor(self.load) + 1.0
+        load = (max if self.load >= FEW else min)(whole, self.load * (1 + self._gain))
+        load = min(float(self.ceiling), load)
         waits = now < self._more_at and load >= 0.95 * self._failed_at
         slow = self.latency_s > max(0.4 * self._longest_s, 2 * self._shortest_s)
-        if waits or slow or load <= self.load or not self.held_back:
+        if self._slow_start or waits or slow or load <= self.load or not self.held_back:
             self._count_again()
             return
         self._below = self.load
         self._set(load)
         self._gain = min(MOST_STEP, 2 * self._gain)
-        self._change(now, 1.0)
+        self._change(now, SETTLE_MORE)
 
     def _take_back(self, now: float) -> None:
         """Return to the load before an increase."""
@@ -440,15 +435,16 @@ class GoodputLimit:
 
     def _count_again(self) -> None:
         self._results = self._errors = 0
-        self._weight = 0.0
-        self._began = -1.0
+        self._weight = 0.0  # of the errors
+        self._began = -1.0  # the round
         self._round = max(FEWEST // 2, min(ROUND, int(4 * self.load)), int(self.load))
         self.held_back = False
 
     def _change(self, now: float, settle: float = SETTLE) -> None:
         """Count only what is sent from now on, once it shows the changed load."""
         self.epoch += 1
-        self._excess = self._seen_weight = 0.0
-        self._seen = self._seen_errors = 0
+        self._excess = 0.0  # evidence that there are more errors than noise
+        self._seen = self._seen_errors = 0  # results of which it consists
+        self._seen_weight = 0.0
         self._count_again()
         self._settled = now + settle * self.latency_s + self._lag_s

@@ -116,6 +116,7 @@ class Limiter:
         tokens: Tokens a minute.
         in_flight: Permits out now.
         shared: Other endpoints may do the work: a pause rejects all that wait here.
+        recent_s: Seconds of the last 1,000 successful requests.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Limiter:
         self.tokens = TokenBucket()
         self.in_flight = 0
         self.shared = False
+        self.recent_s: deque[float] = deque(maxlen=1_000)
         self._fixed = (rpm, tpm)
         self._learnt: list[float | None] = [None, None]
         self._share = share
@@ -231,6 +233,7 @@ class Limiter:
         """
         if self._waiting:
             self.window.held_back = True
+        self.recent_s.append(latency_s)
         now = self._clock() if self._clock is not None else self._now()
         self.window.succeeded(epoch, latency_s, self.in_flight, now)
 
@@ -341,7 +344,7 @@ class Limiter:
         now = self._now()
         wait = self.paused_s
         if window.spreads:
-            wait = max(wait, self._sent_at + window.gap_s - now)
+            wait = max(wait, self._sent_at + window.gap_s - now, window.rests_until - now)
         if stated:
             wait = max(wait, self.requests.delay(1.0, now), self.tokens.delay(tokens, now))
         return wait

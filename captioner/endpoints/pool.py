@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from captioner.core.cancellation import EndpointBusyError
@@ -22,9 +23,15 @@ if TYPE_CHECKING:
     from captioner.core.types import Completion, RequestOverrides
     from captioner.endpoints.blame import PoisonDetector
     from captioner.endpoints.endpoint import Endpoint
+    from captioner.endpoints.hedge import Hedge
     from captioner.endpoints.limiter import Limiter
 
 logger = logging.getLogger(__name__)
+
+STAY_S = 1.0
+STAY = 0.5
+"""What a request may lose by going where its image went before, whose server may still have it:
+seconds until it is sent, and the difference of the loads (see `Limiter.load`)."""
 
 
 class EndpointPool:
@@ -32,9 +39,13 @@ class EndpointPool:
 
     Args:
         endpoints: At least one.
+
+    Attributes:
+        hedge: Sends stragglers again; None does not.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self.hedge: Hedge | None = None
         self._left = list(endpoints)
         self._update_shared()
 
@@ -61,11 +72,14 @@ class EndpointPool:
         """Seconds until the last endpoint is given up, infinite while one works."""
         return max(endpoint.breaker.seconds_left() for endpoint in self._left)
 
-    def choose(self) -> Endpoint:
+    def choose(self, before: Endpoint | None = None) -> Endpoint:
         """Return the endpoint for the next attempt: one that is due a probe, else the least loaded.
 
         Endpoints with an open circuit are left alone while others work. If all circuits are open,
         each endpoint gets a worker that waits to probe it.
+
+        Args:
+            before: The one that has answered with the same image; see `STAY`.
         """
         if len(self._left) == 1:
             return self._left[0]
@@ -74,7 +88,13 @@ class EndpointPool:
                 return endpoint
         working = [endpoint for endpoint in self._left if not endpoint.breaker.is_open]
         unprobed = [endpoint for endpoint in self._left if not endpoint.breaker.probing]
-        return min(working or unprobed or self._left, key=lambda endpoint: endpoint.load)
+        best = min(working or unprobed or self._left, key=lambda endpoint: endpoint.load)
+        near = [one for one in working if before is not None and one.limiter is before.limiter]
+        if near:
+            (wait_s, full), (least_s, least) = near[0].load, best.load
+            if wait_s <= least_s + STAY_S and full <= least + STAY:
+                return near[0]
+        return best
 
     async def attempt(
         self,
@@ -83,17 +103,35 @@ class EndpointPool:
         *,
         retry: bool,
         poison: PoisonDetector | None = None,
+        before: Endpoint | None = None,
     ) -> tuple[Endpoint, Completion | Exception]:
         """Send one request to the best endpoint; return it with the model's text or the error.
 
-        The arguments are those of `Endpoint.attempt`.
+        The arguments are those of `Endpoint.attempt` and `choose`.
 
         Raises:
             RunError: No endpoint is left.
             StoppedError: The run is cancelled.
         """
+        first = partial(
+            self._attempt, messages, overrides, retry=retry, poison=poison, before=before
+        )
+        if self.hedge is None:
+            return await first()
+        second = partial(self._attempt, messages, overrides, retry=True, poison=None, before=None)
+        return await self.hedge.first_answer(first, second)
+
+    async def _attempt(
+        self,
+        messages: tuple[bytes, ...],
+        overrides: RequestOverrides,
+        *,
+        retry: bool,
+        poison: PoisonDetector | None,
+        before: Endpoint | None,
+    ) -> tuple[Endpoint, Completion | Exception]:
         while True:
-            endpoint = self.choose()
+            endpoint = self.choose(before)
             was_open = endpoint.breaker.is_open
             try:
                 completion = await endpoint.attempt(messages, overrides, retry=retry, poison=poison)

@@ -111,7 +111,12 @@ def _usage(reply: dict[str, Any]) -> Usage:
     usage = reply.get("usage")
     if not isinstance(usage, dict):
         return Usage()
-    return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+    details = usage.get("prompt_tokens_details")
+    return Usage(
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+    )
 
 
 def error_of(response: Response) -> CaptionerError:

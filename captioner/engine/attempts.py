@@ -114,17 +114,23 @@ class RecordAttempts:
         self._unknown_finishes: Counter[str] = Counter()  # captions flagged for a reason
         self._unseen: set[int] = set()  # records whose answer says that there is no image
 
-    async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
+    async def answers(
+        self, prepared: PreparedRecord, before: Endpoint | None = None
+    ) -> CaptionResult | Failure:
         """Return the answers that make a record's caption, or its failure.
 
         Errors of an endpoint cost time but no attempts. Unusable responses cost attempts. A
         record that keeps failing on an endpoint that serves other records fails as well.
 
+        Args:
+            prepared: The record.
+            before: An endpoint that had its images before.
+
         Raises:
             StoppedError: The run is cancelled before there is an outcome.
             RunError: No record will be captioned.
         """
-        state = _RecordState(prepared)
+        state = _RecordState(prepared, before)
         answers: list[list[ValidatedCompletion]] = []
         try:
             if scale := self._size_limit.scale_for(prepared):
@@ -139,7 +145,7 @@ class RecordAttempts:
             return Failure(prepared.record, error.code, error.message, state.attempts)
         if state.poison is not None:
             state.poison.succeeded()
-        return CaptionResult(answers, state.attempts)
+        return CaptionResult(answers, state.attempts, state.endpoint)
 
     async def _answer(self, state: _RecordState, question: int) -> ValidatedCompletion:
         """Return an answer to one of the record's questions.
@@ -252,10 +258,12 @@ class RecordAttempts:
                 overrides,
                 retry=state.is_retry,
                 poison=state.poison,
+                before=state.endpoint,
             )
             # A connection that was never made is no request.
             state.is_retry |= getattr(result, "code", "") != "connection"
             if isinstance(result, Completion):
+                state.endpoint = endpoint
                 if tried is not None and overrides.thinking is None:
                     endpoint.leave_out_thinking(tried)
                 return result, time.monotonic() - began
@@ -367,6 +375,7 @@ class _RecordState:
     """The state of a record between its attempts."""
 
     prepared: PreparedRecord
+    endpoint: Endpoint | None = None  # that has answered and may still have the image
     poison: PoisonDetector | None = None
     pauses: Iterator[float] | None = None
     image_overrides: ImageOverrides = UNCHANGED

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from captioner.core.protocols import Dialect
     from captioner.core.types import Outcome
+    from captioner.endpoints.endpoint import Endpoint
     from captioner.engine.attempts import RecordAttempts
     from captioner.engine.prepare_async import AsyncPreparer
     from captioner.journal.answers import KeptAnswers
@@ -219,7 +220,7 @@ class Stages:
             request = await self._request(plan, prepared, asked)
             if isinstance(request, Failure):
                 return request
-            result = await _sent(stage, request)
+            result = await _sent(stage, request, found.endpoint)
             found.attempts += result.attempts
             if isinstance(result, Failure):
                 return result
@@ -257,6 +258,7 @@ class _Found:
         self.codes: dict[str, str] = {}
         self.doubt: float | None = None
         self.attempts = 0
+        self.endpoint: Endpoint | None = None
         self.usage = Usage()
         self.latency_s = 0.0
         self.values = {**known, "codes": self.codes, "doubts": {}, "doubt": 0.0}
@@ -271,6 +273,7 @@ class _Found:
 
     def count(self, result: CaptionResult) -> None:
         """Add the tokens and the time of a request."""
+        self.endpoint = result.endpoint
         for one in result.each[0]:
             used = one.completion.usage
             self.usage = Usage(*map(sum, zip(self.usage, used, strict=True)))
@@ -322,14 +325,21 @@ def _key(stage: Stage, prepared: PreparedRecord, asked: Asked | None) -> bytes:
     return digest(b"%b%b%b" % (stage.digest, seen, text))
 
 
-async def _sent(stage: Stage, request: PreparedRecord) -> CaptionResult | Failure:
+async def _sent(
+    stage: Stage, request: PreparedRecord, before: Endpoint | None
+) -> CaptionResult | Failure:
     """Send a request to the stage's endpoint and, if that gives no caption, to its fallbacks.
+
+    Args:
+        stage: The stage.
+        request: Its request.
+        before: The endpoint of an earlier stage of the record.
 
     Raises:
         RunError: The stage's own endpoint will caption no record.
     """
     first, *others = stage.chain
-    result = await first.answers(request)
+    result = await first.answers(request, before)
     attempts = result.attempts
     for other in others:
         if not isinstance(result, Failure) or result.code not in FALL_BACK:

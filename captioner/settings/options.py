@@ -656,6 +656,12 @@ class RunSettings(_Group):
         "Stop the run after this many refusals alike in a row without a caption between them. "
         "Default: 10 before the first caption, 25 after it."
     )
+    hedge: Literal["auto", "on", "off"] = _option(
+        "At the end of a run, send a request a second time if it takes longer than 99 of 100 did; "
+        "the first answer counts. auto does so where requests cost nothing: on your own network, "
+        "without a price.",
+        "auto",
+    )
     probe: bool = _option(
         "Before a run of 20 records or more, send one request with a test image, to find a model "
         "that sees no images.",

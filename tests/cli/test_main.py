@@ -60,6 +60,7 @@ SAMPLES = {
     "max_outage": 2.5,
     "stop_after": 9,
     "thinking": "off",
+    "hedge": "on",
     "missing": "empty",
     "prompt_mix": "2.5=What is it?",
     "prompt_file_in_folder": "prompt.txt",

@@ -39,6 +39,17 @@ def only_after(count: int, body: Any, status: int = 200):
     return behave
 
 
+async def test_tokens_from_the_cache_of_the_endpoint_are_summed(make_input, endpoint) -> None:
+    """They are a part of the input tokens, and do not count twice."""
+    reply = completion("a cat")
+    reply["usage"]["prompt_tokens_details"] = {"cached_tokens": 64}
+    endpoint.behave = lambda _: Reply(200, reply)
+    report = await run_batch(
+        make_input(5), base_url=endpoint.base_url, model="m", ask=["a=What?", "b=Where?"]
+    )
+    assert (report.prompt_tokens, report.cached_tokens) == (1_000, 640)
+
+
 async def test_a_refused_parameter_costs_one_round_and_no_attempts(make_input, endpoint) -> None:
     """Adapted once for all records; the user is told once."""
 

@@ -20,13 +20,15 @@ from goodput_sim import CASES, Case, simulate
     [
         ("r35", 0.85, 0.37),
         ("r10", 0.80, 0.13),
-        ("q600", 0.98, 0.06),
+        ("q600", 0.98, 0.035),
         ("q6000", 0.98, 0.03),
         ("q500", 0.98, 0.04),
         ("s32", 0.95, 0.05),
         ("s32x", 0.95, 0.05),
         ("s32r", 0.85, 0.40),
+        ("cap2", 0.90, 0.10),
         ("step", 0.90, 0.05),
+        ("up", 0.90, 0.05),
         ("serial", 0.95, 0.0),
         ("slow", 0.85, 0.10),
         ("outage", 0.90, 0.05),
@@ -87,6 +89,26 @@ def test_the_load_grows_only_while_it_is_what_holds_us_back() -> None:
     for number in range(1_000):
         window.succeeded(window.epoch, 1.0, 3, number * 0.3)
     assert window.load == 20
+
+
+def test_a_few_refusals_before_the_first_reply_are_not_repeated() -> None:
+    """Records that wait do not take a refused one's place at once while nothing is known."""
+    (client,) = simulate(CASES["cap2"]._replace(seconds=2), 3)
+    assert client.refused <= 32
+
+
+def test_fewer_requests_without_an_error_are_no_noise() -> None:
+    """A run does not go back to what was refused because few requests later all succeed."""
+    window = GoodputLimit(64, 64.0)
+    now = 0.0
+    for number in range(2_000):
+        now += 0.1 / window.load
+        if window.load > 1 and number > 100:
+            window.failed(window.epoch, 8, now, 2.0)
+        else:
+            window.succeeded(window.epoch, 0.1, 8, now)
+    assert not window.is_noisy
+    assert window.load < 8
 
 
 def test_an_error_among_many_successes_changes_nothing() -> None:

@@ -168,12 +168,14 @@ def test_unknown_finish_reasons_are_no_error(reason):
 @pytest.mark.parametrize(
     ("usage", "found"),
     [
-        ({"prompt_tokens": 7, "completion_tokens": 3}, (7, 3)),
-        ({"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 1}}, (7, 0)),
-        ({"prompt_tokens": None, "completion_tokens": "3"}, (0, 0)),
-        ({"prompt_tokens": -1, "completion_tokens": 2.5}, (0, 0)),
-        ([], (0, 0)),
-        (None, (0, 0)),
+        ({"prompt_tokens": 7, "completion_tokens": 3}, (7, 3, 0)),
+        ({"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 1}}, (7, 0, 1)),
+        ({"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": None}}, (7, 0, 0)),
+        ({"prompt_tokens": 7, "prompt_tokens_details": [1]}, (7, 0, 0)),
+        ({"prompt_tokens": None, "completion_tokens": "3"}, (0, 0, 0)),
+        ({"prompt_tokens": -1, "completion_tokens": 2.5}, (0, 0, 0)),
+        ([], (0, 0, 0)),
+        (None, (0, 0, 0)),
     ],
 )
 def test_tokens_as_far_as_they_are_told(usage, found):
@@ -183,7 +185,7 @@ def test_tokens_as_far_as_they_are_told(usage, found):
     assert judge(reply).usage == found
     del reply["usage"]
     del reply["model"]
-    assert judge(reply).usage == (0, 0)
+    assert judge(reply).usage == (0, 0, 0)
 
 
 NOT_CAPTIONS = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import rows
@@ -11,6 +12,7 @@ from endpoint import FakeEndpoint, Reply
 
 from captioner import run_batch
 from captioner.core.errors import EndpointRefusedError
+from captioner.endpoints.pool import EndpointPool
 
 
 @pytest.fixture
@@ -47,6 +49,43 @@ async def test_weights_count(make_input, endpoint, second) -> None:
     report, _ = await caption(make_input(200), endpoints=tables)
     assert report.captioned == 200
     assert endpoint.given > 2 * second.given > 0
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "load", "is_open", "stays"),
+    [
+        (0.0, 0.75, False, True),
+        (0.5, 0.5, False, True),
+        (0.0, 1.25, False, False),
+        (60.0, 0.5, False, False),
+        (0.0, 0.5, True, False),
+    ],
+)
+def test_a_question_follows_its_image_unless_that_costs_time(
+    wait_s: float, load: float, is_open: bool, stays: bool
+) -> None:
+    """The server of the first question may have the image in its cache."""
+
+    def endpoint(load: tuple[float, float], *, is_open: bool = False) -> SimpleNamespace:
+        breaker = SimpleNamespace(is_open=is_open, probing=False, probe_due=lambda: False)
+        return SimpleNamespace(load=load, breaker=breaker, limiter=SimpleNamespace())
+
+    idle, before = endpoint((0.0, 0.5)), endpoint((wait_s, load), is_open=is_open)
+    pool = EndpointPool([idle, before])
+    assert pool.choose() is idle
+    assert (pool.choose(before) is before) is stays
+
+
+async def test_a_second_question_does_not_wait_for_a_slow_endpoint(
+    make_input, endpoint, second
+) -> None:
+    """A cache is not worth an hour: a paused endpoint keeps no question."""
+    hour = {"Retry-After": "3600"}
+    second.behave = lambda call: Reply(429, None, hour) if "Where" in call.texts[-1] else None
+    questions = ["name=What is it?", "place=Where is it?"]
+    async with asyncio.timeout(30):
+        report, _ = await caption(make_input(60), endpoint, second, ask=questions)
+    assert report.captioned == 60
 
 
 async def test_a_slow_endpoint_gets_less(make_input, endpoint, second) -> None:

@@ -203,6 +203,7 @@ class BatchMerger:
         usage, progress = usage_of(reply), self.context.progress
         progress.prompt_tokens += usage.prompt_tokens
         progress.completion_tokens += usage.completion_tokens
+        progress.cached_tokens += usage.cached_tokens
         try:
             completion = self.engine.connected.dialect.judge(reply)
         except RunError as error:  # it concerns one request of many; a retry may succeed
