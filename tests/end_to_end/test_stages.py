@@ -620,3 +620,21 @@ def test_answers_beside_the_output_are_neither_links_nor_trusted(
     assert endpoint.count == 6
     assert run_command("remove", output, "--yes").returncode == 0
     assert not answers.exists()
+
+
+async def test_stages_of_a_record_go_to_the_endpoint_that_has_its_image(
+    make_input, endpoint
+) -> None:
+    other = FakeEndpoint()
+    other.start()
+    try:
+        check = {"name": "check", "prompt": "Check {{ draft }}", "field": "caption"}
+        await staged(
+            make_input(40), endpoint, DRAFT, check, base_url=(endpoint.base_url, other.base_url)
+        )
+    finally:
+        other.stop()
+    seen = [{call.images[0] for call in one.calls} for one in (endpoint, other)]
+    assert endpoint.count + other.count == 80
+    assert min(map(len, seen)) > 5
+    assert len(seen[0] & seen[1]) < 10
