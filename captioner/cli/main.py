@@ -18,6 +18,7 @@ from captioner.cli.parser import Command, Group, given_options, read_config
 from captioner.core.descriptors import raise_limit
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.humanize import printable_lines
+from captioner.core.shortage import shortage
 from captioner.settings.options import CSV_SAFE, OutputFormat
 from captioner.settings.validation import did_you_mean
 
@@ -77,6 +78,8 @@ def _discard_output() -> None:
 
 
 def _describe(error: Exception) -> str:
+    if said := shortage(error):
+        return said
     if isinstance(error, OSError):
         return f"{error.filename or 'cannot write'}: {error.strerror or error}"
     return (

@@ -35,6 +35,7 @@ from captioner.core.humanize import counted, printable, printable_json, printabl
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
 from captioner.core.regular import reading
+from captioner.core.shortage import refuse_too_little, shortage
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
 from captioner.journal.companions import find_journal, journal_path, output_of
@@ -80,7 +81,7 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
             raise
         else:
             status = 1
-            text = (
+            text = shortage(error) or (
                 f"internal error ({type(error).__name__}: {error}). Finished captions are saved. "
                 "Please report it; --debug shows where it happened."
             )
@@ -109,6 +110,7 @@ def run_watched(
         SettingsError: The settings are invalid.
         RunError: The run stopped early, after its report was shown.
     """
+    refuse_too_little()
     import uvloop
 
     # Pillow's remarks about the metadata of single images would flood the terminal.

@@ -16,6 +16,7 @@ from captioner.core.errors import RunError, SettingsError
 from captioner.core.keys import KeyTable
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
+from captioner.core.shortage import shortage
 from captioner.engine.engine import Engine
 from captioner.engine.first_look import FIRST
 from captioner.engine.selection import Selection
@@ -403,6 +404,12 @@ class _Run:
         except RunError as error:
             error.report = self.report(type(error).__name__)
             raise
+        except Exception as error:
+            if not (said := shortage(error)):
+                raise
+            ended = RunError(said)
+            ended.report = self.report(RunError.__name__)
+            raise ended from error
         self._progress.stage = "finished"
         return self.report("interrupted" if self._context.cancel else "")
 
