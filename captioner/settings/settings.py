@@ -173,6 +173,9 @@ class Settings:
         endpoint = made.get("endpoint", EndpointSettings())
         if endpoint.serve is not None and endpoint.base_url:
             raise SettingsError("serve: it cannot be combined with --base-url")
+        run = made.get("run", RunSettings())
+        if run.processes > run.concurrency:  # the share of a process may be smaller
+            raise SettingsError("processes: must not be more than --concurrency")
         path, files = None, tuple[Path, ...]()
         if isinstance(input, str | Path):
             path = Path(input)
