@@ -218,7 +218,6 @@ def _caption(
 ) -> int:
     """Run or, with ``dry_run``, estimate."""
     from captioner.cli.printing import writes_nothing
-    from captioner.executors.opening import options_before
     from captioner.settings.remembered import recalled
     from captioner.settings.settings import Settings
 
@@ -227,7 +226,7 @@ def _caption(
     settings = Settings.create(source, output, **given)
     from captioner.cli import session
 
-    if not writes_nothing(settings) and (kept := options_before(settings)):
+    if not writes_nothing(settings) and (kept := session.options_to_recall(settings)):
         settings = Settings.create(source, output, **recalled(kept, given))
     if dry_run:
         session.estimate_in_console(settings, probe=probe_records, as_json=as_json)

@@ -38,6 +38,7 @@ from captioner.core.regular import reading
 from captioner.core.shortage import refuse_too_little, shortage
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
+from captioner.executors.opening import options_before
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
 from captioner.settings.locations import storage_url
@@ -64,6 +65,12 @@ def _say(text: str) -> None:
 
 def _json(report: Any) -> str:
     return printable_json(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
+
+
+@forward_warnings(_say)
+def options_to_recall(settings: Settings) -> dict[str, Any]:
+    """Return the options that the output of a run remembers, and say why it may use none."""
+    return options_before(settings)
 
 
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:

@@ -38,7 +38,7 @@ from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export import check_format, export
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
-from captioner.settings.remembered import remembered
+from captioner.settings.remembered import remembered, sealed
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class _Run:
             shaping,
             failures=failures_path(settings.output_path),
             source=source,
-            options=remembered(self._given),
+            options=sealed(remembered(self._given)),
             accept_changes=run.accept_changes or run.redo is not None,
             accept_edits=run.accept_edits,
             files=self._files,
