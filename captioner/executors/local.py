@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
-from captioner.core.keys import KeyTable
+from captioner.core.keys import KeyTable, off_the_loop
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
 from captioner.core.shortage import shortage
@@ -268,7 +268,8 @@ class _Run:
             self._raise_if_stopped()
             seen += len(batch)
             for at in range(0, len(batch), FIRST // 10):
-                keys = self._keys.of_records(batch[at : at + FIRST // 10])
+                some = batch[at : at + FIRST // 10]
+                keys = await off_the_loop(self._keys.of_records, some)
                 found += sum(map(journal.done.__contains__, keys))
                 if found >= enough:
                     return
@@ -289,7 +290,8 @@ class _Run:
         counts: Counter[bytes] = Counter()
         async for batch in self._source.batches():
             self._raise_if_stopped()
-            counts.update(key for key in self._keys.of_records(batch) if key in repeated)
+            keys = await off_the_loop(self._keys.of_records, batch)
+            counts.update(key for key in keys if key in repeated)
         await asyncio.to_thread(journal.truncate_duplicates, counts)
 
     async def _caption(self, engine: Engine | WorkerPool, journal: Journal) -> None:
@@ -372,7 +374,9 @@ class _Run:
         progress = self._progress
         async with aclosing(self._selected.batches()) as batches:
             async for batch in batches:
-                pending = batch if resume_filter is None else resume_filter.pending(batch)
+                pending = batch
+                if resume_filter is not None:
+                    pending = await off_the_loop(resume_filter.pending, batch)
                 progress.read += len(batch)
                 progress.position = batch[-1].end
                 if pending:
@@ -384,7 +388,8 @@ class _Run:
         seen = KeyTable()
         async for batch in self._selected.batches():
             self._raise_if_stopped()
-            for record, key in zip(batch, self._keys.of_records(batch), strict=True):
+            keys = await off_the_loop(self._keys.of_records, batch)
+            for record, key in zip(batch, keys, strict=True):
                 if (first := seen.find(key)) is not None:
                     raise SettingsError(
                         f"line {record.number} of the input repeats line {first} "
