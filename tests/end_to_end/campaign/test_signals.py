@@ -203,3 +203,19 @@ def test_a_signal_while_an_image_is_decoded(tmp_path, endpoint, run_command) -> 
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert not endpoint.calls
     assert run_command(*known).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what was read is told by /proc")
+def test_a_signal_while_a_line_without_an_end_is_read(tmp_path, endpoint) -> None:
+    """A cell of 256 GB, all a hole: it is not read to its end."""
+    source = tmp_path / "in.csv"
+    source.write_text('image,prompt\n"')
+    os.truncate(source, 1 << 38)
+    words = command(source, "--base-url", endpoint.base_url, "--model=m")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        told = Path(f"/proc/{process.pid}/io")
+        wait_until(lambda: int(told.read_text().split()[1]) > 200 << 20, process)
+        process.terminate()
+        _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert "Traceback" not in stderr
