@@ -32,11 +32,14 @@ os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """No test depends on, or sends, what the environment of the person running it holds."""
     for name in list(os.environ):
         if name.startswith(("CAPTIONER_", "OPENAI_")) or name == "DF_API_KEY":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
     # Tests count requests; those of the probe switch it on.
     monkeypatch.setenv("CAPTIONER_PROBE", "false")
     monkeypatch.setattr("captioner.engine.vision_probe.RECORDS", 1 << 30)

@@ -18,6 +18,7 @@ from captioner.cli.parser import Command, Group, given_options, read_config
 from captioner.core.descriptors import raise_limit
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.humanize import printable_lines
+from captioner.core.shortage import shortage
 from captioner.settings.options import CSV_SAFE, OutputFormat
 from captioner.settings.validation import did_you_mean
 
@@ -77,6 +78,8 @@ def _discard_output() -> None:
 
 
 def _describe(error: Exception) -> str:
+    if said := shortage(error):
+        return said
     if isinstance(error, OSError):
         return f"{error.filename or 'cannot write'}: {error.strerror or error}"
     return (
@@ -215,7 +218,6 @@ def _caption(
 ) -> int:
     """Run or, with ``dry_run``, estimate."""
     from captioner.cli.printing import writes_nothing
-    from captioner.executors.opening import options_before
     from captioner.settings.remembered import recalled
     from captioner.settings.settings import Settings
 
@@ -224,7 +226,7 @@ def _caption(
     settings = Settings.create(source, output, **given)
     from captioner.cli import session
 
-    if not writes_nothing(settings) and (kept := options_before(settings)):
+    if not writes_nothing(settings) and (kept := session.options_to_recall(settings)):
         settings = Settings.create(source, output, **recalled(kept, given))
     if dry_run:
         session.estimate_in_console(settings, probe=probe_records, as_json=as_json)

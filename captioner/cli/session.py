@@ -35,8 +35,10 @@ from captioner.core.humanize import counted, printable, printable_json, printabl
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
 from captioner.core.regular import reading
+from captioner.core.shortage import refuse_too_little, shortage
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.executors.local import run_batch
+from captioner.executors.opening import options_before
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
 from captioner.settings.locations import storage_url
@@ -65,6 +67,12 @@ def _json(report: Any) -> str:
     return printable_json(orjson.dumps(report.as_dict(), option=orjson.OPT_INDENT_2).decode())
 
 
+@forward_warnings(_say)
+def options_to_recall(settings: Settings) -> dict[str, Any]:
+    """Return the options that the output of a run remembers, and say why it may use none."""
+    return options_before(settings)
+
+
 def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = False) -> int:
     """Run to the end or to a signal, show the progress, and return the exit status."""
     ease_garbage_collection()
@@ -80,7 +88,7 @@ def run_in_console(settings: Settings, *, debug: bool = False, as_json: bool = F
             raise
         else:
             status = 1
-            text = (
+            text = shortage(error) or (
                 f"internal error ({type(error).__name__}: {error}). Finished captions are saved. "
                 "Please report it; --debug shows where it happened."
             )
@@ -109,6 +117,7 @@ def run_watched(
         SettingsError: The settings are invalid.
         RunError: The run stopped early, after its report was shown.
     """
+    refuse_too_little()
     import uvloop
 
     # Pillow's remarks about the metadata of single images would flood the terminal.

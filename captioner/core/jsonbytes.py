@@ -21,6 +21,14 @@ MOST_FIELDS = 10_000
 MOST_VALUES = 300_000
 """Most lists and objects in a record; each takes up to 200 bytes of memory."""
 
+_MOST = (
+    ("lists and objects", (b"[", b"{"), MOST_VALUES),
+    ("colons", (b":",), 500_000),
+    ("commas", (b",",), 10_000_000),
+    ("backslashes", (b"\\",), 3_000_000),
+)
+"""What is parsed or passed over one by one, and the most of each in a record: half a second."""
+
 SHORT = 1 << 20
 """Bytes of a record that is parsed in the event loop, whatever is in it."""
 
@@ -98,6 +106,20 @@ def fields_in(raw: bytes) -> list[Field]:
 def takes_long(raw: bytes) -> bool:
     """Tell whether JSON has so many parts that parsing it would hold the event loop up."""
     return len(raw) > SHORT and sum(map(raw.count, (b"[", b"{", b":", b","))) > MOST_VALUES
+
+
+def excess(raw: bytes, times: int = 1) -> str:
+    """Tell of what JSON has so much that reading it takes too long; an empty text if of nothing.
+
+    Args:
+        raw: The JSON, valid or not.
+        times: Allow as many times what a record may have.
+    """
+    if len(raw) > SHORT:
+        for what, marks, most in _MOST:
+            if sum(map(raw.count, marks)) > times * most:
+                return f"more than {times * most:,} {what}"
+    return ""
 
 
 def has_too_many_fields(raw: bytes) -> bool:

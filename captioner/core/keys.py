@@ -8,20 +8,22 @@ multiset: every input record removes one entry, and remaining entries have lost 
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import blake2b
 from sys import byteorder
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
-from captioner.core.jsonbytes import fields_in, one_line, quoted, without_fields
+from captioner.core.jsonbytes import SHORT, excess, fields_in, one_line, quoted, without_fields
 from captioner.core.row import field_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from captioner.core.types import InputRecord
 
+T = TypeVar("T")
 KEY_BYTES = 16
 _OFFSET = 6
 _PER_BUCKET = 12
@@ -33,6 +35,13 @@ def digest(data: bytes) -> bytes:
     hasher = _HASHER.copy()  # cheaper than creating one
     hasher.update(data)
     return hasher.digest()
+
+
+async def off_the_loop(work: Callable[[list[InputRecord]], T], records: list[InputRecord]) -> T:
+    """Return what some work makes of records; it is done in a thread if one of them is long."""
+    if any(record.raw[SHORT:] for record in records):  # len would be a call more
+        return await asyncio.to_thread(work, records)
+    return work(records)
 
 
 class RecordKeys:
@@ -54,8 +63,13 @@ class RecordKeys:
         self._id = quoted(id_field) if id_field else None
 
     def of_input(self, raw: bytes) -> bytes:
-        """Return the key of a record from its input line, which need not be valid JSON."""
+        """Return the key of a record from its input line, which need not be valid JSON.
+
+        A line with an `excess` fails in every run, so none of its fields is looked for.
+        """
         raw = one_line(raw)  # as in the output
+        if excess(raw):
+            return digest(raw)
         if self._id is not None:
             return self._by_id(raw)
         if _contains_any(raw, self._marks):
@@ -75,7 +89,12 @@ class RecordKeys:
         return list(map(self.of_record, records))
 
     def of_output(self, raw: bytes) -> bytes | None:
-        """Return the key of a record from its output line; None without a caption."""
+        """Return the key of a record from its output line; None without a caption.
+
+        The line has at most twice as many parts as a record may have, or a stranger wrote it.
+        """
+        if excess(raw, times=2):
+            return None
         at = raw.rfind(self._added)
         # The line may end with our fields, as we write them.
         if at > 0 and not _contains_any(raw, self._marks, at) and self._is_tail(raw, at):

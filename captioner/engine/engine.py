@@ -139,6 +139,7 @@ class Engine:
             pool = stack.enter_context(
                 DecoderPool(FitOptions(images, settings.prompt.detail), decoders)
             )
+            context.cancel.on_request(pool.close)  # an image may take up to --image-timeout
             preparer = Preparer(
                 settings,
                 asking.connected.dialect,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.errors import RecordError, SettingsError, WouldBlockError
+from captioner.core.jsonbytes import excess
 from captioner.core.memory import MemoryBudget
 from captioner.core.types import Failure
 from captioner.endpoints.openai_chat import OpenAIChat
@@ -71,6 +72,8 @@ def _refuse_existing(records: Sequence[InputRecord], settings: Settings) -> None
     found: Counter[str] = Counter()
     files = 0
     for record in records:
+        if excess(record.raw):
+            continue  # it will fail
         with suppress(orjson.JSONDecodeError):
             fields_of = orjson.loads(record.raw)
             if isinstance(fields_of, dict):

@@ -305,7 +305,8 @@ class Prefetcher:
         hand_over()
 
     def _raise(self, chunk: asyncio.Future[None]) -> None:
-        if not chunk.cancelled() and (error := chunk.exception()) is not None:
+        error = None if chunk.cancelled() else chunk.exception()
+        if error is not None and not isinstance(error, StoppedError):
             self._fail(error)
 
     def _hand_over(self, items: list[Item | NeedsFetch]) -> None:

@@ -14,8 +14,8 @@ from captioner.core.badjson import why_no_json
 from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
 from captioner.core.jsonbytes import (
     MOST_FIELDS,
-    MOST_VALUES,
     SHORT,
+    excess,
     fields_in,
     has_too_many_fields,
     quoted,
@@ -225,10 +225,8 @@ class Preparer:
 
     def _parse(self, raw: bytes) -> tuple[dict[str, object], bool]:
         """Return the fields of a record, and whether it has a field that the run writes."""
-        if len(raw) > SHORT and raw.count(b"{") + raw.count(b"[") > MOST_VALUES:
-            raise BadRecordError(
-                "record_too_large", f"the record has more than {MOST_VALUES} lists and objects"
-            )
+        if more := excess(raw):
+            raise BadRecordError("record_too_large", f"the record has {more}")
         try:
             fields = orjson.loads(raw)
         except orjson.JSONDecodeError as error:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.errors import RecordError, SettingsError
-from captioner.core.keys import digest
+from captioner.core.jsonbytes import excess
+from captioner.core.keys import digest, off_the_loop
 from captioner.core.types import ImageRef
 from captioner.core.where import Where
 from captioner.engine.conversation import images_of, read_turns
@@ -146,7 +147,7 @@ class Selection:
         best: list[tuple[int, int]] = []  # a heap with the largest hash first
         position = 0
         async for batch in self._matching():
-            for key in keys.of_records(batch):
+            for key in await off_the_loop(keys.of_records, batch):
                 entry = -int.from_bytes(digest(seed + b"\0" + key), "big"), -position
                 position += 1
                 if len(best) < count:
@@ -163,8 +164,9 @@ class Selection:
         if self._where is None:
             return True
         value: Any = None
-        with suppress(orjson.JSONDecodeError):
-            value = orjson.loads(record.raw)
+        if not excess(record.raw):
+            with suppress(orjson.JSONDecodeError):
+                value = orjson.loads(record.raw)
         image = _Image(self, record, value)
         computed: dict[str, Callable[[], Any]] = {
             "file": lambda: image.file,

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
-from captioner.core.keys import KeyTable
+from captioner.core.keys import KeyTable, off_the_loop
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
+from captioner.core.shortage import shortage
 from captioner.engine.engine import Engine
 from captioner.engine.first_look import FIRST
 from captioner.engine.selection import Selection
@@ -42,7 +43,7 @@ from captioner.journal.writer import JournalSink, RowEncoder
 from captioner.outputs.export import check_format, export
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
-from captioner.settings.remembered import remembered
+from captioner.settings.remembered import remembered, sealed
 from captioner.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class _Run:
             shaping,
             failures=failures_path(settings.output_path),
             source=source,
-            options=remembered(self._given),
+            options=sealed(remembered(self._given)),
             accept_changes=run.accept_changes or run.redo is not None,
             accept_edits=run.accept_edits,
             files=self._files,
@@ -275,7 +276,8 @@ class _Run:
             self._raise_if_stopped()
             seen += len(batch)
             for at in range(0, len(batch), FIRST // 10):
-                keys = self._keys.of_records(batch[at : at + FIRST // 10])
+                some = batch[at : at + FIRST // 10]
+                keys = await off_the_loop(self._keys.of_records, some)
                 found += sum(map(journal.done.__contains__, keys))
                 if found >= enough:
                     return
@@ -296,7 +298,8 @@ class _Run:
         counts: Counter[bytes] = Counter()
         async for batch in self._source.batches():
             self._raise_if_stopped()
-            counts.update(key for key in self._keys.of_records(batch) if key in repeated)
+            keys = await off_the_loop(self._keys.of_records, batch)
+            counts.update(key for key in keys if key in repeated)
         await asyncio.to_thread(journal.truncate_duplicates, counts)
 
     async def _caption(self, engine: Engine | WorkerPool, journal: Journal) -> None:
@@ -379,7 +382,9 @@ class _Run:
         progress = self._progress
         async with aclosing(self._selected.batches()) as batches:
             async for batch in batches:
-                pending = batch if resume_filter is None else resume_filter.pending(batch)
+                pending = batch
+                if resume_filter is not None:
+                    pending = await off_the_loop(resume_filter.pending, batch)
                 progress.read += len(batch)
                 progress.position = batch[-1].end
                 if pending:
@@ -391,7 +396,8 @@ class _Run:
         seen = KeyTable()
         async for batch in self._selected.batches():
             self._raise_if_stopped()
-            for record, key in zip(batch, self._keys.of_records(batch), strict=True):
+            keys = await off_the_loop(self._keys.of_records, batch)
+            for record, key in zip(batch, keys, strict=True):
                 if (first := seen.find(key)) is not None:
                     raise SettingsError(
                         f"line {record.number} of the input repeats line {first} "
@@ -411,6 +417,12 @@ class _Run:
         except RunError as error:
             error.report = self.report(type(error).__name__)
             raise
+        except Exception as error:
+            if not (said := shortage(error)):
+                raise
+            ended = RunError(said)
+            ended.report = self.report(RunError.__name__)
+            raise ended from error
         self._progress.stage = "finished"
         return self.report("interrupted" if self._context.cancel else "")
 

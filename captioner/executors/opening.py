@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,19 @@ from captioner.core.progress import Spent
 from captioner.engine.first_look import check_first_records, first_records
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.checkpoint import read_checkpoint
-from captioner.journal.companions import check_companions, journal_path
+from captioner.journal.companions import check_companions, checkpoint_path, journal_path
 from captioner.journal.disk import Files
 from captioner.outputs.export import first_file
 from captioner.readers.registry import OpenedInput, open_files, open_input
+from captioner.settings.remembered import unsealed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from captioner.core.protocols import Source
     from captioner.settings.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def open_source(settings: Settings) -> OpenedInput:
@@ -108,13 +112,25 @@ def is_redone(settings: Settings, files: Files) -> bool:
 
 
 def options_before(settings: Settings) -> dict[str, Any]:
-    """Return the options that the output of a run remembers; empty without an output."""
+    """Return the options that the output of a run remembers; empty without an output.
+
+    Those that this user did not seal on this machine are not used, which is told.
+    """
     try:
         journal = journal_path(settings.output_path, settings.run.output_format)
         found = read_checkpoint(Files(), journal)
     except (OSError, SettingsError):
         return {}  # the run will tell
-    return found.options if found is not None else {}
+    if found is None or not found.options:
+        return {}
+    options = unsealed(found.options)
+    if options is None:
+        logger.warning(
+            "the options in %s are not used: they were noted by another user, on another machine, "
+            "or by whoever made the data set. Give those that you need.",
+            checkpoint_path(journal).name,
+        )
+    return options or {}
 
 
 def refuse_other_outputs(settings: Settings, journal: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.errors import SettingsError
-from captioner.core.keys import KeyTable, digest
+from captioner.core.keys import KeyTable, digest, off_the_loop
 from captioner.core.row import FLAG
 from captioner.core.where import Where
 from captioner.executors.batch_api.ledger import Ledger
@@ -67,7 +67,9 @@ async def take_again(
     retried: set[int] = set()
     async for batch in records:
         journal.raise_if_stopped()
-        for key in journal.identity.of_records(batch) if len(rows) or len(failures) else ():
+        if not (len(rows) or len(failures)):
+            continue
+        for key in await off_the_loop(journal.identity.of_records, batch):
             if (offset := rows.take(key)) is not None:
                 moved.add(offset)
             elif (offset := failures.take(key)) is not None:

@@ -6,6 +6,7 @@ only lets a run skip validation of what its checksum covers, or makes it refuse 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,12 +93,19 @@ def decode(data: bytes) -> Checkpoint:
                 dict(value["settings"]),
                 str(value["input"]),
                 str(value.get("redo", "")),
-                Spent(*map(float, value.get("spent", ()))),
+                _spent(value.get("spent", ())),
                 dict(value.get("options", {})),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("not a checkpoint") from error
     raise FutureCheckpointError(f"version {version}")
+
+
+def _spent(amounts: Any) -> Spent:
+    spent = Spent(*map(float, amounts))
+    if not all(0 <= amount < math.inf for amount in spent):  # one that is no number ends no budget
+        raise ValueError
+    return spent
 
 
 def _extent(length: Any, crc32: Any) -> Extent:

@@ -43,10 +43,16 @@ class StoredFailure(NamedTuple):
     again: bool
 
 
-def read_failures(files: Files, fd: int) -> Iterator[StoredFailure]:
-    """Yield every readable failure."""
+def read_failures(
+    files: Files, fd: int, name: str = "the file of failures"
+) -> Iterator[StoredFailure]:
+    """Yield every readable failure.
+
+    Raises:
+        OutputDamagedError: A line is too long; the message has the name.
+    """
     at = 0
-    for lines in iter_lines(partial(files.read, fd)):
+    for lines in iter_lines(partial(files.read, fd), name=name):
         for line in lines:
             with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
                 failure = orjson.loads(line)
@@ -99,7 +105,7 @@ class FailuresFile:
 
     def read(self) -> Iterator[StoredFailure]:
         """Yield every readable failure."""
-        return read_failures(self._files, self._fd) if self._fd >= 0 else iter(())
+        return read_failures(self._files, self._fd, self.path.name) if self._fd >= 0 else iter(())
 
     def keys_since(self, start: int) -> KeyTable:
         """Return the records of the lines from an offset on."""

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from captioner.core.jsonbytes import json_array
-from captioner.core.keys import KeyTable
+from captioner.core.keys import KeyTable, off_the_loop
 from captioner.journal.checkpoint import Extent
 from captioner.journal.companions import REPLACED, unused_path
 from captioner.journal.disk import atomic_write, disk_errors, temporary_file
@@ -48,8 +48,8 @@ async def order_output(journal: Journal, lines: AsyncIterator[list[InputRecord]]
     ordered = True
     async for batch in lines:
         journal.raise_if_stopped()
-        for line in batch:
-            offset = keys.take(journal.identity.of_record(line))
+        for key in await off_the_loop(journal.identity.of_records, batch):
+            offset = keys.take(key)
             if offset is not None:
                 ordered = ordered and offset > last
                 last = offset

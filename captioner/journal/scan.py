@@ -83,11 +83,11 @@ def scan_output(
         return read(min(count, durable.length - offset), offset)
 
     at = 0
-    for lines in iter_lines(read_durable, unfinished=True):
+    for lines in iter_lines(read_durable, unfinished=True, name=path.name):
         _add_durable(scan, identity, path, lines, at, offsets=offsets)
         at += sum(map(len, lines)) + len(lines)
     at, crc = durable.length, durable.crc32
-    for lines in iter_lines(read, at, unfinished=True):
+    for lines in iter_lines(read, at, unfinished=True, name=path.name):
         for line in lines:
             end = at + len(line) + 1
             key = identity.of_output(line) if end <= size else None

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import re
+import threading
 from collections import deque
 from typing import IO, TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class CsvSource(RecordSource):
     def __init__(self, path: Path, delimiter: str, *, max_line: int) -> None:
         self._path = path
         self._delimiter = delimiter
+        self._stopped = threading.Event()
         self.max_line = max_line
         # It is the same for the whole process. Rows are limited by their lines.
         csv.field_size_limit(max(csv.field_size_limit(), max_line))
@@ -68,7 +70,7 @@ class CsvSource(RecordSource):
         self._rows_before = 1  # the header, and before it the line with the separator
         try:
             with open_binary(path) as raw:
-                lines = _Lines(raw, max_line)
+                lines = _Lines(raw, max_line, self._stopped)
                 self._read_header(lines)
         except FILE_ERRORS:
             return  # reported as a failure, where the rows are read
@@ -77,6 +79,10 @@ class CsvSource(RecordSource):
     def size(self) -> int:
         """Bytes of the file on disk."""
         return self._path.stat().st_size
+
+    def stop(self) -> None:
+        """End the lines, also in the middle of one without an end."""
+        self._stopped.set()
 
     def _read_header(self, lines: _Lines) -> None:
         try:
@@ -127,7 +133,7 @@ class CsvSource(RecordSource):
         rows_before = self._rows_before
         read_again = 0
         with open_binary(self._path) as raw:
-            lines = _Lines(raw, self.max_line)
+            lines = _Lines(raw, self.max_line, self._stopped)
             rows = csv.reader(lines, delimiter=self._delimiter, strict=True)
             while True:
                 lines.begin()
@@ -198,9 +204,11 @@ class _Lines:
         row_lines: How many lines it has so far.
     """
 
-    def __init__(self, raw: IO[bytes], most: int) -> None:
+    def __init__(self, raw: IO[bytes], most: int, stopped: threading.Event) -> None:
         self._text = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
         self._most = most
+        self._stopped = stopped
+        self._is_inside = False  # of a line of which the rest is to be skipped
         self._waiting: deque[str] = deque()
         self._row: list[str] = []
         self.number = 0
@@ -213,20 +221,22 @@ class _Lines:
 
     def __next__(self) -> str:
         line = self._waiting.popleft() if self._waiting else self._text.readline(self._most + 2)
-        if not line:
+        if not line or self._stopped.is_set():
             raise StopIteration
         self.number += 1
         self.row_lines += 1
         self.row_size += len(line) if line.isascii() else len(line.encode(errors="surrogateescape"))
         self._row.append(line)
         if self.row_size > self._most + 1:  # one for the end of the line
-            while self.row_lines == 1 and line and line[-1] not in "\r\n":
-                line = self._text.readline(_STEP)
+            self._is_inside = self.row_lines == 1 and line[-1] not in "\r\n"
             raise _TooLongError
         return line
 
     def begin(self) -> None:
-        """Begin a row."""
+        """Begin a row, after the rest of a line that was too long."""
+        while self._is_inside and not self._stopped.is_set():
+            rest = self._text.readline(_STEP)
+            self._is_inside = bool(rest) and rest[-1] not in "\r\n"
         self._row.clear()
         self.first = self.number + 1
         self.row_size = self.row_lines = 0

@@ -177,7 +177,8 @@ class _Lines:
         self._max_line = max_line
         self._offset = offset  # of `_rest`, or after the part of `_skipped` that was read
         self._number = 0
-        self._rest = b""
+        self._rest: list[bytes] = []  # the parts of a line that were read
+        self._size = 0  # of all these
         self._skipped: _LongRecord | None = None
 
     def feed(self, block: bytes) -> list[InputRecord]:
@@ -190,8 +191,13 @@ class _Lines:
                 return found
             found.append(self._skipped.too_long(self._number, self._offset, self._max_line))
             self._skipped = None
-        lines = (self._rest + block).split(b"\n")
-        self._rest = lines.pop()
+        self._rest.append(block)
+        self._size += len(block)
+        if self._size <= self._max_line and b"\n" not in block:
+            return found
+        lines = b"".join(self._rest).split(b"\n")
+        rest = lines.pop()
+        self._rest, self._size = [rest], len(rest)
         new = tuple.__new__
         number, offset = self._number, self._offset
         for line in lines:
@@ -203,18 +209,18 @@ class _Lines:
                 # The constructor of a named tuple takes twice as long.
                 found.append(new(InputRecord, (number, raw, offset, None, None, ())))
         self._number, self._offset = number, offset
-        if len(self._rest) > self._max_line:
+        if self._size > self._max_line:
             self._number += 1
-            self._offset += len(self._rest)
-            self._skipped = _LongRecord(self._rest)
-            self._rest = b""
+            self._offset += self._size
+            self._skipped = _LongRecord(rest)
+            self._rest, self._size = [], 0
         return found
 
     def finish(self) -> list[InputRecord]:
         if self._skipped is not None:
             return [self._skipped.too_long(self._number, self._offset, self._max_line)]
-        raw = self._rest.strip()
-        return [InputRecord(self._number + 1, raw, self._offset + len(self._rest))] if raw else []
+        raw = b"".join(self._rest).strip()
+        return [InputRecord(self._number + 1, raw, self._offset + self._size)] if raw else []
 
 
 class _Array:

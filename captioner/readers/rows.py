@@ -49,8 +49,9 @@ async def batches_from_thread(
     batches = _batches(records, max_line)
 
     def close(step: asyncio.Future[Any]) -> None:
-        step.exception()  # an error after the run was stopped is not reported
-        batches.close()
+        if not step.cancelled():  # as it is when the loop ends while the thread still reads
+            step.exception()  # an error after the run was stopped is not reported
+            batches.close()
 
     while True:
         step = asyncio.ensure_future(asyncio.to_thread(next, batches, None))

@@ -734,8 +734,6 @@ class RunSettings(_Group):
             raise SettingsError("retry: name a code, or failed")
         if self.redo not in (None, "all"):
             Where(self.redo, "redo")
-        if self.processes > self.concurrency:
-            raise SettingsError("processes: must not be more than --concurrency")
 
     @property
     def again(self) -> str | None:

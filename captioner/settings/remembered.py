@@ -6,6 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
+from captioner.core.seal import is_sealed, seal
 from captioner.core.secrets import without_secrets
 from captioner.settings.options import GROUPS
 from captioner.settings.stages import stages_of
@@ -33,6 +36,9 @@ _TOGETHER = (
     frozenset({"conversation_field", "prompt_field"}),
 )
 """Options of which one that is given replaces the others."""
+
+_SEAL = "seal"
+"""The key of the seal among the options of a checkpoint; no option has this name."""
 
 
 def _changed(settings: Settings) -> dict[str, Any]:
@@ -71,8 +77,28 @@ def not_remembered(settings: Settings) -> list[str]:
     doubt = "doubt" in settings.captions.with_
     by_options = stages_of(settings.prompt, settings.records.output_field, doubt=doubt)
     tables = ["--config"] if settings.endpoints or settings.stages != by_options else []
-    secret = (name for name, value in _changed(settings).items() if _is_secret(name, value))
-    return [*tables, *(f"--{flag_name(name)}" for name in secret)]
+    changed = _changed(settings)
+    lost = [name for name, value in changed.items() if not seal(b"") or _is_secret(name, value)]
+    return [*tables, *(f"--{flag_name(name)}" for name in lost)]
+
+
+def sealed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options for a checkpoint, with the seal of this user."""
+    return {**options, _SEAL: seal(_spelt(options))}
+
+
+def unsealed(kept: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the options of a checkpoint, or None if this user did not seal them here.
+
+    They name where records and keys are sent, files that are read, and programs that are started. A
+    checkpoint may have come with the data set.
+    """
+    options = {name: value for name, value in kept.items() if name != _SEAL}
+    return options if is_sealed(_spelt(options), str(kept.get(_SEAL, ""))) else None
+
+
+def _spelt(options: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(dict(options), option=orjson.OPT_SORT_KEYS)
 
 
 def recalled(kept: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

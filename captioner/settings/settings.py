@@ -190,6 +190,9 @@ class Settings:
             raise SettingsError("serve: it cannot be combined with --base-url")
         prompt = made.get("prompt", PromptSettings())
         field = made.get("records", RecordSettings()).output_field
+        run = made.get("run", RunSettings())
+        if run.processes > run.concurrency:  # the share of a process may be smaller
+            raise SettingsError("processes: must not be more than --concurrency")
         path, files = None, tuple[Path, ...]()
         if isinstance(input, str | Path):
             path = Path(input)

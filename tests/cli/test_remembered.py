@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -93,6 +94,46 @@ def test_a_key_goes_to_the_address_it_was_given_for(source, endpoint, run_comman
     assert sent[0]["authorization"] == "Bearer secret-of-one"
     assert "authorization" not in sent[-1]
     assert "x-own" not in sent[-1]
+
+
+@pytest.mark.parametrize("which", ["other options", "another user", "no seal", "no text"])
+def test_options_that_came_with_a_data_set_are_not_used(
+    source, endpoint, run_command, monkeypatch, tmp_path, which
+):
+    """A checkpoint names where a key is sent, and files that are read: only one's own counts."""
+    monkeypatch.setenv("OWN_KEY", "secret-of-the-user")
+    first = run_command(source, "--base-url", endpoint.base_url, "--model", "m", "--limit", "1")
+    assert first.returncode == 0, first.stderr
+    path = source.with_name("input.captions.jsonl.ckpt")
+    checkpoint = json.loads(path.read_text())
+    if which == "another user":
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    else:
+        checkpoint["options"]["api_key_env"] = ["OWN_KEY"]
+        checkpoint["options"]["prompt"] = "@/etc/passwd"
+    if which == "no seal":
+        del checkpoint["options"]["seal"]
+    elif which == "no text":
+        checkpoint["options"]["seal"] = {"seal": ["\u00e9"]}
+    path.write_text(json.dumps(checkpoint))
+    calls = endpoint.count
+    again = run_command(source, "--limit", "2")
+    assert again.returncode == 2
+    assert "the options in input.captions.jsonl.ckpt are not used" in again.stderr
+    assert endpoint.count == calls
+    given = run_command(source, "--base-url", endpoint.base_url, "--model", "m", "--limit", "2")
+    assert given.returncode == 0, given.stderr
+    assert "secret-of-the-user" not in str([call.headers for call in endpoint.calls])
+    last = run_command(source, "--limit", "3")  # now they are this user's
+    assert last.returncode == 0, last.stderr
+
+
+def test_without_a_place_for_the_seal_all_is_to_be_given_again(
+    source, endpoint, run_command, monkeypatch
+):
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    first = run_command(source, "--base-url", endpoint.base_url, "--model", "m")
+    assert "the output does not remember --base-url, --model, --probe: add the same" in first.stderr
 
 
 def test_what_is_not_remembered_is_told(source, endpoint, run_command):

@@ -594,3 +594,10 @@ async def test_frames_of_a_film_are_sent_in_order(tmp_path, endpoint) -> None:
     assert parts == ["text", "image_url", "image_url", "image_url", "text"]
     shades = [Image.open(io.BytesIO(data)).convert("L").getpixel((9, 9)) for data in call.images]
     assert [round(shade / 28) for shade in shades] == [0, 4, 8]
+
+
+async def test_standard_output_is_for_the_command(make_input, endpoint):
+    """A program that calls the function takes rows by a sink; its own output is not ours."""
+    with pytest.raises(SettingsError, match="name a file, or give a sink"):
+        await run_batch(make_input(1), "-", base_url=endpoint.base_url, model="m")
+    assert endpoint.count == 0

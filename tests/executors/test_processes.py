@@ -337,6 +337,8 @@ def test_what_a_run_may_have_is_dealt_out_whole():
     parts = [part(settings, number) for number in range(3)]
     assert [one.run.concurrency for one in parts] == [4, 3, 3]
     assert [one.images.memory for one in parts] == [34, 33, 33]
+    few = Settings.create("in.jsonl", concurrency=2, processes=2)
+    assert [part(few, number).run.concurrency for number in range(2)] == [1, 1]
 
 
 async def test_several_processes_are_for_files_and_endpoints(make_input):

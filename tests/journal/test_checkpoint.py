@@ -45,6 +45,8 @@ def test_round_trip(checkpoint):
         changed(next=[1]),
         changed(next=5),
         changed(settings=3),
+        changed(spent=["nan", 0, 0, 0]),
+        changed(spent=[-1e9, 0, 0, 0]),
     ],
 )
 def test_garbage(data):

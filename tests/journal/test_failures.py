@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import orjson
 import pytest
 from conftest import rows
 from fakes import FULL, FaultyFiles
 
+from captioner.core.errors import OutputDamagedError
 from captioner.core.keys import KeyTable, digest
 from captioner.journal.disk import Files
 from captioner.journal.failures import FailuresFile
@@ -129,3 +132,12 @@ def test_refused_by_the_disk(path, opened):
     with pytest.raises(OSError, match="No space"):
         failures.compact([0])
     assert path.read_bytes() == before + line(C)
+
+
+def test_a_hole_is_not_read_as_one_line(path, opened, monkeypatch):
+    """A file of a terabyte with nothing in it costs neither the memory nor the time."""
+    monkeypatch.setattr("captioner.core.lines.LONGEST", 8 << 20)
+    path.write_bytes(line(A))
+    os.truncate(path, 1 << 40)
+    with pytest.raises(OutputDamagedError, match=r"o\.failed\.jsonl has a line of more than 8 MB"):
+        opened()

@@ -89,3 +89,17 @@ def test_failure_with_a_key_of_its_own():
     key = digest(b"the whole of it")
     row = orjson.loads(failure(b'{"beginning": "', key=key, fault=("too_long", "it is")))
     assert row["key"] == key.hex()
+
+
+def test_what_was_said_of_the_caption_before_is_emptied():
+    """A model, a prompt or settings of another caption would be taken for this one's."""
+    raw = (
+        b'{"caption":"old","caption_model":"m","caption_prompt":"p","n":1,'
+        b'"caption_settings":"5d","caption_flag":"short"}'
+    )
+    more = (("caption_model", "new"),)
+    row = ROWS.caption(Caption(InputRecord(1, raw), "t", True, 1, Usage(), more))
+    assert orjson.loads(row) == {
+        "caption": "t", "caption_model": "new", "caption_prompt": None, "n": 1,
+        "caption_settings": None, "caption_flag": None,
+    }  # fmt: skip

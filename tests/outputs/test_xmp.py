@@ -126,3 +126,10 @@ async def test_an_image_is_never_replaced_by_its_copy(tmp_path, endpoint):
     options = {"base_url": endpoint.base_url, "model": "m", "output_format": "images"}
     await run_batch(source, tmp_path, overwrite=True, **options)
     assert (tmp_path / "a.jpg").read_bytes() == jpeg(1)
+
+
+def test_xmp_that_is_nested_deeply_is_that_images_fault():
+    """It can be read, but not be written again: an export goes on with the next image."""
+    deep = OLD.replace(b"</rdf:RDF>", b"<a>" * 20_000 + b"</a>" * 20_000 + b"</rdf:RDF>")
+    with pytest.raises(BadImageError, match="nested too deeply"):
+        packet(deep, ("A dog.", []))

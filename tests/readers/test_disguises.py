@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import struct
 import subprocess
 import zipfile
 
@@ -211,3 +212,12 @@ async def test_zeros_at_the_end_are_told_and_not_written(tmp_path, endpoint):
     assert (len(done.rows), done.codes) == (1, ["bad_json"])
     assert "it is only zeros" in done.messages
     assert done.failures[0]["record"] == "3000 bytes of binary data"
+
+
+async def test_a_file_of_pzstd_is_compressed(tmp_path):
+    """It begins with a frame that is skipped, which has the size of the next one."""
+    compressed = zstandard.compress(LINE)
+    path = tmp_path / "in.jsonl.zst"
+    path.write_bytes(b"\x50\x2a\x4d\x18" + struct.pack("<II", 4, len(compressed)) + compressed)
+    batches = [batch async for batch in open_input(path).source.batches()]
+    assert [record.raw for batch in batches for record in batch] == [LINE.strip()]

@@ -456,6 +456,15 @@ async def test_lists_of_file_names(tmp_path, endpoint, suffix):
     assert endpoint.calls[0].images == [jpeg(0), jpeg(1)]
 
 
+def test_tables_that_name_files_in_different_columns(tmp_path):
+    """One of the columns would be taken for all tables, and the others' images be missing."""
+    source = pictures(tmp_path / "ds", "train/a.jpg", "test/b.jpg")
+    metadata(source / "train" / "metadata.jsonl", [{"n": 1, "file_name": "a.jpg"}])
+    metadata(source / "test" / "metadata.jsonl", [{"n": 1, "left_file_name": "b.jpg"}])
+    with pytest.raises(SettingsError, match=r"name files in different columns.*left_file_name"):
+        open_input(source)
+
+
 # -- messages -------------------------------------------------------------------------------------
 
 

@@ -133,3 +133,11 @@ def test_downloads_without_images_are_refused(tmp_path):
     (tmp_path / "00000_stats.json").write_text("{}")
     with pytest.raises(SettingsError, match="--output_format webdataset, files or parquet"):
         open_input(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["my_stats.json", "00000_stats.json.bak", "x00000_stats.json"])
+def test_other_statistics_are_not_those_of_img2dataset(tmp_path, name):
+    """Only the number of a shard before them tells whose they are."""
+    files(tmp_path / "pictures", [1, 2])
+    (tmp_path / "pictures" / name).write_text("{}")
+    assert open_input(tmp_path / "pictures").format != "img2dataset"

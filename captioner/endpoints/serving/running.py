@@ -20,13 +20,14 @@ import secrets
 import shutil
 import socket
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from captioner.core.seal import state_folder
 from captioner.endpoints.serving.launchers import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,7 @@ class ServerState:
 
 def servers_folder() -> Path:
     """Return the folder of the servers of this user."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    root = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
-    return root / "captioner" / "servers"
+    return state_folder() / "servers"
 
 
 def folder_of(port: int) -> Path:

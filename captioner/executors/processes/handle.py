@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 from dataclasses import replace
@@ -119,6 +120,9 @@ class WorkerHandle:
         """Return the next message and log warnings; None if the process has died."""
         while isinstance(message := await self._wire.receive(), Warned):
             warn_once(message.text, self._warned)
+        if message is None:  # it closed its connection a moment before it ends
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, END_S)
         return message  # type: ignore[no-any-return]
 
     def send(self, message: Work | Written | Stop | EndOfInput) -> None:
@@ -156,10 +160,9 @@ class WorkerHandle:
         return record
 
     def how_it_ended(self) -> str:
-        """Return in words how the process ended."""
-        try:
-            status = self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
+        """Return in words how the process ended, of which `receive` returned None."""
+        status = self._process.poll()
+        if status is None:
             return "closed its connection"
         return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 

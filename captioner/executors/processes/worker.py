@@ -20,6 +20,7 @@ from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import CaptionerError
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress, RequestCounters
+from captioner.core.shortage import shortage
 from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memory
 from captioner.engine.engine import Engine
 from captioner.executors.processes.messages import (
@@ -94,6 +95,8 @@ class Worker:
         except CaptionerError as error:
             return Exited(type(error).__name__, str(error))
         except Exception as error:  # noqa: BLE001 - the parent shows it to the user
+            if said := shortage(error):
+                return Exited("RunError", said)
             return Exited("Exception", f"{type(error).__name__}: {error}")
         return Exited()
 

@@ -139,7 +139,7 @@ def packet(old: bytes, said: tuple[str, list[str]]) -> bytes:
         said: The description and the keywords.
 
     Raises:
-        BadImageError: ``image_corrupt``: the old one cannot be read.
+        BadImageError: ``image_corrupt``: the old one cannot be read, or not be written again.
     """
     description, keywords = said
     for prefix, name in _NAMES.items():
@@ -166,7 +166,10 @@ def packet(old: bytes, said: tuple[str, list[str]]) -> bytes:
         bag = ET.SubElement(ET.SubElement(own, f"{_DC}subject"), f"{_RDF}Bag")
         for word in dict.fromkeys([*subjects, *keywords]):
             ET.SubElement(bag, f"{_RDF}li").text = _NOT_XML.sub("", word)
-    text: bytes = ET.tostring(root, "utf-8")
+    try:
+        text: bytes = ET.tostring(root, "utf-8")
+    except RecursionError:
+        raise BadImageError("image_corrupt", "its XMP is nested too deeply") from None
     return _BEGIN + text + _END
 
 

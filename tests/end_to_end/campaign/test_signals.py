@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import command, rows
-from waiting import LIMIT_S
+from PIL import Image
+from waiting import LIMIT_S, wait_until
 
 from captioner.outputs.viewer.lineindex import LineIndex
 
@@ -177,3 +179,43 @@ def test_indexing_ends_when_the_page_is_closed(tmp_path) -> None:
     assert len(index) == 100
     assert not list(index.blocks(0, 1))
     index.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are read from /proc")
+def test_a_signal_while_an_image_is_decoded(tmp_path, endpoint, run_command) -> None:
+    """A decoder that hangs is not waited for, and its image stays pending."""
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.bmp")
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"image": "a.bmp"}\n')
+    known = [source, "--base-url", endpoint.base_url, "--model=m"]
+    words = command(*known, "--image-timeout=3600")
+
+    def decoders() -> list[int]:
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [int(child) for task in tasks for child in task.read_text().split()]
+        return [one for one in children if b"decoder" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: bool(decoders()), process)
+        os.kill(decoders()[0], signal.SIGSTOP)
+        process.terminate()
+        _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert not endpoint.calls
+    assert run_command(*known).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what was read is told by /proc")
+def test_a_signal_while_a_line_without_an_end_is_read(tmp_path, endpoint) -> None:
+    """A cell of 256 GB, all a hole: it is not read to its end."""
+    source = tmp_path / "in.csv"
+    source.write_text('image,prompt\n"')
+    os.truncate(source, 1 << 38)
+    words = command(source, "--base-url", endpoint.base_url, "--model=m")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        told = Path(f"/proc/{process.pid}/io")
+        wait_until(lambda: int(told.read_text().split()[1]) > 200 << 20, process)
+        process.terminate()
+        _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert "Traceback" not in stderr
