@@ -1,34 +1,27 @@
-"""``--serve`` with the real transformers serve and a tiny model with random weights.
-
-SERVE_TRANSFORMERS names the command ``transformers`` and SERVE_TINY_MODEL the folder of the model;
-without them these tests are skipped.
-"""
+"""``--serve`` with the real transformers serve and a tiny model with random weights."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import command, jpeg, rows
+from real_servers import HOME, MODEL
 from waiting import wait_until
 
-PROGRAM = os.environ.get("SERVE_TRANSFORMERS", "")
-MODEL = os.environ.get("SERVE_TINY_MODEL", "")
-
-pytestmark = pytest.mark.skipif(
-    not (PROGRAM and MODEL), reason="transformers serve and its tiny model are not installed"
-)
 RECORDS = 30
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, monkeypatch) -> list[str]:
+def arguments(tmp_path: Path, wanted: Callable[[str], None], monkeypatch) -> list[str]:
     """The command's words for a folder of images; the server is the only program in PATH."""
+    wanted("transformers")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/transformers").symlink_to(PROGRAM)
+    (tmp_path / "bin/transformers").symlink_to(HOME / "transformers/bin/transformers")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -54,7 +47,7 @@ def servers() -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"serve" in words and MODEL.encode() in words and b"guard.py" not in b"".join(words):
+        if b"serve" in words and os.fsencode(MODEL) in words and b"guard.py" not in b"".join(words):
             found.append(int(path.parent.name))
     return found
 
