@@ -20,6 +20,7 @@ from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import EndpointPool
 from captioner.endpoints.prices import FREE, Price, price_at, price_of
 from captioner.endpoints.reach import models_of, only_model, patience_of, reached
+from captioner.endpoints.server_load import ServerWatch
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
@@ -102,19 +103,13 @@ async def connect(
     transports: list[Transport] = []
     for one in found:
         name, carrier = "given by the caller", transport
+        patience_s = patience_of(one) if len(found) == 1 else 0.0
         if carrier is None:
-            name = base_url(one)
-            carrier = _transport(one, name)
-            stack.push_async_callback(carrier.close)
-            patience_s = patience_of(one) if len(found) == 1 else 0.0
-            found_at = await find_base(carrier, name, context.cancel, patience_s)
-            if found_at != name:
-                name, carrier = found_at, _transport(one, found_at)
-                stack.push_async_callback(carrier.close)
+            name, carrier = await _reached(one, context.cancel, stack, patience_s)
         transports.append(carrier)
+        plain = carrier
         model = one.model or ""
         if not model and dialect is None:
-            patience_s = patience_of(one) if len(found) == 1 else 0.0
             longest_s = LOADING_S if one.max_outage is None else one.max_outage
             model = await only_model(carrier, context.cancel, patience_s, longest_s)
         models.append(model)
@@ -138,6 +133,9 @@ async def connect(
                 costs=EndpointCosts(budget, price) if is_counted else None,
             )
         )
+        if isinstance(plain, AiohttpTransport) and not one.offline:
+            endpoints[-1].watch = watch = _watch(one, name, endpoints[-1].limiter, plain)
+            stack.push_async_callback(watch.close)
     pool = EndpointPool(endpoints)
     context.progress.states = pool.states
     if None not in prices and not settings.batch.any:
@@ -230,6 +228,30 @@ def _watched(
     from captioner.endpoints.serving.quarantine import Quarantine
 
     return Quarantine(transport, urlsplit(url).port or 0, context.cancel, context.progress)
+
+
+async def _reached(
+    endpoint: EndpointSettings, cancel: CancelToken, stack: AsyncExitStack, patience_s: float
+) -> tuple[str, AiohttpTransport]:
+    """Return the address of an endpoint's API, and the connection to it."""
+    url = base_url(endpoint)
+    transport = _transport(endpoint, url)
+    stack.push_async_callback(transport.close)
+    if (found := await find_base(transport, url, cancel, patience_s)) != url:
+        url, transport = found, _transport(endpoint, found)
+        stack.push_async_callback(transport.close)
+    return url, transport
+
+
+def _watch(
+    endpoint: EndpointSettings,
+    url: str,
+    limiter: Limiter,
+    transport: AiohttpTransport,
+) -> ServerWatch:
+    """Return what asks a server for its load; ``/metrics`` is beside ``/v1``."""
+    asking = _transport(endpoint, re.sub(r"/v\d+/*(?=\?|\Z)", "", url))
+    return ServerWatch(asking, limiter, transport.unsent)
 
 
 def _header(line: str) -> tuple[str, str]:
