@@ -10,6 +10,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Self, TextIO
 
+from captioner.core.bottleneck import CAUSES
 from captioner.core.humanize import counted, duration, money, printable, short
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ class Display:
             ("speed", self._speed()),
             *(("endpoint", _describe(state)) for state in states[:ENDPOINTS]),
             ("", [f"and {counted(other, 'more endpoint')}"] if other > 0 else []),
+            ("held by", [CAUSES[held].what] if (held := now.bottleneck.now) else []),
             ("spent", self._spent()),
             ("failures", failures),
             ("now", stage),

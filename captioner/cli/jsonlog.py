@@ -81,7 +81,8 @@ class JsonLog:
             self._pace.tick()
             left_s = None if self._pace.left_s is None else round(self._pace.left_s)
             codes = dict(now.codes)
-            self.event("progress", seconds=seconds, left_s=left_s, codes=codes, **numbers)
+            more = {"codes": codes, "held_by": now.bottleneck.now}
+            self.event("progress", seconds=seconds, left_s=left_s, **more, **numbers)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.core.bottleneck import CAUSES
 from captioner.core.humanize import counted, duration, money, printable, short
 from captioner.settings.locations import location
 from captioner.settings.remembered import not_remembered
@@ -41,6 +42,10 @@ def summarise(report: RunReport, settings: Settings) -> str:
         (report.shared, "record has", "records have", "the caption of an equal request (--dedup)"),
         (report.cached, "answer", "answers", "came from the cache"),
     )
+    if report.held_by:
+        cause = CAUSES[report.held_by]
+        share = f"{report.held_share:.0%} of the time"
+        lines.append(f"held back by {cause.what} ({share}); to be faster, {cause.advice}")
     if report.output is not None:
         lines.append(f"captions: {report.output}")
     changed = (

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence  # noqa: TC003 - read by tools th
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
+from captioner.core.bottleneck import Bottleneck
+
 if TYPE_CHECKING:
     from captioner.core.types import Failure
 
@@ -128,6 +130,7 @@ class EndpointState(NamedTuple):
         per_minute: Requests allowed in a minute; infinite if no limit is known.
         paused_s: Seconds until the next request may start, as the endpoint asked.
         circuit_open: The endpoint keeps failing, and only probes are sent.
+        held_by: What holds its requests back, a name of `CAUSES`; empty if nothing does.
     """
 
     name: str
@@ -136,6 +139,19 @@ class EndpointState(NamedTuple):
     per_minute: float
     paused_s: float
     circuit_open: bool
+    held_by: str = ""
+
+
+class Supply(NamedTuple):
+    """How well the workers are supplied with records.
+
+    Attributes:
+        idle: Workers that wait for a record.
+        fetching: Records whose images are being fetched.
+    """
+
+    idle: int = 0
+    fetching: int = 0
 
 
 @dataclass(slots=True)
@@ -149,6 +165,8 @@ class Progress(Counters):
         complete: The whole input has been read.
         began: Monotonic time at which each request in flight was sent, in seconds.
         states: Returns the state of each endpoint.
+        supply: Returns how well the workers are supplied.
+        bottleneck: What holds the run back.
         codes: Failures of this run by code.
         examples: One failure for each code.
         waiting: Why the run waits, for a person; empty while it does not.
@@ -162,6 +180,8 @@ class Progress(Counters):
     complete: bool = False
     began: dict[object, float] = field(default_factory=dict)
     states: Callable[[], Sequence[EndpointState]] = tuple
+    supply: Callable[[], Supply] = Supply
+    bottleneck: Bottleneck = field(default_factory=Bottleneck)
     codes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Failure] = field(default_factory=dict)
     waiting: str = ""
@@ -192,6 +212,8 @@ class RunReport(Counters):
         codes: Failures by code, those of earlier runs included.
         examples: One failure of each code, as ``(line number, message)``.
         stopped: Why the run was stopped early, as the name of the error; else empty.
+        held_by: What held the run back most, a name of `CAUSES`; empty if that is not known.
+        held_share: For which part of the run, 0 to 1.
     """
 
     output: str | None = None
@@ -204,3 +226,5 @@ class RunReport(Counters):
     codes: dict[str, int] = field(default_factory=dict)
     examples: dict[str, tuple[int, str]] = field(default_factory=dict)
     stopped: str = ""
+    held_by: str = ""
+    held_share: float = 0.0

@@ -21,6 +21,7 @@ from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.endpoints.pool import EndpointPool
 from captioner.endpoints.prices import FREE, Price, is_local, price_at, price_of
 from captioner.endpoints.reach import models_of, only_model, patience_of, reached
+from captioner.endpoints.server_load import ServerWatch
 from captioner.endpoints.tracing import Tracing
 from captioner.endpoints.transport import AiohttpTransport
 
@@ -144,6 +145,7 @@ class Connector:
                     costs=EndpointCosts(self._budget, at.price) if is_counted else None,
                 )
             )
+            endpoints[-1].watch = at.watch
             self._endpoints.setdefault(id(at.limiter), endpoints[-1])
         progress = self._context.progress
         progress.states = lambda: [endpoint.state for endpoint in self._endpoints.values()]
@@ -192,7 +194,11 @@ class Connector:
         price = await asyncio.to_thread(_price, settings, one, model, name)
         breaker = CircuitBreaker(label, max_outage_s=one.max_outage, sleep=context.cancel.sleep)
         limiter = _limiter(context, one)
-        reached = _Reached(label, model, transport, watched, limiter, breaker, price)
+        watch = None
+        if isinstance(transport, AiohttpTransport) and not one.offline:
+            watch = _watch(one, name, limiter, transport)
+            self._stack.push_async_callback(watch.close)
+        reached = _Reached(label, model, transport, watched, limiter, breaker, price, watch)
         self._reached[same] = reached
         return reached
 
@@ -212,6 +218,7 @@ class _Reached(NamedTuple):
     limiter: Limiter
     breaker: CircuitBreaker
     price: Price | None
+    watch: ServerWatch | None
 
 
 def _limiter(context: RunContext, endpoint: EndpointSettings) -> Limiter:
@@ -322,6 +329,17 @@ def _watched(
     from captioner.endpoints.serving.quarantine import Quarantine
 
     return Quarantine(transport, urlsplit(url).port or 0, context.cancel, context.progress)
+
+
+def _watch(
+    endpoint: EndpointSettings,
+    url: str,
+    limiter: Limiter,
+    transport: AiohttpTransport,
+) -> ServerWatch:
+    """Return what asks a server for its load; ``/metrics`` is beside ``/v1``."""
+    asking = _transport(endpoint, re.sub(r"/v\d+/*(?=\?|\Z)", "", url))
+    return ServerWatch(asking, limiter, transport.unsent)
 
 
 def _header(line: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, NoReturn
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from captioner.endpoints.circuit_breaker import CircuitBreaker
     from captioner.endpoints.cost_budget import EndpointCosts
     from captioner.endpoints.limiter import Limiter
+    from captioner.endpoints.server_load import ServerWatch
     from captioner.settings.context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class Endpoint:
         noise: Errors of records that succeeded afterwards: those that came by chance.
         confirmed: Probes with a known good request that succeeded.
         thinking_settled: It is known whether the endpoint takes parameters for thinking.
+        watch: Asks the server for its load; None if nothing is asked.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Endpoint:
         self.noise = 0
         self.confirmed = 0
         self.thinking_settled = False
+        self.watch: ServerWatch | None = None
         self._dialect = dialect
         self._transport = transport
         self._progress = context.progress
@@ -135,7 +139,20 @@ class Endpoint:
             limiter.requests.per_minute,
             limiter.paused_s,
             self.breaker.is_open,
+            self._held_by,
         )
+
+    @property
+    def _held_by(self) -> str:
+        limiter = self.limiter
+        is_stated = min(limiter.requests.per_minute, limiter.tokens.per_minute) < math.inf
+        if limiter.is_rationed and (is_stated or self._told_less):
+            return "quota"
+        if self.watch is not None and (found := self.watch.held_by):
+            return found
+        if limiter.is_lowered:
+            return "quota" if self._told_less else "capacity"
+        return ""
 
     @property
     def load(self) -> tuple[float, float]:

@@ -77,6 +77,11 @@ class Client(Protocol):
         """
         ...
 
+    @property
+    def unsent(self) -> int:
+        """Requests that are not sent completely yet, as far as that is known."""
+        ...
+
     def close(self) -> None:
         """Close idle connections."""
         ...
@@ -133,6 +138,8 @@ class SessionClient:
         ) as reply:
             return await response_of(reply)
 
+    unsent = 0
+
     def close(self) -> None:
         """Do nothing: the session closes its connections."""
 
@@ -169,6 +176,7 @@ class Http1Client:
         )
         self._head = self._written()
         self._idle: list[_Wire] = []
+        self._busy: set[asyncio.Transport] = set()
         self._reuses = True  # until a server sends a surplus response
 
     def _written(self) -> bytes:
@@ -188,6 +196,7 @@ class Http1Client:
         """See `Client.post`."""
         wire = await self._connect()
         connection, protocol, transport = wire.connection, wire.protocol, wire.transport
+        self._busy.add(transport)
         try:
             protocol.set_response_params(read_until_eof=True, **HEADER_LIMITS)
             size = sum(map(len, pieces))
@@ -217,7 +226,14 @@ class Http1Client:
         except BaseException:
             _abort(connection)
             raise
+        finally:
+            self._busy.discard(transport)
         return reply
+
+    @property
+    def unsent(self) -> int:
+        """See `Client.unsent`."""
+        return sum(1 for transport in self._busy if transport.get_write_buffer_size())
 
     def _keep(self, wire: _Wire) -> None:
         """Keep a connection for the next request, and close those idle for too long."""

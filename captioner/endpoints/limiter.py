@@ -138,6 +138,7 @@ class Limiter:
         self.in_flight = 0
         self.shared = False
         self.recent_s: deque[float] = deque(maxlen=1_000)
+        self._ceiling = ceiling
         self._fixed = (rpm, tpm)
         self._learnt: list[float | None] = [None, None]
         self._share = share
@@ -151,6 +152,25 @@ class Limiter:
         self._opened = False
         self._waiting: deque[tuple[asyncio.Future[int], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_rationed(self) -> bool:
+        """Requests wait for time to pass, not for others to end."""
+        return bool(self._waiting) and self._timer is not None
+
+    @property
+    def is_lowered(self) -> bool:
+        """Requests wait because the endpoint did not take more at once."""
+        return bool(self._waiting) and self.window.spreads
+
+    def hold_growth(self, *, held: bool) -> None:
+        """Let no more be in flight than now, or again as many as may be.
+
+        Args:
+            held: The server says that it is full.
+        """
+        most = max(1, min(self._ceiling, math.ceil(self.window.load)))
+        self.window.ceiling = most if held else self._ceiling
 
     @property
     def load(self) -> float:

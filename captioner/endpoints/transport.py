@@ -190,6 +190,10 @@ class AiohttpTransport:
         ) as reply:
             return await response_of(reply)
 
+    def unsent(self) -> int:
+        """Return how many requests are not sent completely yet, as far as that is known."""
+        return sum(client.unsent for client in self._clients.values())
+
     def _url(self, path: str) -> URL:
         base, mark, query = self._base_url.partition("?")  # Azure's api-version, say
         return URL(f"{base.rstrip('/')}{path}{mark}{query}")

@@ -21,6 +21,7 @@ from captioner.core.errors import (
     EndpointRefusedError,
     RunError,
 )
+from captioner.core.progress import Supply
 from captioner.core.types import Caption, Failure, PreparedRecord
 from captioner.engine.prefetch import HandoffQueue, Prefetcher
 
@@ -129,7 +130,11 @@ class Pipeline:
         self._ready = HandoffQueue()
         self._prefetcher = Prefetcher(engine, context, self._ready, fail=self._fail)
         self._held = held
+        self._progress.supply = self._supply
         self._error: BaseException | None = None
+
+    def _supply(self) -> Supply:
+        return Supply(self._ready.idle, self._prefetcher.fetching)
 
     async def run(self, records: AsyncIterator[list[InputRecord]]) -> None:
         """Carry all records, or those that were started before the run was cancelled.

@@ -98,6 +98,11 @@ class HandoffQueue:
         """Waiting items minus waiting workers."""
         return len(self._items) - len(self._takers)
 
+    @property
+    def idle(self) -> int:
+        """Waiting workers."""
+        return len(self._takers)
+
     def put(self, item: Item | None) -> None:
         """Give an item to the worker that has waited longest; None ends the work."""
         while self._takers:
@@ -158,6 +163,11 @@ class Prefetcher:
         self._ahead = self._slots  # slots of records that may wait for a worker
         self._wanted = 0  # slots that `_wait_for_room` waits for
         self._room = asyncio.Event()
+
+    @property
+    def fetching(self) -> int:
+        """Records whose images are being fetched."""
+        return len(self._fetching)
 
     async def admit(self, records: list[InputRecord]) -> None:
         """Wait for room and start preparing records."""

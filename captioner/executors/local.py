@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from captioner.core.bottleneck import LOOK_S, Bottleneck
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
 from captioner.core.keys import KeyTable, off_the_loop
@@ -193,6 +194,7 @@ class _Run:
         self._raise_if_stopped = context.cancel.raise_if_requested
         self._keys = self._settings.record_keys
         self._began = time.monotonic()
+        self._progress.bottleneck = Bottleneck(self._settings.run.concurrency)
         self._orphans = 0
         self._to_file = False
         self._kinds: dict[str, tuple[int, int, str]] = {}  # count, line and message by code
@@ -412,6 +414,7 @@ class _Run:
             self._outdated.add(offset)
 
     async def _reporting(self, work: Awaitable[None]) -> RunReport:
+        looking = asyncio.create_task(self._look())
         try:
             await work
         except RunError as error:
@@ -423,8 +426,15 @@ class _Run:
             ended = RunError(said)
             ended.report = self.report(RunError.__name__)
             raise ended from error
+        finally:
+            looking.cancel()
         self._progress.stage = "finished"
         return self.report("interrupted" if self._context.cancel else "")
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._progress.bottleneck.look(self._progress)
 
     def report(self, stopped: str) -> RunReport:
         """Return the result so far."""
@@ -443,6 +453,7 @@ class _Run:
             stopped=stopped,
         )
         report.add(Counters.of(progress))
+        report.held_by, report.held_share = progress.bottleneck.whole
         if progress.cost is not None:
             report.total_cost = progress.spent_before.plus(progress).cost
         report.failed += progress.failed_before

@@ -81,9 +81,15 @@ async def take_again(
         await asyncio.to_thread(journal.failures.retry, retried)
     if moved:
         await asyncio.to_thread(set_rows_aside, journal, moved)
-    if not journal.is_changed:  # the answers of stages would be the same
-        await asyncio.to_thread(answers_path(journal.path).unlink, missing_ok=True)
-    await asyncio.to_thread(journal.begin_redo, what)
+    await asyncio.to_thread(_begin, journal, what)
+
+
+def _begin(journal: Journal, what: str) -> None:
+    """Note that records are captioned again, by other settings or with other answers of stages."""
+    if not journal.is_changed:
+        with disk_errors("remove", answers_path(journal.path)):
+            answers_path(journal.path).unlink(missing_ok=True)
+    journal.begin_redo(what)
 
 
 def _digest(journal: Journal, settings: Settings) -> str:

@@ -21,6 +21,8 @@ from captioner.journal.disk import Files, replacing
 from captioner.journal.failures import read_failures
 from captioner.outputs.reader import OutputReader
 from captioner.outputs.statistics import Quality, caption_statistics
+from captioner.outputs.stored import local_copy
+from captioner.settings.locations import location
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +73,7 @@ def make_report(output: Path, *, sample: int = 24, image_root: Path | None = Non
     """Return a report on an output, finished or not.
 
     Args:
-        output: The output.
+        output: The output. One in an object store is copied for the time.
         sample: The number of random rows to show; the choice is the same each time.
         image_root: Where relative image paths start.
 
@@ -79,15 +81,16 @@ def make_report(output: Path, *, sample: int = 24, image_root: Path | None = Non
         SettingsError: There is no such output.
         OutputDamagedError: The output does not match its checkpoint.
     """
-    journal = find_journal(output, Files())
-    with closing(OutputReader(journal, image_root=image_root)) as reader:
-        return Report(
-            str(output),
-            str(reader.settings.get("model") or ""),
-            caption_statistics(reader.captions()),
-            _failures(failures_path(output), failures_path(journal)),
-            _sample(reader, sample) if sample else [],
-        )
+    with local_copy(output) as copy:
+        journal = find_journal(copy, Files())
+        with closing(OutputReader(journal, image_root=image_root)) as reader:
+            return Report(
+                location(output),
+                str(reader.settings.get("model") or ""),
+                caption_statistics(reader.captions()),
+                _failures(failures_path(copy), failures_path(journal)),
+                _sample(reader, sample) if sample else [],
+            )
 
 
 def _failures(*paths: Path) -> dict[str, Failed]:

@@ -17,6 +17,7 @@ from captioner.core.extras import needed
 from captioner.journal.companions import find_journal
 from captioner.journal.disk import Files
 from captioner.outputs.reader import OutputReader
+from captioner.outputs.stored import local_copy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +56,7 @@ def score(output: Path, references: Path) -> Scores:
     """Compare the captions of an output with references.
 
     Args:
-        output: The output.
+        output: The output. One in an object store is copied for the time.
         references: COCO captions, matched by ``file_name`` or ``id``; or JSONL with ``id``,
             ``file_name`` or ``image``, and ``caption``, ``captions`` or ``references``.
 
@@ -67,7 +68,10 @@ def score(output: Path, references: Path) -> Scores:
     texts: list[str] = []
     matched: list[list[str]] = []
     captions = 0
-    with closing(OutputReader(find_journal(output, Files()))) as reader:
+    with (
+        local_copy(output) as copy,
+        closing(OutputReader(find_journal(copy, Files()))) as reader,
+    ):
         for row in reader.rows():
             captions += 1
             if found := next(filter(None, map(known.get, _names(reader, row))), None):

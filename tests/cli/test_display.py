@@ -59,7 +59,7 @@ def report(**given: object) -> RunReport:
         for one in dataclasses.fields(RunReport)
     }
     values |= {"output": "out.jsonl", "failures": "out.failed.jsonl", "stopped": ""}
-    values |= {"complete": True, "seconds": 10.0, "cost": None, "total_cost": None}
+    values |= {"complete": True, "seconds": 10.0, "cost": None, "total_cost": None, "held_by": ""}
     return RunReport(**{**values, **given})
 
 
@@ -244,6 +244,23 @@ def test_what_the_live_display_tells():
         in text
     )
     assert "$12.50 of $25.00" in shown(BUSY, 200, budget=25.0)
+
+
+def test_what_holds_the_run_back_is_told():
+    """The display says it once it has looked for some seconds, the report with its advice."""
+    states = [LOCAL._replace(held_by="gpu")]
+    progress = Progress(stage="captioning", in_flight=31, states=lambda: states)
+    for _ in range(9):
+        progress.bottleneck.look(progress)
+    assert "held by" not in shown(progress, 200)
+    progress.bottleneck.look(progress)
+    assert "held by the server's GPU: requests queue for it" in " ".join(
+        shown(progress, 200).split()
+    )
+    found = report(captioned=1, calls=1, held_by="gpu", held_share=0.834)
+    text = summarise(found, Settings.create("in.jsonl"))
+    assert "held back by the server's GPU: requests queue for it (83% of the time)" in text
+    assert "--replicas" in text
 
 
 def test_the_oldest_request_is_told(clock, monkeypatch):

@@ -116,7 +116,7 @@ def test_dates_without_a_zone_are_in_utc(monkeypatch, zone, value):
 @given(st.text(max_size=60) | st.from_regex(r"[A-Za-z]{0,3},? ?[0-9A-Za-z:+ .-]{0,40}"))
 def test_no_header_is_harmful(value):
     """Whatever stands in the headers gives a wait from nothing to an hour, or none."""
-    for name in ("retry-after", "retry-after-ms"):
+    for name in ("retry-after", "retry-after-ms", "llm_provider-retry-after"):
         seconds = retry_after_s({name: value}, now=lambda: NOW)
         if seconds is not None:
             assert math.isfinite(seconds)
@@ -131,3 +131,9 @@ def test_a_date_is_compared_with_the_replys_own_clock():
     }
     assert retry_after_s(headers, now=lambda: 5.0) == 30
     assert retry_after_s({**headers, "date": "today"}, now=lambda: 5.0) == 3_600
+
+
+def test_a_gateway_passes_the_wait_of_its_provider_on():
+    """LiteLLM's own header comes first."""
+    assert retry_after_s({"llm_provider-retry-after": "7"}) == 7
+    assert retry_after_s({"llm_provider-retry-after": "7", "retry-after": "3"}) == 3

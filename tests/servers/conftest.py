@@ -19,17 +19,27 @@ def chosen(config: pytest.Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def wanted(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Skip the test unless a server was asked for and is installed."""
+
+    def skip_without(name: str) -> None:
+        if name not in chosen(request.config):
+            pytest.skip(f"{name} was not asked for")
+        if not is_installed(name):
+            pytest.skip(f"{name} is not installed: scripts/servers install {name}")
+
+    return skip_without
+
+
+@pytest.fixture(scope="session")
 def started(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    wanted: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., RealServer]]:
     """Start servers; they are stopped at the end of all tests."""
     running: list[RealServer] = []
 
     def start(name: str, *more: object, url: str = "") -> RealServer:
-        if name not in chosen(request.config):
-            pytest.skip(f"{name} was not asked for")
-        if not is_installed(name):
-            pytest.skip(f"{name} is not installed: scripts/servers install {name}")
+        wanted(name)
         server = RealServer(name, tmp_path_factory.mktemp(name), *more, url=url)
         running.append(server)
         server.start()

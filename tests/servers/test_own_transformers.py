@@ -1,34 +1,29 @@
-"""``--serve`` with the real transformers serve and a tiny model with random weights.
-
-SERVE_TRANSFORMERS names the command ``transformers`` and SERVE_TINY_MODEL the folder of the model;
-without them these tests are skipped.
-"""
+"""``--serve`` with the real transformers serve and a tiny model with random weights."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import command, jpeg, rows
+from real_servers import HOME, MODEL
 from waiting import wait_until
 
-PROGRAM = os.environ.get("SERVE_TRANSFORMERS", "")
-MODEL = os.environ.get("SERVE_TINY_MODEL", "")
-
-pytestmark = pytest.mark.skipif(
-    not (PROGRAM and MODEL), reason="transformers serve and its tiny model are not installed"
-)
 RECORDS = 30
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, monkeypatch) -> list[str]:
+def arguments(tmp_path: Path, wanted: Callable[[str], None], monkeypatch) -> list[str]:
     """The command's words for a folder of images; the server is the only program in PATH."""
+    wanted("transformers")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/transformers").symlink_to(PROGRAM)
+    (tmp_path / "bin/transformers").symlink_to(HOME / "transformers/bin/transformers")
+    model = tmp_path / "tiny"  # a name that tells this server from those of other tests
+    model.symlink_to(MODEL)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -39,22 +34,26 @@ def arguments(tmp_path: Path, monkeypatch) -> list[str]:
         (images / f"{number:03}.jpg").write_bytes(jpeg(number, (64, 64)))
     return command(
         images,
-        *("--serve", f"transformers:{MODEL}", "--serve-args=--device cpu", "--max-tokens", "12"),
+        *("--serve", f"transformers:{model}", "--serve-args=--device cpu", "--max-tokens", "12"),
         # Random weights write gibberish.
         *("--accept", "truncated,garbage,looping,refused,too_short,no_image_seen"),
         *("--thinking", "off", "--concurrency", "4", "--no-dedup"),
     )
 
 
-def servers() -> list[int]:
-    """Return the processes of the server that serve this model."""
+def servers(folder: Path) -> list[int]:
+    """Return the processes of the server that serve the model in a folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"serve" in words and MODEL.encode() in words and b"guard.py" not in b"".join(words):
+        if (
+            b"serve" in words
+            and os.fsencode(folder / "tiny") in words
+            and b"guard.py" not in b"".join(words)
+        ):
             found.append(int(path.parent.name))
     return found
 
@@ -69,16 +68,16 @@ def test_server_and_captioner_killed_in_mid_run_lose_nothing(arguments, tmp_path
     """The server is started again; captioner leaves no process, and continues."""
     first = subprocess.Popen(arguments)
     wait_until(lambda: captions(tmp_path) >= 3, first)
-    (before,) = servers()
+    (before,) = servers(tmp_path)
     os.kill(before, signal.SIGKILL)
     done = captions(tmp_path)
     wait_until(lambda: captions(tmp_path) > done + 4, first)
-    assert servers() != [before]
+    assert servers(tmp_path) != [before]
     first.kill()
     first.wait()
-    wait_until(lambda: not servers())
+    wait_until(lambda: not servers(tmp_path))
     second = subprocess.run(arguments, check=False, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
     files = [row["image"] for row in rows(tmp_path / "photos.captions.jsonl")]
     assert len(files) == len(set(files)) == RECORDS
-    assert not servers()
+    assert not servers(tmp_path)

@@ -171,6 +171,14 @@ def test_all_in_a_bucket_on_ray(bucket, tmp_path, endpoint, run_command) -> None
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout.startswith(f"{output}: 6 captioned, 1 failed, 0 pending of {source}")
 
+    told = run_command("report", output, env=environment, cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"{output}: 6 captions, 1 failed")
+
+    shown = run_command("view", output, env=environment, cwd=tmp_path)
+    assert shown.returncode == 2
+    assert f"copy {output} and the files whose names begin alike" in shown.stderr
+
     exported = run_command("export", output, "--to", "out.csv", env=environment, cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 7

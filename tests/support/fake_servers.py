@@ -70,6 +70,7 @@ def vllm(words: list[str]) -> None:
         say("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.32 GiB.")
         sys.exit(1)
     Handler.state["small"] = given.gpu_memory_utilization <= 0.8
+    Handler.slots = threading.Semaphore(given.max_num_seqs)
     serve(given.host, given.port, given.served_model_name or given.model, "vllm")
 
 
@@ -130,12 +131,16 @@ def say(line: str) -> None:
 
 METRICS = {
     "vllm": '{head}vllm:num_requests_running{{engine="0",model_name="m"}} {running}.0\n'
+    'vllm:num_requests_waiting{{engine="0",model_name="m"}} {waiting}.0\n'
+    'vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} 0.25\n'
     'vllm:prompt_tokens_total{{engine="0",model_name="m"}} {tokens}.0\n'
     'vllm:generation_tokens_total{{engine="0",model_name="m"}} {tokens}.0\n',
     "sglang": '{head}sglang:num_running_reqs{{model_name="m",tp_rank="0"}} {running}.0\n'
+    'sglang:num_queue_reqs{{model_name="m",tp_rank="0"}} {waiting}.0\n'
     'sglang:prompt_tokens_total{{model_name="m"}} {tokens}.0\n'
     'sglang:generation_tokens_total{{model_name="m"}} {tokens}.0\n',
     "llamacpp": "{head}llamacpp:requests_processing {running}\n"
+    "llamacpp:requests_deferred {waiting}\n"
     "llamacpp:prompt_tokens_total {tokens}\nllamacpp:tokens_predicted_total {tokens}\n",
 }
 
@@ -149,7 +154,8 @@ class Handler(BaseHTTPRequestHandler):
     pulled: set[str] | None = None
     """Models of ollama; None for other servers."""
 
-    state: ClassVar = {"running": 0, "tokens": 0, "ready": True, "small": False}
+    state: ClassVar = {"running": 0, "waiting": 0, "tokens": 0, "ready": True, "small": False}
+    slots = threading.Semaphore(1 << 20)
 
     def log_message(self, *_: Any) -> None:
         """Write no line for each request."""
@@ -180,6 +186,10 @@ class Handler(BaseHTTPRequestHandler):
             self.complete(body, asked)
 
     def complete(self, body: bytes, asked: str) -> None:
+        if not self.slots.acquire(blocking=False):
+            self.state["waiting"] += 1
+            self.slots.acquire()
+            self.state["waiting"] -= 1
         self.state["running"] += 1
         if b"KILL" in body:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -195,6 +205,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(600)
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0.01")))
         self.state["running"] -= 1
+        self.slots.release()
         self.state["tokens"] += 7
         message = {"role": "assistant", "content": "A red cat sits on a grey mat."}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}

@@ -14,6 +14,7 @@ import aiohttp
 from captioner.core.errors import SettingsError
 from captioner.core.humanize import duration, sentence
 from captioner.core.retry import waits
+from captioner.endpoints.server_load import values_of
 from captioner.endpoints.serving.launchers import lacks_memory, lacks_network
 from captioner.endpoints.serving.process import ServerProcess
 from captioner.endpoints.serving.pulse import Pulse
@@ -282,8 +283,8 @@ class Server:
         """Return whether it says to work on requests, and a number that grows with its progress."""
         if not self._launcher.running or (text := await self._get("/metrics")) is None:
             return False, 0.0
-        progress = sum(metric(text, name) for name in self._launcher.progress)
-        return metric(text, self._launcher.running) > 0, progress
+        progress = sum(sum(values_of(text, name)) for name in self._launcher.progress)
+        return sum(values_of(text, self._launcher.running)) > 0, progress
 
     async def _get(self, path: str) -> str | None:
         """Return a response of status 200; None for others, and for none."""
@@ -292,13 +293,3 @@ class Server:
                 if reply.status == 200:
                     return await reply.text()
         return None
-
-
-def metric(text: str, name: str) -> float:
-    """Return a metric in Prometheus' text format, the sum over its labels; 0 if it is missing."""
-    total = 0.0
-    for line in text.splitlines():
-        if line.startswith((f"{name}{{", f"{name} ")):
-            with contextlib.suppress(ValueError):
-                total += float(line.rpartition(" ")[2])
-    return total

@@ -22,7 +22,7 @@ import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from captioner.core.errors import revive
-from captioner.core.progress import EndpointState, RequestCounters
+from captioner.core.progress import EndpointState, RequestCounters, Supply
 
 if TYPE_CHECKING:
     import socket
@@ -40,6 +40,7 @@ class WorkerStats(NamedTuple):
     waiting: str = ""
     oldest_s: float = 0.0
     states: tuple[EndpointState, ...] = ()
+    supply: Supply = Supply()
 
 
 class Ready(NamedTuple):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import RunError, WorkersDiedError
 from captioner.core.humanize import counted
-from captioner.core.progress import EndpointState
+from captioner.core.progress import EndpointState, Supply
 from captioner.core.retry import waits
 from captioner.core.types import Failure
 from captioner.endpoints.serving import serving
@@ -167,6 +167,7 @@ class Dispatcher:
         self._sink = sink
         self._progress = context.progress
         self._progress.states = self._states
+        self._progress.supply = self._supply
         self._cancel = context.cancel
         self._drain_s = context.settings.run.drain
         self._settled = settled
@@ -322,8 +323,14 @@ class Dispatcher:
                     one.per_minute + other.per_minute,
                     max(one.paused_s, other.paused_s),
                     one.circuit_open and other.circuit_open,
+                    one.held_by,
                 )
         return list(total.values())
+
+    def _supply(self) -> Supply:
+        """Return how well the workers of all processes are supplied."""
+        each = [worker.stats.supply for worker in self._live]
+        return Supply(sum(one.idle for one in each), sum(one.fetching for one in each))
 
     def _to_blame(self, worker: WorkerHandle) -> list[Outcome]:
         """Return the failure of a record that was alone in a worker that died."""

@@ -151,7 +151,12 @@ class Worker:
     def _stats(self) -> WorkerStats:
         now = self._progress
         return WorkerStats(
-            RequestCounters.of(now), now.in_flight, now.waiting, now.oldest_s, tuple(now.states())
+            RequestCounters.of(now),
+            now.in_flight,
+            now.waiting,
+            now.oldest_s,
+            tuple(now.states()),
+            now.supply(),
         )
 
     def _warn(self, text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from captioner.endpoints.serving.pulse import HANG_S, Pulse
-from captioner.endpoints.serving.server import metric
 
 WELL = {"healthy": True, "working": False, "progress": 0.0, "answers": 0}
 
@@ -38,15 +37,3 @@ def test_one_that_works_without_progress_hangs_although_it_says_that_it_is_well(
 
 def test_one_without_requests_makes_no_progress_and_is_well() -> None:
     assert not any(faults(*[{"progress": 5.0}] * 9))
-
-
-def test_a_metric_is_summed_over_its_labels() -> None:
-    text = """# TYPE vllm:num_requests_running gauge
-vllm:num_requests_running{engine="0",model_name="a b"} 3.0
-vllm:num_requests_running{engine="1",model_name="a b"} 1.0
-vllm:num_requests_running_by_kind 9.0
-llamacpp:requests_processing 2
-"""
-    assert metric(text, "vllm:num_requests_running") == 4
-    assert metric(text, "llamacpp:requests_processing") == 2
-    assert metric(text, "sglang:num_running_reqs") == 0

@@ -273,3 +273,20 @@ def test_serve_excludes_what_names_another_endpoint() -> None:
     ):
         with pytest.raises(SettingsError, match="serve: "):
             Settings.create("in.jsonl", serve="vllm:org/m", **other)
+
+
+async def test_the_report_says_that_requests_queue_for_the_gpu(
+    started, records, monkeypatch
+) -> None:
+    """The server says so at /metrics; captioner sends it no more than makes sense."""
+    monkeypatch.setenv("FAKE_SECONDS", "0.1")
+    monkeypatch.setattr("captioner.executors.local.LOOK_S", 0.02)
+    monkeypatch.setattr("captioner.endpoints.server_load.POLL_S", 0.02)
+    report = await run_batch(
+        records(questions(200)),
+        serve="vllm:org/m",
+        serve_args="--max-num-seqs 2",
+        concurrency=64,
+    )
+    assert (report.captioned, report.failed) == (200, 0)
+    assert report.held_by == "gpu"
