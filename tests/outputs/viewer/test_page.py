@@ -11,7 +11,7 @@ import pytest
 from conftest import command, jpeg, rows
 from endpoint import Reply
 from playwright.sync_api import expect
-from viewer_browser import CHROMIUM, HOSTILE, axe, launched
+from viewer_browser import CHROMIUM, DESK, HOSTILE, PHONE, axe
 from waiting import LIMIT_S
 
 pytestmark = [
@@ -19,42 +19,6 @@ pytestmark = [
     pytest.mark.xdist_group("heavy"),
 ]
 expect.set_options(timeout=1_000 * LIMIT_S)
-DESK = {"viewport": {"width": 1_200, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def tab(browser):
-    """Open a page; an error in its console fails the test."""
-    contexts, complaints = [], []
-
-    def visit(url, **options):
-        context = browser.new_context(**{**DESK, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(1_000 * LIMIT_S)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda said: (
-                complaints.append(said.text)
-                if said.type in ("error", "warning") and "404" not in said.text
-                else None
-            ),
-        )
-        page.goto(url)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 def cards(page):
