@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-Verdict = Literal["accepted", "edited", "rejected", "none"]
-"""``none`` withdraws the earlier review."""
+Verdict = Literal["accepted", "edited", "rejected", "again", "none"]
+"""``again`` marks a record to be captioned again, ``none`` withdraws the earlier review."""
 
 
 class Review(NamedTuple):

@@ -1,8 +1,8 @@
 """Votes between the captions of two outputs, in a file beside the first one.
 
-The file is appended to, and the last vote on two captions counts. A vote names its record by key and
-the captions by their fingerprints, so that it does not apply to other captions of the record: one
-file holds the votes of an output against several others.
+The file is appended to, and the last vote on two captions counts. A vote names its record by key
+and the captions by their fingerprints, so that it does not apply to other captions of the record:
+one file holds the votes of an output against several others.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from captioner.core.errors import CaptionerError
 from captioner.core.humanize import counted
@@ -19,11 +19,13 @@ from captioner.outputs.viewer.room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
     from captioner.outputs.viewer.store import ViewerStore
 
 LONGEST_S = 0.5
 """Seconds of one look for the next pair."""
 
+_CHANGED = "these captions have changed; load the page again"
 _DEVIATIONS = 1.959964
 """Standard deviations on both sides that hold 95 % of a normal distribution."""
 
@@ -146,13 +148,12 @@ class Comparison:
             OSError: The disk refused.
         """
         with self._lock:
-            pair = self.pairs.at(int(given["place"], 16))
             try:
-                key, first, second = self._read(pair)
-                if (given["first"], given["second"]) != (first.of, second.of):
-                    raise LookupError
+                key, first, second = self._read(self.pairs.at(int(given["place"], 16)))
             except LookupError:
-                raise ValueError("these captions have changed; load the page again") from None
+                raise ValueError(_CHANGED) from None
+            if (given.get("first"), given.get("second")) != (first.of, second.of):
+                raise ValueError(_CHANGED)
             said = given.get("better")
             if said in ("left", "right"):
                 said = "second" if (said == "right") != _is_swapped(key) else "first"
@@ -168,7 +169,7 @@ class Comparison:
             return {
                 "first": first,
                 "second": second,
-                "votes": {better: tally[better] for better in ("first", "second", "equal")},
+                "votes": {one: tally[one] for one in get_args(Better) if one != "none"},
                 "summary": summary(first, second, tally),
             }
 
@@ -248,7 +249,7 @@ class Comparison:
 
 
 def _is_swapped(key: bytes) -> bool:
-    """Return whether the second output is on the left: at random, the same for a record each time."""
+    """Return whether the second output is on the left: at random, and always for a record."""
     return bool(key[-1] & 1)
 
 
@@ -260,7 +261,7 @@ def wilson(wins: int, total: int) -> tuple[float, float]:
     return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
 
 
-def summary(first: str, second: str, tally: Mapping[str, int]) -> str:
+def summary(first: str, second: str, tally: Mapping[Better, int]) -> str:
     """Return what the votes say about two outputs."""
     wins, losses, equal = tally["second"], tally["first"], tally["equal"]
     ties = f" {counted(equal, 'pair')} equally good." if equal else ""
@@ -272,8 +273,8 @@ def summary(first: str, second: str, tally: Mapping[str, int]) -> str:
     low, high = wilson(wins, wins + losses)
     found = (
         f"{name} is better in {wins} of {counted(wins + losses, 'decided pair')}: "
-        f"{100 * wins / (wins + losses):.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} % "
-        "(Wilson's score)."
+        f"{100 * wins / (wins + losses):.0f} %, "
+        f"95 % interval {100 * low:.0f} to {100 * high:.0f} % (Wilson's score)."
     )
     clear = "" if low > 0.5 else " The interval includes 50 %: no difference is shown yet."
     return found + ties + clear

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import CaptionerError
 from captioner.core.keys import KeyTable, digest
-from captioner.outputs.rows import parsed
 
 if TYPE_CHECKING:
     from captioner.outputs.viewer.store import ViewerStore
+
 
 class Pair(NamedTuple):
     """The numbers of two rows.
@@ -93,9 +93,7 @@ class Pairs:
         store = self._stores[0]
         for line in store.rows.read(first, 1):
             if key := store.reader.keys.of_output(line):
-                for values, value in zip(
-                    self._found, (place_of(key), first, second), strict=True
-                ):
+                for values, value in zip(self._found, (place_of(key), first, second), strict=True):
                     values.append(value)
 
     def _key(self, store: ViewerStore, line: bytes) -> bytes | None:

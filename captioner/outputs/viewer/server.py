@@ -16,6 +16,7 @@ from aiohttp import web
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import CaptionerError, SettingsError
 from captioner.journal.reviews import verdict_of
+from captioner.outputs.viewer.again import Recaptioner
 from captioner.outputs.viewer.answers import answer, object_in, refusal
 from captioner.outputs.viewer.comparing import ComparisonRoutes
 from captioner.outputs.viewer.comparison import Comparison
@@ -26,6 +27,7 @@ from captioner.outputs.viewer.store import ViewerStore
 from captioner.outputs.viewer.thumbnails import SIDES, Thumbnails
 from captioner.outputs.viewer.timeline import EVERY_S, Timeline
 from captioner.outputs.visitors import ServerThread, Visitors
+from captioner.settings.locations import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -104,6 +106,7 @@ class Viewer:
         self.comparison = None if versus is None else Comparison(self._store, versus)
         self._timeline = Timeline(progress) if progress is not None else None
         self._thumbnails = Thumbnails(self._store)
+        self._recaptioner = Recaptioner(self._store, is_private=is_loopback(host))
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -125,12 +128,15 @@ class Viewer:
             "edit": self._edit,
             "judge": self._judge,
             "undo": self._undo,
+            "command": self._command,
+            "again": self._again,
         }.items():
             app.router.add_post("/{token}/api/" + path, handler)
         self._stack.callback(self._store.close)
         if self.comparison is not None:
             ComparisonRoutes(self.comparison).add_to(app.router)
             self._stack.callback(self.comparison.close)
+        self._stack.push_async_callback(self._recaptioner.close)
         await self._stack.enter_async_context(self._thumbnails)
         try:
             visitors = await self._stack.enter_async_context(Visitors(app, self._host, self.port))
@@ -212,6 +218,7 @@ class Viewer:
 
     async def _status(self, _: web.Request) -> web.Response:
         status = await asyncio.to_thread(self._store.status)
+        status["again"] = self._recaptioner.status()
         status["run"] = self._timeline.as_dict() if self._timeline is not None else None
         return answer(status)
 
@@ -261,6 +268,14 @@ class Viewer:
 
     async def _undo(self, _: web.Request) -> web.Response:
         return answer({"records": await asyncio.to_thread(self._store.editor.undo)})
+
+    async def _command(self, request: web.Request) -> web.Response:
+        question = str((await object_in(request)).get("question") or "")
+        return answer(await asyncio.to_thread(self._recaptioner.shown, question))
+
+    async def _again(self, request: web.Request) -> web.Response:
+        await self._recaptioner.start(str((await object_in(request)).get("question") or ""))
+        return answer(self._recaptioner.status())
 
     def _numbers(self, given: dict[str, Any]) -> list[int]:
         """Return the selected rows of a request."""

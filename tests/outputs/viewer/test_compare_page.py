@@ -28,7 +28,7 @@ def url(captioned, view):
 
 
 def sides(page):
-    return page.locator("#left").inner_text(), page.locator("#right").inner_text()
+    return page.locator("#caption-1").inner_text(), page.locator("#caption-2").inner_text()
 
 
 def shown(page, voted):
@@ -54,7 +54,7 @@ def test_voting_by_keyboard(captioned, url, tab):
     page.keyboard.press("z")
     assert shown(page, 6) == before
     page.keyboard.press("s")
-    expect(page.locator("#left")).not_to_have_text(before[0])
+    expect(page.locator("#caption-1")).not_to_have_text(before[0])
     assert shown(page, 6) == after
     assert [one["better"] for one in rows(captioned.with_name("out.votes.jsonl"))] == [
         *["second"] * 6, "equal", "none",
@@ -79,7 +79,7 @@ def test_to_the_last_pair(captioned, url, tab):
     shown(page, 0)
     skipped = sides(page)
     page.click("#skip")
-    expect(page.locator("#left")).not_to_have_text(skipped[0])
+    expect(page.locator("#caption-1")).not_to_have_text(skipped[0])
     for number in range(36):
         shown(page, number)
         page.click("#equal")

@@ -132,7 +132,7 @@ def test_votes_count_for_the_captions_they_were_about(outputs, compare):
     assert send(page, "vote", better="left", **about) == (
         400, "these captions have changed; load the page again",
     )  # fmt: skip
-    third = write(outputs[0].with_name("c.jsonl"), {number: "third" for number in range(COUNT)})
+    third = write(outputs[0].with_name("c.jsonl"), dict.fromkeys(range(COUNT), "third"))
     assert len(vote_for(compare(outputs[0], third), lambda *_: "equal")) == COUNT
 
 

@@ -53,7 +53,7 @@ function show() {
     try { await ask(image.getAttribute("src")); } catch (error) { why.textContent = error.message; }
   });
   $("image").replaceChildren(pair.image ? image : element("p", "no image"));
-  for (const [at, id] of ["left", "right"].entries()) {
+  for (const [at, id] of ["caption-1", "caption-2"].entries()) {
     $(id).replaceChildren(...pair.captions[at].map((text) => element("p", text)));
   }
   $("main").scrollTop = 0;
