@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.humanize import counted, printable
-from captioner.core.subprocesses import environment, python
+from captioner.core.subprocesses import environment, program, python
 from captioner.journal.checkpoint import Checkpoint, read_checkpoint
 from captioner.journal.companions import journal_path
 from captioner.journal.disk import Files
@@ -24,7 +24,7 @@ from captioner.outputs.check import check_output
 if TYPE_CHECKING:
     from captioner.outputs.viewer.store import ViewerStore
 
-WHERE = "review == 'again'"
+WHERE = 'review == "again"'
 """What `--redo` gets: the rows that are marked."""
 
 LONGEST_QUESTION = 20_000
@@ -85,7 +85,7 @@ class Recaptioner:
         servers = options.get("base_url") or [options.get("serve") or ""]
         where = "the built-in describer" if options.get("offline") else ", ".join(map(str, servers))
         return {
-            "command": shlex.join(["captioner", *self.command(question)]),
+            "command": shlex.join([*program(), *self.command(question)]),
             "endpoint": where,
             "model": str(options.get("model") or self._store.reader.settings.get("model") or ""),
             "obstacle": self._obstacle(where),

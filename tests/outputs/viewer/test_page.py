@@ -440,7 +440,7 @@ def test_every_row_of_a_long_output_can_be_reached(tmp_path, view, tab):
     expect(cards(page).first).to_contain_text("caption number 0")
     page.mouse.move(200, 600)
     for number in (1, 2, 3):
-        page.mouse.wheel(0, 312)
+        page.mouse.wheel(0, 362)
         card = page.locator(".card", has_text=re.compile(rf"caption number {number}\b"))
         expect(card).to_be_in_viewport(ratio=0.9)
         expect(cards(page).first).not_to_be_in_viewport()

@@ -9,7 +9,7 @@ import {count, generation, inWords, kind, numberAt, state} from "./state.js";
 
 const SIZES = {  // pixels of a card; a list has one column
   small: {width: 180, height: 264, image: "small"},
-  medium: {width: 260, height: 312, image: "small"},
+  medium: {width: 260, height: 362, image: "small"},
   large: {width: 440, height: 540, image: "large"},
   list: {width: Infinity, height: 132, image: "small"},
 };
