@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
-from conftest import rows
+from conftest import command, rows
 from waiting import LIMIT_S
 
 from captioner.journal.companions import votes_path
@@ -37,12 +39,17 @@ def outputs(tmp_path):
 def compare(view):
     def opened(first, second):
         page = view(first, versus=ViewerStore(second, image_root=None))
-        until = time.monotonic() + LIMIT_S
-        while not get(page, "pair")["pairs"]:
-            assert time.monotonic() < until
+        wait_for_pairs(page)
         return page
 
     return opened
+
+
+def wait_for_pairs(page):
+    until = time.monotonic() + LIMIT_S
+    while not get(page, "pair")["pairs"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def get(page, what):
@@ -166,6 +173,25 @@ def test_winners_are_taken_over(outputs, compare, run_command):
     target = outputs[0].with_name("final.jsonl")
     assert run_command("export", outputs[0], "--to", target).returncode == 0
     assert [row["caption"] for row in rows(target)] == [better[one] for one in range(COUNT)]
+
+
+def test_the_command(outputs, run_command):
+    """`captioner view A B` serves the comparison, and says at its end which output is better."""
+    refused = run_command("view", outputs[0], outputs[1].with_name("none.jsonl"))
+    assert refused.returncode == 2
+    assert "there is no output" in refused.stderr
+    with subprocess.Popen(
+        command("view", *outputs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            process.stdout.readline()
+            url = outputs[0].with_name("a.jsonl.page").read_text().strip()
+            page = SimpleNamespace(url=url)
+            wait_for_pairs(page)
+            vote_for(page, for_second, most=2)
+        finally:
+            process.terminate()
+        assert "b.jsonl is better in 2 of 2 decided pairs" in process.communicate()[1]
 
 
 @pytest.mark.parametrize(
