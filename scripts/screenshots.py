@@ -65,11 +65,9 @@ def record_page(folder: Path, chromium: str) -> None:
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        address = ""
-        while not address and viewer.stdout is not None and (line := viewer.stdout.readline()):
-            address = next((word for word in line.split() if word.startswith("http")), "")
-        if not address:
+        if viewer.stdout is None or not viewer.stdout.readline():
             sys.exit("captioner view printed no address")
+        address = (folder / "input.captions.jsonl.page").read_text().strip()
         shot = folder / "page.png"
         subprocess.run(
             [

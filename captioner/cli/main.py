@@ -268,8 +268,10 @@ CAPTION.other_commands = ROOT.commands
 _add(
     "view",
     "Show captions in a browser: search, filter, review, charts.\n\nIt also works during a run. "
-    "Reviews are kept beside OUTPUT; captioner export and --retry rejected use them.",
+    "Reviews are kept beside OUTPUT; captioner export and --retry rejected use them. With VERSUS "
+    "the page asks for each image which caption is better; votes are kept beside OUTPUT.",
     CAPTIONS,
+    Word(["versus"], hint=Path, required=False, about="another output to compare it with."),
     IMAGE_ROOT,
     _flag(
         "--host",

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import tempfile
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from captioner.core.errors import SettingsError
 from captioner.core.regular import not_regular
 from captioner.journal.companions import page_path
 from captioner.journal.disk import Files
+from captioner.settings.locations import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ def how_to_open(what: str, host: str, port: int, environ: Mapping[str, str]) -> 
     _, _, server, _ = (environ.get("SSH_CONNECTION") or "  HOST ").split(" ")
     target = "[::1]" if host == "::1" else "127.0.0.1"
     tunnel = f"ssh -N -L {port}:{target}:{port} {user}@{server}"
-    if not _is_loopback(host):
+    if not is_loopback(host):
         return (
             f"open {what} in a browser; everyone who can reach this machine's port {port} and sees "
             "the address can read and review the captions, and the connection is not encrypted. "
@@ -79,13 +79,6 @@ def how_to_open(what: str, host: str, port: int, environ: Mapping[str, str]) -> 
         )
     by_ssh = f", or, on the machine that you came from, after {tunnel}" if server != "HOST" else ""
     return f"open {what} in a browser on this machine{by_ssh}; Ctrl-C ends it"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _write(fd: int, url: str) -> None:

@@ -251,16 +251,17 @@ def batch_in_console(*, output: Path, cancel: bool) -> None:
 
 
 @forward_warnings(_say)
-def view_in_console(*, output: Path, host: str, port: int, image_root: Path | None) -> None:
-    """Serve the page of an output until a signal arrives."""
-    from captioner.outputs.viewer import Viewer
+def view_in_console(
+    *, output: Path, versus: Path | None, host: str, port: int, image_root: Path | None
+) -> None:
+    """Serve the page of an output, or of two that are compared, until a signal arrives."""
+    from captioner.outputs.viewer import Viewer, ViewerStore
 
-    output = output_of(output)
-    journal = find_journal(output, Files())
-    with reading(journal) as file:
-        if file.read(1) not in (b"", b"{"):
-            raise SettingsError(f"{journal} does not hold captions; name a run's output")
-    viewer = Viewer(output, journal=journal, host=host, port=port, image_root=image_root)
+    output, journal = _captions_of(output)
+    other = ViewerStore(*_captions_of(versus), image_root=image_root) if versus else None
+    viewer = Viewer(
+        output, journal=journal, host=host, port=port, image_root=image_root, versus=other
+    )
 
     async def serve() -> None:
         stop = asyncio.Event()
@@ -276,8 +277,24 @@ def view_in_console(*, output: Path, host: str, port: int, image_root: Path | No
                         what = f"the address in {path}"
                     _say(how_to_open(what, host, viewer.port, os.environ))
                     await stop.wait()
+                if viewer.comparison is not None:
+                    _say((await asyncio.to_thread(viewer.comparison.result))["summary"])
 
     asyncio.run(serve())
+
+
+def _captions_of(path: Path) -> tuple[Path, Path]:
+    """Return an output and its journal.
+
+    Raises:
+        SettingsError: It does not hold captions.
+    """
+    output = output_of(path)
+    journal = find_journal(output, Files())
+    with reading(journal) as file:
+        if file.read(1) not in (b"", b"{"):
+            raise SettingsError(f"{journal} does not hold captions; name a run's output")
+    return output, journal
 
 
 class _Session:

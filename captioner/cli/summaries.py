@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.core.bottleneck import CAUSES
 from captioner.core.humanize import counted, duration, money, printable, short
+from captioner.core.subprocesses import program
 from captioner.settings.locations import location
 from captioner.settings.remembered import not_remembered
 
@@ -218,13 +217,12 @@ def _counts(*counts: tuple[int | None, *tuple[str, ...]]) -> list[str]:
 
 
 def _again(settings: Settings, *more: str) -> str:
-    called = "captioner" if Path(sys.argv[0]).name == "captioner" else "python -m captioner"
     output = ["-o", location(settings.output)] if settings.output is not None else []
     source = [location(path) for path in (settings.input, *settings.files) if path is not None]
     kind = settings.run.output_format
     form = ["--output-format", kind] if kind is not None else []
     form += ["--batch-api"] if settings.batch.batch_api else []
-    return shlex.join([*called.split(), *source, *output, *form, *_chosen(settings), *more])
+    return shlex.join([*program(), *source, *output, *form, *_chosen(settings), *more])
 
 
 def _chosen(settings: Settings) -> list[str]:

@@ -26,6 +26,12 @@ def python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
+def program() -> list[str]:
+    """Return how the user called this program, for commands that can be pasted."""
+    name = "captioner"
+    return [name] if Path(sys.argv[0]).name == name else ["python", "-m", name]
+
+
 def ease_garbage_collection() -> None:
     """Make Python look for reference cycles less often: records create none.
 

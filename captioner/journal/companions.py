@@ -5,6 +5,7 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.jsonl                the journal; for a JSONL output the output itself
     run.csv.failed.jsonl         the failures
     run.csv.review.jsonl         the reviews
+    run.csv.votes.jsonl          the votes between its captions and those of other outputs
     run.csv.page                 the address of the page, only while it is open
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
@@ -117,6 +118,11 @@ def failures_path(output: Path) -> Path:
 def reviews_path(output: Path) -> Path:
     """Return where the reviews of an output are; see the module's docstring."""
     return _sidecar(output, ".review.jsonl")
+
+
+def votes_path(output: Path) -> Path:
+    """Return where the votes between an output and others are; see the module's docstring."""
+    return _sidecar(output, ".votes.jsonl")
 
 
 def page_path(output: Path) -> Path:

@@ -6,25 +6,20 @@ and the captions by their fingerprint, so that it does not apply to later captio
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import threading
 from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from captioner.core.keys import KEY_BYTES, digest
-from captioner.core.regular import open_regular, reading
+from captioner.journal.appended import AppendedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-Verdict = Literal["accepted", "edited", "rejected", "none"]
-"""``none`` withdraws the earlier review."""
-
-_NEWLINE = b"\n"
+Verdict = Literal["accepted", "edited", "rejected", "again", "none"]
+"""``again`` marks a record to be captioned again, ``none`` withdraws the earlier review."""
 
 
 class Review(NamedTuple):
@@ -64,25 +59,19 @@ def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     return digest(json.dumps(captions, sort_keys=True).encode()).hex()  # integers of any size
 
 
-class Reviews:
+class Reviews(AppendedFile):
     """The reviews of an output, in a file that need not exist yet.
 
     Attributes:
-        generation: Changes when another file replaces this one.
         changes: Reviews that were read or added; whoever follows them takes them from here.
             None if nobody does.
     """
 
     def __init__(self, path: Path, *, followed: bool = False) -> None:
-        self.generation = 0
         self.changes: deque[Review] | None = deque() if followed else None
-        self._path = path
         self._found: dict[tuple[bytes, str], Review] = {}
         self._keys: set[bytes] = set()  # most records have no review: no fingerprint needed
-        self._at = 0  # bytes read
-        self._size = 0  # bytes of the file at the last look
-        self._lock = threading.Lock()
-        self.refresh()
+        super().__init__(path)
 
     def __len__(self) -> int:
         """Return the number of reviews."""
@@ -92,25 +81,11 @@ class Reviews:
         """Yield the last review of each record's captions."""
         return iter(list(self._found.values()))
 
-    def refresh(self) -> None:
-        """Read what was appended since; lines that are not reviews are ignored.
+    def _forget(self) -> None:
+        self._found.clear()
 
-        Raises:
-            OutputDamagedError: It is not a regular file.
-        """
-        with self._lock, contextlib.suppress(FileNotFoundError), reading(self._path) as file:
-            if (size := os.fstat(file.fileno()).st_size) < self._size:
-                self._at = 0
-                self._found.clear()
-                self.generation += 1
-            self._size = size
-            file.seek(self._at)
-            for line in file:
-                if not line.endswith(_NEWLINE):
-                    break  # still being written
-                self._at += len(line)
-                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                    self._store(_parsed(line))
+    def _take(self, line: bytes) -> None:
+        self._store(_parsed(line))
 
     def of(self, key: bytes, row: Mapping[str, Any], fields: Sequence[str]) -> Review | None:
         """Return the review of a row's current captions, if there is one."""
@@ -132,20 +107,7 @@ class Reviews:
             OutputDamagedError: The file is not a regular one.
         """
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = b"".join([_line(review, at) for review in reviews])
-        with self._lock:
-            fd = open_regular(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            with os.fdopen(fd, "ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read() != _NEWLINE:  # a crash tore the last line
-                        file.write(_NEWLINE)
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
-                self._size = file.tell()
-            for review in reviews:
-                self._store(review)
+        self._append([_line(review, at) for review in reviews])
 
     def _store(self, review: Review) -> None:
         if self.changes is not None:
@@ -166,7 +128,7 @@ def _line(review: Review, at: str) -> bytes:
         "note": review.note,
         "at": at,
     }
-    return json.dumps(fields, ensure_ascii=False).encode(errors="replace") + _NEWLINE
+    return json.dumps(fields, ensure_ascii=False).encode(errors="replace")
 
 
 def _parsed(line: bytes) -> Review:

@@ -296,7 +296,7 @@ class OutputReader:
     def _apply_review(self, line: bytes) -> bytes | None:
         """Return a row's line in its reviewed form; None if it is skipped."""
         review = self._review(line)
-        if review is None:
+        if review is None or review.verdict == "again":
             return None if self.reviewed_only else line
         if review.verdict == "rejected":
             return None

@@ -115,6 +115,11 @@ class RowContents:
             questions = self.questions(row) if row else ()
         return "\n".join(questions or self.prompt(row))
 
+    def model(self, row: dict[str, Any]) -> str:
+        """Return the model that captioned a row; empty if it is not known."""
+        settings = row.made if isinstance(row, Row) else self._settings
+        return str(settings.get("model") or "")
+
     def images(self, row: dict[str, Any]) -> list[ImageRef]:
         """Return the images of a row, even if its prompt cannot be filled in."""
         with suppress(RecordError):

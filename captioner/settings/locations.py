@@ -1,8 +1,9 @@
-"""The kind of location of an input, by its name alone."""
+"""The kind of a location, by its name alone."""
 
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,3 +42,11 @@ def is_elsewhere(path: Path) -> bool:
     """Tell whether an input is not a local file or folder: a hub, standard input, a pattern."""
     text = str(path)
     return text == "-" or text.startswith(HUBS) or is_pattern(path) or storage_url(path) is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address to listen on."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

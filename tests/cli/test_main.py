@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT_S
 
 from captioner.cli.main import run_command as run_in_process
 from captioner.settings.flags import all_options
@@ -597,7 +598,7 @@ def test_an_input_that_is_a_pipe_is_refused(run_command, tmp_path):
     """The input is read twice; a pipe nobody writes to must not hang the command."""
     os.mkfifo(tmp_path / "pipe.jsonl")
     done = run_command(
-        tmp_path / "pipe.jsonl", "--base-url=http://127.0.0.1:1/v1", "--model=m", timeout=10
+        tmp_path / "pipe.jsonl", "--base-url=http://127.0.0.1:1/v1", "--model=m", timeout=LIMIT_S
     )
     assert done.returncode == 2
     assert "pipe.jsonl" in done.stderr

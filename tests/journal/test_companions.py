@@ -16,10 +16,11 @@ from captioner.journal.companions import (
     output_of,
     reviews_path,
     unused_path,
+    votes_path,
 )
 from captioner.journal.disk import Files
 
-SIDECARS = [(failures_path, "failed"), (reviews_path, "review")]
+SIDECARS = [(failures_path, "failed"), (reviews_path, "review"), (votes_path, "votes")]
 
 
 @pytest.mark.parametrize(("path_of", "word"), SIDECARS)

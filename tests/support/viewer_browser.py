@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
+DESK = {"viewport": {"width": 1_200, "height": 800}}
+PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
 QUIET = [
     "--no-sandbox",  # as root it has none
     "--disable-gpu",

@@ -22,6 +22,7 @@ from captioner.journal.companions import (
     journal_path,
     lock_path,
     reviews_path,
+    votes_path,
 )
 from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
@@ -153,7 +154,7 @@ def _describe_reviews(reader: OutputReader) -> str:
         (counts["rejected"], "rejected caption is", "rejected captions are", "left out"),
         (counts["edited"], "caption is", "captions are", "written as edited"),
         (
-            counts["none"] * reader.reviewed_only,
+            (counts["none"] + counts["again"]) * reader.reviewed_only,
             *("caption without a review is", "captions without a review are", "left out"),
         ),
     ]
@@ -170,7 +171,7 @@ def _refuse_own_files(
     journal = reader.journal
     paths = [journal, checkpoint_path(journal), lock_path(journal), index_path(journal)]
     for one in filter(None, (journal, output)):
-        paths += [failures_path(one), reviews_path(one)]
+        paths += [failures_path(one), reviews_path(one), votes_path(one)]
     paths += filter(None, (source, reader.source))
     paths += getattr(reader.input.source, "paths", ()) if reader.input else ()
     if any(_is_target(path, target) for path in paths):

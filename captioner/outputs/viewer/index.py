@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from captioner.outputs.viewer.search import Query
 
-VERDICTS = ("none", "accepted", "edited", "rejected")
+VERDICTS = ("none", "accepted", "edited", "rejected", "again")
 CHOICES = ("opening", "prompt", "model")
 """Columns by whose most frequent values rows are filtered."""
 
@@ -88,6 +88,7 @@ class RowIndex:
     def __init__(self, path: Path, about: bytes) -> None:
         self._lock = threading.RLock()
         self._database = Database(path, about)
+        self._verdicts: dict[str, int] | None = None  # until the next change
         self._do = self._database.connection.execute
         if self._database.is_new:
             self._database.connection.executescript(_SCHEMA)
@@ -103,7 +104,7 @@ class RowIndex:
                     self._add(number, row)
                 number += 1
             self._do("COMMIT")
-            self.count, self.last = number, last
+            self.count, self.last, self._verdicts = number, last, None
 
     def _add(self, number: int, row: IndexedRow) -> None:
         same = hashed(row.caption)
@@ -147,11 +148,21 @@ class RowIndex:
                 values = VERDICTS.index(verdict), edited, judged
                 self._do("UPDATE rows SET verdict = ?, edited = ? WHERE judged = ?", values)
             self._do("COMMIT")
+            self._verdicts = None
 
     def forget_reviews(self) -> None:
         """Note that there are no reviews."""
         with self._lock:
             self._do("UPDATE rows SET verdict = 0, edited = NULL WHERE verdict > 0")
+            self._verdicts = None
+
+    def verdicts(self) -> dict[str, int]:
+        """Return the number of reviewed rows by verdict."""
+        with self._lock:
+            if self._verdicts is None:
+                counts = self._do("SELECT verdict, count(*) FROM rows WHERE verdict > 0 GROUP BY 1")
+                self._verdicts = {VERDICTS[verdict]: count for verdict, count in counts}
+            return self._verdicts
 
     def find(self, query: Query, first: int, step: int, most: int) -> list[int]:
         """Return rows that match a query but for its text, in order, from one of them."""

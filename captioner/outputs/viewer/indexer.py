@@ -12,7 +12,7 @@ from captioner.core.errors import CaptionerError
 from captioner.core.keys import digest
 from captioner.journal.companions import index_path
 from captioner.journal.reviews import fingerprint
-from captioner.outputs.rows import caption_text, parsed
+from captioner.outputs.rows import caption_text
 from captioner.outputs.statistics import opening_of
 from captioner.outputs.viewer.index import CHOICES, IndexedRow, RowIndex, hashed
 from captioner.outputs.viewer.search import flags_of, texts_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROWS = 500
 """Rows that are indexed in one step."""
 
-_VERSION = b"1"
+_VERSION = b"2"
 _SHOWN = 90
 """Characters of a choice."""
 
@@ -85,15 +85,19 @@ class Indexer:
             index.add(map(partial(self._row, self._store.reader), lines), digest(lines[-1]))
 
     def _describe(self) -> bytes:
-        """Return what the rows depend on: their file, and the settings that name their fields."""
-        rows = self._store.rows
-        settings = self._store.reader.settings
-        return digest(b"%s %d %s " % (_VERSION, rows.generation, rows.identity) + dumped(settings))
+        """Return what the index depends on, with the generation of the rows."""
+        return digest(b"%d " % self._store.rows.generation + self._about_rows())
+
+    def _about_rows(self) -> bytes:
+        """Return what the index depends on: the file of the rows, and what made them."""
+        reader = self._store.reader
+        made = [reader.settings, reader.made.settings, len(reader.made.rows)]
+        return digest(self._store.rows.identity + _VERSION + dumped(made))
 
     def _open(self, changed: int) -> None:
         rows = self._store.rows
         path = index_path(self._store.journal)
-        about = digest(rows.identity + _VERSION + dumped(self._store.reader.settings))
+        about = self._about_rows()
         index = RowIndex(path, about)
         tail = rows.read(index.count - 1, 1) if index.count else []
         was_edited = index.count == len(rows) and index.changed != changed
@@ -125,7 +129,7 @@ class Indexer:
     def _row(self, reader: OutputReader, line: bytes) -> IndexedRow | None:
         """Return what the index keeps of a row; None if it cannot be read."""
         try:
-            row = parsed(line)
+            row = reader.row(line)
             key = reader.keys.of_output(line) or b""
             of = fingerprint(row, reader.fields)
             review = self._store.reviews.of(key, row, reader.fields)
@@ -150,7 +154,7 @@ class Indexer:
         for name, values in (index.choices() if index else {}).items():
             for value, count, number in values:
                 for line in self._store.rows.read(number, 1):
-                    row = parsed(line)
+                    row = reader.row(line)
                     caption = caption_text(row.get(reader.fields[0]))
                     text = _values(reader, row, caption)[name]
                     if hashed(text) == value:
@@ -168,7 +172,7 @@ class Indexer:
 
 def _values(reader: OutputReader, row: dict[str, Any], caption: str) -> dict[str, str]:
     """Return the values of `CHOICES` in a row."""
-    model = row.get(f"{reader.fields[0]}_model") or reader.settings.get("model") or ""
+    model = row.get(f"{reader.fields[0]}_model") or reader.contents.model(row)
     prompt = reader.contents.shown_prompt(row)
     return {"opening": opening_of(caption), "prompt": prompt, "model": caption_text(model)}
 

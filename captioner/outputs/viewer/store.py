@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import threading
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -114,17 +115,46 @@ class ViewerStore:
         return {
             "output": self.output.name,
             "input": self.reader.source.name if self.reader.source else "",
-            "model": str(self.reader.settings.get("model") or ""),
+            "model": " and ".join(self._models()),
             "rows": len(self.rows),
             "generation": self.rows.generation,
             "failures": len(self.failures),
             "failures_generation": self.failures.generation,
             "codes": self._count_codes(),
-            "verdicts": dict(Counter(review.verdict for review in self.reviews)),
+            "verdicts": self._count_verdicts(),
             "indexed": index.count if (index := self.indexer.usable) else None,
             "undo": len(self.editor),
-            "running": _is_running(self.journal),
+            "running": self.is_running(),
         }
+
+    def is_running(self) -> bool:
+        """Return whether a process on this machine writes to the journal; its lock is not taken."""
+        try:
+            with reading(lock_path(self.journal)) as lock:
+                host, _, pid = lock.read(300).decode("utf-8", "replace").strip().partition(" ")
+            if host == socket.gethostname():
+                os.kill(int(pid), 0)
+        except PermissionError:
+            return True  # the process exists and belongs to another user
+        except (OSError, ValueError, OutputDamagedError):
+            return False
+        return True
+
+    def _count_verdicts(self) -> dict[str, int]:
+        """Return the rows by verdict; before they are indexed, the reviews of earlier rows too."""
+        index = self.indexer.usable
+        if index is not None and index.count == len(self.rows):
+            with suppress(sqlite3.Error):  # it may have been closed meanwhile
+                self.indexer.follow_reviews()
+                return index.verdicts()
+        return dict(Counter(review.verdict for review in self.reviews))
+
+    def _models(self) -> list[str]:
+        """Return the models that made the rows, the last one first."""
+        reader = self.reader
+        earlier = reader.made.settings if len(reader.made.rows) else []
+        models = [str(made.get("model") or "") for made in (reader.settings, *reversed(earlier))]
+        return list(dict.fromkeys(filter(None, models)))
 
     def _count_codes(self) -> dict[str, int]:
         """Return the failures by code, counting only new lines."""
@@ -174,6 +204,7 @@ class ViewerStore:
             "of": fingerprint(row, fields),
             "captions": {name: caption_text(edited.get(name)) for name in fields},
             "prompt": _shorten(self.reader.contents.shown_prompt(row), LONGEST_PROMPT),
+            "model": reader.contents.model(row),
             "flags": flags_of(row, fields),
             "extras": {name: row[name] for name in sorted(extras & row.keys())},
             "fields": {name: _shorten(row[name]) for name in row if name not in hidden},
@@ -306,20 +337,6 @@ def _version(path: Path) -> tuple[int, int] | None:
         found = path.stat()
         return found.st_ino, found.st_mtime_ns
     return None
-
-
-def _is_running(journal: Path) -> bool:
-    """Return whether a process on this machine writes to a journal, without taking its lock."""
-    try:
-        with reading(lock_path(journal)) as lock:
-            host, _, pid = lock.read(300).decode("utf-8", "replace").strip().partition(" ")
-        if host == socket.gethostname():
-            os.kill(int(pid), 0)
-    except PermissionError:
-        return True  # the process exists and belongs to another user
-    except (OSError, ValueError, OutputDamagedError):
-        return False
-    return True
 
 
 def _shorten(value: Any, longest: int = LONGEST_TEXT) -> Any:

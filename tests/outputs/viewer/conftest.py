@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import jpeg, rows
 from endpoint import Reply, completion
-from viewer_browser import HOSTILE
+from viewer_browser import DESK, HOSTILE, launched
+from waiting import LIMIT_S
 
 from captioner.outputs.viewer import Viewer, ViewerThread
 
@@ -62,3 +63,37 @@ def captioned(endpoint, run_command, tmp_path):
     assert run.returncode == 3, run.stderr
     assert len(rows(output)) == 38
     return output
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser):
+    """Open a page; an error in its console fails the test."""
+    contexts, complaints = [], []
+
+    def visit(url, **options):
+        context = browser.new_context(**{**DESK, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(1_000 * LIMIT_S)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda said: (
+                complaints.append(said.text)
+                if said.type in ("error", "warning") and "404" not in said.text
+                else None
+            ),
+        )
+        page.goto(url)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []

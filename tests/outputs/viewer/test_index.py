@@ -272,3 +272,24 @@ def test_remove_takes_the_index_away(endpoint, make_input, run_command, tmp_path
     assert index_path(output).exists()
     assert run_command("remove", output, "--yes").returncode == 0
     assert not index_path(output).exists()
+
+
+def test_rows_that_different_models_made(endpoint, make_input, run_command, tmp_path):
+    """Model and prompt are those that made each row, also after others captioned some again."""
+    source, output = make_input(4), tmp_path / "out.jsonl"
+    first = ["--model", "small", "--ask", "caption=Briefly.", "--base-url", endpoint.base_url]
+    assert run_command(source, "-o", output, *first).returncode == 0
+    review(output, 2, "again")
+    second = ["--model", "large", "--ask", "caption=At length.", "--redo=review == 'again'"]
+    assert run_command(source, "-o", output, *second).returncode == 0
+    with closing(indexed(output)) as store:
+        choices = store.indexer.choices()
+        assert {one["text"]: one["rows"] for one in choices["model"]} == {"small": 3, "large": 1}
+        assert {one["text"]: one["rows"] for one in choices["prompt"]} == {
+            "Briefly.": 3, "At length.": 1,
+        }  # fmt: skip
+        (large,) = (one["value"] for one in choices["model"] if one["text"] == "large")
+        (again,) = numbers(store, model=large)
+        assert store.display("rows", [again])[0]["model"] == "large"
+        assert store.status()["model"] == "large and small"
+        assert store.status()["verdicts"] == {}  # the mark was on a caption that is gone

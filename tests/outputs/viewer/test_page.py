@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import command, jpeg, rows
-from endpoint import Reply
+from endpoint import Reply, completion
 from playwright.sync_api import expect
-from viewer_browser import CHROMIUM, HOSTILE, axe, launched
+from viewer_browser import CHROMIUM, DESK, HOSTILE, PHONE, axe
 from waiting import LIMIT_S
 
 pytestmark = [
@@ -19,42 +19,6 @@ pytestmark = [
     pytest.mark.xdist_group("heavy"),
 ]
 expect.set_options(timeout=1_000 * LIMIT_S)
-DESK = {"viewport": {"width": 1_200, "height": 800}}
-PHONE = {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def tab(browser):
-    """Open a page; an error in its console fails the test."""
-    contexts, complaints = [], []
-
-    def visit(url, **options):
-        context = browser.new_context(**{**DESK, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(1_000 * LIMIT_S)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda said: (
-                complaints.append(said.text)
-                if said.type in ("error", "warning") and "404" not in said.text
-                else None
-            ),
-        )
-        page.goto(url)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 def cards(page):
@@ -342,6 +306,35 @@ def test_find_and_replace_in_a_selection(captioned, view, tab):
     expect(cards(page).first).to_contain_text("rejected")
 
 
+def test_captioning_the_selected_again(captioned, endpoint, view, tab):
+    """Selected captions are marked, sent again with another question, and shown as they come."""
+    page = tab(view(captioned).url)
+    endpoint.behave = lambda call: Reply(body=completion(f"A new caption: {call.texts[-1]}"))
+    page.get_by_role("checkbox", name="Select #2", exact=True).click()
+    page.click("#again")
+    page.fill("#question", "What is it?")
+    expect(page.locator("#command")).to_contain_text("'--ask=caption=What is it?'")
+    expect(page.locator("#where")).to_contain_text(
+        "1 caption selected. What is marked goes to m at"
+    )
+    page.click("#mark")
+    expect(page.locator("#marked")).to_contain_text("1 caption marked")
+    page.keyboard.press("Escape")
+    expect(cards(page).nth(1)).to_contain_text("to caption again")
+    page.select_option("#verdict", "again")
+    expect(page.locator("#found")).to_have_text("1 found")
+    page.click("#again")
+    page.click("#start")
+    expect(page.locator("#again-dialog")).to_be_hidden()
+    expect(page.locator("#redone")).to_contain_text("1 captioned")
+    expect(page.locator("#found")).to_have_text("0 found")
+    page.fill("#text", "a new caption")
+    page.select_option("#verdict", "")
+    expect(page.locator("#found")).to_have_text("1 found")
+    expect(cards(page).first).to_contain_text("A new caption: What is it?")
+    expect(page.locator("#counts")).not_to_contain_text("to caption again")
+
+
 def test_sizes_and_the_original(captioned, view, tab):
     """Images fill their cards, in three sizes and a list; a click in a caption zooms."""
     page = tab(view(captioned).url)
@@ -447,7 +440,7 @@ def test_every_row_of_a_long_output_can_be_reached(tmp_path, view, tab):
     expect(cards(page).first).to_contain_text("caption number 0")
     page.mouse.move(200, 600)
     for number in (1, 2, 3):
-        page.mouse.wheel(0, 312)
+        page.mouse.wheel(0, 362)
         card = page.locator(".card", has_text=re.compile(rf"caption number {number}\b"))
         expect(card).to_be_in_viewport(ratio=0.9)
         expect(cards(page).first).not_to_be_in_viewport()
@@ -481,6 +474,10 @@ def test_it_can_be_used_by_everybody(captioned, view, tab, how):
     expect(page.locator("#edited")).to_contain_text("would change")
     found += axe(page, "edit")
     page.click("#edit-close")
+    page.click("#again")
+    expect(page.locator("#start")).to_be_enabled()
+    found += axe(page, "again")
+    page.click("#again-close")
     page.click("nav >> text=Keys")
     expect(page.locator("#help")).to_be_visible()
     found += axe(page, "help")

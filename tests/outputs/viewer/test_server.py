@@ -62,7 +62,17 @@ def test_who_does_not_know_the_token_sees_nothing(captioned, view):
 def test_nothing_may_be_loaded_from_elsewhere(captioned, view):
     """Every reply forbids scripts, styles, frames and connections other than its own."""
     page = view(captioned)
-    for path in ("", "app.js", "charts.js", "uplot.js", "style.css", "icon.svg", "api/status"):
+    for path in (
+        "",
+        "compare.html",
+        "app.js",
+        "compare.js",
+        "charts.js",
+        "uplot.js",
+        "style.css",
+        "icon.svg",
+        "api/status",
+    ):
         status, headers, body = get(page.url + path)
         assert status == 200
         policy = headers["Content-Security-Policy"]

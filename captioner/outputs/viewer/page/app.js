@@ -1,6 +1,7 @@
 // The page: what people do with mouse and keyboard. The other modules do the rest.
 
 import {$} from "./dom.js";
+import {markSelected, openAgain, startAgain, typedQuestion} from "./again.js";
 import {leave, open, turn, written} from "./detail.js";
 import {restart} from "./finding.js";
 import {focusCard, goTo, layout, reload, render, scrolled} from "./gallery.js";
@@ -84,7 +85,8 @@ for (const [id, act] of Object.entries({
   keys: () => $("help").showModal(), "help-close": () => $("help").close(),
   all: selectAll, clear: clearSelection, change: openEdit, undo, "undo-here": undo,
   "accept-all": () => judgeSelected("accepted"), "reject-all": () => judgeSelected("rejected"),
-  "edit-close": () => $("edit").close(), preview, apply,
+  again: openAgain, "again-close": () => $("again-dialog").close(), mark: markSelected,
+  start: startAgain, "edit-close": () => $("edit").close(), preview, apply,
 })) $(id).addEventListener("click", () => act());
 $("detail").addEventListener("cancel", (event) => {
   event.preventDefault();
@@ -92,6 +94,7 @@ $("detail").addEventListener("cancel", (event) => {
 });
 $("detail").addEventListener("close", () => state.stale ? restart() : focusCard(state.current));
 $("edit").addEventListener("input", () => { $("apply").disabled = true; });
+$("question").addEventListener("input", typedQuestion);
 
 function withNote(event) {
   event.preventDefault();  // it would press the button that is focused next
@@ -121,7 +124,8 @@ document.addEventListener("keydown", (event) => {
   if (event.repeat && !event.key.startsWith("Arrow")) return;
   if (event.ctrlKey && event.key === "Enter" && inDetail) { judge("edited"); return; }
   if (target.id === "note" && event.key === "Enter") { withNote(event); return; }
-  if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || $("edit").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if ($("help").open || $("edit").open || $("again-dialog").open) return;
   if (target.matches("input:not([type=checkbox]), textarea, select")) return;
   if (move(event, inDetail)) return;
   if (event.key === "/" && !inDetail) {

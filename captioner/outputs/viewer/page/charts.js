@@ -109,7 +109,7 @@ function table(pairs) {
 }
 
 function listed(pairs) {
-  return pairs.map(([name, count]) => `${name} ${number(count)}`).join(" · ");
+  return pairs.map(([name, count]) => `${name} (${number(count)})`).join(" · ");
 }
 
 function spread(found) {
@@ -131,7 +131,7 @@ export function drawCharts(into, found, run, onLength) {
   if (quality.histogram.length) {
     bars(into, "Caption length", quality.histogram, "characters", onLength);
   }
-  const named = {latency: ["Latency of a caption", "s"], prompt_tokens: ["Prompt tokens", "tokens"],
+  const named = {latency: ["Latency of a caption", "seconds"], prompt_tokens: ["Prompt tokens", "tokens"],
     completion_tokens: ["Completion tokens", "tokens"]};
   for (const [name, pairs] of Object.entries(found.histograms)) {
     bars(into, named[name][0], pairs, named[name][1]);

@@ -3,7 +3,7 @@
 import {$, button, element} from "./dom.js";
 import {bringIntoView, image, load} from "./gallery.js";
 import {showLeft} from "./review.js";
-import {count, kind, numberAt, rowAt, state} from "./state.js";
+import {count, inWords, kind, numberAt, rowAt, state} from "./state.js";
 
 export async function open(place, toEdit = false) {
   if (place < 0 || place >= count()) return;
@@ -30,11 +30,12 @@ export async function open(place, toEdit = false) {
     })));
   for (const id of ["note-label", "verdicts", "left"]) $(id).hidden = failed;
   $("note").value = failed ? "" : row.note;
-  $("said").textContent = failed || row.verdict === "none" ? "" : row.verdict;
+  $("said").textContent = failed || row.verdict === "none" ? "" : inWords(row.verdict);
   $("said").className = row.verdict ?? "";
   showLeft();
   const facts = [...Object.entries(row.extras ?? {}), ...Object.entries(row.fields)];
   if (!Object.values(row.fields).includes(row.prompt)) facts.unshift(["prompt", row.prompt]);
+  if (row.model) facts.unshift(["model", row.model]);
   if (failed) facts.push(["attempts", row.attempts]);
   $("members").replaceChildren(...facts.filter(([, value]) => value !== "" && value !== null)
     .flatMap(([name, value]) => [element("dt", name),

@@ -5,11 +5,11 @@ import {open} from "./detail.js";
 import {look, say} from "./finding.js";
 import {judgeCard} from "./review.js";
 import {select} from "./selection.js";
-import {count, generation, kind, numberAt, state} from "./state.js";
+import {count, generation, inWords, kind, numberAt, state} from "./state.js";
 
 const SIZES = {  // pixels of a card; a list has one column
   small: {width: 180, height: 264, image: "small"},
-  medium: {width: 260, height: 312, image: "small"},
+  medium: {width: 260, height: 362, image: "small"},
   large: {width: 440, height: 540, image: "large"},
   list: {width: Infinity, height: 132, image: "small"},
 };
@@ -134,7 +134,9 @@ function fill(node, row, size) {
   foot.replaceChildren();
   if (failed) foot.append(element("strong", row.code, "rejected"), ` line ${row.line ?? "?"}`);
   else {
-    if (row.verdict !== "none") foot.append(element("strong", row.verdict, row.verdict), " ");
+    if (row.verdict !== "none") {
+      foot.append(element("strong", inWords(row.verdict), row.verdict), " ");
+    }
     foot.append(`#${row.number + 1}`);
     if (row.flags.length) foot.append(` · ${row.flags.join(", ")}`);
     if (row.note) foot.append(` · ${row.note}`);

@@ -1,6 +1,7 @@
 // What is new on the server: counts, rows and the state of a run.
 
 import {$, ask, counted, element, number} from "./dom.js";
+import {showAgain} from "./again.js";
 import {drawCharts} from "./charts.js";
 import {look, offerChoices, restart, tell} from "./finding.js";
 import {render} from "./gallery.js";
@@ -24,7 +25,9 @@ export async function poll() {
       showCharts(false);
     }
     const indexing = (state.status.indexed ?? state.status.rows) < state.status.rows;
-    if (state.status.running || state.status.run || indexing) wait = 1_000;
+    showAgain();
+    const again = state.status.again.running;
+    if (state.status.running || state.status.run || indexing || again) wait = 1_000;
   } catch (error) {
     $("counts").textContent = "The run has ended, or the page's server was stopped: " +
       `captioner view ${state.status?.output ?? "OUT"} opens this page again.`;
@@ -71,6 +74,7 @@ function showCounts() {
   for (const verdict of ["accepted", "edited", "rejected"]) {
     if (verdicts[verdict]) facts.push(`${number(verdicts[verdict])} ${verdict}`);
   }
+  if (verdicts.again) facts.push(`${number(verdicts.again)} to caption again`);
   if (Object.keys(verdicts).length) facts.push(`${number(left())} left`);
   if (now.run) {
     const last = now.run.spans[now.run.spans.length - 1];

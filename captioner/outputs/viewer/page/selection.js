@@ -44,7 +44,7 @@ export function showSelection() {
   $("selected").textContent = `${number(state.selected.size)} selected`;
 }
 
-const about = () => ({numbers: [...state.selected], generation: generation()});
+export const about = () => ({numbers: [...state.selected], generation: generation()});
 
 export async function judgeSelected(verdict) {
   try {

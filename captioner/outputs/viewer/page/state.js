@@ -33,4 +33,5 @@ export const generation = () =>
 export const count = () => state.found ? state.found.length : state.total;
 export const numberAt = (place) =>
   state.found ? state.found[place] : $("newest").checked ? state.total - 1 - place : place;
+export const inWords = (verdict) => verdict === "again" ? "to caption again" : verdict;
 export const rowAt = (place) => state.rows.get(numberAt(place));
