@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -39,11 +40,9 @@ from captioner.core.subprocesses import ease_garbage_collection, keep_freed_memo
 from captioner.executors.local import run_batch
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
-from captioner.settings.locations import storage_url
+from captioner.settings.locations import check_folder, storage_url
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from captioner.core.progress import RunReport
     from captioner.outputs.viewer import ViewerThread
     from captioner.settings.options import OutputFormat
@@ -171,21 +170,23 @@ def eval_in_console(*, output: Path, references: Path, as_json: bool) -> None:
 @unwinding()
 @forward_warnings(_say)
 def export_in_console(
-    *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
+    *, output: Path, to: str, to_format: OutputFormat | None, **options: Any
 ) -> None:
     """Write the captions of a run in another format."""
     from captioner.outputs.check import check_output
     from captioner.outputs.export import check_format, export
     from captioner.outputs.stored import local_copy
 
-    if url := storage_url(to):
+    check_folder(to, to_format, name="to", flag="--to-format")
+    target = Path(to)
+    if url := storage_url(target):
         raise SettingsError(
             f"to: an export cannot be written to an object store ({url}); name a local file and "
             "copy it"
         )
-    kind = check_format(to, to_format)
+    kind = check_format(target, to_format)
     with local_copy(output_of(output)) as copy:
-        export(find_journal(copy, Files()), to, kind, output=copy, **options)
+        export(find_journal(copy, Files()), target, kind, output=copy, **options)
     _say(f"written: {to}")
     found = asyncio.run(check_output(output, options.get("source")))
     if found.pending:

@@ -56,7 +56,7 @@ InputFormat = Literal[
 
 OutputFormat = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "imagefolder", "coco", "llava", "txt",
-    "caption", "sqlite", "xmp", "images",
+    "caption", "sqlite", "xmp", "images", "dataset",
 ]  # fmt: skip
 
 CODES = (
