@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from captioner.engine.template_context import NAMES, RecordContext, text_in
 from captioner.engine.templates import CaptionTemplate, Filled, Templates, Texts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from captioner.core.types import InputRecord
     from captioner.engine.reservation import Reservation
     from captioner.engine.template_context import Look
@@ -57,6 +60,7 @@ class Questions:
         self._keys = settings.record_keys
         self._in_folder = prompt.prompt_file_in_folder
         around = settings.captions.caption_template
+        _check_fields(self._templates.all_texts + ((around,) if around else ()), settings)
         self._around = CaptionTemplate(around, strict=strict) if around else None
         named = self._around.names if self._around else frozenset()
         self._names = self._templates.names | (named & NAMES)
@@ -160,3 +164,18 @@ class Questions:
                     "existing_caption", "the old caption is not text, so that none can be joined"
                 )
         return tuple(map(str.strip, found))
+
+
+def _check_fields(texts: Sequence[str], settings: Settings) -> None:
+    """Refuse templates that name a field which captioner writes beside the caption.
+
+    Such a field is no part of a record's identity: records that differ in it alone are equal.
+    """
+    own = [name for name in settings.field_family if name not in settings.fields]
+    named = re.compile(rf"\{{[{{%][^}}]*\b({'|'.join(map(re.escape, own))})\b")
+    for text in texts:
+        if found := named.search(text):
+            raise SettingsError(
+                f"prompt: the template names the field {found[1]!r}, which captioner writes "
+                "itself; choose another --output-field, or rename the field"
+            )
