@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from captioner.settings.settings import Settings
 
 BYTES = ("byte", "bytes")
+KEPT = (
+    "record kept with its own caption",
+    "records kept with their own captions",
+    "(--existing skip)",
+)
 ORPHANS = (
     "caption belongs to a record that the input no longer has",
     "captions belong to records that the input no longer has",
@@ -49,7 +54,7 @@ def summarise(report: RunReport, settings: Settings) -> str:
     )
     lines += _counts(
         (report.skipped, "record", "records", "skipped, equal to an earlier one"),
-        (report.existing, "record", "records", "kept with its own caption (--existing skip)"),
+        (report.existing, *KEPT),
         (report.changed, "record has", "records have", changed),
         (report.orphans, *ORPHANS, "(kept at the end of the output)"),
     )
@@ -103,7 +108,7 @@ def _next_steps(report: RunReport, settings: Settings) -> list[str]:
         answered = _again(settings, "--from-batch-file", "ANSWERS")
         lines.append(f"requests: {file}; when they are answered: {answered}")
     elif not report.complete:
-        lines.append(f"not finished; continue: {_again(settings)}")
+        lines.append(f"not finished; continue: {_again(settings, *_redone(settings))}")
     if lines and (missing := not_remembered(settings)):
         lines.append(f"the output does not remember {', '.join(missing)}: add the same")
     return lines
@@ -119,7 +124,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
     lines += _counts(
         (found.shared, "record gets", "records get", "the caption of an equal one (--dedup)"),
         (sum(found.bad.values()), "record", "records", f"cannot be sent: {codes}"),
-        (found.existing, "record", "records", "kept with its own caption (--existing skip)"),
+        (found.existing, *KEPT),
         (found.unfetched, "image was", "images were", "not fetched; the size is a guess"),
     )
     by = (
@@ -209,6 +214,19 @@ def _again(settings: Settings, *more: str) -> str:
     form = ["--output-format", kind] if kind is not None else []
     form += ["--batch-api"] if settings.batch.batch_api else []
     return shlex.join([*called.split(), *source, *output, *form, *_chosen(settings), *more])
+
+
+def _redone(settings: Settings) -> list[str]:
+    """Return the options that caption records again, which are not remembered."""
+    run = settings.run
+    found = []
+    if run.redo is not None:
+        found.append("--redo" if run.redo == "all" else f"--redo={run.redo}")
+    if run.retry_failed is not None:
+        found.append(f"--retry={'failed' if run.retry_failed == 'all' else run.retry_failed}")
+    if run.retry_rejected:
+        found.append("--retry=rejected")
+    return found
 
 
 def _chosen(settings: Settings) -> list[str]:

@@ -65,7 +65,7 @@ class Questions:
         named = self._around.names if self._around else frozenset()
         self._names = self._templates.names | (named & NAMES)
         if "ocr" in self._names and not ocr_available():
-            raise SettingsError("prompt: {{ ocr }} needs pip install 'captioner[offline]'")
+            raise SettingsError("prompt: {{ ocr }} needs pip install rapidocr onnxruntime numpy")
         self._noted = settings.joins or "prompt" in settings.extras or bool(named)
         self._text_files: TextFiles | None = None
         if settings.writes_text_files and settings.output is not None:
