@@ -32,7 +32,7 @@ from captioner.cli.summaries import (
 )
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
-from captioner.core.humanize import counted, printable, printable_json, printable_lines
+from captioner.core.humanize import counted, printable, printable_json, printable_lines, wrapped
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
 from captioner.core.regular import reading
@@ -52,9 +52,12 @@ SOME_FAILED = 3
 
 
 def _say(text: str) -> None:
-    """Print to standard error, also if nothing reads it."""
+    """Print to standard error, also if nothing reads it; on a terminal between words."""
+    text = printable_lines(text)
+    with contextlib.suppress(OSError, ValueError):  # standard error is no terminal
+        text = wrapped(text, os.get_terminal_size(sys.stderr.fileno()).columns or 80)
     try:
-        print(printable_lines(text), file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -80,6 +80,7 @@ def _shares(report: RunReport) -> list[str]:
     }
     shares = [f"{count:,} {what}" for what, count in counts.items() if count]
     total = counted(sum(counts.values()), "record")
+    total += "" if report.complete else " read"
     return [f"{total}: {', '.join(shares)}"] if len(shares) > 1 else []
 
 

@@ -26,7 +26,7 @@ import captioner.cli.display
 import captioner.core.progress
 from captioner.cli.display import Display, Pace
 from captioner.cli.summaries import summarise
-from captioner.core.humanize import counted, duration, printable, short
+from captioner.core.humanize import counted, duration, printable, short, wrapped
 from captioner.core.progress import EndpointState, Progress, RunReport
 from captioner.settings.settings import Settings
 
@@ -184,6 +184,14 @@ def test_printable_leaves_languages_alone():
     assert printable("Öl 日本語 🎨 \\n") == "Öl 日本語 🎨 \\n"
 
 
+def test_long_lines_end_between_words_and_commands_stay_whole():
+    """A command that a terminal wraps is copied as one line; one with a line end is not."""
+    told = "to continue: captioner photos -o out.jsonl --where 'size > 1'"
+    table = "  --base-url http://localhost:8000/v1   your own server"
+    text = f"short\nThe endpoint has given no caption\n{told}\n{table}"
+    assert wrapped(text, 20) == f"short\nThe endpoint has\ngiven no caption\n{told}\n{table}"
+
+
 # -- the display -------------------------------------------------------------------------------
 
 
@@ -303,7 +311,7 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
         )
     )  # fmt: skip
     tmux = ["tmux", "-L", f"captioner-{os.getpid()}", "-f", "/dev/null"]
-    shell = f"{run}; echo status $? > {shlex.quote(str(done))}; exec sleep 600"
+    shell = f"seq 40; {run}; echo status $? > {shlex.quote(str(done))}; exec sleep 600"
     size = ["-x", str(columns), "-y", "24"]
     subprocess.run([*tmux, "new-session", "-d", *size, "sh", "-c", shell], check=True)
 
@@ -319,6 +327,15 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
             assert time.monotonic() < until, seen
             time.sleep(0.05)
             seen = screen()
+        narrow = columns * 5 // 8
+        subprocess.run([*tmux, "resize-window", "-x", str(narrow), "-y", "24"], check=True)
+        resized = screen()
+        while resized.count("ETA") != 1 or not all(
+            part in " ".join(resized.split()) for part in parts
+        ):
+            assert time.monotonic() < until, resized
+            time.sleep(0.05)
+            resized = screen()
         endpoint.behave = lambda _: None
         while not done.exists() or not done.read_text():
             assert time.monotonic() < until, screen()
@@ -328,7 +345,8 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
         subprocess.run([*tmux, "kill-server"], check=False)
     assert all(len(line) <= columns for line in seen.splitlines())
     text = " ".join(seen.split())
-    assert text.count("5 done") == 1  # drawn in its place, not below itself
+    for shown in (text, " ".join(resized.split())):
+        assert shown.count("5 done") == 1  # drawn in its place, not below itself
     assert ("records" in text) is (columns == 80)
     assert done.read_text() == "status 0\n"
     assert "20 captioned in" in left
