@@ -195,8 +195,8 @@ def export_in_console(
     if found.pending:
         records = found.captioned + found.failed + found.pending
         _say(
-            f"the run is not finished: of {counted(records, 'record')} {found.captioned:,} are "
-            f"captioned, {found.failed:,} failed, {found.pending:,} pending"
+            f"the run is not finished: {found.captioned:,} captioned, {found.failed:,} failed, "
+            f"{found.pending:,} pending of {counted(records, 'record')}"
         )
 
 

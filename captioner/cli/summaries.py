@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.core.errors import LimitReachedError
 from captioner.core.humanize import counted, duration, money, printable, short
 from captioner.settings.locations import location
 from captioner.settings.remembered import not_remembered
@@ -109,7 +110,11 @@ def _next_steps(report: RunReport, settings: Settings) -> list[str]:
         answered = _again(settings, "--from-batch-file", "ANSWERS")
         lines.append(f"requests: {file}; when they are answered: {answered}")
     elif not report.complete:
-        lines.append(f"not finished; continue: {_again(settings, *_redone(settings))}")
+        again = _redone(settings)
+        more = ""
+        if report.stopped == LimitReachedError.__name__ and _is_spent(settings):
+            again, more = [*again, "--budget", "AMOUNT"], " with a larger budget"
+        lines.append(f"not finished; continue{more}: {_again(settings, *again)}")
     if lines and (missing := not_remembered(settings)):
         lines.append(f"the output does not remember {', '.join(missing)}: add the same")
     return lines
@@ -143,7 +148,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
             f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices)"
         )
     if found.seconds is not None:
-        lines.append(f"time at the limits that are known: {duration(found.seconds)}")
+        lines.append(f"time: about {duration(found.seconds)}, if nothing else limits the run")
     return "\n".join(printable(line) for line in lines)
 
 
@@ -215,6 +220,12 @@ def _again(settings: Settings, *more: str) -> str:
     form = ["--output-format", kind] if kind is not None else []
     form += ["--batch-api"] if settings.batch.batch_api else []
     return shlex.join([*called.split(), *source, *output, *form, *_chosen(settings), *more])
+
+
+def _is_spent(settings: Settings) -> bool:
+    """Return whether a budget that was reached leaves nothing for the next run."""
+    run = settings.run
+    return not run.renew_budget and (run.budget is not None or run.budget_tokens is not None)
 
 
 def _redone(settings: Settings) -> list[str]:

@@ -506,6 +506,29 @@ def test_the_summary_of_an_interrupted_run_says_how_to_go_on():
 
 
 @pytest.mark.parametrize(
+    ("options", "stopped", "told"),
+    [
+        ({"redo": "all"}, "", "continue: python -m captioner in.jsonl --redo"),
+        ({"redo": "length < 9"}, "", "continue: python -m captioner in.jsonl '--redo=length < 9'"),
+        ({"retry": ["x", "rejected"]}, "", "in.jsonl --retry=x --retry=rejected"),
+        (
+            {"budget": 2.0},
+            "LimitReachedError",
+            "continue with a larger budget: python -m captioner in.jsonl --budget AMOUNT",
+        ),
+        ({"budget": 2.0}, "", "continue: python -m captioner in.jsonl"),
+        ({"budget_per_run": 2.0}, "LimitReachedError", "continue: python -m captioner in.jsonl"),
+    ],
+)
+def test_the_command_that_continues_has_what_is_not_remembered(options, stopped, told):
+    """The same records are captioned again, and a budget that is used up is not used again."""
+    text = summarise(
+        report(complete=False, stopped=stopped), Settings.create("in.jsonl", **options)
+    )
+    assert text.endswith(told)
+
+
+@pytest.mark.parametrize(
     "given", [{"failed": 1, "codes": {"x": 1}, "examples": {"x": (1, "m")}}, {"complete": False}]
 )
 def test_a_command_to_run_again_can_be_pasted(given):

@@ -166,7 +166,7 @@ async def test_a_data_set_is_uploaded(output, hub, tmp_path, run_command):
     path = await output(limit=2)
     ended = run_command("export", path, "--to", "hf:user/name")
     assert ended.returncode == 0, ended.stderr
-    assert "of 4 records 2 are captioned" in ended.stderr
+    assert "2 captioned, 0 failed, 2 pending of 4 records" in ended.stderr
     assert TOKEN not in ended.stderr + ended.stdout
     assert made[0]["visibility"] == "private"
     assert set(files) == {"README.md", "data/train-00000.parquet"}
