@@ -130,9 +130,9 @@ _MERGED = (
         "retry",
         tuple[str, ...],
         (),
-        "Caption again the records that failed, that a reviewer rejected in captioner view, or "
-        "that failed with a CODE: failed, rejected or the code. Separate several by commas, such "
-        "as http_400,rejected.",
+        "Caption again what is failed, rejected or a CODE. These are the failed records, those "
+        "whose caption a reviewer rejected in captioner view, or those that failed with a CODE. "
+        "Separate several by commas, such as http_400,rejected.",
         replaces=("retry_failed", "retry_rejected"),
         split=_retry,
     ),
