@@ -14,7 +14,7 @@ from captioner.core.bottleneck import CAUSES
 from captioner.core.humanize import counted, duration, money, printable, short
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.live import Live
 
     from captioner.core.progress import EndpointState, Progress
@@ -64,12 +64,10 @@ class Display:
             return self
         if self._stream.isatty():
             from rich.console import Console
-            from rich.live import Live
 
             console = Console(file=self._stream)
             if not console.is_dumb_terminal:  # it cannot move the cursor up
-                self._live = Live(console=console, auto_refresh=False, transient=True)
-                self._live.start()
+                self._live = _drawn_on(console)
         self._task = asyncio.create_task(self._show())
         return self
 
@@ -97,15 +95,10 @@ class Display:
             await asyncio.sleep(REFRESH_S)
             self._pace.tick()
             if self._live is not None:
-                from rich.console import ConsoleDimensions
-
-                console = self._live.console
                 with contextlib.suppress(OSError, ValueError):
                     # Rich prefers COLUMNS, which a parent shell may have left outdated.
-                    columns, lines = os.get_terminal_size(self._stream.fileno())
-                    if columns and lines:
-                        console.size = ConsoleDimensions(columns, lines)
-                self._live.update(self.renderable(console.width), refresh=True)
+                    self._live = _resized(self._live, *os.get_terminal_size(self._stream.fileno()))
+                self._live.update(self.renderable(self._live.console.width), refresh=True)
             elif time.monotonic() - last_plain >= PLAIN_S:
                 last_plain = time.monotonic()
                 self.say(self.line())
@@ -212,6 +205,40 @@ class Display:
     def _eta(self) -> str:
         left = self._pace.left_s
         return f"ETA {duration(left)}" if left is not None else "ETA -"
+
+
+def _drawn_on(console: Console) -> Live:
+    from rich.live import Live
+
+    live = Live(console=console, auto_refresh=False, transient=True)
+    live.start()
+    return live
+
+
+def _resized(live: Live, columns: int, lines: int) -> Live:
+    """Return the live display for a terminal of a size, erased if the terminal was wider.
+
+    A terminal wraps lines that became too long, so the old display takes more lines than it had.
+    """
+    from rich.console import ConsoleDimensions
+    from rich.control import Control
+    from rich.segment import ControlType, Segment
+
+    console = live.console
+    if not (columns and lines):
+        return live
+    drawn = console.render_lines(live.get_renderable(), pad=False)
+    narrower = columns < console.width
+    console.size = ConsoleDimensions(columns, lines)
+    if narrower:
+        lengths = map(Segment.get_line_length, drawn)
+        more = sum(max(0, length - 1) // columns for length in lengths)
+        live.stop()  # draws it a last time, and erases that
+        console.control(
+            Control(*[(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)] * more)
+        )
+        return _drawn_on(console)
+    return live
 
 
 def _describe(state: EndpointState) -> list[str]:

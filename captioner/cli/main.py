@@ -298,7 +298,12 @@ _add(
     "export",
     "Write the captions of a run in another format.",
     CAPTIONS,
-    _flag("--to", "File or folder to write.", Path, required=True),
+    _flag(
+        "--to",
+        "File or folder to write, or hf:USER/NAME for a data set on Hugging Face's hub.",
+        str | Path,
+        required=True,
+    ),
     _flag(
         "--to-format",
         "Its format, as for --output-format. Default: by its name.",

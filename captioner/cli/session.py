@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -31,7 +32,7 @@ from captioner.cli.summaries import (
 )
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, OutputDamagedError, RunError, SettingsError
-from captioner.core.humanize import counted, printable, printable_json, printable_lines
+from captioner.core.humanize import counted, printable, printable_json, printable_lines, wrapped
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Progress
 from captioner.core.regular import reading
@@ -41,11 +42,9 @@ from captioner.executors.local import run_batch
 from captioner.executors.opening import options_before
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
-from captioner.settings.locations import storage_url
+from captioner.settings.locations import check_folder, storage_url
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from captioner.core.progress import RunReport
     from captioner.outputs.viewer import ViewerThread
     from captioner.settings.options import OutputFormat
@@ -55,9 +54,12 @@ SOME_FAILED = 3
 
 
 def _say(text: str) -> None:
-    """Print to standard error, also if nothing reads it."""
+    """Print to standard error, also if nothing reads it; on a terminal between words."""
+    text = printable_lines(text)
+    with contextlib.suppress(OSError, ValueError):  # standard error is no terminal
+        text = wrapped(text, os.get_terminal_size(sys.stderr.fileno()).columns or 80)
     try:
-        print(printable_lines(text), file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
@@ -180,28 +182,30 @@ def eval_in_console(*, output: Path, references: Path, as_json: bool) -> None:
 @unwinding()
 @forward_warnings(_say)
 def export_in_console(
-    *, output: Path, to: Path, to_format: OutputFormat | None, **options: Any
+    *, output: Path, to: str, to_format: OutputFormat | None, **options: Any
 ) -> None:
     """Write the captions of a run in another format."""
     from captioner.outputs.check import check_output
     from captioner.outputs.export import check_format, export
     from captioner.outputs.stored import local_copy
 
-    if url := storage_url(to):
+    check_folder(to, to_format, name="to", flag="--to-format")
+    target = Path(to)
+    if url := storage_url(target):
         raise SettingsError(
             f"to: an export cannot be written to an object store ({url}); name a local file and "
             "copy it"
         )
-    kind = check_format(to, to_format)
+    kind = check_format(target, to_format)
     with local_copy(output_of(output)) as copy:
-        export(find_journal(copy, Files()), to, kind, output=copy, **options)
+        export(find_journal(copy, Files()), target, kind, output=copy, **options)
     _say(f"written: {to}")
     found = asyncio.run(check_output(output, options.get("source")))
     if found.pending:
         records = found.captioned + found.failed + found.pending
         _say(
-            f"the run is not finished: of {counted(records, 'record')} {found.captioned:,} are "
-            f"captioned, {found.failed:,} failed, {found.pending:,} pending"
+            f"the run is not finished: {found.captioned:,} captioned, {found.failed:,} failed, "
+            f"{found.pending:,} pending of {counted(records, 'record')}"
         )
 
 

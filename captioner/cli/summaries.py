@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from captioner.core.bottleneck import CAUSES
+from captioner.core.errors import LimitReachedError
 from captioner.core.humanize import counted, duration, money, printable, short
 from captioner.core.subprocesses import program
 from captioner.settings.locations import location
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from captioner.settings.settings import Settings
 
 BYTES = ("byte", "bytes")
+KEPT = (
+    "record kept with its own caption",
+    "records kept with their own captions",
+    "(--existing skip)",
+)
 ORPHANS = (
     "caption belongs to a record that the input no longer has",
     "captions belong to records that the input no longer has",
@@ -53,7 +59,7 @@ def summarise(report: RunReport, settings: Settings) -> str:
     )
     lines += _counts(
         (report.skipped, "record", "records", "skipped, equal to an earlier one"),
-        (report.existing, "record", "records", "kept with its own caption (--existing skip)"),
+        (report.existing, *KEPT),
         (report.changed, "record has", "records have", changed),
         (report.orphans, *ORPHANS, "(kept at the end of the output)"),
     )
@@ -79,6 +85,7 @@ def _shares(report: RunReport) -> list[str]:
     }
     shares = [f"{count:,} {what}" for what, count in counts.items() if count]
     total = counted(sum(counts.values()), "record")
+    total += "" if report.complete else " read"
     return [f"{total}: {', '.join(shares)}"] if len(shares) > 1 else []
 
 
@@ -108,7 +115,11 @@ def _next_steps(report: RunReport, settings: Settings) -> list[str]:
         answered = _again(settings, "--from-batch-file", "ANSWERS")
         lines.append(f"requests: {file}; when they are answered: {answered}")
     elif not report.complete:
-        lines.append(f"not finished; continue: {_again(settings)}")
+        again = _redone(settings)
+        more = ""
+        if report.stopped == LimitReachedError.__name__ and _is_spent(settings):
+            again, more = [*again, "--budget", "AMOUNT"], " with a larger budget"
+        lines.append(f"not finished; continue{more}: {_again(settings, *again)}")
     if lines and (missing := not_remembered(settings)):
         lines.append(f"the output does not remember {', '.join(missing)}: add the same")
     return lines
@@ -124,7 +135,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
     lines += _counts(
         (found.shared, "record gets", "records get", "the caption of an equal one (--dedup)"),
         (sum(found.bad.values()), "record", "records", f"cannot be sent: {codes}"),
-        (found.existing, "record", "records", "kept with its own caption (--existing skip)"),
+        (found.existing, *KEPT),
         (found.unfetched, "image was", "images were", "not fetched; the size is a guess"),
     )
     for stage in found.stages:
@@ -152,7 +163,7 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
             f"cost: no price is known for {settings.endpoint.model or 'the model'} (--prices)"
         )
     if found.seconds is not None:
-        lines.append(f"time at the limits that are known: {duration(found.seconds)}")
+        lines.append(f"time: about {duration(found.seconds)}, if nothing else limits the run")
     return "\n".join(printable(line) for line in lines)
 
 
@@ -223,6 +234,25 @@ def _again(settings: Settings, *more: str) -> str:
     form = ["--output-format", kind] if kind is not None else []
     form += ["--batch-api"] if settings.batch.batch_api else []
     return shlex.join([*program(), *source, *output, *form, *_chosen(settings), *more])
+
+
+def _is_spent(settings: Settings) -> bool:
+    """Return whether a budget that was reached leaves nothing for the next run."""
+    run = settings.run
+    return not run.renew_budget and (run.budget is not None or run.budget_tokens is not None)
+
+
+def _redone(settings: Settings) -> list[str]:
+    """Return the options that caption records again, which are not remembered."""
+    run = settings.run
+    found = []
+    if run.redo is not None:
+        found.append("--redo" if run.redo == "all" else f"--redo={run.redo}")
+    if run.retry_failed is not None:
+        found.append(f"--retry={'failed' if run.retry_failed == 'all' else run.retry_failed}")
+    if run.retry_rejected:
+        found.append("--retry=rejected")
+    return found
 
 
 def _chosen(settings: Settings) -> list[str]:

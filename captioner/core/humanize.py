@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 
 
 def printable(text: str) -> str:
@@ -14,6 +15,27 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Return text as `printable` does, but with its line ends."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def wrapped(text: str, columns: int) -> str:
+    """Return text whose long lines end between words.
+
+    Lines with a command stay whole, so that it can be copied, and so do lines of tables, which
+    begin with two blanks.
+
+    Args:
+        text: The text.
+        columns: The width of the terminal.
+    """
+    return "\n".join(
+        line
+        if len(line) <= columns or _WHOLE.search(line)
+        else textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+_WHOLE = re.compile(r"^  |: (?:captioner|python -m captioner) ")
 
 
 def printable_json(text: str) -> str:

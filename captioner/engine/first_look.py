@@ -82,13 +82,13 @@ def _refuse_existing(records: Sequence[InputRecord], settings: Settings) -> None
     if found:
         name, count = found.most_common(1)[0]
         raise SettingsError(
-            f"{count} of the first {len(records)} records have a {name!r} already. Choose "
+            f"records have a {name!r} already, {count} of the first {len(records)}. Choose "
             "--existing skip to keep those captions, --existing replace to overwrite them, or "
             "another --output-field to have both."
         )
     if files:
         raise SettingsError(
-            f"{files} of the first {len(records)} images have a text file that is not empty. "
+            f"images have a text file that is not empty, {files} of the first {len(records)}. "
             "Choose --existing skip to keep these, or replace, append or prepend."
         )
 
@@ -125,7 +125,8 @@ def _refuse_unusable(records: Sequence[InputRecord], settings: Settings) -> None
             if not isinstance(item, Failure):
                 return
             first = first or f"{item.code}: {item.message}"
+    several = f"none of the first {len(records)} records can be sent. The first: {first}"
     raise SettingsError(
-        f"none of the first {len(records)} records can be sent. The first: {first}. "
+        f"{several if len(records) > 1 else f'the record cannot be sent: {first}'}. "
         "Check --image-field, --image-root and the format of the input."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from captioner.engine.template_context import NAMES, RecordContext, text_in
 from captioner.engine.templates import CaptionTemplate, Filled, Templates, Texts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from captioner.core.types import InputRecord
     from captioner.engine.reservation import Reservation
     from captioner.engine.template_context import Look
@@ -58,12 +61,13 @@ class Questions:
         self._keys = settings.record_keys
         self._in_folder = prompt.prompt_file_in_folder
         around = settings.captions.caption_template
+        _check_fields(self._templates.all_texts + ((around,) if around else ()), settings)
         self._around = CaptionTemplate(around, strict=strict) if around else None
         named = self._around.names if self._around else frozenset()
         self._staged = named_of_records(plans_of(settings))
         self._names = self._templates.names | ((named | self._staged) & NAMES)
         if "ocr" in self._names and not ocr_available():
-            raise SettingsError("prompt: {{ ocr }} needs pip install 'captioner[offline]'")
+            raise SettingsError("prompt: {{ ocr }} needs pip install rapidocr onnxruntime numpy")
         named |= self._staged
         self._noted = settings.joins or "prompt" in settings.extras or bool(named)
         self._text_files: TextFiles | None = None
@@ -167,3 +171,18 @@ class Questions:
                     "existing_caption", "the old caption is not text, so that none can be joined"
                 )
         return tuple(map(str.strip, found))
+
+
+def _check_fields(texts: Sequence[str], settings: Settings) -> None:
+    """Refuse templates that name a field which captioner writes beside the caption.
+
+    Such a field is no part of a record's identity: records that differ in it alone are equal.
+    """
+    own = [name for name in settings.field_family if name not in settings.fields]
+    named = re.compile(rf"\{{[{{%][^}}]*\b({'|'.join(map(re.escape, own))})\b")
+    for text in texts:
+        if found := named.search(text):
+            raise SettingsError(
+                f"prompt: the template names the field {found[1]!r}, which captioner writes "
+                "itself; choose another --output-field, or rename the field"
+            )

@@ -141,6 +141,7 @@ class Templates:
 
     Attributes:
         texts: The texts, not filled in.
+        all_texts: The same with those of the mix, in one tuple.
         named: All that the templates name.
         names: What they name of `captioner.engine.template_context.NAMES`.
 
@@ -161,7 +162,7 @@ class Templates:
         self.named: frozenset[str] = frozenset()
         self.names: frozenset[str] = frozenset()
         self._render: list[Callable[[dict[str, Any]], str]] = []
-        texts = self._plain = (system_prompt, prompt, *questions, *mix)
+        texts = self.all_texts = (system_prompt, prompt, *questions, *mix)
         if not any("{{" in text or "{%" in text for text in texts):
             return
         environment = sandbox(import_module("jinja2"), strict=strict)
@@ -190,7 +191,7 @@ class Templates:
                 ``prompt_template`` if a template can do nothing with it.
         """
         if not self._render:
-            return self._plain[number]
+            return self.all_texts[number]
         return _filled(self._render[number], "prompt", values)
 
 

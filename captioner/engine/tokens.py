@@ -17,7 +17,7 @@ def clip_tokens() -> Callable[[str], int]:
     Raises:
         SettingsError: The library is not installed.
     """
-    encode = needed("instant_clip_tokenizer", "clip").Tokenizer().encode
+    encode = needed("instant_clip_tokenizer", "instant-clip-tokenizer").Tokenizer().encode
     return lambda text: len(encode(text))
 
 
@@ -35,7 +35,7 @@ def t5_tokens(path: str | None) -> Callable[[str], int]:
             "max-t5-tokens: name the tokenizer.json of the T5 model with --t5-tokenizer"
         )
     try:
-        tokenizer = needed("tokenizers", "t5").Tokenizer.from_file(path)
+        tokenizer = needed("tokenizers").Tokenizer.from_file(path)
     except SettingsError:
         raise
     except Exception as error:  # noqa: BLE001 - the library raises nothing more specific

@@ -79,6 +79,7 @@ class RowEncoder:
     def __init__(self, identity: RecordKeys, fields: Sequence[str]) -> None:
         self._identity = identity
         self._name = quoted(fields[0])
+        self._fields = frozenset(map(quoted, fields))
         self._stale = tuple(map(quoted, field_names(fields)[len(fields) :]))
 
     def caption(self, caption: Caption) -> bytes:
@@ -90,12 +91,13 @@ class RowEncoder:
         added += [(quoted(field), orjson.dumps(value)) for field, value in caption.more]
         if caption.replaces:
             fields = fields_in(raw)
-            # What is said of the previous caption does not apply.
-            values = {**dict.fromkeys(self._stale, b"null"), **dict(added)}
+            present = {field.name for field in fields}
+            # What is said of the previous caption does not apply. Without one it is the input's.
+            stale = self._stale if self._fields & present else ()
+            values = {**dict.fromkeys(stale, b"null"), **dict(added)}
             for field in reversed(fields):
                 if field.name in values:
                     raw = raw[: field.value_start] + values[field.name] + raw[field.value_end :]
-            present = {field.name for field in fields}
             added = [(name, new) for name, new in added if name not in present]
             if not added:
                 return raw + b"\n"

@@ -69,8 +69,8 @@ def own_files(output: Path, files: Files) -> OwnFiles:
     )
     beside = sorted(path for path in journal.parent.iterdir() if named.fullmatch(path.name))
     folders = [batch_folder(journal), shards_folder(journal)]
-    own = failures_path(output), reviews_path(output), votes_path(output)
-    own += index_path(journal), gathered_path(journal), made_path(journal), answers_path(journal)
+    own = [failures_path(output), reviews_path(output), votes_path(output)]
+    own += [index_path(journal), gathered_path(journal), made_path(journal), answers_path(journal)]
     paths = [*own, *beside]
     for folder in folders:
         if files.kind(folder) == "folder":

@@ -88,12 +88,13 @@ def make_report(output: Path, *, sample: int = 24, image_root: Path | None = Non
                 location(output),
                 str(reader.settings.get("model") or ""),
                 caption_statistics(reader.captions()),
-                _failures(failures_path(copy), failures_path(journal)),
+                failures_by_code(failures_path(copy), failures_path(journal)),
                 _sample(reader, sample) if sample else [],
             )
 
 
-def _failures(*paths: Path) -> dict[str, Failed]:
+def failures_by_code(*paths: Path) -> dict[str, Failed]:
+    """Return the failures in files that need not exist, the most frequent code first."""
     disk = Files()
     counts: Counter[str] = Counter()
     examples: dict[str, list[tuple[int, str]]] = {}

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from captioner.core.extras import needed
+from captioner.core.types import library_of
 from captioner.journal.companions import checkpoint_path, failures_path, reviews_path
 from captioner.readers.bytestreams import unreadable
 from captioner.settings.locations import storage_url
@@ -33,7 +34,7 @@ def local_copy(output: Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="captioner-output-") as folder:
         copy = Path(folder) / output.name
         base = url.rpartition("/")[0]
-        core = needed("fsspec", "s3").core
+        core = needed("fsspec", f"fsspec {library_of(url)}").core
         try:
             for local in (copy, failures_path(copy), reviews_path(copy), checkpoint_path(copy)):
                 system, path = core.url_to_fs(f"{base}/{local.name}")

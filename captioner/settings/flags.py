@@ -130,9 +130,9 @@ _MERGED = (
         "retry",
         tuple[str, ...],
         (),
-        "Caption again what is failed, rejected or a CODE. Separate several by commas, "
-        "such as http_400,rejected. Captions are rejected by reviewers in captioner "
-        "view. The same as --redo for these.",
+        "Caption again what is failed, rejected or a CODE. These are the failed records, those "
+        "whose caption a reviewer rejected in captioner view, or those that failed with a CODE. "
+        "Separate several by commas, such as http_400,rejected.",
         replaces=("retry_failed", "retry_rejected"),
         split=_retry,
     ),
@@ -150,7 +150,8 @@ _MERGED = (
         "equal_records",
         Literal["keep", "skip", "error"],
         "keep",
-        "Equal records: keep gives each its row, skip captions the first, error refuses to start.",
+        "What to do with equal records: keep (each gets its row), skip (only the first gets one) "
+        "or error (do not start).",
         replaces=("duplicates",),
         split=lambda value: {"duplicates": value},
     ),

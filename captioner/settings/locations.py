@@ -6,6 +6,8 @@ import re
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from captioner.core.errors import SettingsError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -13,6 +15,9 @@ HUBS = ("hf:", "ms:")
 COMPRESSED = (".gz", ".zst")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Names of the table of Hugging Face's imagefolder."""
+
+FOLDER_FORMATS = ("txt", "caption", "xmp", "images", "dataset")
+"""Output formats of several files in a folder."""
 
 _PATTERN = re.compile(r"[*?\[]|\{\d+\.\.\d+\}")
 STORAGE = re.compile(r"(s3a?|gs|gcs|hf|az|abfs|memory|file):/+(.+)")
@@ -31,6 +36,32 @@ def storage_url(path: Path) -> str | None:
 def location(path: Path) -> str:
     """Return a path as users write it: an object in a store by its URL."""
     return storage_url(path) or str(path)
+
+
+def hub_name(path: Path) -> str | None:
+    """Return the name of a data set on Hugging Face's hub, of ``hf:USER/NAME``; else None."""
+    text = str(path)
+    return text[3:] if text.startswith("hf:") and storage_url(path) is None else None
+
+
+def check_folder(output: str | Path, kind: str | None, *, name: str, flag: str) -> None:
+    """Refuse an output that is written as a folder, with a slash at its end, but is a file.
+
+    Args:
+        output: The output, as it was given.
+        kind: The output format that was given.
+        name: What it was given by, for the message.
+        flag: The flag of output formats.
+
+    Raises:
+        SettingsError: The format is written into one file.
+    """
+    if str(output).endswith("/") and kind not in FOLDER_FORMATS:
+        raise SettingsError(
+            f"{name}: {output} is a folder. Name a file in it, such as {output}captions.jsonl; "
+            "other endings are .json, .csv, .tsv, .parquet, .tar and .sqlite. Or name a format of "
+            f"several files with {flag}: {', '.join(FOLDER_FORMATS)}"
+        )
 
 
 def is_pattern(path: Path) -> bool:

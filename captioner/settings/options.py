@@ -56,7 +56,7 @@ InputFormat = Literal[
 
 OutputFormat = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "imagefolder", "coco", "llava", "txt",
-    "caption", "sqlite", "xmp", "images",
+    "caption", "sqlite", "xmp", "images", "dataset",
 ]  # fmt: skip
 
 CODES = (
@@ -240,7 +240,8 @@ class PromptSettings(_Group):
         "and below. The nearest one inside the input counts; it is no template."
     )
     missing: Literal["empty", "fail"] = _option(
-        "What a template names and a record or its image lacks: fail (the record fails) or empty.",
+        "What to do if the record or its image lacks what a template names: fail (the record "
+        "fails) or empty (the text there is empty).",
         "fail",
     )
     max_tokens: int | None = _common("Maximum tokens of a caption. Default: the endpoint's.")
@@ -255,9 +256,9 @@ class PromptSettings(_Group):
     )
     preset: PresetName | None = _common(  # noqa: RUF009 - a Literal by another name
         "Ready-made prompt: caption, dense, alt-text, understanding, search, recaption, "
-        "tags-to-prose or photo-library. It replaces the record's question. caption is a short and "
-        "a dense one, understanding is scene, objects and text, search is keywords. The last three "
-        "use the old caption, the tags beside the image, and its EXIF."
+        "tags-to-prose or photo-library. It replaces the record's question. caption asks for a "
+        "short and a detailed caption, understanding for scene, objects and text, search for "
+        "keywords. The last three use the old caption, the tags beside the image, and its EXIF."
     )
     schema: str | None = _option(
         "File with a JSON Schema that responses must follow. The caption is an object; only with "
@@ -685,8 +686,8 @@ class RunSettings(_Group):
     retry_failed: str | None = _option("See --retry.", alone=("all", "CODE"))
     retry_rejected: bool = _option("See --retry.", default=False)
     output_format: OutputFormat | None = _common(  # noqa: RUF009 - a Literal by another name
-        "Output format. Default: by its name. With txt, caption or xmp, a file per image is "
-        "written, and with images a copy of each with the caption in it."
+        "Output format. Default: by its name. txt, caption and xmp write a file for each image, "
+        "images a copy of each with the caption in it, dataset a folder for Hugging Face."
     )
     overwrite: bool = _common("Replace files that captioner did not write.", default=False)
     csv_safe: bool = _option(CSV_SAFE, default=False)

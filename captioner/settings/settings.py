@@ -14,7 +14,14 @@ from captioner.core.keys import RecordKeys, digest
 from captioner.core.row import FLAG, field_names
 from captioner.core.secrets import sealed
 from captioner.settings.flags import all_options, stored_options
-from captioner.settings.locations import COMPRESSED, is_elsewhere, location, storage_url
+from captioner.settings.locations import (
+    COMPRESSED,
+    check_folder,
+    hub_name,
+    is_elsewhere,
+    location,
+    storage_url,
+)
 from captioner.settings.options import (
     CONVERSATION_FIELDS,
     GROUPS,
@@ -171,13 +178,14 @@ class Settings:
         Raises:
             SettingsError: An option does not exist or its value is invalid.
         """
-        folder = isinstance(output, str) and output.endswith("/")
-        if folder and options.get("output_format") not in ("txt", "caption"):
-            raise SettingsError(
-                f"output: {output} is a folder. Name a file in it, such as {output}captions.jsonl; "
-                "other endings are .json, .csv, .tsv, .parquet, .tar and .sqlite. A text file "
-                "beside each image needs --output-format txt"
-            )
+        if output is not None:
+            given = options.get("output_format")
+            check_folder(output, given, name="output", flag="--output-format")
+            if hub_name(Path(output)):
+                raise SettingsError(
+                    f"output: a run writes to this machine. Name a file, and upload it afterwards: "
+                    f"captioner export FILE --to {output}"
+                )
         if output is not None and not Path(output).name:
             raise SettingsError(f"the output {output} is a folder; name a file with -o")
         tables, stages = options.pop("endpoints", ()), options.pop("stage", ())

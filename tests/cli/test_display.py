@@ -26,7 +26,7 @@ import captioner.cli.display
 import captioner.core.progress
 from captioner.cli.display import Display, Pace
 from captioner.cli.summaries import summarise
-from captioner.core.humanize import counted, duration, printable, short
+from captioner.core.humanize import counted, duration, printable, short, wrapped
 from captioner.core.progress import EndpointState, Progress, RunReport
 from captioner.settings.settings import Settings
 
@@ -184,6 +184,14 @@ def test_printable_leaves_languages_alone():
     assert printable("Öl 日本語 🎨 \\n") == "Öl 日本語 🎨 \\n"
 
 
+def test_long_lines_end_between_words_and_commands_stay_whole():
+    """A command that a terminal wraps is copied as one line; one with a line end is not."""
+    told = "to continue: captioner photos -o out.jsonl --where 'size > 1'"
+    table = "  --base-url http://localhost:8000/v1   your own server"
+    text = f"short\nThe endpoint has given no caption\n{told}\n{table}"
+    assert wrapped(text, 20) == f"short\nThe endpoint has\ngiven no caption\n{told}\n{table}"
+
+
 # -- the display -------------------------------------------------------------------------------
 
 
@@ -320,7 +328,7 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
         )
     )  # fmt: skip
     tmux = ["tmux", "-L", f"captioner-{os.getpid()}", "-f", "/dev/null"]
-    shell = f"{run}; echo status $? > {shlex.quote(str(done))}; exec sleep 600"
+    shell = f"seq 40; {run}; echo status $? > {shlex.quote(str(done))}; exec sleep 600"
     size = ["-x", str(columns), "-y", "24"]
     subprocess.run([*tmux, "new-session", "-d", *size, "sh", "-c", shell], check=True)
 
@@ -336,6 +344,15 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
             assert time.monotonic() < until, seen
             time.sleep(0.05)
             seen = screen()
+        narrow = columns * 5 // 8
+        subprocess.run([*tmux, "resize-window", "-x", str(narrow), "-y", "24"], check=True)
+        resized = screen()
+        while resized.count("ETA") != 1 or not all(
+            part in " ".join(resized.split()) for part in parts
+        ):
+            assert time.monotonic() < until, resized
+            time.sleep(0.05)
+            resized = screen()
         endpoint.behave = lambda _: None
         while not done.exists() or not done.read_text():
             assert time.monotonic() < until, screen()
@@ -345,7 +362,8 @@ def test_in_tmux(endpoint, make_input, tmp_path, columns):
         subprocess.run([*tmux, "kill-server"], check=False)
     assert all(len(line) <= columns for line in seen.splitlines())
     text = " ".join(seen.split())
-    assert text.count("5 done") == 1  # drawn in its place, not below itself
+    for shown in (text, " ".join(resized.split())):
+        assert shown.count("5 done") == 1  # drawn in its place, not below itself
     assert ("records" in text) is (columns == 80)
     assert done.read_text() == "status 0\n"
     assert "20 captioned in" in left
@@ -502,6 +520,29 @@ def test_the_summary_of_an_interrupted_run_says_how_to_go_on():
     """After Ctrl-C the same command continues, and that is said."""
     text = summarise(report(complete=False, captioned=3), Settings.create("in.jsonl"))
     assert "continue: python -m captioner in.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "stopped", "told"),
+    [
+        ({"redo": "all"}, "", "continue: python -m captioner in.jsonl --redo"),
+        ({"redo": "length < 9"}, "", "continue: python -m captioner in.jsonl '--redo=length < 9'"),
+        ({"retry": ["x", "rejected"]}, "", "in.jsonl --retry=x --retry=rejected"),
+        (
+            {"budget": 2.0},
+            "LimitReachedError",
+            "continue with a larger budget: python -m captioner in.jsonl --budget AMOUNT",
+        ),
+        ({"budget": 2.0}, "", "continue: python -m captioner in.jsonl"),
+        ({"budget_per_run": 2.0}, "LimitReachedError", "continue: python -m captioner in.jsonl"),
+    ],
+)
+def test_the_command_that_continues_has_what_is_not_remembered(options, stopped, told):
+    """The same records are captioned again, and a budget that is used up is not used again."""
+    text = summarise(
+        report(complete=False, stopped=stopped), Settings.create("in.jsonl", **options)
+    )
+    assert text.endswith(told)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ async def test_captions_in_the_input_are_not_overwritten(tmp_path, endpoint) -> 
     with pytest.raises(SettingsError) as caught:
         await run_batch(source, base_url=endpoint.base_url, model="m")
     said = str(caught.value)
-    assert "2 of the first 5 records have a 'caption' already" in said
+    assert "records have a 'caption' already, 2 of the first 5." in said
     assert "--existing skip" in said
     assert "--existing replace" in said
     assert "--output-field" in said
@@ -55,7 +55,7 @@ async def test_captions_in_the_input_are_not_overwritten(tmp_path, endpoint) -> 
 
 async def test_estimate_refuses_as_the_run_does(tmp_path, endpoint) -> None:
     settings = Settings.create(_some_captioned(tmp_path), base_url=endpoint.base_url, model="m")
-    with pytest.raises(SettingsError, match="2 of the first 5 records"):
+    with pytest.raises(SettingsError, match="already, 2 of the first 5"):
         await estimate(settings)
 
 

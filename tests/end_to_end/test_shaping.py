@@ -81,7 +81,9 @@ async def test_texts_are_joined_or_replaced(photos, options, endpoint, given, ex
 
 async def test_a_run_does_not_start_if_texts_are_an_error(photos, options, endpoint):
     (photos / "1.txt").write_text("mine")
-    with pytest.raises(SettingsError, match=r"1 of the first 3 images have a text file"):
+    with pytest.raises(
+        SettingsError, match=r"images have a text file that is not empty, 1 of the first 3"
+    ):
         await run_batch(photos, photos, **options, existing="error")
     assert endpoint.count == 0
     (photos / "1.txt").unlink()

@@ -113,6 +113,34 @@ def test_what_cannot_work_is_refused(options, told):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": "Is it {{ caption_prompt }}?"},
+        {"ask": ["dense={% if record['dense_raw'] %}More?{% endif %}"]},
+        {"caption_template": "{{ caption }} {{ caption_model }}"},
+    ],
+)
+async def test_templates_cannot_name_what_captioner_writes(photos, endpoint, options):
+    """Records that differ only in such a field are equal, and would get each other's captions."""
+    settings = {"base_url": endpoint.base_url, "model": "m", **options}
+    with pytest.raises(SettingsError, match=r"captioner writes itself; choose another --output-f"):
+        await run_batch(photos, photos.with_name("out.jsonl"), **settings)
+    assert not endpoint.count
+
+
+async def test_templates_may_name_fields_of_similar_names(tmp_path, endpoint):
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    record = {"image": "a.jpg", "raw": "fur", "settings": "s", "image_digest": "d"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    options = {"base_url": endpoint.base_url, "model": "m", "with_": ["prompt"]}
+    prompt = "{{ raw }} {{ settings }} {{ image_digest }} caption_raw"
+    await run_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", **options, prompt=prompt)
+    (row,) = rows(tmp_path / "out.jsonl")
+    assert row["caption_prompt"] == "fur s d caption_raw"
+    assert row.items() >= record.items()
+
+
+@pytest.mark.parametrize(
     ("preset", "values", "told", "not_told"),
     [
         ("recaption", {"existing": 'a "cat"'}, "claims: \"a 'cat'\". It is a claim", "sidecar"),

@@ -54,6 +54,16 @@ def test_caption_replaced_in_place():
     assert IDENTITY.of_output(row[:-1]) == IDENTITY.of_input(raw)
 
 
+def test_what_is_said_of_a_replaced_caption_goes():
+    """What the input has in a field of such a name, without a caption, is its own."""
+    raw = b'{"caption":"old","caption_model":"a"}'
+    assert caption(raw, "new", replaces=True) == b'{"caption":"new","caption_model":null}\n'
+    raw = b'{"caption_prompt":"mine","caption_raw":1}'
+    row = caption(raw, "new", replaces=True)
+    assert row == b'{"caption_prompt":"mine","caption_raw":1,"caption":"new"}\n'
+    assert IDENTITY.of_output(row[:-1]) == IDENTITY.of_input(raw)
+
+
 def test_output_field_of_any_name():
     """The caption goes into the member that was asked for, whatever its name is made of."""
     name = 'say "x"\\'

@@ -544,7 +544,7 @@ async def test_an_export_of_an_unfinished_run_says_how_much_there_is(source, end
     output = source.parent / "out.jsonl"
     await run_batch(source, output, base_url=endpoint.base_url, model="m", limit=1)
     ended = run_command("export", output, "--to", source.parent / "a.csv")
-    assert "of 4 records 1 are captioned, 0 failed, 3 pending" in ended.stderr
+    assert "1 captioned, 0 failed, 3 pending of 4 records" in ended.stderr
     await run_batch(source, output, base_url=endpoint.base_url, model="m")
     ended = run_command("export", output, "--to", source.parent / "b.csv")
     assert "not finished" not in ended.stderr

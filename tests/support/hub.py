@@ -1,12 +1,13 @@
-"""As much of the Hugging Face hub as reading one data set or model takes, on loopback."""
+"""As much of the Hugging Face hub as reading, or writing, one data set or model takes."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -38,8 +39,8 @@ class _Hub(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self._json([one for one in every(self.files) if one["path"] in asked.get("paths", [])])
 
-    def _json(self, value: object) -> None:
-        self._send(json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(json.dumps(value).encode(), {"Content-Type": "application/json"}, status)
 
     def _file(self, name: str) -> None:
         if name not in self.files:
@@ -70,11 +71,97 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def serving(repo: str, files: dict[str, bytes], kind: str = "datasets") -> Iterator[str]:
-    """Serve the files of a data set, or of models; yield what HF_ENDPOINT is to be."""
+class _WritableHub(_Hub):
+    """The hub for the owner of a data set: makes it, stores large files, and takes commits."""
 
-    hub = type("Hub", (_Hub,), {"repo": repo, "files": files, "kind": kind})
+    token: ClassVar[str]
+    made: ClassVar[list[dict[str, object]]]
+    stored: ClassVar[dict[str, bytes]]
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        path = self.path.partition("?")[0]
+        if self.headers["Authorization"] != f"Bearer {self.token}":
+            self._json({"error": "Invalid credentials in Authorization header"}, 401)
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            asked = json.loads(data)
+            if f"{asked['organization']}/{asked['name']}" != self.repo:
+                self._json({"error": "You don't have the rights to create a dataset"}, 403)
+                return
+            self.made.append(asked)
+            self._json({"url": f"{self._origin}/datasets/{self.repo}"}, 409 if self.files else 200)
+        elif path == f"/api/datasets/{self.repo}/preupload/main":
+            self._json({"files": [self._way(one["path"]) for one in json.loads(data)["files"]]})
+        elif path == f"/datasets/{self.repo}.git/info/lfs/objects/batch":
+            self._json({"objects": [self._stores(**one) for one in json.loads(data)["objects"]]})
+        elif path == f"/api/datasets/{self.repo}/commit/main":
+            for line in data.splitlines():
+                self._commit(**json.loads(line))
+            url = f"{self._origin}/datasets/{self.repo}/commit/{SHA}"
+            self._json({"commitUrl": url, "commitOid": SHA})
+        elif path == f"/api/datasets/{self.repo}/paths-info/{SHA}":
+            names = json.loads(data)["paths"]
+            self._json([one for one in every(self.files) if one["path"] in names])
+        else:
+            self.send_error(404)
+
+    def do_PUT(self) -> None:
+        """Store a large file: the address is its digest."""
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        assert hashlib.sha256(data).hexdigest() == self.path.rpartition("/")[2]
+        self.stored[self.path.rpartition("/")[2]] = data
+        self._send(b"", {})
+
+    def do_GET(self) -> None:
+        self.path = self.path.replace("/tree/main", f"/tree/{SHA}")
+        super().do_GET()
+
+    do_HEAD = do_GET  # noqa: N815 - as above
+
+    @property
+    def _origin(self) -> str:
+        return f"http://{self.headers['Host']}"
+
+    def _way(self, path: str) -> dict[str, object]:
+        large = path.endswith(".parquet")
+        return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+
+    def _stores(self, oid: str, size: int) -> dict[str, object]:
+        upload = {"href": f"{self._origin}/store/{oid}"}
+        missing = {} if oid in self.stored else {"actions": {"upload": upload}}
+        return {"oid": oid, "size": size, **missing}
+
+    def _commit(self, key: str, value: dict[str, str]) -> None:
+        if key == "file":
+            self.files[value["path"]] = base64.b64decode(value["content"])
+        elif key == "lfsFile":
+            self.files[value["path"]] = self.stored[value["oid"]]
+        elif key == "deletedFile":
+            del self.files[value["path"]]
+
+
+def serving(
+    repo: str, files: dict[str, bytes], kind: str = "datasets"
+) -> AbstractContextManager[str]:
+    """Serve the files of a data set, or of models; yield what HF_ENDPOINT is to be."""
+    return _running(type("Hub", (_Hub,), {"repo": repo, "files": files, "kind": kind}))
+
+
+def taking(
+    repo: str, files: dict[str, bytes], token: str, made: list[dict[str, object]]
+) -> AbstractContextManager[str]:
+    """Serve a data set that the owner of a token may write.
+
+    Its files change with each commit; ``made`` gets what was asked for to make it.
+    """
+    own = {"repo": repo, "files": files, "kind": "datasets", "token": token, "made": made}
+    return _running(type("Hub", (_WritableHub,), {**own, "stored": {}}))
+
+
+@contextmanager
+def _running(hub: type[_Hub]) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.extras import needed
+from captioner.core.types import library_of
 from captioner.journal.disk import Files, atomic_write
 from captioner.settings.locations import storage_url
 
@@ -37,7 +38,7 @@ class ShardStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._system: Any = None
         if url is not None:
-            core = needed("fsspec").core
+            core = needed("fsspec", f"fsspec {library_of(url)}").core
             self._system, self._path = core.url_to_fs(url.rstrip("/"))
 
     def fetch(self, names: Iterable[str]) -> None:

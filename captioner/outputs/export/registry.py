@@ -26,8 +26,9 @@ from captioner.journal.companions import (
 )
 from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
-from captioner.outputs.export import tables, training, webdataset, xmp
+from captioner.outputs.export import dataset, tables, training, webdataset, xmp
 from captioner.outputs.reader import OutputReader, Reviewed
+from captioner.settings.locations import hub_name
 from captioner.settings.options import OutputFormat
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ _IN_FOLDERS: dict[str, Callable[..., None]] = {
     "caption": partial(training.write_sidecars, suffix=".caption"),
     "xmp": xmp.write_xmp,
     "images": xmp.write_images,
+    "dataset": dataset.write_dataset,
 }
-"""Formats with a file for each image."""
+"""Formats of several files in a folder."""
 
 
 def check_format(target: Path, given: OutputFormat | None = None) -> OutputFormat:
@@ -51,15 +53,19 @@ def check_format(target: Path, given: OutputFormat | None = None) -> OutputForma
     Raises:
         SettingsError: A library is missing, or the target does not fit the format.
     """
-    kind = given or format_of(target)
+    hub = hub_name(target)
+    kind = given or ("dataset" if hub else format_of(target))
+    if hub and kind != "dataset":
+        raise SettingsError(f"{target}: the hub takes the format dataset, not {kind}")
     ending = target.suffix.lower()
-    known = given is not None or ending in ("", *ENDINGS)
+    known = bool(given or hub) or ending in ("", *ENDINGS)
     if not (known or checkpoint_path(journal_path(target)).exists()):
         raise SettingsError(
             f"the output {target.name} has the unknown ending {ending}. Known are "
             f"{', '.join(ENDINGS)}. Or name the format: {', '.join(get_args(OutputFormat))}"
         )
-    if kind == "parquet" or (kind == "imagefolder" and target.suffix.lower() == ".parquet"):
+    is_parquet = kind == "imagefolder" and target.suffix.lower() == ".parquet"
+    if kind in ("parquet", "dataset") or is_parquet:
         needed("pyarrow.parquet")
     if kind in _IN_FOLDERS and target.exists() and not target.is_dir():
         raise SettingsError(f"{target} is not a folder; {kind} files are written into a folder")
@@ -122,7 +128,8 @@ def export(
             if path.exists():
                 raise SettingsError(f"{path} exists; replace it with --overwrite")
         if kind in _IN_FOLDERS:
-            _IN_FOLDERS[kind](reader, target, overwrite=overwrite)
+            again = own and kind == "dataset" and dataset.is_ours(target)
+            _IN_FOLDERS[kind](reader, target, overwrite=overwrite or again)
         elif csv_safe and kind in _CSV:
             _CSV[kind](reader, target, safe=True)
         else:

@@ -177,7 +177,7 @@ def write_rows(
     _write_batches(
         target,
         needed("pyarrow").schema([]),
-        _InferredColumns(columns, make_rows()),
+        InferredColumns(columns, make_rows()),
         lambda: (([], rows) for rows in _batches(make_rows())),
     )
 
@@ -185,13 +185,13 @@ def write_rows(
 def _write_batches(
     target: Path,
     schema: Any,
-    columns: _InferredColumns,
+    columns: InferredColumns,
     make_batches: Callable[[], Iterator[tuple[list[Any], list[dict[str, Any]]]]],
 ) -> None:
     """Write batches: each has the arrays of the schema, and the rows of the further columns."""
     arrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     while True:
-        whole = _with_fields(schema, columns.fields())
+        whole = with_fields(schema, columns.fields())
         try:
             with (
                 replacing(target) as partial,
@@ -248,13 +248,13 @@ def _add_to_table(reader: OutputReader, source: ArrowSource, schema: Any, target
                             arrays.append(arrow.nulls(table.num_rows, field.type))
                     yield arrays, list(filter(None, found))
 
-    columns = _InferredColumns(added, reader.rows())
+    columns = InferredColumns(added, reader.rows())
     _write_batches(target, arrow.schema(kept, schema.metadata), columns, batches)
     warn_count(len(offsets), *LEFT_OUT, "the row is no longer in the input")
 
 
-def _with_fields(schema: Any, fields: list[Any]) -> Any:
-    """Return a schema with further fields, also in the metadata of `datasets`."""
+def with_fields(schema: Any, fields: list[Any]) -> Any:
+    """Return an Arrow schema with further fields, also in the metadata of `datasets`."""
     for field in fields:
         schema = schema.append(field)
     metadata = schema.metadata or {}
@@ -269,8 +269,12 @@ def _with_fields(schema: Any, fields: list[Any]) -> Any:
 
 
 def _feature(kind: Any) -> dict[str, Any]:
-    if needed("pyarrow").types.is_list(kind):
+    types = needed("pyarrow").types
+    if types.is_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
+    if types.is_struct(kind):
+        inside = [kind.field(number) for number in range(kind.num_fields)]
+        return {field.name: _feature(field.type) for field in inside}
     return {"dtype": str(kind), "_type": "Value"}
 
 
@@ -278,7 +282,7 @@ class _TypeMismatchError(Exception):
     """A value does not fit the type of the column with this name."""
 
 
-class _InferredColumns:
+class InferredColumns:
     """Columns whose types are inferred from all rows.
 
     A column becomes JSON text if its values have no type in common.
@@ -307,6 +311,17 @@ class _InferredColumns:
     def use_json(self, name: str) -> None:
         """Make a column JSON."""
         self._json.add(name)
+
+    def settle(self, rows: Iterator[dict[str, Any]]) -> None:
+        """Make a column JSON if a value does not fit its type, so that all rows can be written."""
+        for some in _batches(rows):
+            while True:
+                try:
+                    self.arrays(some)
+                except _TypeMismatchError as mismatch:
+                    self.use_json(str(mismatch))
+                else:
+                    break
 
     def fields(self) -> list[Any]:
         """Return the columns as Arrow fields."""
