@@ -10,7 +10,8 @@ from captioner.core.cancellation import CancelToken
 from captioner.core.errors import EndpointGaveOutError, SettingsError
 from captioner.core.types import Request, Response
 from captioner.endpoints import reach
-from captioner.endpoints.connect import base_url, find_base
+from captioner.endpoints.addresses import base_url
+from captioner.endpoints.connect import find_base
 from captioner.endpoints.reach import only_model
 from captioner.settings.options import EndpointSettings
 

@@ -15,7 +15,8 @@ from captioner.core.errors import (
 from captioner.core.types import Response
 from captioner.endpoints import connect as connecting
 from captioner.endpoints import reach
-from captioner.endpoints.connect import KEY_NAMES, api_key, base_url, find_base
+from captioner.endpoints.addresses import KEY_NAMES, api_key, base_url
+from captioner.endpoints.connect import find_base
 from captioner.endpoints.reach import only_model
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.settings.options import EndpointSettings

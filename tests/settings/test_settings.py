@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.core.errors import SettingsError
-from captioner.endpoints.connect import api_key, base_url
+from captioner.endpoints.addresses import api_key, base_url
 from captioner.settings.options import GROUPS, EndpointSettings, PromptSettings, option_groups
 from captioner.settings.settings import Settings
 

@@ -22,7 +22,7 @@ from captioner.core.keys import KeyTable
 from captioner.core.lines import BLOCK
 from captioner.core.regular import reading, writing
 from captioner.core.types import NO_OVERRIDES, Caption, Failure, InputRecord, PreparedRecord
-from captioner.endpoints.connect import base_url
+from captioner.endpoints.addresses import base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import BatchApi
 from captioner.executors.batch_api.ledger import Batch, BatchWriter, Entry, Ledger, read_entries

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from captioner.core.errors import NotFoundError, SettingsError
 from captioner.core.humanize import counted
 from captioner.core.secrets import without_login
-from captioner.endpoints.connect import api_key, base_url
+from captioner.endpoints.addresses import api_key, base_url
 from captioner.endpoints.transport import AiohttpTransport
 from captioner.executors.batch_api.client import ENDED, BatchApi
 from captioner.settings.context import RunContext

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from captioner.core.errors import WorkersDiedError
 from captioner.core.log import warn_once
 from captioner.core.subprocesses import environment, python
-from captioner.endpoints.connect import variables_of
+from captioner.endpoints.addresses import variables_of
 from captioner.executors.processes.messages import (
     Done,
     EndOfInput,

@@ -26,7 +26,7 @@ from captioner.core.errors import (
 from captioner.core.extras import needed
 from captioner.core.log import LOGGER, forward_warnings, warn_once
 from captioner.core.progress import Counters, Progress, RequestCounters, RunReport
-from captioner.endpoints.connect import variables_of
+from captioner.endpoints.addresses import variables_of
 from captioner.engine.engine import Engine
 from captioner.engine.selection import Selection
 from captioner.executors.local import run_batch
