@@ -27,7 +27,9 @@ BROKEN_STREAMS: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def llmock(started: Callable[..., RealServer]) -> RealServer:
+def llmock(started: Callable[..., RealServer], monkeypatch: pytest.MonkeyPatch) -> RealServer:
+    """The mock; it would count a question for its load as an attempt."""
+    monkeypatch.setattr("captioner.endpoints.server_load.POLL_S", 3_600.0)
     return started("llmock")
 
 
