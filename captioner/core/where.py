@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import threading
 import warnings
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -94,13 +95,15 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.IsNot: operator.is_not,
 }
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "len": lambda value: len(value) if isinstance(value, str | list | dict) else 0,
     "lower": lambda value: value.lower() if isinstance(value, str) else None,
     "startswith": _about_text(str.startswith),
     "endswith": _about_text(str.endswith),
     "like": _about_text(fnmatchcase),
 }
+"""Functions of every expression."""
+
 _ARGUMENTS = {"len": 1, "lower": 1}
 
 
@@ -127,7 +130,7 @@ class Where:
     ) -> None:
         self.text = text
         self._option = option
-        self._functions = {**_FUNCTIONS, **(functions or {})}
+        self._functions = {**FUNCTIONS, **(functions or {})}
         self._arguments = {**_ARGUMENTS, **dict.fromkeys(functions or {}, 1)}
         tree = self._parsed()
         nodes = list(ast.walk(tree))
@@ -137,6 +140,7 @@ class Where:
         self.names = frozenset(node.id for node in named)
         self.unseen = set(self.names)
         self._body = tree.body
+        self._one_at_a_time = threading.Lock()  # stages evaluate in threads
         from simpleeval import EvalWithCompoundTypes
 
         self._evaluator = EvalWithCompoundTypes(operators=_OPERATORS, functions=self._functions)
@@ -166,11 +170,12 @@ class Where:
         Args:
             values: The value of each of ``names``.
         """
-        self._evaluator.names = values
-        try:
-            return self._evaluator.eval(self.text, previously_parsed=self._body)
-        except (LookupError, TypeError, ValueError, RecursionError):
-            return None  # such as a subscript of a value that is no list
+        with self._one_at_a_time:
+            self._evaluator.names = values
+            try:
+                return self._evaluator.eval(self.text, previously_parsed=self._body)
+            except (LookupError, TypeError, ValueError, RecursionError):
+                return None  # such as a subscript of a value that is no list
 
     def _parsed(self) -> ast.Expression:
         if len(self.text) > LONGEST:

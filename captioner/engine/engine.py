@@ -205,15 +205,30 @@ class _Asked(NamedTuple):
     settings: Settings
     connected: ConnectedEndpoints
     rules: CaptionRules
+    kind: str = ""  # what is read in an answer
 
     @classmethod
     async def connect(
-        cls, connector: Connector, settings: Settings, *, logprobs: bool = False
+        cls,
+        connector: Connector,
+        settings: Settings,
+        parse: Callable[[str], Any] | None = None,
+        *,
+        logprobs: bool = False,
     ) -> Self:
-        """Connect to the endpoints of some settings."""
+        """Connect to the endpoints of some settings.
+
+        Args:
+            connector: Connects.
+            settings: The settings.
+            parse: Reads a number in an answer; None leaves it as it is.
+            logprobs: Ask for the probabilities of tokens.
+        """
         schema, rules = _rules(settings)
         connected = await connector.connect(settings, schema, logprobs=logprobs)
-        return cls(settings, connected, rules)
+        if parse is not None:
+            rules = rules._replace(parse=parse)
+        return cls(settings, connected, rules, f"{getattr(parse, '__name__', '')} {logprobs}")
 
     def attempts(
         self,
@@ -234,8 +249,9 @@ class _Asked(NamedTuple):
 
     @property
     def digest(self) -> bytes:
-        """A digest of the settings that affect a response."""
-        return _cache_key_of(self.settings, _model(self.connected), self.rules)
+        """A digest of all that affects an answer but the question."""
+        key = _cache_key_of(self.settings, _model(self.connected), self.rules)
+        return digest(key + self.kind.encode())
 
 
 class _Asking(NamedTuple):
@@ -244,6 +260,7 @@ class _Asking(NamedTuple):
     context: RunContext
     first: _Asked
     chains: list[tuple[StagePlan, list[_Asked]]]
+    wants_doubt: bool
 
     @classmethod
     async def connect(cls, connector: Connector, context: RunContext) -> Self:
@@ -255,20 +272,21 @@ class _Asking(NamedTuple):
             not plan.names.isdisjoint(("doubt", "doubts")) for plan in plans
         )
         for plan in plans:
-            is_number = plan.stage.answer == "yes-no" or plan.stage.choose is not None
-            logprobs = plan.stage.answer == "yes-no" or (wants_doubt and not is_number)
-            chain = []
-            for own in plan.stage.everywhere(settings):
-                asked = await _Asked.connect(connector, own.resolved(), logprobs=logprobs)
-                if is_number:
-                    parse = a_number if plan.stage.choose is not None else yes_or_no
-                    asked = asked._replace(rules=asked.rules._replace(parse=parse))
-                chain.append(asked)
+            parse: Callable[[str], Any] | None = None
+            if plan.stage.choose is not None:
+                parse = a_number
+            elif plan.stage.answer == "yes-no":
+                parse = yes_or_no
+            logprobs = parse is yes_or_no or (wants_doubt and parse is None)
+            chain = [
+                await _Asked.connect(connector, own.resolved(), parse, logprobs=logprobs)
+                for own in plan.stage.everywhere(settings)
+            ]
             chains.append((plan, chain))
         seeing = next((chain[0] for plan, chain in chains if plan.stage.image), None)
         if seeing is None:
             seeing = chains[0][1][0] if chains else await _Asked.connect(connector, settings)
-        return cls(context, seeing, chains)
+        return cls(context, seeing, chains, wants_doubt)
 
     @property
     def connected(self) -> ConnectedEndpoints:
@@ -304,7 +322,7 @@ class _Asking(NamedTuple):
                 for asked, limit in zip(chain, limits, strict=True)
             ]
             stages.append(Stage(plan, senders, b"".join(asked.digest for asked in chain)))
-        return Stages(stages, settings.fields, requests, kept)
+        return Stages(stages, settings.fields, requests, kept, wants_doubt=self.wants_doubt)
 
 
 _NEVER = 1 << 62

@@ -7,6 +7,8 @@ from bisect import bisect
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from captioner.core.errors import BadRecordError, SettingsError, WouldBlockError
 from captioner.core.keys import digest
 from captioner.core.ocr import ocr_available
@@ -136,6 +138,7 @@ class Questions:
         if self._staged:
             found = {**context.values, **fields, "record": fields}
             known = {name: found[name] for name in self._staged if name in found}
+        _check_depth([values, known])
         return turns, texts.questions, Notes(texts.questions or (asked,), old, values, known)
 
     def _choice(self, record: InputRecord) -> int:
@@ -171,6 +174,20 @@ class Questions:
                     "existing_caption", "the old caption is not text, so that none can be joined"
                 )
         return tuple(map(str.strip, found))
+
+
+def _check_depth(values: list[dict[str, Any]]) -> None:
+    """Refuse values that are nested so deeply that they cannot be written with what is around them.
+
+    Raises:
+        BadRecordError: ``record_too_large``.
+    """
+    try:
+        orjson.dumps([[[[[[[[values]]]]]]]])
+    except TypeError:
+        raise BadRecordError(
+            "record_too_large", "what a template names of the record is nested too deeply"
+        ) from None
 
 
 def _check_fields(texts: Sequence[str], settings: Settings) -> None:

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
+from captioner.core.where import FUNCTIONS as USUAL
 from captioner.core.where import Where
 from captioner.engine.shape import SENTENCE
 from captioner.engine.template_context import NAMES
@@ -21,8 +22,15 @@ if TYPE_CHECKING:
 MOST_ITEMS = 100
 """Most items of a list for each of which a stage asks."""
 
-OWN = frozenset({"item", "number", "codes", "doubt", "doubts", "record"})
-"""Names that stages cannot have: an item and its number, codes and doubts of earlier stages."""
+_WORDS = frozenset({
+    "item", "number", "codes", "doubt", "doubts", "record", "true", "false", "none", "if", "elif",
+    "else", "for", "in", "is", "not", "and", "or", "loop", "range", "dict", "namespace", "cycler",
+    "joiner", "lipsum", "self", "super", "caller", "varargs", "kwargs",
+})  # fmt: skip
+"""Names that stages cannot have: what expressions and templates give a meaning of their own."""
+
+_MARK = re.compile(r"\s*(?:[-*•]\s+|\d{1,3}[.)]\s+)?")
+"""What stands before an item of a list in a text."""
 
 _OF_STAGES = frozenset({"item", "number", "codes", "doubt", "doubts"})
 
@@ -43,7 +51,7 @@ def sentences(value: Any) -> list[str]:
 
 def _lines(value: Any) -> list[str]:
     text = value if isinstance(value, str) else ""
-    return [one for line in text.splitlines() if (one := re.sub(r"^\W*\d*[.)]?\s*", "", line))]
+    return [one for line in text.splitlines() if (one := _MARK.sub("", line, count=1).strip())]
 
 
 def _mean(value: Any) -> float | None:
@@ -122,21 +130,27 @@ def plans_of(settings: Settings) -> list[StagePlan]:
         SettingsError: A stage is wrong, or names one that comes after it.
     """
     plans = [StagePlan(stage, settings) for stage in settings.stages]
-    names = [plan.name for plan in plans]
+    taken = _WORDS | NAMES | FUNCTIONS.keys() | USUAL.keys()
+    earlier: dict[str, StagePlan] = {}
     for at, plan in enumerate(plans):
-        if plan.name in OWN | NAMES and "prompt" in plan.stage.options:
-            raise SettingsError(f"stage {plan.name}: the name is taken; choose another")
-        later = sorted(plan.names.intersection(names[at:]))
-        if later:
-            raise SettingsError(f"stage {plan.name}: {later[0]} has no answer yet; it comes later")
-        if plan.crop is not None and settings.images.pass_urls:
-            raise SettingsError(
-                f"stage {plan.name}: crop cannot be combined with --pass-urls: captioner then "
-                "never has the image itself"
-            )
-        chosen = plan.stage.choose
-        if chosen is not None and chosen not in names[:at]:
-            raise SettingsError(f"stage {plan.name}: choose: no earlier stage is named {chosen!r}")
+        later = plan.names.intersection(other.name for other in plans[at:])
+        chosen = earlier.get(plan.stage.choose or "")
+        problem = ""
+        if plan.name in taken and "prompt" in plan.stage.options:
+            problem = "the name is taken; choose another"
+        elif later:
+            problem = f"{min(later)} has no answer yet; it comes later"
+        elif plan.crop is not None and (settings.images.pass_urls or not plan.stage.image):
+            problem = "crop needs the image: leave out --pass-urls, and image = false"
+        elif plan.each is not None and plan.settings.prompt.samples > 1:
+            problem = "each cannot be combined with samples"
+        elif plan.stage.answer == "yes-no" and (plan.stage.choose or plan.settings.prompt.schema):
+            problem = "an answer of yes or no can have neither choose nor a schema"
+        elif plan.stage.choose and (chosen is None or chosen.settings.prompt.samples == 1):
+            problem = f"choose: no earlier stage with several samples is named {plan.stage.choose}"
+        if problem:
+            raise SettingsError(f"stage {plan.name}: {problem}")
+        earlier[plan.name] = plan
     return plans
 
 

@@ -113,6 +113,7 @@ class Stages:
         fields: The fields of a row, the caption's first.
         requests: Makes their requests.
         kept: The answers that earlier runs have kept; None keeps none.
+        wants_doubt: Something depends on how doubtful answers are.
     """
 
     def __init__(
@@ -121,13 +122,14 @@ class Stages:
         fields: Sequence[str],
         requests: Requests,
         kept: KeptAnswers | None = None,
+        *,
+        wants_doubt: bool = False,
     ) -> None:
         self._stages = stages
         self._fields = fields
         self._requests = requests
         self._kept = kept
-        self._needs_doubt = any("doubt" in stage.plan.names for stage in stages)
-        self._knows_doubt = True
+        self._warns_of_doubt = wants_doubt
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
         """Return the answers that make a row, one for each field, or the record's failure.
@@ -169,8 +171,8 @@ class Stages:
 
     def _warn_if_unknown(self, found: _Found) -> None:
         """Say once that a stage waits for a doubt that the endpoint does not tell."""
-        if self._needs_doubt and self._knows_doubt and found.doubt is None:
-            self._knows_doubt = False
+        if self._warns_of_doubt and found.doubt is None:
+            self._warns_of_doubt = False
             logger.warning(
                 "the endpoint gives no logprobs, so that the doubt of its answers is not known and "
                 "counts as 0; it is also known with samples = 2 or more"
@@ -185,7 +187,8 @@ class Stages:
             return await self._answer(stage, prepared, found, found.values)
         items = plan.each.value(values_of(plan, found.values))
         if not isinstance(items, list | tuple) or len(items) > MOST_ITEMS:
-            what = f"more than {MOST_ITEMS} items" if isinstance(items, list) else "no list"
+            is_long = isinstance(items, list | tuple)
+            what = f"more than {MOST_ITEMS} items" if is_long else "no list"
             return Failure(record, "stage_items", f"{plan.stage.each} gives {what}", 0)
         answers: list[dict[str, Any]] = []
         doubts: list[float] = []

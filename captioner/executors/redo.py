@@ -81,12 +81,12 @@ async def take_again(
         await asyncio.to_thread(journal.failures.retry, retried)
     if moved:
         await asyncio.to_thread(set_rows_aside, journal, moved)
-    await asyncio.to_thread(_begin, journal, what)
+    await asyncio.to_thread(_begin, journal, what, again=bool(moved) and not journal.is_changed)
 
 
-def _begin(journal: Journal, what: str) -> None:
-    """Note that records are captioned again, by other settings or with other answers of stages."""
-    if not journal.is_changed:
+def _begin(journal: Journal, what: str, *, again: bool) -> None:
+    """Note that records are captioned again, with new answers of all stages if ``again``."""
+    if again:
         with disk_errors("remove", answers_path(journal.path)):
             answers_path(journal.path).unlink(missing_ok=True)
     journal.begin_redo(what)

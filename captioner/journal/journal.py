@@ -175,6 +175,7 @@ class Journal:
         found = read_checkpoint(self.files, self.path)
         if found is not None:
             self.redo, self.spent = found.redo, found.spent
+            self.is_changed = bool(found.settings and differ(sealed(found.settings), self.settings))
         if self.files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
@@ -199,9 +200,8 @@ class Journal:
         made_before = None
         if found is not None:
             accept = self._accept_changes
-            if found.settings and differ(sealed(found.settings), self.settings):
+            if self.is_changed:
                 made_before = sealed(found.settings)
-                self.is_changed = True
             self.settings = continued(found.settings, self.settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)
         if scan.whole.length < scan.size:

@@ -136,9 +136,12 @@ def _shown(raw: bytes, code: str) -> bytes:
         if is_binary(raw) or b"\0" in raw:
             return quoted(f"{len(raw)} bytes of binary data")
         return orjson.dumps(raw.decode(errors="replace"))
-    for name, value in record.items() if isinstance(record, dict) else ():
-        if name not in _WITH_IMAGES and _PAYLOAD.search(dumped := orjson.dumps(value)):
-            raw = replace_values(raw, quoted(name), quoted(f"{len(dumped)} bytes of base64"))
+    try:
+        for name, value in record.items() if isinstance(record, dict) else ():
+            if name not in _WITH_IMAGES and _PAYLOAD.search(dumped := orjson.dumps(value)):
+                raw = replace_values(raw, quoted(name), quoted(f"{len(dumped)} bytes of base64"))
+    except TypeError:  # it is nested more deeply than orjson writes
+        return orjson.dumps(raw.decode(errors="replace"))
     return one_line(raw)
 
 

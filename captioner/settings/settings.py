@@ -154,7 +154,10 @@ class Settings:
         taken = {*images, *asked, "prompt", records.id_field}
         for name in self.fields if self.stages else [n for n, _ in self.prompt.questions()]:
             if name in taken:
-                raise SettingsError(f"ask: the record's own field {name!r} cannot take a response")
+                raise SettingsError(
+                    f"{'stage' if self.stages else 'ask'}: the record's own field {name!r} cannot "
+                    "take a response"
+                )
         read = {records.prompt_field, records.image_field, records.conversation_field}
         if written := {*read, records.id_field} & set(self.field_family):
             raise SettingsError(

@@ -96,11 +96,7 @@ class StageSettings:
         Raises:
             SettingsError: It has no name, an unknown key or a wrong value.
         """
-        name = table.get("name")
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
-            raise SettingsError(
-                f"stage: every [[stage]] needs a name of small letters, digits and _, not {name!r}"
-            )
+        name = _name_of(table)
         hints, options = get_type_hints(cls), all_options()
         known = {one.name for one in fields(cls)} - {"name", "given", "question"}
         taken = (*_ENDPOINT, *_PROMPT, *_CAPTIONS)
@@ -200,6 +196,20 @@ class StageSettings:
         return {**values, "given": sealed(own)}
 
 
+def _name_of(table: Any) -> str:
+    """Return the name in a stage's table.
+
+    Raises:
+        SettingsError: It is no table, or has no name.
+    """
+    name = table.get("name") if isinstance(table, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z_][a-z0-9_]*", name):
+        raise SettingsError(
+            f"stage: a stage is a table with a name of small letters, digits and _, not {name!r}"
+        )
+    return name
+
+
 def models_of(fallback: Sequence[str]) -> list[str | None]:
     """Return the models that are fallen back to; None is that of the run."""
     return [_endpoint_options(given).get("model") for given in fallback]
@@ -249,7 +259,7 @@ def tables_of(named: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"stages: {named} is not valid TOML: {error}") from None
     tables = data.pop("stage", None)
-    if data or not isinstance(tables, list):
+    if data or not tables or not isinstance(tables, list):
         raise SettingsError(f"stages: {named} must hold tables [[stage]] and nothing else")
     return tables
 
@@ -284,12 +294,14 @@ def stages_of(
             "stages: they cannot be combined with --samples, --pick, --ask, --preset and "
             "--prompt-mix; say it in the stage that asks"
         )
+    if not isinstance(tables, list | tuple):
+        raise SettingsError("stage: give a list of tables")
     merged: dict[str, dict[str, Any]] = {}
     ours = tables_of(prompt.stages) if prompt.stages else []
     for number, group in enumerate((ours, tables)):
         seen = set()
         for table in group:
-            name = table.get("name", "")
+            name = _name_of(table)
             if name in seen:
                 raise SettingsError(f"stage: two stages have the name {name!r}")
             seen.add(name)

@@ -7,8 +7,10 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ import captioner
 from captioner import run_batch
 from captioner.cli.summaries import describe_estimate
 from captioner.core.errors import SettingsError
+from captioner.core.where import Where
 from captioner.engine.estimate import estimate
-from captioner.engine.stage_plan import plans_of
+from captioner.engine.stage_plan import FUNCTIONS, plans_of
 from captioner.settings.settings import Settings
 from captioner.settings.stages import known_sets, tables_of
 
@@ -324,6 +327,12 @@ async def test_the_doubt_of_a_caption_can_stand_in_its_row(make_input, endpoint)
     assert done[0]["caption_doubt"] == pytest.approx(0.1813, abs=1e-3)
 
 
+async def test_that_no_doubt_is_known_is_told(make_input, endpoint, caplog) -> None:
+    done, _ = await staged(make_input(1), endpoint, with_="doubt")
+    assert done[0]["caption_doubt"] is None
+    assert "gives no logprobs" in caplog.text
+
+
 async def test_samples_that_disagree_are_doubtful(make_input, endpoint) -> None:
     samples = iter(["a red dog", "a red dog", "the blue cat"])
     endpoint.behave = lambda _: Reply(200, completion(next(samples)))
@@ -435,8 +444,17 @@ async def test_records_cannot_write_into_templates_or_stand_for_answers(tmp_path
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ([{"prompt": "x"}], "needs a name"),
-        ([{"name": "A b", "prompt": "x"}], "needs a name"),
+        ([{"prompt": "x"}], "a table with a name"),
+        ([{"name": "A b", "prompt": "x"}], "a table with a name"),
+        ([{"name": ["a"], "prompt": "x"}], "a table with a name"),
+        ([1], "a table with a name"),
+        ([{"name": "true", "prompt": "x"}], "the name is taken"),
+        ([DRAFT, {**VERIFY, "samples": 3}], "each cannot be combined with samples"),
+        (
+            [DRAFT, {"name": "a", "prompt": "x", "crop": "b", "image": False}],
+            "crop needs the image",
+        ),
+        ([DRAFT, {"name": "a", "prompt": "x", "choose": "draft"}], "with several samples"),
         ([{"name": "a", "promt": "x"}], "Did you mean prompt?"),
         ([{"name": "a", "prompt": "{{ b }}"}, {"name": "b", "prompt": "x"}], "b has no answer yet"),
         ([{"name": "a", "prompt": "{{ x"}], "the template is wrong"),
@@ -445,7 +463,7 @@ async def test_records_cannot_write_into_templates_or_stand_for_answers(tmp_path
         ([{"name": "exif", "prompt": "x"}], "the name is taken"),
         ([{"name": "a", "image": False}], "give it a prompt"),
         ([{"name": "a", "prompt": "x", "field": "other"}], "for the caption"),
-        ([{"name": "a", "prompt": "x", "choose": "b"}], "no earlier stage"),
+        ([{"name": "a", "prompt": "x", "choose": "b"}], "choose: no earlier stage"),
         ([{"name": "a", "prompt": "x", "field": "image"}, DRAFT], "own field 'image'"),
     ],
 )
@@ -546,6 +564,83 @@ def test_the_page_about_stages_has_stages_that_work() -> None:
     for block in blocks:
         plans_of(Settings.create("in.jsonl", **block))
     assert all(f"| `{name}` |" in page for name in known_sets())
+
+
+async def test_an_answer_that_is_read_in_another_way_is_asked_again(make_input, endpoint) -> None:
+    endpoint.behave = lambda _: with_logprobs("Yes", ("Yes", -0.7))
+    check = {"name": "check", "prompt": "Is it?", "field": "check"}
+    last = {"name": "last", "prompt": "Last", "when": "check != 'Yes'", "field": "caption"}
+    source = make_input(1)
+    await staged(source, endpoint, DRAFT, {**check, "answer": "yes-no"}, last)
+    (row,), _ = await staged(source, endpoint, DRAFT, check, last, redo="all")
+    assert (row["check"], endpoint.count) == ("Yes", 4)
+
+
+async def test_a_doubt_that_is_wanted_later_is_asked_for(make_input, endpoint) -> None:
+    endpoint.behave = lambda call: (
+        with_logprobs("weak", ("weak", -2.0)) if "logprobs" in call.body else None
+    )
+    strong = {"name": "strong", "prompt": "Strong", "when": "doubt > 0.4", "field": "caption"}
+    source = make_input(2)
+    await staged(source, endpoint, DRAFT)
+    done, _ = await staged(source, endpoint, DRAFT, strong, redo="all")
+    assert endpoint.count == 2 + 4
+    assert all(row["caption_prompt"] == "Strong" for row in done)
+
+
+async def test_a_record_that_is_nested_deeply_fails_alone(tmp_path, endpoint) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    boxes = ["[" * 300 + "]" * 300, "[" * 251 + "]" * 251, "[[0, 0, 9, 9]]"]
+    lines = [f'{{"image": "a.jpg", "boxes": {box}}}' for box in boxes]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    done, failed = await staged(tmp_path / "in.jsonl", endpoint, stages="region")
+    assert len(done) == 1
+    assert {row["code"] for row in failed} == {"record_too_large"}
+    assert len(failed) == 2
+
+
+async def test_a_retry_pays_for_no_stage_that_was_answered(make_input, endpoint) -> None:
+    answers = {"Describe": "A dog.", "Check": "I'm sorry, I can't help with that."}
+    endpoint.behave = scripted(answers)
+    check = {"name": "check", "prompt": "Check", "field": "caption"}
+    source = make_input(2)
+    done, failed = await staged(source, endpoint, {**DRAFT, "field": None}, check)
+    assert (len(done), len(failed)) == (0, 2)
+    endpoint.calls.clear()
+    answers["Check"] = "Fine."
+    done, failed = await staged(source, endpoint, {**DRAFT, "field": None}, check, retry="refused")
+    assert len(done) == 2
+    assert {question(call) for call in endpoint.calls} == {"Check"}
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "- 3 cats on a mat\n2. 1950s red car\n\n* 3d render",
+            ["3 cats on a mat", "1950s red car", "3d render"],
+        ),
+        ('"Stop" sign\n-5 degrees\n2024', ['"Stop" sign', "-5 degrees", "2024"]),
+        (None, []),
+    ],
+)
+def test_the_lines_of_an_answer_are_without_the_marks_of_a_list(text, lines) -> None:
+    assert FUNCTIONS["lines"](text) == lines
+
+
+def test_expressions_are_evaluated_for_one_record_at_a_time() -> None:
+    expression = Where("item", "crop")
+
+    def own(number: int) -> bool:
+        return all(expression.value({"item": number}) == number for _ in range(300))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(own, range(64)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 THREE = """
