@@ -134,8 +134,8 @@ class GoodputLimit:
         self._experimenting = False  # with less load
         self._below: float | None = None  # the load before an increase that is not proven
         self._load_before, self._spreads_before = self.load, False
-        self._kept_before, self._weight_before, self._share_before = 1.0, 1.0, 0.0
-        self._results_before = 0
+        self._kept_before = self._weight_before = 1.0
+        self._share_before, self._results_before = 0.0, 0
         self._rounds, self._recheck = 0, RECHECK_ROUNDS
         self._last_noise = 0.0
         self._change(0.0)
@@ -229,6 +229,11 @@ class GoodputLimit:
     def _share(self) -> float:
         return self._errors / self._results if self._results else 0.0
 
+    @property
+    def _by_chance(self) -> bool:
+        """Most errors do not say that they are refusals: few results may show them to be noise."""
+        return self._weight <= 1.5 * self._errors
+
     def _learn_noise(self, share: float) -> None:
         """Set the noise, and what a result then says of the load (a CUSUM test; Page 1954)."""
         self.noise = share
@@ -307,7 +312,7 @@ class GoodputLimit:
         odds = self._odds(floor, other)
         full = self._results >= most
         sure = odds > 2 * LIKELY / self._weight_before
-        if sure or (full and self._share < MOSTLY):
+        if sure or (full and self._share < MOSTLY and self._by_chance):
             if not sure:
                 self._learn_noise(max(self.noise, self._share))
             # Half was less than needed.
@@ -322,11 +327,14 @@ class GoodputLimit:
         same = self._odds(before, max(self._floor, before / 2))
         weight = self._weight / max(1, self._errors)
         full = self._results >= most
+        chance = self._by_chance or self._share < 2 * before  # less load refused more: another run
         sure = self._odds(self._floor, before) > 2 * LIKELY / self._weight_before
         if sure or (full and not self._errors):
             self._stay(now)
-        elif (same > LIKELY * weight or (full and same > LIKELY * (weight - 1.5))) and (
-            self._share < MOSTLY or self.load <= self._least_load
+        elif (
+            (same > LIKELY * weight or (full and self._by_chance and same > -LIKELY / 2))
+            and (self._share < MOSTLY or self.load <= self._least_load)
+            and chance
         ):
             self._go_back(now)
         elif same < -LIKELY or full:
