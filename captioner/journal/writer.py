@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 from aiofiles.ospath import wrap  # type: ignore[attr-defined]
@@ -27,6 +27,7 @@ from captioner.core.errors import (
 )
 from captioner.core.humanize import counted
 from captioner.core.jsonbytes import (
+    SHORT,
     add_fields,
     fields_in,
     one_line,
@@ -231,10 +232,13 @@ class JournalSink:
                 until the end, when one more attempt is made.
         """
         for outcome in outcomes:
-            if isinstance(outcome, Caption):
-                self._captions.append(self._rows.caption(outcome))
+            is_caption = isinstance(outcome, Caption)
+            encode: Any = self._rows.caption if is_caption else self._rows.failure
+            if outcome.record.raw[SHORT:]:  # len would be a call more
+                row = await asyncio.to_thread(encode, outcome)
             else:
-                self._failures.append(self._rows.failure(outcome))
+                row = encode(outcome)
+            (self._captions if is_caption else self._failures).append(row)
         if self._error is not None:
             raise self._error
         written = asyncio.get_running_loop().create_future()

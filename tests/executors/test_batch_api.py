@@ -279,6 +279,28 @@ def test_a_signal_leaves_everything_noted(make_input, stub, run_command):
     assert_each_once(source, 3)
 
 
+async def test_a_state_that_came_with_a_data_set_gets_no_key(
+    make_input, stub, run_command, monkeypatch
+):
+    """Its address and the variable of the key are a stranger's until the user names them."""
+    source = make_input(1)
+    stub.hold = True
+    with pytest.raises(LimitReachedError):
+        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+    output = source.with_name("input.captions.jsonl")
+    path = source.with_name("input.captions.jsonl.batch") / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "api_key_env": ["HOME"]}))
+    calls = len(stub.requests)
+    for word in ("status", "cancel"):
+        told = run_command("batch", word, output)
+        assert told.returncode == 2
+        assert f"The key would be sent to {stub.base_url}" in told.stderr
+    assert len(stub.requests) == calls
+    monkeypatch.setenv("CAPTIONER_BASE_URL", stub.base_url)
+    assert run_command("batch", "status", output).returncode == 0
+
+
 async def test_status_and_cancel(make_input, stub, run_command):
     source = make_input(4)
     stub.hold = True

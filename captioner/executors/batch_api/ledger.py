@@ -23,6 +23,7 @@ import orjson
 
 from captioner.core.errors import OutputDamagedError
 from captioner.core.regular import reading, writing
+from captioner.core.seal import is_sealed, seal
 from captioner.core.secrets import sealed, without_login
 from captioner.core.types import Notes
 from captioner.journal.companions import batch_folder
@@ -92,6 +93,7 @@ class Ledger:
         batches: Batches that are not merged.
         next: Number of the next batch.
         settings: The options that affect the captions of open batches, by name.
+        is_own: This user wrote the file on this machine: its address may get the user's key.
     """
 
     folder: Path
@@ -100,6 +102,7 @@ class Ledger:
     batches: list[Batch] = field(default_factory=list)
     next: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
+    is_own: bool = True
     files: Files = field(default_factory=Files)
 
     @classmethod
@@ -124,6 +127,7 @@ class Ledger:
             known = {one.name for one in fields(Batch)}
             ledger.base_url = str(state["base_url"])
             ledger.api_key_env = list(state["api_key_env"])
+            ledger.is_own = is_sealed(ledger.place(), str(state.get("seal", "")))
             ledger.next = int(state["next"])
             ledger.settings = sealed(state.get("settings") or {})
             ledger.batches = [
@@ -149,12 +153,17 @@ class Ledger:
             "version": VERSION,
             "base_url": without_login(self.base_url),
             "api_key_env": self.api_key_env,
+            "seal": seal(self.place()),
             "next": self.next,
             "settings": self.settings,
             "batches": [asdict(batch) for batch in self.batches],
         }
         with atomic_write(self.folder / "state.json", self.files, private=True) as file:
             file.write(orjson.dumps(state, option=orjson.OPT_INDENT_2))
+
+    def place(self) -> bytes:
+        """Return where a key is sent, and which: what the seal of the file is about."""
+        return orjson.dumps([without_login(self.base_url), list(self.api_key_env)])
 
     def make_folder(self) -> None:
         """Create the folder so that it survives a power loss."""

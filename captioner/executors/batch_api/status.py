@@ -22,11 +22,21 @@ TIMEOUT_S = 60.0
 
 
 def _address(ledger: Ledger) -> str:
-    """Return the address of the batches, with the login that the environment has for it."""
+    """Return the address of the batches, with the login that the environment has for it.
+
+    Raises:
+        SettingsError: A stranger may have named it.
+    """
     with contextlib.suppress(SettingsError):
         found = base_url(EndpointSettings())
         if without_login(found) == ledger.base_url:
             return found
+    if not ledger.is_own:
+        raise SettingsError(
+            f"{ledger.folder / 'state.json'} was written by another user, on another machine, or "
+            f"by whoever made the data set. The key would be sent to {ledger.base_url}: if that is "
+            "yours, set CAPTIONER_BASE_URL to it."
+        )
     return ledger.base_url or "http://localhost"
 
 
