@@ -57,28 +57,39 @@ def find(store: ViewerStore, query: Query) -> tuple[int, float]:
     return found, longest
 
 
+class Watch:
+    """The seconds since it was made, and those of them on a processor, as cells of a table."""
+
+    def __init__(self) -> None:
+        self._began, self._worked = time.perf_counter(), time.process_time()
+
+    def __str__(self) -> str:
+        took = time.perf_counter() - self._began, time.process_time() - self._worked
+        return " | ".join(f"{seconds:.3g}" for seconds in took)
+
+
 def main(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out.jsonl"
         write(output, count)
-        print(f"| {count:,} rows, {output.stat().st_size >> 20} MB | s |\n| --- | ---: |")
+        print(f"| {count:,} rows, {output.stat().st_size >> 20} MB | s | s of processor |")
+        print("| --- | ---: | ---: |")
         store = ViewerStore(output, image_root=None)
         with output.open("rb") as file:
             first = file.readline().rstrip(b"\n")
         key = store.reader.keys.of_output(first)
         of = fingerprint(json.loads(first), store.reader.fields)
         store.reviews.add(Review(key, of, "accepted", {}))
-        began = time.perf_counter()
+        watch = Watch()
         store.rows.refresh()
-        print(f"| first look | {time.perf_counter() - began:.2f} |")
-        began = time.perf_counter()
+        print(f"| first look | {watch} |")
+        watch = Watch()
         store.display("rows", list(range(count // 2, count // 2 + 100)))
-        print(f"| 100 rows to show | {time.perf_counter() - began:.3f} |")
-        began = time.perf_counter()
+        print(f"| 100 rows to show | {watch} |")
+        watch = Watch()
         while store.indexer.advance():
             pass
-        size = index_path(output).stat().st_size >> 20
-        print(f"| index all rows: {size} MB | {time.perf_counter() - began:.0f} |")
+        print(f"| index all rows: {index_path(output).stat().st_size >> 20} MB | {watch} |")
         for name, query in (
             ("a rare word", Query(text="Zebra")),
             ("a word of another script", Query(text="шум")),
@@ -86,18 +97,17 @@ def main(count: int) -> None:
             ("what is not reviewed", Query(verdict="none")),
             ("near-duplicates", Query(repeated="nearly")),
         ):
-            began = time.perf_counter()
+            watch = Watch()
             found, longest = find(store, query)
-            took = time.perf_counter() - began
-            print(f"| find {name}: {found:,}, a request at most {longest:.2f} s | {took:.1f} |")
-        began = time.perf_counter()
+            print(f"| find {name}: {found:,}, a request at most {longest:.2f} s | {watch} |")
+        watch = Watch()
         store.indexer.choices()
-        print(f"| openings, prompts, models | {time.perf_counter() - began:.1f} |")
-        began = time.perf_counter()
+        print(f"| openings, prompts, models | {watch} |")
+        watch = Watch()
         store.charts()
-        print(f"| charts, first time | {time.perf_counter() - began:.1f} |")
+        print(f"| charts, first time | {watch} |")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"| peak RSS, MB | {peak:.0f} |")
+        print(f"| peak RSS, MB | {peak:.0f} | |")
         store.close()
 
 
