@@ -6,6 +6,8 @@ They are read back by `datasets`, and uploaded by the real huggingface_hub to a 
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import jpeg
-from hub import taking
+from conftest import command, jpeg
+from hub import WritableHub, taking
+from waiting import LIMIT_S
 
 from captioner import SettingsError, run_batch
 from captioner.outputs.export import dataset
@@ -213,6 +216,31 @@ async def test_a_hub_that_cannot_be_reached_is_told(output, run_command, monkeyp
     ended = run_command("export", await output(), "--to", "hf:user/name")
     assert ended.returncode == 2
     assert "the hub cannot be reached. Check the network, or HF_ENDPOINT" in ended.stderr
+
+
+async def test_a_signal_ends_an_upload_that_hangs(output, hub, monkeypatch, tmp_path):
+    """Xet, by which the library uploads, asks for its token for minutes, and heeds no signal."""
+    pytest.importorskip("hf_xet")
+    asked = threading.Event()
+    answer = WritableHub.do_GET
+
+    def noting(self: WritableHub) -> None:
+        answer(self)
+        if "xet-write-token" in self.path:
+            asked.set()
+
+    monkeypatch.setattr(WritableHub, "do_GET", noting)
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    words = command("export", await output(), "--to", "hf:user/name")
+    # The hub answers in a thread.
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:  # noqa: ASYNC220
+        assert asked.wait(LIMIT_S)
+        process.terminate()
+        assert process.wait(LIMIT_S) == 143
+    assert not hub[0]
+    assert not list((tmp_path / "temporary").glob("captioner-hub-*"))
 
 
 async def test_a_run_does_not_write_to_the_hub(source, endpoint, run_command):

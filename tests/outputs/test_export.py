@@ -21,6 +21,7 @@ from conftest import jpeg, rows
 from PIL import Image
 
 from captioner import run_batch
+from captioner.settings.locations import FOLDER_FORMATS
 
 pytestmark = [  # what those libraries leave open is theirs to close
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -548,6 +549,18 @@ async def test_an_export_of_an_unfinished_run_says_how_much_there_is(source, end
     await run_batch(source, output, base_url=endpoint.base_url, model="m")
     ended = run_command("export", output, "--to", source.parent / "b.csv")
     assert "not finished" not in ended.stderr
+
+
+@pytest.mark.parametrize("kind", FOLDER_FORMATS)
+async def test_formats_of_a_folder_may_be_named_with_a_slash(caption, run_command, tmp_path, kind):
+    """A slash at the end says that it is a folder, and is refused for files only."""
+    output = await caption("out.jsonl")
+    ended = run_command("export", output, "--to", f"{tmp_path}/made/", "--to-format", kind)
+    assert ended.returncode == 0, ended.stderr
+    assert any((tmp_path / "made").iterdir())
+    refused = run_command("export", output, "--to", f"{tmp_path}/other/")
+    assert refused.returncode == 2
+    assert f"--to-format: {', '.join(FOLDER_FORMATS)}" in refused.stderr
 
 
 @pytest.mark.parametrize(

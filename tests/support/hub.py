@@ -71,7 +71,7 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-class _WritableHub(_Hub):
+class WritableHub(_Hub):
     """The hub for the owner of a data set: makes it, stores large files, and takes commits."""
 
     token: ClassVar[str]
@@ -157,7 +157,7 @@ def taking(
     Its files change with each commit; ``made`` gets what was asked for to make it.
     """
     own = {"repo": repo, "files": files, "kind": "datasets", "token": token, "made": made}
-    return _running(type("Hub", (_WritableHub,), {**own, "stored": {}}))
+    return _running(type("Hub", (WritableHub,), {**own, "stored": {}}))
 
 
 @contextmanager

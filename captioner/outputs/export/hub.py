@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import Future
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import SettingsError
@@ -15,7 +17,7 @@ from captioner.outputs.export.card import CARD, SHARDS
 from captioner.readers.rows import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -63,7 +65,9 @@ class Hub:
         size = path.stat().st_size
         with self._errors():
             file = self._hub.CommitOperationAdd(name, path)
-            self._api.preupload_lfs_files(self._name, [file], repo_type="dataset")
+            _in_thread(
+                lambda: self._api.preupload_lfs_files(self._name, [file], repo_type="dataset")
+            )
         if file.path_or_fileobj:  # not uploaded yet: the hub takes it with the commit
             file = self._hub.CommitOperationAdd(name, path.read_bytes())
         path.unlink()
@@ -112,3 +116,18 @@ class Hub:
                     f"and export again ({reason})"
                 )
             raise SettingsError(text) from None
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    """Do work in a thread: a signal ends the wait for it, as it would not end the work itself."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    done.result()
