@@ -16,6 +16,7 @@ from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.companions import answers_path, reviews_path
 from captioner.journal.disk import disk_errors
 from captioner.journal.finalize import find_rows, set_rows_aside
+from captioner.journal.made import read_made
 from captioner.journal.reviews import Reviews
 from captioner.outputs.rows import caption_texts, parsed
 
@@ -58,7 +59,7 @@ async def take_again(
         return
     if _has_batches(journal, settings):
         return
-    choice = _Choice(settings, Where(run.again, "redo"))
+    choice = await asyncio.to_thread(_Choice, journal, settings, Where(run.again, "redo"))
     rows = KeyTable()
     if run.replaces_captions:
         rows = await asyncio.to_thread(find_rows, journal, choice.has_row)
@@ -150,9 +151,11 @@ def _report_none(journal: Journal, settings: Settings, where: Where) -> None:
 class _Choice:
     """Decides about rows and failures by an expression."""
 
-    def __init__(self, settings: Settings, where: Where) -> None:
+    def __init__(self, journal: Journal, settings: Settings, where: Where) -> None:
         self.where = where
         self._fields = settings.fields
+        self._made = read_made(journal.files, journal.path)
+        self._settings = journal.settings
         self._reviews = Reviews(reviews_path(settings.output_path))
 
     def has_row(self, key: bytes, line: bytes) -> bool:
@@ -162,11 +165,17 @@ class _Choice:
             found = self._reviews.of(key, row, self._fields)
             return found.verdict if found is not None else ""
 
+        def made_with(name: str) -> Any:
+            own = row.get(f"{self._fields[0]}_{name}")
+            return own or (self._made.of(key) or self._settings).get(name)
+
         flags = (row.get(f"{name}_{FLAG}") for name in self._fields)
         computed: dict[str, Callable[[], Any]] = {
             "failed": lambda: False,
             "code": lambda: next((flag for flag in flags if flag), ""),
             "length": lambda: sum(map(len, caption_texts(row, self._fields[0]))),
+            "model": lambda: made_with("model"),
+            "prompt": lambda: made_with("prompt"),
             "review": review,
         }
         return self.where(row, computed)
@@ -177,6 +186,8 @@ class _Choice:
             "failed": lambda: True,
             "code": lambda: failure.code,
             "length": lambda: None,
+            "model": lambda: None,
+            "prompt": lambda: None,
             "review": lambda: "",
         }
         return self.where(row, computed)

@@ -233,3 +233,16 @@ def test_remove_takes_other_formats_with_their_journal(endpoint, run_command, ph
     assert done.returncode == 0, done.stderr
     assert run_command("remove", output, "--yes").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_rows_are_chosen_by_the_model_and_prompt_that_made_them(run, endpoint, tmp_path):
+    """Each with those of its own run, not of the last one."""
+    output = tmp_path / "out.jsonl"
+    assert run("--limit", "2", "--prompt", "old").returncode == 0
+    assert run("--prompt", "new", "--accept-changes").returncode == 0
+    again = run("--prompt", "new", "--redo=prompt == 'old' and model == 'm'")
+    assert again.returncode == 0, again.stderr
+    assert captions(output) == {
+        "0.jpg": "new 7", "1.jpg": "new 8", "2.jpg": "new 3", "3.jpg": "new 4", "4.jpg": "new 5",
+        "5.jpg": "new 6",
+    }  # fmt: skip
