@@ -312,13 +312,17 @@ class GoodputLimit:
         odds = self._odds(floor, other)
         full = self._results >= most
         sure = odds > 2 * LIKELY / self._weight_before
-        if sure or (full and self._share < MOSTLY and self._by_chance):
+        chance = self._by_chance and self._share < MOSTLY
+        told = self._weight_before > 1  # refusals were among the errors
+        if not sure and full and chance and not told and self._share > lost / 2:
+            self._go_back(now)  # as many errors as before
+        elif sure or (full and chance):
             if not sure:
                 self._learn_noise(max(self.noise, self._share))
             # Half was less than needed.
             self._set(max(self.load, self._load_before * min(LEAST, self._kept_before)))
             self._stay(now)
-        elif odds < -LIKELY or full:
+        elif full or (odds < -LIKELY and (told or not chance)):
             self._lower_more(now)
 
     def _judge(self, now: float, most: int) -> None:
