@@ -316,7 +316,8 @@ _add(
     _flag(
         "--reviewed",
         "Use of the reviews in captioner view: apply takes edits and leaves out rejected "
-        "captions; only also leaves out captions without a review; ignore uses none.",
+        "captions; only also leaves out captions without a review or to caption again; ignore "
+        "uses none.",
         Literal["apply", "only", "ignore"],
         default="apply",
     ),

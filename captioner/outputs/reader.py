@@ -40,7 +40,10 @@ def record_keys(settings: Mapping[str, Any]) -> RecordKeys:
 
 
 def caption_fields(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the fields that hold captions."""
+    """Return the names of the fields that hold captions, as `Settings.fields` does."""
+    if stages := settings.get("stages"):
+        own = dict.fromkeys(str(stage["field"]) for stage in stages if stage.get("field"))
+        return tuple(sorted(own, key=str(settings.get("output_field")).__ne__))
     questions = settings.get("ask") or [str(settings.get("output_field") or "caption")]
     return tuple(str(one).partition("=")[0] for one in questions)
 

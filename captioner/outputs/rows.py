@@ -88,7 +88,7 @@ class RowContents:
     def _asked(self, row: dict[str, Any]) -> Any:
         """Return what a row says that was asked; None if it does not."""
         made = row.made if isinstance(row, Row) else self._settings
-        kept = "prompt" in (made.get("with") or ()) or made.get("prompt_mix")
+        kept = "prompt" in (made.get("with") or ()) or made.get("prompt_mix") or made.get("stages")
         if not (kept or made.get("prompt_file_in_folder")):
             return None
         return row.get(f"{made.get('output_field') or 'caption'}_prompt")

@@ -41,6 +41,10 @@ _SEAL = "seal"
 """The key of the seal among the options of a checkpoint; no option has this name."""
 
 
+LOST = "not_remembered"
+"""What a checkpoint has beside the options: the flags of those that a later run must be given."""
+
+
 def _changed(settings: Settings) -> dict[str, Any]:
     """Return the options that are not the default and that a later run wants as well."""
     found: dict[str, Any] = {}
@@ -69,6 +73,8 @@ def remembered(settings: Settings) -> dict[str, Any]:
     for name, value in _changed(settings).items():
         if not _is_secret(name, value):
             found[name] = str(value.absolute()) if isinstance(value, Path) else value
+    if lost := not_remembered(settings):
+        found[LOST] = lost
     return found
 
 

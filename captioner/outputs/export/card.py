@@ -59,13 +59,13 @@ def card(reader: OutputReader, counts: Counts, name: str) -> str:
     """
     made = [(reader.settings, counts.rows - counts.earlier.total())]
     made += [(one, counts.earlier[id(one)]) for one in reader.made.settings]
-    parts = [_metadata(counts, name), f"# {printable(name.rpartition('/')[2])}"]
+    parts = [_metadata(counts, name), f"# {_plain(name.rpartition('/')[2])}"]
     rows = counted(counts.rows, "captioned image")
     parts.append(f"{rows}. The captions were written by a model with captioner; they may be wrong.")
     parts.append("\n".join(_numbers(reader, counts)))
     for settings, count in made:
         if count:
-            model = printable(str(settings.get("model") or "unknown"))
+            model = f"`{_plain(str(settings.get('model') or 'unknown'))}`"
             parts.append(f"## {counted(count, 'caption')} by {model}\n\n{_asked(settings)}")
     parts.append(
         "## Load\n\n```python\nfrom datasets import load_dataset\n\n"
@@ -90,7 +90,7 @@ def _numbers(reader: OutputReader, counts: Counts) -> Iterator[str]:
     quality = caption_statistics(reader.captions())
     output = output_of(reader.journal)
     failures = failures_by_code(failures_path(output), failures_path(reader.journal))
-    failed = ", ".join(f"{one.total:,} {code}" for code, one in failures.items())
+    failed = ", ".join(f"{one.total:,} {_plain(code)}" for code, one in failures.items())
     found = {
         "images": f"{counts.rows:,}",
         "captions without an image on the machine, left out": counts.left_out,
@@ -122,6 +122,8 @@ def _spread(found: Mapping[str, float]) -> str:
 
 def _asked(settings: Mapping[str, Any]) -> str:
     """Return what was asked, as Markdown."""
+    if stages := settings.get("stages"):
+        return "\n\n".join(map(_stage, stages))
     questions = [str(one).partition("=")[2] for one in settings.get("ask") or ()]
     mix = [str(one) for one in settings.get("prompt_mix") or ()]
     own = settings.get("prompt")
@@ -135,6 +137,22 @@ def _asked(settings: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [*parts, "The question of each record, or without one:", _block(DEFAULT_PROMPT)]
     )
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    """Return what a stage asked, as Markdown."""
+    own = stage["given"]
+    models = [own.get("model"), *(own.get("fallback") or ())]
+    by = ", then ".join(f"`{_plain(str(model))}`" for model in models if model)
+    asked = own.get("prompt")
+    parts = [f"Stage {_plain(stage['name'])}{f' by {by}' if by else ''}:"]
+    parts += [_block(str(own["system_prompt"]))] if own.get("system_prompt") else []
+    return "\n\n".join([*parts, _block(str(asked)) if asked else "The question of each record."])
+
+
+def _plain(text: str) -> str:
+    """Return a name without what Markdown or HTML would give a meaning."""
+    return re.sub(r"[^\w ./:@+-]", "", printable(text))
 
 
 def _block(text: str) -> str:

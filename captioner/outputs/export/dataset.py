@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,12 +67,13 @@ def write_dataset(reader: OutputReader, target: Path, *, overwrite: bool) -> Non
                 hub.send(path, shard_name(number))
         hub.commit(card(reader, counts, name))
         return
-    for path in (target / CARD, target / shard_name(0)):
+    for path in (target / CARD, *target.glob(SHARDS)):
         if path.exists() and not overwrite:
             raise SettingsError(f"{path} exists; replace the data set with --overwrite")
     written = set(_write_shards(reader, target, counts))
     for stale in set(target.glob(SHARDS)) - written:
-        stale.unlink()  # from an earlier export with more shards
+        if re.fullmatch(r"train-\d{5}\.parquet", stale.name):
+            stale.unlink()  # from an earlier export with more shards
     with replacing(target / CARD) as partial, writing(partial) as file:
         file.write(card(reader, counts, target.resolve().name).encode())
 

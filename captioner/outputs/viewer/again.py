@@ -20,6 +20,7 @@ from captioner.journal.checkpoint import Checkpoint, read_checkpoint
 from captioner.journal.companions import journal_path
 from captioner.journal.disk import Files
 from captioner.outputs.check import check_output
+from captioner.settings.remembered import LOST, unsealed
 
 if TYPE_CHECKING:
     from captioner.outputs.viewer.store import ViewerStore
@@ -49,6 +50,7 @@ class Recaptioner:
         self._process: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None
         self._said: deque[str] = deque(maxlen=_LINES)
+        self._starting = asyncio.Lock()
 
     def command(self, question: str) -> list[str]:
         """Return the command, without the program's name.
@@ -70,6 +72,8 @@ class Recaptioner:
         words = [source, "-o", str(self._store.output.absolute()), f"--redo={WHERE}"]
         if question:
             fields = self._store.reader.fields
+            if self._store.reader.settings.get("stages"):
+                raise ValueError("the output was made in stages: change their prompts in its file")
             if len(fields) > 1:
                 raise ValueError("each field has a question of its own: write them with --ask")
             words.append(f"--ask={fields[0]}={question}")
@@ -81,20 +85,20 @@ class Recaptioner:
         Raises:
             ValueError: There is no such command.
         """
-        options = self._checkpoint().options
+        options = unsealed(self._checkpoint().options) or {}
         servers = options.get("base_url") or [options.get("serve") or ""]
         where = "the built-in describer" if options.get("offline") else ", ".join(map(str, servers))
         return {
             "command": shlex.join([*program(), *self.command(question)]),
             "endpoint": where,
             "model": str(options.get("model") or self._store.reader.settings.get("model") or ""),
-            "obstacle": self._obstacle(where),
+            "obstacle": self._obstacle(where, options.get(LOST) or []),
         }
 
     def _checkpoint(self) -> Checkpoint:
         return read_checkpoint(Files(), self._store.journal) or Checkpoint()
 
-    def _obstacle(self, endpoint: str) -> str:
+    def _obstacle(self, endpoint: str, lost: list[str]) -> str:
         """Return why the page does not start the command; empty if it does."""
         if not self._is_private:
             return "this page can be reached from other machines"
@@ -102,6 +106,8 @@ class Recaptioner:
             return "a run is writing to the output; wait for its end"
         if not endpoint:
             return "the output does not remember an endpoint: add --base-url"
+        if lost:
+            return f"the output does not remember what was given with {', '.join(lost)}: add it"
         if self._store.journal != journal_path(self._store.output):
             return "the output does not remember its format: add --output-format"
         return ""
@@ -121,6 +127,10 @@ class Recaptioner:
         Raises:
             ValueError: It cannot be started from here, or would caption other records as well.
         """
+        async with self._starting:
+            await self._start(question)
+
+    async def _start(self, question: str) -> None:
         words = self.command(question)
         if obstacle := self.shown(question)["obstacle"]:
             raise ValueError(obstacle)
@@ -148,7 +158,13 @@ class Recaptioner:
         self._watching = asyncio.create_task(self._watch(self._process))
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        while process.stderr is not None and (line := await process.stderr.readline()):
+        while process.stderr is not None:
+            try:
+                line = await process.stderr.readline()
+            except ValueError:  # a line longer than any of ours
+                continue
+            if not line:
+                break
             self._said.append(printable(line.decode(errors="replace").rstrip()))
         await process.wait()
 

@@ -19,6 +19,7 @@ function showCounts(found) {
 
 // Show the next pair without a vote.
 async function next(from) {
+  const began = from;
   let found;
   do {
     found = await ask(`api/pair?from=${from}`);
@@ -32,13 +33,14 @@ async function next(from) {
   }
   $("undo").disabled = !voted.length;
   if (pair) show();
-  else if (skipped) {
+  else if (skipped || began !== "0") {  // more pairs may have come meanwhile
     skipped = 0;
     await next("0");
-  } else if (found.pairs) {
+  } else if (found.pairs && !found.left) {
     $("said").textContent = "All pairs are decided. Result shows which output is better.";
   } else {
-    $("said").textContent = "The outputs have no record and no image in common.";
+    $("said").textContent = found.pairs
+      ? "No more pairs yet." : "The outputs have no record and no image in common.";
     setTimeout(() => { if (!pair) act(() => next("0")); }, 2_000);  // they may still be read
   }
 }
