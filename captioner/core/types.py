@@ -158,14 +158,21 @@ class Asked(NamedTuple):
     """The question of a stage.
 
     Attributes:
-        turns: The texts of its turns.
+        turns: The texts of its turns; empty for one of the record's own questions.
         image: The images of the record are sent with it.
         crop: See `ImageOverrides`.
+        own: Which of the record's own questions it is.
     """
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...] = ()
     image: bool = True
     crop: tuple[float, float, float, float] | None = None
+    own: int = 0
+
+    @property
+    def text(self) -> str:
+        """The question; empty for one of the record's own."""
+        return "\n".join(map(str, self.turns[-1].parts)) if self.turns else ""
 
 
 class PreparedRecord(NamedTuple):
@@ -181,7 +188,7 @@ class PreparedRecord(NamedTuple):
         cached: The response of an earlier run, as the cache stores it; empty if there is none.
         notes: What the row needs besides the answers; None if nothing.
         pictures: Its images, for the questions of stages; None without stages.
-        asked: The question of the stage; None if it is that of the record.
+        asked: The question of the stage; None without stages.
     """
 
     record: InputRecord

@@ -55,6 +55,7 @@ class CircuitBreaker:
         is_open: The endpoint keeps failing: workers wait and probes are sent.
         probing: A worker probes, or waits to probe.
         shared: Other endpoints may do the work: waiting workers leave when something changes.
+        sharers: Pools in which others may.
         noise: Share of errors that come by chance.
     """
 
@@ -70,6 +71,7 @@ class CircuitBreaker:
         self.is_open = False
         self.probing = False
         self.shared = False
+        self.sharers: set[int] = set()
         self.noise = 0.0
         self._name = name
         self._max_outage_s = max_outage_s

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from captioner.core.errors import EndpointFaultError, SettingsError
 from captioner.core.secrets import secrets_in, without_secrets
-from captioner.endpoints.addresses import api_key, base_url
+from captioner.endpoints.addresses import URL_NAMES, api_key, base_url
 from captioner.endpoints.circuit_breaker import LOADING_S, CircuitBreaker
 from captioner.endpoints.cost_budget import CostBudget, EndpointCosts
 from captioner.endpoints.endpoint import Endpoint
@@ -195,16 +195,29 @@ class Connector:
         limiter = _limiter(context, one)
         watch = None
         if isinstance(transport, AiohttpTransport) and not one.offline:
-            watch = _watch(one, name, limiter, transport)
-            self._stack.push_async_callback(watch.close)
+            watch = self._watch(one, name, limiter, transport)
         reached = _Reached(label, model, transport, watched, limiter, breaker, price, watch)
         self._reached[same] = reached
         return reached
 
     def _transport(self, one: EndpointSettings, url: str) -> AiohttpTransport:
-        transport = _transport(one, url)
+        """Return a connection; the keys of the environment are for the hosts of the run alone."""
+        run = self._context.settings
+        urls = [url for each in run.each_endpoint for url in each.base_url]
+        urls += [os.environ.get(name, "") for name in URL_NAMES]
+        is_own = urlsplit(url).hostname in {urlsplit(each).hostname for each in urls}
+        transport = _transport(one, url, has_key=is_own or bool(one.api_key_env))
         self._stack.push_async_callback(transport.close)
         return transport
+
+    def _watch(
+        self, one: EndpointSettings, url: str, limiter: Limiter, transport: AiohttpTransport
+    ) -> ServerWatch:
+        """Return what asks a server for its load; ``/metrics`` is beside ``/v1``."""
+        asking = self._transport(one, re.sub(r"/v\d+/*(?=\?|\Z)", "", url))
+        watch = ServerWatch(asking, limiter, transport.unsent)
+        self._stack.push_async_callback(watch.close)
+        return watch
 
 
 class _Reached(NamedTuple):
@@ -309,10 +322,11 @@ def _dialect(
     )
 
 
-def _transport(endpoint: EndpointSettings, url: str) -> AiohttpTransport:
+def _transport(endpoint: EndpointSettings, url: str, *, has_key: bool = True) -> AiohttpTransport:
+    without = endpoint.offline or endpoint.serve or not has_key
     return AiohttpTransport(
         url,
-        api_key=None if endpoint.offline or endpoint.serve else api_key(endpoint),
+        api_key=None if without else api_key(endpoint),
         timeout_s=endpoint.timeout,
         headers=[_header(line) for line in endpoint.header],
         secrets=tuple(secrets_in(endpoint.extra_fields())),
@@ -328,17 +342,6 @@ def _watched(
     from captioner.endpoints.serving.quarantine import Quarantine
 
     return Quarantine(transport, urlsplit(url).port or 0, context.cancel, context.progress)
-
-
-def _watch(
-    endpoint: EndpointSettings,
-    url: str,
-    limiter: Limiter,
-    transport: AiohttpTransport,
-) -> ServerWatch:
-    """Return what asks a server for its load; ``/metrics`` is beside ``/v1``."""
-    asking = _transport(endpoint, re.sub(r"/v\d+/*(?=\?|\Z)", "", url))
-    return ServerWatch(asking, limiter, transport.unsent)
 
 
 def _header(line: str) -> tuple[str, str]:

@@ -98,9 +98,9 @@ class CostBudget:
         spent = self._before.plus(self._progress)
         used = spent.prompt_tokens + spent.completion_tokens
         requests = self._in_flight.total() + 1
-        if self._max_tokens is not None and used + requests * sum(one) > self._max_tokens:
+        if self._max_tokens is not None and used + requests * one.total > self._max_tokens:
             budget = counted(round(self._max_tokens * self._parts), "token")
-            return self._message(budget, counted(round(used), "token"), counted(sum(one), "token"))
+            return self._message(budget, counted(round(used), "token"), counted(one.total, "token"))
         flying = sum(n * at.of(one) for at, n in self._in_flight.items() if at is not None)
         more = price.of(one) if price is not None else 0.0
         if self._max_cost is not None and spent.cost + flying + more > self._max_cost:

@@ -116,6 +116,7 @@ class Limiter:
         tokens: Tokens a minute.
         in_flight: Permits out now.
         shared: Other endpoints may do the work: a pause rejects all that wait here.
+        sharers: Pools in which others may.
         recent_s: Seconds of the last 1,000 successful requests.
     """
 
@@ -137,6 +138,7 @@ class Limiter:
         self.tokens = TokenBucket()
         self.in_flight = 0
         self.shared = False
+        self.sharers: set[int] = set()
         self.recent_s: deque[float] = deque(maxlen=1_000)
         self._ceiling = ceiling
         self._fixed = (rpm, tpm)
@@ -269,7 +271,7 @@ class Limiter:
             The seconds for which the permit is to be held.
         """
         self.window.failed(epoch, self.in_flight, self._now(), weight)
-        return self.window.hold_s(latency_s)
+        return self.window.hold_s(latency_s, weight)
 
     def recovered(self) -> None:
         """Note that an outage is over."""

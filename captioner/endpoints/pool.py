@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALONE_S = 0.1
+"""Pause of a record that has nowhere else to go where others have."""
+
 STAY_S = 1.0
 STAY = 0.5
 """What a request may lose by going where its image went before, whose server may still have it:
@@ -60,7 +63,19 @@ class EndpointPool:
 
     def _update_shared(self) -> None:
         for endpoint in self._left:
-            endpoint.limiter.shared = endpoint.breaker.shared = len(self._left) > 1
+            self._share(endpoint, among_several=len(self._left) > 1)
+
+    def _share(self, endpoint: Endpoint, *, among_several: bool) -> None:
+        """Say whether records of this pool that wait for an endpoint may go to another one.
+
+        Pools of several stages may have the same endpoint, and then its limits, too.
+        """
+        for part in (endpoint.limiter, endpoint.breaker):
+            if among_several:
+                part.sharers.add(id(self))
+            else:
+                part.sharers.discard(id(self))
+            part.shared = bool(part.sharers)
 
     def forget_captions(self) -> None:
         """Count from now on as endpoints that have given no caption."""
@@ -136,7 +151,7 @@ class EndpointPool:
             try:
                 completion = await endpoint.attempt(messages, overrides, retry=retry, poison=poison)
             except EndpointBusyError:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0 if len(self._left) > 1 else ALONE_S)
             except (EndpointRefusedError, EndpointGaveOutError) as error:
                 self._drop(endpoint, error)
             except (EndpointFaultError, *ALIVE) as error:
@@ -157,6 +172,7 @@ class EndpointPool:
             raise error
         if endpoint in self._left:
             self._left.remove(endpoint)
+            self._share(endpoint, among_several=False)
             endpoint.limiter.reject_waiters()
             endpoint.breaker.wake()
             self._update_shared()

@@ -149,6 +149,7 @@ class ServerWatch:
                     return
                 continue  # a server that starts again
             except RunError:
+                self.note(None)
                 return
             body = response.body
             text = body.decode("utf-8", "replace") if len(body) <= LONGEST else ""

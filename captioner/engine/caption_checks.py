@@ -99,7 +99,7 @@ def check(
     try:
         value = rules.parse(text)
     except BadReplyError:
-        if not code:
+        if not (code and rules.schema):
             raise
         return ValidatedCompletion(text, completion, code)  # half an object is kept as text
     of = value.values() if isinstance(value, dict) else ()

@@ -316,17 +316,15 @@ class _Asking(NamedTuple):
             return self.first.attempts(requests.again, cancel, stop_after)
         stages = []
         for plan, chain in self.chains:
-            limits = [_NEVER if chain[at + 1 :] else stop_after for at in range(len(chain))]
-            senders = [
-                asked.attempts(requests.again, cancel, limit)
-                for asked, limit in zip(chain, limits, strict=True)
-            ]
+            goes_on = len(chain) > 1 or plan.stage.on_failure == "go-on"
+            limit = _NEVER if goes_on else stop_after
+            senders = [asked.attempts(requests.again, cancel, limit) for asked in chain]
             stages.append(Stage(plan, senders, b"".join(asked.digest for asked in chain)))
         return Stages(stages, settings.fields, requests, kept, wants_doubt=self.wants_doubt)
 
 
 _NEVER = 1 << 62
-"""Refusals that stop the run where a fallback is asked after each."""
+"""Refusals that stop a run which goes on after each."""
 
 
 def _defaults(settings: Settings) -> RequestOverrides:
@@ -373,6 +371,7 @@ def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
                 "max_tokens": prompt.max_tokens,
                 "temperature": prompt.temperature,
                 "samples": prompt.samples,
+                **_sent_otherwise(settings),
                 **({"stages": settings.shaping(model)["stages"]} if settings.stages else {}),
                 "schema": rules.schema,
                 "endpoints": [(one.model, one.extra_body) for one in settings.each_endpoint],
@@ -383,6 +382,17 @@ def _cache_key_of(settings: Settings, model: str, rules: CaptionRules) -> bytes:
             }
         )
     )
+
+
+def _sent_otherwise(settings: Settings) -> dict[str, Any]:
+    """Return options of a request that are not the default, beside those of every cache key."""
+    prompt = settings.prompt
+    found = {
+        "thinking": prompt.thinking if prompt.thinking != "auto" else None,
+        "detail": prompt.detail,
+        "frame_times": settings.images.frame_times or None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def decoders_of(settings: Settings) -> int:

@@ -28,6 +28,7 @@ class Rows:
         self._compose = layout.compose
         self._shape = shape
         self._is_staged = bool(settings.stages)
+        self._captions = len(settings.prompt.ask) or 1  # other answers of stages are no captions
 
     def caption_of(
         self,
@@ -43,9 +44,7 @@ class Rows:
         """
         each = result.each
         if self._shape is not None:
-            shaped = (
-                each[:1] if self._is_staged else each
-            )  # other answers of stages are no captions
+            shaped = each[: self._captions] if self._is_staged else each
             try:
                 each = [*self._shape.shaped(shaped, notes), *each[len(shaped) :]]
             except RecordError as error:

@@ -95,6 +95,8 @@ class Requests:
 
     def of(self, prepared: PreparedRecord, asked: Asked) -> PreparedRecord:
         """Return the request for the question of a stage."""
+        if not asked.turns:
+            return prepared._replace(questions=(prepared.questions[asked.own],), asked=asked)
         frames = prepared.pictures.frames if asked.image and prepared.pictures else ()
         *before, last = asked.turns
         places = [ImageRef() for _ in frames]
@@ -217,10 +219,11 @@ class Stages:
             return Failure(prepared.record, error.code, error.message, 0)
         key = _key(stage, prepared, asked)
         result: CaptionResult | Failure
-        if self._kept is not None and (stored := await asyncio.to_thread(self._kept.get, key)):
-            result = load(stored)
+        kept = await asyncio.to_thread(self._read, key)
+        if kept is not None:
+            result = kept
         else:
-            request = await self._request(plan, prepared, asked)
+            request = await self._request(prepared, asked)
             if isinstance(request, Failure):
                 return request
             result = await _sent(stage, request, found.endpoint)
@@ -228,17 +231,20 @@ class Stages:
             if isinstance(result, Failure):
                 return result
             found.count(result)
-            text = "\n".join(map(str, asked.turns[-1].parts)) if asked is not None else ""
-            result = CaptionResult([_with_doubt(plan, result.each[0], text)], 0)
+            result = CaptionResult([_with_doubt(plan, result.each[0], asked.text)], 0)
             if self._kept is not None:
                 self._kept.put(key, dump(result))
         return _chosen(plan, result.each[0], values, prepared)
 
-    async def _request(
-        self, plan: StagePlan, prepared: PreparedRecord, asked: Asked | None
-    ) -> PreparedRecord | Failure:
-        if asked is None:
-            return prepared._replace(questions=(prepared.questions[plan.stage.question],))
+    def _read(self, key: bytes) -> CaptionResult | None:
+        """Return the answer that an earlier run has kept."""
+        stored = self._kept.get(key) if self._kept is not None else b""
+        try:
+            return load(stored) if stored else None
+        except (ValueError, TypeError):
+            return None  # not written by us
+
+    async def _request(self, prepared: PreparedRecord, asked: Asked) -> PreparedRecord | Failure:
         request = self._requests.of(prepared, asked)
         if asked.crop is None:
             return request
@@ -283,14 +289,14 @@ class _Found:
             self.latency_s += one.latency_s
 
 
-def _asked(plan: StagePlan, values: dict[str, Any]) -> Asked | None:
-    """Return the question of a stage, None if it is the record's own.
+def _asked(plan: StagePlan, values: dict[str, Any]) -> Asked:
+    """Return the question of a stage.
 
     Raises:
         RecordError: A template cannot be filled in, or a box is none.
     """
     if plan.texts is None:
-        return None
+        return Asked(own=plan.stage.question)
     system = plan.texts.render(0, values) if plan.texts.texts.system_prompt else ""
     turn = Turn("user", (plan.texts.render(1, values),))
     turns = (Turn("system", (system,)), turn) if system else (turn,)
@@ -315,16 +321,16 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == _SIDES
 
 
-def _key(stage: Stage, prepared: PreparedRecord, asked: Asked | None) -> bytes:
+def _key(stage: Stage, prepared: PreparedRecord, asked: Asked) -> bytes:
     """Return the key of an answer: a digest of all that it depends on."""
     pictures = prepared.pictures
-    if asked is None:
+    if not asked.turns:
         frames = {id(frame.base64) for frame in pictures.frames} if pictures else set()
-        pieces = prepared.questions[stage.plan.stage.question]
+        pieces = prepared.questions[asked.own]
         text = b"".join(piece for piece in pieces if id(piece) not in frames)
     else:
         text = orjson.dumps(([tuple(turn) for turn in asked.turns], asked.crop))
-    seen = pictures.digest if pictures and (asked is None or asked.image) else b""
+    seen = pictures.digest if pictures and asked.image else b""
     return digest(b"%b%b%b" % (stage.digest, seen, text))
 
 

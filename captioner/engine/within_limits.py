@@ -38,7 +38,8 @@ def within_limits(settings: Settings, decoders: int) -> Settings:
     other = FILES + fetches + A_DECODER * decoders
     if run.processes == 1:
         other += SERVED * (run.view + (run.metrics_port is not None))
-    connections = max(free - other, free // 2) // len(settings.all_endpoints)
+    endpoints = {(one.base_url, one.api_key_env, one.model) for one in settings.all_endpoints}
+    connections = max(free - other, free // 2) // len(endpoints)
     concurrency = max(1, min(run.concurrency, connections))
     if concurrency < run.concurrency:
         logger.warning(

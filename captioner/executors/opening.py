@@ -16,7 +16,7 @@ from captioner.journal.companions import check_companions, checkpoint_path, jour
 from captioner.journal.disk import Files
 from captioner.outputs.export import first_file
 from captioner.readers.registry import OpenedInput, open_files, open_input
-from captioner.settings.remembered import unsealed
+from captioner.settings.remembered import SEAL, unsealed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +121,7 @@ def options_before(settings: Settings) -> dict[str, Any]:
         found = read_checkpoint(Files(), journal)
     except (OSError, SettingsError):
         return {}  # the run will tell
-    if found is None or not found.options:
+    if found is None or found.options.keys() <= {SEAL}:
         return {}
     options = unsealed(found.options)
     if options is None:

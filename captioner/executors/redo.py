@@ -82,7 +82,14 @@ async def take_again(
         await asyncio.to_thread(journal.failures.retry, retried)
     if moved:
         await asyncio.to_thread(set_rows_aside, journal, moved)
-    await asyncio.to_thread(_begin, journal, what, again=bool(moved) and not journal.is_changed)
+    again = bool(moved) and _QUESTIONS.isdisjoint(journal.changed)
+    await asyncio.to_thread(_begin, journal, what, again=again)
+
+
+_QUESTIONS = frozenset({
+    "stages", "model", "prompt", "system_prompt", "preset", "ask", "fallback", "prompt_mix",
+})  # fmt: skip
+"""Settings that are changed to ask some stages again, not all."""
 
 
 def _begin(journal: Journal, what: str, *, again: bool) -> None:

@@ -48,11 +48,13 @@ class KeptAnswers:
 
         Raises:
             OutputDamagedError: The path is not a regular file.
-            OSError: The disk refused.
         """
         self._open()
         offset = self._offsets.find(key)
-        return b"" if offset is None else _line_at(self._fd, offset)[_HEAD:]
+        try:
+            return b"" if offset is None else _line_at(self._fd, offset)[_HEAD:]
+        except OSError:
+            return b""  # asked again
 
     def put(self, key: bytes, answer: bytes) -> None:
         """Keep an answer; JSON without line breaks. `get` finds it in the next run."""
@@ -65,12 +67,15 @@ class KeptAnswers:
             if os.write(self._fd, line) < len(line):
                 os.write(self._fd, b"\n")  # the next line begins anew
         except OSError as error:
-            self._is_full = True
-            logger.warning(
-                "%s: %s: from now on a run that is stopped asks finished stages again",
-                self._path,
-                error.strerror,
-            )
+            self._stop_keeping(error)
+
+    def _stop_keeping(self, error: OSError) -> None:
+        self._is_full = True
+        logger.warning(
+            "%s: %s: from now on a run that is stopped asks finished stages again",
+            self._path,
+            error.strerror,
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -83,7 +88,11 @@ class KeptAnswers:
         with self._opening:
             if self._fd >= 0 or self._is_full:
                 return
-            self._fd = open_regular(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            try:
+                self._fd = open_regular(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            except OSError as error:
+                self._stop_keeping(error)
+                return
             with os.fdopen(os.dup(self._fd), "rb") as file:
                 file.seek(0)
                 offset, line = 0, b""

@@ -78,7 +78,7 @@ class Journal:
     Attributes:
         settings: The settings of the output, by name.
         redo: What an unfinished run captions again; see `begin_redo`.
-        is_changed: The settings differ from those that the output had when it was opened.
+        changed: Settings that differ from those that the output had when it was opened.
         spent: What all runs of the output have used; see `Checkpoint`.
         done: Records that the output held when it was opened.
         contents: See `captioner.journal.scan.Scan`.
@@ -106,7 +106,7 @@ class Journal:
         self.identity = identity
         self.settings = sealed(settings)
         self.redo = ""
-        self.is_changed = False
+        self.changed: list[str] = []
         self.spent = Spent()
         self._source = without_secrets(source) if "://" in source else source
         self._options = orjson.loads(orjson.dumps(dict(options or {})))
@@ -175,7 +175,8 @@ class Journal:
         found = read_checkpoint(self.files, self.path)
         if found is not None:
             self.redo, self.spent = found.redo, found.spent
-            self.is_changed = bool(found.settings and differ(sealed(found.settings), self.settings))
+            if found.settings:
+                self.changed = differ(sealed(found.settings), self.settings)
         if self.files.kind(self.path) == "missing":
             if found is not None and found.durable.length:
                 raise OutputDamagedError(
@@ -200,7 +201,7 @@ class Journal:
         made_before = None
         if found is not None:
             accept = self._accept_changes
-            if self.is_changed:
+            if self.changed:
                 made_before = sealed(found.settings)
             self.settings = continued(found.settings, self.settings, self.path, accept=accept)
         scan = self._scan(None if self._accept_edits else found)

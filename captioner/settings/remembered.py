@@ -37,7 +37,7 @@ _TOGETHER = (
 )
 """Options of which one that is given replaces the others."""
 
-_SEAL = "seal"
+SEAL = "seal"
 """The key of the seal among the options of a checkpoint; no option has this name."""
 
 
@@ -90,7 +90,7 @@ def not_remembered(settings: Settings) -> list[str]:
 
 def sealed(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options for a checkpoint, with the seal of this user."""
-    return {**options, _SEAL: seal(_spelt(options))}
+    return {**options, SEAL: seal(_spelt(options))}
 
 
 def unsealed(kept: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -99,8 +99,8 @@ def unsealed(kept: Mapping[str, Any]) -> dict[str, Any] | None:
     They name where records and keys are sent, files that are read, and programs that are started. A
     checkpoint may have come with the data set.
     """
-    options = {name: value for name, value in kept.items() if name != _SEAL}
-    return options if is_sealed(_spelt(options), str(kept.get(_SEAL, ""))) else None
+    options = {name: value for name, value in kept.items() if name != SEAL}
+    return options if is_sealed(_spelt(options), str(kept.get(SEAL, ""))) else None
 
 
 def _spelt(options: Mapping[str, Any]) -> bytes:

@@ -134,9 +134,9 @@ class StageSettings:
             prompt = PromptSettings(system_prompt="", **inherited)
         asked = {name: value for name, value in own.items() if name in _PROMPT}
         asked |= {"samples": own.get("samples", 1), "pick": None, "stages": None, "fallback": ()}
-        is_caption = self.field == settings.records.output_field
-        captions = settings.captions if is_caption else CaptionSettings()
-        records = settings.records if is_caption else replace(settings.records, existing=None)
+        captions, records = settings.captions, settings.records
+        if not self._is_caption(settings):
+            captions, records = CaptionSettings(), replace(records, existing=None)
         checks = {name: value for name, value in own.items() if name in _CAPTIONS}
         return replace(
             self.reaching(settings, {n: value for n, value in own.items() if n in _ENDPOINT}),
@@ -145,6 +145,13 @@ class StageSettings:
             captions=replace(captions, **checks),
             stages=(),
         )
+
+    def _is_caption(self, settings: Settings) -> bool:
+        """Return whether its answers must be what the run asks of captions."""
+        if self.choose is not None or self.answer != "text":
+            return False
+        captions = {settings.records.output_field, *dict(settings.prompt.questions())}
+        return "prompt" not in self.options or self.field in captions
 
     def reaching(self, settings: Settings, own: Mapping[str, Any]) -> Settings:
         """Return settings with endpoint options of its own.

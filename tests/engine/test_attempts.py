@@ -25,6 +25,7 @@ from captioner.core.types import (
     Request,
     Response,
     Turn,
+    Usage,
 )
 from captioner.endpoints.blame import POISON_FAULTS, POISON_SUCCESSES, STOP_FIRST, STOP_VERDICT
 from captioner.endpoints.circuit_breaker import CircuitBreaker
@@ -185,7 +186,7 @@ async def test_a_caption_at_once(replaces):
     """A good reply is the record's caption, with its tokens, after one request and no wait."""
     rig = Rig()
     caption = await rig.caption(replaces=replaces)
-    assert caption == Caption(caption.record, "a cat", replaces, 1, (100, 10))
+    assert caption == Caption(caption.record, "a cat", replaces, 1, Usage(100, 10))
     assert (rig.progress.calls, rig.progress.retries, rig.breaker.successes) == (1, 0, 1)
     assert rig.cancel.slept == []
     rig.at_rest()
@@ -232,8 +233,9 @@ async def test_the_last_attempt_counts():
     "fault",
     [status(500), status(503), status(429), status(502), DISCONNECTED, UNREACHABLE, TIMEOUT],
 )
-async def test_faults_spend_time_not_attempts(fault):
+async def test_faults_spend_time_not_attempts(fault, monkeypatch):
     """However often the endpoint itself is in trouble, a record keeps its attempts."""
+    monkeypatch.setattr("captioner.endpoints.goodput.MOST_HOLD_S", 0.01)
     rig = Rig(max_attempts=3)
     rig.script.models = status(503)
     rig.script.answers["q"] = [*[fault] * 40, EMPTY, *[fault] * 5, EMPTY]
