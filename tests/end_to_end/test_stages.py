@@ -757,3 +757,95 @@ async def test_stages_of_a_record_go_to_the_endpoint_that_has_its_image(
     assert endpoint.count + other.count == 80
     assert min(map(len, seen)) > 5
     assert len(seen[0] & seen[1]) < 10
+
+
+async def test_a_question_stays_its_own_when_its_image_is_encoded_anew(
+    make_input, endpoint
+) -> None:
+    images: list[bytes] = []
+
+    def behave(call: Call) -> Reply:
+        if "second" in question(call):
+            images.extend(call.images)
+            if len(images) == 1:
+                return Reply(413, {"error": {"message": "request entity too large"}})
+        return Reply(200, completion(f"answer to {question(call)}"))
+
+    endpoint.behave = behave
+    done, failed = await staged(
+        make_input(1), endpoint, ask=("a=the first?", "b=the second?"), fallback="other"
+    )
+    assert failed == []
+    assert (done[0]["a"], done[0]["b"]) == ("answer to the first?", "answer to the second?")
+    assert images[0] != images[1]
+
+
+async def test_captions_of_several_questions_keep_their_shape_and_their_checks(
+    tmp_path, endpoint
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "in.jsonl").write_text(json.dumps({"image": "a.jpg", "a": "old a", "b": "old b"}))
+    endpoint.behave = lambda call: Reply(200, completion(f"new {question(call)}"))
+    options = {"ask": ("a=x", "b=y"), "with_": "doubt", "existing": "append", "prefix": "P: "}
+    done, failed = await staged(tmp_path / "in.jsonl", endpoint, **options)
+    assert failed == []
+    assert all(row.startswith("P: old ") and "new " in row for row in (done[0]["a"], done[0]["b"]))
+
+
+async def test_the_judge_may_answer_shorter_than_a_caption(make_input, endpoint) -> None:
+    endpoint.behave = lambda call: Reply(
+        200, completion("2" if "number alone" in question(call) else f"a caption {call.number}")
+    )
+    done, failed = await staged(make_input(1), endpoint, pick="judge", samples=2, min_length=8)
+    assert (failed, done[0]["caption"]) == ([], "a caption 2")
+
+
+async def test_a_stage_that_goes_on_stops_no_run(make_input, endpoint) -> None:
+    endpoint.behave = scripted({"Is it": "maybe", "Describe": "A dog."})
+    check = {"name": "check", "prompt": "Is it?", "answer": "yes-no", "on-failure": "go-on"}
+    done, failed = await staged(make_input(30), endpoint, check, DRAFT, max_attempts=1)
+    assert (len(done), failed) == (30, [])
+
+
+async def test_an_unknown_end_makes_no_number_of_a_text(make_input, endpoint) -> None:
+    endpoint.behave = lambda _: Reply(200, completion("maybe", finish_reason="eos_of_theirs"))
+    check = {"name": "check", "prompt": "Is it?", "answer": "yes-no", "on-failure": "go-on"}
+    done, _ = await staged(make_input(1), endpoint, check, DRAFT, max_attempts=2)
+    assert done[0]["caption"] == "maybe"
+
+
+async def test_a_key_of_the_environment_goes_to_the_hosts_of_the_run(
+    make_input, endpoint, monkeypatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-run")
+    monkeypatch.setenv("OTHER_KEY", "sk-other")
+    url = endpoint.base_url.replace("127.0.0.1", "localhost")
+    here, there = {**DRAFT, "field": None}, {"name": "there", "prompt": "There", "base-url": url}
+    own = {"name": "own", "prompt": "Own", "base-url": url, "api-key-env": "OTHER_KEY"}
+    await staged(make_input(1), endpoint, here, there, own)
+    keys = {question(call): call.headers.get("authorization") for call in endpoint.calls}
+    assert keys == {"Describe it.": "Bearer sk-of-the-run", "There": None, "Own": "Bearer sk-other"}
+
+
+async def test_an_option_that_changes_requests_asks_again(make_input, endpoint) -> None:
+    source = make_input(1)
+    await staged(source, endpoint, DRAFT)
+    await staged(source, endpoint, DRAFT, redo="all", detail="low")
+    assert endpoint.count == 2
+
+
+async def test_records_leave_a_dead_endpoint_that_another_stage_has_alone(
+    make_input, endpoint
+) -> None:
+    other = FakeEndpoint()
+    other.start()
+    other.behave = lambda _: Reply(500, {"error": {"message": "broken"}})
+    never = {"name": "never", "prompt": "x", "when": "1 > 2", "base-url": other.base_url}
+    try:
+        done, failed = await staged(
+            make_input(40), endpoint, {**DRAFT, "field": "caption"}, never,
+            base_url=(endpoint.base_url, other.base_url),
+        )  # fmt: skip
+    finally:
+        other.stop()
+    assert (len(done), failed) == (40, [])
