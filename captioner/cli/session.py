@@ -189,13 +189,13 @@ def export_in_console(
     from captioner.outputs.export import check_format, export
     from captioner.outputs.stored import local_copy
 
-    check_folder(to, to_format, name="to", flag="--to-format")
     target = Path(to)
     if url := storage_url(target):
         raise SettingsError(
             f"to: an export cannot be written to an object store ({url}); name a local file and "
             "copy it"
         )
+    check_folder(to, to_format, name="to", flag="--to-format")
     kind = check_format(target, to_format)
     with local_copy(output_of(output)) as copy:
         export(find_journal(copy, Files()), target, kind, output=copy, **options)

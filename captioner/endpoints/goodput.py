@@ -201,21 +201,19 @@ class GoodputLimit:
         if self.latency_s or in_flight <= 1 or weight >= GIVEN_UP:
             self._conclude(now)
 
-    def hold_s(self, latency_s: float, weight: float = REFUSAL) -> float:
+    def hold_s(self, latency_s: float) -> float:
         """Return how long the permit of a failed request stays out.
 
         A quick refusal keeps its permit as long as a reply would, but no longer than `MOST_HOLD_S`.
         Without that, the permits above the endpoint's limit would be refused hundreds of times a
-        second. Before the first reply a refusal keeps it for the longest time.
+        second.
 
         Args:
             latency_s: Seconds that the request took.
-            weight: That of the error.
         """
         if self.is_noisy:
             return 0.0
-        usual_s = self.latency_s or (MOST_HOLD_S if weight == REFUSAL else 0.0)
-        return max(0.0, min(usual_s, MOST_HOLD_S) - latency_s)
+        return max(0.0, min(self.latency_s, MOST_HOLD_S) - latency_s)
 
     def recovered(self, now: float) -> None:
         """Forget what an outage did: the endpoint works again."""

@@ -271,7 +271,7 @@ class Limiter:
             The seconds for which the permit is to be held.
         """
         self.window.failed(epoch, self.in_flight, self._now(), weight)
-        return self.window.hold_s(latency_s, weight)
+        return self.window.hold_s(latency_s)
 
     def recovered(self) -> None:
         """Note that an outage is over."""

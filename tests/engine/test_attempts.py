@@ -233,9 +233,8 @@ async def test_the_last_attempt_counts():
     "fault",
     [status(500), status(503), status(429), status(502), DISCONNECTED, UNREACHABLE, TIMEOUT],
 )
-async def test_faults_spend_time_not_attempts(fault, monkeypatch):
+async def test_faults_spend_time_not_attempts(fault):
     """However often the endpoint itself is in trouble, a record keeps its attempts."""
-    monkeypatch.setattr("captioner.endpoints.goodput.MOST_HOLD_S", 0.01)
     rig = Rig(max_attempts=3)
     rig.script.models = status(503)
     rig.script.answers["q"] = [*[fault] * 40, EMPTY, *[fault] * 5, EMPTY]

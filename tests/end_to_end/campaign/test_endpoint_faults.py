@@ -175,7 +175,7 @@ async def test_16_connections_that_break(make_input, endpoint) -> None:
     behave = endpoint.behave = FirstTime(
         Reply(fault="reset"), Reply(fault="truncate"), Reply(200, half)
     )
-    seen = await caption(make_input(60), endpoint)
+    seen = await caption(make_input(60), endpoint, hedge="off")
     seen.all_captioned(60)
     assert behave.happened == 60
     assert max(endpoint.answered.values()) == 1
