@@ -28,7 +28,7 @@ from goodput_sim import CASES, Case, simulate
         ("s32r", 0.85, 0.40),
         ("cap2", 0.85, 0.40),
         ("step", 0.90, 0.05),
-        ("up", 0.90, 0.05),
+        ("up", 0.85, 0.08),
         ("serial", 0.95, 0.0),
         ("slow", 0.85, 0.10),
         ("outage", 0.90, 0.05),

@@ -67,8 +67,10 @@ def test_a_question_follows_its_image_unless_that_costs_time(
     """The server of the first question may have the image in its cache."""
 
     def endpoint(load: tuple[float, float], *, is_open: bool = False) -> SimpleNamespace:
-        breaker = SimpleNamespace(is_open=is_open, probing=False, probe_due=lambda: False)
-        return SimpleNamespace(load=load, breaker=breaker, limiter=SimpleNamespace())
+        breaker = SimpleNamespace(
+            is_open=is_open, probing=False, probe_due=lambda: False, sharers=set()
+        )
+        return SimpleNamespace(load=load, breaker=breaker, limiter=SimpleNamespace(sharers=set()))
 
     idle, before = endpoint((0.0, 0.5)), endpoint((wait_s, load), is_open=is_open)
     pool = EndpointPool([idle, before])

@@ -92,7 +92,7 @@ async def test_a_folder_is_loaded_with_its_images(output, tmp_path, run_command)
     assert found[0]["big"] == str(2**53 + 1)  # no type holds it and 0.5
     card = (tmp_path / "made" / "README.md").read_text()
     assert "````text\nDescribe it ```exactly```.\n````" in card
-    assert "## 3 captions by m" in card
+    assert "## 3 captions by `m`" in card
     assert "1 image_missing" in card
     assert "| captions that repeat another | " in card
 
@@ -102,7 +102,7 @@ async def test_rows_that_several_settings_made_are_told_apart(output, tmp_path, 
     path = await output(prompt="Second?", model="n", accept_changes=True)
     assert run_command("export", path, "--to", tmp_path / "a", "--to-format", "dataset")
     card = (tmp_path / "a" / "README.md").read_text()
-    first, second = card.partition("## 2 captions by n\n")[2].split("## 1 caption by m\n")
+    first, second = card.partition("## 2 captions by `n`\n")[2].split("## 1 caption by `m`\n")
     assert "```text\nSecond?\n```" in first
     assert "```text\nFirst?\n```" in second
 

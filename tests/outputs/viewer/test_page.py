@@ -444,6 +444,7 @@ def test_every_row_of_a_long_output_can_be_reached(tmp_path, view, tab):
         card = page.locator(".card", has_text=re.compile(rf"caption number {number}\b"))
         expect(card).to_be_in_viewport(ratio=0.9)
         expect(cards(page).first).not_to_be_in_viewport()
+    expect(page.get_by_text("100,000 captions").first).to_be_visible()  # all are read
     page.focus("#gallery")
     page.keyboard.press("End")
     expect(page.locator("#cards", has_text="caption number 99999")).to_be_visible()
