@@ -49,8 +49,10 @@ def test_trouble_of_one_is_trouble_of_all_and_counts_once(clock):
     broker = RateBroker(800, clock)
     for name in "ab":
         broker.lease(name, Feedback())
+    clock.now = 4.0
     epoch = broker.lease("a", Feedback(good=200, latency_s=1.0, in_flight=25)).epoch
     before = broker.window.load
+    clock.now += 4.0  # the replies now are of the load that there is
     for name in "ab":
         bad = Feedback(bad=20, weight=2.0, in_flight=25, epoch=epoch)
         lease = broker.lease(name, bad)
@@ -64,7 +66,9 @@ def test_a_load_below_the_workers_is_spread_in_time(clock):
     for number in range(1_000):
         broker.lease(f"w{number}", Feedback())
     broker.lease("w1", Feedback(good=8, latency_s=2.0, in_flight=8))
-    broker.lease("w1", Feedback(bad=20, weight=2.0, in_flight=8))
+    clock.now = 3.5  # the replies now are of the load that there is
+    epoch = broker.window.epoch
+    broker.lease("w1", Feedback(bad=20, weight=2.0, in_flight=8, epoch=epoch))
     lease = broker.lease("w2", Feedback(epoch=broker.window.epoch))
     limiter = Limiter(8, clock=clock)
     LeaseHolder([limiter]).apply(lease)
