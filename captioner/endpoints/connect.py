@@ -75,6 +75,9 @@ class Connector:
         stack: Closes the connections.
         dialect: Builds requests and parses responses instead of OpenAI's chat completions.
         transport: Sends requests instead of aiohttp.
+
+    Attributes:
+        budget: What all endpoints may cost.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Connector:
         self._stack = stack
         self._given_dialect = dialect
         self._given_transport = transport
-        self._budget = _budget(context)
+        self.budget = _budget(context)
         self._tracing = Tracing(stack) if context.settings.run.otel else None
         self._offline: str | None = None
         self._reached: dict[tuple[object, ...], _Reached] = {}
@@ -131,7 +134,7 @@ class Connector:
             transports.append(at.plain)
             own = _dialect(settings, one, at.model, schema, logprobs=logprobs)
             dialects.append(self._given_dialect or own)
-            is_counted = self._budget.is_limited or at.price is not None
+            is_counted = self.budget.is_limited or at.price is not None
             endpoints.append(
                 Endpoint(
                     at.label,
@@ -141,7 +144,7 @@ class Connector:
                     at.breaker,
                     self._context,
                     weight=one.weight,
-                    costs=EndpointCosts(self._budget, at.price) if is_counted else None,
+                    costs=EndpointCosts(self.budget, at.price) if is_counted else None,
                 )
             )
             endpoints[-1].watch = at.watch

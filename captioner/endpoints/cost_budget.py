@@ -69,6 +69,13 @@ class CostBudget:
         """Whether there is a budget, and not only prices."""
         return self._max_tokens is not None or self._max_cost is not None
 
+    def used(self) -> float:
+        """Return which part of the budget is used; 1 is all of it."""
+        spent = self._before.plus(self._progress)
+        tokens = spent.prompt_tokens + spent.completion_tokens
+        parts = (spent.cost, self._max_cost), (tokens, self._max_tokens)
+        return max(amount / most if most else 1.0 for amount, most in parts if most is not None)
+
     async def begin(self, price: Price | None) -> None:
         """Return when a request may be sent.
 

@@ -20,6 +20,7 @@ from captioner.core.types import (
     Usage,
     ValidatedCompletion,
 )
+from captioner.engine.most_doubtful import PostponedError
 
 if TYPE_CHECKING:
     from captioner.core.progress import Progress
@@ -85,7 +86,11 @@ class RequestDeduplicator:
         return self._caption(prepared, result)
 
     async def outcomes(self, prepared: PreparedRecord) -> list[Outcome]:
-        """Return the outcomes of a record and of those parked behind it; [] if it was parked."""
+        """Return the outcomes of a record and of those parked behind it; [] if it was parked.
+
+        Raises:
+            PostponedError: They wait for a later pass over the input.
+        """
         if self._responses is None or prepared.cached:
             return [await self.caption(prepared)]
         shared = await self._share(prepared, self._responses)
@@ -123,6 +128,10 @@ class RequestDeduplicator:
         waiters = self._in_flight[key] = _Waiters()
         try:
             result = await self._attempts.answers(prepared)
+        except PostponedError as error:
+            for record, *_ in waiters.records:
+                error.add(record)
+            raise
         finally:
             del self._in_flight[key]
             if waiters.done is not None:

@@ -21,6 +21,7 @@ from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
 from captioner.engine.doubt import a_number, yes_or_no
 from captioner.engine.json_schema import read_schema, validator
+from captioner.engine.most_doubtful import MostDoubtfulFirst
 from captioner.engine.pipeline import HeldRefusals, Pipeline
 from captioner.engine.prepare import Preparer
 from captioner.engine.prepare_async import AsyncPreparer
@@ -64,6 +65,7 @@ class Engine:
         rows: Makes captions of answers.
         deduplicator: Captions records, identical requests once.
         rules: What a caption must be like.
+        first: Chooses the records of which a stage asks first; None if there is no such stage.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class Engine:
         memory: MemoryBudget,
         rows: Rows,
         deduplicator: RequestDeduplicator,
+        first: MostDoubtfulFirst | None,
         *,
         settings: Settings,
         probe: bool,
     ) -> None:
         self._settings = settings
         self._probe = probe
+        self.first = first
         self.model = asking.model
         self.connected = asking.connected
         self.rules = asking.rules
@@ -154,12 +158,15 @@ class Engine:
             )
             async_preparer = AsyncPreparer(preparer, fetcher, memory)
             stack.callback(async_preparer.close)
-            kept = KeptAnswers(settings.answers) if settings.answers is not None else None
-            if kept is not None:
+            kept = first = None
+            if settings.answers is not None:
+                if asking.is_by_doubt and connector.budget.is_limited:
+                    first = MostDoubtfulFirst(connector.budget.used)
+                kept = KeptAnswers(settings.answers, at_once=first is not None)
                 stack.callback(kept.close)
             rows = Rows(settings, asking.model, asking.rules.shape)
             deduplicator = RequestDeduplicator(
-                asking.attempts(async_preparer, kept),
+                asking.attempts(async_preparer, kept, first),
                 rows,
                 context.progress,
                 dedup=settings.run.dedup,
@@ -174,6 +181,7 @@ class Engine:
                 memory,
                 rows,
                 deduplicator,
+                first,
                 settings=settings,
                 probe=known and settings.run.probe and settings.run.processes == 1,
             )
@@ -195,6 +203,7 @@ class Engine:
             hold: Hold refusals back; see `HeldRefusals`.
         """
         probe = partial(check_vision, self) if self._probe else None
+        self._probe = False
         context = replace(context, settings=self._settings)
         return Pipeline(self, context, sink, settled, probe, HeldRefusals() if hold else None)
 
@@ -269,7 +278,8 @@ class _Asking(NamedTuple):
         chains: list[tuple[StagePlan, list[_Asked]]] = []
         plans = plans_of(settings)
         wants_doubt = "doubt" in settings.extras or any(
-            not plan.names.isdisjoint(("doubt", "doubts")) for plan in plans
+            plan.stage.order == "doubt" or not plan.names.isdisjoint(("doubt", "doubts"))
+            for plan in plans
         )
         for plan in plans:
             parse: Callable[[str], Any] | None = None
@@ -306,7 +316,17 @@ class _Asking(NamedTuple):
         asked = [one for _, chain in self.chains for one in chain] or [self.first]
         return ", ".join(dict.fromkeys(name for one in asked for name in one.connected.models))
 
-    def attempts(self, preparer: AsyncPreparer, kept: KeptAnswers | None) -> Answerer:
+    @property
+    def is_by_doubt(self) -> bool:
+        """Whether a stage asks the most doubtful records first."""
+        return any(plan.stage.order == "doubt" for plan, _ in self.chains)
+
+    def attempts(
+        self,
+        preparer: AsyncPreparer,
+        kept: KeptAnswers | None,
+        first: MostDoubtfulFirst | None,
+    ) -> Answerer:
         """Return what answers records."""
         cancel, settings = self.context.cancel, self.context.settings
         stop_after = settings.run.stop_after
@@ -320,7 +340,8 @@ class _Asking(NamedTuple):
             limit = _NEVER if goes_on else stop_after
             senders = [asked.attempts(requests.again, cancel, limit) for asked in chain]
             stages.append(Stage(plan, senders, b"".join(asked.digest for asked in chain)))
-        return Stages(stages, settings.fields, requests, kept, wants_doubt=self.wants_doubt)
+        wants = self.wants_doubt
+        return Stages(stages, settings.fields, requests, kept, wants_doubt=wants, first=first)
 
 
 _NEVER = 1 << 62

@@ -23,6 +23,7 @@ from captioner.core.errors import (
 )
 from captioner.core.progress import Supply
 from captioner.core.types import Caption, Failure, PreparedRecord
+from captioner.engine.most_doubtful import PostponedError
 from captioner.engine.prefetch import HandoffQueue, Prefetcher
 
 if TYPE_CHECKING:
@@ -156,7 +157,6 @@ class Pipeline:
             if self._held is not None and (rest := self._held.rest(self._error)):
                 await self._sink.put(rest)
                 count(rest, self._progress, self._settled)
-            self._deduplicator.close()  # frees memory for ordering the output
         if self._error is not None:
             raise self._error
 
@@ -194,6 +194,8 @@ class Pipeline:
                 if isinstance(item, PreparedRecord):
                     try:
                         outcomes = await self._deduplicator.outcomes(item)
+                    except PostponedError:
+                        outcomes = []
                     finally:
                         self._memory.release(item.reserved)
                 else:

@@ -79,7 +79,7 @@ def stage_costs(
             money = price.input * prompt_tokens + price.output * completion_tokens
             cost = money / 1_000_000
         model = plan.settings.each_endpoint[0].model or ""
-        is_bound = stage.when is not None or stage.each is not None
+        is_bound = stage.when is not None or stage.each is not None or stage.order == "doubt"
         found.append(
             StageCost(
                 plan.name,

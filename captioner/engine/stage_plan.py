@@ -146,6 +146,10 @@ def plans_of(settings: Settings) -> list[StagePlan]:
             problem = "each cannot be combined with samples"
         elif plan.stage.answer == "yes-no" and (plan.stage.choose or plan.settings.prompt.schema):
             problem = "an answer of yes or no can have neither choose nor a schema"
+        elif plan.stage.order == "doubt" and settings.run.processes > 1:
+            problem = 'order = "doubt" works in one process: leave out --processes'
+        elif plan.stage.order == "doubt" and any(one.stage.order == "doubt" for one in plans[:at]):
+            problem = 'order = "doubt": an earlier stage has it; only one can'
         elif plan.stage.choose and (chosen is None or chosen.settings.prompt.samples == 1):
             problem = f"choose: no earlier stage with several samples is named {plan.stage.choose}"
         if problem:

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from captioner.core.errors import EndpointGaveOutError, EndpointRefusedError, RecordError
+from captioner.core.errors import (
+    EndpointGaveOutError,
+    EndpointRefusedError,
+    LimitReachedError,
+    RecordError,
+)
 from captioner.core.keys import digest
 from captioner.core.types import (
     Asked,
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from captioner.core.types import Outcome
     from captioner.endpoints.endpoint import Endpoint
     from captioner.engine.attempts import RecordAttempts
+    from captioner.engine.most_doubtful import MostDoubtfulFirst
     from captioner.engine.prepare_async import AsyncPreparer
     from captioner.journal.answers import KeptAnswers
 
@@ -116,6 +122,8 @@ class Stages:
         requests: Makes their requests.
         kept: The answers that earlier runs have kept; None keeps none.
         wants_doubt: Something depends on how doubtful answers are.
+        first: Chooses the records of which stages with ``order = "doubt"`` ask; None lets them ask
+            of all.
     """
 
     def __init__(
@@ -126,18 +134,21 @@ class Stages:
         kept: KeptAnswers | None = None,
         *,
         wants_doubt: bool = False,
+        first: MostDoubtfulFirst | None = None,
     ) -> None:
         self._stages = stages
         self._fields = fields
         self._requests = requests
         self._kept = kept
         self._warns_of_doubt = wants_doubt
+        self._first = first
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
         """Return the answers that make a row, one for each field, or the record's failure.
 
         Raises:
             StoppedError: The run is cancelled before there is an outcome.
+            PostponedError: The record waits until more doubtful ones were asked.
             RunError: No record will be captioned.
         """
         found = _Found(dict(prepared.notes.known) if prepared.notes is not None else {})
@@ -147,7 +158,18 @@ class Stages:
             if plan.when is not None and not plan.when.value(values_of(plan, found.values)):
                 found.add(plan.name, None, SKIPPED)
                 continue
-            result = await self._stage(stage, prepared, found)
+            first = self._first if plan.stage.order == "doubt" else None
+            if first is not None:
+                first.admit(prepared.record, found.values["doubt"])
+            try:
+                result = await self._stage(stage, prepared, found)
+            except LimitReachedError:
+                if first is None:
+                    raise
+                first.is_used = True
+                first.left_out += 1
+                found.add(plan.name, None, SKIPPED)
+                continue
             if isinstance(result, Failure):
                 if plan.stage.on_failure == "fail":
                     message = f"stage {plan.name}: {result.message}"
@@ -223,6 +245,8 @@ class Stages:
         if kept is not None:
             result = kept
         else:
+            if plan.stage.order == "doubt" and self._first is not None and self._first.is_used:
+                raise LimitReachedError
             request = await self._request(prepared, asked)
             if isinstance(request, Failure):
                 return request

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.bottleneck import LOOK_S, Bottleneck
 from captioner.core.cancellation import CancelToken, StoppedError
 from captioner.core.errors import RunError, SettingsError
+from captioner.core.humanize import counted
 from captioner.core.keys import KeyTable, off_the_loop
 from captioner.core.log import forward_warnings
 from captioner.core.progress import Counters, Progress, RunReport
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from captioner.core.protocols import Dialect, Sink, Source, Transport
     from captioner.core.types import InputRecord, Outcome
     from captioner.endpoints.limiter import Limiter
+    from captioner.engine.most_doubtful import MostDoubtfulFirst
     from captioner.engine.pipeline import Pipeline
     from captioner.executors.batch_api.pipeline import BatchPipeline
     from captioner.executors.processes.pool import Dispatcher, WorkerPool
@@ -333,12 +335,48 @@ class _Run:
                 progress=progress,
             )
             await pipeline.run(self._records(resume_filter))
+            if isinstance(engine, Engine):
+                if engine.first is not None:
+                    await self._postponed(engine, engine.first, sink, settled)
+                engine.deduplicator.close()  # frees memory for ordering the output
         if progress.complete and progress.settled >= progress.read and not context.cancel:
             await self._finish(journal)
         elif self._outdated:
             await asyncio.to_thread(journal.compact_failures, self._outdated)
         if progress.failed_before:
             self._kinds = await asyncio.to_thread(journal.failures.by_code)
+
+    async def _postponed(
+        self,
+        engine: Engine,
+        first: MostDoubtfulFirst,
+        sink: Sink,
+        settled: Callable[[Outcome], None] | None,
+    ) -> None:
+        """Caption the records that wait for a stage, the most doubtful first."""
+        while not self._context.cancel and await asyncio.to_thread(first.begin_pass):
+            pipeline = engine.pipeline(self._context, sink, settled)
+            await pipeline.run(self._chosen(first.takes))
+        if first.left_out:
+            logger.warning(
+                "the budget is used: %s, which are less doubtful, are captioned without the stage "
+                'with order = "doubt"',
+                counted(first.left_out, "record"),
+            )
+
+    async def _chosen(
+        self, takes: Callable[[InputRecord], bool]
+    ) -> AsyncIterator[list[InputRecord]]:
+        """Yield some records of the input, with their keys."""
+        async with aclosing(self._selected.batches()) as batches:
+            async for batch in batches:
+                if found := list(filter(takes, batch)):
+                    keys = await off_the_loop(self._keys.of_records, found)
+                    yield [
+                        record._replace(key=key) for record, key in zip(found, keys, strict=True)
+                    ]
+                else:
+                    await asyncio.sleep(0)
 
     async def _finish(self, journal: Journal) -> None:
         """Drop outdated failures, order the output and export it: nothing is pending."""

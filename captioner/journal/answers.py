@@ -34,17 +34,19 @@ class KeptAnswers:
 
     Args:
         path: The file.
+        at_once: `get` also finds answers of this run, for 30 bytes of memory each.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, at_once: bool = False) -> None:
         self._path = path
+        self._at_once = at_once
         self._fd = -1
         self._offsets = KeyTable()
         self._opening = threading.Lock()
         self._is_full = False
 
     def get(self, key: bytes) -> bytes:
-        """Return the answer that an earlier run kept, empty if there is none. It blocks.
+        """Return an answer that was kept, empty if there is none. It blocks.
 
         Raises:
             OutputDamagedError: The path is not a regular file.
@@ -57,7 +59,7 @@ class KeptAnswers:
             return b""  # asked again
 
     def put(self, key: bytes, answer: bytes) -> None:
-        """Keep an answer; JSON without line breaks. `get` finds it in the next run."""
+        """Keep an answer; JSON without line breaks. `get` finds it in the next run, or at once."""
         self._open()
         if self._is_full:
             return
@@ -65,7 +67,10 @@ class KeptAnswers:
         line = b"%08x%b\n" % (zlib.crc32(body), body)
         try:
             if os.write(self._fd, line) < len(line):
-                os.write(self._fd, b"\n")  # the next line begins anew
+                os.write(self._fd, b"\n")  # ends what is there of the line
+            elif self._at_once:
+                end = os.lseek(self._fd, 0, os.SEEK_CUR)
+                self._offsets.add(key, end - len(line))
         except OSError as error:
             self._stop_keeping(error)
 

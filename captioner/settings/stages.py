@@ -74,6 +74,8 @@ class StageSettings:
             no other stage has it.
         on_failure: ``fail``: the record fails as well. ``go-on``: its answer is empty, and
             ``codes['name']`` is the code.
+        order: ``doubt``: within a ``--budget``, it asks the records whose last answer is most
+            doubtful first, and does not run for the others when the budget is used.
         question: Which of the record's own questions it asks if it has no ``prompt``.
     """
 
@@ -87,6 +89,7 @@ class StageSettings:
     choose: str | None = None
     field: str | None = None
     on_failure: Literal["fail", "go-on"] = "fail"
+    order: Literal["input", "doubt"] = "input"
     question: int = 0
 
     @classmethod
@@ -200,6 +203,7 @@ class StageSettings:
         own = {name: value for name, value in self.given if name not in _OUTSIDE}
         own["fallback"] = models_of(own.get("fallback", ()))
         values = {one.name: getattr(self, one.name) for one in fields(self)}
+        del values["order"]
         return {**values, "given": sealed(own)}
 
 
