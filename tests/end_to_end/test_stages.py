@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from conftest import command, jpeg, rows
 from endpoint import Call, FakeEndpoint, Reply, completion, start_and
 from PIL import Image
@@ -212,6 +214,30 @@ async def test_regions_are_cut_out_of_the_image(tmp_path, endpoint) -> None:
         {"item": [0.5, 0, 1, 0.5], "answer": "blue 50x30"},
     ]
     assert done[0]["caption"] == "red 100x60"
+
+
+async def test_an_image_is_downloaded_once_for_all_its_regions(tmp_path, endpoint) -> None:
+    """Besides the once for the whole of it."""
+    fetched = Counter()
+
+    async def give(request: web.Request) -> web.Response:
+        fetched[request.path] += 1
+        return web.Response(body=jpeg(int(request.path[1:])))
+
+    app = web.Application()
+    app.router.add_get("/{name}", give)
+    async with TestServer(app) as server:
+        boxes = [[0, 0, x / 10, 1] for x in range(1, 9)]
+        with (tmp_path / "in.jsonl").open("w") as file:
+            for name in range(3):
+                url = str(server.make_url(f"/{name}"))
+                file.write(json.dumps({"image": url, "boxes": boxes}) + "\n")
+        done, failed = await staged(
+            tmp_path / "in.jsonl", endpoint, stages="region", allow_private_urls=True
+        )
+    assert (len(done), failed) == (3, [])
+    assert fetched == {"/0": 2, "/1": 2, "/2": 2}
+    assert len({call.images[0] for call in endpoint.calls}) == 3 * (1 + len(boxes))
 
 
 async def test_a_box_outside_the_image_is_that_records_failure(tmp_path, endpoint) -> None:
