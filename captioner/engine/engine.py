@@ -165,8 +165,11 @@ class Engine:
                 kept = KeptAnswers(settings.answers, at_once=first is not None)
                 stack.callback(kept.close)
             rows = Rows(settings, asking.model, asking.rules.shape)
+            answerer = asking.attempts(async_preparer, kept, first)
+            if isinstance(answerer, Stages):
+                stack.callback(answerer.warn_of_unseen)
             deduplicator = RequestDeduplicator(
-                asking.attempts(async_preparer, kept, first),
+                answerer,
                 rows,
                 context.progress,
                 dedup=settings.run.dedup,

@@ -91,6 +91,7 @@ class StagePlan:
         settings: The settings of a run that would ask just its question.
         texts: Its system prompt and its prompt; None if it asks the record's own question.
         names: What its texts and expressions name.
+        unseen: What its expressions name that no record had so far.
 
     Raises:
         SettingsError: A template or an expression is wrong.
@@ -117,7 +118,8 @@ class StagePlan:
         self.each = self._expression("each", stage.each)
         self.crop = self._expression("crop", stage.crop)
         found = (one.names for one in (self.when, self.each, self.crop) if one is not None)
-        self.names = frozenset(chain(self.texts.named if self.texts else (), *found))
+        self.unseen = set(chain(*found))
+        self.names = self.unseen.union(self.texts.named if self.texts else ())
 
     def _expression(self, option: str, text: str | None) -> Where | None:
         return Where(text, f"stage {self.name}: {option}", FUNCTIONS) if text else None
@@ -166,4 +168,7 @@ def named_of_records(plans: Sequence[StagePlan]) -> frozenset[str]:
 
 def values_of(plan: StagePlan, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the expressions of a stage name; None for what is not known."""
-    return {name: known.get(name) for name in plan.names}
+    values = {name: known.get(name) for name in plan.names}
+    if plan.unseen:
+        plan.unseen.difference_update(name for name, value in values.items() if value is not None)
+    return values

@@ -142,6 +142,7 @@ class Stages:
         self._kept = kept
         self._warns_of_doubt = wants_doubt
         self._first = first
+        self._has_answered = False
 
     async def answers(self, prepared: PreparedRecord) -> CaptionResult | Failure:
         """Return the answers that make a row, one for each field, or the record's failure.
@@ -151,6 +152,7 @@ class Stages:
             PostponedError: The record waits until more doubtful ones were asked.
             RunError: No record will be captioned.
         """
+        self._has_answered = True
         found = _Found(dict(prepared.notes.known) if prepared.notes is not None else {})
         by_field: dict[str, list[ValidatedCompletion]] = {}
         for stage in self._stages:
@@ -192,6 +194,15 @@ class Stages:
         ]
         each[0][0] = _with_usage(each[0][0], found.usage, found.latency_s)
         return CaptionResult(each, found.attempts)
+
+    def warn_of_unseen(self) -> None:
+        """Say what expressions named that no record had, which may be a typing error."""
+        for plan in (stage.plan for stage in self._stages):
+            if self._has_answered and plan.unseen:
+                names = ", ".join(sorted(plan.unseen))
+                logger.warning(
+                    "stage %s: no record and no earlier stage had a value for %s", plan.name, names
+                )
 
     def _warn_if_unknown(self, found: _Found) -> None:
         """Say once that a stage waits for a doubt that the endpoint does not tell."""

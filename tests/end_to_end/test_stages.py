@@ -383,6 +383,13 @@ async def test_that_no_doubt_is_known_is_told(make_input, endpoint, caplog) -> N
     assert "gives no logprobs" in caplog.text
 
 
+async def test_a_name_that_nothing_has_is_warned_of(make_input, endpoint, caplog) -> None:
+    strong = {"name": "strong", "prompt": "Describe.", "when": "doubtt > 0.4 or width > 1e6"}
+    done, _ = await staged(make_input(3), endpoint, DRAFT, {**strong, "field": "caption"})
+    assert len(done) == endpoint.count == 3
+    assert "stage strong: no record and no earlier stage had a value for doubtt" in caplog.text
+
+
 async def test_samples_that_disagree_are_doubtful(make_input, endpoint) -> None:
     samples = iter(["a red dog", "a red dog", "the blue cat"])
     endpoint.behave = lambda _: Reply(200, completion(next(samples)))
