@@ -1,4 +1,4 @@
-"""Fit a run into the file descriptors that its process may still open."""
+"""Fit a run into the descriptors that its process may still open, and to the built-in describer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ FILES = 96
 input, the journal, the cache, archives, images that are being read, and what libraries open."""
 
 A_DECODER = 2
+DESCRIBED = 4
+"""Requests at once to the built-in describer, which works on two."""
+
 SERVED = 72
 """Descriptors of a decoder, and of the page or the metrics with all their visitors."""
 
 
 def within_limits(settings: Settings, decoders: int) -> Settings:
     """Return settings whose requests in flight and fetches fit into the free descriptors.
+
+    The built-in describer gets no more requests than keep it at work: the others would wait there
+    until they time out.
 
     If all is scarce, requests get half of them: other files are open for a short time only, and
     are waited for.
@@ -33,6 +39,8 @@ def within_limits(settings: Settings, decoders: int) -> Settings:
         decoders: Decoders that the process may start.
     """
     run, images = settings.run, settings.images
+    if settings.endpoint.offline:
+        run = replace(run, concurrency=min(run.concurrency, DESCRIBED))
     free = descriptors.left()
     fetches = max(1, min(images.fetch_concurrency, free // 8))
     other = FILES + fetches + A_DECODER * decoders
@@ -49,7 +57,7 @@ def within_limits(settings: Settings, decoders: int) -> Settings:
             concurrency,
             run.concurrency,
         )
-    if (concurrency, fetches) == (run.concurrency, images.fetch_concurrency):
+    if (concurrency, fetches) == (settings.run.concurrency, images.fetch_concurrency):
         return settings
     return replace(
         settings,

