@@ -230,7 +230,7 @@ def test_a_variable_asks_for_a_dry_run(monkeypatch):
     tried: list[Path] = []
     monkeypatch.setattr("captioner.cli.session.run_in_console", lambda *_, **__: pytest.fail("ran"))
     monkeypatch.setattr(
-        "captioner.cli.session.estimate_in_console", lambda to, **_: tried.append(to.input) or 0
+        "captioner.cli.commands.estimate_in_console", lambda to, **_: tried.append(to.input) or 0
     )
     monkeypatch.setenv("CAPTIONER_DRY_RUN", "1")
     assert run_in_process(["in.jsonl"]) == 0
@@ -691,7 +691,7 @@ def test_what_nobody_foresaw_is_told_in_a_line(capsys, monkeypatch):
     def bug(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("captioner.cli.session.check_in_console", bug)
+    monkeypatch.setattr("captioner.cli.commands.check_in_console", bug)
     assert run_in_process(["check", "out.jsonl"]) == 1
     error = capsys.readouterr().err
     assert "ZeroDivisionError" in error
