@@ -107,9 +107,14 @@ class Rig:
     """An endpoint with everything around it."""
 
     def __init__(
-        self, *, limit: int = 4, max_attempts: int = 5, max_outage_s: float | None = None
+        self,
+        script: Script | None = None,
+        *,
+        limit: int = 4,
+        max_attempts: int = 5,
+        max_outage_s: float | None = None,
     ) -> None:
-        self.script = Script()
+        self.script = script or Script()
         self.cancel = Instant()
         self.progress = Progress()
         self.limiter = Limiter(limit)
@@ -398,7 +403,6 @@ async def test_no_more_requests_than_permits():
 
 async def test_an_outage_goes_over():
     """Many workers through an outage: all captions arrive, each is asked for till it came once."""
-    rig = Rig(limit=8, max_attempts=2)
     down = 60
 
     class Outage(Script):
@@ -412,7 +416,7 @@ async def test_an_outage_goes_over():
                     raise UNREACHABLE
             return await super().send(request)
 
-    rig.script = rig.endpoint._transport = Outage()
+    rig = Rig(Outage(), limit=8, max_attempts=2)
     outcomes = await asyncio.gather(*(rig.caption(f"{number}") for number in range(20)))
     assert all(outcome.ok for outcome in outcomes)
     good = Counter(question for question in rig.script.sent if question)
