@@ -275,9 +275,6 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
-KILLED = 137
-"""Exit status of a process that SIGKILL ended: that of the system when memory is used up."""
-
 
 def lacks_memory(lines: Sequence[str]) -> str:
     """Return what the lines of a log say of memory: ``cache``, ``memory``, or nothing."""
