@@ -20,7 +20,7 @@ from captioner.settings.options import CODES, GROUPS
 from captioner.settings.settings import Settings
 from captioner.settings.validation import flag_name
 
-pytestmark = pytest.mark.usefixtures("no_option_from_the_environment")
+pytestmark = pytest.mark.usefixtures("no_option_from_the_environment", "in_a_folder")
 
 SAMPLES = {
     "metrics_port": 9_000,
@@ -129,46 +129,6 @@ OPTIONS = [option.name for kind in GROUPS.values() for option in fields(kind)]
 
 def sample(name: str) -> object:
     return SAMPLES.get(name, f"some {name}")
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def parsed(monkeypatch):
-    """Parse arguments and return the settings a run would get."""
-    seen: list[Settings] = []
-
-    def remember(settings: Settings, *, debug: bool, as_json: bool) -> int:
-        seen.append(settings)
-        return 0
-
-    monkeypatch.setattr("captioner.cli.session.run_in_console", remember)
-
-    def parse(*arguments: str) -> Settings:
-        assert run_in_process(arguments) == 0
-        return seen.pop()
-
-    return parse
-
-
-@pytest.fixture
-def refused(capsys, monkeypatch):
-    """Check that arguments are refused as promised and return what is said."""
-    monkeypatch.setattr("captioner.cli.session.run_in_console", lambda *_, **__: pytest.fail("ran"))
-
-    def refuse(*arguments: str) -> str:
-        assert run_in_process(arguments) == 2
-        out, err = capsys.readouterr()
-        assert not out
-        assert err.startswith("captioner: ")
-        assert "Traceback" not in err
-        assert len(err.splitlines()) <= 5
-        return err
-
-    return refuse
 
 
 @pytest.mark.parametrize("name", OPTIONS)

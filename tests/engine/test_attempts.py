@@ -167,20 +167,6 @@ class Rig:
         assert (self.limiter.in_flight, self.progress.in_flight) == (0, 0)
 
 
-@pytest.fixture
-async def skip(monkeypatch) -> Callable[[float], None]:
-    """Move the loop's clock ahead without waiting."""
-    loop = asyncio.get_running_loop()
-    time, ahead = loop.time, 0.0
-    monkeypatch.setattr(loop, "time", lambda: time() + ahead)
-
-    def skip(seconds: float) -> None:
-        nonlocal ahead
-        ahead += seconds
-
-    return skip
-
-
 async def settle() -> None:
     for _ in range(30):
         await asyncio.sleep(0)
