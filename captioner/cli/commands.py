@@ -131,9 +131,9 @@ def remove_in_console(*, output: Path, yes: bool) -> int:
             f"captioner batch cancel {shlex.quote(str(output))}"
         )
     if output.is_dir():
-        say(f"left alone: the files in {output}")
+        say(f"not removed: the files in {output}")
     for path in own.strange:
-        say(f"left alone, for captioner did not write it: {path}")
+        say(f"not removed, because captioner did not write it: {path}")
     print(printable_lines("\n".join(map(str, own.found))), flush=True)
     if not yes:
         if not sys.stdin.isatty():

@@ -337,7 +337,7 @@ class Endpoint:
             self.limiter.release(hold_s)
 
     def _slow_down(self, epoch: int, error: EndpointFaultError, latency_s: float) -> float:
-        """Tell the limiter of an error; return the seconds for which the permit is held."""
+        """Report an error to the limiter; return the seconds for which the permit is held."""
         weight = 1.0
         if advice := ADVICE.get(error.code):
             weight = GIVEN_UP

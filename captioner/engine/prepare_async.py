@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class AsyncPreparer:
     """Prepares single records without blocking the event loop.
 
-    Records that wait for memory and records that hold some have threads of their own, so the
+    Records that wait for memory and records that hold some have separate threads, so the
     second kind never waits for the first.
 
     Args:

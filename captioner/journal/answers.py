@@ -65,7 +65,7 @@ class KeptAnswers:
         line = b"%08x%b\n" % (zlib.crc32(body), body)
         try:
             if os.write(self._fd, line) < len(line):
-                os.write(self._fd, b"\n")  # the next line begins anew
+                os.write(self._fd, b"\n")  # so that the next answer starts a line
         except OSError as error:
             self._stop_keeping(error)
 

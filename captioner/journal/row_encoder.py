@@ -69,7 +69,7 @@ class RowEncoder:
     def failure(self, failure: Failure) -> bytes:
         """Return a failure as ``{line, key, code, message, attempts, record}``.
 
-        The record is a string if it is no JSON, or so large that telling it takes long.
+        The record is a string if it is no JSON, or so large that checking it takes long.
         """
         raw = failure.record.raw
         key = self._identity.of_record(failure.record)

@@ -108,7 +108,7 @@ class JournalSink:
 
         Raises:
             DiskError: Something could not be written.
-            OutputDamagedError: Somebody changed the output meanwhile.
+            OutputDamagedError: The output was changed during the run.
         """
         self._closing = True
         self._wake.set()
@@ -159,7 +159,7 @@ class JournalSink:
 
         Raises:
             DiskError: It could not be synced.
-            OutputDamagedError: Somebody changed the output meanwhile.
+            OutputDamagedError: The output was changed during the run.
         """
         if self._commit_task is not None:
             await self._commit_task
@@ -178,7 +178,7 @@ class JournalSink:
         return self._journal.spent != before
 
     def _stop_if_damaged(self) -> None:
-        """Stop the run in order: what is in flight is paid for, and still taken."""
+        """Stop the run cleanly: what is in flight is paid for, and still taken."""
         if self._journal.damage and not self._cancel:
             logger.warning("%s; the run stops", self._journal.damage)
             self._cancel.request()

@@ -42,7 +42,7 @@ _SHARED: dict[str, InputFormat] = {
 """Formats of folders by the suffix of their files; the first that a folder has wins."""
 
 _ASIDE = (*_SHARED, ".csv", ".tsv", ".jsonl", ".ndjson")
-"""Suffixes of other tables in such a folder that are told of."""
+"""Suffixes of other tables in such a folder of which a warning says that they are not read."""
 
 
 def format_of(path: Path) -> InputFormat:
@@ -69,7 +69,7 @@ def format_of(path: Path) -> InputFormat:
 
 
 def _format_of_folder(folder: Path) -> InputFormat:
-    """Return the format of a folder; tell what is left aside."""
+    """Return the format of a folder; warn of files that are not read."""
     if saved_splits(folder) is not None:
         return "arrow"
     found = survey(folder)
@@ -89,7 +89,7 @@ def _format_of_folder(folder: Path) -> InputFormat:
         return "images"
     if beside := _counts(found.files, without=tables):
         logger.warning(
-            "the %s files in %s are read; left aside, unless a record names them: %s",
+            "the %s files in %s are read; skipped, unless a record names them: %s",
             tables,
             folder,
             beside,

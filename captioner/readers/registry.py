@@ -89,8 +89,8 @@ def open_files(files: Sequence[Path]) -> OpenedInput:
     for path in files:
         if not is_media(path.name):
             raise SettingsError(
-                f"several inputs must be images or videos, and {path} is none. Name a folder, or a "
-                "pattern in quotes"
+                f"several inputs must be images or videos, and {path} is neither. Name a folder, "
+                "or a pattern in quotes"
             )
         _check_file(path)
     return OpenedInput(ImageFilesSource(files=files), "images")
@@ -189,9 +189,9 @@ def _media_files(path: Path, split: str | None) -> Source:
     if source.is_empty:
         if split is not None:
             raise no_split(split, sorted(source.splits))
-        aside = source.left_aside
-        hint = f", but there are {aside}: name one to read it" if aside.kinds else ""
-        raise SettingsError(f"there is no image and no video in {path}{hint}")
+        skipped = source.skipped
+        hint = f", but there are {skipped}: name one to read it" if skipped.kinds else ""
+        raise SettingsError(f"there are no images or videos in {path}{hint}")
     if find_spec("av") is None and source.has_only_videos:
         needed("av")
     return source
@@ -212,7 +212,7 @@ def _image_folder(path: Path, options: _Options) -> tuple[Source, str]:
             raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
         tables = _of_split(tables, path, options.split)
     elif path.suffix not in SUFFIXES:
-        raise SettingsError(f"{path} is no table of an imagefolder, such as {METADATA[0]}")
+        raise SettingsError(f"{path} is not a table of an imagefolder, such as {METADATA[0]}")
     elif options.split is not None:
         raise no_split(options.split, [])
     options = options._replace(split=None)

@@ -1,4 +1,4 @@
-"""What a user does with a chat server, on servers that nobody here wrote."""
+"""What a user does with a chat server, on servers of other projects."""
 
 from __future__ import annotations
 

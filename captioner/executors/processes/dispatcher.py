@@ -115,7 +115,7 @@ class Dispatcher:
             self._ended = True
             for worker in self._live:
                 worker.send(EndOfInput())
-        except Exception as error:  # noqa: BLE001 - any error stops the run in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run cleanly
             self._fail(error)
         finally:
             if isinstance(records, AsyncGenerator):
@@ -179,7 +179,7 @@ class Dispatcher:
                         await self._write(worker, message.outcomes)
             if message.error:
                 self._fail(message.as_error())
-        except Exception as error:  # noqa: BLE001 - any error stops the run in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run cleanly
             self._fail(error)
         finally:
             worker.gone = True
@@ -295,7 +295,7 @@ class Dispatcher:
         except WorkersDiedError as error:
             if not self._live and self._starting == 1:
                 raise
-            logger.warning("%s; the others go on", error)
+            logger.warning("%s; the others continue", error)
             return False
         finally:
             self._starting -= 1

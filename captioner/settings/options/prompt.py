@@ -40,7 +40,7 @@ class PromptSettings(OptionGroup):
     )
     prompt_file_in_folder: str | None = option(
         "Name of a text file, such as prompt.txt, with the question for the images in its folder "
-        "and below. The nearest one inside the input counts; it is no template."
+        "and below. The nearest one inside the input counts; it is not a template."
     )
     missing: Literal["empty", "fail"] = option(
         "What to do if the record or its image lacks what a template names: fail (the record "
@@ -69,7 +69,7 @@ class PromptSettings(OptionGroup):
     )
     ask: tuple[str, ...] = option(
         "NAME=QUESTION: replace the record's question and write the response to field NAME. "
-        "Repeat the flag for several questions; each is a request of its own.",
+        "Repeat the flag for several questions; each is a separate request.",
         (),
     )
     samples: int = option(
