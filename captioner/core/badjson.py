@@ -1,4 +1,4 @@
-"""Why a text is no JSON, in words that name the cure."""
+"""Why a text is not JSON, and how to correct it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model server says of its load at ``/metrics``.
+"""The load that a model server reports at ``/metrics``.
 
 vLLM, SGLang and llama.cpp say it, in Prometheus' text format.
 """

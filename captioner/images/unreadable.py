@@ -1,4 +1,4 @@
-"""Files that cannot be decoded, or not rightly: what is said of them."""
+"""Messages about files that cannot be decoded, or not correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decoder gets of a damaged image."""
+"""Damaged images as a decoder gets them."""
 
 from __future__ import annotations
 

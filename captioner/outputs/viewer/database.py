@@ -1,4 +1,4 @@
-"""A private SQLite file beside an output, used again only if this program left it whole.
+"""A private SQLite file beside an output, used again only if this program closed it.
 
 SQLite trusts the files that it opens, and a data set from a stranger may bring one with any name.
 So the header of a file must hold a digest of the file's own device and inode, which the author of
