@@ -44,8 +44,8 @@ class RunSettings(OptionGroup):
     )
     max_attempts: int = option("Attempts to get a valid caption for a record.", 5)
     stop_after: int | None = option(
-        "Stop the run after this many refusals alike in a row without a caption between them. "
-        "Default: 10 before the first caption, 25 after it."
+        "Stop the run after this many refusals of the same kind in a row without a caption between "
+        "them. Default: 10 before the first caption, 25 after it."
     )
     hedge: Literal["auto", "on", "off"] = option(
         "At the end of a run, send a request a second time if it takes longer than 99 of 100 did; "
