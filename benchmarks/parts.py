@@ -21,7 +21,8 @@ from captioner.core.keys import RecordKeys
 from captioner.core.progress import Progress
 from captioner.core.types import Caption, InputRecord, Request, Response, Usage
 from captioner.journal.journal import Journal
-from captioner.journal.writer import JournalSink, RowEncoder
+from captioner.journal.row_encoder import RowEncoder
+from captioner.journal.writer import JournalSink
 from captioner.readers.jsonl import JsonlSource
 
 RECORD = b'{"id": %d, "image": "https://example.org/%d.jpg", "prompt": "Describe the image."}'

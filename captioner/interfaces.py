@@ -1,4 +1,4 @@
-"""The protocols that a part of one's own has to follow, under the name that users import."""
+"""The protocols that custom parts follow, under the name that users import."""
 
 from captioner.core.protocols import Dialect, Sink, Source, Transport
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import json
@@ -146,6 +147,34 @@ def make_input(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def make_photos(tmp_path: Path) -> Callable[[int], Path]:
+    """Make a folder of photographs ``0.jpg``, ``1.jpg`` and so on, and return its path."""
+
+    def make(count: int) -> Path:
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.jpg").write_bytes(jpeg(number))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+async def skip(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Move the loop's clock ahead without waiting."""
+    loop = asyncio.get_running_loop()
+    time, ahead = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: time() + ahead)
+
+    def skip(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    return skip
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

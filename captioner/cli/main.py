@@ -184,7 +184,7 @@ OPTIONS = run_flags()
 
 
 _MODULES = {"docs": "docs", "serve": "serve", "models": "serve"}
-"""The modules of commands that are not in `session`."""
+"""The modules of commands that are not in `commands`."""
 
 
 def _add(name: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
@@ -193,7 +193,7 @@ def _add(name: str, text: str, *params: click.Parameter, **fixed: Any) -> None:
     The function returns the exit status; None is 0.
     """
     words = name.split()
-    module = _MODULES.get(name, "session")
+    module = _MODULES.get(name, "commands")
 
     def run(**given: Any) -> Any:
         home = import_module(f"captioner.cli.{module}")
@@ -224,12 +224,12 @@ def _caption(
     source = [input, *map(Path, context.args)] if context.args else input
     given = given_options(context, options)
     settings = Settings.create(source, output, **given)
-    from captioner.cli import session
+    from captioner.cli import commands, session
 
     if not writes_nothing(settings) and (kept := session.options_to_recall(settings)):
         settings = Settings.create(source, output, **recalled(kept, given))
     if dry_run:
-        session.estimate_in_console(settings, probe=probe_records, as_json=as_json)
+        commands.estimate_in_console(settings, probe=probe_records, as_json=as_json)
         return 0
     return session.run_in_console(settings, debug=debug, as_json=as_json)
 

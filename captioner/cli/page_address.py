@@ -64,7 +64,7 @@ def how_to_open(what: str, host: str, port: int, environ: Mapping[str, str]) -> 
         what: Where the address is: ``it``, or a file.
         host: The address that the page listens on.
         port: Its port.
-        environ: The environment: it tells whether the user came by ssh, and to which address.
+        environ: The environment: it shows whether the user came by ssh, and to which address.
     """
     user = environ.get("USER") or environ.get("LOGNAME") or "USER"
     _, _, server, _ = (environ.get("SSH_CONNECTION") or "  HOST ").split(" ")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from captioner.core.humanize import printable_json, printable_lines
 from captioner.core.types import Caption
-from captioner.journal.writer import RowEncoder
+from captioner.journal.row_encoder import RowEncoder
 from captioner.readers.imagefiles import is_media
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def summarise(report: RunReport, settings: Settings) -> str:
 
 
 def _shares(report: RunReport) -> list[str]:
-    """Return what became of the records, if not all had the same fate."""
+    """Return the number of records by outcome; nothing if all have the same outcome."""
     counts = {
         "captioned": report.captioned,
         "captioned before": report.resumed,

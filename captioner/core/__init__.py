@@ -1,4 +1,4 @@
-"""Types, errors, protocols and small helpers that every other wing uses."""
+"""Types, errors, protocols and small helpers that every other package uses."""
 
 import logging
 

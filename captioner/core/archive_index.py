@@ -24,7 +24,7 @@ class ArchiveIndex(Generic[Place]):
 
     Args:
         shown: The archive's name, for messages.
-        is_equal: Tells whether two places hold the same bytes.
+        is_equal: Returns whether two places hold the same bytes.
     """
 
     def __init__(self, shown: str, is_equal: Callable[[Place, Place], bool]) -> None:
@@ -79,7 +79,7 @@ class ArchiveIndex(Generic[Place]):
         raise BadImageError("image_missing", f"there is no {self._member(name)}")
 
     def is_folder(self, name: str) -> bool:
-        """Tell whether a name, or what it links to, is a folder with files."""
+        """Return whether a name, or what it links to, is a folder with files."""
         inside = self._followed(_normal(name)) + "/"
         return any(one.startswith(inside) for one in self._places)
 
@@ -92,7 +92,7 @@ class ArchiveIndex(Generic[Place]):
             raise BadImageError(
                 "image_ambiguous",
                 f"{self._shown} has two different members of the name {shown[:200]}: "
-                "give each a name of its own",
+                "give each a unique name",
             )
         return place
 

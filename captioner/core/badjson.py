@@ -1,4 +1,4 @@
-"""Why a text is no JSON, in words that name the cure."""
+"""Why a text is not JSON, and how to correct it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DICT = re.compile(rb"\s*\{\s*'")
 
 
 def is_binary(data: bytes) -> bool:
-    """Tell whether bytes are no text in any encoding: they have many control characters.
+    """Return whether bytes are no text in any encoding: they have many control characters.
 
     Zeros do not count, because a hole in a text file consists of them.
     """
@@ -66,7 +66,7 @@ def why_no_lines(head: bytes) -> str:  # noqa: PLR0911 - one return for each cau
 
 
 def is_json(text: bytes) -> bool:
-    """Tell whether a text is valid JSON."""
+    """Return whether a text is valid JSON."""
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -84,7 +84,7 @@ def why_no_json(raw: bytes, error: Exception) -> str:  # noqa: PLR0911 - as abov
     if is_binary(raw):
         return "the line is binary data, not JSON"
     if raw and not raw.strip(b"\0"):
-        return "it is only zeros, as in a file that was not written to its end: remove them"
+        return "it is only zeros, as in a file that was not written completely: remove them"
     for token in _TOKEN.finditer(raw, 0, _LOOKED_AT):
         text = token[0]
         if text[:1] != b'"':

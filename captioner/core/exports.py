@@ -1,4 +1,4 @@
-"""Marks of exports that lie among the images that they describe.
+"""Marks of exports that are stored among the images that they describe.
 
 Without its mark, the table of an imagefolder would change what the next run takes the folder for.
 """
@@ -25,7 +25,7 @@ def mark_export(table: Path) -> None:
 
 
 def is_export(table: Path) -> bool:
-    """Tell whether a table is an export as it was written."""
+    """Return whether a table is an export as it was written."""
     try:
         with reading(_mark(table)) as file:
             return int(file.read(100)) == table.stat().st_size

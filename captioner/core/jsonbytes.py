@@ -104,12 +104,12 @@ def fields_in(raw: bytes) -> list[Field]:
 
 
 def takes_long(raw: bytes) -> bool:
-    """Tell whether JSON has so many parts that parsing it would hold the event loop up."""
+    """Return whether JSON has so many parts that parsing it would hold the event loop up."""
     return len(raw) > SHORT and sum(map(raw.count, (b"[", b"{", b":", b","))) > MOST_VALUES
 
 
 def excess(raw: bytes, times: int = 1) -> str:
-    """Tell of what JSON has so much that reading it takes too long; an empty text if of nothing.
+    """Return what JSON has so much of that reading it takes too long; an empty text if nothing.
 
     Args:
         raw: The JSON, valid or not.
@@ -123,7 +123,7 @@ def excess(raw: bytes, times: int = 1) -> str:
 
 
 def has_too_many_fields(raw: bytes) -> bool:
-    """Tell whether an object has more than `MOST_FIELDS` top-level fields."""
+    """Return whether an object has more than `MOST_FIELDS` top-level fields."""
     if len(raw) <= _SHORTEST * MOST_FIELDS or raw.count(b":") <= MOST_FIELDS:
         return False
     return not fields_in(raw)

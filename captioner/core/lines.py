@@ -29,7 +29,7 @@ def iter_lines(
     Args:
         read: Called with a size and an offset; returns at most that many bytes, none at the end.
         start: Offset of the first line.
-        unfinished: Yield a last line that has no end, too, in a list of its own.
+        unfinished: Yield a last line that has no end, too, in a separate list.
         name: What is read, for messages.
 
     Raises:

@@ -14,5 +14,5 @@ VIDEOS = frozenset(
 
 
 def is_video(name: str) -> bool:
-    """Tell whether a file name has the suffix of a video."""
+    """Return whether a file name has the suffix of a video."""
     return os.path.splitext(name)[1].lower() in VIDEOS  # noqa: PTH122 - for millions of names

@@ -1,4 +1,4 @@
-"""Opening the files that captioner keeps beside an output, where anybody may have put others.
+"""Opening the files that captioner keeps beside an output, where others may have put files.
 
 Symbolic links are not followed, and only regular files are opened, without waiting: a data set from
 a stranger may bring a link or a pipe with the name of any such file.

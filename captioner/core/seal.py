@@ -1,7 +1,7 @@
 """A seal by which a user's own file is known from one that a stranger has made.
 
-The seal is made with a random key that only this user of this machine can read. Whoever makes a
-data set does not know it, and so cannot seal a file that lies in it.
+The seal is made with a random key that only this user of this machine can read. The
+author of a data set does not know it, and so cannot seal a file in it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ SHORTEST = 8
 """Characters from which a value may be a secret: shorter ones are words of captions as well."""
 
 _LONG = 20
-"""Characters from which a secret needs no digit to be told from words (``lm-studio``)."""
+"""Characters from which a secret needs no digit to be distinguished from words (``lm-studio``)."""
 
 _NAME = re.compile(
     r"(?:key|token|secret|password|passwd|authorization|auth|credentials?|cookie|sig|signature)\Z",

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import re
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -24,6 +25,29 @@ def python(module: str, *arguments: str) -> list[str]:
     user's data would break the child.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def start_child(module: str, descriptor: int) -> subprocess.Popen[bytes]:
+    """Start a module that reads a stranger's bytes, as a process without other open files.
+
+    Ctrl-C does not end it: the run that stops may still need it.
+
+    Args:
+        module: Its full name.
+        descriptor: The child's end of a connection; the number is its only argument.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    return subprocess.Popen(  # noqa: S603 - our own module
+        python(module, str(descriptor)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        pass_fds=[descriptor],
+        start_new_session=True,
+    )
 
 
 def program() -> list[str]:

@@ -72,7 +72,7 @@ def _next_archive(file: IO[bytes], end: int) -> int | None:
     """
     file.seek(end)
     if file.read(_BLOCK) != _ZEROS:
-        raise NoMemberError("what follows is no member, and no end")
+        raise NoMemberError("what follows is neither a member nor the end")
     while block := file.read(1 << 16):
         if rest := block.lstrip(tarfile.NUL):
             start = file.tell() - len(rest)

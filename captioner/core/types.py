@@ -1,4 +1,4 @@
-"""Values that the wings pass to each other, in the order in which a record meets them."""
+"""Values that the packages pass to each other, in the order in which a record meets them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the engine for scripts, and tells them its warnings and errors in their words."""
+"""Runs the engine for scripts, with its warnings and errors in DataFlow-MM's terms."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The languages of endpoints: build requests, judge replies, no I/O."""
+"""Requests to endpoints: connections, limits, and what responses mean."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STOP_FIRST = 10
 STOP_LATER = 25
-"""Refusals alike in a row, before the first caption and after it, that stop the run."""
+"""Refusals of the same kind in a row, before the first caption and after it, that stop the run."""
 
 STOP_VERDICT = 3
 """The same before the first caption if the words say that no record will be captioned."""

@@ -155,7 +155,7 @@ class CostBudget:
 
 
 def _mean(spent: Spent) -> Usage | None:
-    """Return the tokens of a request as far as earlier runs tell."""
+    """Return the mean tokens of a request in earlier runs; None if it is not known."""
     if not (spent.answers and spent.prompt_tokens):
         return None
     each = spent.prompt_tokens / spent.answers, spent.completion_tokens / spent.answers

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NoReturn
 from captioner.core.cancellation import EndpointBusyError, StoppedError
 from captioner.core.errors import (
     BadReplyError,
-    CaptionerError,
     EndpointFaultError,
     EndpointGaveOutError,
     EndpointRefusedError,
@@ -27,13 +26,12 @@ from captioner.core.errors import (
 from captioner.core.progress import EndpointState
 from captioner.core.types import NO_OVERRIDES
 from captioner.endpoints.blame import RefusalGuard, reason_of
+from captioner.endpoints.exchange import Exchange
 from captioner.endpoints.goodput import GIVEN_UP, REFUSAL
-from captioner.endpoints.ratelimit_headers import NO_LIMITS, read_limits
-from captioner.endpoints.replies import SHORT_REPLY, THINKING, usage_of
 
 if TYPE_CHECKING:
     from captioner.core.protocols import Dialect, Transport
-    from captioner.core.types import Completion, Request, RequestOverrides, Response, Usage
+    from captioner.core.types import Completion, RequestOverrides, Usage
     from captioner.endpoints.blame import PoisonDetector
     from captioner.endpoints.circuit_breaker import CircuitBreaker
     from captioner.endpoints.cost_budget import EndpointCosts
@@ -115,18 +113,18 @@ class Endpoint:
         self.confirmed = 0
         self.thinking_settled = False
         self.watch: ServerWatch | None = None
-        self._dialect = dialect
-        self._transport = transport
         self._progress = context.progress
         self._cancel = context.cancel
         self._costs = costs
         self._guard = RefusalGuard(context.settings.run.stop_after)
+        self._exchange = Exchange(
+            name, dialect, transport, limiter, self._progress, self._guard, costs
+        )
         self._confirming = asyncio.Lock()
         self._mean_tokens = FIRST_GUESS_TOKENS
         self._known_good: tuple[bytes, ...] | None = None
         self._given_up = 0
         self._told_less = False  # by the last error
-        self._thinking_left_out = False
 
     @property
     def state(self) -> EndpointState:
@@ -218,13 +216,7 @@ class Endpoint:
             refusal: What it said to a request with them.
         """
         self.thinking_settled = True
-        if self._dialect.adapt(THINKING):
-            self._thinking_left_out = True
-            logger.warning(
-                "%s refuses parameters for thinking without naming them (%s): sending none",
-                self.name,
-                refusal,
-            )
+        self._exchange.leave_out_thinking(refusal)
 
     def forget_captions(self) -> None:
         """Count from now on as an endpoint that has given no caption."""
@@ -327,7 +319,7 @@ class Endpoint:
             if self._costs is not None:
                 await self._costs.begin()
             began = time.monotonic()
-            completion = await self._exchange(messages, overrides, retry=retry)
+            completion = await self._exchange.complete(messages, overrides, retry=retry)
         except EndpointFaultError as error:
             # Slow down before the permit goes to the next request.
             if error.retry_after_s is not None:
@@ -345,7 +337,7 @@ class Endpoint:
             self.limiter.release(hold_s)
 
     def _slow_down(self, epoch: int, error: EndpointFaultError, latency_s: float) -> float:
-        """Tell the limiter of an error; return the seconds for which the permit is held."""
+        """Report an error to the limiter; return the seconds for which the permit is held."""
         weight = 1.0
         if advice := ADVICE.get(error.code):
             weight = GIVEN_UP
@@ -384,85 +376,6 @@ class Endpoint:
         self._fault(fault, probe=probe)
         raise fault from None
 
-    async def _exchange(
-        self, messages: tuple[bytes, ...], overrides: RequestOverrides, *, retry: bool
-    ) -> Completion:
-        dialect = self._dialect
-        version = dialect.version
-        response = await self._response(dialect.request(messages, overrides), retry=retry)
-        limits = read_limits(response.headers)
-        if limits is not NO_LIMITS:
-            requests, tokens = limits
-            self.limiter.learn_requests(*requests)
-            self.limiter.learn_tokens(*tokens)
-        try:
-            completion = await self._judged(response, overrides, version)
-        except CaptionerError:
-            self.count(usage_of(response))  # a response that refuses may be paid for as well
-            raise
-        self._progress.waiting = ""
-        self.count(completion.usage, is_answer=True)
-        return completion
-
-    def count(self, usage: Usage, *, is_answer: bool = False) -> None:
-        """Count tokens and their cost."""
-        if not (is_answer or any(usage)):
-            return
-        self._progress.prompt_tokens += usage.prompt_tokens
-        self._progress.completion_tokens += usage.completion_tokens
-        self._progress.cached_tokens += usage.cached_tokens
-        if self._costs is not None:
-            self._costs.charge(usage)
-
-    async def _response(self, request: Request, *, retry: bool) -> Response:
-        """Send a request and count it; without a connection it does not count."""
-        progress = self._progress
-        progress.calls += 1
-        progress.retries += retry
-        progress.in_flight += 1
-        ticket = object()
-        progress.began[ticket] = began = time.monotonic()
-        try:
-            response = await self._transport.send(request)
-        except EndpointFaultError as error:
-            if error.code == "connection":
-                progress.calls -= 1
-                progress.retries -= retry
-            raise
-        finally:
-            progress.in_flight -= 1
-            del progress.began[ticket]
-            if self._costs is not None:
-                self._costs.end()
-        progress.answers += 1
-        progress.answered_s += time.monotonic() - began
-        return response
-
-    async def _judged(
-        self, response: Response, overrides: RequestOverrides, version: int
-    ) -> Completion:
-        """Return the completion in a response to a request of that version of the dialect."""
-        dialect = self._dialect
-        try:
-            if not response.body[SHORT_REPLY:]:  # len would be a call more
-                return dialect.judge(response)
-            return await asyncio.to_thread(dialect.judge, response)
-        except ParameterError as error:
-            # Many requests may be refused at once; the first one adapts for all.
-            if dialect.version == version:
-                change = dialect.adapt(error.parameter)
-                if not change:
-                    raise RefusedError(error.code, error.message) from None
-                logger.warning(
-                    "%s refuses a parameter (%s): sending %s", self.name, error.message, change
-                )
-            raise
-        except RefusedError as error:
-            is_outdated = dialect.version != version and overrides.thinking is not None
-            if self._thinking_left_out and is_outdated:
-                raise ParameterError(error.code, error.message, THINKING) from None
-            raise
-        except NotFoundError as error:
-            if self._guard.works:  # a router whose server restarts
-                raise EndpointFaultError(error.code, error.message) from None
-            raise
+    def count(self, usage: Usage) -> None:
+        """Count the tokens that a request used, and their cost."""
+        self._exchange.count(usage)

@@ -62,7 +62,7 @@ def decoded(data: bytes, errors: str = "replace") -> str:
 
 
 def states_error(reply: dict[str, Any], *, beside_choices: bool = False) -> bool:
-    """Return whether ``code`` and ``message`` of a reply tell of an error.
+    """Return whether ``code`` and ``message`` of a reply state an error.
 
     Args:
         reply: The reply, or a part of it.
@@ -198,7 +198,7 @@ def _details(error: Any) -> list[dict[str, Any]]:
 
 
 def _quota_ids(error: dict[str, Any]) -> list[str]:
-    """Return the names of the quotas that are used up, as Gemini tells them."""
+    """Return the names of the quotas that are used up, as Gemini names them."""
     found: list[str] = []
     for detail in _details(error):
         violations = detail.get("violations")
@@ -217,7 +217,7 @@ def _behind(metadata: Any) -> Stated | None:
 
 
 def _inside(message: Any) -> Stated | None:
-    """Return what a message says that is an error of its own (Mistral)."""
+    """Return the error in a message that is itself an error (Mistral)."""
     return describe(message) if isinstance(message, dict) else None
 
 

@@ -63,8 +63,8 @@ class Hedge:
     ) -> Answer:
         """Send a request, a second time if that is worth it, and return the first answer.
 
-        The other request is cancelled. It counts as much as the answer, because nobody tells what
-        it has cost.
+        The other request is cancelled. It is counted at the same cost as the answer, because its
+        own cost is not known.
 
         Args:
             send: Sends it.

@@ -222,7 +222,7 @@ class OpenAIChat:
         return b"," + orjson.dumps(options)[1:] if options else b"}"
 
     def _image(self, image: EncodedImage, text: list[bytes], pieces: list[bytes]) -> None:
-        """Add an image: its bytes are a piece of their own, after the text before them."""
+        """Add an image: its bytes are a separate piece, after the text before them."""
         if image.url:
             text += (
                 b'{"type":"image_url","image_url":{"url":',

@@ -94,7 +94,7 @@ def _own(model: str, prices: Path) -> Price | None:
     except OSError as error:
         raise SettingsError(f"prices: cannot read {prices}: {error.strerror}") from None
     except ValueError as error:
-        raise SettingsError(f"prices: {prices} is no TOML: {error}") from None
+        raise SettingsError(f"prices: {prices} is not valid TOML: {error}") from None
     if model not in tables:
         return None
     try:

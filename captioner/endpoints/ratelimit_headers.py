@@ -39,7 +39,7 @@ NO_LIMITS = RateLimit(), RateLimit()
 def read_limits(
     headers: Mapping[str, str], *, now: Callable[[], float] = time.time
 ) -> tuple[RateLimit, RateLimit]:
-    """Return the limits of requests and of tokens that a reply's headers tell.
+    """Return the limits of requests and of tokens that a reply's headers state.
 
     Args:
         headers: Header names in lower case.

@@ -126,7 +126,7 @@ async def only_model(
         await cancel.sleep(min(pause, left, MODELS_TIMEOUT_S))
     if isinstance(refusal, EndpointFaultError) and patience_s:
         raise EndpointGaveOutError(
-            f"The endpoint has not told its models for {waited:.0f} s. "
+            f"The endpoint has not listed its models for {waited:.0f} s. "
             f"{sentence(f'The last error: {refusal.message}')} Run the same command again when it "
             "works."
         )

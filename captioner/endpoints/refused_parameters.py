@@ -42,7 +42,7 @@ def named_in(message: str, parameters: Collection[str], *, quoted: bool) -> str:
     Args:
         message: The message of the endpoint.
         parameters: The names that were sent.
-        quoted: A name in quotes is enough; otherwise words that refuse it must be beside it.
+        quoted: A name in quotes is enough; one without needs words beside it that refuse it.
     """
     for name in parameters:
         if " " in name:  # no name of a field

@@ -78,7 +78,7 @@ RULES = (
         r"|must be verified|blocked at the (?:project|organi[sz]ation|team) level|锁定|封禁",
         seen="Azure, OpenAI, Groq, Zhipu",
     ),
-    # What no later request will change, told with the status of a passing trouble.
+    # What no later request will change, with the status of a temporary error.
     Rule(
         "stop",
         r"authenticationerror|(?:incorrect|invalid|expired)[ _]api[ _]key|api[ _-]?key"

@@ -1,4 +1,4 @@
-"""What a model server says of its load at ``/metrics``.
+"""The load that a model server reports at ``/metrics``.
 
 vLLM, SGLang and llama.cpp say it, in Prometheus' text format.
 """
@@ -107,7 +107,7 @@ def read_load(text: str) -> ServerLoad | None:
 
 
 class ServerWatch:
-    """Asks a server for its load from now on until it is closed; tells the limiter when it is full.
+    """Asks a server for its load until it is closed, and informs the limiter when it is full.
 
     Args:
         transport: Sends questions to the folder that holds ``/metrics``.
@@ -127,7 +127,7 @@ class ServerWatch:
 
     @property
     def is_over(self) -> bool:
-        """The server cannot tell: it is asked no more."""
+        """The server does not report its load and is not asked again."""
         return self._asking.done()
 
     async def close(self) -> None:
@@ -137,7 +137,7 @@ class ServerWatch:
         await self._transport.close()
 
     async def _ask(self) -> None:
-        """Ask until the server says that it cannot tell."""
+        """Ask until the server shows that it does not report its load."""
         while True:
             await asyncio.sleep(POLL_S)
             try:

@@ -61,11 +61,11 @@ def assemble(body: bytes, family_of: Callable[[str], str]) -> dict[str, Any]:
     """Return a streamed response as if it had come whole.
 
     ``done`` says whether it ended. ``choices`` is None if it was not understood, and ``error`` is
-    the error that it states: in an event of that name, in a chunk or in a line of its own.
+    the error that it states: in an event of that name, in a chunk or in a separate line.
 
     Args:
         body: The stream.
-        family_of: Tells the family of a finish reason.
+        family_of: Returns the family of a finish reason.
     """
     stream = _Stream(family_of)
     pending = name = b""

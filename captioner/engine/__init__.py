@@ -1,1 +1,1 @@
-"""."""
+"""From a record to its outcome: conversation, requests, attempts, caption checks, cache."""

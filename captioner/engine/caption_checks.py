@@ -1,6 +1,6 @@
 """Check whether an answer is a caption, and decide how to request it again if not. Pure, no I/O.
 
-Each fault has a code of its own and its own way to retry. Nothing is cut out of a caption to make
+Each fault has its own code and its own way to retry. Nothing is cut out of a caption to make
 it pass.
 """
 

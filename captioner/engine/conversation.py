@@ -258,7 +258,9 @@ def _read_part(part: Any, number: int) -> Any:
         if kind in _MEDIA:
             _, source = _first(part, _MEDIA)
             return _IS_IMAGE if source is None else _read_image(source)
-    raise BadRecordError("bad_conversation", f"turn {number} has a part that is no text or image")
+    raise BadRecordError(
+        "bad_conversation", f"turn {number} has a part that is neither text nor an image"
+    )
 
 
 def _read_prompt(record: dict[str, Any], field: str | None) -> str:

@@ -67,7 +67,7 @@ def probability_of_yes(answer: ValidatedCompletion) -> float:
 
 
 def doubt_of(several: Sequence[ValidatedCompletion]) -> float | None:
-    """Return how doubtful the samples of an answer are; None if nothing tells."""
+    """Return how doubtful the samples of an answer are; None if it is not known."""
     found = [doubt for one in several if (doubt := _improbable(one)) is not None]
     if len(several) > 1:
         found.append(1 - sum(_agreements(several)) / len(several))

@@ -209,7 +209,7 @@ class _Size(NamedTuple):
 
 
 class _Counts:
-    """What is in the requests of a record, with the key by which equal ones are told."""
+    """What is in the requests of a record, with the key by which equal ones are found."""
 
     def __init__(self) -> None:
         self.requests = self.images = self.image_tokens = self.text_tokens = self.unfetched = 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FENCED = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL | re.IGNORECASE)
 
 _MOST_ERRORS = 20
-"""Errors of a reply that are compared for the one to tell."""
+"""Errors of a reply that are compared to choose the one to report."""
 
 
 def read_schema(text: str, place: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def validator(schema: dict[str, Any]) -> Callable[[str], Any]:
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise SettingsError(f"schema: it is no JSON Schema: {error.message}") from None
+        raise SettingsError(f"schema: it is not a JSON Schema: {error.message}") from None
     _resolve_references(schema)
     checker = with_safe_keywords(kind, schema)(schema)
 

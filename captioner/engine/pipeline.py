@@ -172,7 +172,7 @@ class Pipeline:
                     return
             self._progress.complete = True
             await self._prefetcher.all_taken()
-        except Exception as error:  # noqa: BLE001 - any error stops the run in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run cleanly
             self._fail(error)
         finally:
             if isinstance(records, AsyncGenerator):
@@ -205,7 +205,7 @@ class Pipeline:
                     await self._settle(outcomes)
         except StoppedError:
             pass
-        except Exception as error:  # noqa: BLE001 - any error stops the run in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run cleanly
             self._fail(error)
         finally:
             ready.put(None)

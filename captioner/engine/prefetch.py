@@ -333,5 +333,5 @@ class Prefetcher:
             self._ready.put(await self._fetch(remote))
         except StoppedError:
             pass
-        except Exception as error:  # noqa: BLE001 - any error stops the run in order
+        except Exception as error:  # noqa: BLE001 - any error stops the run cleanly
             self._fail(error)

@@ -24,7 +24,7 @@ RECENT_BYTES = 64 << 20
 class AsyncPreparer:
     """Prepares single records without blocking the event loop.
 
-    Records that wait for memory and records that hold some have threads of their own, so the
+    Records that wait for memory and records that hold some have separate threads, so the
     second kind never waits for the first.
 
     Args:

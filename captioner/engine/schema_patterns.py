@@ -1,8 +1,8 @@
 """Keywords of JSON Schema whose usual implementation takes endless time on some replies.
 
 Patterns are matched by RE2, in time proportional to the text. RE2 lacks lookaheads and may not be
-installed: what it cannot match is matched by `re` if the pattern cannot backtrack for long, and
-refused otherwise.
+installed: what it cannot match is matched by `re` if the pattern cannot backtrack for long. All
+other patterns are refused.
 """
 
 from __future__ import annotations

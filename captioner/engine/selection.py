@@ -106,7 +106,7 @@ class Selection:
             self._report(self._where, found)
 
     def _report(self, where: Where, found: int) -> None:
-        """Tell of names that no record has: they may be misspelt."""
+        """Warn of names that no record has: they may be misspelt."""
         unseen = ", ".join(sorted(where.unseen))
         hint = f"no record has a field {unseen}"
         if not found:

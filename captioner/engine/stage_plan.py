@@ -27,7 +27,7 @@ _WORDS = frozenset({
     "else", "for", "in", "is", "not", "and", "or", "loop", "range", "dict", "namespace", "cycler",
     "joiner", "lipsum", "self", "super", "caller", "varargs", "kwargs",
 })  # fmt: skip
-"""Names that stages cannot have: what expressions and templates give a meaning of their own."""
+"""Names that stages cannot have: they already have a meaning in expressions and templates."""
 
 _MARK = re.compile(r"\s*(?:[-*•]\s+|\d{1,3}[.)]\s+)?")
 """What stands before an item of a list in a text."""

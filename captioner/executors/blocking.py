@@ -24,7 +24,7 @@ def caption_batch(
 ) -> RunReport:
     """Caption every record of an input, and return when the run has ended.
 
-    The same as `run_batch` for code without ``await``. It runs in a thread of its own, so it also
+    The same as `run_batch` for code without ``await``. It runs in a separate thread, so it also
     works where an event loop is running already, as in Jupyter; that loop stands still meanwhile.
     KeyboardInterrupt lets the requests in flight finish and is then raised.
 

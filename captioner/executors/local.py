@@ -41,7 +41,8 @@ from captioner.journal.disk import Files, network_file_system
 from captioner.journal.finalize import order_output
 from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
-from captioner.journal.writer import JournalSink, RowEncoder
+from captioner.journal.row_encoder import RowEncoder
+from captioner.journal.writer import JournalSink
 from captioner.outputs.export import check_format, export
 from captioner.settings.context import RunContext
 from captioner.settings.locations import is_elsewhere
@@ -58,7 +59,8 @@ if TYPE_CHECKING:
     from captioner.engine.most_doubtful import MostDoubtfulFirst
     from captioner.engine.pipeline import Pipeline
     from captioner.executors.batch_api.pipeline import BatchPipeline
-    from captioner.executors.processes.pool import Dispatcher, WorkerPool
+    from captioner.executors.processes.dispatcher import Dispatcher
+    from captioner.executors.processes.pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 

@@ -114,7 +114,7 @@ def is_redone(settings: Settings, files: Files) -> bool:
 def options_before(settings: Settings) -> dict[str, Any]:
     """Return the options that the output of a run remembers; empty without an output.
 
-    Those that this user did not seal on this machine are not used, which is told.
+    Those that this user did not seal on this machine are not used, and a warning says so.
     """
     try:
         journal = journal_path(settings.output_path, settings.run.output_format)
@@ -127,7 +127,7 @@ def options_before(settings: Settings) -> dict[str, Any]:
     if options is None:
         logger.warning(
             "the options in %s are not used: they were noted by another user, on another machine, "
-            "or by whoever made the data set. Give those that you need.",
+            "or by the author of the data set. Give those that you need.",
             checkpoint_path(journal).name,
         )
     return options or {}

@@ -101,7 +101,7 @@ def _begin(journal: Journal, what: str, *, again: bool) -> None:
 
 
 def _digest(journal: Journal, settings: Settings) -> str:
-    """Return a text that differs if the run would caption other records, or otherwise."""
+    """Return a text that differs if other records or other settings would be used."""
     records = settings.records
     chosen = records.where, records.sample, records.seed, records.limit
     shaping = orjson.dumps(

@@ -45,7 +45,7 @@ def check_size(shown: str, size: int, most: int, most_of_video: int | None = Non
     """Refuse a file that is too large to be read.
 
     Args:
-        shown: The file, as messages name it; its suffix tells whether it is a video.
+        shown: The file, as messages name it; its suffix says whether it is a video.
         size: Its bytes.
         most: The most bytes of an image.
         most_of_video: The most bytes of a video; by default those of an image.

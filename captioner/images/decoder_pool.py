@@ -21,7 +21,7 @@ import orjson
 from captioner.core.cancellation import StoppedError
 from captioner.core.descriptors import PATIENCE_S, PAUSE_S, are_used_up, warn_used_up
 from captioner.core.errors import BadImageError, DecoderError
-from captioner.core.subprocesses import environment, python
+from captioner.core.subprocesses import start_child
 from captioner.images.fit import HEAVY, READY, Fitted
 
 if TYPE_CHECKING:
@@ -237,15 +237,7 @@ class _Decoder:
         try:
             self._connection, theirs = Pipe()
             with theirs:
-                self._process = subprocess.Popen(  # noqa: S603 - our own module
-                    python("captioner.images.decoder", str(theirs.fileno())),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=environment(),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C stops the run, which may still need it
-                )
+                self._process = start_child("captioner.images.decoder", theirs.fileno())
             if self._closed:  # `close` may have found no process yet
                 raise StoppedError
             self._connection.send_bytes(self._options)

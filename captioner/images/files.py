@@ -201,7 +201,7 @@ class ImageFolders:
                 found = found or self._open_as_written(one, path)
         except ValueError:
             raise BadImageError(
-                "image_missing", f"{_shortened(path)!r} is no path: it holds a NUL character"
+                "image_missing", f"{_shortened(path)!r} is not a path: it holds a NUL character"
             ) from None
         if found:
             return found
@@ -235,7 +235,7 @@ class ImageFolders:
 def _open_inside(root: str, path: str, shown: str) -> int:
     """Open a file in a folder, even if a folder on its path becomes a link."""
     full = os.path.realpath(path)
-    outside = BadImageError("image_outside_root", f"{shown} lies outside the image root")
+    outside = BadImageError("image_outside_root", f"{shown} is outside the image root")
     if not full.startswith(root):
         raise outside
     fd = os.open(full, _FLAGS | os.O_NOFOLLOW)
@@ -271,7 +271,7 @@ def _small_file(folder: str, name: str) -> bytes:
 
 
 def _in_memory(fd: int, size: int) -> bool:
-    """Tell whether a file can be read without waiting for the disk, from samples of it."""
+    """Return whether a file can be read without waiting for the disk, from samples of it."""
     if _NOWAIT is None or size >= MOST_AT_ONCE:
         return False
     try:

@@ -45,7 +45,7 @@ def bounded_icon(data: bytes, bound: Callable[[int, int], None]) -> bytes:
 
 
 def _is_cursor(data: bytes) -> bool:
-    """Tell whether a file is a cursor; TGA can have the same first bytes."""
+    """Return whether a file is a cursor; TGA can have the same first bytes."""
     if not data.startswith(_CURSOR) or len(data) < 22:
         return False
     count, reserved, at = struct.unpack_from("<H3xB8xI", data, 4)
@@ -103,7 +103,7 @@ def merged_photoshop(image: Any, data: bytes) -> Image.Image:
 
 
 def _is_transparent(data: bytes) -> bool:
-    """Tell whether the fourth channel is transparency: the number of layers is negative then."""
+    """Return whether the fourth channel is transparency: the number of layers is negative then."""
     at = 26
     for _ in range(2):  # the palette and the resources
         at += 4 + int.from_bytes(data[at : at + 4])

@@ -44,12 +44,12 @@ class _Tags(NamedTuple):
 
 
 def has_directory(data: bytes) -> bool:
-    """Tell whether a file is a TIFF with a whole first directory."""
+    """Return whether a file is a TIFF with a whole first directory."""
     return any(True for _ in _directories(data))
 
 
 def is_raw(data: bytes) -> bool:
-    """Tell whether a file is a RAW photograph, although most of these look like TIFF.
+    """Return whether a file is a RAW photograph, although most of these look like TIFF.
 
     A decoder of TIFF would show the thumbnail of a RAW photograph as if it were the photograph.
     """

@@ -24,10 +24,10 @@ from captioner.core.types import ImageOverrides
 from captioner.images.fit import DECODE_ONLY, Fitted, base64_length
 from captioner.images.icons import bounded_icon, merged_photoshop
 from captioner.images.inspect import (
-    Mended,
+    Repaired,
     corrupt,
     media_type_of,
-    mended,
+    repaired,
     video_format,
     webp_sizes,
 )
@@ -97,7 +97,7 @@ def render(
             ``image_needs_extra``.
     """
     bound = _Bound(wanted, before_heavy)
-    source = Mended(data)
+    source = Repaired(data)
     try:
         if video_format(data):
             return tuple(
@@ -106,7 +106,7 @@ def render(
             )
         if is_raw(data):
             data = raw_preview(data, bound)
-        source = mended(data, bound.take_turn)
+        source = repaired(data, bound.take_turn)
         with _open(_bounded(source.data, bound)) as image:
             bound(*image.size)
             prove_whole(source)
@@ -334,7 +334,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _is_unsigned(image: Any) -> bool:
-    """Tell whether a TIFF has unsigned integers; Pillow reads those of 32 bits as signed ones."""
+    """Return whether a TIFF has unsigned integers; Pillow reads those of 32 bits as signed ones."""
     return bool(image.format == "TIFF" and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1)
 
 

@@ -1,4 +1,4 @@
-"""Files that cannot be decoded, or not rightly: what is said of them."""
+"""Messages about files that cannot be decoded, or not correctly."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _is_misread(image: Any, data: bytes) -> bool:
 
 
 def lacks_memory(data: bytes, pixels: int) -> bool:
-    """Tell whether decoding failed for lack of memory, where the decoder does not say so."""
+    """Return whether decoding failed for lack of memory, where the decoder does not say so."""
     return is_jpeg2000(data) and pixels * _JPEG2000_MEMORY > MEMORY
 
 
@@ -107,5 +107,5 @@ def unidentified(data: bytes) -> BadImageError:
     head = data[:200].lstrip().lower()
     for begin, what in _OTHER_FILES.items():
         if head.startswith(begin):
-            return BadImageError("image_unknown_type", f"the file is no image but {what}")
+            return BadImageError("image_unknown_type", f"the file is not an image but {what}")
     return BadImageError("image_unknown_type", "the file is not an image of a known type")

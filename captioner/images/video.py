@@ -1,7 +1,8 @@
 """Frames of videos, decoded by PyAV. Used in the decoder process only.
 
-A survey reads all packets without decoding them, because headers and indexes of videos may lie.
-It tells where the frames are, so that each wanted one is reached from the key frame before it.
+A survey reads all packets without decoding them, because headers and indexes of videos may be
+wrong. It finds where the frames are, so that each wanted one is reached from the key frame before
+it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from PIL import Image
 from captioner.images.inspect import corrupt, has_all_tiles, is_jpeg2000, png_chunks
 
 if TYPE_CHECKING:
-    from captioner.images.inspect import Mended
+    from captioner.images.inspect import Repaired
 
 _PADDING = tuple(
     hashlib.sha256(seed).digest().replace(b"\xff", b"\xfe")
@@ -32,7 +32,7 @@ _INTERLACED = (*_PASSES, (0, 1, 1, 2))
 """First column, columns, first row and rows between two pixels of each pass (Adam7)."""
 
 
-def prove_whole(image: Mended) -> None:
+def prove_whole(image: Repaired) -> None:
     """Refuse an image that lacks data although decoders show it.
 
     A JPEG 2000 decoder leaves missing tiles black. A JPEG decoder fills missing data with grey and
@@ -65,7 +65,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _has_all_rows(data: bytes) -> bool:
-    """Tell whether the data of a PNG's image is all there and matches one of its two checksums.
+    """Return whether the data of a PNG's image is all there and matches one of its two checksums.
 
     Raises:
         BadImageError: ``image_corrupt``: it cannot be decompressed.

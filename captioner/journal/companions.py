@@ -9,7 +9,7 @@ For an output ``run.csv``, which cannot be appended to, the files beside it are:
     run.csv.page                 the address of the page, only while it is open
     run.csv.jsonl.ckpt           the checkpoint
     run.csv.jsonl.lock           the lock, only during a run
-    run.csv.jsonl.index          the page's index of the rows; made anew if it is removed
+    run.csv.jsonl.index          the page's index of the rows; rebuilt if it is removed
     run.csv.jsonl.made           which rows earlier settings made, once they have changed
     run.csv.jsonl.answers        answers of finished stages
     run.csv.jsonl.broken-1       what a recovery cut off, or could not be put into a changed output
@@ -186,7 +186,7 @@ def gathered_path(journal: Path) -> Path:
 
 
 def check_companions(output: Path, journal: Path, files: Files) -> None:
-    """Refuse an output beside which something strange has the name of one of its files.
+    """Refuse an output beside which an unexpected file has the name of one of its files.
 
     Following a link would overwrite a file elsewhere, and a pipe would block.
 

@@ -147,7 +147,7 @@ class FailuresFile:
         return found
 
     def append(self, lines: bytes) -> None:
-        """Write whole lines, unless somebody has created the file during the run.
+        """Write whole lines, unless another program created the file during the run.
 
         Raises:
             OSError: Nothing was written; the call can be repeated.

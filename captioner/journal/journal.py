@@ -242,7 +242,7 @@ class Journal:
         self.commit()
 
     def _cut(self, at: int, size: int) -> None:
-        """Cut the output at the start of a line; keep the bytes in a file of their own."""
+        """Cut the output at the start of a line; keep the bytes in a separate file."""
         target = unused_path(self.files, self.path, BROKEN)
         with atomic_write(target, self.files, private=True) as file:
             file.write(self.files.read(self._fd, size - at, at))
@@ -263,7 +263,7 @@ class Journal:
 
     @property
     def damage(self) -> str:
-        """What somebody did to the files meanwhile, as half a sentence; empty if nothing.
+        """What was done to the files during the run, as part of a sentence; empty if nothing.
 
         Captions can still be appended, but the run must stop; see `salvage`.
         """
@@ -384,7 +384,7 @@ class Journal:
 
         Raises:
             DiskError: The disk refused; the output has its old or its new content.
-            OutputDamagedError: Somebody changed the output meanwhile.
+            OutputDamagedError: The output was changed during the run.
         """
         self.refuse_damage()
         try:

@@ -63,8 +63,8 @@ class Reviews(AppendedFile):
     """The reviews of an output, in a file that need not exist yet.
 
     Attributes:
-        changes: Reviews that were read or added; whoever follows them takes them from here.
-            None if nobody does.
+        changes: Reviews that were read or added; the caller that follows them takes them from here.
+            None if none does.
     """
 
     def __init__(self, path: Path, *, followed: bool = False) -> None:

@@ -1,7 +1,8 @@
 """The output while a run writes to it: what others do to it is noticed, and captions are saved.
 
-Somebody may delete, move, replace, shorten or edit the file. The bytes that a run has written are
-then not, or not only, what its name leads to. The run must stop, and must not call itself complete.
+Another program may delete, move, replace, shorten or edit the file. Its name then no longer leads
+to the bytes that the run has written, or not only to them. The run must stop, and must not call
+itself complete.
 """
 
 from __future__ import annotations

@@ -40,6 +40,6 @@ def local_copy(output: Path) -> Iterator[Path]:
                 system, path = core.url_to_fs(f"{base}/{local.name}")
                 if local == copy or system.isfile(path):
                     system.get_file(path, str(local))
-        except Exception as error:  # noqa: BLE001 - each store has errors of its own
+        except Exception as error:  # noqa: BLE001 - each store has its own errors
             raise unreadable("the output", url, error) from None
         yield copy

@@ -178,7 +178,7 @@ class _Visit(asyncio.Protocol):
 
 
 class ServerThread:
-    """Runs a server in a thread of its own, so that it cannot delay a run.
+    """Runs a server in a separate thread, so that it cannot delay a run.
 
     Args:
         server: Serves while it is open.

@@ -92,13 +92,13 @@ class StoredFile(LocalFile):
         try:
             system, path = self._fsspec.core.url_to_fs(self._url)
             return int(system.size(path) or 0)
-        except Exception as error:  # noqa: BLE001 - each store has errors of its own
+        except Exception as error:  # noqa: BLE001 - each store has its own errors
             raise unreadable("the input", self._url, error) from None
 
     def _open(self) -> IO[bytes]:
         try:
             return cast("IO[bytes]", self._fsspec.open(self._url, "rb", compression="infer").open())
-        except Exception as error:  # noqa: BLE001 - each store has errors of its own
+        except Exception as error:  # noqa: BLE001 - each store has its own errors
             raise unreadable("the input", self._url, error) from None
 
 

@@ -44,7 +44,7 @@ class CocoSource(RecordSource):
                         yield record_of(number, image, end)
                     else:
                         content = {"image": image}
-                        message = "it is no JSON object"
+                        message = "it is not a JSON object"
                         yield fault_record(number, content, end, "bad_record", message)
             except (self._ijson.JSONError, *FILE_ERRORS) as error:
                 place = {"file": self._path.name}

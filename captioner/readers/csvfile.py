@@ -242,7 +242,7 @@ class _Lines:
         self.row_size = self.row_lines = 0
 
     def back(self) -> bool:
-        """Go back to the second line of a broken row; tell whether there is one."""
+        """Go back to the second line of a broken row; return whether there is one."""
         return self.again(self._row[1:])
 
     def again(self, lines: list[str]) -> bool:

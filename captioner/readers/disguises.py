@@ -1,4 +1,4 @@
-"""Files whose content does not fit their names: for each kind one sentence with the cure."""
+"""Files whose content does not fit their names: for each kind, how to correct it."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
     """
     if suffix == ".arrow" and (splits := saved_splits(folder)) is not None:
         if split is None and len(splits) > 1:
-            tell_splits(list(splits))
+            warn_of_splits(list(splits))
         if split is not None and split not in splits:
             raise no_split(split, splits)
         wanted = [split] if split is not None else list(splits)
@@ -110,7 +110,7 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
             for name in here
             if not _is_cache(name, names) and not (name in METADATA and is_export(place / name))
         ]
-    walk.tell()
+    walk.warn()
     if not found:
         raise SettingsError(
             f"there is no {suffix} file in {folder}; names that begin with . or _ do not count"
@@ -119,19 +119,19 @@ def tables_in(folder: Path, suffix: str, split: str | None = None) -> list[Path]
 
 
 def _of_split(files: list[Path], folder: Path, split: str | None) -> list[Path]:
-    """Return the files of a split; tell if there are several and none is chosen."""
+    """Return the files of a split; warn if there are several and none is chosen."""
     inside = {path: path.relative_to(folder) for path in files}
     splits = list(dict.fromkeys(filter(None, map(split_of, inside.values()))))
     if split is None:
         if len(splits) > 1:
-            tell_splits(splits)
+            warn_of_splits(splits)
         return files
     if not (found := [path for path in files if is_in(inside[path], split)]):
         raise no_split(split, splits)
     return found
 
 
-def tell_splits(splits: list[str]) -> None:
+def warn_of_splits(splits: list[str]) -> None:
     """Log that several splits are read."""
     logger.warning(
         "the splits %s are read one after the other; --split reads one", ", ".join(splits)

@@ -12,7 +12,7 @@ from captioner.core.filenames import escaped
 from captioner.core.media import VIDEOS, is_video
 from captioner.readers.rows import RecordSource, fault_record, record_of
 from captioner.readers.splits import is_in, split_of
-from captioner.readers.walk import Circles, LeftAside, Walk, is_visible, without_outputs
+from captioner.readers.walk import Circles, SkippedFiles, Walk, is_visible, without_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -37,7 +37,7 @@ IMAGES = frozenset(
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file name has the suffix of an image."""
+    """Return whether a file name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in IMAGES  # noqa: PTH122 - for millions of names
 
 
@@ -46,7 +46,7 @@ MEDIA = IMAGES | VIDEOS
 
 
 def is_media(name: str) -> bool:
-    """Tell whether a file name has the suffix of an image or a video."""
+    """Return whether a file name has the suffix of an image or a video."""
     return is_image(name) or is_video(name)
 
 
@@ -64,7 +64,7 @@ class ImageFilesSource(RecordSource):
         files: Without a folder and a pattern, the files.
 
     Attributes:
-        left_aside: The other files of the folder, as far as the last walk came.
+        skipped: The other files of the folder, as far as the last walk came.
         splits: Splits that folders name, likewise.
     """
 
@@ -79,7 +79,7 @@ class ImageFilesSource(RecordSource):
         self._pattern = pattern
         self._split = split
         self._files = files
-        self.left_aside = LeftAside()
+        self.skipped = SkippedFiles()
         self.splits: set[str] = set()
         self._walk: Walk | None = None
         self._told = False
@@ -105,10 +105,10 @@ class ImageFilesSource(RecordSource):
         if not self._told:
             self._told = True
             if self._walk is not None:
-                self._walk.tell()
-            if self.left_aside.kinds:
+                self._walk.warn()
+            if self.skipped.kinds:
                 logger.warning(
-                    "files that are no image and no video, left aside: %s", self.left_aside
+                    "files that are neither images nor videos, skipped: %s", self.skipped
                 )
 
     def _exists(self, name: str) -> bool:
@@ -123,7 +123,7 @@ class ImageFilesSource(RecordSource):
             yield from [single.name] if single.is_file() else matches(self._pattern)
             return
         self._walk = Walk(self._folder, is_visible)
-        self.left_aside = LeftAside()
+        self.skipped = SkippedFiles()
         for inside, names in self._walk:
             if self._split is not None and not is_in(Path(inside, "*"), self._split):
                 self.splits.add(split_of(Path(inside)))
@@ -131,7 +131,7 @@ class ImageFilesSource(RecordSource):
             media = list(filter(is_media, names))
             yield from (os.path.join(inside, name) for name in media)  # noqa: PTH118
             if len(media) < len(names):
-                self.left_aside.add(inside, _others(names, media))
+                self.skipped.add(inside, _others(names, media))
 
 
 def _others(names: list[str], media: list[str]) -> Iterator[str]:

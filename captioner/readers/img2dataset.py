@@ -30,7 +30,7 @@ _STATISTICS = re.compile(r"\d+_stats\.json")
 
 
 def is_output(folder: Path, names: Sequence[str]) -> bool:
-    """Tell whether img2dataset wrote a folder; one that was interrupted may lack the statistics.
+    """Return whether img2dataset wrote a folder; one that was interrupted may lack the statistics.
 
     Args:
         folder: The folder.
@@ -49,7 +49,7 @@ def downloads(path: Path, image_field: str | None = None) -> tuple[Source, str |
         SettingsError: The path is no folder, or there are no images in it.
     """
     if not path.is_dir():
-        raise SettingsError(f"{path} is no folder that img2dataset wrote to")
+        raise SettingsError(f"{path} is not a folder that img2dataset wrote to")
     needed("pyarrow.parquet")
     own = sorted(one for one in path.iterdir() if is_data(one.name))
     tables = [one for one in own if one.suffix == ".parquet"]

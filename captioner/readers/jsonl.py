@@ -128,9 +128,9 @@ class JsonlSource:
 
 
 def _seems_array(text: bytes, max_line: int, *, ended: bool) -> bool | None:
-    """Tell whether a text is one array of objects; None if more of it is needed to tell.
+    """Return whether a text is one array of objects; None if more of it is needed to tell.
 
-    It is none if a whole array is a line of its own, or if no comma follows the first object.
+    It is none if a whole array is one line, or if no comma follows the first object.
     """
     inside = text[1:].lstrip()
     if inside and not inside.startswith(b"{"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import stat
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,27 +22,20 @@ from captioner.readers.disguises import (
     not_itself,
     not_tar,
 )
-from captioner.readers.folders import saved_splits, survey, tables_in
+from captioner.readers.folders import survey, tables_in
+from captioner.readers.formats import SUFFIXES, format_of
 from captioner.readers.hubs import HubSource
-from captioner.readers.imagefiles import MEDIA, ImageFilesSource, is_media, matches
+from captioner.readers.imagefiles import ImageFilesSource, is_media, matches
 from captioner.readers.imagefolder import ImageFolderSource, Part, file_column
-from captioner.readers.img2dataset import downloads, is_output
+from captioner.readers.img2dataset import downloads
 from captioner.readers.jsonl import JsonlSource
 from captioner.readers.rows import MAX_LINE, RecordSource
 from captioner.readers.splits import is_in, no_split
 from captioner.readers.tables import ArrowSource, image_column
 from captioner.readers.webdataset import ShardsSource, expand
-from captioner.settings.locations import (
-    COMPRESSED,
-    HUBS,
-    METADATA,
-    is_elsewhere,
-    is_pattern,
-    storage_url,
-)
+from captioner.settings.locations import METADATA, is_elsewhere, is_pattern, storage_url
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Sequence
 
     from captioner.core.protocols import Source
@@ -51,28 +43,6 @@ if TYPE_CHECKING:
     from captioner.settings.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-_SUFFIXES: dict[str, InputFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".tar": "webdataset",
-}
-_COCO = re.compile(rb'\s*\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
-_SHARED: dict[str, InputFormat] = {
-    ".tar": "webdataset",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-"""Formats of folders by the suffix of their files; the first that a folder has wins."""
-
-_ASIDE = (*_SHARED, ".csv", ".tsv", ".jsonl", ".ndjson")
-"""Suffixes of other tables in such a folder that are told of."""
 
 _WITH_SPLITS = frozenset({"arrow", "parquet", "webdataset", "images", "imagefolder", "hf", "ms"})
 
@@ -119,8 +89,8 @@ def open_files(files: Sequence[Path]) -> OpenedInput:
     for path in files:
         if not is_media(path.name):
             raise SettingsError(
-                f"several inputs must be images or videos, and {path} is none. Name a folder, or a "
-                "pattern in quotes"
+                f"several inputs must be images or videos, and {path} is neither. Name a folder, "
+                "or a pattern in quotes"
             )
         _check_file(path)
     return OpenedInput(ImageFilesSource(files=files), "images")
@@ -154,7 +124,7 @@ def open_input(
     Raises:
         SettingsError: The input does not exist, it is not in its format, or it lacks the split.
     """
-    format_ = given or _format_of(path)
+    format_ = given or format_of(path)
     if (url := storage_url(path)) and format_ not in ("jsonl", "json", "llava", "hf"):
         raise SettingsError(
             f"cannot read {url} as {format_}: from an object store only JSON Lines and JSON are "
@@ -219,9 +189,9 @@ def _media_files(path: Path, split: str | None) -> Source:
     if source.is_empty:
         if split is not None:
             raise no_split(split, sorted(source.splits))
-        aside = source.left_aside
-        hint = f", but there are {aside}: name one to read it" if aside.kinds else ""
-        raise SettingsError(f"there is no image and no video in {path}{hint}")
+        skipped = source.skipped
+        hint = f", but there are {skipped}: name one to read it" if skipped.kinds else ""
+        raise SettingsError(f"there are no images or videos in {path}{hint}")
     if find_spec("av") is None and source.has_only_videos:
         needed("av")
     return source
@@ -241,8 +211,8 @@ def _image_folder(path: Path, options: _Options) -> tuple[Source, str]:
         if not tables:
             raise SettingsError(f"there is no {' or '.join(METADATA)} in {path}")
         tables = _of_split(tables, path, options.split)
-    elif path.suffix not in _SUFFIXES:
-        raise SettingsError(f"{path} is no table of an imagefolder, such as {METADATA[0]}")
+    elif path.suffix not in SUFFIXES:
+        raise SettingsError(f"{path} is not a table of an imagefolder, such as {METADATA[0]}")
     elif options.split is not None:
         raise no_split(options.split, [])
     options = options._replace(split=None)
@@ -253,7 +223,7 @@ def _image_folder(path: Path, options: _Options) -> tuple[Source, str]:
             f"the tables name files in different columns ({several}): caption each folder alone"
         )
     (column,) = columns
-    sources = [_open(table, _SUFFIXES[table.suffix], options)[0] for table in tables]
+    sources = [_open(table, SUFFIXES[table.suffix], options)[0] for table in tables]
     if len(tables) == 1 and (tables[0].parent == path or not path.is_dir()):
         return sources[0], column
     parts = zip(sources, tables, strict=True)
@@ -280,67 +250,6 @@ def _of_split(tables: list[Path], folder: Path, split: str | None) -> list[Path]
     if not (found := [table for table in tables if is_in(table.relative_to(folder), split)]):
         raise no_split(split, names)
     return found
-
-
-def _format_of(path: Path) -> InputFormat:
-    """Return the format of an input, by its name and, for a folder, by its content."""
-    text = str(path)
-    if text == "-":
-        return "jsonl"
-    if text.startswith(HUBS):
-        return "hf" if text.startswith("hf:") else "ms"
-    if path.is_dir():
-        return _format_of_folder(path)
-    if is_pattern(path):
-        found = matches(text) or [text]
-        path = Path(next(filter(is_media, found), found[0]))
-    if is_media(path.name):
-        return "images"
-    if path.name in METADATA and not storage_url(path) and file_column(path):
-        return "imagefolder"
-    if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".zip")):
-        raise SettingsError(f"{path} is compressed as a whole: unpack it, or name a plain .tar")
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    format_ = _SUFFIXES.get(name.suffix.lower(), "jsonl")
-    return "coco" if format_ == "json" and _COCO.match(head_of(path)) else format_
-
-
-def _format_of_folder(folder: Path) -> InputFormat:
-    """Return the format of a folder; tell what is left aside."""
-    if saved_splits(folder) is not None:
-        return "arrow"
-    found = survey(folder)
-    metadata = [table for table in found.metadata if file_column(table)]
-    found.files.update(table.suffix for table in found.metadata if table not in metadata)
-    tables = next((suffix for suffix in _SHARED if found.files[suffix]), None)
-    if any(table.parent == folder for table in metadata) or (metadata and tables is None):
-        return "imagefolder"
-    if is_output(folder, found.names):
-        return "img2dataset"
-    for table in found.exported:
-        logger.warning("%s is an export of captions and not read; give its path to read it", table)
-    for table in found.metadata:
-        if table not in metadata and table.suffix != tables:
-            logger.warning("%s has no column file_name or file_names and is not read", table)
-    if tables is None:
-        return "images"
-    if beside := _counts(found.files, without=tables):
-        logger.warning(
-            "the %s files in %s are read; left aside, unless a record names them: %s",
-            tables,
-            folder,
-            beside,
-        )
-    return _SHARED[tables]
-
-
-def _counts(files: Counter[str], without: str) -> str:
-    """Return how many images and other tables there are."""
-    several = {
-        "images or videos": sum(count for suffix, count in files.items() if suffix in MEDIA),
-        **{f"{one} files": files[one] for one in _ASIDE if one != without},
-    }
-    return ", ".join(f"{count} {what}" for what, count in several.items() if count)
 
 
 def _check_content(path: Path) -> None:

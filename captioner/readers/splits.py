@@ -38,7 +38,7 @@ def split_of(path: PurePath) -> str:
 
 
 def is_in(path: PurePath, split: str) -> bool:
-    """Tell whether a file is of a split: its name says so, or that of its topmost folder."""
+    """Return whether a file is of a split: its name says so, or that of its topmost folder."""
     return _canonical(split_of(path)) == _canonical(split) or split in path.parts[:-1][:1]
 
 

@@ -15,7 +15,7 @@ import orjson
 from captioner.core.descriptors import patiently
 from captioner.core.errors import DecoderError
 from captioner.core.extras import needed
-from captioner.core.subprocesses import environment, python
+from captioner.core.subprocesses import start_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,15 +126,7 @@ class _Child:
         self._connection, theirs = Pipe()
         try:
             with theirs:
-                self._process = subprocess.Popen(  # noqa: S603 - our own module
-                    python("captioner.readers.table_child", str(theirs.fileno())),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=environment(),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C stops the run, which may still need it
-                )
+                self._process = start_child("captioner.readers.table_child", theirs.fileno())
         except OSError:
             self._connection.close()
             raise

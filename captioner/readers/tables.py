@@ -106,7 +106,7 @@ class ArrowSource(RecordSource):
         self._reader.end()
 
     def _compare(self, path: Path) -> None:
-        """Tell of the first file whose columns are not those of the first of all."""
+        """Warn of the first file whose columns are not those of the first of all."""
         if self._told or path == self.paths[0]:
             return
         own, first = (
@@ -194,7 +194,7 @@ def image_column(file: Path, kind: str) -> str | None:
 
 
 def _holds_images(kind: Any) -> bool:
-    """Tell whether a column has images as `datasets` keeps them, or lists of such."""
+    """Return whether a column has images as `datasets` keeps them, or lists of such."""
     if hasattr(kind, "value_type"):
         return _holds_images(kind.value_type)
     fields = range(getattr(kind, "num_fields", 0))

@@ -22,12 +22,12 @@ _SHOWN = 5
 
 
 def is_data(name: str) -> bool:
-    """Tell whether a table may have this name, as Spark and pyarrow do."""
+    """Return whether a table may have this name, as Spark and pyarrow do."""
     return name[0] not in "._"
 
 
 def is_visible(name: str) -> bool:
-    """Tell whether an image may have this name, or a folder of images."""
+    """Return whether an image may have this name, or a folder of images."""
     return name[0] != "." and name != "__MACOSX"
 
 
@@ -41,8 +41,8 @@ def without_outputs(names: list[str]) -> list[str]:
     return [name for name in names if not any(one.fullmatch(name) for one in patterns)]
 
 
-class LeftAside:
-    """Counts files that are not read, and tells of them.
+class SkippedFiles:
+    """Counts files that are not read, and warns of them.
 
     Attributes:
         kinds: How many there are, by suffix.
@@ -69,7 +69,7 @@ class LeftAside:
 
 
 class Circles:
-    """Tells of paths, by ``in``, whether one of their folders contains itself through a link."""
+    """Says of paths, by ``in``, whether one of their folders contains itself through a link."""
 
     def __init__(self) -> None:
         self._ways: dict[str, frozenset[tuple[int, int]] | None] = {"": frozenset()}
@@ -101,7 +101,7 @@ class Walk:
 
     Args:
         root: The folder.
-        counts: Tells by its name whether a file or folder counts.
+        counts: Returns by its name whether a file or folder counts.
 
     Attributes:
         linked: Links to folders that were followed.
@@ -148,11 +148,11 @@ class Walk:
                     above | {identity},
                 )
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Log what a walk over all folders met."""
         if self.linked:
             logger.warning("links to folders that were followed: %d", self.linked)
         if self.circles:
-            logger.warning("links to a folder that contains them, left aside: %d", self.circles)
+            logger.warning("links to a folder that contains them, skipped: %d", self.circles)
         for folder in self.unreadable:
             logger.warning("the folder %s cannot be read", folder)

@@ -55,14 +55,14 @@ class ShardsSource(RecordSource):
     """The samples of tar shards.
 
     Records are those of `Samples`, with images in the form ``shard.tar#member``. A sample that
-    cannot be told from another one, or has no image, is a fault.
+    cannot be distinguished from another one, or has no image, is a fault.
 
     Args:
         paths: The shards.
         folder: Names of shards in the records are relative to it.
         image_field: Suffix of the member that is the image; see `Samples`.
         after: Called after each shard with its path, the numbers of the next records, its end, and
-            what tells whether it has a sample; returns more records.
+            what says whether it has a sample; returns more records.
     """
 
     def __init__(
@@ -152,13 +152,13 @@ class _Shard:
         """Return the record of one sample.
 
         Raises:
-            RecordError: It has no image, or its members cannot be told from each other.
+            RecordError: It has no image, or its members cannot be distinguished.
         """
         if not is_new:
             raise BadRecordError(
                 "bad_shard",
                 f"{self._name} has members of the sample {escaped(key)} in two places: sort the "
-                "members (tar --sort=name), or give each sample a name of its own",
+                "members (tar --sort=name), or give each sample a unique name",
             )
         images: list[tuple[str, str]] = []
         texts: dict[str, Callable[[], bytes | None]] = {}
@@ -184,7 +184,7 @@ class _Shard:
         return self._samples.record(key, [one.name for one in sample], images, texts, self._name)
 
     def _is_folder(self, link: str) -> bool:
-        """Tell whether a link without a suffix leads to a folder."""
+        """Return whether a link without a suffix leads to a folder."""
         if split_name(link)[1]:
             return False
         try:

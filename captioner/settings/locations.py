@@ -65,12 +65,12 @@ def check_folder(output: str | Path, kind: str | None, *, name: str, flag: str) 
 
 
 def is_pattern(path: Path) -> bool:
-    """Tell whether a path is a pattern: ``*.jpg``, ``shard-{000..099}.tar``."""
+    """Return whether a path is a pattern: ``*.jpg``, ``shard-{000..099}.tar``."""
     return _PATTERN.search(str(path)) is not None and not path.exists()
 
 
 def is_elsewhere(path: Path) -> bool:
-    """Tell whether an input is not a local file or folder: a hub, standard input, a pattern."""
+    """Return whether an input is not a local file or folder: a hub, standard input, a pattern."""
     text = str(path)
     return text == "-" or text.startswith(HUBS) or is_pattern(path) or storage_url(path) is not None
 

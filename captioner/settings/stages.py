@@ -62,7 +62,7 @@ class StageSettings:
 
     Args:
         name: By this name later stages and failures speak of it.
-        given: Options of the run for which it has a value of its own.
+        given: Options of the run for which it has its own value.
         image: The images of the record are sent with its question.
         when: Expression that says whether it runs. Default: it always does.
         each: Expression for a list. The stage asks once for each ``item``, and its answer is a list
@@ -121,7 +121,7 @@ class StageSettings:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the run for which it has a value of its own."""
+        """The options of the run for which it has its own value."""
         return dict(self.given)
 
     def changed(self, **options: Any) -> Self:
@@ -157,9 +157,9 @@ class StageSettings:
         return "prompt" not in self.options or self.field in captions
 
     def reaching(self, settings: Settings, own: Mapping[str, Any]) -> Settings:
-        """Return settings with endpoint options of its own.
+        """Return settings with its own endpoint options.
 
-        An address of its own gets none of the run's keys and headers.
+        Its own address gets none of the run's keys and headers.
         """
         if "base_url" in own:
             run = settings.endpoint

@@ -14,42 +14,13 @@ from captioner.core.errors import SettingsError
 from captioner.settings import Settings
 from captioner.settings.flags import all_options
 
-pytestmark = pytest.mark.usefixtures("no_option_from_the_environment")
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_option_from_the_environment", "in_a_folder")
 
 
 @pytest.fixture
-def parsed(monkeypatch):
-    """Parse arguments and return the settings that a run would get."""
-    seen: list[Settings] = []
-
-    def remember(settings: Settings, *, debug: bool, as_json: bool) -> int:
-        seen.append(settings)
-        return 0
-
-    monkeypatch.setattr("captioner.cli.session.run_in_console", remember)
-
-    def parse(*arguments: str) -> Settings:
-        assert run_in_process(["in.jsonl", *arguments]) == 0
-        return seen.pop()
-
-    return parse
-
-
-@pytest.fixture
-def refused(capsys, monkeypatch):
-    """Return the error of arguments that must be refused."""
-    monkeypatch.setattr("captioner.cli.session.run_in_console", lambda *_, **__: pytest.fail("ran"))
-
-    def refuse(*arguments: str) -> str:
-        assert run_in_process(arguments) == 2
-        return capsys.readouterr().err
-
-    return refuse
+def parsed(parsed):
+    """Parse the flags of an input."""
+    return lambda *flags: parsed("in.jsonl", *flags)
 
 
 MERGED = [

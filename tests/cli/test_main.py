@@ -20,7 +20,7 @@ from captioner.settings.options import CODES, GROUPS
 from captioner.settings.settings import Settings
 from captioner.settings.validation import flag_name
 
-pytestmark = pytest.mark.usefixtures("no_option_from_the_environment")
+pytestmark = pytest.mark.usefixtures("no_option_from_the_environment", "in_a_folder")
 
 SAMPLES = {
     "metrics_port": 9_000,
@@ -131,46 +131,6 @@ def sample(name: str) -> object:
     return SAMPLES.get(name, f"some {name}")
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def parsed(monkeypatch):
-    """Parse arguments and return the settings a run would get."""
-    seen: list[Settings] = []
-
-    def remember(settings: Settings, *, debug: bool, as_json: bool) -> int:
-        seen.append(settings)
-        return 0
-
-    monkeypatch.setattr("captioner.cli.session.run_in_console", remember)
-
-    def parse(*arguments: str) -> Settings:
-        assert run_in_process(arguments) == 0
-        return seen.pop()
-
-    return parse
-
-
-@pytest.fixture
-def refused(capsys, monkeypatch):
-    """Check that arguments are refused as promised and return what is said."""
-    monkeypatch.setattr("captioner.cli.session.run_in_console", lambda *_, **__: pytest.fail("ran"))
-
-    def refuse(*arguments: str) -> str:
-        assert run_in_process(arguments) == 2
-        out, err = capsys.readouterr()
-        assert not out
-        assert err.startswith("captioner: ")
-        assert "Traceback" not in err
-        assert len(err.splitlines()) <= 5
-        return err
-
-    return refuse
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_can_be_given_in_every_way(parsed, monkeypatch, tmp_path, name):
     """A flag, a variable, a line of TOML and a keyword mean the same, for every option."""
@@ -230,7 +190,7 @@ def test_a_variable_asks_for_a_dry_run(monkeypatch):
     tried: list[Path] = []
     monkeypatch.setattr("captioner.cli.session.run_in_console", lambda *_, **__: pytest.fail("ran"))
     monkeypatch.setattr(
-        "captioner.cli.session.estimate_in_console", lambda to, **_: tried.append(to.input) or 0
+        "captioner.cli.commands.estimate_in_console", lambda to, **_: tried.append(to.input) or 0
     )
     monkeypatch.setenv("CAPTIONER_DRY_RUN", "1")
     assert run_in_process(["in.jsonl"]) == 0
@@ -691,7 +651,7 @@ def test_what_nobody_foresaw_is_told_in_a_line(capsys, monkeypatch):
     def bug(*_, **__):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("captioner.cli.session.check_in_console", bug)
+    monkeypatch.setattr("captioner.cli.commands.check_in_console", bug)
     assert run_in_process(["check", "out.jsonl"]) == 1
     error = capsys.readouterr().err
     assert "ZeroDivisionError" in error

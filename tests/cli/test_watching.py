@@ -6,14 +6,14 @@ import json
 import os
 import re
 import subprocess
-import threading
 import urllib.request
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from conftest import command
 from endpoint import Reply
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from web import http_server
 
 
 def test_events_are_lines_of_json(make_input, endpoint, run_command):
@@ -89,16 +89,8 @@ def collector():
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Collector)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield came, f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(Collector) as address:
+        yield came, address
 
 
 def test_spans_of_requests(make_input, endpoint, run_command, collector):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from captioner.core.jsonbytes import one_line
 from captioner.core.keys import KEY_BYTES, KeyTable, RecordKeys, digest
 from captioner.core.types import Caption, InputRecord, Usage
-from captioner.journal.writer import RowEncoder
+from captioner.journal.row_encoder import RowEncoder
 
 FIELDS = ["caption", 'say "x"', "légende", "back\\slash", ",", "a"]
 NUMBERS = ["0", "-0", "1.0", "1.50", "1e5", "1E+02", "-0.0", "18446744073709551616", "9" * 40]

@@ -10,7 +10,7 @@ from captioner.core.memory import MemoryBudget
 
 
 class Started:
-    """A call in a thread of its own."""
+    """A call in a separate thread."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=call, daemon=True)

@@ -17,12 +17,8 @@ from captioner.journal.disk import Files
 
 
 @pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(6):
-        (folder / f"{number}.jpg").write_bytes(jpeg(number))
-    return folder
+def photos(make_photos):
+    return make_photos(6)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def options(endpoint) -> list[str]:
 
 
 def is_clean(error: str) -> bool:
-    """Tell whether a text on stderr holds nothing that has no place there."""
+    """Return whether a text on stderr holds nothing that has no place there."""
     return not any(bad in error for bad in ("Traceback", KEY, "base64", "\x1b"))
 
 

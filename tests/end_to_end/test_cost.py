@@ -98,7 +98,7 @@ async def test_a_record_takes_no_more_calls_than_it_did(tmp_path):
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="calls are counted for Python 3.11")
 def test_an_exchange_takes_no_more_calls_than_it_did(endpoint):
-    """What HTTP costs: the server is in a thread of its own, whose calls are not counted."""
+    """What HTTP costs: the server is in a separate thread, whose calls are not counted."""
     count = 0
     body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
     request = Request("POST", "/chat/completions", (body,))

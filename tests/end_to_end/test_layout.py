@@ -48,7 +48,7 @@ def wing(module: str) -> str:
 
 
 def is_inside_a_subpackage(module: str) -> bool:
-    """Tell whether a module is deeper than `captioner.<wing>.<module>`."""
+    """Return whether a module is deeper than `captioner.<wing>.<module>`."""
     return module in MODULES and module.count(".") > 2
 
 

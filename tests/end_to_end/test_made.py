@@ -6,7 +6,7 @@ import hashlib
 import json
 
 import pytest
-from conftest import jpeg, rows
+from conftest import rows
 from endpoint import Reply, completion
 
 from captioner import OutputDamagedError, run_batch
@@ -19,12 +19,8 @@ from captioner.outputs.viewer.store import ViewerStore
 
 
 @pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(6):
-        (folder / f"{number}.jpg").write_bytes(jpeg(number))
-    return folder
+def photos(make_photos):
+    return make_photos(6)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import jpeg, rows
+from conftest import rows
 from endpoint import Reply, completion
 
 from captioner import SettingsError, run_batch
@@ -14,12 +14,8 @@ from captioner.settings.settings import Settings
 
 
 @pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(3):
-        (folder / f"{number}.jpg").write_bytes(jpeg(number))
-    return folder
+def photos(make_photos):
+    return make_photos(3)
 
 
 def texts(folder, suffix="txt"):

@@ -12,20 +12,6 @@ from captioner.endpoints.circuit_breaker import FAULTS_TO_OPEN, NEVER_CAPTIONED_
 FAULT = EndpointFaultError("http_500", "boom")
 
 
-@pytest.fixture
-async def skip(monkeypatch) -> Callable[[float], None]:
-    """Move the loop's clock ahead without waiting."""
-    loop = asyncio.get_running_loop()
-    time, ahead = loop.time, 0.0
-    monkeypatch.setattr(loop, "time", lambda: time() + ahead)
-
-    def skip(seconds: float) -> None:
-        nonlocal ahead
-        ahead += seconds
-
-    return skip
-
-
 class Naps:
     """Sleeps that last until they are ended by hand."""
 

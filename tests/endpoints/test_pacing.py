@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from captioner.endpoints.limiter import Limiter, TokenBucket, start_of
+from captioner.endpoints.limiter import Limiter, start_of
+from captioner.endpoints.token_bucket import TokenBucket
 
 
 def test_whoever_asks_for_many_begins_with_more() -> None:

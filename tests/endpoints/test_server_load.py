@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -166,11 +167,15 @@ async def test_one_that_does_not_answer_is_given_up_and_asked_again(monkeypatch)
 # -- what follows ------------------------------------------------------------------------------
 
 
+def ticking() -> Callable[[], float]:
+    """Return a clock that goes on by 10 ms whenever it is read."""
+    ticks = itertools.count()
+    return lambda: next(ticks) / 100
+
+
 async def work(limiter: Limiter, seconds: int) -> int:
     """Send as many requests as there are permits, again and again; return the most in flight."""
     most = 0
-    clock = iter(range(1 << 20))
-    limiter._clock = lambda: next(clock) / 100
     for _ in range(seconds):
         epochs = []
         while limiter.in_flight < limiter.limit:
@@ -188,7 +193,7 @@ async def work(limiter: Limiter, seconds: int) -> int:
 
 async def test_no_more_is_sent_to_a_full_server_and_more_again_when_it_is_not(serve) -> None:
     server = serve((404, b""))
-    limiter = Limiter(64, start=8)
+    limiter = Limiter(64, start=8, clock=ticking())
     watch = watch_of(server, limiter)
     watch.note(ServerLoad(4, 4))
     watch.note(ServerLoad(4, 4))
@@ -201,7 +206,7 @@ async def test_no_more_is_sent_to_a_full_server_and_more_again_when_it_is_not(se
 async def test_a_server_that_still_takes_more_is_not_full(serve) -> None:
     """Requests wait for a moment at any server."""
     server = serve((404, b""))
-    limiter = Limiter(64, start=8)
+    limiter = Limiter(64, start=8, clock=ticking())
     watch = watch_of(server, limiter)
     for running in (4, 8, 16):
         watch.note(ServerLoad(running, 4))

@@ -107,15 +107,20 @@ class Rig:
     """An endpoint with everything around it."""
 
     def __init__(
-        self, *, limit: int = 4, max_attempts: int = 5, max_outage_s: float | None = None
+        self,
+        script: Script | None = None,
+        *,
+        limit: int = 4,
+        max_attempts: int = 5,
+        max_outage_s: float | None = None,
+        probes: bool = True,
     ) -> None:
-        self.script = Script()
+        self.script = script or Script()
         self.cancel = Instant()
         self.progress = Progress()
         self.limiter = Limiter(limit)
-        self.breaker = CircuitBreaker(
-            "http://x/v1", max_outage_s=max_outage_s, sleep=self.cancel.sleep
-        )
+        sleep = self.cancel.sleep if probes else self.until_cancelled
+        self.breaker = CircuitBreaker("http://x/v1", max_outage_s=max_outage_s, sleep=sleep)
         self.cancel.on_request(self.limiter.open)
         self.remade: list[ImageOverrides] = []
         self.endpoint = Endpoint(
@@ -132,6 +137,10 @@ class Rig:
             self.cancel,
             rules=CaptionRules(max_attempts=max_attempts),
         )
+
+    async def until_cancelled(self, _: float) -> None:
+        await self.cancel.wait()
+        raise StoppedError
 
     async def prepare_again(
         self, prepared: PreparedRecord, image_overrides: ImageOverrides
@@ -160,20 +169,6 @@ class Rig:
     def at_rest(self) -> None:
         """Nothing is held, nothing is counted as under way."""
         assert (self.limiter.in_flight, self.progress.in_flight) == (0, 0)
-
-
-@pytest.fixture
-async def skip(monkeypatch) -> Callable[[float], None]:
-    """Move the loop's clock ahead without waiting."""
-    loop = asyncio.get_running_loop()
-    time, ahead = loop.time, 0.0
-    monkeypatch.setattr(loop, "time", lambda: time() + ahead)
-
-    def skip(seconds: float) -> None:
-        nonlocal ahead
-        ahead += seconds
-
-    return skip
 
 
 async def settle() -> None:
@@ -398,7 +393,6 @@ async def test_no_more_requests_than_permits():
 
 async def test_an_outage_goes_over():
     """Many workers through an outage: all captions arrive, each is asked for till it came once."""
-    rig = Rig(limit=8, max_attempts=2)
     down = 60
 
     class Outage(Script):
@@ -412,7 +406,7 @@ async def test_an_outage_goes_over():
                     raise UNREACHABLE
             return await super().send(request)
 
-    rig.script = rig.endpoint._transport = Outage()
+    rig = Rig(Outage(), limit=8, max_attempts=2)
     outcomes = await asyncio.gather(*(rig.caption(f"{number}") for number in range(20)))
     assert all(outcome.ok for outcome in outcomes)
     good = Counter(question for question in rig.script.sent if question)
@@ -582,28 +576,18 @@ async def test_stopping_lets_the_reply_on_the_wire_arrive():
 
 async def test_stopping_ends_every_kind_of_wait():
     """Those who wait for a permit, a pause or a probe all stop, and nothing more is sent."""
-    rig = Rig(limit=1)
-    rig.limiter.pause(1000)
-    waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
-    await settle()
-    rig.cancel.request()
-    results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert {type(result) for result in results} == {StoppedError}
-    assert rig.script.sent == []
-    rig.at_rest()
-
-    rig = Rig()
-    rig.breaker._sleep = CancelToken.sleep.__get__(rig.cancel)  # this one waits for the wish
+    paused, broken = Rig(limit=1), Rig(probes=False)
+    paused.limiter.pause(1000)
     for _ in range(10):
-        rig.breaker.record_fault(UNREACHABLE, probe=False)
-    rig.breaker._waits = iter([1000.0] * 10)
-    waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
-    await settle()
-    rig.cancel.request()
-    results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert {type(result) for result in results} == {StoppedError}
-    assert rig.script.sent == []
-    rig.at_rest()
+        broken.breaker.record_fault(UNREACHABLE, probe=False)
+    for rig in (paused, broken):
+        waiting = [asyncio.create_task(rig.caption(f"{number}")) for number in range(3)]
+        await settle()
+        rig.cancel.request()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(result) for result in results} == {StoppedError}
+        assert rig.script.sent == []
+        rig.at_rest()
 
 
 async def test_cancelling_gives_everything_back():

@@ -188,10 +188,10 @@ def test_a_cache_that_cannot_be_written_costs_no_captions(tmp_path, monkeypatch,
     """Trouble with the cache is told once it happens, and the answers are still there."""
     cache = opened(tmp_path)
 
-    def broken() -> sqlite3.Connection:
+    def broken(*_: object, **__: object) -> sqlite3.Connection:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(cache, "_connect", broken)
+    monkeypatch.setattr(sqlite3, "connect", broken)
     cache.put(b"k", b"v")
     assert cache.get(b"k") == b"v"
     cache.close()

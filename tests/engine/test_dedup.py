@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -134,14 +136,12 @@ async def test_a_giver_up_lets_the_next_one_ask(rig: Rig) -> None:
     assert (await rig.begin(2))[0].text == "caption 2"
 
 
-async def test_a_full_temporary_folder_costs_requests_only(caplog) -> None:
+async def test_a_full_temporary_folder_costs_requests_only(monkeypatch, caplog) -> None:
     """When responses cannot be kept, one warning says so, and identical requests are sent."""
+    full = functools.partial(Path("/dev/full").open, "wb+", buffering=0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     rig = Rig()
     rig.go_on.set()
-    answered = rig.deduplicator._responses
-    assert answered is not None
-    answered._file.close()
-    answered._file = Path("/dev/full").open("wb+", buffering=0)  # noqa: ASYNC230, SIM115
     for number in range(2_000):
         (found,) = await rig.begin(number, number.to_bytes(16, "big"))
         assert found.ok

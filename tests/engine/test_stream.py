@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import jpeg
@@ -24,6 +25,7 @@ from captioner import (
     caption_stream,
 )
 from captioner.endpoints.blame import STOP_LATER
+from captioner.engine.prepare import Preparer
 
 
 @pytest.fixture
@@ -337,28 +339,28 @@ async def test_more_at_once_than_threads_with_little_memory(options, images):
     assert len(captions) == 80
 
 
-async def test_a_cancelled_caption_gives_its_memory_back(options, images):
+async def test_a_cancelled_caption_gives_its_memory_back(options, images, monkeypatch):
     """Giving up on an image while it is prepared does not take memory from those that follow."""
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    prepare = Preparer.prepare
+
+    def slowly(*given: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        try:
+            return prepare(*given)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Preparer, "prepare", slowly)
     async with Captioner(**options, memory=1) as captioner:
-        preparer, begun, go_on = captioner._engine.preparer, threading.Event(), threading.Event()
-        prepare, ended = preparer.prepare, threading.Event()
-
-        def slowly(*given: object) -> object:
-            begun.set()
-            go_on.wait(10)
-            try:
-                return prepare(*given)
-            finally:
-                ended.set()
-
-        preparer.prepare = slowly
         task = asyncio.create_task(captioner.caption(images[0]))
         await asyncio.to_thread(begun.wait, 10)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         go_on.set()
         await asyncio.to_thread(ended.wait, 10)
-        preparer.prepare = prepare
+        monkeypatch.setattr(Preparer, "prepare", prepare)
         try:
             async with asyncio.timeout(5):
                 assert await captioner.caption(images[1])

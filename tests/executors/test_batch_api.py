@@ -6,31 +6,16 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batchstub import BatchStub
 from conftest import command, jpeg, rows
 from endpoint import completion
 from waiting import LIMIT_S, wait_until
 
 from captioner import SettingsError, run_batch
 from captioner.core.errors import EndpointRefusedError, LimitReachedError
-
-
-@pytest.fixture
-def stub() -> Iterator[BatchStub]:
-    stub = BatchStub()
-    yield stub
-    stub.stop()
-
-
-def options(stub: BatchStub, **more: Any) -> dict[str, Any]:
-    return {
-        "base_url": stub.base_url, "model": "m", "batch_api": True, "batch_poll": 0.01, **more,
-    }  # fmt: skip
 
 
 def question_of(body: dict[str, Any]) -> str:
@@ -53,7 +38,7 @@ async def test_records_go_through_batches_split_by_size(make_input, stub):
         200,
         completion(f"about {body['messages'][-1]['content'][-1]['text']}"),
     )
-    report = await run_batch(source, **options(stub, batch_requests=4))
+    report = await run_batch(source, **stub.options(batch_requests=4))
     assert (report.captioned, report.failed, report.complete) == (10, 0, True)
     assert [row["caption"] for row in captions(source)] == [f"about q{n}" for n in range(10)]
     assert sorted(
@@ -73,7 +58,7 @@ async def test_records_go_through_batches_split_by_size(make_input, stub):
 
 async def test_bytes_split_batches_too(make_input, stub):
     source = make_input(6)
-    await run_batch(source, **options(stub, batch_bytes=3_000))
+    await run_batch(source, **stub.options(batch_bytes=3_000))
     assert len(stub.batches) > 1
     assert all(len(stub.files[b["input_file_id"]]) <= 3_000 for b in stub.batches.values())
     assert_each_once(source, 6)
@@ -84,10 +69,10 @@ async def test_what_was_done_of_a_batch_that_ended_early_is_kept(make_input, stu
     """Expired rows are submitted again; those of a cancelled batch when the user runs again."""
     source = make_input(6)
     stub.fates = [fate]
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     if fate == "cancelled":
         assert (report.captioned, report.complete, len(stub.batches)) == (3, False, 1)
-        report = await run_batch(source, **options(stub))
+        report = await run_batch(source, **stub.options())
         assert report.captioned == 3
     assert report.complete
     assert len(stub.batches) == 2
@@ -114,7 +99,7 @@ async def test_failed_rows_are_failures_or_asked_again(make_input, stub):
         return 200, completion(f"about {question}")
 
     stub.answer = answer
-    report = await run_batch(source, **options(stub, max_attempts=3))
+    report = await run_batch(source, **stub.options(max_attempts=3))
     assert (report.captioned, report.failed) == (2, 3)
     failures = {f["record"]["id"]: f for f in rows(source.with_name("input.captions.failed.jsonl"))}
     assert failures[1]["code"] == "http_400"
@@ -128,7 +113,7 @@ async def test_enqueued_tokens_are_respected_by_submitting_in_turn(make_input, s
     """What is too much now goes again when something has ended, and nothing is lost."""
     source = make_input(9)
     stub.fates = ["completed", "too_many", "too_many"]
-    report = await run_batch(source, **options(stub, batch_requests=3))
+    report = await run_batch(source, **stub.options(batch_requests=3))
     assert report.captioned == 9
     assert max(stub.paid.values()) == 1
     assert_each_once(source, 9)
@@ -137,7 +122,7 @@ async def test_enqueued_tokens_are_respected_by_submitting_in_turn(make_input, s
 async def test_a_line_that_is_rejected_fails_alone(make_input, stub):
     source = make_input(4)
     stub.fates = ["rejected"]
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.captioned, report.failed) == (3, 1)
     (failure,) = rows(source.with_name("input.captions.failed.jsonl"))
     assert failure["code"] == "invalid_json_line"
@@ -146,7 +131,7 @@ async def test_a_line_that_is_rejected_fails_alone(make_input, stub):
 async def test_a_batch_that_is_refused_whole_ends_the_run(make_input, stub):
     stub.fates = ["refused"]
     with pytest.raises(EndpointRefusedError, match="refused it"):
-        await run_batch(make_input(2), **options(stub))
+        await run_batch(make_input(2), **stub.options())
 
 
 async def test_trouble_on_the_way_is_waited_for(make_input, stub):
@@ -154,7 +139,7 @@ async def test_trouble_on_the_way_is_waited_for(make_input, stub):
     stub.faults = {
         "POST /files": [503], "POST /batches": [], "GET /batches/": [500, 429], "GET /files": [502],
     }  # fmt: skip
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert report.captioned == 2
     assert max(stub.paid.values()) == 1
 
@@ -162,7 +147,7 @@ async def test_trouble_on_the_way_is_waited_for(make_input, stub):
 async def test_a_wrong_key_ends_the_run(make_input, stub):
     stub.faults = {"POST /files": [401]}
     with pytest.raises(EndpointRefusedError, match="401"):
-        await run_batch(make_input(1), **options(stub))
+        await run_batch(make_input(1), **stub.options())
 
 
 async def test_no_longer_than_the_user_wants(make_input, stub):
@@ -170,10 +155,10 @@ async def test_no_longer_than_the_user_wants(make_input, stub):
     source = make_input(3)
     stub.hold = True
     with pytest.raises(LimitReachedError) as error:
-        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+        await run_batch(source, **stub.options(batch_max_wait=1e-5))
     assert error.value.exit_code == 8
     stub.hold = False
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.captioned, len(stub.batches)) == (3, 1)
     assert_each_once(source, 3)
 
@@ -188,7 +173,7 @@ async def test_several_questions_and_samples_make_one_row(make_input, stub):
         return 200, completion(question_of(body) + f" {count}")
 
     stub.answer = answer
-    await run_batch(source, **options(stub, ask=("one=What?", "two=Where?"), samples=2))
+    await run_batch(source, **stub.options(ask=("one=What?", "two=Where?"), samples=2))
     (first, _) = captions(source)
     assert [text[:5] for text in first["one"] + first["two"]] == ["What?"] * 2 + ["Where"] * 2
     assert count == 8
@@ -198,10 +183,10 @@ async def test_a_record_that_comes_while_others_wait_goes_into_a_batch_of_its_ow
     source = make_input(3)
     stub.hold = True
     with pytest.raises(LimitReachedError):
-        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+        await run_batch(source, **stub.options(batch_max_wait=1e-5))
     source = make_input(5)
     stub.hold = False
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert report.captioned == 5
     assert sorted(batch["request_counts"]["total"] for batch in stub.batches.values()) == [2, 3]
     assert_each_once(source, 5)
@@ -286,7 +271,7 @@ async def test_a_state_that_came_with_a_data_set_gets_no_key(
     source = make_input(1)
     stub.hold = True
     with pytest.raises(LimitReachedError):
-        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+        await run_batch(source, **stub.options(batch_max_wait=1e-5))
     output = source.with_name("input.captions.jsonl")
     path = source.with_name("input.captions.jsonl.batch") / "state.json"
     state = json.loads(path.read_text())
@@ -305,16 +290,16 @@ async def test_status_and_cancel(make_input, stub, run_command):
     source = make_input(4)
     stub.hold = True
     with pytest.raises(LimitReachedError):
-        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+        await run_batch(source, **stub.options(batch_max_wait=1e-5))
     output = source.with_name("input.captions.jsonl")
     told = run_command("batch", "status", output)
     assert (told.returncode, "in_progress, 0 of 4 requests" in told.stdout) == (0, True), told
     told = run_command("batch", "cancel", output)
     assert (told.returncode, "cancelling" in told.stdout) == (0, True), told
     stub.hold = False
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.captioned, report.complete) == (2, False)
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert report.captioned == 2
     told = run_command("batch", "status", output)
     assert (told.returncode, "there are no batches" in told.stderr) == (2, True)
@@ -351,7 +336,7 @@ async def test_what_does_not_go_together_is_refused(make_input, stub):
     source = make_input(1)
     for more in ({"processes": 2}, {"stream": True}, {"to_batch_file": Path("x")}):
         with pytest.raises(SettingsError, match="batch-api"):
-            await run_batch(source, **options(stub, **more))
+            await run_batch(source, **stub.options(**more))
     with pytest.raises(SettingsError, match="batch-api"):
         await run_batch(source, offline=True, batch_api=True)
 
@@ -367,7 +352,7 @@ async def test_a_batch_whose_creation_is_unclear_is_looked_for(make_input, stub,
         stub.lose_reply = {"POST /batches": 1}
     else:
         stub.create_status = 502
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.captioned, max(stub.paid.values()), len(stub.batches)) == (3, 1, 1)
 
 
@@ -376,11 +361,11 @@ async def test_open_batches_are_noticed_by_a_plain_run(make_input, stub):
     source = make_input(3)
     stub.hold = True
     with pytest.raises(LimitReachedError):
-        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+        await run_batch(source, **stub.options(batch_max_wait=1e-5))
     with pytest.raises(SettingsError, match="batches of"):
         await run_batch(source, base_url=stub.base_url, model="m")
     stub.hold = False
-    assert (await run_batch(source, **options(stub))).captioned == 3
+    assert (await run_batch(source, **stub.options())).captioned == 3
     assert_each_once(source, 3)
 
 
@@ -389,9 +374,9 @@ async def test_other_settings_while_batches_are_open_are_refused(make_input, stu
     source = make_input(2)
     stub.hold = True
     with pytest.raises(LimitReachedError):
-        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+        await run_batch(source, **stub.options(batch_max_wait=1e-5))
     with pytest.raises(SettingsError, match="other settings"):
-        await run_batch(source, **{**options(stub), **more})
+        await run_batch(source, **{**stub.options(), **more})
 
 
 async def test_answers_are_taken_by_the_requests_they_belong_to_alone(make_input, stub, tmp_path):
@@ -436,7 +421,7 @@ async def test_images_larger_than_the_memory_together(make_input, stub):
             jpeg(number, (500, 400), quality=100)
         )
     size = (source.parent / "images" / "0.jpg").stat().st_size
-    report = await run_batch(source, **options(stub, memory=3 * size))
+    report = await run_batch(source, **stub.options(memory=3 * size))
     assert report.captioned == 8
 
 
@@ -445,7 +430,7 @@ async def test_a_completed_batch_without_answers_is_not_paid_for_again(make_inpu
     source = make_input(2)
     stub.answer = lambda _: None
     stub.fates = ["completed"]
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.codes, len(stub.batches)) == ({"batch_no_answer": 2}, 1)
 
 
@@ -454,7 +439,7 @@ async def test_what_the_provider_has_forgotten_fails_its_rows(make_input, stub, 
     source = make_input(4)
     prefix = "GET /batches/" if what == "batch" else "GET /files/"
     stub.faults = {prefix: [404]}
-    report = await run_batch(source, **options(stub, batch_requests=2))
+    report = await run_batch(source, **stub.options(batch_requests=2))
     assert (report.captioned, report.codes) == (2, {"batch_lost": 2})
 
 
@@ -463,28 +448,28 @@ async def test_a_run_that_continues_finds_its_batch_forgotten(make_input, stub, 
     source = make_input(2)
     stub.hold = True
     with pytest.raises(LimitReachedError):
-        await run_batch(source, **options(stub, batch_max_wait=1e-5))
+        await run_batch(source, **stub.options(batch_max_wait=1e-5))
     stub.faults = {"GET /batches/": [404, 404]}
     status = run_command("batch", "status", source.with_name("input.captions.jsonl"))
     assert "the provider no longer has it" in status.stdout, status
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.captioned, report.codes) == (0, {"batch_lost": 2})
 
 
 async def test_an_endpoint_that_knows_no_files_has_no_batch_api(make_input, stub):
     stub.faults = {"POST /files": [404]}
     with pytest.raises(EndpointRefusedError, match="no batch API"):
-        await run_batch(make_input(1), **options(stub))
+        await run_batch(make_input(1), **stub.options())
 
 
 async def test_an_endpoint_that_creates_no_batches_ends_the_run(make_input, stub):
     """A file that is gone is uploaded again; one that is never found means that nothing will be."""
     stub.faults = {"POST /batches": [404]}
-    report = await run_batch(make_input(1), **options(stub))
+    report = await run_batch(make_input(1), **stub.options())
     assert report.captioned == 1
     stub.faults = {"POST /batches": [404] * 10}
     with pytest.raises(EndpointRefusedError, match="creates no batch"):
-        await run_batch(make_input(3), **options(stub))
+        await run_batch(make_input(3), **stub.options())
 
 
 async def test_a_list_that_is_not_there_leaves_it_open_whether_a_batch_was_created(
@@ -495,15 +480,15 @@ async def test_a_list_that_is_not_there_leaves_it_open_whether_a_batch_was_creat
     stub.lose_reply = {"POST /batches": 1}
     stub.faults = {"GET /batches": [404]}
     with pytest.raises(EndpointRefusedError, match="does not list"):
-        await run_batch(source, **options(stub))
-    report = await run_batch(source, **options(stub))
+        await run_batch(source, **stub.options())
+    report = await run_batch(source, **stub.options())
     assert (report.captioned, max(stub.paid.values())) == (2, 1)
 
 
 async def test_rows_of_a_rejected_batch_lose_no_attempt(make_input, stub):
     source = make_input(5)
     stub.fates = ["rejected"] * 3
-    report = await run_batch(source, **options(stub, max_attempts=3))
+    report = await run_batch(source, **stub.options(max_attempts=3))
     assert (report.captioned, report.failed) == (2, 3)
 
 
@@ -512,8 +497,8 @@ async def test_a_batch_beyond_the_limit_of_tokens_says_so(make_input, stub):
     source = make_input(4)
     stub.fates = ["too_many"] * 3
     with pytest.raises(EndpointRefusedError, match="--batch-requests"):
-        await run_batch(source, **options(stub))
-    report = await run_batch(source, **options(stub, batch_requests=2))
+        await run_batch(source, **stub.options())
+    report = await run_batch(source, **stub.options(batch_requests=2))
     assert report.captioned == 4
     assert max(stub.paid.values()) == 1
 
@@ -523,7 +508,7 @@ async def test_no_key_is_told(make_input, stub, monkeypatch, call):
     monkeypatch.setenv("OPENAI_API_KEY", "my-secret-key-123")
     stub.faults = {call: [401]}
     with pytest.raises(EndpointRefusedError) as error:
-        await run_batch(make_input(1), **options(stub))
+        await run_batch(make_input(1), **stub.options())
     assert "trouble with Bearer" in str(error.value)
     assert "my-secret-key-123" not in str(error.value)
 
@@ -543,9 +528,9 @@ async def test_failures_are_not_doubled_by_a_merge_that_was_cut_short(
 
     monkeypatch.setattr(JournalSink, "commit", crash)
     with pytest.raises(RuntimeError):
-        await run_batch(source, **options(stub))
+        await run_batch(source, **stub.options())
     monkeypatch.setattr(JournalSink, "commit", commit)
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.failed, report.pending, report.complete) == (3, 0, True)
     assert len(rows(source.with_name("input.captions.failed.jsonl"))) == 3
 
@@ -588,7 +573,7 @@ async def test_captions_of_batches_have_their_shape(make_input, stub):
     stub.answer = lambda _: (200, completion("An image of a cat. It sleeps."))
     shape = {"existing": "append", "forbid": "image of", "with_": "prompt,raw"}
     report = await run_batch(
-        source, **options(stub, **shape, caption_template="{{ id }}: {{ caption }}")
+        source, **stub.options(**shape, caption_template="{{ id }}: {{ caption }}")
     )
     assert (report.captioned, report.failed) == (2, 0)
     assert [row["caption"] for row in captions(source)] == ["0: mine, It sleeps.", "1: It sleeps."]

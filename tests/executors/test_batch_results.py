@@ -6,12 +6,10 @@ import asyncio
 import base64
 import json
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batchstub import BatchStub
 from conftest import rows
 from endpoint import completion
 
@@ -22,19 +20,6 @@ from captioner.executors.batch_api.ledger import Batch
 from captioner.executors.batch_api.results import MAX_LINE, Results, is_complete
 
 KEY = "sk-batch-KEYKEY-4711"
-
-
-@pytest.fixture
-def stub() -> Iterator[BatchStub]:
-    stub = BatchStub()
-    yield stub
-    stub.stop()
-
-
-def options(stub: BatchStub, **more: Any) -> dict[str, Any]:
-    return {
-        "base_url": stub.base_url, "model": "m", "batch_api": True, "batch_poll": 0.01, **more,
-    }  # fmt: skip
 
 
 def failures(source: Path) -> dict[int, dict[str, Any]]:
@@ -53,7 +38,7 @@ async def test_a_response_that_is_too_long_fails_alone(make_input, stub):
         200,
         completion("long " * (MAX_LINE // 4) if "q1" in str(body) else "a caption"),
     )
-    report = await run_batch(source, **options(stub, max_attempts=1))
+    report = await run_batch(source, **stub.options(max_attempts=1))
     assert (report.captioned, report.failed, report.complete) == (2, 1, True)
     assert failures(source)[1]["code"] == "reply_too_large"
 
@@ -99,10 +84,10 @@ async def test_a_file_of_results_that_does_not_end(make_input, stub, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr("captioner.executors.batch_api.steps.MAX_LINE", 1_000)
         with pytest.raises(EndpointRefusedError, match="more than 2000 bytes"):
-            await run_batch(source, **options(stub))
+            await run_batch(source, **stub.options())
     folder = source.with_name("input.captions.jsonl.batch")
     assert not [path for path in folder.iterdir() if "output" in path.name]
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert (report.captioned, max(stub.paid.values())) == (2, 1)
 
 
@@ -131,7 +116,7 @@ async def test_a_key_in_results_is_masked(make_input, stub, tmp_path, monkeypatc
         (tmp_path / "answers.jsonl").write_bytes(content)
         report = await run_batch(source, from_batch_file=tmp_path / "answers.jsonl", **common)
     else:
-        report = await run_batch(source, **options(stub, max_attempts=1))
+        report = await run_batch(source, **stub.options(max_attempts=1))
     assert (report.captioned, report.failed) == (2, 2)
     (row,) = [row for row in rows(source.with_name("input.captions.jsonl")) if row["id"] == 0]
     assert row["caption"].startswith("a photo of *** and ")
@@ -154,11 +139,11 @@ async def test_merging_lets_others_run_and_stops_when_it_is_told(make_input, stu
         cancel.request()
 
     watching = asyncio.create_task(stop_at_the_first())
-    report = await run_batch(source, **options(stub), progress=progress, cancel=cancel)
+    report = await run_batch(source, **stub.options(), progress=progress, cancel=cancel)
     await watching
     assert 0 < report.captioned < 200
     assert (report.stopped, report.complete) == ("interrupted", False)
-    report = await run_batch(source, **options(stub))
+    report = await run_batch(source, **stub.options())
     assert report.complete
     assert sorted(row["id"] for row in rows(source.with_name("input.captions.jsonl"))) == list(
         range(200)

@@ -37,7 +37,7 @@ def code_of(data: bytes) -> str:
 
 
 def is_right(data: bytes) -> bool:
-    """Tell whether what is sent shows the four quarters."""
+    """Return whether what is sent shows the four quarters."""
     with Image.open(io.BytesIO(sent(data).data)) as image:
         rgb = image.convert("RGB")
     places = [(x * SIZE[0] // 4, y * SIZE[1] // 4) for y in (1, 3) for x in (1, 3)]

@@ -24,7 +24,7 @@ from captioner.core.types import Caption, Failure, InputRecord, Usage
 from captioner.journal.finalize import order_output, write_array
 from captioner.journal.journal import Journal
 from captioner.journal.resume_filter import ResumeFilter
-from captioner.journal.writer import RowEncoder
+from captioner.journal.row_encoder import RowEncoder
 
 OUTPUT = FOLDER / "out.jsonl"
 ARRAY = FOLDER / "out.json"

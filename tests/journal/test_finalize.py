@@ -13,7 +13,7 @@ from captioner.journal import finalize
 from captioner.journal.disk import Files
 from captioner.journal.finalize import order_output, write_array
 from captioner.journal.journal import Journal
-from captioner.journal.writer import RowEncoder
+from captioner.journal.row_encoder import RowEncoder
 
 IDENTITY = RecordKeys(("caption",))
 ROWS = RowEncoder(IDENTITY, ("caption",))

@@ -5,7 +5,7 @@ import pytest
 
 from captioner.core.keys import RecordKeys, digest
 from captioner.core.types import Caption, Failure, InputRecord, Usage
-from captioner.journal.writer import RowEncoder
+from captioner.journal.row_encoder import RowEncoder
 
 IDENTITY = RecordKeys(("caption",))
 ROWS = RowEncoder(IDENTITY, ("caption",))

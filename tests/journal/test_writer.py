@@ -15,7 +15,8 @@ from captioner.core.progress import Progress
 from captioner.core.types import Caption, Failure, InputRecord, Usage
 from captioner.journal.disk import Files
 from captioner.journal.journal import Journal
-from captioner.journal.writer import JournalSink, RowEncoder
+from captioner.journal.row_encoder import RowEncoder
+from captioner.journal.writer import JournalSink
 
 IDENTITY = RecordKeys(("caption",))
 

@@ -157,8 +157,7 @@ async def test_tables_win_over_images(tmp_path, endpoint):
     found = await captioned(source, endpoint, tmp_path / "out.jsonl")
     assert [row["n"] for row in found.rows] == [0, 1]
     assert any(
-        "left aside, unless a record names them: 2 images or videos" in one
-        for one in found.warnings
+        "skipped, unless a record names them: 2 images or videos" in one for one in found.warnings
     )
 
 
@@ -283,7 +282,7 @@ async def test_links_to_folders_are_followed_but_in_no_circle(tmp_path, endpoint
         "a.jpg": mark(jpeg(0)), "below/b.jpg": mark(jpeg(1)), "linked/c.jpg": mark(jpeg(2)),
     }  # fmt: skip
     assert "links to folders that were followed: 1" in found.warnings
-    assert "links to a folder that contains them, left aside: 2" in found.warnings
+    assert "links to a folder that contains them, skipped: 2" in found.warnings
 
 
 async def test_a_pattern_goes_in_no_circle(tmp_path, endpoint):
@@ -372,7 +371,7 @@ async def test_files_of_other_kinds_are_counted_and_told(tmp_path, endpoint):
     output = source / "out.jsonl"
     found = await captioned(source, endpoint, output)
     assert len(found.rows) == 2
-    told = [one for one in found.warnings if "left aside" in one]
+    told = [one for one in found.warnings if "skipped" in one]
     assert told[1:] == []
     for part in ("2 .jxl", "1 .svg", "1 .jsonl", "1 without a suffix", "1 .txt", "below/b.jxl"):
         assert part in told[0]
@@ -478,7 +477,7 @@ async def test_an_image_that_cannot_be_read_is_named(tmp_path, endpoint):
     assert len(found.rows) == 1
     told = sorted(found.messages.splitlines())
     assert [one.partition(": ")[0] for one in told] == ["cut.jpg", "other.png", "page.jpg"]
-    assert told[2] == "page.jpg: the file is no image but a web page"
+    assert told[2] == "page.jpg: the file is not an image but a web page"
 
 
 async def test_links_to_nothing_hide_no_other_file(tmp_path, endpoint):

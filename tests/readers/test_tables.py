@@ -13,8 +13,8 @@ import pytest
 from conftest import jpeg
 from inputs import captioned
 
+from captioner.core import subprocesses
 from captioner.core.errors import DecoderError
-from captioner.readers import table_process
 from captioner.readers.rows import BATCH_BYTES
 from captioner.readers.table_child import MOST_ROW_BYTES
 from captioner.readers.table_process import TableReader, UnreadableRow
@@ -54,17 +54,18 @@ def wild_text():
 @pytest.fixture
 def dying(monkeypatch):
     """Make the first processes die by a signal when they are asked; return the list of starts."""
-    real = table_process.python
+    real = subprocesses.python
     starts: list[str] = []
 
     def make(name: str, times: int = 1, code: str = DIES):
         def python(module: str, *arguments: str) -> list[str]:
-            starts.append(module)
-            if len(starts) > times:
-                return real(module, *arguments)
-            return [sys.executable, "-c", code.format(name=name), *arguments]
+            if module == "captioner.readers.table_child":
+                starts.append(module)
+                if len(starts) <= times:
+                    return [sys.executable, "-c", code.format(name=name), *arguments]
+            return real(module, *arguments)
 
-        monkeypatch.setattr(table_process, "python", python)
+        monkeypatch.setattr(subprocesses, "python", python)
         return starts
 
     return make

@@ -1,13 +1,12 @@
-"""What a user does with a chat server, on servers that nobody here wrote."""
+"""What a user does with a chat server, on servers of other projects."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from conftest import command, jpeg, rows
 from real_servers import RealServer
 from waiting import LIMIT_S, wait_until
+from web import http_server
 
 SHORT = {
     "CAPTIONER_MAX_TOKENS": "12",
@@ -188,19 +188,11 @@ class _Files(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def files() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Files)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(_Files) as address:
+        yield address
 
 
 def test_image_that_the_server_cannot_read(chat, caption, files, tmp_path) -> None:

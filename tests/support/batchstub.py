@@ -57,6 +57,12 @@ class BatchStub:
         self.thread = threading.Thread(target=self.server.serve_forever)
         self.thread.start()
 
+    def options(self, **more: Any) -> dict[str, Any]:
+        """Options of a run that uses it."""
+        return {
+            "base_url": self.base_url, "model": "m", "batch_api": True, "batch_poll": 0.01, **more,
+        }  # fmt: skip
+
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}/v1"

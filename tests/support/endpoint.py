@@ -111,7 +111,7 @@ def start_and(
 
 
 class FakeEndpoint:
-    """Serves in a thread of its own, so that both this process and others can use it."""
+    """Serves in a separate thread, so that both this process and others can use it."""
 
     def __init__(self) -> None:
         self.behave: Callable[[Call], Reply | None] = lambda _: None

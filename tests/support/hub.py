@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from typing import ClassVar
+
+from web import http_server
 
 SHA = "a" * 40
 
@@ -66,9 +66,6 @@ class _Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 class WritableHub(_Hub):
@@ -146,7 +143,7 @@ def serving(
     repo: str, files: dict[str, bytes], kind: str = "datasets"
 ) -> AbstractContextManager[str]:
     """Serve the files of a data set, or of models; yield what HF_ENDPOINT is to be."""
-    return _running(type("Hub", (_Hub,), {"repo": repo, "files": files, "kind": kind}))
+    return http_server(type("Hub", (_Hub,), {"repo": repo, "files": files, "kind": kind}))
 
 
 def taking(
@@ -157,20 +154,7 @@ def taking(
     Its files change with each commit; ``made`` gets what was asked for to make it.
     """
     own = {"repo": repo, "files": files, "kind": "datasets", "token": token, "made": made}
-    return _running(type("Hub", (WritableHub,), {**own, "stored": {}}))
-
-
-@contextmanager
-def _running(hub: type[_Hub]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return http_server(type("Hub", (WritableHub,), {**own, "stored": {}}))
 
 
 def oid(data: bytes) -> str:

@@ -196,7 +196,7 @@ def _write_model(name: str, say: Callable[[str], None]) -> None:
 
 
 def is_installed(name: str) -> bool:
-    """Tell whether a server can be started."""
+    """Return whether a server can be started."""
     recipe = RECIPES[name]
     if recipe.debian:
         return Path(recipe.program).exists()

@@ -1,4 +1,4 @@
-"""A model server of one's own: started for a run, watched, started again, and stopped."""
+"""A local model server: started for a run, watched, started again, and stopped."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Limits:
         """Return lower limits; None if these cannot be lowered.
 
         Args:
-            cache: The memory for contexts is too small. Otherwise all memory is used up.
+            cache: The memory for contexts is too small; if False, all memory is used up.
         """
         context = max(min(self.context, LEAST_CONTEXT), self.context // 2)
         parallel = max(1, self.parallel // 2)
@@ -99,7 +99,7 @@ class Launcher:
         per_gpu: A server uses one GPU, so that there is one for each.
         parallel: Requests at once that suit it, at most.
         context: Tokens of a request that suit it.
-        named: Requests give the model by a name of ours; otherwise by its own.
+        named: Requests give the model by a name that captioner sets, and not by its own.
     """
 
     name: str
@@ -275,9 +275,6 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
-KILLED = 137
-"""Exit status of a process that SIGKILL ended: that of the system when memory is used up."""
-
 
 def lacks_memory(lines: Sequence[str]) -> str:
     """Return what the lines of a log say of memory: ``cache``, ``memory``, or nothing."""
@@ -297,7 +294,7 @@ _NO_NETWORK = re.compile(
 
 
 def lacks_network(lines: Sequence[str]) -> bool:
-    """Tell whether a log says that the model cannot be downloaded."""
+    """Return whether a log says that the model cannot be downloaded."""
     return any(map(_NO_NETWORK.search, lines))
 
 

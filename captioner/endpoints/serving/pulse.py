@@ -1,4 +1,4 @@
-"""Whether a server hangs, told from one that is busy."""
+"""Whether a server hangs, as opposed to one that is busy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the record that kills a server of one's own, and waits while the server starts again.
+"""Finds the record that kills a local server, and waits while the server starts again.
 
 When a server dies, every record in flight may be the cause. One that was in flight at `SUSPECT`
 deaths is sent alone: the others wait at the door until it has an answer. If the server dies with it
@@ -36,14 +36,14 @@ NOTICE_S = 5.0
 """Seconds in which a server whose connection broke ends, and this is noticed."""
 
 DYING_S = 60.0
-"""The same for one that says that its engine has died: it ends in order, which takes longer."""
+"""The same for one that says that its engine has died: a clean shutdown takes longer."""
 
 POLL_S = 0.2
 """Seconds between two looks at a lock, or at the state of a server that starts."""
 
 
 class Quarantine:
-    """The transport to a server of one's own.
+    """The transport to a local server.
 
     Args:
         transport: Sends the requests.

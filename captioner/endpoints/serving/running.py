@@ -1,7 +1,7 @@
 """Files of the servers that run: by them other runs find a server, and workers learn its state.
 
-Each server has a folder that only its user can read. Locks tell what is alive; the system releases
-them when a process ends, however it ends::
+Each server has a folder that only its user can read. Locks show which are alive; the system
+releases them when a process ends, however it ends::
 
     STATE/captioner/servers/HOST-PORT/
         server.json    what the server is, and its state
@@ -53,7 +53,7 @@ class ServerState:
     why: str = ""
 
     def serves(self, serve: str) -> bool:
-        """Tell whether a run with this value of ``--serve`` may use it, now or once it is ready."""
+        """Return whether a run with this ``--serve`` may use it, now or once it is ready."""
         (kind, model), (own, name) = parse(serve), parse(self.serve)
         is_meant = model in (name, self.model) and (not kind or not own or kind == own)
         return self.shared and self.state != "failed" and is_meant

@@ -1,4 +1,4 @@
-"""One server of one's own: started, waited for, watched, started again when it dies, stopped."""
+"""One local server: started, waited for, watched, started again when it dies, stopped."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class Server:
         self._tell(f"ollama downloads {self._start.model}: {line.get('status', '')}{share}")
 
     def _lowered(self) -> bool:
-        """Lower the limits if it ended for lack of memory; tell whether its command changed."""
+        """Lower the limits if it ended for lack of memory; return whether its command changed."""
         lack = lacks_memory(list(self._process.lines)) if self._process is not None else ""
         if not lack:
             return False

@@ -1,7 +1,7 @@
 """Downloads the weights of a model for llama.cpp from Hugging Face.
 
 Run as a module with the name of a repository, and after a colon that of a quantization, it prints
-its progress and, as the last line, the path of the model. It is a process of its own, because a
+its progress and, as the last line, the path of the model. It is a separate process, because a
 download in a thread cannot be stopped.
 """
 

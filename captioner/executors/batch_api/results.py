@@ -1,4 +1,4 @@
-"""Reading files of results, whose content is the provider's word: nothing in them is trusted."""
+"""Reading files of results, which come from the provider: nothing in them is trusted."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def _address(ledger: Ledger) -> str:
     if not ledger.is_own:
         raise SettingsError(
             f"{ledger.folder / 'state.json'} was written by another user, on another machine, or "
-            f"by whoever made the data set. The key would be sent to {ledger.base_url}: if that is "
-            "yours, set CAPTIONER_BASE_URL to it."
+            f"by the author of the data set. The key would be sent to {ledger.base_url}: if that "
+            "is yours, set CAPTIONER_BASE_URL to it."
         )
     return ledger.base_url or "http://localhost"
 

@@ -1,1 +1,1 @@
-"""Runs on a Ray cluster: each actor captions shards with an engine and journals of its own."""
+"""Runs on a Ray cluster: each actor captions shards with its own engine and journals."""

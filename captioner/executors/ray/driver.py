@@ -85,7 +85,7 @@ async def run_on_ray(
     Args:
         settings: The settings; ``cluster`` names the cluster and the number of workers.
         progress: Kept up to date during the run, the sum of all workers.
-        cancel: Request it to stop the run in order.
+        cancel: Request it to stop the run cleanly.
         stopping: The name of ``cancel`` until version 0.2.
         warn: Called with the text of each warning.
 
@@ -187,7 +187,7 @@ class _Driver:
         journal: Path,
         failures: Path,
     ) -> bool:
-        """Prepare the shards' files; return whether the shards have inputs of their own."""
+        """Prepare the shards' files; return whether the shards have their own inputs."""
         settings = self._settings
         async with Engine.open(RunContext(settings, cancel=self._cancel)) as engine:
             shaping = settings.shaping(engine.model)

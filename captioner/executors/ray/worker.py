@@ -89,7 +89,7 @@ class ShardRunner:
         return Counters.of(now), now.in_flight, now.waiting
 
     def stop(self, *, forced: bool) -> None:
-        """Stop in order, or at once."""
+        """Stop cleanly, or at once."""
         with self.lock:
             self.stopped = True
             if self.cancel is not None:

@@ -162,7 +162,7 @@ class HttpFetcher:
                     return found
                 target = found
         except ValueError:
-            raise _refused(shown, "it, or where it redirects to, is no valid URL") from None
+            raise _refused(shown, "it, or where it redirects to, is not a valid URL") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _explained(error, shown) from None
         raise _refused(shown, f"it redirects more than {MAX_HOPS} times")

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address is public; an IPv4 address inside IPv6 counts as IPv4.
+    """Return whether an address is public; an IPv4 address inside IPv6 counts as IPv4.
 
     Raises:
         ValueError: It is not an IP address.
@@ -53,7 +53,7 @@ def _embedded(ip: IPv6Address) -> IPv4Address | None:
 
 
 def ends_in_number(host: str) -> bool:
-    """Tell whether a host is an IPv4 address in some notation (WHATWG URL, 3.5).
+    """Return whether a host is an IPv4 address in some notation (WHATWG URL, 3.5).
 
     Some libraries read such a host as an address and call no resolver.
     """
@@ -62,7 +62,7 @@ def ends_in_number(host: str) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Tell whether a host is an IP address, for which no resolver is called."""
+    """Return whether a host is an IP address, for which no resolver is called."""
     try:
         ip_address(host.partition("%")[0])
     except ValueError:

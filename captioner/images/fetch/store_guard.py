@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STOP_FIRST = 10
 STOP_LATER = 25
-"""Errors alike in a row, before the first object and after it, that stop the run."""
+"""Errors of the same kind in a row, before the first object and after it, that stop the run."""
 
 ATTEMPTS = 3
 """Attempts to read an object. A store that forbids it is asked once."""

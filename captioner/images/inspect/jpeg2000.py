@@ -11,7 +11,7 @@ _TILE_PART = 0xFF90
 
 
 def is_jpeg2000(data: bytes) -> bool:
-    """Tell whether a file is a JPEG 2000, with or without boxes around it."""
+    """Return whether a file is a JPEG 2000, with or without boxes around it."""
     return data.startswith((_BEGIN, _BOX))
 
 
@@ -21,7 +21,7 @@ def bits_a_channel(data: bytes) -> int:
 
 
 def has_all_tiles(data: bytes) -> bool:
-    """Tell whether a JPEG 2000 has each part of each tile; decoders leave missing ones black."""
+    """Return whether a JPEG 2000 has each part of each tile; decoders leave missing ones black."""
     at = data.find(_BEGIN)
     right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", data, at + 8)
     tiles = -(-(right - left) // width) * -(-(bottom - top) // height)

@@ -15,7 +15,7 @@ _TOLERANCE = 0.01
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Tell whether colours of this profile look right when they are shown as sRGB.
+    """Return whether colours of this profile look right when they are shown as sRGB.
 
     Profiles of the same colours have many names, so the primaries are compared. A grey profile
     needs a tone curve like that of sRGB. A profile that is empty or unreadable has no effect,
@@ -42,7 +42,7 @@ def is_srgb(profile: bytes) -> bool:
 
 
 def _is_srgb_curve(curve: bytes) -> bool:
-    """Tell whether a tone curve is close to that of sRGB: a gamma near 2.2, or a table."""
+    """Return whether a tone curve is close to that of sRGB: a gamma near 2.2, or a table."""
     if curve.startswith(b"curv"):
         (count,) = struct.unpack_from(">I", curve, 8)
         if count <= 1:

@@ -88,7 +88,7 @@ def _chunks(data: bytes, most: int) -> dict[bytes, memoryview]:
     return chunks
 
 
-def mended_webp(data: bytes) -> bytes:
+def repaired_webp(data: bytes) -> bytes:
     """Return a WebP whose lengths are those of what is there.
 
     Cut chunks are left out, except EXIF and XMP, which may tell the orientation.

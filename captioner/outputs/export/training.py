@@ -176,7 +176,7 @@ def write_sidecars(reader: OutputReader, target: Path, *, suffix: str, overwrite
     warn_count(kept, *kept_files, "--overwrite replaces them")
     no_file = ("caption has no file", "captions have no file")
     warn_count(same_name, *no_file, "an earlier image has the same name, apart from its extension")
-    warn_count(without_file, *no_file, "the image has no file of its own")
+    warn_count(without_file, *no_file, "the image is not a separate file")
 
 
 def _sidecar(

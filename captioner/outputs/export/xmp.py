@@ -64,7 +64,7 @@ def write_xmp(reader: OutputReader, target: Path, *, overwrite: bool) -> None:
         except (OSError, BadImageError, OutputDamagedError):
             left_out += 1
     warn_count(kept, "XMP file was kept", "XMP files were kept", "--overwrite adds the captions")
-    _warn_left_out(left_out, "the image has no file of its own, or its XMP cannot be read")
+    _warn_left_out(left_out, "the image is not a separate file, or its XMP cannot be read")
 
 
 def write_images(reader: OutputReader, target: Path, *, overwrite: bool) -> None:

@@ -1,6 +1,6 @@
 """Captions records again that a reviewer marked, by the command that a person would type.
 
-The page shows the command, and starts it as a process of its own if that can do nothing unforeseen:
+The page shows the command, and starts it as a separate process if that can do nothing unforeseen:
 only for a page that no other machine reaches, with an endpoint that the output remembers, and if no
 other record of the input is pending, which the command would caption as well.
 """
@@ -75,7 +75,7 @@ class Recaptioner:
             if self._store.reader.settings.get("stages"):
                 raise ValueError("the output was made in stages: change their prompts in its file")
             if len(fields) > 1:
-                raise ValueError("each field has a question of its own: write them with --ask")
+                raise ValueError("each field has its own question: write them with --ask")
             words.append(f"--ask={fields[0]}={question}")
         return words
 
@@ -145,7 +145,7 @@ class Recaptioner:
                 "pending, which the command would caption too: paste it, or finish the run first"
             )
         if self.is_running:
-            raise ValueError("a run is going on already")
+            raise ValueError("a run is already in progress")
         self._said.clear()
         self._process = await asyncio.create_subprocess_exec(
             *python("captioner", *words),

@@ -1,9 +1,9 @@
-"""A private SQLite file beside an output, used again only if this program left it whole.
+"""A private SQLite file beside an output, used again only if this program closed it.
 
 SQLite trusts the files that it opens, and a data set from a stranger may bring one with any name.
-So the header of a file must hold a digest of the file's own device and inode, which nobody can
-know who packs a file elsewhere. The digest is written when the file is closed: what a crash left,
-a copy and everything strange is removed and made anew.
+So the header of a file must hold a digest of the file's own device and inode, which the author of
+a data set cannot know. The digest is written when the file is closed. A file that a crash left, a
+copy or any other file is removed, and a new one is made.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Database:
 
     Args:
         path: The file.
-        about: What its content depends on; a file about something else is made anew.
+        about: What its content depends on; a file about something else is replaced.
 
     Attributes:
         connection: The database. Changes are lost, and the file with them, unless it is closed.

@@ -1,7 +1,7 @@
 """An index of an output's rows: what they are filtered by, and the words in them.
 
 It follows the output as it grows. What is found by words is looked at again in the rows, for the
-index knows only which words a row has. It holds no caption, but it can tell words of them.
+index knows only which words a row has. It holds no captions, but their words can be read from it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RowIndex:
 
     Args:
         path: The file.
-        about: What the rows depend on; an index of something else is made anew.
+        about: What the rows depend on; an index of something else is replaced.
 
     Attributes:
         count: Rows that are indexed: those with smaller numbers.

@@ -300,7 +300,7 @@ class Viewer:
 
 
 class ViewerThread(ServerThread):
-    """Runs a viewer in a thread of its own, so that it cannot delay a run.
+    """Runs a viewer in a separate thread, so that it cannot delay a run.
 
     Attributes:
         url: The page's address, with the token.

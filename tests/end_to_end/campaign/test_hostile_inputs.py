@@ -20,6 +20,7 @@ from conftest import command, jpeg, rows
 from endpoint import FakeEndpoint
 from samples import bomb, png
 from tally import tally
+from web import http_server
 
 CEILING = 2_500 << 20
 """Bytes of memory that a run takes at most, all its processes together, whatever its images."""
@@ -297,20 +298,12 @@ class Inside(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(jpeg(5))
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def inside() -> Iterator[int]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Inside)
     Inside.hits.clear()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server.server_address[1]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(Inside) as address:
+        yield int(address.rpartition(":")[2])
 
 
 @pytest.mark.parametrize("allowed", [False, True])

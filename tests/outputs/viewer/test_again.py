@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 from conftest import rows
 from endpoint import Reply, completion
+from page_requests import ask, send
 from waiting import LIMIT_S
 
 from captioner.outputs.viewer import Viewer, ViewerThread
@@ -21,19 +19,8 @@ from captioner.outputs.viewer import Viewer, ViewerThread
 QUESTION = "How many cats' tails, and what colour?"
 
 
-def send(page, what, **body):
-    request = urllib.request.Request(f"{page.url}api/{what}", json.dumps(body).encode())
-    try:
-        with urllib.request.urlopen(request) as reply:
-            return json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read())["error"]
-
-
 def status(page):
-    with urllib.request.urlopen(f"{page.url}api/status") as reply:
-        return json.loads(reply.read())
+    return ask(page, "status")
 
 
 def mark(page, *numbers):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from types import SimpleNamespace
 
 import pytest
 from conftest import command, rows
+from page_requests import ask, send
 from waiting import LIMIT_S
 
 from captioner.journal.companions import votes_path
@@ -47,35 +46,20 @@ def compare(view):
 
 def wait_for_pairs(page):
     until = time.monotonic() + LIMIT_S
-    while not get(page, "pair")["pairs"]:
+    while not ask(page, "pair")["pairs"]:
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def get(page, what):
-    with urllib.request.urlopen(f"{page.url}api/{what}") as reply:
-        return json.loads(reply.read())
-
-
-def send(page, what, **body):
-    request = urllib.request.Request(f"{page.url}api/{what}", json.dumps(body).encode())
-    try:
-        with urllib.request.urlopen(request) as reply:
-            return json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read())["error"]
 
 
 def vote_for(page, choose, most=COUNT):
     """Vote about pairs; `choose` gets the two captions. Return the pairs."""
     seen = []
-    found = get(page, "pair")
+    found = ask(page, "pair")
     while (pair := found["pair"]) and len(seen) < most:
         seen.append(pair)
         better = choose(*(texts[0] for texts in pair["captions"]))
         send(page, "vote", better=better, **{n: pair[n] for n in ("place", "first", "second")})
-        found = get(page, f"pair?from={pair['next']}")
+        found = ask(page, f"pair?from={pair['next']}")
     return seen
 
 
@@ -88,10 +72,10 @@ def test_each_image_is_voted_about_once(outputs, compare):
     page = compare(*outputs)
     seen = vote_for(page, for_second)
     assert sorted(pair["number"] for pair in seen) == [0, 1, 2, *range(4, COUNT)]
-    found = get(page, "pair")
+    found = ask(page, "pair")
     assert found["pair"] is None
     assert (found["voted"], found["equal"], found["left"]) == (COUNT - 1, 1, 0)
-    assert get(page, "result")["votes"] == {"first": 0, "second": COUNT - 1, "equal": 0}
+    assert ask(page, "result")["votes"] == {"first": 0, "second": COUNT - 1, "equal": 0}
 
 
 def test_a_vote_is_blind(outputs, compare):
@@ -114,7 +98,7 @@ def test_votes_are_kept_and_continued(outputs, compare):
     kept = rows(outputs[0].with_name("a.votes.jsonl"))
     assert [one["better"] for one in kept] == ["second"] * 4
     page = compare(*outputs)
-    assert get(page, "pair")["voted"] == 4
+    assert ask(page, "pair")["voted"] == 4
     assert len(vote_for(page, for_second)) == COUNT - 1 - 4
 
 
@@ -124,7 +108,7 @@ def test_a_vote_can_be_taken_back(outputs, compare):
     (pair,) = vote_for(page, for_second, most=1)
     about = {name: pair[name] for name in ("place", "first", "second")}
     assert send(page, "vote", better="none", **about)["voted"] == 0
-    assert get(page, "pair")["pair"] == pair
+    assert ask(page, "pair")["pair"] == pair
     assert send(page, "vote", better="both", **about) == (400, "'both' is no decision")
 
 
@@ -135,7 +119,7 @@ def test_votes_count_for_the_captions_they_were_about(outputs, compare):
     write(outputs[1], {number: f"second {number} anew" for number in range(COUNT)})
     about = {name: old[name] for name in ("place", "first", "second")}
     page = compare(*outputs)
-    assert get(page, "pair")["voted"] == 0
+    assert ask(page, "pair")["voted"] == 0
     assert send(page, "vote", better="left", **about) == (
         400, "these captions have changed; load the page again",
     )  # fmt: skip
@@ -152,7 +136,7 @@ def test_outputs_of_inputs_in_different_formats(tmp_path, compare):
         )
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     page = compare(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    found = get(page, "pair")
+    found = ask(page, "pair")
     assert (found["pairs"], found["by_image"]) == (5, True)
     left, right = (texts[0].split() for texts in found["pair"]["captions"])
     assert left[1] == right[1]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 
+import page_requests
 import pytest
 from conftest import rows
+from page_requests import ask
 
 from captioner.journal.companions import reviews_path
 
@@ -23,22 +23,13 @@ def output(tmp_path):
 
 
 def send(page, what, **body):
-    body.setdefault("generation", 1)
-    request = urllib.request.Request(f"{page.url}api/{what}", json.dumps(body).encode())
-    try:
-        with urllib.request.urlopen(request) as reply:
-            return json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read())["error"]
+    return page_requests.send(page, what, **{"generation": 1, **body})
 
 
 def shown(page, *numbers):
-    with urllib.request.urlopen(page.url + "api/status") as reply:
-        json.loads(reply.read())
+    ask(page, "status")
     asked = ",".join(map(str, numbers or range(len(CAPTIONS))))
-    with urllib.request.urlopen(f"{page.url}api/rows?numbers={asked}") as reply:
-        found = json.loads(reply.read())
+    found = ask(page, f"rows?numbers={asked}")
     return [(row["verdict"], row["captions"]["caption"]) for row in found]
 
 

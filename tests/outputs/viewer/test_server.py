@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import jpeg, rows
+from page_requests import send
 from PIL import Image
 
 from captioner import run_batch
@@ -35,14 +36,7 @@ def found(url):
 
 
 def say(page, **said):
-    data = said if "verdict" in said else None
-    request = urllib.request.Request(f"{page.url}api/review", json.dumps(data or said).encode())
-    try:
-        with urllib.request.urlopen(request) as reply:
-            return json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read())["error"]
+    return send(page, "review", **said)
 
 
 def test_who_does_not_know_the_token_sees_nothing(captioned, view):

@@ -1,4 +1,4 @@
-"""What a decoder gets of a damaged image."""
+"""Damaged images as a decoder gets them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from captioner.images.inspect.formats import media_type_of, read_structure
 from captioner.images.inspect.jpeg_pieces import jpeg_pieces
 from captioner.images.inspect.png import reduced_png
 from captioner.images.inspect.structure import DoubtfulImageError, LongWalkError, corrupt
-from captioner.images.inspect.webp import mended_webp
+from captioner.images.inspect.webp import repaired_webp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,12 +20,12 @@ _LARGE = 4 << 20
 """Bytes of a damaged file; each may take 60 when it is taken apart."""
 
 
-class Mended(NamedTuple):
+class Repaired(NamedTuple):
     """An image as a decoder can read it.
 
     Attributes:
-        data: The file, without what decoders stumble over.
-        doubt: What is not as it must be; only decoding tells whether the image is whole.
+        data: The file, without what decoders cannot handle.
+        doubt: What is not as it must be; only decoding shows whether the image is whole.
         pieces: The data of a JPEG in doubt; each piece but the last ends with data of a scan.
     """
 
@@ -34,7 +34,7 @@ class Mended(NamedTuple):
     pieces: tuple[bytes, ...] = ()
 
 
-def mended(data: bytes, before_heavy: Callable[[], None] = lambda: None) -> Mended:
+def repaired(data: bytes, before_heavy: Callable[[], None] = lambda: None) -> Repaired:
     """Return what a decoder gets. Sound files are unchanged, except that a PNG loses its text.
 
     Args:
@@ -58,19 +58,19 @@ def mended(data: bytes, before_heavy: Callable[[], None] = lambda: None) -> Mend
         if len(data) > _LARGE:
             before_heavy()
     if media_type_of(data) == "image/png":
-        return Mended(reduced_png(data), doubt)
+        return Repaired(reduced_png(data), doubt)
     if doubt and media_type_of(data) == "image/webp":
-        return Mended(mended_webp(data), doubt)
+        return Repaired(repaired_webp(data), doubt)
     if doubt and data.startswith(b"\xff\xd8"):
         try:
             pieces = jpeg_pieces(data)
         except (IndexError, KeyError, ValueError, struct.error):
             raise corrupt("its headers cannot be read") from None
-        return Mended(b"".join(pieces), doubt, pieces)
-    return Mended(data, doubt)
+        return Repaired(b"".join(pieces), doubt, pieces)
+    return Repaired(data, doubt)
 
 
 def _is_pcx_without_palette(data: bytes) -> bool:
-    """Tell whether the palette is missing at the end, without which colours would be grey."""
+    """Return whether the palette is missing at the end, without which colours would be grey."""
     is_indexed = data[:1] == b"\n" and data[65:66] == b"\1"
     return is_indexed and data[68:69] != b"\2" and data[-769:-768] != b"\x0c"
