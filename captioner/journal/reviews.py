@@ -83,6 +83,8 @@ class Reviews(AppendedFile):
 
     def _forget(self) -> None:
         self._found.clear()
+        if self.changes is not None:
+            self.changes.clear()
 
     def _take(self, line: bytes) -> None:
         self._store(_parsed(line))
@@ -110,13 +112,13 @@ class Reviews(AppendedFile):
         self._append([_line(review, at) for review in reviews])
 
     def _store(self, review: Review) -> None:
-        if self.changes is not None:
-            self.changes.append(review)
         if review.verdict == "none":
             self._found.pop((review.key, review.of), None)
         else:
             self._found[review.key, review.of] = review
             self._keys.add(review.key)
+        if self.changes is not None:  # last: a row that is indexed from now on finds the review
+            self.changes.append(review)
 
 
 def _line(review: Review, at: str) -> bytes:

@@ -164,16 +164,26 @@ class RowIndex:
                 self._verdicts = {VERDICTS[verdict]: count for verdict, count in counts}
             return self._verdicts
 
-    def find(self, query: Query, first: int, step: int, most: int) -> list[int]:
-        """Return rows that match a query but for its text, in order, from one of them."""
+    def find(self, query: Query, first: int, step: int, most: int) -> tuple[list[int], int]:
+        """Return rows that match a query but for its text, in order, from one of them.
+
+        Returns:
+            The rows, and the last one that was considered. Rows that are added later are none of
+            these.
+        """
         conditions, values = _conditions(query)
         beyond, order = (">=", "ASC") if step > 0 else ("<=", "DESC")
         with self._lock:
-            return self._numbers(
+            numbers = self._numbers(
                 f"SELECT number FROM rows WHERE {conditions} AND number {beyond} ? "
                 f"ORDER BY number {order} LIMIT ?",
                 (*values, first, most),
             )
+            return numbers, numbers[-1] if len(numbers) == most else self._end(step)
+
+    def _end(self, step: int) -> int:
+        """Return the last row in a direction."""
+        return self.count - 1 if step > 0 else 0
 
     def total(self, query: Query) -> int:
         """Return the number of rows that match a query but for its text."""
@@ -182,55 +192,55 @@ class RowIndex:
             return int(self._numbers(f"SELECT count(*) FROM rows WHERE {conditions}", values)[0])
 
     def find_text(self, query: Query, first: int, step: int, most: int) -> tuple[list[int], int]:
-        """Return rows that may match a query with a text, and the last number that was considered.
+        """Return rows that may match a query with a text, and the last one that was considered.
 
         Raises:
             LookupError: The index does not narrow the search.
         """
-        match = self._match(query.text)
-        if match is None:
-            if not query.needs_index:
-                raise LookupError
-            numbers = self.find(query, first, step, most)
-            end = self.count if step > 0 else 0
-            return numbers, numbers[-1] if len(numbers) == most else end
+        with self._lock:  # at once: rows that are added bring words that are no terms yet
+            match = self._match(query.text)
+            if match is not None:
+                return self._find_words(match, query, first, step, most)
+            if query.needs_index:
+                return self.find(query, first, step, most)
+            raise LookupError
+
+    def _find_words(
+        self, match: str, query: Query, first: int, step: int, most: int
+    ) -> tuple[list[int], int]:
         beyond, order = (">=", "ASC") if step > 0 else ("<=", "DESC")
         rest = f"{beyond} ? ORDER BY 1 {order} LIMIT ?"
-        edited = VERDICTS.index("edited")
-        with self._lock:
-            found = self._numbers(
-                f"SELECT rowid FROM words WHERE words MATCH ? AND rowid {rest}",
-                (match, first, most),
-            )
-            by_hand = self._numbers(
-                f"SELECT number FROM rows WHERE verdict = ? AND number {rest}",
-                (edited, first, most),
-            )
-            ends = [some[-1] for some in (found, by_hand) if len(some) == most]
-            last = (min(ends) if step > 0 else max(ends)) if ends else self.count if step > 0 else 0
-            some = {number for number in (*found, *by_hand) if (last - number) * step >= 0}
-            conditions, values = _conditions(query)
-            numbers = self._numbers(
-                f"SELECT number FROM rows WHERE {conditions} "
-                f"AND number IN ({','.join('?' * len(some))}) ORDER BY 1 {order}",
-                (*values, *some),
-            )
+        found = self._numbers(
+            f"SELECT rowid FROM words WHERE words MATCH ? AND rowid {rest}", (match, first, most)
+        )
+        by_hand = self._numbers(
+            f"SELECT number FROM rows WHERE verdict = ? AND number {rest}",
+            (VERDICTS.index("edited"), first, most),
+        )
+        ends = [some[-1] for some in (found, by_hand) if len(some) == most]
+        last = (min(ends) if step > 0 else max(ends)) if ends else self._end(step)
+        some = {number for number in (*found, *by_hand) if (last - number) * step >= 0}
+        conditions, values = _conditions(query)
+        numbers = self._numbers(
+            f"SELECT number FROM rows WHERE {conditions} "
+            f"AND number IN ({','.join('?' * len(some))}) ORDER BY 1 {order}",
+            (*values, *some),
+        )
         return numbers, last
 
     def _match(self, text: str) -> str | None:
         """Return an expression for the rows with a text in their words; None if most have it."""
         text = text.casefold()
         needed = []
-        with self._lock:
-            for found in _TERM.finditer(text):
-                before = "%" if found.start() == 0 else ""
-                after = "%" if found.end() == len(text) else ""
-                terms = self._do(
-                    "SELECT term FROM terms WHERE term LIKE ? LIMIT ?",
-                    (before + found[0] + after, _MOST_TERMS),
-                ).fetchall()
-                if len(terms) < _MOST_TERMS:
-                    needed.append(" OR ".join(f'"{term}"' for (term,) in terms) or '""')
+        for found in _TERM.finditer(text):
+            before = "%" if found.start() == 0 else ""
+            after = "%" if found.end() == len(text) else ""
+            terms = self._do(
+                "SELECT term FROM terms WHERE term LIKE ? LIMIT ?",
+                (before + found[0] + after, _MOST_TERMS),
+            ).fetchall()
+            if len(terms) < _MOST_TERMS:
+                needed.append(" OR ".join(f'"{term}"' for (term,) in terms) or '""')
         return " AND ".join(f"({terms})" for terms in needed) or None
 
     def choices(self) -> dict[str, list[tuple[int, int, int]]]:
