@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Verdict = Literal["accepted", "edited", "rejected", "again", "none"]
 """``again`` marks a record to be captioned again, ``none`` withdraws the earlier review."""
 
+_sorted_json = json.JSONEncoder(sort_keys=True).encode  # knows integers of any size
+
 
 class Review(NamedTuple):
     """The review of one record's captions.
@@ -56,7 +58,7 @@ def verdict_of(value: Any) -> Verdict:
 def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     """Return a hash of a row's captions; missing fields are left out."""
     captions = {name: row[name] for name in fields if name in row}
-    return digest(json.dumps(captions, sort_keys=True).encode()).hex()  # integers of any size
+    return digest(_sorted_json(captions).encode()).hex()
 
 
 class Reviews(AppendedFile):

@@ -25,6 +25,9 @@ CHOICES = ("opening", "prompt", "model")
 """Columns by whose most frequent values rows are filtered."""
 
 MOST_CHOICES = 20
+_BANDS = 4
+"""Parts of a fingerprint, of 16 bits each."""
+
 _CANDIDATES = 50
 """Captions with an equal part of the fingerprint that a new one is compared with."""
 
@@ -32,6 +35,8 @@ _MOST_TERMS = 500
 """Terms of one word of a query; a word with more of them does not narrow a search."""
 
 _TERM = re.compile(r"[0-9a-z\u0080-\U0010ffff]+")
+"""A term of the tokenizer ``ascii`` in text that is case-folded."""
+
 _SCHEMA = """
 CREATE TABLE rows (
     number INTEGER PRIMARY KEY, judged INT, verdict INT, chars INT, edited INT, flags TEXT,
@@ -46,6 +51,8 @@ CREATE VIRTUAL TABLE terms USING fts5vocab (words, 'row');
 CREATE TABLE state (count INT, last BLOB, changed INT);
 INSERT INTO state VALUES (0, x'', 0);
 """
+_NEWEST = f"SELECT number, print FROM parts WHERE part = ? ORDER BY 1 DESC LIMIT {_CANDIDATES}"
+_SIMILAR = " UNION ALL ".join([f"SELECT * FROM ({_NEWEST})"] * _BANDS)
 
 
 class IndexedRow(NamedTuple):
@@ -90,20 +97,20 @@ class RowIndex:
         self._database = Database(path, about)
         self._verdicts: dict[str, int] | None = None  # until the next change
         self._do = self._database.connection.execute
+        self._do_all = self._database.connection.executemany
         if self._database.is_new:
             self._database.connection.executescript(_SCHEMA)
         self.count, self.last, self.changed = self._do("SELECT * FROM state").fetchone()
+        self._do("BEGIN")  # until it is closed: what was not is made anew
 
     def add(self, rows: Iterable[IndexedRow | None], last: bytes) -> None:
         """Add rows after those that are there; None is one that cannot be read."""
         with self._lock:
-            self._do("BEGIN")
             number = self.count
             for row in rows:
                 if row is not None:
                     self._add(number, row)
                 number += 1
-            self._do("COMMIT")
             self.count, self.last, self._verdicts = number, last, None
 
     def _add(self, number: int, row: IndexedRow) -> None:
@@ -118,24 +125,20 @@ class RowIndex:
             hashed(row.opening), hashed(row.prompt), hashed(row.model),
         )  # fmt: skip
         self._do(f"INSERT INTO rows VALUES ({','.join('?' * len(values))})", values)
-        words = " ".join(_TERM.findall(row.text)).encode(errors="replace").decode()
-        self._do("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, words))
+        text = row.text.encode(errors="replace").decode()
+        self._do("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, text))
 
     def _add_near(self, number: int, caption: str) -> bool:
         """Return whether a caption nearly repeats an earlier one, which then does so as well."""
         own = simhash(caption)
-        parts = [band << 16 | own >> 16 * band & 0xFFFF for band in range(4)]
-        near = set()
-        for part in parts:
-            for other, print_ in self._do(
-                "SELECT number, print FROM parts WHERE part = ? ORDER BY number DESC LIMIT ?",
-                (part, _CANDIDATES),
-            ):
-                if (own ^ print_ & (1 << 64) - 1).bit_count() <= NEAR_BITS:
-                    near.add(other)
+        parts = [band << 16 | own >> 16 * band & 0xFFFF for band in range(_BANDS)]
+        near = {
+            other
+            for other, print_ in self._do(_SIMILAR, parts)
+            if (own ^ print_ & (1 << 64) - 1).bit_count() <= NEAR_BITS
+        }
         signed = own - (own >> 63 << 64)
-        for part in parts:
-            self._do("INSERT INTO parts VALUES (?, ?, ?)", (part, number, signed))
+        self._do_all("INSERT INTO parts VALUES (?, ?, ?)", [(one, number, signed) for one in parts])
         for other in near:
             self._do("UPDATE rows SET near = 1 WHERE number = ?", (other,))
         return bool(near)
@@ -143,11 +146,9 @@ class RowIndex:
     def judge(self, reviews: Iterable[tuple[int, str, int | None]]) -> None:
         """Note reviews: by what they are found, the verdict, and the characters of an edit."""
         with self._lock:
-            self._do("BEGIN")
             for judged, verdict, edited in reviews:
                 values = VERDICTS.index(verdict), edited, judged
                 self._do("UPDATE rows SET verdict = ?, edited = ? WHERE judged = ?", values)
-            self._do("COMMIT")
             self._verdicts = None
 
     def forget_reviews(self) -> None:
@@ -261,10 +262,15 @@ class RowIndex:
     def close(self, *, keep: bool = True) -> None:
         """Close the index; remove its file unless it is to be kept."""
         with self._lock:
-            if keep:
-                state = self.count, self.last, self.changed
-                self._do("UPDATE state SET count = ?, last = ?, changed = ?", state)
-            self._database.close(keep=keep)
+            is_whole = False
+            try:
+                if keep:
+                    state = self.count, self.last, self.changed
+                    self._do("UPDATE state SET count = ?, last = ?, changed = ?", state)
+                    self._do("COMMIT")
+                    is_whole = True
+            finally:
+                self._database.close(keep=is_whole)
 
 
 def hashed(text: str) -> int:
