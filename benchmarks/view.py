@@ -43,7 +43,7 @@ def write(path: Path, count: int) -> None:
             row = {"id": number, "image": f"images/{number}.jpg", "caption": text}
             if number % (count // 5) == 7:
                 row["caption"] += " and a zebra"
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
 def find(store: ViewerStore, query: Query) -> tuple[int, float]:
@@ -89,7 +89,7 @@ def main(count: int) -> None:
         watch = Watch()
         while store.indexer.advance():
             pass
-        print(f"| index all rows: {index_path(output).stat().st_size >> 20} MB | {watch} |")
+        print(f"| index all rows | {watch} |")
         for name, query in (
             ("a rare word", Query(text="Zebra")),
             ("a word of another script", Query(text="шум")),
@@ -109,6 +109,7 @@ def main(count: int) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"| peak RSS, MB | {peak:.0f} | |")
         store.close()
+        print(f"| index on the disk, MB | {index_path(output).stat().st_size >> 20} | |")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Verdict = Literal["accepted", "edited", "rejected", "again", "none"]
 """``again`` marks a record to be captioned again, ``none`` withdraws the earlier review."""
 
+_sorted_json = json.JSONEncoder(sort_keys=True).encode  # knows integers of any size
+
 
 class Review(NamedTuple):
     """The review of one record's captions.
@@ -56,7 +58,7 @@ def verdict_of(value: Any) -> Verdict:
 def fingerprint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     """Return a hash of a row's captions; missing fields are left out."""
     captions = {name: row[name] for name in fields if name in row}
-    return digest(json.dumps(captions, sort_keys=True).encode()).hex()  # integers of any size
+    return digest(_sorted_json(captions).encode()).hex()
 
 
 class Reviews(AppendedFile):
@@ -83,6 +85,8 @@ class Reviews(AppendedFile):
 
     def _forget(self) -> None:
         self._found.clear()
+        if self.changes is not None:
+            self.changes.clear()
 
     def _take(self, line: bytes) -> None:
         self._store(_parsed(line))
@@ -110,13 +114,13 @@ class Reviews(AppendedFile):
         self._append([_line(review, at) for review in reviews])
 
     def _store(self, review: Review) -> None:
-        if self.changes is not None:
-            self.changes.append(review)
         if review.verdict == "none":
             self._found.pop((review.key, review.of), None)
         else:
             self._found[review.key, review.of] = review
             self._keys.add(review.key)
+        if self.changes is not None:  # last: a row that is indexed from now on finds the review
+            self.changes.append(review)
 
 
 def _line(review: Review, at: str) -> bytes:

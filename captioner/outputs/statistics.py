@@ -7,8 +7,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from functools import lru_cache
-from itertools import accumulate
-from sys import byteorder
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from xxhash import xxh3_64_digest
@@ -40,6 +39,11 @@ _LANES = [
     for byte in range(256)
 ]
 """The bits of a byte, each in two bytes."""
+
+_EACH_LANE = int.from_bytes(64 * b"\0\1", "big")
+_HIGHEST = (1 << 15) - 1
+_AS_DIGIT = 128 * b"0" + 128 * b"1"
+"""The highest bit of a byte as a digit."""
 
 
 class Quality(NamedTuple):
@@ -172,16 +176,18 @@ def _near_duplicates(sample: list[str]) -> int:
 
 def opening_of(text: str) -> str:
     """Return the first words of a text, in lower case."""
-    return " ".join(_WORD.findall(text.lower())[:OPENING_WORDS])
+    words = islice(_WORD.finditer(text.lower()), OPENING_WORDS)
+    return " ".join(word[0] for word in words)
 
 
 def simhash(text: str) -> int:
     """Return the 64-bit fingerprint of a text; similar texts differ in few bits."""
     words = _WORD.findall(text.lower())[:_MOST_WORDS]
     pairs = words[1:] or words
-    counts = sum(map(_bits_of_pair, words, pairs)).to_bytes(128, byteorder)
-    half = len(pairs) / 2
-    return sum(1 << bit for bit, ones in enumerate(memoryview(counts).cast("H")) if ones > half)
+    counts = sum(map(_bits_of_pair, words, pairs))
+    # Lanes with more than half of the pairs get their highest bit, by one addition for all.
+    high = (counts + (_HIGHEST - len(pairs) // 2) * _EACH_LANE).to_bytes(128, "big")[::2]
+    return int(high.translate(_AS_DIGIT), 2)
 
 
 @lru_cache(1 << 16)

@@ -77,10 +77,8 @@ def find(store: ViewerStore, kind: str, query: Query, first: int, step: int) -> 
 def _find_indexed(
     store: ViewerStore, index: RowIndex, query: Query, first: int, step: int
 ) -> Found:
-    found = index.find(query, first, step, INDEXED_AT_ONCE)
-    at = index.count if step > 0 else -1
-    if len(found) == INDEXED_AT_ONCE:
-        at = found[-1] + step
+    found, last = index.find(query, first, step, INDEXED_AT_ONCE)
+    at = last + step
     is_first = first == (0 if step > 0 else index.count - 1)
     total = index.total(query) if is_first and index.count == len(store.rows) else None
     there = 0 <= at < len(store.rows) and not (query.needs_index and at == index.count)
@@ -99,6 +97,5 @@ def _find_text(store: ViewerStore, index: RowIndex, query: Query, first: int, st
         at = last + step
         if time.monotonic() > until:
             break
-    at = min(at, index.count)
     there = 0 <= at < len(store.rows) and not (query.needs_index and at == index.count)
     return Found(found, at if there else None, at, abs(at - first))

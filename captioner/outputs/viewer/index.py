@@ -25,6 +25,9 @@ CHOICES = ("opening", "prompt", "model")
 """Columns by whose most frequent values rows are filtered."""
 
 MOST_CHOICES = 20
+_BANDS = 4
+"""Parts of a fingerprint, of 16 bits each."""
+
 _CANDIDATES = 50
 """Captions with an equal part of the fingerprint that a new one is compared with."""
 
@@ -32,6 +35,8 @@ _MOST_TERMS = 500
 """Terms of one word of a query; a word with more of them does not narrow a search."""
 
 _TERM = re.compile(r"[0-9a-z\u0080-\U0010ffff]+")
+"""A term of the tokenizer ``ascii`` in text that is case-folded."""
+
 _SCHEMA = """
 CREATE TABLE rows (
     number INTEGER PRIMARY KEY, judged INT, verdict INT, chars INT, edited INT, flags TEXT,
@@ -46,6 +51,8 @@ CREATE VIRTUAL TABLE terms USING fts5vocab (words, 'row');
 CREATE TABLE state (count INT, last BLOB, changed INT);
 INSERT INTO state VALUES (0, x'', 0);
 """
+_NEWEST = f"SELECT number, print FROM parts WHERE part = ? ORDER BY 1 DESC LIMIT {_CANDIDATES}"
+_SIMILAR = " UNION ALL ".join([f"SELECT * FROM ({_NEWEST})"] * _BANDS)
 
 
 class IndexedRow(NamedTuple):
@@ -90,20 +97,20 @@ class RowIndex:
         self._database = Database(path, about)
         self._verdicts: dict[str, int] | None = None  # until the next change
         self._do = self._database.connection.execute
+        self._do_all = self._database.connection.executemany
         if self._database.is_new:
             self._database.connection.executescript(_SCHEMA)
         self.count, self.last, self.changed = self._do("SELECT * FROM state").fetchone()
+        self._do("BEGIN")  # until it is closed: what was not is made anew
 
     def add(self, rows: Iterable[IndexedRow | None], last: bytes) -> None:
         """Add rows after those that are there; None is one that cannot be read."""
         with self._lock:
-            self._do("BEGIN")
             number = self.count
             for row in rows:
                 if row is not None:
                     self._add(number, row)
                 number += 1
-            self._do("COMMIT")
             self.count, self.last, self._verdicts = number, last, None
 
     def _add(self, number: int, row: IndexedRow) -> None:
@@ -118,24 +125,20 @@ class RowIndex:
             hashed(row.opening), hashed(row.prompt), hashed(row.model),
         )  # fmt: skip
         self._do(f"INSERT INTO rows VALUES ({','.join('?' * len(values))})", values)
-        words = " ".join(_TERM.findall(row.text)).encode(errors="replace").decode()
-        self._do("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, words))
+        text = row.text.encode(errors="replace").decode()
+        self._do("INSERT INTO words (rowid, text) VALUES (?, ?)", (number, text))
 
     def _add_near(self, number: int, caption: str) -> bool:
         """Return whether a caption nearly repeats an earlier one, which then does so as well."""
         own = simhash(caption)
-        parts = [band << 16 | own >> 16 * band & 0xFFFF for band in range(4)]
-        near = set()
-        for part in parts:
-            for other, print_ in self._do(
-                "SELECT number, print FROM parts WHERE part = ? ORDER BY number DESC LIMIT ?",
-                (part, _CANDIDATES),
-            ):
-                if (own ^ print_ & (1 << 64) - 1).bit_count() <= NEAR_BITS:
-                    near.add(other)
+        parts = [band << 16 | own >> 16 * band & 0xFFFF for band in range(_BANDS)]
+        near = {
+            other
+            for other, print_ in self._do(_SIMILAR, parts)
+            if (own ^ print_ & (1 << 64) - 1).bit_count() <= NEAR_BITS
+        }
         signed = own - (own >> 63 << 64)
-        for part in parts:
-            self._do("INSERT INTO parts VALUES (?, ?, ?)", (part, number, signed))
+        self._do_all("INSERT INTO parts VALUES (?, ?, ?)", [(one, number, signed) for one in parts])
         for other in near:
             self._do("UPDATE rows SET near = 1 WHERE number = ?", (other,))
         return bool(near)
@@ -143,11 +146,9 @@ class RowIndex:
     def judge(self, reviews: Iterable[tuple[int, str, int | None]]) -> None:
         """Note reviews: by what they are found, the verdict, and the characters of an edit."""
         with self._lock:
-            self._do("BEGIN")
             for judged, verdict, edited in reviews:
                 values = VERDICTS.index(verdict), edited, judged
                 self._do("UPDATE rows SET verdict = ?, edited = ? WHERE judged = ?", values)
-            self._do("COMMIT")
             self._verdicts = None
 
     def forget_reviews(self) -> None:
@@ -164,16 +165,26 @@ class RowIndex:
                 self._verdicts = {VERDICTS[verdict]: count for verdict, count in counts}
             return self._verdicts
 
-    def find(self, query: Query, first: int, step: int, most: int) -> list[int]:
-        """Return rows that match a query but for its text, in order, from one of them."""
+    def find(self, query: Query, first: int, step: int, most: int) -> tuple[list[int], int]:
+        """Return rows that match a query but for its text, in order, from one of them.
+
+        Returns:
+            The rows, and the last one that was considered. Rows that are added later are none of
+            these.
+        """
         conditions, values = _conditions(query)
         beyond, order = (">=", "ASC") if step > 0 else ("<=", "DESC")
         with self._lock:
-            return self._numbers(
+            numbers = self._numbers(
                 f"SELECT number FROM rows WHERE {conditions} AND number {beyond} ? "
                 f"ORDER BY number {order} LIMIT ?",
                 (*values, first, most),
             )
+            return numbers, numbers[-1] if len(numbers) == most else self._end(step)
+
+    def _end(self, step: int) -> int:
+        """Return the last row in a direction."""
+        return self.count - 1 if step > 0 else 0
 
     def total(self, query: Query) -> int:
         """Return the number of rows that match a query but for its text."""
@@ -182,55 +193,55 @@ class RowIndex:
             return int(self._numbers(f"SELECT count(*) FROM rows WHERE {conditions}", values)[0])
 
     def find_text(self, query: Query, first: int, step: int, most: int) -> tuple[list[int], int]:
-        """Return rows that may match a query with a text, and the last number that was considered.
+        """Return rows that may match a query with a text, and the last one that was considered.
 
         Raises:
             LookupError: The index does not narrow the search.
         """
-        match = self._match(query.text)
-        if match is None:
-            if not query.needs_index:
-                raise LookupError
-            numbers = self.find(query, first, step, most)
-            end = self.count if step > 0 else 0
-            return numbers, numbers[-1] if len(numbers) == most else end
+        with self._lock:  # at once: rows that are added bring words that are no terms yet
+            match = self._match(query.text)
+            if match is not None:
+                return self._find_words(match, query, first, step, most)
+            if query.needs_index:
+                return self.find(query, first, step, most)
+            raise LookupError
+
+    def _find_words(
+        self, match: str, query: Query, first: int, step: int, most: int
+    ) -> tuple[list[int], int]:
         beyond, order = (">=", "ASC") if step > 0 else ("<=", "DESC")
         rest = f"{beyond} ? ORDER BY 1 {order} LIMIT ?"
-        edited = VERDICTS.index("edited")
-        with self._lock:
-            found = self._numbers(
-                f"SELECT rowid FROM words WHERE words MATCH ? AND rowid {rest}",
-                (match, first, most),
-            )
-            by_hand = self._numbers(
-                f"SELECT number FROM rows WHERE verdict = ? AND number {rest}",
-                (edited, first, most),
-            )
-            ends = [some[-1] for some in (found, by_hand) if len(some) == most]
-            last = (min(ends) if step > 0 else max(ends)) if ends else self.count if step > 0 else 0
-            some = {number for number in (*found, *by_hand) if (last - number) * step >= 0}
-            conditions, values = _conditions(query)
-            numbers = self._numbers(
-                f"SELECT number FROM rows WHERE {conditions} "
-                f"AND number IN ({','.join('?' * len(some))}) ORDER BY 1 {order}",
-                (*values, *some),
-            )
+        found = self._numbers(
+            f"SELECT rowid FROM words WHERE words MATCH ? AND rowid {rest}", (match, first, most)
+        )
+        by_hand = self._numbers(
+            f"SELECT number FROM rows WHERE verdict = ? AND number {rest}",
+            (VERDICTS.index("edited"), first, most),
+        )
+        ends = [some[-1] for some in (found, by_hand) if len(some) == most]
+        last = (min(ends) if step > 0 else max(ends)) if ends else self._end(step)
+        some = {number for number in (*found, *by_hand) if (last - number) * step >= 0}
+        conditions, values = _conditions(query)
+        numbers = self._numbers(
+            f"SELECT number FROM rows WHERE {conditions} "
+            f"AND number IN ({','.join('?' * len(some))}) ORDER BY 1 {order}",
+            (*values, *some),
+        )
         return numbers, last
 
     def _match(self, text: str) -> str | None:
         """Return an expression for the rows with a text in their words; None if most have it."""
         text = text.casefold()
         needed = []
-        with self._lock:
-            for found in _TERM.finditer(text):
-                before = "%" if found.start() == 0 else ""
-                after = "%" if found.end() == len(text) else ""
-                terms = self._do(
-                    "SELECT term FROM terms WHERE term LIKE ? LIMIT ?",
-                    (before + found[0] + after, _MOST_TERMS),
-                ).fetchall()
-                if len(terms) < _MOST_TERMS:
-                    needed.append(" OR ".join(f'"{term}"' for (term,) in terms) or '""')
+        for found in _TERM.finditer(text):
+            before = "%" if found.start() == 0 else ""
+            after = "%" if found.end() == len(text) else ""
+            terms = self._do(
+                "SELECT term FROM terms WHERE term LIKE ? LIMIT ?",
+                (before + found[0] + after, _MOST_TERMS),
+            ).fetchall()
+            if len(terms) < _MOST_TERMS:
+                needed.append(" OR ".join(f'"{term}"' for (term,) in terms) or '""')
         return " AND ".join(f"({terms})" for terms in needed) or None
 
     def choices(self) -> dict[str, list[tuple[int, int, int]]]:
@@ -251,10 +262,15 @@ class RowIndex:
     def close(self, *, keep: bool = True) -> None:
         """Close the index; remove its file unless it is to be kept."""
         with self._lock:
-            if keep:
-                state = self.count, self.last, self.changed
-                self._do("UPDATE state SET count = ?, last = ?, changed = ?", state)
-            self._database.close(keep=keep)
+            is_whole = False
+            try:
+                if keep:
+                    state = self.count, self.last, self.changed
+                    self._do("UPDATE state SET count = ?, last = ?, changed = ?", state)
+                    self._do("COMMIT")
+                    is_whole = True
+            finally:
+                self._database.close(keep=is_whole)
 
 
 def hashed(text: str) -> int:

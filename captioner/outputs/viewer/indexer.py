@@ -37,7 +37,7 @@ class Indexer:
     """The index of a store's rows. Thread-safe.
 
     Attributes:
-        index: The index; None before the first step, and without full-text search in SQLite.
+        index: The index; None before the first step, and if there can be none.
     """
 
     def __init__(self, store: ViewerStore) -> None:
@@ -46,12 +46,22 @@ class Indexer:
         self._about = b""
         self._generation = -1
         self._reviews_seen = -1
+        self._refused = False
         self._lock = threading.RLock()
 
     @property
     def usable(self) -> RowIndex | None:
         """The index, unless another file has replaced the rows since."""
         return self.index if self._generation == self._store.rows.generation else None
+
+    @property
+    def count(self) -> int | None:
+        """The rows that are indexed; None if there can be no index.
+
+        There is none without full-text search in SQLite, and on a full disk.
+        """
+        index = self.usable
+        return index.count if index is not None else None if self._refused else 0
 
     def advance(self) -> bool:
         """Index some more rows; return whether there are others."""
@@ -66,12 +76,14 @@ class Indexer:
                 with suppress(sqlite3.Error, OSError):
                     self._open(changed)
             index = self.index
+            self._refused = index is None
             if index is None:
                 return False
             try:
                 self._add_rows(index, about)
             except sqlite3.Error:  # the disk is full, for example
                 self.close(keep=False)
+                self._refused = True
                 return False
             if index.count == len(rows):
                 index.changed = changed

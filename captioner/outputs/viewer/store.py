@@ -122,7 +122,7 @@ class ViewerStore:
             "failures_generation": self.failures.generation,
             "codes": self._count_codes(),
             "verdicts": self._count_verdicts(),
-            "indexed": index.count if (index := self.indexer.usable) else None,
+            "indexed": self.indexer.count,
             "undo": len(self.editor),
             "running": self.is_running(),
         }

@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -14,6 +17,7 @@ from endpoint import Reply, completion
 from captioner.core.keys import RecordKeys
 from captioner.journal.companions import index_path, reviews_path
 from captioner.journal.reviews import Review, Reviews, fingerprint
+from captioner.outputs.viewer import finding, index, indexer
 from captioner.outputs.viewer.finding import find
 from captioner.outputs.viewer.index import RowIndex
 from captioner.outputs.viewer.search import Query
@@ -141,6 +145,104 @@ def test_it_follows_the_output_and_the_reviews(output):
         assert numbers(store, repeated="exactly") == []
 
 
+def between_lines(at, act, of):
+    """Return a trace function that acts once, before a line of some files: the one at a number."""
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        if frame.f_code.co_filename not in of:
+            return None
+        if event == "line":
+            if seen == at:
+                act()
+            seen += 1
+        return trace
+
+    return trace, lambda: seen
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"text": "number 1"}, [1, *range(10, 16)]),
+        ({"verdict": "none"}, [*range(16)]),
+        ({"longest": 8}, [*range(10)]),
+        ({"text": "number 1", "model": "m"}, [1, *range(10, 16)]),
+        ({"text": "1", "model": "m"}, [1, *range(10, 16)]),
+        ({"model": "m"}, [*range(16)]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("terms", [500, 1], ids=["narrowed", "not narrowed"])
+def test_rows_that_are_indexed_during_a_search(tmp_path, monkeypatch, query, expected, terms):
+    """Wherever the indexer takes a step between two lines of a search, no row is missed."""
+    monkeypatch.setattr(indexer, "ROWS", 4)
+    monkeypatch.setattr(index, "_MOST_TERMS", terms)
+    path = tmp_path / "out.jsonl"
+    write(path, [f"number {n}" for n in range(16)], caption_model="m")
+    files = {finding.__file__, index.__file__}
+    point, reached = 0, True
+    with ThreadPoolExecutor(1) as other:
+        while reached:
+            store = ViewerStore(path, image_root=None)
+            for _ in range(2):
+                store.indexer.advance()
+
+            def step(store=store):
+                other.submit(step_if_free, store).result()
+
+            trace, seen = between_lines(point, step, files)
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                some = find(store, "rows", asked(store, query), 0, 1)
+            finally:
+                sys.settrace(before)
+            reached, point = seen() > point, point + 1
+            found = some.numbers
+            while store.indexer.advance():
+                pass
+            while some.end < len(store.rows):  # as the page does when more is indexed
+                some = find(store, "rows", asked(store, query), some.next or some.end, 1)
+                found += some.numbers
+            assert found == expected
+            store.indexer.close(keep=False)
+            store.close()
+    assert point > 20
+
+
+def asked(store, query):
+    """Return a query; a model is named as the page names it, by its hash."""
+    return Query(**query | ({"model": str(index.hashed("m"))} if "model" in query else {}))
+
+
+def step_if_free(store):
+    """Index some rows, unless the search excludes the indexer just now."""
+    locks = store.indexer._lock, store.indexer.index._lock
+    free = [lock for lock in locks if lock.acquire(blocking=False)]
+    for lock in free:
+        lock.release()
+    if len(free) == len(locks):
+        store.indexer.advance()
+
+
+def test_a_review_can_be_found_when_it_is_announced(output):
+    """A row that is indexed after its review was taken from the changes has it all the same."""
+    reviews = Reviews(reviews_path(output), followed=True)
+    seen = []
+
+    class Announced(deque):
+        def append(self, one):
+            seen.append((one.verdict, getattr(reviews.get(one.key, one.of), "verdict", "none")))
+
+    reviews.changes = Announced()
+    row = json.loads(output.read_bytes().splitlines()[0])
+    for verdict in ("accepted", "none"):
+        reviews.add(Review(bytes(16), fingerprint(row, ("caption",)), verdict, {}))
+    assert seen == [("accepted", "accepted"), ("none", "none")]
+
+
 def test_lines_that_are_no_rows(output):
     """Rubbish between the rows costs only itself, and what no text can hold is indexed."""
     odd = f'{{"id":{10**20},"caption":"late \\ud800 zebra","n":[{{"a":[]}}]}}'
@@ -162,6 +264,7 @@ def test_a_disk_that_is_full(output, monkeypatch):
     with closing(indexed(output)) as store:
         assert store.indexer.index is None
         assert numbers(store, text="zebra") == [6]
+        assert store.status()["indexed"] is None
         assert not index_path(output).exists()
 
 

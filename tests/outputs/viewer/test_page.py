@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from threading import Event
 
 import pytest
 from conftest import command, jpeg, rows
@@ -13,6 +14,9 @@ from endpoint import Reply, completion
 from playwright.sync_api import expect
 from viewer_browser import CHROMIUM, DESK, HOSTILE, PHONE, axe
 from waiting import LIMIT_S
+
+from captioner.outputs.viewer import indexer
+from captioner.outputs.viewer.indexer import Indexer
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
@@ -448,6 +452,43 @@ def test_every_row_of_a_long_output_can_be_reached(tmp_path, view, tab):
     page.focus("#gallery")
     page.keyboard.press("End")
     expect(page.locator("#cards", has_text="caption number 99999")).to_be_visible()
+
+
+def test_the_key_end_reaches_the_end_while_the_browser_is_busy(tmp_path, view, tab):
+    """Although no frame is drawn while the bar moves, the last row is where it stops."""
+    output = tmp_path / "out.jsonl"
+    with output.open("w") as file:
+        file.writelines(f'{{"caption":"caption number {n}"}}\n' for n in range(30_000))
+    page = tab(view(output).url, viewport={"width": 390, "height": 780})
+    expect(cards(page).first).to_contain_text("caption number 0")
+    page.evaluate("window.requestAnimationFrame = () => 0")
+    page.focus("#gallery")
+    page.keyboard.press("End")
+    expect(page.locator("#cards", has_text="caption number 29999")).to_be_visible()
+    page.keyboard.press("Home")
+    expect(page.locator("#cards", has_text=re.compile(r"caption number 0\b"))).to_be_visible()
+
+
+def test_a_search_during_indexing_is_not_over(tmp_path, monkeypatch, view, tab):
+    """What is indexed later may repeat captions that were passed over: these are found as well."""
+    output, may_go_on = tmp_path / "out.jsonl", Event()
+    captions = ["Two cats.", "A dog.", "A horse.", "Two cats."]
+    output.write_text("".join(f'{{"caption":"{caption}"}}\n' for caption in captions))
+    advance = Indexer.advance
+
+    def advance_once(self):
+        return (may_go_on.is_set() or not self.count) and advance(self)
+
+    monkeypatch.setattr(indexer, "ROWS", 2)
+    monkeypatch.setattr(Indexer, "advance", advance_once)
+    page = tab(view(output).url)
+    for newest in (False, True):
+        page.select_option("#repeated", "exactly")
+        page.set_checked("#newest", newest)
+        expect(page.locator("#found")).to_have_text("0 found in the 2 captions indexed so far")
+    may_go_on.set()
+    expect(page.locator("#found")).to_have_text("2 found")
+    expect(cards(page)).to_have_count(2)
 
 
 @pytest.mark.parametrize(

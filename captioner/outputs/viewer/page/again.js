@@ -25,17 +25,22 @@ async function showCommand() {
   const captions = counted(state.selected.size, "caption");
   try {
     const found = await send("api/command", question());
-    $("command").textContent = found.command;
+    showText(found.command);
     $("where").textContent = found.obstacle
       ? `${captions} selected. It cannot be started from here: ${found.obstacle}.`
       : `${captions} selected. What is marked goes to ${found.model || "the model"} at ` +
         `${found.endpoint}, within the output's budget.`;
     $("start").disabled = Boolean(found.obstacle);
   } catch (error) {
-    $("command").textContent = "";
-    $("where").textContent = `${captions} selected. ${error.message}.`;
+    showText("");
+    $("where").textContent = `${captions} selected. There is no command: ${error.message}.`;
     $("start").disabled = true;
   }
+}
+
+function showText(command) {
+  $("command").textContent = command;
+  $("command").hidden = $("command-title").hidden = !command;
 }
 
 // Mark the selected captions; return whether that worked.

@@ -58,12 +58,12 @@ $("filtering").addEventListener("click", () => {
   const shown = $("filters").classList.toggle("shown");
   $("filtering").setAttribute("aria-expanded", shown);
 });
-let resting = 0;
-$("gallery").addEventListener("scroll", () => {
-  requestAnimationFrame(scrolled);
-  clearTimeout(resting);
-  resting = setTimeout(() => { if (layout().ratio !== 1) goTo(state.top); }, 200);
-}, {passive: true});
+$("gallery").addEventListener("scroll", () => requestAnimationFrame(scrolled), {passive: true});
+// Put the bar where it belongs. Before the end this would stop the browser's own scrolling.
+$("gallery").addEventListener("scrollend", () => {
+  scrolled();
+  if (layout().ratio !== 1) goTo(state.top);
+});
 new ResizeObserver(render).observe($("gallery"));
 let resizing = 0;
 addEventListener("resize", () => {

@@ -1,6 +1,6 @@
 // Searching and filtering. The search rests when enough is found for what is seen.
 
-import {$, ask, element, number} from "./dom.js";
+import {$, ask, counted, element, number} from "./dom.js";
 import {goTo, hasEnough, render} from "./gallery.js";
 import {showSelection} from "./selection.js";
 import {kind, lines, state} from "./state.js";
@@ -18,6 +18,11 @@ export function query() {
   return asked;
 }
 
+export const indexed = () => state.status?.indexed ?? 0;
+
+export const needsIndex = () =>
+  ["repeated", "opening", "prompt", "model"].some((name) => query().has(name));
+
 export function restart() {
   state.search += 1;
   state.searching = state.stale = state.all = false;
@@ -31,6 +36,9 @@ export function restart() {
   state.matching = null;
   $("more").hidden = true;
   const anything = query().toString() !== "";
+  // Captions that are indexed later come before what is found, or repeat what was passed over.
+  state.early = needsIndex() && indexed() < state.total &&
+    ($("newest").checked || query().has("repeated"));
   state.found = anything ? [] : null;
   state.next = anything && state.total ? ($("newest").checked ? state.total - 1 : 0) : null;
   state.end = state.next ?? 0;
@@ -89,10 +97,13 @@ export function tell() {
     say(state.total ? "" : state.view === "failures" ? "No failures." : "No captions yet.");
     return;
   }
-  const indexed = state.status?.indexed ?? state.total;
-  if (["repeated", "opening", "prompt", "model"].some((name) => query().has(name)) &&
-    indexed < state.total) {
-    say(`${number(state.found.length)} found in the ${number(indexed)} captions indexed so far`);
+  if (needsIndex() && state.status.indexed === null) {
+    say("This filter needs an index: space on the disk, and an SQLite with full-text search.");
+    return;
+  }
+  if (needsIndex() && indexed() < state.total) {
+    const all = counted(indexed(), "caption");
+    say(`${number(state.found.length)} found in the ${all} indexed so far`);
     return;
   }
   const share = state.total ? Math.round(100 * Math.min(1, state.looked / state.total)) : 100;
@@ -105,9 +116,9 @@ let chosenAt = -1;
 
 // Offer the openings, prompts and models that are frequent, when there are many new rows.
 export async function offerChoices() {
-  const indexed = state.status?.indexed ?? 0;
-  if (indexed === chosenAt || (indexed < chosenAt * 1.1 && indexed < lines())) return;
-  chosenAt = indexed;
+  const now = indexed();
+  if (now === chosenAt || (now < chosenAt * 1.1 && now < lines())) return;
+  chosenAt = now;
   const found = await ask("api/choices");
   for (const [name, choices] of Object.entries(found)) {
     const select = $(name), value = select.value;

@@ -3,7 +3,7 @@
 import {$, ask, counted, element, number} from "./dom.js";
 import {showAgain} from "./again.js";
 import {drawCharts} from "./charts.js";
-import {look, offerChoices, restart, tell} from "./finding.js";
+import {indexed, look, needsIndex, offerChoices, restart, tell} from "./finding.js";
 import {render} from "./gallery.js";
 import {left, showLeft} from "./review.js";
 import {generation, lines, state} from "./state.js";
@@ -24,7 +24,7 @@ export async function poll() {
     if (state.view === "charts" && (state.status.run || Date.now() - chartsAsked > CHARTS_MS)) {
       showCharts(false);
     }
-    const indexing = (state.status.indexed ?? state.status.rows) < state.status.rows;
+    const indexing = state.status.indexed !== null && indexed() < state.status.rows;
     showAgain();
     const again = state.status.again.running;
     if (state.status.running || state.status.run || indexing || again) wait = 1_000;
@@ -38,10 +38,20 @@ export async function poll() {
 function grow() {
   const more = lines() - state.total;
   const waits = state.found && state.next === null && state.end < state.total;  // for the index
-  if ((more <= 0 && !waits) || state.view === "charts" || state.stale) return;
+  if (state.view === "charts" || state.stale) return;
   const newest = $("newest").checked;
   // With the newest first, new rows move all others, so they wait while a card is in use.
   const looking = state.top > 60 || $("cards").contains(document.activeElement) || $("detail").open;
+  if (state.early && indexed() >= lines()) {
+    state.early = false;
+    if (looking) invite("all are indexed: search again");
+    else restart();
+    return;
+  }
+  if (more <= 0 && !waits) {
+    if (needsIndex()) tell();
+    return;
+  }
   if (state.found) {
     if (newest) { offer(more); return; }
     state.total = lines();
@@ -61,8 +71,11 @@ function grow() {
 }
 
 function offer(more) {
-  if (more <= 0) return;
-  $("more").textContent = `${number(more)} new`;
+  if (more > 0) invite(`${number(more)} new`);
+}
+
+function invite(text) {
+  $("more").textContent = text;
   $("more").hidden = false;
 }
 

@@ -13,6 +13,7 @@ export const state = {
   looked: 0,
   search: 0,          // counts searches: what an older one finds is dropped
   searching: false,
+  early: false,       // what is found may change when all is indexed
   all: false,         // look for everything, not only for what is seen
   rows: new Map(),    // by number
   asked: new Set(),
