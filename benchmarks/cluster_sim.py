@@ -32,12 +32,16 @@ HERE = Path(__file__).parent
 
 
 class _NoWaiting(selectors.SelectSelector):
-    """Does not wait: time goes on by as much as the loop would have waited."""
+    """Does not wait: time goes on by as much as the loop would have waited.
+
+    It goes on by a nanosecond at least, as a real clock does: a wait too short to change the time
+    would be repeated for ever.
+    """
 
     now = 0.0
 
     def select(self, timeout: float | None = None):
-        self.now += timeout or 0.0
+        self.now += max(timeout or 0.0, 1e-9)
         return []
 
 

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 from cluster_sim import VirtualLoop, plot
 
-from captioner.endpoints.circuit_breaker import FAULTS_TO_OPEN
+from captioner.endpoints.circuit_breaker import FAULTS_TO_OPEN, CircuitBreaker
 from captioner.endpoints.goodput import GIVEN_UP, REFUSAL
 from captioner.endpoints.limiter import Limiter, start_of
+from captioner.endpoints.pool import EndpointPool
 
 SEEDS = range(2, 7)
 REFUSED_S = 0.005
@@ -37,14 +38,17 @@ class Server:
     """A server with a latency, and faults by chance, a quota, or slots with a queue.
 
     Attributes:
+        fault_says: What a fault by chance says; see `refusal`.
         refusal: What a refusal says: `REFUSAL` as a 429 does, 1 as a plain 500.
         steps: Other numbers of slots, each from a second on.
         outages: Seconds from and until which every request fails at once.
         outage_says: What these failures say; see `refusal`.
+        refuses_first: Refuses the first request of each record.
     """
 
     latency_s: float
     faults: float = 0.0
+    fault_says: float = 1.0
     per_minute: float = 0.0
     burst: float = 1.0  # minutes
     slots: int = 0
@@ -53,6 +57,7 @@ class Server:
     steps: tuple[tuple[float, int], ...] = ()
     outages: tuple[tuple[float, float], ...] = ()
     outage_says: float = 1.0
+    refuses_first: bool = False
     seed: int = 0
     ends: list[float] = field(default_factory=list)
 
@@ -60,17 +65,24 @@ class Server:
         self.random = random.Random(self.seed)
         self.level, self.at = self.per_minute * self.burst, 0.0
 
-    def send(self, now: float) -> tuple[float, float]:
-        """Return how long a request takes and its error's weight, 0 if it succeeds."""
+    def send(self, now: float, *, first: bool = False) -> tuple[float, float]:
+        """Return how long a request takes and its error's weight, 0 if it succeeds.
+
+        Args:
+            now: Seconds since the beginning.
+            first: It is the record's first request.
+        """
         if any(since <= now < until for since, until in self.outages):
             return REFUSED_S, self.outage_says
+        if first and self.refuses_first:
+            return REFUSED_S, self.refusal
         if self.per_minute:
             self.level += (now - self.at) * self.per_minute / 60
             self.level, self.at = min(self.per_minute * self.burst, self.level), now
             if self.level < 1:
                 return REFUSED_S, self.refusal
             self.level -= 1
-        error = float(self.random.random() < self.faults)
+        error = self.fault_says * (self.random.random() < self.faults)
         begin = now
         if self.slots:
             slots = [count for since, count in self.steps if since <= now][-1:] or [self.slots]
@@ -86,37 +98,27 @@ class Server:
         return end - now, error
 
 
-class Client:
-    """A run that never ends: workers that caption one record after the other."""
+class Endpoint:
+    """A server behind captioner's limiter, as `EndpointPool` sees it."""
 
-    def __init__(self, server: Server, ceiling: int, *, timeout_s: float, seed: int) -> None:
+    def __init__(self, server: Server, ceiling: int, timeout_s: float) -> None:
         self.limiter = Limiter(ceiling, start=start_of(ceiling), longest_s=timeout_s)
-        self.done = self.refused = self.most = 0
+        self.breaker = CircuitBreaker("simulated", max_outage_s=None)  # stays closed
+        self.refused = self.most = 0
         self._server = server
         self._timeout_s = timeout_s
-        self._random = random.Random(seed)
-        self._workers = ceiling
         self._in_row = 0  # errors
 
-    async def run(self) -> None:
-        await asyncio.gather(*(self._work() for _ in range(self._workers)))
+    @property
+    def load(self) -> tuple[float, float]:
+        return self.limiter.backlog_s(0.0), self.limiter.load
 
-    async def _work(self) -> None:
-        while True:
-            errors = 0
-            while await self._attempt():
-                errors += 1
-                pauses = errors - AT_ONCE * self.limiter.window.is_noisy
-                if pauses > 0:
-                    await asyncio.sleep(self._random.uniform(0, min(8, 0.5 * 2 ** (pauses - 1))))
-            self.done += 1
-
-    async def _attempt(self) -> bool:
-        """Send one request; return whether it failed."""
+    async def send(self, *, first: bool) -> float:
+        """Send one request; return its error's weight, 0 if it succeeds."""
         limiter, loop = self.limiter, asyncio.get_running_loop()
         epoch = await limiter.acquire()
         self.most = max(self.most, limiter.in_flight)
-        takes, weight = self._server.send(loop.time())
+        takes, weight = self._server.send(loop.time(), first=first)
         if takes > self._timeout_s:
             takes, weight = self._timeout_s, GIVEN_UP
         await asyncio.sleep(takes)
@@ -130,7 +132,49 @@ class Client:
                 limiter.recovered()
             self._in_row = 0
             limiter.release()
-        return weight > 0
+        return weight
+
+
+class Client:
+    """A run that never ends: workers that caption one record after the other."""
+
+    def __init__(self, servers: list[Server], ceiling: int, *, timeout_s: float, seed: int) -> None:
+        self.endpoints = [Endpoint(server, ceiling, timeout_s) for server in servers]
+        self.done = 0
+        self._pool = EndpointPool(self.endpoints)
+        self._random = random.Random(seed)
+        self._workers = ceiling
+
+    @property
+    def limiter(self) -> Limiter:
+        return self.endpoints[0].limiter
+
+    @property
+    def most(self) -> int:
+        return max(endpoint.most for endpoint in self.endpoints)
+
+    @property
+    def refused(self) -> int:
+        return sum(endpoint.refused for endpoint in self.endpoints)
+
+    async def run(self) -> None:
+        await asyncio.gather(*(self._work() for _ in range(self._workers)))
+
+    async def _work(self) -> None:
+        while True:
+            at_once = pauses = 0
+            while True:
+                endpoint = self._pool.choose()
+                weight = await endpoint.send(first=at_once + pauses == 0)
+                if not weight:
+                    break
+                is_chance = endpoint.limiter.window.is_noisy and weight != REFUSAL
+                if is_chance and at_once < AT_ONCE:
+                    at_once += 1
+                else:
+                    await asyncio.sleep(self._random.uniform(0, min(8, 0.5 * 2**pauses)))
+                    pauses += 1
+            self.done += 1
 
 
 class Case(NamedTuple):
@@ -141,6 +185,7 @@ class Case(NamedTuple):
     ideal: Callable[[float], float]  # captions in that many seconds
     timeout_s: float = math.inf
     clients: int = 1
+    others: tuple[dict[str, Any], ...] = ()  # more servers, one endpoint each
 
 
 STEPS = ((80.0, 16), (160.0, 32))
@@ -176,6 +221,15 @@ CASES = {
                  3_600, lambda s: 8 / 44 * s, 300.0),
     "outage": Case("32 slots, an outage of 60 s", SLOTS | {"outages": ((60.0, 120.0),)}, 256, 240,
                    lambda s: 32 / 1.1 * (s - 60)),
+    "first": Case("200 ms, 429 for each record's first request",
+                  {"latency_s": 0.2, "refuses_first": True}, 64, 240,
+                  lambda s: 64 / (0.22 + 0.25) * s),  # a worker pauses for 0.25 s
+    "r429": Case("10 % 429s by chance, 2 s", {"latency_s": 2.0, "faults": 0.1,
+                 "fault_says": REFUSAL}, 64, 240, lambda s: 64 / 2.2 * 0.9 * s),
+    "several": Case("three endpoints of 32, 16 and 8 slots, one with 20 % faults", SLOTS, 256, 240,
+                    lambda s: (32 + 16 * 0.8 + 8) / 1.1 * s,
+                    others=({"latency_s": 1.0, "slots": 16, "queue": 8, "faults": 0.2},
+                            {"latency_s": 1.0, "slots": 8, "queue": 4})),
     "two": Case("6,000 a minute, two runs", {"latency_s": 1.0, "per_minute": 6_000.0}, 256, 480,
                 lambda s: min(6_000 + 100 * s, 256 / 1.1 * s), clients=2),
 }  # fmt: skip
@@ -183,11 +237,14 @@ CASES = {
 
 def simulate(case: Case, seed: int, each_s: Callable[[Client], None] | None = None) -> list[Client]:
     """Run a case; return its clients. Show the first one to a function each second."""
-    server = Server(**case.server, seed=7 * seed)
+    servers = [
+        Server(**server, seed=7 * seed + number)
+        for number, server in enumerate((case.server, *case.others))
+    ]
 
     async def main() -> list[Client]:
         clients = [
-            Client(server, case.ceiling, timeout_s=case.timeout_s, seed=seed + number)
+            Client(servers, case.ceiling, timeout_s=case.timeout_s, seed=seed + number)
             for number in range(case.clients)
         ]
         tasks = [asyncio.create_task(client.run()) for client in clients]

@@ -32,6 +32,7 @@ from goodput_sim import CASES, Case, simulate
         ("serial", 0.95, 0.0),
         ("slow", 0.85, 0.10),
         ("outage", 0.90, 0.05),
+        ("several", 0.90, 0.15),
     ],
 )
 def test_what_a_server_can_give_is_got(name: str, least: float, most_refused: float) -> None:
@@ -73,14 +74,37 @@ def random_case(seed: int) -> tuple[Case, float]:
     return Case(kind, server, ceiling, seconds, lambda s: s * rate), rate * (1 - faults)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(300))
 def test_a_server_of_any_kind_is_used(seed: int) -> None:
-    """No run stands still or sends more at once than allowed, whatever the server is."""
+    """No run stands still or sends more at once than allowed, and each finds the server's rate."""
     case, per_s = random_case(seed)
-    (client,) = simulate(case, seed)
+    done: list[int] = []  # after each second
+    (client,) = simulate(case, seed, lambda client: done.append(client.done))
+    seconds, half = len(done), len(done) // 2
+    still = max(seconds // 4, 1)
+    assert all(done[end] > done[end - still] for end in range(half, seconds))
     assert client.most <= case.ceiling
-    assert client.done >= 0.4 * per_s * case.seconds
-    assert client.limiter.window.load >= 0.01
+    assert client.done >= 0.6 * per_s * case.seconds
+    assert done[-1] - done[half] >= 0.6 * per_s * (seconds - 1 - half)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_endpoints_of_any_speed_are_all_used(seed: int) -> None:
+    """Each of several endpoints gives what it can, however much they differ."""
+    rand = random.Random(seed)
+    servers = []
+    per_s = 0.0
+    for _ in range(rand.randint(2, 4)):
+        slots, faults = rand.choice([4, 8, 16, 32]), rand.choice([0.0, 0.0, 0.2])
+        latency_s = rand.uniform(0.5, 2.0)
+        servers.append(
+            {"latency_s": latency_s, "slots": slots, "queue": slots // 2, "faults": faults}
+        )
+        per_s += slots / latency_s / 1.1 * (1 - faults)
+    case = Case("several", servers[0], 128, 120, lambda s: per_s * s, others=tuple(servers[1:]))
+    (client,) = simulate(case, seed)
+    assert client.done >= 0.65 * case.ideal(case.seconds)
+    assert all(endpoint.most <= case.ceiling for endpoint in client.endpoints)
 
 
 def test_the_load_grows_only_while_it_is_what_holds_us_back() -> None:
