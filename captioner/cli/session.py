@@ -42,7 +42,7 @@ from captioner.executors.local import run_batch
 from captioner.executors.opening import options_before
 from captioner.journal.companions import find_journal, journal_path, output_of
 from captioner.journal.disk import Files
-from captioner.settings.locations import check_folder, storage_url
+from captioner.settings.locations import check_folder, location, storage_url
 
 if TYPE_CHECKING:
     from captioner.core.progress import RunReport
@@ -190,11 +190,8 @@ def export_in_console(
     from captioner.outputs.stored import local_copy
 
     target = Path(to)
-    if url := storage_url(target):
-        raise SettingsError(
-            f"to: an export cannot be written to an object store ({url}); name a local file and "
-            "copy it"
-        )
+    if storage_url(target) and storage_url(target) == storage_url(output):
+        raise SettingsError(f"to: the captions are made from {location(target)}; choose another")
     check_folder(to, to_format, name="to", flag="--to-format")
     kind = check_format(target, to_format)
     with local_copy(output_of(output)) as copy:
