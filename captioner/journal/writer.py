@@ -27,7 +27,7 @@ from captioner.core.errors import (
 )
 from captioner.core.humanize import counted
 from captioner.core.jsonbytes import (
-    SHORT,
+    BEYOND,
     add_fields,
     fields_in,
     one_line,
@@ -232,7 +232,7 @@ class JournalSink:
                 until the end, when one more attempt is made.
         """
         for outcome in outcomes:
-            if outcome.record.raw[SHORT:]:  # len would be a call more
+            if outcome.record.raw[BEYOND]:
                 await _to_its_end(self._encode_all(outcomes))
                 break
         else:

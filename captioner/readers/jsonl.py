@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from contextlib import aclosing
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from captioner.core.badjson import is_json
 from captioner.core.errors import DamagedInputError
-from captioner.core.jsonbytes import STRING
+from captioner.core.jsonbytes import SHORT, STRING
 from captioner.core.keys import KEY_BYTES
 from captioner.core.types import InputRecord
 from captioner.readers.bytestreams import open_stream
@@ -19,11 +21,13 @@ from captioner.readers.disguises import HEAD, check_lines, check_text
 from captioner.readers.rows import MAX_LINE, SHOWN, broken_input, too_long_message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from captioner.readers.bytestreams import ByteStream
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BLOCK = 1 << 19
 _BOM = b"\xef\xbb\xbf"
@@ -91,13 +95,13 @@ class JsonlSource:
                         if size < enough:
                             continue
                         head = b"".join(parts)
-                        if (splitter := self._splitter(head)) is None:
+                        splitter = await _by_size(size, self._splitter, head)
+                        if splitter is None:
                             parts, enough = [head], 2 * size if size > self._block else 0
                             continue
                         parts = []
-                        found = splitter.feed(head.removeprefix(_BOM))
-                    else:
-                        found = splitter.feed(block)
+                        block = head.removeprefix(_BOM)  # noqa: PLW2901 - with what came before
+                    found = await _by_size(splitter.size + len(block), splitter.feed, block)
                     if found:
                         number = found[-1].number
                         yield found
@@ -105,10 +109,12 @@ class JsonlSource:
                 damage = str(error)
         found = []
         head = b"".join(parts)
-        if splitter is None and (splitter := self._splitter(head, ended=True)) is not None:
-            found = splitter.feed(head.removeprefix(_BOM))
+        if splitter is None:
+            splitter = await _by_size(size, partial(self._splitter, ended=True), head)
+            if splitter is not None:
+                found = await _by_size(size, splitter.feed, head.removeprefix(_BOM))
         if splitter is not None:
-            found += splitter.finish()
+            found += await asyncio.to_thread(splitter.finish)
         if found:
             number = found[-1].number
             yield found
@@ -137,6 +143,11 @@ class JsonlSource:
         if not is_array:
             check_lines(self._name, text[:HEAD], ended=ended and len(text) <= HEAD)
         return (_Array if is_array else _Lines)(self._max_line, len(head) - len(text))
+
+
+async def _by_size(size: int, work: Callable[[bytes], T], data: bytes) -> T:
+    """Return what some work on so many bytes makes of data; a thread does it if they are many."""
+    return await asyncio.to_thread(work, data) if size > SHORT else work(data)
 
 
 def _seems_array(text: bytes, max_line: int, *, ended: bool) -> bool | None:
@@ -190,7 +201,7 @@ class _Lines:
         self._offset = offset  # of `_rest`, or after the part of `_skipped` that was read
         self._number = 0
         self._rest: list[bytes] = []  # the parts of a line that were read
-        self._size = 0  # of all these
+        self.size = 0  # of all these, in bytes
         self._skipped: _LongRecord | None = None
 
     def feed(self, block: bytes) -> list[InputRecord]:
@@ -204,12 +215,12 @@ class _Lines:
             found.append(self._skipped.too_long(self._number, self._offset, self._max_line))
             self._skipped = None
         self._rest.append(block)
-        self._size += len(block)
-        if self._size <= self._max_line and b"\n" not in block:
+        self.size += len(block)
+        if self.size <= self._max_line and b"\n" not in block:
             return found
         lines = b"".join(self._rest).split(b"\n")
         rest = lines.pop()
-        self._rest, self._size = [rest], len(rest)
+        self._rest, self.size = [rest], len(rest)
         new = tuple.__new__
         number, offset = self._number, self._offset
         for line in lines:
@@ -221,18 +232,18 @@ class _Lines:
                 # The constructor of a named tuple takes twice as long.
                 found.append(new(InputRecord, (number, raw, offset, None, None, ())))
         self._number, self._offset = number, offset
-        if self._size > self._max_line:
+        if self.size > self._max_line:
             self._number += 1
-            self._offset += self._size
+            self._offset += self.size
             self._skipped = _LongRecord(rest)
-            self._rest, self._size = [], 0
+            self._rest, self.size = [], 0
         return found
 
     def finish(self) -> list[InputRecord]:
         if self._skipped is not None:
             return [self._skipped.too_long(self._number, self._offset, self._max_line)]
         raw = b"".join(self._rest).strip()
-        return [InputRecord(self._number + 1, raw, self._offset + self._size)] if raw else []
+        return [InputRecord(self._number + 1, raw, self._offset + self.size)] if raw else []
 
 
 class _Array:
@@ -243,7 +254,7 @@ class _Array:
         self._offset = offset  # of `_tail`
         self._number = 0
         self._parts: list[bytes] = []  # of the current element
-        self._size = 0  # of all these
+        self.size = 0  # of all these, in bytes
         self._tail = b""  # a backslash that ended the last block
         self._depth = 0
         self._in_string = False
@@ -293,14 +304,14 @@ class _Array:
             self._skipped.add(part)
         elif self._depth or self._parts or part.strip():
             self._parts.append(part)
-            self._size += len(part)
-            if self._size > self._max_line:
+            self.size += len(part)
+            if self.size > self._max_line:
                 self._skipped = _LongRecord(self._whole())
 
     def _whole(self) -> bytes:
         """Return the parts of the current element, which are no longer kept."""
         whole = b"".join(self._parts)
-        self._parts, self._size = [], 0
+        self._parts, self.size = [], 0
         return whole
 
     def _end_element(self, end: int, found: list[InputRecord]) -> None:
