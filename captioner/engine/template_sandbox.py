@@ -23,10 +23,24 @@ STEP = 4_096
 _WIDTH = re.compile(r"\d{6}|\*|\{[^{}]*\{")
 """In a format: a width of six digits, or one that is a value itself."""
 
+_WRAPPED = 79
+"""Characters of a line of the filter ``wordwrap``."""
+
 _MOST_BITS = 10_000
 """Bits of a whole number."""
 
-_GROWING = ("batch", "center", "format", "indent", "join", "replace", "slice", "sum", "tojson")
+_GROWING = (
+    "batch",
+    "center",
+    "format",
+    "indent",
+    "join",
+    "replace",
+    "slice",
+    "sum",
+    "tojson",
+    "wordwrap",
+)
 """Filters whose result may be much larger than their value."""
 
 
@@ -163,6 +177,9 @@ def _check_growth(name: str, value: Any, args: tuple[Any, ...]) -> None:
         size = max([size, *(_length(value) * _length(one) for one in args)])
     elif name in ("format", "format_map") and isinstance(value, str) and _WIDTH.search(value):
         size = MOST_TEXT + 1
+    elif name == "wordwrap":  # for each line of a long word the rest of it is copied
+        width = min((one for one in args if type(one) is int and one > 0), default=_WRAPPED)
+        size = _length(value) ** 2 // (width * STEP // 16)
     elif name in ("indent", "tojson", "expandtabs"):
         size *= _length(value) + 1
     if size > MOST_TEXT:

@@ -143,6 +143,7 @@ MACRO = (
         "{% set s = namespace(x=text) %}{% for a in many %}{% set s.x = s.x ~ s.x %}{% endfor %}x",
         "{% set s = namespace(x='') %}{% for a in words %}{% set s.x = s.x ~ a %}{% endfor %}x",
         "{{ [many]|sum(start=[])|length }}",
+        "{{ words|join|replace(' ', '')|wordwrap(9) }}",
         "{{ lipsum(n) }}",
     ],
 )
