@@ -12,8 +12,13 @@ from captioner.core.secrets import without_secrets
 from captioner.core.subprocesses import program
 from captioner.journal.checkpoint import read_checkpoint
 from captioner.journal.companions import journal_path
-from captioner.outputs.export import first_file, output_files
-from captioner.outputs.export.store import object_exists, open_store, start_upload
+from captioner.outputs.export import (
+    first_file,
+    object_exists,
+    open_store,
+    output_files,
+    start_upload,
+)
 from captioner.settings.locations import storage_url
 from captioner.settings.remembered import UPLOAD
 
