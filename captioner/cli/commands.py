@@ -28,7 +28,7 @@ from captioner.core.log import forward_warnings
 from captioner.core.regular import reading
 from captioner.journal.companions import find_journal, output_of
 from captioner.journal.disk import Files
-from captioner.settings.locations import check_folder, storage_url
+from captioner.settings.locations import check_folder, location, storage_url
 
 if TYPE_CHECKING:
     from captioner.settings.options import OutputFormat
@@ -97,11 +97,8 @@ def export_in_console(
     from captioner.outputs.stored import local_copy
 
     target = Path(to)
-    if url := storage_url(target):
-        raise SettingsError(
-            f"to: an export cannot be written to an object store ({url}); name a local file and "
-            "copy it"
-        )
+    if storage_url(target) and storage_url(target) == storage_url(output):
+        raise SettingsError(f"to: the captions are made from {location(target)}; choose another")
     check_folder(to, to_format, name="to", flag="--to-format")
     kind = check_format(target, to_format)
     with local_copy(output_of(output)) as copy:

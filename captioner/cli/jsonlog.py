@@ -13,6 +13,7 @@ import orjson
 from captioner.cli.display import Pace
 from captioner.core.errors import SettingsError
 from captioner.core.humanize import printable_json
+from captioner.core.secrets import without_secrets
 from captioner.settings.locations import location
 from captioner.settings.remembered import remembered
 
@@ -101,5 +102,6 @@ def log_file(settings: Settings, progress: Progress) -> Iterator[JsonLog | None]
         raise SettingsError(f"log-file: cannot write {path}: {error.strerror}") from None
     names = {"input": settings.input, "output": settings.output}
     about = {name: location(value) for name, value in names.items() if value is not None}
+    about |= {"upload": without_secrets(settings.upload)} if settings.upload else {}
     with file:
         yield JsonLog(progress, file, {**about, "settings": remembered(settings)})

@@ -155,7 +155,7 @@ INPUT = Word(
 CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
 OUTPUT = _flag(
     "-o --output",
-    "File or folder for the captions; default: INPUT's name with .captions.jsonl. The name "
+    "File, folder or s3://… for the captions; default: INPUT's name with .captions.jsonl. The name "
     "or --output-format selects another format, written when the run is complete. With - rows "
     "are printed, and nothing is written.",
     str | Path,
@@ -300,7 +300,8 @@ _add(
     CAPTIONS,
     _flag(
         "--to",
-        "File or folder to write, or hf:USER/NAME for a data set on Hugging Face's hub.",
+        "File or folder to write, an object such as s3://BUCKET/NAME, or hf:USER/NAME for a data "
+        "set on Hugging Face's hub.",
         str | Path,
         required=True,
     ),

@@ -228,7 +228,8 @@ def _counts(*counts: tuple[int | None, *tuple[str, ...]]) -> list[str]:
 
 
 def _again(settings: Settings, *more: str) -> str:
-    output = ["-o", location(settings.output)] if settings.output is not None else []
+    named = settings.upload or (location(settings.output) if settings.output is not None else None)
+    output = ["-o", named] if named is not None else []
     source = [location(path) for path in (settings.input, *settings.files) if path is not None]
     kind = settings.run.output_format
     form = ["--output-format", kind] if kind is not None else []

@@ -237,6 +237,12 @@ class DiskError(RunError):
     exit_code = 9
 
 
+class UploadError(RunError):
+    """An object store refused a finished output, which is safe on this machine."""
+
+    exit_code = 9
+
+
 class DiskFullError(DiskError):
     """The disk is full; the call can be repeated when there is space."""
 

@@ -32,6 +32,9 @@ _MOST = (
 SHORT = 1 << 20
 """Bytes of a record that is parsed in the event loop, whatever is in it."""
 
+BEYOND = slice(SHORT, SHORT + 1)
+"""What only a record that is not `SHORT` has; len would be a call more."""
+
 _SHORTEST = 5
 """Bytes of a field: two quotes, a colon, a digit and a comma."""
 

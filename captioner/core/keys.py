@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
-from captioner.core.jsonbytes import SHORT, excess, fields_in, one_line, quoted, without_fields
+from captioner.core.jsonbytes import BEYOND, excess, fields_in, one_line, quoted, without_fields
 from captioner.core.row import field_names
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def digest(data: bytes) -> bytes:
 
 async def off_the_loop(work: Callable[[list[InputRecord]], T], records: list[InputRecord]) -> T:
     """Return what some work makes of records; it is done in a thread if one of them is long."""
-    if any(record.raw[SHORT:] for record in records):  # len would be a call more
+    if any(record.raw[BEYOND] for record in records):
         return await asyncio.to_thread(work, records)
     return work(records)
 

@@ -186,9 +186,9 @@ class Progress(Counters):
     examples: dict[str, Failure] = field(default_factory=dict)
     waiting: str = ""
     spent_before: Spent = field(default_factory=Spent)
-    stage: Literal["starting", "captioning", "draining", "ordering", "exporting", "finished"] = (
-        "starting"
-    )
+    stage: Literal[
+        "starting", "captioning", "draining", "ordering", "exporting", "uploading", "finished"
+    ] = "starting"
 
     @property
     def oldest_s(self) -> float:

@@ -174,8 +174,8 @@ class Where:
             self._evaluator.names = values
             try:
                 return self._evaluator.eval(self.text, previously_parsed=self._body)
-            except (LookupError, TypeError, ValueError, RecursionError):
-                return None  # such as a subscript of a value that is no list
+            except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
+                return None  # such as a subscript of a value that is no list, or a huge integer
 
     def _parsed(self) -> ast.Expression:
         if len(self.text) > LONGEST:

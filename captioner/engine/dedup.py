@@ -252,17 +252,19 @@ def load(stored: bytes) -> CaptionResult:
 
     Raises:
         ValueError: ``stored`` was not made by `dump`.
+        TypeError: The same.
     """
-    each: Any = orjson.loads(stored)
-    return CaptionResult(
-        [
-            [
-                ValidatedCompletion(value, Completion("", reason, model, Usage()), flag)._replace(
-                    **dict(zip(("asked", "doubt"), more, strict=False))
-                )
-                for value, reason, model, flag, *more in several
-            ]
-            for several in each
-        ],
-        0,
-    )
+    each = [[_restored(*one) for one in several] for several in orjson.loads(stored)]
+    if not each or not all(each):
+        raise ValueError("an answer is missing")
+    return CaptionResult(each, 0)
+
+
+def _restored(
+    value: Any, reason: Any, model: Any, flag: Any, asked: Any = "", doubt: Any = None
+) -> ValidatedCompletion:
+    texts = all(isinstance(one, str) for one in (reason, model, flag, asked))
+    if not texts or not isinstance(doubt, float | int | None):
+        raise ValueError("it is no answer")
+    completion = Completion("", reason, model, Usage())
+    return ValidatedCompletion(value, completion, flag, asked=asked, doubt=doubt)

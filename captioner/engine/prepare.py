@@ -13,6 +13,7 @@ from xxhash import xxh3_128
 from captioner.core.badjson import why_no_json
 from captioner.core.errors import BadImageError, BadRecordError, RecordError, WouldBlockError
 from captioner.core.jsonbytes import (
+    BEYOND,
     MOST_FIELDS,
     SHORT,
     excess,
@@ -127,9 +128,7 @@ class Preparer:
 
     def prepare_at_once(self, record: InputRecord) -> PreparedRecord | NeedsFetch | Outcome | None:
         """Return the same if that is quick, and waits for no disk, memory or decoder; else None."""
-        if (
-            self._cache is not None or self._is_staged or record.raw[SHORT:]
-        ):  # len would be a call more
+        if self._cache is not None or self._is_staged or record.raw[BEYOND]:
             return None
         reservation = Reservation(self._memory, Mode.TRY)
         try:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from captioner.core.protocols import Dialect
     from captioner.core.types import Outcome
+    from captioner.core.where import Where
     from captioner.endpoints.endpoint import Endpoint
     from captioner.engine.attempts import RecordAttempts
     from captioner.engine.most_doubtful import MostDoubtfulFirst
@@ -157,7 +158,7 @@ class Stages:
         by_field: dict[str, list[ValidatedCompletion]] = {}
         for stage in self._stages:
             plan = stage.plan
-            if plan.when is not None and not plan.when.value(values_of(plan, found.values)):
+            if plan.when is not None and not await _value(plan, plan.when, found.values):
                 found.add(plan.name, None, SKIPPED)
                 continue
             first = self._first if plan.stage.order == "doubt" else None
@@ -220,7 +221,7 @@ class Stages:
         plan, record = stage.plan, prepared.record
         if plan.each is None:
             return await self._answer(stage, prepared, found, found.values)
-        items = plan.each.value(values_of(plan, found.values))
+        items = await _value(plan, plan.each, found.values)
         if not isinstance(items, list | tuple) or len(items) > MOST_ITEMS:
             is_long = isinstance(items, list | tuple)
             what = f"more than {MOST_ITEMS} items" if is_long else "no list"
@@ -322,6 +323,11 @@ class _Found:
             used = one.completion.usage
             self.usage = Usage(*map(sum, zip(self.usage, used, strict=True)))
             self.latency_s += one.latency_s
+
+
+async def _value(plan: StagePlan, expression: Where, known: dict[str, Any]) -> Any:
+    """Return the value of an expression; a thread finds it, because a record may be long."""
+    return await asyncio.to_thread(expression.value, values_of(plan, known))
 
 
 def _asked(plan: StagePlan, values: dict[str, Any]) -> Asked:

@@ -17,13 +17,30 @@ MOST_TEXT = 16 << 20
 MOST_STEPS = 1_000_000
 """Steps of all loops of a template for one record."""
 
+STEP = 4_096
+"""Characters or items that are copied for one step: ``+`` and ``~`` in a loop copy all before."""
+
 _WIDTH = re.compile(r"\d{6}|\*|\{[^{}]*\{")
 """In a format: a width of six digits, or one that is a value itself."""
+
+_WRAPPED = 79
+"""Characters of a line of the filter ``wordwrap``."""
 
 _MOST_BITS = 10_000
 """Bits of a whole number."""
 
-_GROWING = ("batch", "center", "format", "indent", "join", "replace", "slice", "tojson")
+_GROWING = (
+    "batch",
+    "center",
+    "format",
+    "indent",
+    "join",
+    "replace",
+    "slice",
+    "sum",
+    "tojson",
+    "wordwrap",
+)
 """Filters whose result may be much larger than their value."""
 
 
@@ -61,7 +78,9 @@ def sandbox(jinja: Any, *, strict: bool = True) -> Any:  # noqa: C901 - one clas
 
         def call_binop(self, context: Any, operator: str, one: Any, other: Any) -> Any:
             _check_operation(operator, one, other)
-            return super().call_binop(context, operator, one, other)
+            made = super().call_binop(context, operator, one, other)
+            spend(_length(made) // STEP)
+            return made
 
         def call(self, context: Any, obj: Any, /, *args: Any, **more: Any) -> Any:
             owner = getattr(obj, "__self__", None)
@@ -79,11 +98,21 @@ def sandbox(jinja: Any, *, strict: bool = True) -> Any:  # noqa: C901 - one clas
                 pieces.append(piece)
             return "".join(pieces)
 
+    def spend(steps: int) -> None:
+        left.steps -= steps
+        if left.steps < 0:
+            raise OverflowError(f"it takes more than {MOST_STEPS} steps")
+
+    def bounded(value: Any, most: int) -> Any:
+        """Return a value that is joined to others, unless its text is too long."""
+        if (length := _length(value)) > most:
+            raise OverflowError("the result of ~ is too large")
+        spend(length // STEP)
+        return value
+
     def counted(values: Any) -> Iterator[Any]:
         for value in values:
-            left.steps -= 1
-            if left.steps < 0:
-                raise OverflowError(f"the loops take more than {MOST_STEPS} steps")
+            spend(1)
             yield value
 
     def shown(value: Any) -> Any:
@@ -99,18 +128,11 @@ def sandbox(jinja: Any, *, strict: bool = True) -> Any:  # noqa: C901 - one clas
     environment = Sandbox(undefined=undefined, finalize=shown)
     filters = environment.filters
     filters["counted"] = counted
-    filters["bounded"] = _bounded
+    filters["bounded"] = bounded
     for name in _GROWING:
         filters[name] = _checked(name, filters[name])
     del environment.globals["lipsum"]  # any number of paragraphs
     return environment
-
-
-def _bounded(value: Any, most: int) -> Any:
-    """Return a value that is joined to others, unless its text is too long."""
-    if _length(value) > most:
-        raise OverflowError("the result of ~ is too large")
-    return value
 
 
 def _checked(name: str, use: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,6 +167,8 @@ def _check_operation(operator: str, one: Any, other: Any) -> None:
 
 
 def _check_growth(name: str, value: Any, args: tuple[Any, ...]) -> None:
+    if name == "sum" and any(isinstance(one, list | tuple) for one in args):
+        raise OverflowError("sum adds numbers only")  # lists are copied for each that is added
     numbers = [one for one in args if isinstance(one, int)]
     size = max(numbers, default=0)
     if name == "replace":
@@ -153,6 +177,9 @@ def _check_growth(name: str, value: Any, args: tuple[Any, ...]) -> None:
         size = max([size, *(_length(value) * _length(one) for one in args)])
     elif name in ("format", "format_map") and isinstance(value, str) and _WIDTH.search(value):
         size = MOST_TEXT + 1
+    elif name == "wordwrap":  # for each line of a long word the rest of it is copied
+        width = min((one for one in args if type(one) is int and one > 0), default=_WRAPPED)
+        size = _length(value) ** 2 // (width * STEP // 16)
     elif name in ("indent", "tojson", "expandtabs"):
         size *= _length(value) + 1
     if size > MOST_TEXT:

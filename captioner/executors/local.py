@@ -31,6 +31,7 @@ from captioner.executors.opening import (
     spent_before,
 )
 from captioner.executors.redo import take_again
+from captioner.executors.uploading import refuse_other_object, upload_output
 from captioner.journal.companions import (
     answers_path,
     failures_path,
@@ -132,6 +133,9 @@ async def run_batch(
             if sink is None:
                 if found is not None:
                     await cancel.race(look_first(selected, engine_context.settings))
+                await cancel.race(
+                    asyncio.to_thread(refuse_other_object, settings, files or Files())
+                )
                 engine_context = _continued(engine_context, settings, files or Files())
             opened: AbstractAsyncContextManager[Engine | WorkerPool]
             if settings.run.processes == 1:
@@ -416,6 +420,9 @@ class _Run:
                 reviewed="ignore",
                 raise_if_stopped=self._raise_if_stopped,
             )
+        if settings.upload is not None:
+            self._progress.stage = "uploading"
+            await upload_output(settings, self._context.cancel)
 
     async def _records(
         self, resume_filter: ResumeFilter | None = None

@@ -16,6 +16,7 @@ from captioner.journal.companions import check_companions, checkpoint_path, jour
 from captioner.journal.disk import Files
 from captioner.outputs.export import first_file
 from captioner.readers.registry import OpenedInput, open_files, open_input
+from captioner.settings.locations import location, storage_url
 from captioner.settings.remembered import SEAL, unsealed
 
 if TYPE_CHECKING:
@@ -61,8 +62,11 @@ def open_source(settings: Settings) -> OpenedInput:
             "choose another place with -o"
         )
     sidecars = settings.run.output_format in ("txt", "caption", "xmp")
-    if os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars:
-        raise SettingsError(f"the output would overwrite the input {path}; choose another with -o")
+    same = os.path.realpath(path) == os.path.realpath(settings.output_path) and not sidecars
+    if same or (settings.upload is not None and storage_url(path) == settings.upload):
+        raise SettingsError(
+            f"the output would overwrite the input {location(path)}; choose another with -o"
+        )
     return found
 
 

@@ -1,20 +1,25 @@
 """Answers of finished stages, kept beside the output so that none is asked for again.
 
-Each line of the file has a CRC-32 in hexadecimal, a key and the answer as JSON. A line is written
+Each line of the file has a seal of this user, a key and the answer as JSON. A line is written
 before the next stage is asked, by one system call, so that killing captioner loses none. Several
-processes may append to one file. What a crash of the machine took is asked for again.
+processes may append to one file. What a crash of the machine took is asked for again, and so are
+answers that came with a data set: whoever made it could have written anything.
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
+import secrets
 import threading
-import zlib
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from captioner.core.humanize import counted
 from captioner.core.keys import KEY_BYTES, KeyTable
 from captioner.core.regular import open_regular
+from captioner.core.seal import seal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,8 +29,8 @@ logger = logging.getLogger(__name__)
 LONGEST = 64 << 20
 """Bytes of a line; a longer one is none of ours."""
 
-_CRC = 8
-_HEAD = _CRC + 2 * KEY_BYTES
+_SEAL = 32
+_HEAD = _SEAL + 2 * KEY_BYTES
 _CHUNK = 1 << 16
 
 
@@ -40,6 +45,8 @@ class KeptAnswers:
     def __init__(self, path: Path, *, at_once: bool = False) -> None:
         self._path = path
         self._at_once = at_once
+        # A user who can keep no key finds no answers of earlier runs.
+        self._secret = bytes.fromhex(seal(b"answers")) or secrets.token_bytes(_SEAL)
         self._fd = -1
         self._offsets = KeyTable()
         self._opening = threading.Lock()
@@ -54,9 +61,10 @@ class KeptAnswers:
         self._open()
         offset = self._offsets.find(key)
         try:
-            return b"" if offset is None else _line_at(self._fd, offset)[_HEAD:]
+            line = b"" if offset is None else _line_at(self._fd, offset)
         except OSError:
             return b""  # asked again
+        return line[_HEAD:] if self._is_ours(line) else b""
 
     def put(self, key: bytes, answer: bytes) -> None:
         """Keep an answer; JSON without line breaks. `get` finds it in the next run, or at once."""
@@ -64,7 +72,7 @@ class KeptAnswers:
         if self._is_full:
             return
         body = key.hex().encode() + answer
-        line = b"%08x%b\n" % (zlib.crc32(body), body)
+        line = b"%b%b\n" % (self._sealed(body), body)
         try:
             if os.write(self._fd, line) < len(line):
                 os.write(self._fd, b"\n")  # ends what is there of the line
@@ -98,32 +106,48 @@ class KeptAnswers:
             except OSError as error:
                 self._stop_keeping(error)
                 return
-            with os.fdopen(os.dup(self._fd), "rb") as file:
-                file.seek(0)
-                offset, line = 0, b""
-                while line := file.readline(LONGEST):
-                    if _is_whole(line):
-                        self._offsets.add(bytes.fromhex(line[_CRC:_HEAD].decode()), offset)
-                    offset += len(line)
-                    torn = not line.endswith(b"\n")
-            if offset and torn:
-                os.write(self._fd, b"\n")
+            self._find()
 
+    def _find(self) -> None:
+        """Find the answers in the file."""
+        offset = others = 0
+        torn = False
+        with os.fdopen(os.dup(self._fd), "rb") as file:
+            file.seek(0)
+            while line := file.readline(LONGEST):
+                torn = not line.endswith(b"\n")
+                if not torn and self._is_ours(line[:-1]):
+                    self._offsets.add(bytes.fromhex(line[_SEAL:_HEAD].decode()), offset)
+                else:
+                    others += 1
+                if len(line) == LONGEST:
+                    break  # such as a hole of terabytes
+                offset += len(line)
+        if torn:
+            os.write(self._fd, b"\n")
+        if others:
+            logger.warning(
+                "%s: %s not used: cut short, or not written by this user on this machine",
+                self._path.name,
+                counted(others, "line is", "lines are"),
+            )
 
-def _is_whole(line: bytes) -> bool:
-    """Return whether a line is as it was written."""
-    try:
-        return line[-1:] == b"\n" and int(line[:_CRC], 16) == zlib.crc32(line[_CRC:-1])
-    except ValueError:
-        return False
+    def _sealed(self, body: bytes) -> bytes:
+        return blake2b(body, digest_size=_SEAL // 2, key=self._secret).hexdigest().encode()
+
+    def _is_ours(self, line: bytes) -> bool:
+        """Return whether a line without its end is as this user wrote it."""
+        return hmac.compare_digest(line[:_SEAL], self._sealed(line[_SEAL:]))
 
 
 def _line_at(fd: int, offset: int) -> bytes:
     """Return the line at an offset, without its end."""
-    found = b""
-    while not (end := found.find(b"\n")) + 1:
-        chunk = os.pread(fd, _CHUNK, offset + len(found))
-        if not chunk or len(found) > LONGEST:
-            return b""
-        found += chunk
-    return found[:end]
+    parts: list[bytes] = []
+    size = 0
+    while size <= LONGEST and (chunk := os.pread(fd, _CHUNK, offset + size)):
+        part, end, _ = chunk.partition(b"\n")
+        parts.append(part)
+        if end:
+            return b"".join(parts)
+        size += len(chunk)
+    return b""

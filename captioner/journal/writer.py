@@ -23,12 +23,12 @@ from captioner.core.errors import (
     OutputDamagedError,
 )
 from captioner.core.humanize import counted
-from captioner.core.jsonbytes import SHORT
+from captioner.core.jsonbytes import BEYOND
 from captioner.core.types import Caption
 from captioner.journal.disk import disk_error, is_full
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from captioner.core.cancellation import CancelToken
     from captioner.core.progress import Progress
@@ -138,19 +138,30 @@ class JournalSink:
                 until the end, when one more attempt is made.
         """
         for outcome in outcomes:
-            is_caption = isinstance(outcome, Caption)
-            encode: Any = self._rows.caption if is_caption else self._rows.failure
-            if outcome.record.raw[SHORT:]:  # len would be a call more
-                row = await asyncio.to_thread(encode, outcome)
-            else:
-                row = encode(outcome)
-            (self._captions if is_caption else self._failures).append(row)
+            if outcome.record.raw[BEYOND]:
+                await _to_its_end(self._encode_all(outcomes))
+                break
+        else:
+            for outcome in outcomes:
+                self._add(outcome, self._encode(outcome))
         if self._error is not None:
             raise self._error
         written = asyncio.get_running_loop().create_future()
         self._waiting.append(written)
         self._wake.set()
         await written
+
+    def _encode(self, outcome: Outcome) -> bytes:
+        if isinstance(outcome, Caption):
+            return self._rows.caption(outcome)
+        return self._rows.failure(outcome)
+
+    async def _encode_all(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            self._add(outcome, await asyncio.to_thread(self._encode, outcome))
+
+    def _add(self, outcome: Outcome, row: bytes) -> None:
+        (self._captions if isinstance(outcome, Caption) else self._failures).append(row)
 
     async def commit(self) -> None:
         """Return when everything that was put is on disk.
@@ -308,6 +319,20 @@ class JournalSink:
                 self._journal.path.name,
                 SLOW_SYNC_S,
             )
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do some work; whoever is cancelled meanwhile is cancelled after it."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _settle(waiting: list[asyncio.Future[None]], error: Exception | None) -> None:

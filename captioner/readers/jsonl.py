@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from contextlib import aclosing
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from captioner.core.badjson import is_json
 from captioner.core.errors import DamagedInputError
-from captioner.core.jsonbytes import STRING
+from captioner.core.jsonbytes import SHORT, STRING
 from captioner.core.keys import KEY_BYTES
 from captioner.core.types import InputRecord
 from captioner.readers.bytestreams import open_stream
@@ -19,11 +21,13 @@ from captioner.readers.disguises import HEAD, check_lines, check_text
 from captioner.readers.rows import MAX_LINE, SHOWN, broken_input, too_long_message
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from captioner.readers.bytestreams import ByteStream
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BLOCK = 1 << 19
 _BOM = b"\xef\xbb\xbf"
@@ -78,29 +82,39 @@ class JsonlSource:
             SettingsError: The input is no UTF-8 text.
         """
         splitter: _Lines | _Array | None = None
-        head = b""
+        parts: list[bytes] = []  # of what is read while it is not known how to split it
+        size = enough = 0
         damage = ""
         number = 0
         async with aclosing(self._stream.read(self._block)) as blocks:
             try:
                 async for block in blocks:
                     if splitter is None:
-                        head += block
-                        if (splitter := self._splitter(head)) is None:
+                        parts.append(block)
+                        size += len(block)
+                        if size < enough:
                             continue
-                        found = splitter.feed(head.removeprefix(_BOM))
-                    else:
-                        found = splitter.feed(block)
+                        head = b"".join(parts)
+                        splitter = await _by_size(size, self._splitter, head)
+                        if splitter is None:
+                            parts, enough = [head], 2 * size if size > self._block else 0
+                            continue
+                        parts = []
+                        block = head.removeprefix(_BOM)  # noqa: PLW2901 - with what came before
+                    found = await _by_size(splitter.size + len(block), splitter.feed, block)
                     if found:
                         number = found[-1].number
                         yield found
             except DamagedInputError as error:
                 damage = str(error)
         found = []
-        if splitter is None and (splitter := self._splitter(head, ended=True)) is not None:
-            found = splitter.feed(head.removeprefix(_BOM))
+        head = b"".join(parts)
+        if splitter is None:
+            splitter = await _by_size(size, partial(self._splitter, ended=True), head)
+            if splitter is not None:
+                found = await _by_size(size, splitter.feed, head.removeprefix(_BOM))
         if splitter is not None:
-            found += splitter.finish()
+            found += await asyncio.to_thread(splitter.finish)
         if found:
             number = found[-1].number
             yield found
@@ -108,15 +122,19 @@ class JsonlSource:
             yield [broken_input(number + 1, {}, 0, "bad_input", damage)]
 
     def _splitter(self, head: bytes, *, ended: bool = False) -> _Lines | _Array | None:
-        """Return what splits an input that begins so; None if more of it is needed to tell."""
+        """Return what splits an input that begins so; None if more of it is needed to tell.
+
+        What is longer than a record may be is enough.
+        """
         text = head.removeprefix(_BOM)
         lead = text.lstrip()
-        if _BOM.startswith(head) or not lead:
+        is_long = len(text) > self._max_line
+        if _BOM.startswith(head) or not (lead or is_long):
             return None
         check_text(self._name, head[:HEAD])
         is_array: bool | None = lead.startswith(b"[")
         if is_array and not self._may_be_array:
-            is_array = _seems_array(lead, self._max_line, ended=ended)
+            is_array = _seems_array(lead, self._max_line, ended=ended or is_long)
             if is_array is None:
                 return None
             if is_array and not self._told:
@@ -125,6 +143,11 @@ class JsonlSource:
         if not is_array:
             check_lines(self._name, text[:HEAD], ended=ended and len(text) <= HEAD)
         return (_Array if is_array else _Lines)(self._max_line, len(head) - len(text))
+
+
+async def _by_size(size: int, work: Callable[[bytes], T], data: bytes) -> T:
+    """Return what some work on so many bytes makes of data; a thread does it if they are many."""
+    return await asyncio.to_thread(work, data) if size > SHORT else work(data)
 
 
 def _seems_array(text: bytes, max_line: int, *, ended: bool) -> bool | None:
@@ -178,7 +201,7 @@ class _Lines:
         self._offset = offset  # of `_rest`, or after the part of `_skipped` that was read
         self._number = 0
         self._rest: list[bytes] = []  # the parts of a line that were read
-        self._size = 0  # of all these
+        self.size = 0  # of all these, in bytes
         self._skipped: _LongRecord | None = None
 
     def feed(self, block: bytes) -> list[InputRecord]:
@@ -192,12 +215,12 @@ class _Lines:
             found.append(self._skipped.too_long(self._number, self._offset, self._max_line))
             self._skipped = None
         self._rest.append(block)
-        self._size += len(block)
-        if self._size <= self._max_line and b"\n" not in block:
+        self.size += len(block)
+        if self.size <= self._max_line and b"\n" not in block:
             return found
         lines = b"".join(self._rest).split(b"\n")
         rest = lines.pop()
-        self._rest, self._size = [rest], len(rest)
+        self._rest, self.size = [rest], len(rest)
         new = tuple.__new__
         number, offset = self._number, self._offset
         for line in lines:
@@ -209,18 +232,18 @@ class _Lines:
                 # The constructor of a named tuple takes twice as long.
                 found.append(new(InputRecord, (number, raw, offset, None, None, ())))
         self._number, self._offset = number, offset
-        if self._size > self._max_line:
+        if self.size > self._max_line:
             self._number += 1
-            self._offset += self._size
+            self._offset += self.size
             self._skipped = _LongRecord(rest)
-            self._rest, self._size = [], 0
+            self._rest, self.size = [], 0
         return found
 
     def finish(self) -> list[InputRecord]:
         if self._skipped is not None:
             return [self._skipped.too_long(self._number, self._offset, self._max_line)]
         raw = b"".join(self._rest).strip()
-        return [InputRecord(self._number + 1, raw, self._offset + self._size)] if raw else []
+        return [InputRecord(self._number + 1, raw, self._offset + self.size)] if raw else []
 
 
 class _Array:
@@ -228,10 +251,11 @@ class _Array:
 
     def __init__(self, max_line: int, offset: int) -> None:
         self._max_line = max_line
-        self._offset = offset  # of `_rest`
+        self._offset = offset  # of `_tail`
         self._number = 0
-        self._rest = b""  # the part of the current element that was read
-        self._scanned = 0  # bytes of `_rest` in which tokens were found
+        self._parts: list[bytes] = []  # of the current element
+        self.size = 0  # of all these, in bytes
+        self._tail = b""  # a backslash that ended the last block
         self._depth = 0
         self._in_string = False
         self._closed = False
@@ -239,9 +263,8 @@ class _Array:
 
     def feed(self, block: bytes) -> list[InputRecord]:
         found: list[InputRecord] = []
-        data = self._rest + block
-        begin = 0
-        at = self._scanned
+        data = self._tail + block
+        begin = at = 0
         while not self._closed:
             if self._in_string:
                 part = _STRING_PART.match(data, at)
@@ -265,45 +288,50 @@ class _Array:
                 self._depth -= 1
             self._closed = self._depth == 0
             if self._closed or (self._depth == 1 and char == b","):
-                self._add_element(data[begin:start], at, found)
+                self._keep(data[begin:start])
+                self._end_element(self._offset + at, found)
                 begin = at
-        self._offset += begin
-        self._keep(data[begin:], len(data) - begin if self._closed else at - begin)
+        if self._closed:
+            at = len(data)
+        self._keep(data[begin:at])
+        self._offset += at
+        self._tail = data[at:]
         return found
 
-    def _keep(self, rest: bytes, scanned: int) -> None:
-        """Keep the beginning of an element, or add it to the record that is skipped."""
-        if self._depth == 0 and not rest.strip():
-            rest, scanned, self._offset = b"", 0, self._offset + len(rest)
-        elif self._skipped is None and len(rest) > self._max_line:
-            self._skipped = _LongRecord()
-        if rest and self._skipped is not None:
-            self._skipped.add(rest[:scanned])
-            self._offset += scanned
-            rest, scanned = rest[scanned:], 0
-        self._rest, self._scanned = rest, scanned
+    def _keep(self, part: bytes) -> None:
+        """Keep a part of an element, or add it to the record that is skipped."""
+        if self._skipped is not None:
+            self._skipped.add(part)
+        elif self._depth or self._parts or part.strip():
+            self._parts.append(part)
+            self.size += len(part)
+            if self.size > self._max_line:
+                self._skipped = _LongRecord(self._whole())
 
-    def _add_element(self, raw: bytes, end: int, found: list[InputRecord]) -> None:
-        end += self._offset
-        if self._skipped is not None or len(raw) > self._max_line:
+    def _whole(self) -> bytes:
+        """Return the parts of the current element, which are no longer kept."""
+        whole = b"".join(self._parts)
+        self._parts, self.size = [], 0
+        return whole
+
+    def _end_element(self, end: int, found: list[InputRecord]) -> None:
+        if self._skipped is not None:
             self._number += 1
-            skipped = self._skipped or _LongRecord()
-            skipped.add(raw)
-            found.append(skipped.too_long(self._number, end, self._max_line))
+            found.append(self._skipped.too_long(self._number, end, self._max_line))
             self._skipped = None
-        elif (raw := raw.strip()) or not self._closed:
+        elif (raw := self._whole().strip()) or not self._closed:
             self._number += 1
             found.append(InputRecord(self._number, raw, end))
 
     def finish(self) -> list[InputRecord]:
-        raw = self._rest.strip()
+        self._keep(self._tail)
+        raw = self._whole().strip()
         if self._closed and not raw and self._skipped is None:
             return []
         message = "the array is not closed: the file seems to be cut short"
         if self._closed:
             message = "something follows the end of the array"
-        number, end = self._number + 1, self._offset + len(self._rest)
+        number, end = self._number + 1, self._offset + len(self._tail)
         if self._skipped is None:
             return [InputRecord(number, raw, end, ("bad_json", message))]
-        self._skipped.add(self._rest)
         return [self._skipped.fault(number, end, "bad_json", message)]

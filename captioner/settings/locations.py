@@ -33,6 +33,32 @@ def storage_url(path: Path) -> str | None:
     return f"{found[1]}://{slash}{found[2]}"
 
 
+def check_stored(url: str, kind: str | None, *, name: str) -> None:
+    """Refuse an address in an object store that cannot be that of an output.
+
+    Args:
+        url: The address.
+        kind: The output format that was given.
+        name: What it was given by, for the message.
+
+    Raises:
+        SettingsError: It names no object, or the format is written into a folder.
+    """
+    scheme, _, path = url.partition("://")
+    last = path.rpartition("/")[2]
+    if scheme == "file":
+        raise SettingsError(f"{name}: {url} is a local file; write its path without file:")
+    if last in ("", ".", "..", "-") or (scheme != "memory" and "/" not in path):
+        raise SettingsError(
+            f"{name}: {url} names no object; name one, such as {scheme}://BUCKET/captions.jsonl"
+        )
+    if kind in FOLDER_FORMATS:
+        raise SettingsError(
+            f"{name}: {kind} is written into a folder of this machine, not to an object store "
+            f"({url})"
+        )
+
+
 def location(path: Path) -> str:
     """Return a path as users write it: an object in a store by its URL."""
     return storage_url(path) or str(path)

@@ -44,6 +44,9 @@ SEAL = "seal"
 LOST = "not_remembered"
 """What a checkpoint has beside the options: the flags of those that a later run must be given."""
 
+UPLOAD = "upload"
+"""What a checkpoint has beside the options: the address to which the output is uploaded."""
+
 
 def _changed(settings: Settings) -> dict[str, Any]:
     """Return the options that are not the default and that a later run wants as well."""
@@ -75,6 +78,8 @@ def remembered(settings: Settings) -> dict[str, Any]:
             found[name] = str(value.absolute()) if isinstance(value, Path) else value
     if lost := not_remembered(settings):
         found[LOST] = lost
+    if settings.upload is not None:
+        found[UPLOAD] = without_secrets(settings.upload)
     return found
 
 

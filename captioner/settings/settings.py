@@ -17,6 +17,7 @@ from captioner.settings.flags import all_options, stored_options
 from captioner.settings.locations import (
     COMPRESSED,
     check_folder,
+    check_stored,
     hub_name,
     is_elsewhere,
     location,
@@ -53,7 +54,8 @@ class Settings:
         input: The records: a file, a folder, a pattern of paths, ``-`` for standard input, or
             the address of a hub's data set.
         output: The captions. Default: ``<input stem>.captions.jsonl`` beside the input. The
-            ending selects the format.
+            ending selects the format. One in an object store is written to the current folder
+            under its last name, and uploaded once the run is complete; on Ray it is written there.
         endpoint: The model and its endpoint.
         prompt: The prompts and sampling.
         records: How records are read.
@@ -65,6 +67,7 @@ class Settings:
         endpoints: Several endpoints, each with all its options.
         stages: What is asked of each record; none if just its questions are.
         files: Images and videos that were named one by one, instead of the input.
+        upload: The address of the output in an object store; None if it has none.
         answers: Where the answers of finished stages are kept; None keeps none.
         is_resolved: The prompt's files and preset have been read; see `resolved`.
     """
@@ -82,6 +85,7 @@ class Settings:
     endpoints: tuple[EndpointSettings, ...] = ()
     stages: tuple[StageSettings, ...] = ()
     files: tuple[Path, ...] = ()
+    upload: str | None = None
     answers: Path | None = field(default=None, compare=False, repr=False)
     is_resolved: bool = field(default=False, compare=False, repr=False)
 
@@ -101,10 +105,9 @@ class Settings:
                 "--batch-api, --ray, --view, --redo and --retry. Name a file with -o"
             )
         if self.output is not None and (url := storage_url(self.output)) and not ray:
-            raise SettingsError(
-                f"output: only a run with --ray can write to an object store ({url}); name a local "
-                "file with -o and copy it when the run is finished"
-            )
+            check_stored(url, run.output_format, name="output")
+            object.__setattr__(self, "upload", url)
+            object.__setattr__(self, "output", Path(self.output.name))
         if batch.any and (run.processes > 1 or len(self.each_endpoint) > 1):
             raise SettingsError("batch-api: it takes one endpoint and one process")
         if ray and (batch.any or run.processes > 1):

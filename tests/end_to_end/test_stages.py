@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -685,6 +686,13 @@ def test_the_lines_of_an_answer_are_without_the_marks_of_a_list(text, lines) -> 
     assert FUNCTIONS["lines"](text) == lines
 
 
+@pytest.mark.parametrize("text", ["mean(a) > 1", "a[0] / a[1] > 1", "highest(a) + 0.5 > 1"])
+def test_numbers_of_any_size_make_no_error(text) -> None:
+    """An answer with an integer of a thousand digits has no mean, and does not end the run."""
+    expression = Where(text, "when", FUNCTIONS)
+    assert not expression.value({"a": [10**1_000, 0.5]})
+
+
 def test_expressions_are_evaluated_for_one_record_at_a_time() -> None:
     expression = Where("item", "crop")
 
@@ -763,13 +771,21 @@ def test_answers_beside_the_output_are_neither_links_nor_trusted(
     assert (refused.returncode, victim.read_text()) == (2, "mine")
     assert "is not a regular file" in refused.stderr
     answers.unlink()
-    answers.write_bytes(
-        b"\xff" * 100 + b"\n" + b"00000000" + b"a" * 32 + b'[[["lie","stop","m",""]]]\n{"x'
-    )
+    # Those of the same run by somebody else, who changed them; rubbish; and a hole of a terabyte.
+    theirs = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "theirs")}
+    made = run_command(words[0], *words[1:3], "-o", tmp_path / "theirs.jsonl", env=theirs)
+    assert made.returncode == 0, made.stderr
+    forged = (tmp_path / "theirs.jsonl.answers").read_bytes().replace(b"Three", b"A lie")
+    assert b"A lie" in forged
+    endpoint.calls.clear()
+    answers.write_bytes(b"\xff" * 100 + b"\n" + forged + b'{"x')
+    with answers.open("r+b") as file:
+        file.truncate(1 << 40)
     done = run_command(*words)
+    assert "not written by this user on this machine" in done.stderr
     assert done.returncode == 0, done.stderr
     assert all(row["caption"].startswith("Three Two One q") for row in rows(output))
-    assert endpoint.count == 6
+    assert len(endpoint.calls) == 6
     assert run_command("remove", output, "--yes").returncode == 0
     assert not answers.exists()
 

@@ -165,6 +165,28 @@ async def test_what_somebody_else_wrote_into_the_cache_is_asked_for() -> None:
     rig.deduplicator.close()
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"[]",
+        b"{}",
+        b"[[]]",
+        b'[["a"]]',
+        b"[[[1]]]",
+        b'[[["v",1,"m",""]]]',
+        b'[[["v","s","m","",1]]]',
+        b'[[["v","s","m","","q","doubt"]]]',
+        b'[[["v","s","m","","q",0.5,"more"]]]',
+        b"7",
+        b"{",
+    ],
+)
+def test_what_is_no_answer_is_not_taken_for_one(stored) -> None:
+    """A cache in a shared folder may hold anything."""
+    with pytest.raises((ValueError, TypeError)):
+        load(stored)
+
+
 def test_answers_keep_their_values() -> None:
     """Text, objects, lists, flags and reasons come back as they were; requests do not."""
     completion = Completion("raw", "stop", "m", Usage(5, 5))

@@ -141,12 +141,16 @@ MACRO = (
         MACRO,
         "{% set s = namespace(x=text) %}{% for a in many %}{% set s.x = s.x + s.x %}{% endfor %}x",
         "{% set s = namespace(x=text) %}{% for a in many %}{% set s.x = s.x ~ s.x %}{% endfor %}x",
+        "{% set s = namespace(x='') %}{% for a in words %}{% set s.x = s.x ~ a %}{% endfor %}x",
+        "{{ [many]|sum(start=[])|length }}",
+        "{{ words|join|replace(' ', '')|wordwrap(9) }}",
         "{{ lipsum(n) }}",
     ],
 )
 def test_no_value_of_a_record_makes_endless_work(template):
     """It is the failure of the record, before memory or time is spent."""
     record = {"text": "x" * 10_000, "n": 10**9, "wide": "%999999999d", "many": [0] * 5_000}
+    record["words"] = ["caption of ten words"] * 500_000
     with pytest.raises(BadRecordError) as error:
         _ = Templates("", template).fill(record).prompt
     assert error.value.code in ("prompt_template", "prompt_field")

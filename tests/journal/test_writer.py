@@ -102,6 +102,31 @@ async def test_leaving_writes_everything_at_once(journal, monkeypatch):
     assert not journal.dirty
 
 
+async def test_a_large_row_is_written_though_its_caller_is_gone(journal, monkeypatch):
+    """An answer that is being encoded in a thread when the run is stopped is not lost."""
+    encoding, go_on = threading.Event(), threading.Event()
+    encode = RowEncoder.caption
+
+    def slow(self, caption):
+        encoding.set()
+        assert go_on.wait(30)
+        return encode(self, caption)
+
+    monkeypatch.setattr(RowEncoder, "caption", slow)
+    raw = b'{"id":1,"text":"' + b"a" * (1 << 20) + b'"}'
+    large = Caption(InputRecord(1, raw), "c", False, 1, Usage())
+    async with sink_of(journal) as sink:
+        putting = asyncio.create_task(sink.put([large, outcome(2)]))
+        assert await asyncio.to_thread(encoding.wait, 30)
+        for _ in range(2):  # as the pipeline cancels its workers
+            putting.cancel()
+            await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+    assert [row["id"] for row in rows(journal.path)] == [1, 2]
+
+
 async def test_the_event_loop_never_waits_for_the_disk(journal, disk):
     """Captions, failures and syncs are written by threads."""
     async with sink_of(journal) as sink:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.readers import jsonl
 from captioner.readers.jsonl import JsonlSource
 
 BLOCKS = [1, 2, 3, 5, 8, 13, 64, 1 << 20]
@@ -141,8 +143,6 @@ def test_giant_records_are_told_apart(read, name):
 
 def test_a_giant_line_is_not_held_in_memory(folder):
     """A line far over the limit is never more than a few blocks of memory."""
-    import tracemalloc
-
     path = folder / "giant.jsonl"
     path.write_bytes(b'{"x":"' + b"y" * (16 << 20) + b'"}\n{"a":1}\n')
 
@@ -156,6 +156,65 @@ def test_a_giant_line_is_not_held_in_memory(folder):
     tracemalloc.stop()
     assert [line.fault is None for line in lines] == [False, True]
     assert peak < 2 << 20
+
+
+class Counting:
+    """A pattern that counts the bytes of the texts in which it is looked for."""
+
+    def __init__(self, pattern):
+        self._pattern = pattern
+        self.longest = 0
+
+    def search(self, data, at):
+        self.longest = max(self.longest, len(data))
+        return self._pattern.search(data, at)
+
+    def match(self, data, at):
+        self.longest = max(self.longest, len(data))
+        return self._pattern.match(data, at)
+
+
+@pytest.mark.parametrize("value", [b'"' + b"y" * 200_000 + b'"', b"[" + b"1," * 100_000 + b"0]"])
+def test_a_giant_element_is_passed_over_once(read, monkeypatch, value):
+    """What is looked at of an element does not grow with what was read of it."""
+    patterns = [Counting(jsonl._TOKEN), Counting(jsonl._STRING_PART)]
+    monkeypatch.setattr(jsonl, "_TOKEN", patterns[0])
+    monkeypatch.setattr(jsonl, "_STRING_PART", patterns[1])
+    raw = b'{"x":' + value + b"}"
+    (line,) = read(b"[" + raw + b"]", "input.json", block=1_000)
+    assert line.raw == raw
+    assert max(one.longest for one in patterns) <= 1_001
+
+
+def test_a_giant_first_line_is_looked_at_a_few_times(read, monkeypatch):
+    """Whether a file is an array is asked again only when twice as much of it was read."""
+    looks = []
+    asked = jsonl._seems_array
+    monkeypatch.setattr(
+        jsonl, "_seems_array", lambda *given, **more: looks.append(1) or asked(*given, **more)
+    )
+    data = b'[{"x":"' + b"y" * 200_000 + b'"}]\n'
+    (line,) = read(data, block=1_000)
+    assert line.raw == data[1:-2]
+    assert len(looks) < 12
+
+
+@pytest.mark.parametrize("begin", [b"", b'[{"a":1}]\n'])
+def test_blanks_without_end_are_not_kept(folder, begin):
+    """A file of blanks is decided on when it is longer than a record may be."""
+    path = folder / "blank.jsonl"
+    path.write_bytes(begin + b" \n" * (4 << 20))
+
+    async def collect():
+        source = JsonlSource(path, max_line=1 << 16, block=1 << 16)
+        return [line async for batch in source.batches() for line in batch]
+
+    tracemalloc.start()
+    lines = asyncio.run(collect())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [line.raw for line in lines] == ([b'{"a":1}'] if begin else [])
+    assert peak < 6 << 20
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -16,7 +16,7 @@ from endpoint import FakeEndpoint
 from real_servers import RealServer
 
 from captioner import SettingsError, run_batch
-from captioner.errors import StoreGaveOutError
+from captioner.errors import StoreGaveOutError, UploadError
 from captioner.outputs.check import check_output
 
 s3fs = pytest.importorskip("s3fs")
@@ -134,13 +134,76 @@ def _take_down(monkeypatch: pytest.MonkeyPatch) -> None:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-async def test_outputs_in_a_bucket_need_ray(bucket, make_input, endpoint) -> None:
-    """A run without it does not take the URL for a local path."""
-    with pytest.raises(SettingsError, match=r"only a run with --ray .*s3://photos/out\.jsonl"):
-        await run_batch(
-            make_input(1), "s3://photos/out.jsonl", base_url=endpoint.base_url, model="m"
-        )
-    assert not Path("s3:").exists()
+def test_output_in_a_bucket(bucket, tmp_path, endpoint, run_command) -> None:
+    """It is made here, continued from here, and uploaded; the address is read like a path."""
+    bucket.pipe_file("photos/a.jpg", jpeg(1))
+    bucket.pipe_file("photos/in.jsonl", lines(*["s3://photos/a.jpg"] * 3).encode())
+    url = "s3://photos/to/out.jsonl"
+    common = ("s3://photos/in.jsonl", "-o", url, "--base-url", endpoint.base_url, "--model", "m")
+    common = (*common, "--no-probe")
+    where: dict[str, Any] = {"env": os.environ, "cwd": tmp_path}
+    stopped = run_command(*common, "--budget-tokens", 1, "--concurrency", 1, "--no-dedup", **where)
+    assert stopped.returncode == 8, stopped.stderr
+    assert f"captioner s3://photos/in.jsonl -o {url}" in stopped.stderr
+    assert not bucket.exists("photos/to")
+    finished = run_command(*common, "--budget-tokens", 10_000, **where)
+    assert finished.returncode == 0, finished.stderr
+    assert f"uploaded: {url}" in finished.stderr
+    assert bucket.cat_file(url) == (tmp_path / "out.jsonl").read_bytes()
+    for word in ("check", "report"):
+        told = run_command(word, url, **where)
+        assert told.stdout.startswith(f"{url}: 3 caption"), told.stderr
+    (tmp_path / "out.jsonl").rename(tmp_path / "moved.jsonl")
+    refused = run_command(*common, **where)
+    assert refused.returncode == 2
+    assert f"{url} exists, but out.jsonl" in refused.stderr
+    exported = run_command("export", "moved.jsonl", "--to", "s3://photos/out.csv", **where)
+    assert exported.returncode == 0, exported.stderr
+    assert len(bucket.cat_file("photos/out.csv").splitlines()) == 4
+
+
+def test_an_upload_that_fails(bucket, tmp_path, endpoint, run_command, make_input) -> None:
+    """A bucket that is missing is told at once; a store that is gone at the end leaves the rows."""
+    common = (make_input(2), "--base-url", endpoint.base_url, "--model", "m")
+    where: dict[str, Any] = {"env": os.environ, "cwd": tmp_path}
+    refused = run_command(*common, "-o", "s3://nobucket/out.jsonl", **where)
+    assert refused.returncode == 2
+    assert "there is no bucket nobucket" in refused.stderr
+    assert not endpoint.calls
+    url = "s3://nobucket/out.jsonl"
+    failed = run_command(*common, "-o", url, "--overwrite", **where)
+    assert failed.returncode == 9, failed.stderr
+    assert "the captions are safe in out.jsonl" in failed.stderr.replace("The", "the")
+    bucket.mkdir("nobucket")
+    again = failed.stderr.rpartition("captioner export ")[2].split()
+    assert again == ["out.jsonl", "--to", url, "--overwrite"]
+    done = run_command("export", *again, **where)
+    assert done.returncode == 0, done.stderr
+    assert bucket.cat_file(url) == (tmp_path / "out.jsonl").read_bytes()
+    bucket.rm("nobucket", recursive=True)
+
+
+async def test_a_large_upload_that_breaks_leaves_nothing(bucket, tmp_path, monkeypatch) -> None:
+    """An object of several parts appears whole or not at all."""
+    from captioner.outputs.export.store import start_upload
+
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(bytes(120_000_000))
+    sent = s3fs.S3FileSystem._call_s3
+    parts = []
+
+    async def failing(self: Any, method: Any, *arguments: Any, **options: Any) -> Any:
+        if method == "upload_part":
+            parts.append(options["PartNumber"])
+            if len(parts) == 2:
+                raise OSError("the line is cut")
+        return await sent(self, method, *arguments, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", failing)
+    with pytest.raises(UploadError, match="the line is cut"):
+        start_upload([path], "s3://photos/large.jsonl").result()
+    assert parts
+    assert not bucket.exists("photos/large.jsonl")
 
 
 def test_all_in_a_bucket_on_ray(bucket, tmp_path, endpoint, run_command) -> None:
@@ -193,10 +256,10 @@ async def test_outputs_that_cannot_be_read(bucket, tmp_path, run_command, monkey
         await check_output("s3://photos/out.jsonl")
     source = tmp_path / "captions.jsonl"
     source.write_text('{"image": "a.jpg", "caption": "c"}\n')
-    for url in ("s3://photos/out.csv", "s3://photos/"):
+    for url in ("s3://photos", "s3://photos/"):
         refused = run_command("export", source, "--to", url, "--to-format", "csv", cwd=tmp_path)
         assert refused.returncode == 2, refused.stderr
-        assert f"cannot be written to an object store ({url.rstrip('/')})" in refused.stderr
+        assert "names no object" in refused.stderr or "is a folder" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["captions.jsonl"]
     _take_down(monkeypatch)
     with pytest.raises(SettingsError, match=r"s3://photos/out\.jsonl: Could not connect"):

@@ -137,13 +137,16 @@ class Launcher:
         found = {
             name: value
             for name, value in os.environ.items()
-            if name in _HUB_TOKENS or not SECRET_NAME.search(name)
+            if name in _HUB_TOKENS or not (name.startswith(_OURS) or SECRET_NAME.search(name))
         }
         found |= {"PYTHONUNBUFFERED": "1", **self.variables(start)}
         if gpus:
             found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return found
 
+
+_OURS = "CAPTIONER_"
+"""Options: those of requests, such as CAPTIONER_HEADER, may hold a secret."""
 
 _HUB_TOKENS = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "TOKENIZERS_PARALLELISM")
 

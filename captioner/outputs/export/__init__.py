@@ -1,6 +1,7 @@
 """Writes the rows of a journal in other formats. An export can be repeated at any time."""
 
 from captioner.outputs.export.registry import check_format, export, first_file, output_files
+from captioner.outputs.export.store import object_exists, open_store, start_upload
 from captioner.outputs.export.tables import column_names, write_csv_rows, write_lines
 
 __all__ = [
@@ -8,7 +9,10 @@ __all__ = [
     "column_names",
     "export",
     "first_file",
+    "object_exists",
+    "open_store",
     "output_files",
+    "start_upload",
     "write_csv_rows",
     "write_lines",
 ]

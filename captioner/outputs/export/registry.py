@@ -7,12 +7,15 @@ import os
 import re
 from contextlib import closing
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
 from captioner.core.errors import SettingsError
 from captioner.core.exports import mark_export
 from captioner.core.extras import needed
 from captioner.core.humanize import counted
+from captioner.core.secrets import without_secrets
 from captioner.journal.companions import (
     ENDINGS,
     checkpoint_path,
@@ -27,13 +30,13 @@ from captioner.journal.companions import (
 from captioner.journal.disk import Files
 from captioner.journal.finalize import write_array
 from captioner.outputs.export import dataset, tables, training, webdataset, xmp
+from captioner.outputs.export.store import object_exists, start_upload
 from captioner.outputs.reader import OutputReader, Reviewed
-from captioner.settings.locations import hub_name
+from captioner.settings.locations import check_stored, hub_name, storage_url
 from captioner.settings.options import OutputFormat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +99,8 @@ def export(
 
     Args:
         journal: The journal.
-        target: The file or folder to write; files are replaced atomically.
+        target: The file or folder to write; files are replaced atomically. A file may be in an
+            object store.
         kind: The format.
         image_root: Where relative image paths start.
         source: The input, in place of the one in the journal's checkpoint.
@@ -111,6 +115,7 @@ def export(
     Raises:
         DiskError: The disk refused; the target is unchanged.
         SettingsError: The target may not be replaced, or the format cannot hold the rows.
+        UploadError: The object store refused; an object there is unchanged.
     """
     reader = OutputReader(
         journal,
@@ -122,22 +127,49 @@ def export(
     )
     with closing(reader):
         _refuse_own_files(reader, target, source, output)
-        is_new = not own and not target.exists()
-        if not (own or overwrite or kind in _IN_FOLDERS or journal == journal_path(target, kind)):
-            path = first_file(target)
-            if path.exists():
-                raise SettingsError(f"{path} exists; replace it with --overwrite")
-        if kind in _IN_FOLDERS:
-            again = own and kind == "dataset" and dataset.is_ours(target)
-            _IN_FOLDERS[kind](reader, target, overwrite=overwrite or again)
-        elif csv_safe and kind in _CSV:
-            _CSV[kind](reader, target, safe=True)
+        if url := storage_url(target):
+            check_stored(url, kind, name="to")
+            first = storage_url(first_file(target)) or url
+            if not overwrite and object_exists(first):
+                raise SettingsError(f"{without_secrets(first)} exists; replace it with --overwrite")
+            with TemporaryDirectory(prefix="captioner-export-") as folder:
+                copy = Path(folder) / target.name
+                _write(reader, copy, kind, csv_safe=csv_safe)
+                start_upload(output_files(copy), url).result()
         else:
-            _WRITERS[kind](reader, target)
+            is_new = not own and not target.exists()
+            _refuse_existing(journal, target, kind, overwrite=own or overwrite)
+            again = own and kind == "dataset" and dataset.is_ours(target)
+            _write(reader, target, kind, csv_safe=csv_safe, overwrite=overwrite or again)
             if kind == "imagefolder" and is_new:
                 mark_export(target)
         if reader.reviews is not None and not own:
             logger.warning("reviews: %s", _describe_reviews(reader))
+
+
+def _refuse_existing(journal: Path, target: Path, kind: OutputFormat, *, overwrite: bool) -> None:
+    """Raise `SettingsError` if a file exists that the export may not replace."""
+    if overwrite or kind in _IN_FOLDERS or journal == journal_path(target, kind):
+        return
+    path = first_file(target)
+    if path.exists():
+        raise SettingsError(f"{path} exists; replace it with --overwrite")
+
+
+def _write(
+    reader: OutputReader,
+    target: Path,
+    kind: OutputFormat,
+    *,
+    csv_safe: bool,
+    overwrite: bool = False,
+) -> None:
+    if kind in _IN_FOLDERS:
+        _IN_FOLDERS[kind](reader, target, overwrite=overwrite)
+    elif csv_safe and kind in _CSV:
+        _CSV[kind](reader, target, safe=True)
+    else:
+        _WRITERS[kind](reader, target)
 
 
 def first_file(target: Path) -> Path:

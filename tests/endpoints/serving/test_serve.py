@@ -33,9 +33,11 @@ async def test_a_run_starts_a_server_and_stops_it(
     """The server gets no key, listens on this machine only, and is gone afterwards."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-the-user")
     monkeypatch.setenv("HF_TOKEN", "hf_needed_for_gated_models")
+    monkeypatch.setenv("CAPTIONER_HEADER", "X-Account: private-of-the-user")
     report = await run_batch(records(questions(20)), serve=serve)
     assert (report.captioned, report.failed) == (20, 0)
     (one,) = started.all
+    assert "CAPTIONER_HEADER" not in one["env"]
     assert one["env"]["HF_TOKEN"] == "hf_needed_for_gated_models"
     assert "OPENAI_API_KEY" not in one["env"]
     host = one["env"].get("OLLAMA_HOST", "").partition(":")[0] or started.argument("--host")[0]

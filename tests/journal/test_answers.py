@@ -1,0 +1,78 @@
+"""Answers of finished stages: what is kept is found again, by whoever kept it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from captioner.journal.answers import KeptAnswers
+
+ONE, TWO = b"1" * 16, b"2" * 16
+
+
+def kept(path: Path) -> KeptAnswers:
+    """Return the answers of another run."""
+    return KeptAnswers(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "out.jsonl.answers"
+    first = kept(made)
+    first.put(ONE, b'[["one"]]')
+    first.put(TWO, b'[["' + b"a" * 300_000 + b'"]]')
+    first.close()
+    return made
+
+
+def test_answers_are_found_by_the_next_run(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    again = kept(path)
+    assert again.get(ONE) == b'[["one"]]'
+    assert again.get(TWO) == b'[["' + b"a" * 300_000 + b'"]]'
+    assert again.get(b"3" * 16) == b""
+    again.close()
+    assert not caplog.records
+
+
+def test_answers_that_were_changed_are_not_used(path: Path) -> None:
+    """Before the file is read, and after."""
+    again = kept(path)
+    assert again.get(ONE)
+    path.write_bytes(path.read_bytes().replace(b"one", b"lie"))
+    assert again.get(ONE) == b""
+    again.close()
+    assert kept(path).get(ONE) == b""
+
+
+def test_answers_of_another_user_are_not_used(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They came with a data set: their author could have written any caption."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    other = kept(path)
+    with caplog.at_level(logging.WARNING):
+        assert other.get(ONE) == b""
+    (said,) = [one.getMessage() for one in caplog.records]
+    assert said.startswith("out.jsonl.answers: 2 lines are not used")
+    other.put(ONE, b'[["mine"]]')
+    other.close()
+    assert kept(path).get(ONE) == b'[["mine"]]'
+
+
+def test_a_line_that_was_cut_short_does_not_spoil_the_next(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+    again = kept(path)
+    again.put(TWO, b'[["two"]]')
+    again.close()
+    assert (kept(path).get(ONE), kept(path).get(TWO)) == (b'[["one"]]', b'[["two"]]')
+
+
+def test_a_hole_of_terabytes_is_not_read(path: Path) -> None:
+    """What was kept before it is found."""
+    with path.open("r+b") as file:
+        file.truncate(1 << 42)
+    again = kept(path)
+    assert again.get(ONE) == b'[["one"]]'
+    again.close()
