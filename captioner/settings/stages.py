@@ -329,16 +329,27 @@ def stages_of(
             seen.add(name)
             merged[name] = {**merged.get(name, {}), **table} if number else dict(table)
     found = [StageSettings.of(table) for table in merged.values()]
-    if prompt.schema and all("prompt" in stage.options for stage in found):
-        raise SettingsError(
-            "stages: --schema would check nothing, for each stage has a prompt of its own; give "
-            "schema to the stage that writes the caption"
-        )
+    _refuse_unused(prompt, found)
     if not any(stage.field == output_field for stage in found):
         if found[-1].field is not None:
             raise SettingsError(f"stages: none has field = {output_field!r}, for the caption")
         found[-1] = replace(found[-1], field=output_field)
     return tuple(part for stage in found for part in _with_pick(stage))
+
+
+def _refuse_unused(prompt: PromptSettings, stages: Sequence[StageSettings]) -> None:
+    """Refuse options of the run's own question if no stage asks it.
+
+    Raises:
+        SettingsError: One is given.
+    """
+    unused = {"--schema": prompt.schema, "--prompt-file-in-folder": prompt.prompt_file_in_folder}
+    for flag, value in unused.items():
+        if value and all("prompt" in stage.options for stage in stages):
+            raise SettingsError(
+                f"stages: no stage would use {flag}, for each has a prompt of its own; leave it "
+                "out, or say it in a stage"
+            )
 
 
 def _word(name: str, at: int) -> str:

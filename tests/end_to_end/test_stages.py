@@ -604,10 +604,40 @@ async def test_a_wrong_stage_is_refused_before_anything_is_sent(
     assert endpoint.count == 0
 
 
-async def test_a_schema_that_no_stage_has_is_refused(make_input, endpoint) -> None:
-    with pytest.raises(SettingsError, match="--schema would check nothing"):
-        await staged(make_input(1), endpoint, DRAFT, schema='{"type": "object"}')
+@pytest.mark.parametrize(
+    "option", [{"schema": '{"type": "object"}'}, {"prompt_file_in_folder": "prompt.txt"}]
+)
+async def test_what_no_stage_would_use_is_refused(option, make_input, endpoint) -> None:
+    with pytest.raises(SettingsError, match="no stage would use --"):
+        await staged(make_input(1), endpoint, DRAFT, **option)
     assert endpoint.count == 0
+
+
+async def test_boxes_in_the_cell_of_a_table_are_a_list(tmp_path, endpoint) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    source = tmp_path / "in.csv"
+    source.write_text('image,boxes,n\n0.jpg,"[[0, 0, 0.5, 1], [0, 0, 1, 1]]",1\n0.jpg,[none],2\n')
+    report = await run_batch(
+        source, base_url=endpoint.base_url, model="m", stages="region", output=tmp_path / "o.jsonl"
+    )
+    assert endpoint.count == 3
+    assert len(rows(Path(report.output))) == 1
+    (failed,) = rows(Path(report.failures))
+    assert failed["code"] == "stage_items"
+
+
+def test_the_command_for_dataflows_captions_works_as_printed(
+    tmp_path, endpoint, run_command
+) -> None:
+    page = (Path(captioner.__file__).parent / "docs" / "dataflow.md").read_text()
+    (line,) = re.findall(r"^    captioner (.*--stages.*)$", page, re.MULTILINE)
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "rows.jsonl").write_text('{"image": "0.jpg"}\n')
+    endpoint.behave = scripted({"Describe": "One.", "Look": "Yes"})
+    words = line.replace("URL", endpoint.base_url).replace("--model M", "--model m").split()
+    done = run_command(*words, "--no-view", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["answer"] for row in rows(tmp_path / "answers.jsonl")] == ["One."]
 
 
 def test_stages_stand_in_toml_beside_or_over_a_set(
