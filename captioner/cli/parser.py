@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -167,7 +168,7 @@ class Command(click.Command):
                 or (flag.option and flag.option.alone and flag.option.alone[1])
                 or as_bool(word) is not None
             ):
-                return f"{word!r} is one word too many. Did you mean {before}={word}?"
+                return f"{word!r} is one word too many. Did you mean {quote(f'{before}={word}')}?"
         return f"{rest[0]!r} is one word too many. See {ctx.command_path} --help"
 
 

@@ -6,6 +6,7 @@ it pass.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from captioner.core.errors import BadReplyError, RefusedError
@@ -56,6 +57,7 @@ class CaptionRules(NamedTuple):
         parse: Returns the value of a text, or raises `BadReplyError`; None keeps the text.
         schema: The JSON Schema that ``parse`` checks, for the next request.
         shape: What is cut from captions and put around them; None leaves them as they are.
+        first_word: ``parse`` reads only the beginning, so that an answer that was cut off counts.
     """
 
     min_chars: int = 1
@@ -65,6 +67,7 @@ class CaptionRules(NamedTuple):
     parse: Callable[[str], Any] | None = None
     schema: str = ""
     shape: Shape | None = None
+    first_word: bool = False
 
 
 def check(
@@ -91,6 +94,9 @@ def check(
         code, message = rules.shape.fault(text)
         if code and may_cut and rules.shape.without_forbidden(text):
             code = ""
+    if code == "truncated" and rules.first_word and rules.parse is not None:
+        with suppress(BadReplyError):
+            return ValidatedCompletion(rules.parse(text), completion)
     accepted = code in rules.accept or (code == "unknown_finish" and any_finish)
     if code and not (accepted and text):
         raise BadReplyError(code, message)

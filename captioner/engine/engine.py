@@ -239,7 +239,7 @@ class _Asked(NamedTuple):
         schema, rules = _rules(settings)
         connected = await connector.connect(settings, schema, logprobs=logprobs)
         if parse is not None:
-            rules = rules._replace(parse=parse)
+            rules = rules._replace(parse=parse, first_word=parse is yes_or_no)
         return cls(settings, connected, rules, f"{getattr(parse, '__name__', '')} {logprobs}")
 
     def attempts(

@@ -17,6 +17,7 @@ from captioner.core.errors import BadRecordError, SettingsError
 from captioner.core.humanize import counted
 from captioner.engine.existing import joined
 from captioner.engine.schema_patterns import linear
+from captioner.engine.sentences import sentence_ends, split_sentences
 from captioner.engine.tags import Tags
 from captioner.engine.templates import CaptionTemplate
 from captioner.engine.tokens import clip_tokens, t5_tokens
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from captioner.core.types import Notes, ValidatedCompletion
     from captioner.settings.settings import Settings
-
-SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|(?<=[。！？])")  # noqa: RUF001 - also Chinese
-"""What is between two sentences."""
 
 _WORD = re.compile(r"\s+")
 _GROUP = re.compile(r"\\(\d)")
@@ -95,7 +93,8 @@ class Shape:
         forbidden = self._forbidden
         if not forbidden or not forbidden.search(text):
             return text
-        return " ".join(one for one in SENTENCE.split(text) if not forbidden.search(one)).strip()
+        kept = (one for one in split_sentences(text) if not forbidden.search(one))
+        return "".join(kept).strip()
 
     def shaped(
         self, each: Sequence[Sequence[ValidatedCompletion]], notes: Notes | None
@@ -154,7 +153,7 @@ class Shape:
         if self._fits(whole := around(text)):
             return whole
         ways = [[one.end() for one in re.finditer(r"[,\n]", text)]] if self._tags else []
-        ways += [[one.start() for one in pattern.finditer(text)] for pattern in (SENTENCE, _WORD)]
+        ways += [sentence_ends(text), [one.start() for one in _WORD.finditer(text)]]
         for ends in ways:
             at = bisect_right(ends, 0, key=lambda end: not self._fits(around(_until(text, end))))
             shorter = _until(text, ends[at - 1]) if at else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import SettingsError
 from captioner.core.where import FUNCTIONS as USUAL
 from captioner.core.where import Where
-from captioner.engine.shape import SENTENCE
+from captioner.engine.sentences import split_sentences
 from captioner.engine.template_context import NAMES
 from captioner.engine.templates import Templates
 
@@ -32,7 +32,8 @@ _WORDS = frozenset({
 _MARK = re.compile(r"\s*(?:[-*•]\s+|\d{1,3}[.)]\s+)?")
 """What stands before an item of a list in a text."""
 
-_OF_STAGES = frozenset({"item", "number", "codes", "doubt", "doubts"})
+_OF_STAGES = frozenset({"codes", "doubt", "doubts"})
+_OF_ITEMS = frozenset({"item", "number"})
 
 
 def _numbers(value: Any) -> list[float]:
@@ -44,9 +45,9 @@ def _numbers(value: Any) -> list[float]:
 
 
 def sentences(value: Any) -> list[str]:
-    """Return the sentences of a text."""
+    """Return the sentences of a text, without the marks of a list."""
     text = value if isinstance(value, str) else ""
-    return [one.strip() for one in SENTENCE.split(text) if one.strip()]
+    return [one for part in split_sentences(text) if (one := _MARK.sub("", part, count=1).strip())]
 
 
 def _lines(value: Any) -> list[str]:
@@ -162,8 +163,8 @@ def plans_of(settings: Settings) -> list[StagePlan]:
 
 def named_of_records(plans: Sequence[StagePlan]) -> frozenset[str]:
     """Return what stages name of the record and its image."""
-    named = frozenset(chain.from_iterable(plan.names for plan in plans))
-    return named - {plan.name for plan in plans} - _OF_STAGES
+    each = (plan.names - _OF_ITEMS if plan.each is not None else plan.names for plan in plans)
+    return frozenset(chain.from_iterable(each)) - {plan.name for plan in plans} - _OF_STAGES
 
 
 def values_of(plan: StagePlan, known: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from captioner.core.cells import from_cell
 from captioner.core.errors import (
     EndpointGaveOutError,
     EndpointRefusedError,
@@ -221,7 +222,7 @@ class Stages:
         plan, record = stage.plan, prepared.record
         if plan.each is None:
             return await self._answer(stage, prepared, found, found.values)
-        items = await _value(plan, plan.each, found.values)
+        items = _list_of(await _value(plan, plan.each, found.values))
         if not isinstance(items, list | tuple) or len(items) > MOST_ITEMS:
             is_long = isinstance(items, list | tuple)
             what = f"more than {MOST_ITEMS} items" if is_long else "no list"
@@ -343,7 +344,7 @@ def _asked(plan: StagePlan, values: dict[str, Any]) -> Asked:
     turns = (Turn("system", (system,)), turn) if system else (turn,)
     crop = None
     if plan.crop is not None:
-        box = plan.crop.value(values_of(plan, values))
+        box = _list_of(plan.crop.value(values_of(plan, values)))
         numbers = [one for one in box if _is_number(one)] if _is_list(box) else []
         if len(numbers) != _SIDES:
             raise RecordError(
@@ -352,6 +353,11 @@ def _asked(plan: StagePlan, values: dict[str, Any]) -> Asked:
             )
         crop = (numbers[0], numbers[1], numbers[2], numbers[3])
     return Asked(turns, plan.stage.image, crop)
+
+
+def _list_of(value: Any) -> Any:
+    """Return the list that a text is, as cells of CSV files are; another value as it is."""
+    return from_cell(value) if isinstance(value, str) else value
 
 
 def _is_number(value: Any) -> bool:

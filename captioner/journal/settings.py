@@ -10,7 +10,7 @@ from captioner.core.errors import SettingsError
 from captioner.core.secrets import SEALED, sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 REMEMBERED = frozenset({"folder_of", "accepted"})
@@ -63,7 +63,16 @@ def _change(name: str, before: Any, now: Any) -> str:
     shown = name.replace("_", "-")
     if name in SEALED:
         return f"{shown} differs"
+    if name == "stages" and before and now:
+        return f"stages: {', '.join(_changed_stages(before, now))} differs"
     return f"{shown} was {_short(before)}, now {_short(now)}"
+
+
+def _changed_stages(before: Sequence[Any], now: Sequence[Any]) -> list[str]:
+    """Return the names of the stages that differ, of all if just their order does."""
+    each = [{stage.get("name"): stage for stage in stages} for stages in (before, now)]
+    names = [str(name) for name in each[0] | each[1]]
+    return [one for one in names if each[0].get(one) != each[1].get(one)] or names
 
 
 def _short(value: Any) -> str:

@@ -129,7 +129,11 @@ class StageSettings:
         return replace(self, given=tuple({**self.options, **options}.items()))
 
     def applied(self, settings: Settings) -> Settings:
-        """Return the settings of a run that would ask just this question."""
+        """Return the settings of a run that would ask just this question.
+
+        Raises:
+            SettingsError: An option of the stage is wrong; the message names the stage.
+        """
         own = self.options
         prompt = settings.prompt
         if "prompt" in own:
@@ -141,13 +145,17 @@ class StageSettings:
         if not self._is_caption(settings):
             captions, records = CaptionSettings(), replace(records, existing=None)
         checks = {name: value for name, value in own.items() if name in _CAPTIONS}
-        return replace(
-            self.reaching(settings, {n: value for n, value in own.items() if n in _ENDPOINT}),
-            prompt=replace(prompt, **asked),
-            records=records,
-            captions=replace(captions, **checks),
-            stages=(),
-        )
+        endpoint = {name: value for name, value in own.items() if name in _ENDPOINT}
+        try:
+            return replace(
+                self.reaching(settings, endpoint),
+                prompt=replace(prompt, **asked),
+                records=records,
+                captions=replace(captions, **checks),
+                stages=(),
+            )
+        except SettingsError as error:
+            raise SettingsError(f"stage {self.name}: {error}") from None
 
     def _is_caption(self, settings: Settings) -> bool:
         """Return whether its answers must be what the run asks of captions."""
@@ -309,6 +317,9 @@ def stages_of(
         raise SettingsError("stage: give a list of tables")
     merged: dict[str, dict[str, Any]] = {}
     ours = tables_of(prompt.stages) if prompt.stages else []
+    if prompt.stages in known_sets():
+        is_caption = {"field": output_field}
+        ours = [table | is_caption if table.get("field") == "caption" else table for table in ours]
     for number, group in enumerate((ours, tables)):
         seen = set()
         for table in group:
@@ -318,11 +329,27 @@ def stages_of(
             seen.add(name)
             merged[name] = {**merged.get(name, {}), **table} if number else dict(table)
     found = [StageSettings.of(table) for table in merged.values()]
+    _refuse_unused(prompt, found)
     if not any(stage.field == output_field for stage in found):
         if found[-1].field is not None:
             raise SettingsError(f"stages: none has field = {output_field!r}, for the caption")
         found[-1] = replace(found[-1], field=output_field)
     return tuple(part for stage in found for part in _with_pick(stage))
+
+
+def _refuse_unused(prompt: PromptSettings, stages: Sequence[StageSettings]) -> None:
+    """Refuse options of the run's own question if no stage asks it.
+
+    Raises:
+        SettingsError: One is given.
+    """
+    unused = {"--schema": prompt.schema, "--prompt-file-in-folder": prompt.prompt_file_in_folder}
+    for flag, value in unused.items():
+        if value and all("prompt" in stage.options for stage in stages):
+            raise SettingsError(
+                f"stages: no stage would use {flag}, for each has a prompt of its own; leave it "
+                "out, or say it in a stage"
+            )
 
 
 def _word(name: str, at: int) -> str:

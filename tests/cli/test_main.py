@@ -268,6 +268,7 @@ def test_a_code_after_a_space_is_told_how_to_be_written(refused):
         (["check", "--output", "x"], "OUTPUT goes without a flag"),
         (["--retry-failed", "refused", "in.jsonl"], "--retry-failed=refused"),
         (["in.jsonl", "other.jsonl", "--retry-failed"], "'other.jsonl' is one word too many. See"),
+        (["in.jsonl", "--redo", "width > 5"], "Did you mean '--redo=width > 5'?"),
         (["in.jsonl", "--model", "--offline"], "--model needs a value"),
         (["--model", "--offlin", "in.jsonl"], "--model needs a value"),
         (["in.jsonl", "--temperature", "-1e3"], "temperature: must"),

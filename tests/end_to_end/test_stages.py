@@ -145,6 +145,76 @@ async def test_detailed_removes_just_the_planted_sentences(make_input, endpoint)
     assert all(len(call.images) == 1 and call.body["max_tokens"] == 8 for call in judged)
 
 
+@pytest.mark.parametrize("draft", ["- {}\n- {}", "1. {}.\n2. {}.", "{}\n\n{}"])
+async def test_detailed_checks_each_line_of_a_draft_that_is_a_list(
+    draft, make_input, endpoint
+) -> None:
+    endpoint.behave = scripted(
+        {
+            "Describe this image in 4": draft.format("A dog sits on grass", "Dr. Smith waves"),
+            "Look": lambda asked: "No" if "Smith" in asked else "Yes",
+            "These sentences": lambda asked: "; ".join(re.findall(r"- (.*)", asked)),
+        }
+    )
+    ((row,), failed) = await staged(make_input(1), endpoint, stages="detailed")
+    assert failed == []
+    assert row["caption"].rstrip(".") == "A dog sits on grass"
+    assert endpoint.count == 4
+
+
+async def test_a_yes_that_is_cut_off_is_not_asked_again(make_input, endpoint) -> None:
+    """Many models explain their yes, and a check allows few tokens."""
+    cut = completion("Yes, the image shows", finish_reason="length")
+    endpoint.behave = scripted({"Describe": "One. Two.", "Is it true?": Reply(200, cut)})
+    done, failed = await staged(make_input(1), endpoint, DRAFT, {**VERIFY, "max_tokens": 8})
+    assert (len(done), failed) == (1, [])
+    assert endpoint.count == 3
+
+
+async def test_a_thought_that_is_cut_off_is_asked_again_with_more_tokens(
+    make_input, endpoint
+) -> None:
+    def check(call: Call) -> Reply:
+        if not question(call).startswith("Is it true?"):
+            return Reply(200, completion("One."))
+        if call.body["max_tokens"] == 8:
+            return Reply(200, completion("Let me see whether", finish_reason="length"))
+        return Reply(200, completion("No."))
+
+    endpoint.behave = check
+    done, failed = await staged(make_input(1), endpoint, DRAFT, {**VERIFY, "max_tokens": 8})
+    assert (len(done), failed) == (1, [])
+    assert [call.body.get("max_tokens") for call in endpoint.calls] == [None, 8, 1024]
+
+
+async def test_a_set_writes_its_caption_to_the_output_field(make_input, endpoint) -> None:
+    endpoint.behave = scripted({"Describe": "One.", "Look": "Yes"})
+    ((row,), _) = await staged(make_input(1), endpoint, stages="detailed", output_field="answer")
+    assert row["answer"] == "One."
+    assert "caption" not in row
+
+
+async def test_fields_named_item_and_number_are_those_of_the_record(tmp_path, endpoint) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"image": "0.jpg", "number": 5, "item": "hat"}) + "\n")
+    endpoint.behave = scripted({"Sell hat 5": "A. B.", "Is it true? A. 1": "Yes", "Is": "Yes"})
+    sell = {"name": "sell", "prompt": "Sell {{ item }} {{ number }}", "field": "caption"}
+    each = {"name": "each", "prompt": "Is it true? {{ item }} {{ number }}", "each": "lines(sell)"}
+    done, failed = await staged(source, endpoint, sell, each)
+    assert (len(done), failed) == (1, [])
+    assert [question(call) for call in endpoint.calls] == ["Sell hat 5", "Is it true? A. B. 1"]
+
+
+async def test_the_stage_that_was_changed_is_named(make_input, endpoint) -> None:
+    first = {"name": "first", "prompt": "First"}
+    second = {"name": "second", "prompt": "Second: {{ first }}"}
+    source = make_input(1)
+    await staged(source, endpoint, first, second)
+    with pytest.raises(SettingsError, match="other settings: stages: second differs;"):
+        await staged(source, endpoint, first, {**second, "prompt": "Changed: {{ first }}"})
+
+
 @pytest.mark.parametrize("name", known_sets())
 async def test_each_set_of_stages_runs(name, make_input, endpoint, monkeypatch) -> None:
     """On an endpoint that says no to every check, so that all its stages run."""
@@ -522,6 +592,8 @@ async def test_records_cannot_write_into_templates_or_stand_for_answers(tmp_path
         ([{"name": "a", "image": False}], "give it a prompt"),
         ([{"name": "a", "prompt": "x", "field": "other"}], "for the caption"),
         ([{"name": "a", "prompt": "x", "choose": "b"}], "choose: no earlier stage"),
+        ([{"name": "a", "prompt": ""}], "stage a: prompt: must not be empty"),
+        ([DRAFT, {"name": "a", "prompt": "x", "max_tokens": -1}], "stage a: max-tokens: must be"),
         ([{"name": "a", "prompt": "x", "field": "image"}, DRAFT], "own field 'image'"),
     ],
 )
@@ -531,6 +603,42 @@ async def test_a_wrong_stage_is_refused_before_anything_is_sent(
     with pytest.raises(SettingsError, match=re.escape(words)):
         await staged(make_input(1), endpoint, *stages)
     assert endpoint.count == 0
+
+
+@pytest.mark.parametrize(
+    "option", [{"schema": '{"type": "object"}'}, {"prompt_file_in_folder": "prompt.txt"}]
+)
+async def test_what_no_stage_would_use_is_refused(option, make_input, endpoint) -> None:
+    with pytest.raises(SettingsError, match="no stage would use --"):
+        await staged(make_input(1), endpoint, DRAFT, **option)
+    assert endpoint.count == 0
+
+
+async def test_boxes_in_the_cell_of_a_table_are_a_list(tmp_path, endpoint) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    source = tmp_path / "in.csv"
+    source.write_text('image,boxes,n\n0.jpg,"[[0, 0, 0.5, 1], [0, 0, 1, 1]]",1\n0.jpg,[none],2\n')
+    report = await run_batch(
+        source, base_url=endpoint.base_url, model="m", stages="region", output=tmp_path / "o.jsonl"
+    )
+    assert endpoint.count == 3
+    assert len(rows(Path(report.output))) == 1
+    (failed,) = rows(Path(report.failures))
+    assert failed["code"] == "stage_items"
+
+
+def test_the_command_for_dataflows_captions_works_as_printed(
+    tmp_path, endpoint, run_command
+) -> None:
+    page = (Path(captioner.__file__).parent / "docs" / "dataflow.md").read_text()
+    (line,) = re.findall(r"^    captioner (.*--stages.*)$", page, re.MULTILINE)
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "rows.jsonl").write_text('{"image": "0.jpg"}\n')
+    endpoint.behave = scripted({"Describe": "One.", "Look": "Yes"})
+    words = line.replace("URL", endpoint.base_url).replace("--model M", "--model m").split()
+    done = run_command(*words, "--no-view", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["answer"] for row in rows(tmp_path / "answers.jsonl")] == ["One."]
 
 
 def test_stages_stand_in_toml_beside_or_over_a_set(

@@ -40,6 +40,14 @@ def shaped(text: str, notes: Notes | None = None, **options) -> str:
         ({"forbid": "image of"}, "An  Image of a cat. It sleeps.", "It sleeps."),
         ({"forbid": "图片"}, "这是一张图片。猫在睡觉。", "猫在睡觉。"),
         ({"forbid": "cat"}, "It is a category.", "It is a category."),
+        ({"forbid": "image of"}, "An image of Mr. Smith on a horse. He waves.", "He waves."),
+        (
+            {"forbid": "image of"},
+            'It reads "Stop." An image of a cat.\n\nThe end.',
+            'It reads "Stop."\n\nThe end.',
+        ),
+        ({"forbid": "image of"}, "- A cat\n- An image of a dog\n- A mat", "- A cat\n- A mat"),
+        ({"max_clip_tokens": 9}, 'It reads "Stop." A man stops there.', 'It reads "Stop."'),
         ({"tags": "given"}, "1girl, Blue_Eyes, blue eyes,  ^_^, 1girl.", "1girl, blue eyes, ^_^"),
         ({"tags": "sorted"}, "zebra, apple", "apple, zebra"),
         (
