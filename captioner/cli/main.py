@@ -150,7 +150,7 @@ INPUT = Word(
     ["input"],
     hint=Path,
     about="a JSONL, JSON, CSV, TSV, Parquet, Arrow, COCO or tar file, a folder or "
-    "pattern of them or of images, images, hf:NAME or ms:NAME, or - for JSONL on stdin.",
+    "pattern of these or of images, images, hf:NAME or ms:NAME, or - for JSONL on stdin.",
 )
 CAPTIONS = Word(["output"], hint=Path, about="the captions of a run.")
 OUTPUT = _flag(
@@ -164,7 +164,7 @@ OUTPUT = _flag(
 )
 CONFIG = _flag(
     "--config",
-    "TOML file with options, named as flags without dashes.",
+    "TOML file with options: names of flags without --.",
     Path,
     envvar="CAPTIONER_CONFIG",
     is_eager=True,

@@ -130,8 +130,8 @@ _MERGED = (
         "retry",
         tuple[str, ...],
         (),
-        "Caption again what is failed, rejected or a CODE. These are the failed records, those "
-        "whose caption a reviewer rejected in captioner view, or those that failed with a CODE. "
+        "Caption again failed or rejected records, or a CODE. Rejected are those whose caption a "
+        "reviewer rejected in captioner view; a CODE stands for those that failed with it. "
         "Separate several by commas, such as http_400,rejected.",
         replaces=("retry_failed", "retry_rejected"),
         split=_retry,
@@ -140,7 +140,7 @@ _MERGED = (
         "accept_changes",
         bool | str,
         False,  # noqa: FBT003 - the default
-        "Continue although model or prompt changed. With =edits, also accept "
+        "Continue though model or prompt changed. With =edits, also accept "
         "an output that was edited by hand, and caption what it lacks.",
         alone=("true", "edits"),
         replaces=("accept_changes", "accept_edits"),

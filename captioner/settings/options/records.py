@@ -63,7 +63,7 @@ class RecordSettings(OptionGroup):
         "each time. A run without it continues the output with the others."
     )
     seed: int = option("Seed of the choices of --sample and --prompt-mix.", 0, zero=True)
-    limit: int | None = common("Number of records to take.")
+    limit: int | None = common("Take this many records, the first ones.")
     max_line: int = tuning("Maximum size of a record. A longer one fails.", 16 << 20, unit="bytes")
     max_images: int = tuning("Maximum images of a record. One with more fails.", 64)
 
