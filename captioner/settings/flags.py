@@ -130,7 +130,7 @@ _MERGED = (
         "retry",
         tuple[str, ...],
         (),
-        "Caption again failed or rejected records, or a CODE. Rejected are those whose caption a "
+        "Caption again: failed, rejected or a CODE. Rejected are those whose caption a "
         "reviewer rejected in captioner view; a CODE stands for those that failed with it. "
         "Separate several by commas, such as http_400,rejected.",
         replaces=("retry_failed", "retry_rejected"),
