@@ -4,8 +4,9 @@ Errors alone say little. Some endpoints fail a third of all requests by chance; 
 nothing there. Others refuse what exceeds their slots or their quota; to send more helps nothing.
 So when errors come, the load is lowered to what got through, as an experiment. If the share of
 errors falls, the load was the cause and the lower load stays. If it does not, the errors are
-noise: the load goes back, and only more errors than that count from then on. The idea is that of
-PCC (Dong et al., NSDI 2015): rates are chosen by experiments with their results.
+noise: the load goes back, and only more errors than that count from then on. Refusals are taken for
+noise only if they stay with a quarter of the load, which then grows again in steps. The idea is
+that of PCC (Dong et al., NSDI 2015): rates are chosen by experiments with their results.
 
 The load is one number, the requests in flight. Once an endpoint has refused requests, they are
 also spread evenly in time: one is sent every `latency / limit` seconds (Little's law). A limit
@@ -48,6 +49,12 @@ MOSTLY = 0.5
 LEAST = 0.95
 MOST_CUT = 0.1
 """One decrease lowers the load by a twentieth at least, and to a tenth at most."""
+
+RARELY = 0.6
+"""A share of refusals that chance may cause."""
+
+FAR = 0.25
+"""Part of a load that is far less."""
 
 LONGEST_GAP_S = 10.0
 """Longest time between two requests."""
@@ -234,9 +241,15 @@ class GoodputLimit:
         """Most errors do not say that they are refusals: few results may show them to be noise."""
         return self._weight <= 1.5 * self._errors
 
-    def _learn_noise(self, share: float) -> None:
-        """Set the noise, and what a result then says of the load (a CUSUM test; Page 1954)."""
+    def _learn_noise(self, share: float, weight: float = 1.0) -> None:
+        """Set the noise, and what a result then says of the load (a CUSUM test; Page 1954).
+
+        Args:
+            share: Share of errors.
+            weight: How strongly these speak of load.
+        """
         self.noise = share
+        self._noise_weight = weight if share > SOME else 1.0
         floor = self._floor = min(0.9, max(share, USUAL_NOISE))
         more = floor + min(0.02 + min(floor, 0.1), (1 - floor) / 2)
         self._says_more = math.log(more / floor)
@@ -248,7 +261,8 @@ class GoodputLimit:
         Args:
             weight: That of an error, 0 for a success.
         """
-        self._excess += weight * self._says_more if weight else self._says_less
+        more = weight / self._noise_weight * self._says_more
+        self._excess += more if weight else self._says_less
         if self._excess <= 0:
             self._excess = 0.0
             self._seen = self._seen_errors = 0
@@ -341,8 +355,17 @@ class GoodputLimit:
             and chance
         ):
             self._go_back(now)
+        elif full and self._is_partly_chance(same):
+            self._learn_noise(max(self.noise, self._share), weight)
+            self._stay(now)  # more is tried in steps
         elif same < -LIKELY or full:
             self._lower_more(now)
+
+    def _is_partly_chance(self, same: float) -> bool:
+        """Return whether some refusals seem to come by chance: far less load leaves them."""
+        failed_at = self._failed_at if self._failed_at < math.inf else 0.0
+        is_far = self.load <= FAR * max(self._load_before, failed_at)
+        return is_far and same > -LIKELY / 2 and SOME < self._share < RARELY
 
     def _lower_more(self, now: float) -> None:
         """Lower the load again: it was not the cause of the errors, or not of all."""
@@ -377,9 +400,9 @@ class GoodputLimit:
     def _end_round(self, now: float) -> None:
         share = self._share
         if self.is_noisy and abs(share - self.noise) < 0.05 + self.noise / 4:
-            self._learn_noise(self.noise + (share - self.noise) / 16)
+            self._learn_noise(self.noise + (share - self.noise) / 16, self._noise_weight)
         elif share < self.noise:
-            self._learn_noise(self.noise + (share - self.noise) / 8)
+            self._learn_noise(self.noise + (share - self.noise) / 8, self._noise_weight)
         self._rounds += 1
         if self.is_noisy and self._rounds >= self._recheck:
             self._learn_noise(0.0)  # the next round suspects the load, if there are errors still

@@ -33,6 +33,7 @@ from goodput_sim import CASES, Case, simulate
         ("slow", 0.85, 0.10),
         ("outage", 0.90, 0.05),
         ("several", 0.90, 0.15),
+        ("r429", 0.40, 0.13),
     ],
 )
 def test_what_a_server_can_give_is_got(name: str, least: float, most_refused: float) -> None:
