@@ -77,7 +77,7 @@ def _from_exif(image: Image.Image) -> dict[str, Any]:
         "camera": model if model.lower().startswith(make.lower()) else f"{make} {model}".strip(),
         "lens": _text(more.get(base.LensModel)),
         "title": _text(exif.get(base.XPTitle), "utf-16-le"),
-        "description": _text(exif.get(base.ImageDescription)),
+        "description": _text(_undecoded(exif.get(base.ImageDescription))),
         "keywords": _texts(_text(exif.get(base.XPKeywords), "utf-16-le").split(";")),
     }
     with contextlib.suppress(Exception):
@@ -172,6 +172,11 @@ def _text(value: Any, encoding: str = "utf-8") -> str:
             value = value.decode("latin-1")
     text = value if isinstance(value, str) else ""
     return " ".join(text[:MOST_TEXT].replace("\0", " ").split())
+
+
+def _undecoded(value: Any) -> Any:
+    """Return text of EXIF as bytes: programs write UTF-8, Pillow reads Latin-1."""
+    return value.encode("latin-1", "replace") if isinstance(value, str) else value
 
 
 def _date(text: str) -> str:

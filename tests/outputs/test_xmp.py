@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 
 import pytest
 from conftest import jpeg
@@ -13,7 +14,7 @@ from PIL import Image
 
 from captioner import run_batch
 from captioner.core.errors import BadImageError
-from captioner.images.embed import MOST_IN_JPEG, with_xmp
+from captioner.images.embed import Embedding, embed
 from captioner.images.fit import FitOptions
 from captioner.images.render import look
 from captioner.outputs.export.xmp import packet
@@ -56,7 +57,7 @@ def test_the_caption_is_in_the_copy_and_nothing_else_is_changed(kind, options):
     """Other programs read it, the pixels are the same, and a second caption takes its place."""
     data = photo(kind, **options)
     for said in ("A dog < a cat & \x07 «ñ»", "Second"):
-        data = with_xmp(data, lambda old, said=said: packet(old, (said, [])), MOST_IN_JPEG)
+        data = embed(data, Embedding(partial(packet, said=(said, [])), said))
     assert exif_of(data)["description"] == "Second"
     assert data.count(b"x:xmpmeta>") == 1
     assert (b'Rating="4"' in data) == ("xmp" in options)
@@ -80,18 +81,19 @@ def test_keywords_are_added_to_those_that_are_there():
         (photo("JPEG")[:10], "image_corrupt"),
         (photo("PNG")[:30], "image_corrupt"),
         (photo("WEBP")[:30], "image_corrupt"),
+        (photo("JPEG")[:2] + b"\xff\xe0\0\0" + photo("JPEG")[2:], "image_corrupt"),
         (photo("JPEG", xmp=b"<!DOCTYPE x [<!ENTITY a 'b'>]><x>&a;</x>"), "image_corrupt"),
     ],
 )
 def test_what_is_no_image_or_has_broken_xmp_is_told(data, code):
     with pytest.raises(BadImageError) as error:
-        with_xmp(data, lambda old: packet(old, ("a", [])), MOST_IN_JPEG)
+        embed(data, Embedding(partial(packet, said=("a", [])), "a"))
     assert error.value.code == code
 
 
 def test_a_caption_that_does_not_fit_is_told():
     with pytest.raises(BadImageError, match="more than 65502 bytes"):
-        with_xmp(photo("JPEG"), lambda old: packet(old, ("x" * 70_000, [])), MOST_IN_JPEG)
+        embed(photo("JPEG"), Embedding(partial(packet, said=("x" * 70_000, [])), "x" * 70_000))
 
 
 async def test_files_beside_the_images_and_copies(tmp_path, endpoint, caplog):
@@ -117,6 +119,21 @@ async def test_files_beside_the_images_and_copies(tmp_path, endpoint, caplog):
     assert sorted(path.name for path in copies.iterdir()) == ["0.jpg", "1.jpg"]
     assert exif_of((copies / "0.jpg").read_bytes()) == {"description": "A cat."}
     assert "1 caption has no file" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+async def test_copies_have_the_caption_in_exif_or_it_is_told(tmp_path, endpoint, caplog):
+    photos, copies = tmp_path / "photos", tmp_path / "copies"
+    photos.mkdir()
+    (photos / "good.jpg").write_bytes(photo("JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0" + bytes(6)))
+    (photos / "bad.jpg").write_bytes(photo("JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"))
+    endpoint.behave = lambda _: Reply(body=completion("A\x07 cat."))
+    options = {"base_url": endpoint.base_url, "model": "m"}
+    await run_batch(photos, copies, output_format="images", **options)
+    with Image.open(copies / "good.jpg") as image:
+        assert image.getexif()[0x010E] == "A cat."
+    assert exif_of((copies / "bad.jpg").read_bytes()) == {"description": "A cat."}
+    assert "1 copy has the caption in XMP, but not in EXIF or not in IPTC" in caplog.text
 
 
 async def test_an_image_is_never_replaced_by_its_copy(tmp_path, endpoint):

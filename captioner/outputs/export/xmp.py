@@ -12,7 +12,7 @@ from captioner.core.errors import BadImageError, OutputDamagedError
 from captioner.core.regular import reading, writing
 from captioner.core.types import ImageRef
 from captioner.engine.existing import text_file
-from captioner.images.embed import MOST_IN_JPEG, with_xmp
+from captioner.images.embed import Embedding, embed
 from captioner.images.metadata import MOST_XMP
 from captioner.journal.disk import replacing
 from captioner.outputs.export.tables import warn_count
@@ -68,14 +68,16 @@ def write_xmp(reader: OutputReader, target: Path, *, overwrite: bool) -> None:
 
 
 def write_images(reader: OutputReader, target: Path, *, overwrite: bool) -> None:
-    """Write copies of the images with the captions in their XMP; other data stays as it is.
+    """Write copies of the images with the captions in XMP, EXIF and IPTC; the rest stays.
+
+    IPTC only if the image has IPTC. EXIF and IPTC that cannot be changed stay as they are.
 
     Args:
         reader: The captions.
         target: The folder for the copies, under the paths that the records name.
         overwrite: Replace files that exist, but never an image by its own copy.
     """
-    kept = left_out = 0
+    kept = left_out = incomplete = 0
     for row in reader.rows():
         paths = _paths(reader, row)
         named = PurePath((paths or [None])[0] or "/")
@@ -88,14 +90,22 @@ def write_images(reader: OutputReader, target: Path, *, overwrite: bool) -> None
             if place.exists() and (not overwrite or _content(place, len(data) + 1) == data):
                 kept += 1
                 continue
-            change = partial(packet, said=_said(reader, row))
-            copy = with_xmp(data, change, MOST_IN_JPEG)
+            said = _said(reader, row)
+            new = Embedding(partial(packet, said=said), _NOT_XML.sub("", said[0]))
+            copy = embed(data, new)
             with replacing(place) as new_file, writing(new_file) as file:
                 file.write(copy)
+            incomplete += new.incomplete
         except (OSError, BadImageError, OutputDamagedError):
             left_out += 1
     warn_count(kept, "file was kept", "files were kept", "--overwrite replaces copies")
-    _warn_left_out(left_out, "only JPEG, PNG and WebP files inside the input get XMP")
+    warn_count(
+        incomplete,
+        "copy has the caption in XMP, but not in EXIF or not in IPTC",
+        "copies have the caption in XMP, but not in EXIF or not in IPTC",
+        "what the image has there is damaged, too large or not in UTF-8, and was kept",
+    )
+    _warn_left_out(left_out, "only JPEG, PNG and WebP files inside the input get captions")
 
 
 def _content(path: Path, most: int = MOST_XMP) -> bytes:
