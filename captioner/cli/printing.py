@@ -49,6 +49,9 @@ class PrintSink:
         self._rows = RowEncoder(settings.record_keys, settings.fields)
         self._say = say
         self._bare = bare
+        # The question is in rows that it tells apart. One caption needs it only if it is asked for.
+        unasked = {"prompt"}.difference(settings.captions.with_)
+        self._implied = {f"{settings.fields[0]}_{name}" for name in unasked}
         self._lock = asyncio.Lock()
 
     async def put(self, outcomes: Sequence[Outcome]) -> None:
@@ -66,9 +69,15 @@ class PrintSink:
             if not isinstance(outcome, Caption):
                 line = "captioner" if self._bare else f"line {outcome.record.number}"
                 self._say(f"{line}: {outcome.message} ({outcome.code})")
-            elif self._bare and isinstance(outcome.text, str) and not outcome.more:
+            elif self._bare and self._is_text(outcome):
                 out.write((printable_lines if out.isatty() else str)(outcome.text) + "\n")
             else:
                 row = self._rows.caption(outcome).decode()
                 out.write(printable_json(row) if out.isatty() else row)
         out.flush()
+
+    def _is_text(self, outcome: Caption) -> bool:
+        """Return whether the row has no more than a caption that is text."""
+        return isinstance(outcome.text, str) and self._implied.issuperset(
+            name for name, _ in outcome.more
+        )

@@ -141,8 +141,8 @@ def describe_estimate(found: Estimate, settings: Settings) -> str:
     for stage in found.stages:
         cost = "no price is known" if stage.cost is None else money(stage.cost)
         tokens = f"{short(stage.prompt_tokens)} tokens in, {short(stage.completion_tokens)} out"
-        most = "at most " if stage.is_bound else ""
-        asked = f"{most}{counted(stage.requests, 'request')}"
+        about = "about " if stage.is_guess else "at most " if stage.is_bound else ""
+        asked = f"{about}{counted(stage.requests, 'request')}"
         lines.append(f"stage {stage.name}: {asked}, {tokens}, {cost}")
     by = (
         "by formula"

@@ -57,7 +57,9 @@ class CaptionRules(NamedTuple):
         parse: Returns the value of a text, or raises `BadReplyError`; None keeps the text.
         schema: The JSON Schema that ``parse`` checks, for the next request.
         shape: What is cut from captions and put around them; None leaves them as they are.
-        first_word: ``parse`` reads only the beginning, so that an answer that was cut off counts.
+        parse_cut: Returns the value of a text that was cut off, or raises `BadReplyError`; None
+            takes no such text.
+        wanted: What ``parse`` looks for, for the next request.
     """
 
     min_chars: int = 1
@@ -67,7 +69,8 @@ class CaptionRules(NamedTuple):
     parse: Callable[[str], Any] | None = None
     schema: str = ""
     shape: Shape | None = None
-    first_word: bool = False
+    parse_cut: Callable[[str], Any] | None = None
+    wanted: str = ""
 
 
 def check(
@@ -94,9 +97,9 @@ def check(
         code, message = rules.shape.fault(text)
         if code and may_cut and rules.shape.without_forbidden(text):
             code = ""
-    if code == "truncated" and rules.first_word and rules.parse is not None:
+    if code == "truncated" and rules.parse_cut is not None:
         with suppress(BadReplyError):
-            return ValidatedCompletion(rules.parse(text), completion)
+            return ValidatedCompletion(rules.parse_cut(text), completion)
     accepted = code in rules.accept or (code == "unknown_finish" and any_finish)
     if code and not (accepted and text):
         raise BadReplyError(code, message)
@@ -128,8 +131,8 @@ def ask_again(
     """Return how to request a caption again after an answer that was none.
 
     A loop is retried at a higher temperature, because the same one gives the same loop, and with
-    bounded tokens. A truncated text is retried with more tokens. An answer against the schema is
-    sent back with its fault.
+    bounded tokens. A truncated text is retried with more tokens. An answer against the schema,
+    or without the yes, the no or the number that was asked for, is sent back with its fault.
 
     Args:
         fault: What was wrong.
@@ -158,6 +161,8 @@ def ask_again(
     elif fault.code == "schema":
         again = f"Answer again with nothing but one JSON object that follows it: {rules.schema}"
         again = f"{fault.message}. {again}"
+    elif fault.code == "unclear":
+        again = f"{fault.message}. Answer again with {rules.wanted} alone."
     else:
         return overrides
     said = Turn("assistant", (completion.text,))
@@ -166,7 +171,7 @@ def ask_again(
 
 def attempts_for(code: str, rules: CaptionRules) -> int:
     """Return the answers with a fault after which a record fails: fewer for refusals."""
-    few = code in ("refused", "no_image_seen", *CUT)
+    few = code in ("refused", "no_image_seen", "unclear", *CUT)
     return min(2, rules.max_attempts) if few else rules.max_attempts
 
 

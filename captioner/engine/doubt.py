@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from captioner.core.errors import BadReplyError
+from captioner.engine.yes_no import first_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,21 +24,8 @@ if TYPE_CHECKING:
 MOST_TOKENS = 10_000
 """Tokens of an answer whose probabilities are read."""
 
-_YES = frozenset({"yes", "true", "ja", "oui", "sí", "si", "是", "はい"})
-_NO = frozenset({"no", "false", "nein", "non", "否", "いいえ", "不是"})
-_FIRST_WORD = re.compile(r"\w+")
-
-
-def yes_or_no(text: str) -> float:
-    """Return 1.0 for an answer that begins with yes, 0.0 for one that begins with no.
-
-    Raises:
-        BadReplyError: ``unclear``: it begins with neither.
-    """
-    word = _FIRST_WORD.search(text.lower())
-    if word is not None and word[0] in _YES | _NO:
-        return float(word[0] in _YES)
-    raise BadReplyError("unclear", f"the answer is neither yes nor no: {text[:80]!r}")
+MOST_CHARS = 40
+"""Characters of a token in which yes or no is looked for."""
 
 
 def a_number(text: str) -> int:
@@ -53,14 +41,17 @@ def a_number(text: str) -> int:
 
 
 def probability_of_yes(answer: ValidatedCompletion) -> float:
-    """Return the probability of yes, from that of the tokens of the answer if it is known."""
+    """Return the probability of yes, from that of the tokens of the answer if it is known.
+
+    The first token that says what the answer does counts: "not true" is no, and has a "true".
+    """
     for token in _tokens(answer):
-        if _word(token.get("token")) in _YES | _NO:
+        if _says(token) == bool(answer.value):
             others = token.get("top_logprobs")
             either = [token, *islice(others if isinstance(others, list) else (), 20)]
             found = {str(one.get("token")): one for one in either if isinstance(one, dict)}
-            yes = _sum(one for one in found.values() if _word(one.get("token")) in _YES)
-            no = _sum(one for one in found.values() if _word(one.get("token")) in _NO)
+            yes = _sum(one for one in found.values() if _says(one))
+            no = _sum(one for one in found.values() if _says(one) is False)
             if yes + no > 0:
                 return round(yes / (yes + no), 4)
     return float(answer.value)
@@ -117,8 +108,10 @@ def _tokens(answer: ValidatedCompletion) -> Iterator[dict[str, Any]]:
         yield from (one for one in islice(content, MOST_TOKENS) if isinstance(one, dict))
 
 
-def _word(token: Any) -> str:
-    return token.strip(" \t\n.,:;!\"'*▁Ġ").lower() if isinstance(token, str) else ""
+def _says(token: dict[str, Any]) -> bool | None:
+    """Return whether a token is a yes, or None if it is neither yes nor no."""
+    text = token.get("token")
+    return first_word(text[:MOST_CHARS].strip("▁Ġ")) if isinstance(text, str) else None
 
 
 def _log(token: dict[str, Any]) -> float | None:

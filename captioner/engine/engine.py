@@ -19,7 +19,7 @@ from captioner.endpoints.serving import serving
 from captioner.engine.attempts import RecordAttempts
 from captioner.engine.caption_checks import CaptionRules
 from captioner.engine.dedup import RequestDeduplicator
-from captioner.engine.doubt import a_number, yes_or_no
+from captioner.engine.doubt import a_number
 from captioner.engine.json_schema import read_schema, validator
 from captioner.engine.most_doubtful import MostDoubtfulFirst
 from captioner.engine.pipeline import HeldRefusals, Pipeline
@@ -31,6 +31,7 @@ from captioner.engine.stage_plan import plans_of
 from captioner.engine.stages import Requests, Stage, Stages
 from captioner.engine.vision_probe import check_vision
 from captioner.engine.within_limits import within_limits
+from captioner.engine.yes_no import begins_yes_or_no, yes_or_no
 from captioner.images.archives import Archives
 from captioner.images.decoder_pool import DecoderPool
 from captioner.images.fetch import Fetcher
@@ -239,7 +240,9 @@ class _Asked(NamedTuple):
         schema, rules = _rules(settings)
         connected = await connector.connect(settings, schema, logprobs=logprobs)
         if parse is not None:
-            rules = rules._replace(parse=parse, first_word=parse is yes_or_no)
+            rules = rules._replace(parse=parse, wanted="the number")
+        if parse is yes_or_no:
+            rules = rules._replace(parse_cut=begins_yes_or_no, wanted="yes or no")
         return cls(settings, connected, rules, f"{getattr(parse, '__name__', '')} {logprobs}")
 
     def attempts(

@@ -78,7 +78,7 @@ class Estimate:
         seconds: Time at the limits that are known; None where none is.
         unfetched: Images that are elsewhere, whose size was guessed.
         existing: Records that have a caption and are kept (``--existing skip``).
-        stages: What each stage takes at most; empty without stages.
+        stages: What each stage takes if it runs for every record; empty without stages.
     """
 
     records: int = 0

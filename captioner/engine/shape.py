@@ -78,7 +78,7 @@ class Shape:
         """Return code and message of what is wrong with an answer; empty if nothing is."""
         text = self._edited(text)
         if self._forbidden and (found := self._forbidden.search(text)):
-            return "forbidden", f"the caption has the words {found[0]!r} (--forbid)"
+            return "forbidden", f"the caption has the forbidden words {found[0]!r}"
         if self._budgets:
             whole = self._around(text, {}) if not self._named else text
             for name, most, count in self._budgets:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from captioner.engine.stage_plan import StagePlan
     from captioner.settings.settings import Settings
 
-ITEMS = 6
-"""Items of a list for each of which a stage asks, where they are not known."""
+ITEMS = 8
+"""Items of a list for each of which a stage asks: as many sentences as ``detailed`` asks for."""
 
 CHARS_A_TOKEN = 4.0
 """English text, about, with the tokenizers of the day."""
@@ -37,7 +37,8 @@ class StageCost(NamedTuple):
         prompt_tokens: Input tokens.
         completion_tokens: Output tokens.
         cost: US dollars; None where no price is known.
-        is_bound: It may run for fewer records (``when``), or its items are a guess (``each``).
+        is_guess: The items of its list are not known (``each``).
+        is_bound: It may run for fewer records (``when``, ``order``).
     """
 
     name: str
@@ -46,13 +47,14 @@ class StageCost(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
+    is_guess: bool
     is_bound: bool
 
 
 def stage_costs(
     settings: Settings, records: int, image_tokens: int, text_tokens: int
 ) -> list[StageCost]:
-    """Return what each stage of a run takes at most.
+    """Return what each stage of a run takes if it runs for every record.
 
     Args:
         settings: The settings of the run.
@@ -79,7 +81,7 @@ def stage_costs(
             money = price.input * prompt_tokens + price.output * completion_tokens
             cost = money / 1_000_000
         model = plan.settings.each_endpoint[0].model or ""
-        is_bound = stage.when is not None or stage.each is not None or stage.order == "doubt"
+        is_bound = stage.when is not None or stage.order == "doubt"
         found.append(
             StageCost(
                 plan.name,
@@ -88,6 +90,7 @@ def stage_costs(
                 round(prompt_tokens),
                 completion_tokens,
                 cost,
+                stage.each is not None,
                 is_bound,
             )
         )

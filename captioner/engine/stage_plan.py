@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.core.errors import SettingsError
 from captioner.core.where import FUNCTIONS as USUAL
 from captioner.core.where import Where
+from captioner.engine.json_schema import read_schema
 from captioner.engine.sentences import split_sentences
 from captioner.engine.template_context import NAMES
 from captioner.engine.templates import Templates
@@ -95,7 +96,7 @@ class StagePlan:
         unseen: What its expressions name that no record had so far.
 
     Raises:
-        SettingsError: A template or an expression is wrong.
+        SettingsError: A template, an expression or the stage's own schema is wrong.
     """
 
     def __init__(self, stage: StageSettings, run: Settings) -> None:
@@ -104,13 +105,16 @@ class StagePlan:
         self.settings = stage.applied(run).resolved()
         prompt = self.settings.prompt
         self.texts: Templates | None = None
-        if "prompt" in stage.options:
-            strict = prompt.missing == "fail"
-            try:
+        try:
+            if "prompt" in stage.options:
+                strict = prompt.missing == "fail"
                 self.texts = Templates(prompt.system_prompt, prompt.prompt, strict=strict)
-            except SettingsError as error:
-                raise SettingsError(f"stage {self.name}: {error}") from None
-        elif not stage.image or stage.each or stage.crop or stage.choose:
+            own = stage.options.get("schema")
+            if own and own != run.prompt.schema:
+                read_schema(prompt.schema or "", "the file")
+        except SettingsError as error:
+            raise SettingsError(f"stage {self.name}: {error}") from None
+        if self.texts is None and (not stage.image or stage.each or stage.crop or stage.choose):
             raise SettingsError(
                 f"stage {self.name}: without a prompt it asks the record's own question about the "
                 "whole image; give it a prompt"
@@ -138,27 +142,41 @@ def plans_of(settings: Settings) -> list[StagePlan]:
     for at, plan in enumerate(plans):
         later = plan.names.intersection(other.name for other in plans[at:])
         chosen = earlier.get(plan.stage.choose or "")
-        problem = ""
         if plan.name in taken and "prompt" in plan.stage.options:
             problem = "the name is taken; choose another"
         elif later:
             problem = f"{min(later)} has no answer yet; it comes later"
-        elif plan.crop is not None and (settings.images.pass_urls or not plan.stage.image):
-            problem = "crop needs the image: leave out --pass-urls, and image = false"
-        elif plan.each is not None and plan.settings.prompt.samples > 1:
-            problem = "each cannot be combined with samples"
-        elif plan.stage.answer == "yes-no" and (plan.stage.choose or plan.settings.prompt.schema):
-            problem = "an answer of yes or no can have neither choose nor a schema"
-        elif plan.stage.order == "doubt" and settings.run.processes > 1:
-            problem = 'order = "doubt" works in one process: leave out --processes'
         elif plan.stage.order == "doubt" and any(one.stage.order == "doubt" for one in plans[:at]):
             problem = 'order = "doubt": an earlier stage has it; only one can'
         elif plan.stage.choose and (chosen is None or chosen.settings.prompt.samples == 1):
             problem = f"choose: no earlier stage with several samples is named {plan.stage.choose}"
+        else:
+            problem = _problem_of(plan, settings)
         if problem:
             raise SettingsError(f"stage {plan.name}: {problem}")
         earlier[plan.name] = plan
     return plans
+
+
+def _problem_of(plan: StagePlan, settings: Settings) -> str:
+    """Return why a stage cannot work, whatever the others are; empty if it can."""
+    stage, problem = plan.stage, ""
+    if plan.crop is not None and (settings.images.pass_urls or not stage.image):
+        problem = "crop needs the image: leave out --pass-urls, and image = false"
+    elif plan.each is not None and plan.settings.prompt.samples > 1:
+        problem = "each cannot be combined with samples"
+    elif stage.on_failure == "skip-item" and plan.each is None:
+        problem = 'on-failure = "skip-item" is for stages with each'
+    elif stage.answer == "yes-no" and (stage.choose or plan.settings.prompt.schema):
+        problem = "an answer of yes or no can have neither choose nor a schema"
+    elif stage.order == "doubt" and settings.run.processes > 1:
+        problem = 'order = "doubt" works in one process: leave out --processes'
+    elif plan.texts and plan.settings.endpoint.offline and settings.prompt.pick != "merge":
+        problem = (
+            "the built-in describer (--offline) answers no questions; give the stage a base-url, "
+            "or leave --offline out"
+        )
+    return problem
 
 
 def named_of_records(plans: Sequence[StagePlan]) -> frozenset[str]:

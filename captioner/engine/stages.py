@@ -19,6 +19,7 @@ from captioner.core.errors import (
     EndpointRefusedError,
     LimitReachedError,
     RecordError,
+    ServerDiedError,
 )
 from captioner.core.keys import digest
 from captioner.core.types import (
@@ -41,6 +42,7 @@ from captioner.engine.stage_plan import MOST_ITEMS, StagePlan, values_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from captioner.core.errors import RunError
     from captioner.core.protocols import Dialect
     from captioner.core.types import Outcome
     from captioner.core.where import Where
@@ -154,7 +156,6 @@ class Stages:
             PostponedError: The record waits until more doubtful ones were asked.
             RunError: No record will be captioned.
         """
-        self._has_answered = True
         found = _Found(dict(prepared.notes.known) if prepared.notes is not None else {})
         by_field: dict[str, list[ValidatedCompletion]] = {}
         for stage in self._stages:
@@ -174,8 +175,10 @@ class Stages:
                 first.left_out += 1
                 found.add(plan.name, None, SKIPPED)
                 continue
+            except (EndpointRefusedError, EndpointGaveOutError) as error:
+                raise self._named(plan, error) from None
             if isinstance(result, Failure):
-                if plan.stage.on_failure == "fail":
+                if plan.stage.on_failure != "go-on":
                     message = f"stage {plan.name}: {result.message}"
                     return result._replace(message=message, attempts=found.attempts)
                 found.add(plan.name, None, result.code)
@@ -185,6 +188,7 @@ class Stages:
             self._warn_if_unknown(found)
             if plan.stage.field is not None:
                 by_field[plan.stage.field] = result
+        self._has_answered |= {"", SKIPPED}.issuperset(found.codes.values())
         caption = by_field.get(self._fields[0])
         if caption is None:
             which = ", ".join(f"{name}: {code}" for name, code in found.codes.items() if code)
@@ -205,6 +209,14 @@ class Stages:
                 logger.warning(
                     "stage %s: no record and no earlier stage had a value for %s", plan.name, names
                 )
+
+    def _named(self, plan: StagePlan, error: RunError) -> RunError:
+        """Return an error that ends the run, with the name of the stage where there are several."""
+        if len(self._stages) == 1 or isinstance(error, ServerDiedError):
+            return error
+        named = type(error)(f"stage {plan.name}: {error}")
+        named.code, named.reason = error.code, error.reason
+        return named
 
     def _warn_if_unknown(self, found: _Found) -> None:
         """Say once that a stage waits for a doubt that the endpoint does not tell."""
@@ -229,19 +241,25 @@ class Stages:
             return Failure(record, "stage_items", f"{plan.stage.each} gives {what}", 0)
         answers: list[dict[str, Any]] = []
         doubts: list[float] = []
-        last = _nothing()
+        last = failure = None
         for number, item in enumerate(items, 1):
             values = {**found.values, "item": item, "number": number}
             result = await self._answer(stage, prepared, found, values)
             if isinstance(result, Failure):
-                return result._replace(message=f"item {number}: {result.message}")
+                failure = result._replace(message=f"item {number}: {result.message}")
+                if plan.stage.on_failure != "skip-item":
+                    return failure
+                answers.append({"item": item, "answer": None})
+                continue
             last = result[0]
             own = [one.value for one in result] if len(result) > 1 else last.value
             answers.append({"item": item, "answer": own})
             if last.doubt is not None:
                 doubts.append(last.doubt)
+        if last is None and failure is not None:
+            return failure
         doubt = round(sum(doubts) / len(doubts), 4) if doubts else None
-        return [last._replace(value=answers, doubt=doubt)]
+        return [(last or _nothing())._replace(value=answers, doubt=doubt)]
 
     async def _answer(
         self, stage: Stage, prepared: PreparedRecord, found: _Found, values: dict[str, Any]

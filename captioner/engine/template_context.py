@@ -66,7 +66,7 @@ class RecordContext:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The values of the names; those without one are left out.
+        """The values of the names; those without one are left out, and those that are empty not.
 
         Raises:
             BadRecordError: ``bad_sidecar``: a file beside the image cannot be read.
@@ -83,11 +83,11 @@ class RecordContext:
         if "sidecar" in wanted:
             found["sidecar"] = self._beside(_SIDECARS)
         if "existing" in wanted:
-            found["existing"] = self._fields.get(self._field) or self._beside(TEXTS)
+            found["existing"] = self._fields.get(self._field) or self._beside(TEXTS) or None
         looked_up = sorted(LOOKED_UP.intersection(wanted))
         if looked_up and (data := self._read()) is not None:
             found |= self._look(data, looked_up)
-        return {name: found[name] for name in wanted if found.get(name) not in (None, "")}
+        return {name: found[name] for name in wanted if found.get(name) is not None}
 
     def _beside(self, suffixes: Sequence[str]) -> Any:
         if self._path is None:

@@ -29,6 +29,7 @@ from captioner.executors.opening import (
     refuse_other_outputs,
     refuse_strange_files,
     spent_before,
+    warn_of_unused,
 )
 from captioner.executors.redo import take_again
 from captioner.executors.uploading import refuse_other_object, upload_output
@@ -120,6 +121,7 @@ async def run_batch(
         raise SettingsError("engine: call run_on_ray for a run on Ray")
     context = RunContext(settings, progress or Progress(), cancel)
     with forward_warnings(warn):
+        warn_of_unused(settings)
         engine_context, folder_of, found = context, "", None
         if source is None:
             found = open_source(settings)

@@ -17,6 +17,7 @@ from captioner.journal.disk import Files
 from captioner.outputs.export import first_file
 from captioner.readers.registry import OpenedInput, open_files, open_input
 from captioner.settings.locations import location, storage_url
+from captioner.settings.options import PromptSettings
 from captioner.settings.remembered import SEAL, unsealed
 
 if TYPE_CHECKING:
@@ -155,4 +156,17 @@ def refuse_other_outputs(settings: Settings, journal: Path) -> None:
         raise SettingsError(
             f"{path} already exists, and captioner has not written it; choose another output "
             "with -o, or replace it with --overwrite"
+        )
+
+
+def warn_of_unused(settings: Settings) -> None:
+    """Warn of a question that no stage asks. It is not refused: it may be in the environment."""
+    prompt, default = settings.prompt, PromptSettings()
+    unused = [] if prompt.prompt == default.prompt else ["--prompt"]
+    unused += [] if prompt.system_prompt == default.system_prompt else ["--system-prompt"]
+    if unused and settings.stages and all("prompt" in one.options for one in settings.stages):
+        logger.warning(
+            "no stage uses %s, for each has a prompt of its own; leave it out, or write it into "
+            "the [[stage]] table of a stage",
+            " and ".join(unused),
         )

@@ -73,7 +73,8 @@ class StageSettings:
         field: Field of the row for its answer. Default: none; for the last stage the caption's, if
             no other stage has it.
         on_failure: ``fail``: the record fails as well. ``go-on``: its answer is empty, and
-            ``codes['name']`` is the code.
+            ``codes['name']`` is the code. ``skip-item``: with ``each``, the answer for that item is
+            None; the record fails if all items do.
         order: ``doubt``: within a ``--budget``, it asks the records whose last answer is most
             doubtful first, and does not run for the others when the budget is used.
         question: Which of the record's own questions it asks if it has no ``prompt``.
@@ -88,7 +89,7 @@ class StageSettings:
     answer: Literal["text", "yes-no"] = "text"
     choose: str | None = None
     field: str | None = None
-    on_failure: Literal["fail", "go-on"] = "fail"
+    on_failure: Literal["fail", "go-on", "skip-item"] = "fail"
     order: Literal["input", "doubt"] = "input"
     question: int = 0
 

@@ -39,6 +39,18 @@ def test_the_caption_of_a_single_image_is_printed_and_nothing_is_written(
     assert files(photos) == before
 
 
+def test_the_caption_of_stages_is_printed_as_well(photos, endpoint, run_command):
+    """The question that wrote it is in rows, unasked; a single caption needs it not."""
+    endpoint.behave = lambda call: Reply(
+        body=completion("Yes" if "yes or no" in " ".join(call.texts) else "A cat.")
+    )
+    options = ["--base-url", endpoint.base_url, "--model", "m", "--stages", "detailed"]
+    ended = run_command("a.jpg", *options, cwd=photos)
+    assert (ended.returncode, ended.stdout) == (0, "A cat.\n")
+    ended = run_command("a.jpg", *options, "--with", "prompt", cwd=photos)
+    assert json.loads(ended.stdout).keys() == {"image", "caption", "caption_prompt"}
+
+
 def test_rows_of_a_single_image_have_what_a_caption_has_not(photos, endpoint, run_command):
     options = ["--base-url", endpoint.base_url, "--model", "m", "--with", "model"]
     ended = run_command("a.jpg", *options, cwd=photos)

@@ -25,7 +25,7 @@ from PIL import Image
 import captioner
 from captioner import run_batch
 from captioner.cli.summaries import describe_estimate
-from captioner.core.errors import SettingsError
+from captioner.core.errors import EndpointRefusedError, SettingsError
 from captioner.core.where import Where
 from captioner.engine.estimate import estimate
 from captioner.engine.stage_plan import FUNCTIONS, plans_of
@@ -323,6 +323,21 @@ async def test_a_box_outside_the_image_is_that_records_failure(tmp_path, endpoin
     assert all("stage regions: " in row["message"] for row in failed)
 
 
+async def test_a_bad_box_leaves_the_other_regions(tmp_path, endpoint) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    boxes = [[40, 0, 50, 10], [0, 0, 9, 9]]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"image": "a.jpg", "boxes": boxes}) + "\n")
+    endpoint.behave = scripted({"This is a part": "A tail.", "Describe": lambda asked: asked})
+    ((row,), failed) = await staged(tmp_path / "in.jsonl", endpoint, stages="region")
+    assert failed == []
+    assert row["regions"] == [
+        {"item": boxes[0], "answer": None},
+        {"item": boxes[1], "answer": "A tail."},
+    ]
+    assert "- A tail." in row["caption"]
+    assert "None" not in row["caption"]
+
+
 async def test_a_stage_has_a_model_and_an_endpoint_of_its_own(make_input, endpoint) -> None:
     other = FakeEndpoint()
     other.start()
@@ -358,6 +373,51 @@ async def test_a_failure_names_its_stage(make_input, endpoint) -> None:
     error = failed[0]
     assert error["code"] == "refused"
     assert error["message"].startswith("stage verify: item 1: the model refused")
+
+
+async def test_a_run_that_one_stage_stops_names_it(make_input, endpoint) -> None:
+    endpoint.behave = lambda call: (
+        Reply(200, completion("A dog. A cat."))
+        if question(call).startswith("Describe")
+        else Reply(400, {"error": {"message": "no such adapter"}})
+    )
+    with pytest.raises(EndpointRefusedError) as error:
+        await staged(make_input(20), endpoint, DRAFT, VERIFY, REWRITE)
+    assert str(error.value).startswith("stage verify: The first ")
+    assert "o such adapter" in str(error.value)
+
+
+async def test_a_wrong_schema_names_its_stage(make_input, endpoint, tmp_path) -> None:
+    (tmp_path / "schema.json").write_text("{")
+    wrong = {"name": "facts", "prompt": "Facts", "schema": str(tmp_path / "schema.json")}
+    with pytest.raises(SettingsError, match=r"^stage facts: schema: .* not valid JSON"):
+        await staged(make_input(1), endpoint, wrong, DRAFT)
+    assert endpoint.count == 0
+
+
+async def test_an_unclear_answer_is_asked_for_once_more_with_what_was_wrong(
+    make_input, endpoint
+) -> None:
+    asked = []
+
+    def check(call: Call) -> Reply:
+        if question(call).startswith("Describe"):
+            return Reply(200, completion("A dog. A cat."))
+        asked.append(call)
+        is_second = len(call.body["messages"]) > 1
+        is_dog = "A dog" in question(call)
+        return Reply(200, completion("The answer is yes." if is_second and is_dog else "Hm."))
+
+    endpoint.behave = check
+    done, failed = await staged(make_input(1), endpoint, DRAFT, VERIFY)
+    assert done == []
+    assert failed[0]["code"] == "unclear"
+    assert failed[0]["message"].startswith("stage verify: item 2: the answer is neither yes nor no")
+    assert len(asked) == 4
+    _, said, again = asked[1].body["messages"]
+    assert (said["role"], said["content"]) == ("assistant", "Hm.")
+    assert "neither yes nor no" in again["content"]
+    assert "with yes or no alone" in again["content"]
 
 
 async def test_a_run_may_go_on_without_a_stage(make_input, endpoint) -> None:
@@ -459,6 +519,18 @@ async def test_a_name_that_nothing_has_is_warned_of(make_input, endpoint, caplog
     done, _ = await staged(make_input(3), endpoint, DRAFT, {**strong, "field": "caption"})
     assert len(done) == endpoint.count == 3
     assert "stage strong: no record and no earlier stage had a value for doubtt" in caplog.text
+
+
+async def test_nothing_is_said_of_names_if_no_record_came_that_far(
+    make_input, endpoint, caplog
+) -> None:
+    endpoint.behave = scripted({"Describe": "I'm sorry, I can't help with that."})
+    strong = {"name": "strong", "prompt": "Again.", "when": "len(draft) > 5 and title"}
+    done, failed = await staged(
+        make_input(3), endpoint, DRAFT, {**strong, "field": "caption"}, stop_after=100
+    )
+    assert (done, len(failed)) == ([], 3)
+    assert "had a value for" not in caplog.text
 
 
 async def test_samples_that_disagree_are_doubtful(make_input, endpoint) -> None:
@@ -591,6 +663,7 @@ async def test_records_cannot_write_into_templates_or_stand_for_answers(tmp_path
         ([{"name": "exif", "prompt": "x"}], "the name is taken"),
         ([{"name": "a", "image": False}], "give it a prompt"),
         ([{"name": "a", "prompt": "x", "field": "other"}], "for the caption"),
+        ([{**DRAFT, "on-failure": "skip-item"}], "is for stages with each"),
         ([{"name": "a", "prompt": "x", "choose": "b"}], "choose: no earlier stage"),
         ([{"name": "a", "prompt": ""}], "stage a: prompt: must not be empty"),
         ([DRAFT, {"name": "a", "prompt": "x", "max_tokens": -1}], "stage a: max-tokens: must be"),
@@ -612,6 +685,46 @@ async def test_what_no_stage_would_use_is_refused(option, make_input, endpoint) 
     with pytest.raises(SettingsError, match="no stage would use --"):
         await staged(make_input(1), endpoint, DRAFT, **option)
     assert endpoint.count == 0
+
+
+@pytest.mark.parametrize("option", ["prompt", "system_prompt"])
+async def test_a_question_that_no_stage_asks_is_told_once(
+    option, make_input, endpoint, caplog
+) -> None:
+    source = make_input(2)
+    await staged(source, endpoint, DRAFT, **{option: "Own"})
+    flag = f"--{option.replace('_', '-')}"
+    assert caplog.text.count(f"no stage uses {flag}, for each has a prompt of its own") == 1
+    assert "[[stage]]" in caplog.text
+    caplog.clear()
+    await staged(source, endpoint, {"name": "own"}, redo="all", **{option: "Own"})
+    assert "no stage uses" not in caplog.text
+
+
+@pytest.mark.parametrize("set_of_stages", ["detailed", "merge"])
+async def test_the_describer_is_asked_no_questions(set_of_stages, make_input) -> None:
+    source = make_input(1)
+    with pytest.raises(SettingsError, match=r"stage \w+: the built-in describer .* base-url"):
+        await run_batch(source, offline=True, stages=set_of_stages)
+    assert not source.with_name("in.captions.jsonl").exists()
+
+
+@pytest.mark.parametrize("options", [{"pick": "best"}, {"pick": "merge"}, {"fallback": ("m",)}])
+def test_the_describer_still_takes_what_asks_it_nothing_else(options, make_input) -> None:
+    assert plans_of(Settings.create(make_input(1), offline=True, **options))
+
+
+async def test_a_stage_with_an_address_of_its_own_stands_beside_the_describer(
+    make_input, endpoint
+) -> None:
+    endpoint.behave = scripted({"Better": "A cat."})
+    strong = {"name": "strong", "prompt": "Better: {{ draft }}", "model": "m"}
+    report = await run_batch(
+        make_input(1),
+        offline=True,
+        stage=[{"name": "draft"}, {**strong, "base-url": endpoint.base_url}],
+    )
+    assert [row["caption"] for row in rows(Path(report.output))] == ["A cat."]
 
 
 async def test_boxes_in_the_cell_of_a_table_are_a_list(tmp_path, endpoint) -> None:
@@ -710,17 +823,26 @@ async def test_the_estimate_has_each_stage(make_input, tmp_path) -> None:
     )
     found = await estimate(settings)
     draft, verify, last = found.stages
-    assert [stage.requests for stage in found.stages] == [10, 60, 10]
-    assert (draft.is_bound, verify.is_bound, last.is_bound) == (False, True, True)
+    assert [stage.requests for stage in found.stages] == [10, 80, 10]
+    assert (draft.is_bound, verify.is_bound, last.is_bound) == (False, False, True)
     assert last.model == "big"
     assert verify.prompt_tokens > 5 * draft.prompt_tokens
     assert last.cost == pytest.approx(
         (last.prompt_tokens * 10 + last.completion_tokens * 20) / 1_000_000
     )
     assert found.cost == pytest.approx(sum(stage.cost or 0 for stage in found.stages))
-    assert found.requests == 80
+    assert found.requests == 100
     said = describe_estimate(found, settings)
-    assert "stage verify: at most 60 requests" in said
+    assert "stage draft: 10 requests" in said
+    assert "stage verify: about 80 requests" in said  # nobody knows how many sentences come
+    assert "stage rewrite: at most 10 requests" in said
+
+
+async def test_the_estimate_of_detailed_has_as_many_sentences_as_it_asks_for(make_input) -> None:
+    settings = Settings.create(make_input(10), model="m", stages="detailed")
+    found = {stage.name: stage for stage in (await estimate(settings)).stages}
+    (most,) = re.findall(r"\d+ to (\d+) short sentences", tables_of("detailed")[0]["prompt"])
+    assert found["verify"].requests == 10 * int(most)
 
 
 def test_the_page_about_stages_has_stages_that_work() -> None:

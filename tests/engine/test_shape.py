@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from captioner.core.errors import BadRecordError, BadReplyError, SettingsError
-from captioner.core.types import Completion, Notes, Usage, ValidatedCompletion
-from captioner.engine.caption_checks import CaptionRules, check
+from captioner.core.types import Completion, Notes, RequestOverrides, Usage, ValidatedCompletion
+from captioner.engine.caption_checks import CaptionRules, ask_again, check
 from captioner.engine.shape import Shape
 from captioner.engine.tokens import clip_tokens
 from captioner.settings.settings import Settings
@@ -160,3 +160,14 @@ def test_an_answer_with_forbidden_words_is_no_caption_until_it_may_be_cut():
     assert check(answer("An image of a cat. It sleeps."), rules, may_cut=True).flag == ""
     with pytest.raises(BadReplyError):  # nothing would be left
         check(answer("An image of a cat."), rules, may_cut=True)
+
+
+@pytest.mark.parametrize("options", [{"forbid": "image of"}, {"max_clip_tokens": 3}])
+def test_what_the_model_is_told_names_no_option(options):
+    rules = CaptionRules(shape=Shape(Settings.create("in.jsonl", **options)))
+    said = answer("An image of a cat. It sleeps.")
+    with pytest.raises(BadReplyError) as error:
+        check(said, rules)
+    turns = ask_again(error.value, said, RequestOverrides(), RequestOverrides(), rules).turns
+    assert "the caption has" in str(turns)
+    assert "--" not in str(turns)

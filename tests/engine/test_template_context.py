@@ -102,6 +102,18 @@ def test_names_and_fields_of_the_record(folder):
     assert found == {"stem": "a", "path": path}
 
 
+def test_what_is_known_to_be_empty_is_not_missing(folder):
+    """The folder of an image at the top, and the text in an image that has none."""
+    (folder / "a.jpg").write_bytes(jpeg(1))
+    assert values(folder, ["folder"], image="a.jpg") == {"folder": ""}
+    (folder / "a.json").write_text('""')
+    assert values(folder, ["sidecar", "existing"], image="a.jpg") == {"sidecar": ""}
+    context = RecordContext(
+        {}, ImageRef(path="a.jpg"), ["ocr"], None, "caption", lambda: b"x", lambda *_: {"ocr": ""}
+    )
+    assert context.values == {"ocr": ""}
+
+
 # -- EXIF, IPTC, XMP and OCR --------------------------------------------------------------------
 
 
