@@ -33,14 +33,20 @@ def print_line(text: str) -> None:
 def run_blocking(call: Callable[[], _T]) -> _T:
     """Call a function that runs an event loop, in a thread if a loop is running (notebooks)."""
     try:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if not _is_in_loop():  # not in an except clause: Ctrl-C would show its error as well
             return call()
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(call).result()
     except CaptionerError as error:  # Python prints the message and no traceback
         raise SystemExit(_in_script_words(str(error))) from None
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 _SCRIPT_WORDS = (

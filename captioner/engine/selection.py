@@ -208,19 +208,14 @@ class _Image:
         return self._selection.image_of(self._value) or ImageRef()
 
     @property
-    def _path(self) -> PurePath | None:
-        where = self._image.path or self._image.url
-        return PurePath(where) if where else None
-
-    @property
     def file(self) -> str | None:
         """Its file name."""
-        return self._path.name if self._path else None
+        return file_of(self._image)
 
     @property
     def folder(self) -> str | None:
         """Its folder, as the record gives it; empty for a file beside the input."""
-        return str(self._path.parent).removeprefix(".") if self._path else None
+        return folder_of(self._image)
 
     @property
     def size(self) -> int | None:
@@ -231,3 +226,20 @@ class _Image:
         if image.digest is not None:
             return len(dict(self._record.images).get(image.digest, b"")) or None
         return self._selection.file_size(image.path) if image.path else None
+
+
+def file_of(image: ImageRef | None) -> str | None:
+    """Return the file name of an image; None if it is in no file."""
+    path = _path_of(image)
+    return path.name if path else None
+
+
+def folder_of(image: ImageRef | None) -> str | None:
+    """Return the folder of an image, as its record gives it; empty for a file beside the input."""
+    path = _path_of(image)
+    return str(path.parent).removeprefix(".") if path else None
+
+
+def _path_of(image: ImageRef | None) -> PurePath | None:
+    where = (image.path or image.url) if image else None
+    return PurePath(where) if where else None

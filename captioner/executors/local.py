@@ -228,7 +228,7 @@ class _Run:
         try:
             await self._refuse_reformatted(journal)
             await self._repair(journal)
-            await take_again(journal, self._settings, self._selected.batches())
+            await take_again(journal, self._settings, self._selected)
             self._progress.stage = "captioning"
             report = await self._reporting(self._caption(engine, journal))
             await asyncio.to_thread(journal.refuse_damage)

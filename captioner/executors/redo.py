@@ -10,8 +10,9 @@ import orjson
 
 from captioner.core.errors import SettingsError
 from captioner.core.keys import KeyTable, digest, off_the_loop
-from captioner.core.row import FLAG
+from captioner.core.row import FLAG, field_names
 from captioner.core.where import Where
+from captioner.engine.selection import file_of, folder_of
 from captioner.executors.batch_api.ledger import Ledger
 from captioner.journal.companions import answers_path, reviews_path
 from captioner.journal.disk import disk_errors
@@ -21,9 +22,9 @@ from captioner.journal.reviews import Reviews
 from captioner.outputs.rows import caption_texts, parsed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
-    from captioner.core.types import InputRecord
+    from captioner.engine.selection import Selection
     from captioner.journal.failures import StoredFailure
     from captioner.journal.journal import Journal
     from captioner.settings.settings import Settings
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-async def take_again(
-    journal: Journal, settings: Settings, records: AsyncIterator[list[InputRecord]]
-) -> None:
+async def take_again(journal: Journal, settings: Settings, records: Selection) -> None:
     """Make captions and failures pending that the settings want again.
 
     Only records of the run are: other captions could not be replaced. Captions are kept beside the
@@ -46,7 +45,8 @@ async def take_again(
         records: The records of the run.
 
     Raises:
-        SettingsError: Batches are not finished.
+        SettingsError: Batches are not finished, or the expression is true for no record and has a
+            name that no row has.
         DiskError: The disk refused.
         StoppedError: The run was cancelled.
     """
@@ -59,14 +59,14 @@ async def take_again(
         return
     if _has_batches(journal, settings):
         return
-    choice = await asyncio.to_thread(_Choice, journal, settings, Where(run.again, "redo"))
+    choice = await asyncio.to_thread(_Choice, journal, settings, Where(run.again, "redo"), records)
     rows = KeyTable()
     if run.replaces_captions:
         rows = await asyncio.to_thread(find_rows, journal, choice.has_row)
     failures = await asyncio.to_thread(_find_failures, journal, choice)
     moved: set[int] = set()
     retried: set[int] = set()
-    async for batch in records:
+    async for batch in records.batches():
         journal.raise_if_stopped()
         if not (len(rows) or len(failures)):
             continue
@@ -85,6 +85,9 @@ async def take_again(
     again = bool(moved) and _QUESTIONS.isdisjoint(journal.changed)
     await asyncio.to_thread(_begin, journal, what, again=again)
 
+
+_NAMES = ("failed", "code", "length", "review", "model", "prompt", "file", "folder")
+"""Names in an expression that are not fields of a row."""
 
 _QUESTIONS = frozenset({
     "stages", "model", "prompt", "system_prompt", "preset", "ask", "fallback", "prompt_mix",
@@ -145,8 +148,11 @@ def _report_none(journal: Journal, settings: Settings, where: Where) -> None:
         return
     if run.redo is not None:
         reason = f"it is true for no record of the run: {run.redo}"
-        if unseen := ", ".join(sorted(where.unseen)):
-            reason += f"; no row has a field {unseen}"
+        if unseen := ", ".join(sorted(where.unseen - set(field_names(settings.fields)))):
+            # Misspelt: pending records would be captioned as those of the expression were to be.
+            raise SettingsError(
+                f"redo: {reason}; no row has a field {unseen}. Other names are {', '.join(_NAMES)}"
+            )
     elif run.retry_failed:
         codes = ", ".join(sorted(journal.failures.by_code())) or "none"
         reason = f"no failure has the code {run.retry_failed!r}; there are {codes}"
@@ -158,9 +164,12 @@ def _report_none(journal: Journal, settings: Settings, where: Where) -> None:
 class _Choice:
     """Decides about rows and failures by an expression."""
 
-    def __init__(self, journal: Journal, settings: Settings, where: Where) -> None:
+    def __init__(
+        self, journal: Journal, settings: Settings, where: Where, records: Selection
+    ) -> None:
         self.where = where
         self._fields = settings.fields
+        self._records = records
         self._made = read_made(journal.files, journal.path)
         self._settings = journal.settings
         self._reviews = Reviews(reviews_path(settings.output_path))
@@ -184,6 +193,7 @@ class _Choice:
             "model": lambda: made_with("model"),
             "prompt": lambda: made_with("prompt"),
             "review": review,
+            **self._place(row),
         }
         return self.where(row, computed)
 
@@ -196,5 +206,13 @@ class _Choice:
             "model": lambda: None,
             "prompt": lambda: None,
             "review": lambda: "",
+            **self._place(row),
         }
         return self.where(row, computed)
+
+    def _place(self, row: Any) -> dict[str, Callable[[], Any]]:
+        """Return what an expression may ask about the place of a row's first image."""
+        return {
+            "file": lambda: file_of(self._records.image_of(row)),
+            "folder": lambda: folder_of(self._records.image_of(row)),
+        }

@@ -151,15 +151,40 @@ def test_a_redo_with_another_prompt_is_another_one(run, words, endpoint, tmp_pat
 
 
 def test_misspelt_names_are_told(run, endpoint):
-    """An expression that cannot be read is refused; one that matches nothing says why."""
-    assert run().returncode == 0
+    """An expression that cannot be read, or names what no row has, captions no pending record."""
+    assert run("--limit", "4").returncode == 0
     refused = run("--redo=length <")
     assert refused.returncode == 2
     assert "redo: 'length <' cannot be read" in refused.stderr
     nothing = run("--redo=lenght < 5")
-    assert nothing.returncode == 0
+    assert nothing.returncode == 2
     assert "no row has a field lenght" in nothing.stderr
-    assert endpoint.count == 6
+    assert "length, review" in nothing.stderr
+    assert endpoint.count == 4
+
+
+def test_a_field_that_rows_may_get_is_not_misspelt(run):
+    """No caption has a flag: nothing is captioned again, and that is no error."""
+    assert run().returncode == 0
+    nothing = run("--redo=caption_flag == 'truncated'")
+    assert nothing.returncode == 0
+    assert "true for no record of the run" in nothing.stderr
+
+
+def test_a_folder_and_a_file_are_captioned_again(run, photos, endpoint, tmp_path):
+    """--redo knows the folder and the file name of an image, as --where does."""
+    cats = photos / "cats"
+    cats.mkdir()
+    for name in ("0.jpg", "1.jpg"):
+        (photos / name).rename(cats / name)
+    assert run("--prompt", "old").returncode == 0
+    chosen = "--redo=folder == 'cats' or file == '5.jpg'"
+    assert run(chosen, "--prompt", "new").returncode == 0
+    assert endpoint.count == 9
+    made = {row["image"]: row["caption"][:3] for row in rows(tmp_path / "out.jsonl")}
+    assert {name for name, words in made.items() if words == "new"} == {
+        "cats/0.jpg", "cats/1.jpg", "5.jpg",
+    }  # fmt: skip
 
 
 # -- remove --------------------------------------------------------------------------------------

@@ -278,6 +278,9 @@ def test_reviewing_by_mouse(captioned, view, tab):
     page.keyboard.press("z")
     expect(page.locator("#found")).to_have_text("1 undone")
     expect(cards(page).nth(1)).not_to_contain_text("rejected")
+    expect(cards(page).nth(0)).to_contain_text("accepted")
+    said = [one["verdict"] for one in rows(captioned.with_name("out.review.jsonl"))]
+    assert said == ["accepted", "rejected", "none"]
     page.select_option("#verdict", "none")
     expect(page.locator("#found")).to_have_text("37 found")
 
