@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -47,11 +48,20 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     start: int | None = 0
     while start is not None:
         file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with _readable(), tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined] # else tarfile keeps them all
                 yield _member(member, archive.offset)
             start = _next_archive(file, archive.offset)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn what tarfile raises for headers that make no sense into its error of damage."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, RecursionError, ValueError):
+        raise tarfile.ReadError("a header makes no sense") from None
 
 
 def _member(member: tarfile.TarInfo, end: int) -> Member:

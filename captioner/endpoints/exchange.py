@@ -98,7 +98,11 @@ class Exchange:
         try:
             completion = await self._judged(response, overrides, version)
         except CaptionerError:
-            self.count(usage_of(response))  # a response that refuses may be paid for as well
+            # A response that refuses may be paid for as well.
+            is_short = not response.body[SHORT_REPLY:]
+            self.count(
+                usage_of(response) if is_short else await asyncio.to_thread(usage_of, response)
+            )
             raise
         self._progress.waiting = ""
         self.count(completion.usage, is_answer=True)

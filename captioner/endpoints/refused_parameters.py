@@ -33,6 +33,9 @@ _ALIASES = {
     "stream": r"stream(?:ing)?",
     "max_tokens": r"max[_ ]?(?:output[_ ]?|new[_ ]?)?tokens",
 }
+_PATH = r"(?:[\w\[\]]{1,40}\.){0,8}"
+"""What stands before a name, bounded: a stranger wrote the message."""
+
 _OF_AN_IMAGE = r"(?<!image )(?<!data )(?<!video )(?<!file )(?<!byte )"
 
 
@@ -57,10 +60,8 @@ def named_in(message: str, parameters: Collection[str], *, quoted: bool) -> str:
 def _patterns(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return the patterns of a name in quotes, and of a name beside words that refuse it."""
     word = _ALIASES.get(name) or re.escape(name).replace("_", "_?")
-    member = rf"['\"`]?(?:[\w\[\]]+\.)*{word}(?![\w-])['\"`]?"
-    in_quotes = (
-        rf"['\"`](?:[\w\[\]]+\.)*{word}['\"`](?!\s*:)|(?:\w\.|['\"`]){word}(?![\w-])['\"`.:]"
-    )
+    member = rf"['\"`]?{_PATH}{word}(?![\w-])['\"`]?"
+    in_quotes = rf"['\"`]{_PATH}{word}['\"`](?!\s*:)|(?:\w\.|['\"`]){word}(?![\w-])['\"`.:]"
     beside = (
         rf"\b{_NOUN}\b(?: supplied| given| found)?:?\s+{member}"
         rf"|{_OF_AN_IMAGE}(?<![\w-]){member}:?\s*{_VERB}.{{0,40}}?(?:{_REFUSED})"

@@ -50,6 +50,15 @@ if TYPE_CHECKING:
 
 SHOWN_CHARS = 200
 
+_NAME_CHARS = 200
+"""Characters that are kept of a model's name and of a finish reason."""
+
+_MOST_TOKENS = 1 << 48
+"""Tokens of a request; a larger number is none, and could not be written into a row."""
+
+_READ_CHARS = 4_000
+"""Characters of an error message that are searched for what it means."""
+
 ENOUGH_TOKENS = 256
 """Tokens left for an answer below which smaller images are better than fewer tokens."""
 
@@ -159,8 +168,8 @@ def _completion(
         text = _written(text)
     return Completion(
         text,
-        reason,
-        str(reply.get("model") or ""),
+        _written(reason[:_NAME_CHARS]),
+        _written(str(reply.get("model") or "")[:_NAME_CHARS]),
         _usage(reply),
         thought or (not text and bool(reasoning_of(message))),
         choice.get("logprobs"),
@@ -183,7 +192,7 @@ def _stated(
     """Return what an error means that came with a status of success."""
     stated = describe(reply)
     status = stated.status
-    ruled = verdict_by_words(status, f"{stated.code}\n{stated.message or reply}"[:4_000])
+    ruled = verdict_by_words(status, f"{stated.code}\n{stated.message or reply}"[:_READ_CHARS])
     is_known = ruled or "error" in reply or (status and verdict_by_status(status) != "refused")
     if not is_known:
         said = stated.message or _excerpt(response.body)
@@ -200,7 +209,7 @@ def _error(
 ) -> CaptionerError:
     """Return what an error response means; ``ruled`` is its verdict if that is known."""
     stated = describe(reply)
-    message = stated.message or _excerpt(response.body)
+    message = (stated.message or _excerpt(response.body))[:_READ_CHARS]
     text = f"the endpoint responded {status}: {shown(message) or 'an empty body'}"
     if status == 407:
         return EndpointRefusedError(PROXY_REFUSES)
@@ -208,7 +217,7 @@ def _error(
         place = shown(without_secrets(response.headers.get("location", "elsewhere")))
         return EndpointRefusedError(f"The endpoint redirects to {place}. Check --base-url.")
     code = f"http_{status}"
-    words = f"{stated.code}\n{message}"[:4_000]
+    words = f"{stated.code}\n{message}"[:_READ_CHARS]
     ruled = ruled or verdict_by_words(status, words)
     verdict = ruled or verdict_by_status(status)
     asked = asked_wait_s(response.headers)
@@ -269,7 +278,7 @@ def _refused_parameter(
 def _largest(text: str) -> int | None:
     """Return the most tokens that a message allows, None if it does not say."""
     found = re.search(
-        r"(?:at most|<=|less than or equal to|maximum(?: is| of)?|up to|\[\d+,) (\d+)",
+        r"(?:at most|<=|less than or equal to|maximum(?: is| of)?|up to|\[\d+,) (\d{1,9})",
         text,
     )
     return int(found[1]) if found else None
@@ -324,15 +333,17 @@ _ABOUT_FIELDS = frozenset({"refused", "encode", "stop", "fetch", "smaller", "rol
 _LENGTHS = frozenset({"max_tokens", "max_completion_tokens"})
 _ABOUT_SIZE = frozenset((name, "smaller") for name in _LENGTHS)
 _CONTEXT = re.compile(
-    r"(?:context (?:length|window|size)|max_model_len|maximum (?:model|input) length)\D{0,30}?(\d+)"
-    r"|tokens > (\d+) maximum",
+    r"(?:context (?:length|window|size)|max_model_len|maximum (?:model|input) length)"
+    r"\D{0,30}?(\d{1,9})"
+    r"|tokens > (\d{1,9}) maximum",
     re.IGNORECASE,
 )
 _INPUT = re.compile(
-    r"(\d+)\s*(?:tokens? )?(?:input tokens|tokens? (?:from|in|of) (?:the |your )?(?:input|prompt"
-    r"|messages?)|in (?:the|your) (?:messages?|prompt|input)|(?:prompt|input) tokens)"
-    r"|(?:prompt|input|request) \((?:total )?(?:length )?(\d+)|prompt length \((\d+)"
-    r"|messages resulted in (\d+)|prompt is too long: (\d+)",
+    r"(?<!\d)(\d{1,9})\s{0,9}(?:tokens? )?"
+    r"(?:input tokens|tokens? (?:from|in|of) (?:the |your )?(?:input|prompt|messages?)"
+    r"|in (?:the|your) (?:messages?|prompt|input)|(?:prompt|input) tokens)"
+    r"|(?:prompt|input|request) \((?:total )?(?:length )?(\d{1,9})|prompt length \((\d{1,9})"
+    r"|messages resulted in (\d{1,9})|prompt is too long: (\d{1,9})",
     re.IGNORECASE,
 )
 
@@ -362,4 +373,4 @@ def _excerpt(body: bytes) -> str:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if type(value) is int and 0 < value < _MOST_TOKENS else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from captioner.endpoints.error_shapes import loads, states_error
@@ -16,6 +17,9 @@ _WORSE = {"loop": 1, "length": 2, "broken": 3, "filter": 4}
 
 _NOT_YET = frozenset({"", "null", "none"})
 """Finish reasons of chunks before the last one, as DashScope and others write them."""
+
+_MOST_LINES = 16
+"""Lines of an event after each of which it may be complete; later only at an empty line."""
 
 _TEXT_PARTS = (None, "text", "output_text")
 
@@ -68,32 +72,36 @@ def assemble(body: bytes, family_of: Callable[[str], str]) -> dict[str, Any]:
         family_of: Returns the family of a finish reason.
     """
     stream = _Stream(family_of)
-    pending = name = b""
-    for line in body.splitlines():
+    pending, lines = bytearray(), 0
+    name = b""
+    for line in chain(body.splitlines(), (b"",)):
         if line.startswith(b"data:"):
             pending += line[5:].strip()
+            lines += 1
             if pending == b"[DONE]":
                 stream.whole["done"] = True
                 break
         elif line[:1] in (b"{", b"<"):  # an error that a gateway wrote into the stream
-            pending, name = line, name or b"error"
+            pending, name = bytearray(line), name or b"error"
         elif line.startswith(b"event:"):
             name = line[6:].strip()
             continue
         elif line:
             continue
         if pending:
-            event = loads(pending)
-            if event is None and line.startswith(b"data:") and b"error" not in name:
+            may_go_on = line.startswith(b"data:") and b"error" not in name
+            is_tried = lines <= _MOST_LINES or not may_go_on
+            event = loads(bytes(pending)) if is_tried else None
+            if event is None and may_go_on:
                 pending += b"\n"  # an event may have several lines
                 continue
             stream.add(event if event is not None else pending.decode(errors="replace"), name)
             if stream.is_over:
                 break
-            pending = b""
+            pending, lines = bytearray(), 0
         if not line:
             name = b""
-    if pending.strip() not in (b"", b"[DONE]"):
+    if bytes(pending.strip()) not in (b"", b"[DONE]"):
         stream.whole["choices"] = None
         return stream.whole
     return stream.reply()
@@ -149,6 +157,7 @@ class _Choice:
         self._family_of = family_of
         self._rank = 0
         self._text: list[str] = []
+        self._chars = 0
         self._refusal: list[str] = []
         self._finish: Any = None
         self._thinks = False
@@ -162,12 +171,14 @@ class _Choice:
                 self._finish, self._rank = reason, rank
         delta = part.get("delta")
         if isinstance(delta, dict):
-            self._text.append(text_of(delta.get("content")))
+            self._text.append(text := text_of(delta.get("content")))
+            self._chars += len(text)
             self._refusal.append(text_of(delta.get("refusal")))
             self._thinks = self._thinks or bool(reasoning_of(delta))
         message = part.get("message")
-        if isinstance(message, dict) and (content := text_of(message.get("content"))):
-            self._text = [content] if len(content) >= len("".join(self._text)) else self._text
+        content = text_of(message.get("content")) if isinstance(message, dict) else ""
+        if content and len(content) >= self._chars:
+            self._text, self._chars = [content], len(content)
 
     def whole(self) -> dict[str, Any]:
         """Return the choice as if it had come whole."""

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 LONGEST = 64 << 20
 """Bytes of a line; a longer one is none of ours."""
 
+MOST_OTHERS = 1_000_000
+"""Lines of others, among which answers are looked for."""
+
 _SEAL = 32
 _HEAD = _SEAL + 2 * KEY_BYTES
 _CHUNK = 1 << 16
@@ -64,7 +67,8 @@ class KeptAnswers:
             line = b"" if offset is None else _line_at(self._fd, offset)
         except OSError:
             return b""  # asked again
-        return line[_HEAD:] if self._is_ours(line) else b""
+        is_its = line[_SEAL:_HEAD] == key.hex().encode()  # lines may have been moved meanwhile
+        return line[_HEAD:] if is_its and self._is_ours(line) else b""
 
     def put(self, key: bytes, answer: bytes) -> None:
         """Keep an answer; JSON without line breaks. `get` finds it in the next run, or at once."""
@@ -120,8 +124,8 @@ class KeptAnswers:
                     self._offsets.add(bytes.fromhex(line[_SEAL:_HEAD].decode()), offset)
                 else:
                     others += 1
-                if len(line) == LONGEST:
-                    break  # such as a hole of terabytes
+                if len(line) == LONGEST or others > MOST_OTHERS:
+                    break  # such as a hole of terabytes, or gigabytes of empty lines
                 offset += len(line)
         if torn:
             os.write(self._fd, b"\n")

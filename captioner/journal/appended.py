@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+_LONGEST = 64 << 20
+"""Bytes of a line; a longer one is none of ours."""
+
 _NEWLINE = b"\n"
 
 
@@ -54,11 +57,13 @@ class AppendedFile:
                 self.generation += 1
             self._size = size
             file.seek(self._at)
-            for line in file:
+            while line := file.readline(_LONGEST):
                 if not line.endswith(_NEWLINE):
-                    break  # still being written
+                    break  # still being written, or a hole of terabytes
                 self._at += len(line)
-                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                with contextlib.suppress(
+                    ValueError, KeyError, TypeError, AttributeError, RecursionError
+                ):
                     self._take(line)
 
     def _append(self, lines: Sequence[bytes]) -> None:

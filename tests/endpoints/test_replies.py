@@ -65,3 +65,28 @@ def test_the_wait_in_geminis_body_is_a_wait() -> None:
     with pytest.raises(errors.EndpointFaultError) as caught:
         OpenAIChat("m").judge(Response(429, {}, orjson.dumps(reply["body"])))
     assert caught.value.retry_after_s == 21
+
+
+def test_numbers_of_thousands_of_digits_are_no_crash() -> None:
+    """Python refuses to read them, and nothing could be done with them."""
+    many = "9" * 5_000
+    for said in (
+        f"maximum context length is {many} tokens, {many} in the messages",
+        f"max_tokens must be at most {many}",
+        f"prompt is too long: {many} tokens > {many} maximum",
+    ):
+        body = orjson.dumps({"error": {"message": said}})
+        with pytest.raises(errors.CaptionerError):
+            OpenAIChat("m").judge(Response(400, {}, body))
+
+
+def test_what_a_response_says_beside_the_caption_can_be_written() -> None:
+    """Half signs, endless names and numbers that are too large for a row."""
+    body = (
+        rb'{"model":"m\ud800%s","choices":[{"message":{"content":"A cat."},"x":NaN,'
+        rb'"finish_reason":"stop\udfff"}],"usage":{"prompt_tokens":%d,"completion_tokens":true}}'
+    ) % (b"m" * 9_000, 10**30)
+    found = OpenAIChat("m").judge(Response(200, {}, body))
+    assert found.text == "A cat."
+    assert len(orjson.dumps([found.model, found.finish_reason])) < 300
+    assert found.usage.total == 0

@@ -15,6 +15,7 @@ from captioner.core.errors import (
     RefusedError,
 )
 from captioner.core.types import Completion, Response
+from captioner.endpoints import stream
 from captioner.endpoints.openai_chat import OpenAIChat
 from captioner.engine.caption_checks import CaptionRules, check
 
@@ -143,6 +144,25 @@ def test_an_emoji_in_two_chunks_is_one() -> None:
     half = 'data: {"choices": [{"index": 0, "delta": {"content": "%s"}}]}\n\n'
     assert judged(half % r"A cat \ud83d" + half % r"\ude00" + DONE) == "A cat \U0001f600"
     assert judged(half % r"A cat \ud83d" + half % "." + DONE) == "A cat ?."
+
+
+def test_an_event_of_many_lines_is_read_once(monkeypatch) -> None:
+    """The work grows with the length of a stream, not with its square."""
+    read = []
+    loads = stream.loads
+    monkeypatch.setattr(stream, "loads", lambda data: read.append(len(data)) or loads(data))
+    for body in (b"data: x\n" * 5_000, b'data: {"a":\n' * 5_000):
+        read.clear()
+        with pytest.raises(BadReplyError):
+            judge(body)
+        assert sum(read) < 3 * len(body)
+    whole = {
+        "choices": [
+            {"index": n, "delta": {"content": "A cat."}, "finish_reason": "stop"} for n in range(9)
+        ]
+    }
+    lines = orjson.dumps(whole, option=orjson.OPT_INDENT_2).splitlines()
+    assert judged(b"".join(b"data: " + line + b"\n" for line in lines) + b"\n") == "A cat."
 
 
 def test_letters_that_are_not_utf8_are_no_caption() -> None:

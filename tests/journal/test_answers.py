@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from captioner.journal import answers
 from captioner.journal.answers import KeptAnswers
 
 ONE, TWO = b"1" * 16, b"2" * 16
@@ -44,6 +45,34 @@ def test_answers_that_were_changed_are_not_used(path: Path) -> None:
     assert again.get(ONE) == b""
     again.close()
     assert kept(path).get(ONE) == b""
+
+
+def test_answers_that_change_places_are_not_mixed_up(path: Path) -> None:
+    """Both lines are sealed, but each answers its own question."""
+    first = kept(path)
+    first.put(b"3" * 16, b'[["six"]]')
+    first.close()
+    again = kept(path)
+    assert again.get(ONE)
+    one, two, three = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(three + two + one)
+    assert (again.get(ONE), again.get(b"3" * 16)) == (b"", b"")
+    again.close()
+    assert kept(path).get(ONE) == b'[["one"]]'
+
+
+def test_lines_without_end_are_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set may bring gigabytes of them. What was kept before them is found."""
+    monkeypatch.setattr(answers, "MOST_OTHERS", 100)
+    sealed = []
+    make = KeptAnswers._sealed
+    monkeypatch.setattr(
+        KeptAnswers, "_sealed", lambda self, body: sealed.append(body) or make(self, body)
+    )
+    with path.open("ab") as file:
+        file.write(b"\n" * 10_000)
+    assert kept(path).get(ONE) == b'[["one"]]'
+    assert len(sealed) < 200
 
 
 def test_answers_of_another_user_are_not_used(

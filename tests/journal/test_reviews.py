@@ -80,7 +80,7 @@ def test_lines_that_are_none_of_ours(path):
     """A line that is no review is passed over; a torn one stands apart from the next."""
     good = {"key": KEY.hex(), "of": fingerprint(ROW, FIELDS), "verdict": "accepted"}
     bad = [
-        "rubbish", "[]", "7", "{}",
+        "rubbish", "[]", "7", "{}", "[" * 100_000,
         json.dumps({**good, "key": "00"}), json.dumps({**good, "verdict": "perhaps"}),
         json.dumps({**good, "captions": [1]}),
     ]  # fmt: skip
@@ -107,3 +107,11 @@ def test_captions_with_numbers_of_any_size(path):
     reviews = Reviews(path)
     reviews.add(Review(KEY, fingerprint(row, FIELDS), "accepted", {}))
     assert Reviews(path).of(KEY, row, FIELDS).verdict == "accepted"
+
+
+def test_a_hole_of_terabytes_is_not_read(path):
+    """What stands before it is found."""
+    Reviews(path).add(review("rejected"))
+    with path.open("r+b") as file:
+        file.truncate(1 << 42)
+    assert [one.verdict for one in Reviews(path)] == ["rejected"]

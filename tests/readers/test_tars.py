@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import subprocess
@@ -256,3 +257,31 @@ async def test_a_sample_with_an_image_and_a_video_sends_the_image(tmp_path, endp
         assert found.codes == ["image_unknown_type"] * 2
         sent = sorted(failure["record"][field] for failure in found.failures)
         assert sent == ["in.tar#x.mp4", "in.tar#y.mp4"]
+
+
+@pytest.mark.parametrize(
+    "pax",
+    [
+        {"GNU.sparse.major": "1", "GNU.sparse.realsize": "9" * 5_000},
+        {"GNU.sparse.size": "9" * 5_000},
+        {"GNU.sparse.map": "0,1,x"},
+    ],
+    ids=lambda one: next(iter(one)),
+)
+async def test_headers_that_make_no_sense_cost_their_shard(tmp_path, endpoint, pax):
+    """Whole samples before them are captioned, and so are other shards."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name in ("a.tar", "b.tar"):
+        with tarfile.open(folder / name, "w", format=tarfile.PAX_FORMAT) as archive:
+            for member in ("0.jpg", "1.jpg", "2.jpg"):
+                info = tarfile.TarInfo(member)
+                info.size = len(A)
+                info.pax_headers = pax if (name, member) == ("a.tar", "2.jpg") else {}
+                archive.addfile(info, io.BytesIO(A))
+    found = await captioned(folder, endpoint, tmp_path / "out.jsonl")
+    assert found.pictures().keys() == {
+        "a.tar#0.jpg", "b.tar#0.jpg", "b.tar#1.jpg", "b.tar#2.jpg",
+    }  # fmt: skip
+    assert found.codes == ["bad_shard"]
+    assert "a.tar breaks off: a header makes no sense" in found.messages

@@ -3,7 +3,8 @@
 SQLite trusts the files that it opens, and a data set from a stranger may bring one with any name.
 So the header of a file must hold a digest of the file's own device and inode, which the author of
 a data set cannot know. The digest is written when the file is closed. A file that a crash left, a
-copy or any other file is removed, and a new one is made.
+copy or any other file is removed, and a new one is made. SQLite would also take pages from a log
+beside the file. This program leaves none, so that one that is there is a stranger's and is removed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from captioner.core.regular import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_LOGS = ("-journal", "-wal", "-shm")
+"""Endings of the files from which SQLite restores a database."""
 
 _HEADER = b"SQLite format 3\0"
 _VERSION, _APPLICATION = slice(60, 64), slice(68, 72)
@@ -63,6 +67,8 @@ class Database:
         with contextlib.suppress(FileNotFoundError, OutputDamagedError):
             self._take(open_regular(self._path, os.O_RDWR))
             self.is_new = not self._is_ours()
+        for ending in _LOGS:
+            self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
         if self.is_new:
             self._release()
             self._path.unlink(missing_ok=True)

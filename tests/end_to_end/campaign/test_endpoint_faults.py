@@ -16,6 +16,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from conftest import rows
 from endpoint import Call, FakeEndpoint, Reply, completion
@@ -232,6 +233,14 @@ async def test_18_what_is_no_text_is_no_caption(make_input, endpoint, body) -> N
     behave = endpoint.behave = FirstTime(Reply(200, body))
     (await caption(make_input(5), endpoint)).all_captioned(5)
     assert behave.happened == 5
+
+
+async def test_18_a_name_that_cannot_be_written_costs_no_caption(make_input, endpoint) -> None:
+    """The model's name is stored beside the caption."""
+    said = orjson.dumps(completion("A red door."))[:-1] + rb',"model":"m\ud800"}'
+    endpoint.behave = lambda _: Reply(200, said)
+    seen = await caption(make_input(2), endpoint, with_=["model"])
+    assert [row["caption_model"] for row in seen.done] == ["m?"] * 2
 
 
 async def test_19_replies_without_measure(make_input, endpoint) -> None:

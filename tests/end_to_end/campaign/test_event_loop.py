@@ -187,3 +187,20 @@ async def test_replies(tmp_path: Path, endpoint: FakeEndpoint, longest: list[flo
         output=tmp_path / "o.jsonl",
     )
     assert longest[0] < MOST_S
+
+
+async def test_errors(tmp_path: Path, endpoint: FakeEndpoint, longest: list[float]) -> None:
+    """Messages of errors that are searched for what they mean, and streams of many events."""
+    said = [one * (60_000 // len(one)) for one in ("9", "[", "a.", "1 ", "max_tokens ", "prompt (")]
+    bodies: list[Any] = [{"error": {"message": one}} for one in said]
+    bodies += [
+        b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n' * 200_000,
+        b"data: x\n" * 1_000_000,
+    ]
+    records = [json.dumps({"image": "small.png", "id": n}).encode() for n in range(len(bodies))]
+    await warmed_up(tmp_path, endpoint, longest)
+    endpoint.behave = lambda call: Reply(400, bodies[call.number % len(bodies)])
+    options = {"max_attempts": 1, "dedup": False, "output": tmp_path / "o.jsonl"}
+    report = await run(tmp_path, endpoint, records, **options)
+    assert sum(report.codes.values()) == len(records)
+    assert longest[0] < MOST_S

@@ -15,12 +15,14 @@ from fakes import EchoTransport, ListSource
 from captioner import OutputBusyError, OutputDamagedError, SettingsError, run_batch
 from captioner.core.types import Request, Response
 from captioner.journal.companions import (
+    answers_path,
     batch_folder,
     checkpoint_path,
     failures_path,
     gathered_path,
     journal_path,
     lock_path,
+    made_path,
     page_path,
     reviews_path,
     shards_folder,
@@ -36,6 +38,8 @@ COMPANIONS: dict[str, Callable[[Path], Path]] = {
     "checkpoint": lambda output: checkpoint_path(journal_path(output)),
     "failures": failures_path,
     "reviews": reviews_path,
+    "answers": lambda output: answers_path(journal_path(output)),
+    "made": lambda output: made_path(journal_path(output)),
     "gathered": lambda output: gathered_path(journal_path(output)),
     "shards lock": lambda output: shards_lock_path(journal_path(output)),
     "batch state": lambda output: batch_folder(journal_path(output)) / "state.json",

@@ -396,3 +396,20 @@ def test_rows_that_different_models_made(endpoint, make_input, run_command, tmp_
         assert store.display("rows", [again])[0]["model"] == "large"
         assert store.status()["model"] == "large and small"
         assert store.status()["verdicts"] == {}  # the mark was on a caption that is gone
+
+
+def test_sqlite_restores_nothing_from_a_log_of_a_stranger(output, tmp_path):
+    """Beside an index that is ours, a log would put any page in the place of ours."""
+    indexed(output).close()
+    path, copy = index_path(output), tmp_path / "copy"
+    before = path.lstat().st_ino
+    shutil.copy(path, copy)
+    with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("UPDATE rows SET chars = 1")
+        shutil.copy(f"{copy}-wal", f"{path}-wal")
+    store = indexed(output)
+    assert path.lstat().st_ino == before
+    assert numbers(store, longest=2) == []
+    store.close()
+    assert not path.with_name(path.name + "-wal").exists()
