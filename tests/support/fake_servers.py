@@ -137,10 +137,11 @@ METRICS = {
     'vllm:generation_tokens_total{{engine="0",model_name="m"}} {tokens}.0\n',
     "sglang": '{head}sglang:num_running_reqs{{model_name="m",tp_rank="0"}} {running}.0\n'
     'sglang:num_queue_reqs{{model_name="m",tp_rank="0"}} {waiting}.0\n'
+    'sglang:realtime_tokens_total{{model_name="m",mode="decode"}} {tokens}.0\n'
     'sglang:prompt_tokens_total{{model_name="m"}} {tokens}.0\n'
     'sglang:generation_tokens_total{{model_name="m"}} {tokens}.0\n',
     "llamacpp": "{head}llamacpp:requests_processing {running}\n"
-    "llamacpp:requests_deferred {waiting}\n"
+    "llamacpp:requests_deferred {waiting}\nllamacpp:n_decode_total {tokens}\n"
     "llamacpp:prompt_tokens_total {tokens}\nllamacpp:tokens_predicted_total {tokens}\n",
 }
 
