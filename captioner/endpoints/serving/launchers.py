@@ -283,7 +283,8 @@ _OUT_OF_MEMORY = re.compile(
     r"ErrorOutOfDeviceMemory|"
     r"CUDA error: out of memory|failed to allocate buffer for kv cache|Insufficient Memory|"
     r"kIOGPUCommandBufferCallbackErrorOutOfMemory|not enough memory: you tried to allocate|"
-    r"is less than desired GPU memory utilization",
+    r"is less than desired GPU memory utilization|"
+    r"std::bad_alloc|Cannot allocate memory|GGML_ASSERT\(ctx->mem_buffer != NULL\)",
     re.IGNORECASE,
 )
 

@@ -171,6 +171,15 @@ async def test_memory_that_never_suffices_is_said(started, records, monkeypatch)
         await run_batch(records(questions(1)), serve="vllm:org/m")
 
 
+async def test_a_server_that_the_system_kills_at_its_start_lacks_memory(
+    started, records, monkeypatch
+) -> None:
+    """The system writes nothing into its log."""
+    monkeypatch.setenv("FAKE_KILLED", "1")
+    with pytest.raises(SettingsError, match=r"killed by signal 9(.|\n)*memory was used up: choose"):
+        await run_batch(records(questions(1)), serve="llamacpp:m.gguf")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 async def test_a_server_killed_in_mid_run_is_started_again(
     processes, started, records, monkeypatch
