@@ -87,13 +87,19 @@ class StoredFile(LocalFile):
         """Bytes of the file in the store.
 
         Raises:
-            SettingsError: There is no such file, or the store cannot be read.
+            SettingsError: There is no such file, it is a folder, or the store cannot be read.
         """
         try:
             system, path = self._fsspec.core.url_to_fs(self._url)
-            return int(system.size(path) or 0)
+            found = system.info(path)
         except Exception as error:  # noqa: BLE001 - each store has its own errors
             raise unreadable("the input", self._url, error) from None
+        if found.get("type") == "directory":  # some stores read it as an empty file
+            raise SettingsError(
+                f"the input {without_secrets(self._url)} is a folder, and from an object store "
+                "only JSON Lines and JSON are read: name a file, or copy the folder to this machine"
+            )
+        return int(found.get("size") or 0)
 
     def _open(self) -> IO[bytes]:
         try:

@@ -176,3 +176,12 @@ async def test_addresses_that_cannot_be_outputs(store, make_input, endpoint) -> 
     with pytest.raises(SettingsError, match="would overwrite the input memory:"):
         await run_batch("memory://bucket/in.jsonl", "memory://bucket/in.jsonl", **options)
     assert ([*Path().iterdir()], endpoint.calls) == ([], [])
+
+
+async def test_a_folder_as_the_input_is_no_empty_file(store, endpoint) -> None:
+    """S3 reads one as an empty file, and nothing was to be done."""
+    store.pipe_file("/photos/set/a.jpg", b"x")
+    options: dict[str, Any] = {"base_url": endpoint.base_url, "model": "m"}
+    with pytest.raises(SettingsError, match=r"memory://photos/set is a folder, and from an object"):
+        await run_batch("memory://photos/set", URL, **options)
+    assert store.find("/") == ["/photos/set/a.jpg"]

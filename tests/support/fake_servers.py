@@ -9,6 +9,7 @@ What they do wrong is asked for by words in a request, and by variables of their
   ``STALL`` makes it work on the request for ever. ``TOO LARGE`` uses up the memory of `vllm` unless
   it keeps a tenth of it free beyond its default.
 - ``FAKE_MEMORY``: tokens that fit into its memory, of all requests at once.
+- ``FAKE_KILLED``: `llama-server` is killed while it loads its model.
 - ``FAKE_LOG``: a file that gets a line with the process and the arguments at each start.
 - ``FAKE_BROKEN``: it ends with this as its last line, before it is ready; with FAKE_BROKEN_FROM=N
   only from its start number N on.
@@ -109,6 +110,8 @@ def llama_server(words: list[str]) -> None:
         say("srv    load_model: failed to load model")
         sys.exit(1)
     say("srv    load_model: loading model")
+    if os.environ.get("FAKE_KILLED"):  # as the system does when memory is used up
+        os.kill(os.getpid(), signal.SIGKILL)
     if given.ctx_size > int(os.environ.get("FAKE_MEMORY", sys.maxsize)):
         say("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory")
         say("llama_init_from_model: failed to initialize: failed to allocate buffer for kv cache")
@@ -137,10 +140,11 @@ METRICS = {
     'vllm:generation_tokens_total{{engine="0",model_name="m"}} {tokens}.0\n',
     "sglang": '{head}sglang:num_running_reqs{{model_name="m",tp_rank="0"}} {running}.0\n'
     'sglang:num_queue_reqs{{model_name="m",tp_rank="0"}} {waiting}.0\n'
+    'sglang:realtime_tokens_total{{model_name="m",mode="decode"}} {tokens}.0\n'
     'sglang:prompt_tokens_total{{model_name="m"}} {tokens}.0\n'
     'sglang:generation_tokens_total{{model_name="m"}} {tokens}.0\n',
     "llamacpp": "{head}llamacpp:requests_processing {running}\n"
-    "llamacpp:requests_deferred {waiting}\n"
+    "llamacpp:requests_deferred {waiting}\nllamacpp:n_decode_total {tokens}\n"
     "llamacpp:prompt_tokens_total {tokens}\nllamacpp:tokens_predicted_total {tokens}\n",
 }
 

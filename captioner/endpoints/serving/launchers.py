@@ -228,15 +228,24 @@ LAUNCHERS = {
             "pip install sglang",
             _sglang,
             running="sglang:num_running_reqs",
-            progress=("sglang:prompt_tokens_total", "sglang:generation_tokens_total"),
+            progress=(
+                "sglang:realtime_tokens_total",  # the others grow when a request is finished
+                "sglang:prompt_tokens_total",
+                "sglang:generation_tokens_total",
+            ),
         ),
         Launcher(
             "llamacpp",
             "llama-server",
             "brew install llama.cpp, or see https://github.com/ggml-org/llama.cpp",
             _llamacpp,
+            # When it aborts it starts a debugger, which may hang, and hides why it aborted.
+            lambda _: {"GGML_NO_BACKTRACE": "1"},
             running="llamacpp:requests_processing",
-            progress=("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"),
+            progress=(
+                "llamacpp:n_decode_total",  # the other grows when a request is finished
+                "llamacpp:prompt_tokens_total",
+            ),
             parallel=8,
             context=8_192,
         ),
@@ -274,7 +283,8 @@ _OUT_OF_MEMORY = re.compile(
     r"ErrorOutOfDeviceMemory|"
     r"CUDA error: out of memory|failed to allocate buffer for kv cache|Insufficient Memory|"
     r"kIOGPUCommandBufferCallbackErrorOutOfMemory|not enough memory: you tried to allocate|"
-    r"is less than desired GPU memory utilization",
+    r"is less than desired GPU memory utilization|"
+    r"std::bad_alloc|Cannot allocate memory|GGML_ASSERT\(ctx->mem_buffer != NULL\)",
     re.IGNORECASE,
 )
 

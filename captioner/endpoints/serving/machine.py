@@ -152,8 +152,15 @@ def choose(model: str, machine: Machine) -> tuple[str, str]:
     """Return the server for a model that is given without one, and the model's name for it.
 
     Raises:
-        SettingsError: No server that can load it is installed.
+        SettingsError: No server that can load it is installed, or its server is misspelt.
     """
+    kind, colon, rest = model.partition(":")
+    if (
+        colon
+        and ("/" in rest or rest.endswith(".gguf"))
+        and (hint := did_you_mean(kind, LAUNCHERS))
+    ):
+        raise SettingsError(f"serve: there is no server {kind}.{hint}")
     known = next((one for one in known_models() if one.name == model.lower()), None)
     if known is not None:
         suitable = fitting(known, machine) or list(servers_for(machine))

@@ -35,6 +35,9 @@ LOOK_S = 0.5
 _PARALLEL_GPUS = re.compile(r"(?:--tensor-parallel-size|--tp-size|--tp|-tp)[= ](\d+)")
 """The argument by which one server uses several GPUs."""
 
+_ADDRESS = re.compile(r"--(?:host|port)(?:=.*)?")
+_KEY = re.compile(r"--api-key(?:-file)?(?:=.*)?")
+
 
 class Plan(NamedTuple):
     """What is started for a value of ``--serve``.
@@ -65,8 +68,14 @@ def plan(serve: str, arguments: Sequence[str], replicas: int | None, name: str |
         name: The model's name in requests; None for the one that suits the server.
 
     Raises:
-        SettingsError: The server is not installed, or nothing suits the model.
+        SettingsError: The server is not installed, nothing suits the model, its file is missing, or
+            the arguments name an address.
     """
+    if any(map(_ADDRESS.fullmatch, arguments)):
+        raise SettingsError(
+            "serve-args: leave --host and --port out. A run chooses them; captioner serve has "
+            "--host and --port of its own"
+        )
     found = machine.look()
     kind, model = parse(serve)
     if not kind:
@@ -81,8 +90,16 @@ def plan(serve: str, arguments: Sequence[str], replicas: int | None, name: str |
         raise SettingsError(
             f"serve: {launcher.program} is not installed, or not in PATH: {launcher.install}"
         )
-    if Path(model).exists():
-        model = str(Path(model).absolute())
+    path = Path(model)
+    if model.startswith("~/"):  # shells leave it as it is after a colon
+        path = path.expanduser()
+    is_path = path.exists()
+    if is_path:
+        model = str(path.absolute())
+    elif model.startswith(("/", "~", "./", "../")) or (
+        kind == "llamacpp" and model.endswith(".gguf")
+    ):
+        raise SettingsError(f"serve: there is no file or folder {model}")
     each = _PARALLEL_GPUS.search(" ".join(arguments))
     per_server = int(each[1]) if each else 1
     indexes = [gpu.number for gpu in found.gpus]
@@ -90,7 +107,7 @@ def plan(serve: str, arguments: Sequence[str], replicas: int | None, name: str |
     gpus = [indexes[at * per_server : (at + 1) * per_server] for at in range(count)]
     if count == 1 or not all(gpus):
         gpus = [[] for _ in range(count)]  # the server sees all that there are
-    short = Path(model).name if Path(model).exists() else model
+    short = path.name if is_path else model
     return Plan(launcher, program, model, (name or short) if launcher.named else model, gpus)
 
 
@@ -125,7 +142,7 @@ async def started(
         heard: See `Server`.
 
     Raises:
-        SettingsError: A server does not start.
+        SettingsError: A server does not start, or a port is taken.
         StoppedError: The run was cancelled first.
     """
     if planned.launcher.name == "llamacpp":
@@ -134,6 +151,8 @@ async def started(
     servers: list[Server] = []
     async with contextlib.AsyncExitStack() as stack:
         for number, gpus in enumerate(planned.gpus):
+            if port:
+                _check_free(host, port + number)
             at = port + number if port else _free_port()
             start = Start(planned.program, planned.model, planned.name, host, at, limits)
             try:
@@ -185,6 +204,11 @@ async def with_servers(context: RunContext, serve: str) -> AsyncIterator[RunCont
         tell("the server of captioner serve starts")
         await context.cancel.sleep(LOOK_S)
     arguments = shlex.split(endpoint.serve_args)
+    if any(map(_KEY.fullmatch, arguments)):
+        raise SettingsError(
+            "serve-args: leave --api-key out. The server listens on this machine only, and a run "
+            "sends it no key"
+        )
     planned = plan(serve, arguments, endpoint.replicas, endpoint.model)
     async with started(
         serve,
@@ -203,6 +227,19 @@ def limits_of(planned: Plan, concurrency: int, images: int) -> Limits:
     each = -(-concurrency // len(planned.gpus))
     launcher = planned.launcher
     return Limits(min(each, launcher.parallel), launcher.context, images)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise SettingsError if a server cannot listen there.
+
+    What listens there already may say that it is healthy, and would be taken for the server.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"cannot listen on {host}:{port}: {why}") from None
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -79,6 +80,11 @@ class ServerProcess:
         if self.status > 128:
             return f"was killed by signal {self.status - 128}"
         return f"ended with status {self.status}"
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it ended by SIGKILL, as the system ends a process when memory is used up."""
+        return self.status == 128 + signal.SIGKILL
 
     async def stop(self) -> None:
         """End it, by force if it does not end by itself in time."""

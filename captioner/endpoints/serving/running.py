@@ -19,15 +19,21 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from captioner.core.errors import SettingsError
 from captioner.core.seal import state_folder
 from captioner.endpoints.serving.launchers import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+_TRIES, _TRY_S = 50, 0.02
+"""How often a lock that others hold for a moment is tried, and the seconds between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +85,36 @@ class RunningServer:
 
     Raises:
         OSError: The folder cannot be written.
+        SettingsError: Another process has the port.
     """
 
     def __init__(self, port: int, state: ServerState) -> None:
         self._folder = folder_of(port)
         self.state = state
-        while (lock := self._locked()) is None:
-            pass
+        for _ in range(_TRIES):
+            if (lock := self._locked()) is not None:
+                break
+            time.sleep(_TRY_S)
+        else:
+            raise SettingsError(f"a server of another captioner has port {port}: choose another")
         self._lock = lock
         for name in ("door", "room"):
             (self._folder / name).touch(0o600)
         self.change()
 
     def _locked(self) -> int | None:
-        """Return the lock; None if the folder was removed meanwhile, as what an old one left."""
+        """Return the lock.
+
+        It is None if another process has it, be it for the moment of a look, and if the folder was
+        removed meanwhile, as what an old one left.
+        """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             lock = _open(self._folder / "alive", os.O_CREAT)
         except FileNotFoundError:
             return None
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), (self._folder / "alive").stat()):
                 return lock
         os.close(lock)

@@ -172,6 +172,11 @@ class Server:
             )
         elif lacks_memory(lines):
             what += " There is not enough memory: choose a smaller model (captioner models)."
+        elif process.was_killed:
+            what += (
+                " If nobody killed it, the system did because its memory was used up: choose a "
+                "smaller model (captioner models)."
+            )
         shown = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])
         return f"{what} The command was\n  {command}\nIts last lines:\n{shown}"
 

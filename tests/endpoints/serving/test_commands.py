@@ -130,6 +130,27 @@ def test_an_endpoint_for_other_programs(serve) -> None:
         assert json.load(reply)["data"][0]["id"] == "m.gguf"
 
 
+def test_a_port_that_is_taken_is_said_at_once(serve, started, endpoint, run_command) -> None:
+    """By another server of captioner, whose lock is held, and by a program that may be healthy."""
+    _, line = serve("vllm:org/m")
+    for taken in (line.split()[1], endpoint.base_url):
+        port = urlsplit(taken).port
+        found = run_command("serve", "vllm:org/m", "--port", port)
+        assert found.returncode == 2
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in found.stderr
+    assert len(started.left) == len(started.all) == 1
+
+
+def test_two_servers_cannot_have_one_port(started) -> None:
+    """The second does not wait for the first, which runs for days."""
+    state = ServerState("vllm:org/m", "org/m", "http://127.0.0.1:18/v1", shared=True)
+    running = RunningServer(18, state)
+    with pytest.raises(SettingsError, match="another captioner has port 18: choose another"):
+        RunningServer(18, state)
+    running.close()
+    RunningServer(18, state).close()
+
+
 def test_models_shows_licences_and_memory(started, run_command) -> None:
     shown = run_command("models")
     assert shown.returncode == 0
@@ -183,6 +204,7 @@ def test_what_works_on_a_machine_is_proposed(machine, serve, install) -> None:
         ("org/model", with_gpu(24, "sglang", "transformers"), ("sglang", "org/model")),
         ("org/model-GGUF", APPLE, ("llamacpp", "org/model-GGUF")),
         ("gemma3:4b", with_gpu(24, "vllm", "ollama"), ("ollama", "gemma3:4b")),
+        ("llama4:scout", with_gpu(96, "vllm", "ollama"), ("ollama", "llama4:scout")),
     ],
 )
 def test_a_model_without_a_server_gets_one_that_is_installed(model, machine, chosen) -> None:
@@ -192,6 +214,8 @@ def test_a_model_without_a_server_gets_one_that_is_installed(model, machine, cho
 def test_a_model_that_is_not_known() -> None:
     with pytest.raises(SettingsError, match="Did you mean qwen3-vl-8b"):
         choose("qwen3-vl-8", APPLE)
+    with pytest.raises(SettingsError, match=r"no server llamcpp\. Did you mean llamacpp"):
+        choose("llamcpp:models/m.gguf", APPLE)
     with pytest.raises(SettingsError, match="pip install vllm, or pip install sglang"):
         choose("org/model", with_gpu(24))
 

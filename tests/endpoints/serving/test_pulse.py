@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from captioner.endpoints.server_load import values_of
+from captioner.endpoints.serving.launchers import LAUNCHERS
 from captioner.endpoints.serving.pulse import HANG_S, Pulse
 
 WELL = {"healthy": True, "working": False, "progress": 0.0, "answers": 0}
@@ -37,3 +41,41 @@ def test_one_that_works_without_progress_hangs_although_it_says_that_it_is_well(
 
 def test_one_without_requests_makes_no_progress_and_is_well() -> None:
     assert not any(faults(*[{"progress": 5.0}] * 9))
+
+
+@pytest.mark.parametrize(
+    ("server", "before", "after"),
+    [
+        # Between two looks at a llama-server that writes one long answer.
+        (
+            "llamacpp",
+            (
+                "llamacpp:prompt_tokens_total 16\nllamacpp:tokens_predicted_total 0\n"
+                "llamacpp:n_decode_total 740\nllamacpp:requests_processing 1\n"
+            ),
+            (
+                "llamacpp:prompt_tokens_total 16\nllamacpp:tokens_predicted_total 0\n"
+                "llamacpp:n_decode_total 1480\nllamacpp:requests_processing 1\n"
+            ),
+        ),
+        (
+            "sglang",
+            (
+                'sglang:prompt_tokens_total{model_name="m"} 16\nsglang:num_running_reqs 1\n'
+                'sglang:realtime_tokens_total{mode="decode",model_name="m"} 740\n'
+            ),
+            (
+                'sglang:prompt_tokens_total{model_name="m"} 16\nsglang:num_running_reqs 1\n'
+                'sglang:realtime_tokens_total{mode="decode",model_name="m"} 1480\n'
+            ),
+        ),
+    ],
+)
+def test_tokens_of_requests_that_are_not_finished_are_progress(server, before, after) -> None:
+    """A slow machine may finish none for minutes, and is busy."""
+    launcher = LAUNCHERS[server]
+    first, second = (
+        sum(sum(values_of(text, name)) for name in launcher.progress) for text in (before, after)
+    )
+    assert second > first
+    assert sum(values_of(after, launcher.running)) == 1

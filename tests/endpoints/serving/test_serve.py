@@ -54,6 +54,36 @@ async def test_arguments_of_the_user_come_last_and_win(started, records) -> None
     assert len(set(started.argument("--port"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--port 1234", "leave --host and --port out"),
+        ("--max-num-seqs 2 --host=0.0.0.0", "leave --host and --port out"),
+        ("--api-key=abc", "leave --api-key out"),
+    ],
+)
+async def test_arguments_with_which_a_run_would_not_reach_the_server_are_refused(
+    arguments, said, started, records
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        await run_batch(records(questions(1)), serve="vllm:org/m", serve_args=arguments)
+    assert not started.all
+
+
+@pytest.mark.parametrize("model", ["llamacpp:missing.gguf", "vllm:/missing/folder", "vllm:~/none"])
+async def test_a_file_that_is_missing_is_named(model, started, records) -> None:
+    with pytest.raises(SettingsError, match=f"no file or folder {model.partition(':')[2]}"):
+        await run_batch(records(questions(1)), serve=model)
+    assert not started.all
+
+
+async def test_a_tilde_is_the_home_folder(started, records, tmp_path, monkeypatch) -> None:
+    """Shells do not expand it after a colon."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (await run_batch(records(questions(1)), serve="llamacpp:~/m.gguf")).captioned == 1
+    assert started.argument("-m") == [str(tmp_path / "m.gguf")]
+
+
 async def test_one_server_for_each_gpu(started, records, tmp_path) -> None:
     """Each sees its own GPU; with two for a model there are half as many."""
     smi = tmp_path / "bin/nvidia-smi"
@@ -139,6 +169,15 @@ async def test_memory_that_never_suffices_is_said(started, records, monkeypatch)
     monkeypatch.setenv("FAKE_MEMORY", "100")
     with pytest.raises(SettingsError, match="choose a smaller model"):
         await run_batch(records(questions(1)), serve="vllm:org/m")
+
+
+async def test_a_server_that_the_system_kills_at_its_start_lacks_memory(
+    started, records, monkeypatch
+) -> None:
+    """The system writes nothing into its log."""
+    monkeypatch.setenv("FAKE_KILLED", "1")
+    with pytest.raises(SettingsError, match=r"killed by signal 9(.|\n)*memory was used up: choose"):
+        await run_batch(records(questions(1)), serve="llamacpp:m.gguf")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
