@@ -133,5 +133,7 @@ async def test_the_library_takes_a_list_of_images(photos, endpoint):
     names = [photos / "a.jpg", str(photos / "c c.jpg")]
     report = await run_batch(names, photos / "out.jsonl", **options)
     assert (report.captioned, report.complete) == (2, True)
-    with pytest.raises(SettingsError, match=r"must be images or videos, and .*in\.jsonl is neither"):
+    with pytest.raises(
+        SettingsError, match=r"must be images or videos, and .*in\.jsonl is neither"
+    ):
         await run_batch(["in.jsonl"], photos / "out.jsonl", **options)

@@ -18,6 +18,7 @@ import pytest
 from conftest import jpeg
 from PIL import Image
 
+from captioner.core import subprocesses
 from captioner.core.cancellation import StoppedError
 from captioner.core.errors import BadImageError, DecoderError
 from captioner.core.subprocesses import environment
@@ -44,7 +45,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             "connection.send_bytes(b'ready')\n"
         )
         command = [sys.executable, "-c", begin + script]
-        monkeypatch.setattr(decoders, "python", lambda _, number: [*command, number])
+        monkeypatch.setattr(subprocesses, "python", lambda _, number: [*command, number])
 
     return put
 
@@ -124,11 +125,11 @@ def test_a_decoder_that_is_killed_while_it_starts_is_started_again(
 ) -> None:
     """A run does not stop because the system kills some processes."""
     stand_in("[connection.recv_bytes() for _ in 'xx']; connection.send_bytes(b'[]')")
-    works = decoders.python
+    works = subprocesses.python
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     commands = iter([killed] * 4)
     monkeypatch.setattr(decoders, "PAUSE_S", 0.001)
-    monkeypatch.setattr(decoders, "python", lambda *given: next(commands, works(*given)))
+    monkeypatch.setattr(subprocesses, "python", lambda *given: next(commands, works(*given)))
     with pool() as rendered:
         assert rendered.render(bmp(), UNCHANGED) == ()
 
@@ -172,11 +173,11 @@ def test_a_broken_decoder_fails_one_image(stand_in, script) -> None:
 def test_a_decoder_that_cannot_start_stops_the_run(monkeypatch) -> None:
     """If no process can be started, the run stops; the images have not failed."""
     monkeypatch.setattr(
-        decoders, "python", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"]
+        subprocesses, "python", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"]
     )
     with pool() as rendered, pytest.raises(DecoderError, match="cannot start"):
         rendered.render(bmp(), UNCHANGED)
-    monkeypatch.setattr(decoders, "python", lambda *_: ["/nowhere/python"])
+    monkeypatch.setattr(subprocesses, "python", lambda *_: ["/nowhere/python"])
     with pool() as rendered, pytest.raises(DecoderError, match="No such file"):
         rendered.render(bmp(), UNCHANGED)
 

@@ -33,6 +33,9 @@ READY_POLL_S = 0.3
 WATCH_S = 10.0
 """Seconds between two looks at a server that works."""
 
+LONGEST_PAGE = 4 << 20
+"""Bytes of a server's health or metrics."""
+
 ANSWER_S = 10.0
 """Seconds that a server has to say that it is healthy."""
 
@@ -198,11 +201,15 @@ class Server:
             async for line in reply.content:
                 self._pulled(json.loads(line))
 
-    def _pulled(self, line: dict[str, Any]) -> None:
+    def _pulled(self, line: Any) -> None:
+        if not isinstance(line, dict):
+            return
         if error := line.get("error"):
             raise ValueError(f"ollama cannot download it: {error}")
         done, total = line.get("completed"), line.get("total")
-        share = f" {done / total:.0%} of {total / 1e9:.1f} GB" if done and total else ""
+        share = ""
+        if isinstance(done, int) and isinstance(total, int) and total > 0:
+            share = f" {done / total:.0%} of {total / 1e9:.1f} GB"
         self._tell(f"ollama downloads {self._start.model}: {line.get('status', '')}{share}")
 
     def _lowered(self) -> bool:
@@ -295,6 +302,12 @@ class Server:
         """Return a response of status 200; None for others, and for none."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self._client.get(self._root + path) as reply:
-                if reply.status == 200:
-                    return await reply.text()
+                if reply.status != 200:
+                    return None
+                page = bytearray()
+                async for chunk in reply.content.iter_any():
+                    page += chunk
+                    if len(page) > LONGEST_PAGE:
+                        return None
+                return page.decode(errors="replace")
         return None
