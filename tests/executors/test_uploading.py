@@ -71,6 +71,9 @@ async def test_other_formats(store, make_input, endpoint, name) -> None:
     local = Path(there.rpartition("/")[2])
     assert store.cat_file(there) == local.read_bytes()
     assert len(rows(Path(f"{name}.jsonl"))) == 3
+    assert (await check_output(Path(name))).captioned == 3
+    with pytest.raises(SettingsError, match=f"is not JSON Lines, .* name {name} in the folder"):
+        await check_output(f"memory://bucket/{name}")
 
 
 async def test_what_is_there_is_not_replaced(store, make_input, endpoint) -> None:
