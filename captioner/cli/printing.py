@@ -49,7 +49,7 @@ class PrintSink:
         self._rows = RowEncoder(settings.record_keys, settings.fields)
         self._say = say
         self._bare = bare
-        # The question is in rows that it tells apart. One caption needs it only if it is asked for.
+        # Rows may have the question without --with prompt. One caption is printed without it.
         unasked = {"prompt"}.difference(settings.captions.with_)
         self._implied = {f"{settings.fields[0]}_{name}" for name in unasked}
         self._lock = asyncio.Lock()

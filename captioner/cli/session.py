@@ -17,9 +17,7 @@ from captioner.cli.page_address import address_file
 from captioner.cli.printing import PrintSink, is_single
 from captioner.cli.prometheus import ADDRESS, Metrics
 from captioner.cli.signals import SIGNALS, handled, status_of
-from captioner.cli.summaries import (
-    summarise,
-)
+from captioner.cli.summaries import summarise
 from captioner.core.cancellation import CancelToken
 from captioner.core.errors import CaptionerError, RunError, SettingsError
 from captioner.core.humanize import counted

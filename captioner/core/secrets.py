@@ -71,9 +71,15 @@ def _may_be_secret(name: str) -> bool:
     return SECRET_NAME.search(name) is not None or names_secret(name)
 
 
-def masked(text: str) -> str:
-    """Return a text on one line, without known keys and with secrets removed from its URLs."""
-    line = " ".join(text.split())
+def masked(text: str, url: str = "") -> str:
+    """Return a text on one line, without known keys and with secrets removed from its URLs.
+
+    Args:
+        text: The text.
+        url: A URL whose user and password the text may have alone.
+    """
+    login = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+    line = " ".join((text.replace(f"{login}@", "") if login else text).split())
     return without_keys(re.sub(r"\w+://\S+", lambda found: without_secrets(found[0]), line))
 
 

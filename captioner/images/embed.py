@@ -100,6 +100,7 @@ def _check_end(at: int, data: bytes) -> None:
 def _in_jpeg(data: bytes, new: Embedding) -> bytes:
     at, old = 2, b""
     segments = list[bytes]()
+    behind_list = False  # MPF says how far behind itself the other pictures are
     while data[at] == 0xFF and data[at + 1] not in (0xDA, 0xD9):
         if data[at + 1] == 0xFF:  # a fill byte
             at += 1
@@ -111,9 +112,12 @@ def _in_jpeg(data: bytes, new: Embedding) -> bytes:
         at += 2 + size
         _check_end(at, data)
         if segment[4:].startswith(_XMP):
+            if behind_list:
+                raise corrupt("its XMP is behind the list of its other pictures")
             old = segment[4 + len(_XMP) :]
         else:
             segments.append(segment)
+            behind_list |= segment[1] == 0xE2 and segment[4:].startswith(_MANY_PICTURES)
     packet = new.xmp(old)  # first: what fits into it fits into EXIF
     _describe(segments, new)
     first = next((i for i, one in enumerate(segments) if one[:2] not in _FIRST), len(segments))

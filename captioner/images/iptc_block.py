@@ -76,7 +76,7 @@ def _data_sets(data: bytes) -> list[_Set]:
     while at < end:
         mark, record, number, size = struct.unpack_from(">BBBH", data, at)
         value = data[at + 5 : at + 5 + size]
-        if mark != 0x1C or len(value) < size:  # or its length has more than two bytes
+        if mark != 0x1C or size > 0x7FFF or len(value) < size:  # or more bytes have its length
             raise ValueError("no data set, or cut short")
         found.append(((record, number), value))
         at += 5 + size

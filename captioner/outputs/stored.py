@@ -1,4 +1,4 @@
-"""Outputs in object stores, which runs on Ray write, as local copies."""
+"""Outputs in object stores as local copies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from captioner.core.errors import SettingsError
 from captioner.core.extras import needed
+from captioner.core.secrets import without_secrets
 from captioner.core.types import library_of
-from captioner.journal.companions import checkpoint_path, failures_path, reviews_path
+from captioner.journal.companions import checkpoint_path, failures_path, journal_path, reviews_path
 from captioner.readers.bytestreams import unreadable
 from captioner.settings.locations import storage_url
 
@@ -31,6 +33,12 @@ def local_copy(output: Path) -> Iterator[Path]:
     if url is None:
         yield output
         return
+    name = Path(output.name)
+    if journal_path(name) != name:
+        raise SettingsError(
+            f"{without_secrets(url)} is not JSON Lines, and from an object store no other output "
+            f"is read: name {name} in the folder of its run, which has the captions as JSON Lines"
+        )
     with TemporaryDirectory(prefix="captioner-output-") as folder:
         copy = Path(folder) / output.name
         base = url.rpartition("/")[0]

@@ -124,7 +124,7 @@ def unreadable(what: str, url: str, error: Exception) -> SettingsError:
         reason = masked(str(error.__cause__ or error)) or "its library is missing"
         reason += f"; pip install {library_of(url)}"
     else:
-        reason = masked(str(error)) or type(error).__name__
+        reason = masked(str(error), url) or type(error).__name__
     return SettingsError(f"cannot read {what} {without_secrets(url)}: {reason[:300]}")
 
 

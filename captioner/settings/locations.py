@@ -83,10 +83,11 @@ def check_folder(output: str | Path, kind: str | None, *, name: str, flag: str) 
         SettingsError: The format is written into one file.
     """
     if str(output).endswith("/") and kind not in FOLDER_FORMATS:
+        several = f". Or name a format of several files with {flag}: {', '.join(FOLDER_FORMATS)}"
         raise SettingsError(
             f"{name}: {output} is a folder. Name a file in it, such as {output}captions.jsonl; "
-            "other endings are .json, .csv, .tsv, .parquet, .tar and .sqlite. Or name a format of "
-            f"several files with {flag}: {', '.join(FOLDER_FORMATS)}"
+            "other endings are .json, .csv, .tsv, .parquet, .tar and .sqlite"
+            f"{'' if STORAGE.fullmatch(str(output)) else several}"
         )
 
 

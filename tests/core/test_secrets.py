@@ -120,3 +120,10 @@ def test_settings_in_files_have_digests() -> None:
 def test_an_address_without_its_login() -> None:
     url = "https://me:pw@host:8/v1?api-version=2&api_key=K&sig_token=T"
     assert without_login(url) == "https://host:8/v1?api-version=2"
+
+
+def test_the_login_of_a_url_is_removed_where_a_library_repeats_it_alone() -> None:
+    text = 'Invalid bucket name "me:geheim@photos" of s3://me:geheim@photos/out.jsonl'
+    clean = 'Invalid bucket name "photos" of s3://photos/out.jsonl'
+    assert masked(text, "s3://me:geheim@photos/out.jsonl") == clean
+    assert masked("a@b", "s3://photos/a@b") == "a@b"

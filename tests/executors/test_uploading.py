@@ -71,6 +71,9 @@ async def test_other_formats(store, make_input, endpoint, name) -> None:
     local = Path(there.rpartition("/")[2])
     assert store.cat_file(there) == local.read_bytes()
     assert len(rows(Path(f"{name}.jsonl"))) == 3
+    assert (await check_output(Path(name))).captioned == 3
+    with pytest.raises(SettingsError, match=f"is not JSON Lines, .* name {name} in the folder"):
+        await check_output(f"memory://bucket/{name}")
 
 
 async def test_what_is_there_is_not_replaced(store, make_input, endpoint) -> None:
@@ -164,7 +167,7 @@ async def test_addresses_that_cannot_be_outputs(store, make_input, endpoint) -> 
         "s3://bucket": "names no object",
         "s3://bucket/..": "names no object",
         "s3://bucket/-": "names no object",
-        "s3://bucket/folder/": "is a folder",
+        "s3://bucket/folder/": r"is a folder\..* and \.sqlite$",  # no format of several files
         "file:///tmp/out.jsonl": "write its path without file:",
         "memory://bucket/out.xyz": "unknown ending",
     }.items():

@@ -11,6 +11,7 @@ import subprocess
 import pytest
 from PIL import ExifTags, Image, IptcImagePlugin, PngImagePlugin
 
+from captioner.core.errors import BadImageError
 from captioner.images.embed import Embedding, embed
 from captioner.images.fit import FitOptions
 from captioner.images.render import look
@@ -172,6 +173,16 @@ def test_the_other_pictures_of_a_file_are_found():
     image.load()
 
 
+def test_xmp_behind_the_list_of_other_pictures_is_not_moved():
+    """Without it they would be at another place than the list says."""
+    pictures = b"\xff\xe2" + struct.pack(">H", 30) + b"MPF\0" + bytes(24)
+    old = b"http://ns.adobe.com/xap/1.0/\0" + XMP
+    data = photo()
+    data = data[:20] + pictures + b"\xff\xe1" + struct.pack(">H", len(old) + 2) + old + data[20:]
+    with pytest.raises(BadImageError, match="other pictures"):
+        embed(data, Embedding(lambda _: XMP, SAID))
+
+
 def test_captioner_reads_what_it_wrote():
     """Also where only EXIF has the description."""
     copy, _ = put(photo(), SAID)
@@ -262,6 +273,7 @@ def test_a_long_caption_is_cut_in_iptc_only():
         b"\x1c\x02",
         b"\x1c\x02\x78\x80\x04\xff\xff\xff\xff",
         b"\x1c\x02\x78\xff\xff" + bytes(9),
+        b"\x1c\x02\xca\x80\x04" + struct.pack(">I", 40_000) + bytes(40_000),
     ],
 )
 def test_damaged_iptc_stays(iptc):

@@ -11,7 +11,6 @@ from captioner.core.errors import SettingsError, UploadError
 from captioner.core.extras import needed
 from captioner.core.secrets import masked, without_secrets
 from captioner.core.types import library_of
-from captioner.readers.rows import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,4 +122,4 @@ def _reason(error: Exception, url: str) -> str:
         return "it is forbidden; check the credentials"
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket or folder"
-    return masked(one_line(error)) or type(error).__name__
+    return masked(str(error), url)[:200] or type(error).__name__

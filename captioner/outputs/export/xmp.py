@@ -105,7 +105,11 @@ def write_images(reader: OutputReader, target: Path, *, overwrite: bool) -> None
         "copies have the caption in XMP, but not in EXIF or not in IPTC",
         "what the image has there is damaged, too large or not in UTF-8, and was kept",
     )
-    _warn_left_out(left_out, "only JPEG, PNG and WebP files inside the input get captions")
+    _warn_left_out(
+        left_out,
+        "only JPEG, PNG and WebP files inside the input get captions, and none that is damaged or "
+        "whose XMP cannot be changed",
+    )
 
 
 def _content(path: Path, most: int = MOST_XMP) -> bytes:

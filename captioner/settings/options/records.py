@@ -27,8 +27,8 @@ class RecordSettings(OptionGroup):
         "Format of INPUT. Default: by its name."
     )
     split: str | None = option(
-        "Split to read: of a data set on a hub, of a folder that save_to_disk wrote, or of an "
-        "imagefolder. Default: train on a hub, else all, one after the other."
+        "Split to read: of a data set on a hub, of a folder that save_to_disk wrote, or of "
+        "another folder. Default: train on a hub, else all, one after the other."
     )
     image_field: str | None = common(
         "Field of the image or images; suffix of a tar member. Default: image, images, video or "

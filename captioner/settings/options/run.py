@@ -68,7 +68,7 @@ class RunSettings(OptionGroup):
     )
     redo: str | None = common(
         "Caption again all records, or where WHERE is true. It is an expression over the fields of "
-        "the row, code, length, model, prompt and review, such as "
+        "the row, code, length, model, prompt, review, file and folder, such as "
         "\"length < 20 or code == 'truncated'\". What they had is kept beside the output in a "
         "file whose name ends in .replaced-1 and so on. Model and prompt may change.",
         alone=("all", "WHERE"),

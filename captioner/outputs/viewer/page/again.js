@@ -6,6 +6,7 @@ import {about} from "./selection.js";
 import {state} from "./state.js";
 
 let typing = 0;
+let asked = 0;  // counts commands that were asked for: an older reply is dropped
 const question = () => ({question: $("question").value});
 
 export function openAgain() {
@@ -17,14 +18,16 @@ export function openAgain() {
 
 export function typedQuestion() {
   clearTimeout(typing);
+  asked += 1;
   $("start").disabled = true;
   typing = setTimeout(showCommand, 250);
 }
 
 async function showCommand() {
-  const captions = counted(state.selected.size, "caption");
+  const captions = counted(state.selected.size, "caption"), mine = asked += 1;
   try {
     const found = await send("api/command", question());
+    if (mine !== asked) return;
     showText(found.command);
     $("where").textContent = found.obstacle
       ? `${captions} selected. It cannot be started from here: ${found.obstacle}.`
@@ -32,6 +35,7 @@ async function showCommand() {
         `${found.endpoint}, within the output's budget.`;
     $("start").disabled = Boolean(found.obstacle);
   } catch (error) {
+    if (mine !== asked) return;
     showText("");
     $("where").textContent = `${captions} selected. There is no command: ${error.message}.`;
     $("start").disabled = true;

@@ -97,7 +97,7 @@ export function tell() {
     say(state.total ? "" : state.view === "failures" ? "No failures." : "No captions yet.");
     return;
   }
-  if (needsIndex() && state.status.indexed === null) {
+  if (needsIndex() && state.status?.indexed === null) {
     say("This filter needs an index: space on the disk, and an SQLite with full-text search.");
     return;
   }

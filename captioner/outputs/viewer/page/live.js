@@ -48,10 +48,8 @@ function grow() {
     else restart();
     return;
   }
-  if (more <= 0 && !waits) {
-    if (needsIndex()) tell();
-    return;
-  }
+  if (needsIndex()) tell();
+  if (more <= 0 && !waits) return;
   if (state.found) {
     if (newest) { offer(more); return; }
     state.total = lines();
