@@ -39,9 +39,10 @@ class MostDoubtfulFirst:
 
     The first pass postpones each record when it comes to the stage; its earlier answers are kept.
     Each later pass takes the most doubtful of those that wait, as many as nine tenths of the rest
-    of the budget pay for, by what the pass before cost, but at least `FEW`. When the budget is
-    used, the last pass takes all others, and their rows do without the stage. Two bytes are kept
-    for each record of the input.
+    of the budget pay for, by what the pass before cost, but at least `FEW`; after one that cost
+    nothing, because no record got an answer, twice as many. When the budget is used, the last pass
+    takes all others, and their rows do without the stage. Two bytes are kept for each record of
+    the input.
 
     Args:
         used: Returns which part of the budget is used, from 0 to 1.
@@ -53,7 +54,7 @@ class MostDoubtfulFirst:
 
     def __init__(self, used: Callable[[], float]) -> None:
         self._used = used
-        self._levels = array("H")  # by the number of the record: its doubt from 1; 0: it is settled
+        self._levels = array("H")  # by the number of the record: its doubt from 1; 0: none waited
         self._lowest = self._above = _LEVELS + 1
         self._passes = self._each_pass()
         self.is_used = False
@@ -99,7 +100,10 @@ class MostDoubtfulFirst:
             yield True
             now = self._used()
             more = now - before
-            enough = math.inf
-            if more > 0 and not self.is_used:
+            if self.is_used:
+                enough = math.inf
+            elif more > 0:
                 enough = max(FEW, _SHARE * (1 - now) / more * count)
+            else:
+                enough = 2 * count
             before = now

@@ -93,7 +93,7 @@ class StagePlan:
         settings: The settings of a run that would ask just its question.
         texts: Its system prompt and its prompt; None if it asks the record's own question.
         names: What its texts and expressions name.
-        unseen: What its expressions name that no record had so far.
+        unseen: What its expressions name that no record had so far; a list may have no items.
 
     Raises:
         SettingsError: A template, an expression or the stage's own schema is wrong.
@@ -122,9 +122,10 @@ class StagePlan:
         self.when = self._expression("when", stage.when)
         self.each = self._expression("each", stage.each)
         self.crop = self._expression("crop", stage.crop)
-        found = (one.names for one in (self.when, self.each, self.crop) if one is not None)
-        self.unseen = set(chain(*found))
-        self.names = self.unseen.union(self.texts.named if self.texts else ())
+        found = (one.names for one in (self.when, self.each) if one is not None)
+        crop = self.crop.names if self.crop is not None else frozenset()
+        self.unseen = {*chain(*found), *(crop - _OF_ITEMS if self.each is not None else crop)}
+        self.names = self.unseen.union(crop, self.texts.named if self.texts else ())
 
     def _expression(self, option: str, text: str | None) -> Where | None:
         return Where(text, f"stage {self.name}: {option}", FUNCTIONS) if text else None

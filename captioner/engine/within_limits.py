@@ -17,10 +17,10 @@ FILES = 96
 """Descriptors for everything but connections to the endpoints, fetches, decoders and the page: the
 input, the journal, the cache, archives, images that are being read, and what libraries open."""
 
-A_DECODER = 2
 DESCRIBED = 4
 """Requests at once to the built-in describer, which works on two."""
 
+A_DECODER = 2
 SERVED = 72
 """Descriptors of a decoder, and of the page or the metrics with all their visitors."""
 

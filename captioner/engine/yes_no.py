@@ -28,10 +28,11 @@ _NO_BEGINS = (
 _YES = rf"(?:(?:{'|'.join(_YES_WORDS)})(?!\w)|{'|'.join(_YES_BEGINS)})"
 _NO = rf"(?:(?:{'|'.join(_NO_WORDS)})(?!\w)|{'|'.join(_NO_BEGINS)})"
 _OR = r"\s*(?:/|\b(?:or|oder|ou|of|o|lub|или|veya)\b|或|还是|還是|か)\s*"
-_UNDECIDED = rf"{_YES}{_OR}{_NO}|是否|不确定|不確定|不知道"
-"""The question said again, and "whether", "not certain", "do not know"."""
+_UNDECIDED = rf"{_YES}{_OR}{_NO}|no\s+doubt(?!\w)|not\s+false(?!\w)|是否|不确定|不確定|不知道"
+"""The question said again, words that are no answer alone, and "whether", "not certain", "do not
+know"."""
 
-_NOT_TRUE = r"(?:not|\w{1,9}n['’]t)(?:[\s,]+\w+){0,4}[\s,]+true(?!\w)"
+_NOT_TRUE = r"(?:(?:can)?not|\w{1,9}n['’]t)(?:[\s,]+\w+){0,4}[\s,]+true(?!\w)"
 _VERDICT = re.compile(rf"(?<!\w)(?:{_UNDECIDED}|(?P<no>{_NOT_TRUE}|{_NO})|(?P<yes>{_YES}))")
 
 

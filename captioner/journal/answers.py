@@ -52,7 +52,7 @@ class KeptAnswers:
         self._secret = bytes.fromhex(seal(b"answers")) or secrets.token_bytes(_SEAL)
         self._fd = -1
         self._offsets = KeyTable()
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()  # answers are looked for in threads
         self._is_full = False
 
     def get(self, key: bytes) -> bytes:
@@ -62,7 +62,8 @@ class KeptAnswers:
             OutputDamagedError: The path is not a regular file.
         """
         self._open()
-        offset = self._offsets.find(key)
+        with self._lock:
+            offset = self._offsets.find(key)
         try:
             line = b"" if offset is None else _line_at(self._fd, offset)
         except OSError:
@@ -82,7 +83,8 @@ class KeptAnswers:
                 os.write(self._fd, b"\n")  # ends what is there of the line
             elif self._at_once:
                 end = os.lseek(self._fd, 0, os.SEEK_CUR)
-                self._offsets.add(key, end - len(line))
+                with self._lock:
+                    self._offsets.add(key, end - len(line))
         except OSError as error:
             self._stop_keeping(error)
 
@@ -102,7 +104,7 @@ class KeptAnswers:
             self._is_full = True
 
     def _open(self) -> None:
-        with self._opening:
+        with self._lock:
             if self._fd >= 0 or self._is_full:
                 return
             try:

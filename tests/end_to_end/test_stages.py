@@ -533,6 +533,13 @@ async def test_nothing_is_said_of_names_if_no_record_came_that_far(
     assert "had a value for" not in caplog.text
 
 
+async def test_nothing_is_said_of_items_if_no_list_has_any(make_input, endpoint, caplog) -> None:
+    each = {"name": "each", "prompt": "Part?", "each": "lines('')", "crop": "item['box']"}
+    done, _ = await staged(make_input(2), endpoint, DRAFT, {**each, "field": "parts"})
+    assert [row["parts"] for row in done] == [[], []]
+    assert "had a value for" not in caplog.text
+
+
 async def test_samples_that_disagree_are_doubtful(make_input, endpoint) -> None:
     samples = iter(["a red dog", "a red dog", "the blue cat"])
     endpoint.behave = lambda _: Reply(200, completion(next(samples)))

@@ -17,7 +17,8 @@ from captioner.engine.yes_no import begins_yes_or_no, yes_or_no
     "text",
     [
         "Yes", "**Yes**.", "The answer is yes.", '{"answer": "yes"}', '{"answer": true}', "Yep!",
-        "Yes, there is no doubt.", "Answer yes or no: yes", "Ja.", "Oui, c'est vrai.", "Sí.",
+        "Yes, there is no doubt.", "There is no doubt: yes.", "Answer yes or no: yes", "Ja.",
+        "Oui, c'est vrai.", "Sí.",
         "Sì, è vero.", "Sim, é verdade.", "Tak.", "Да, это так.", "EVET", "是的，图中有一只狗。",
         "答案：是", "对。", "はい、そうです。", "네, 맞습니다.", "예.", "نعم، هذا صحيح", "जी हाँ।",
     ],
@@ -30,8 +31,9 @@ def test_yes_in_many_languages(text) -> None:
     "text",
     [
         "no", "Nope", "The answer is no.", '{"answer": "no"}', '{"answer": false}',
-        "That is not true.", "This isn't entirely true.", "It is, yes or no? No.", "Nein.",
-        "Non.", "No, no es cierto.", "Não, não é.", "Nee.", "Nie.", "Нет.", "Hayır.", "HAYIR",
+        "That is not true.", "This isn't entirely true.", "It cannot be true.",
+        "It is, yes or no? No.", "Nein.", "Non.", "No, no es cierto.", "Não, não é.", "Nee.",
+        "Nie.", "Нет.", "Hayır.", "HAYIR",
         "不是。", "不，没有狗。", "没有。", "否", "答案：不是", "いいえ。", "아니요.", "아닙니다",
         "لا، هذا خطأ", "नहीं।", "是否正确？否",
     ],
@@ -50,6 +52,7 @@ def test_no_in_many_languages(text) -> None:
         "a nose and eyes",
         "यहाँ",
         "不知道",
+        "It is not false.",
     ],
 )
 def test_what_says_neither_is_unclear(text) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from captioner.core.keys import digest
 from captioner.journal import answers
 from captioner.journal.answers import KeptAnswers
 
@@ -105,3 +109,31 @@ def test_a_hole_of_terabytes_is_not_read(path: Path) -> None:
     again = kept(path)
     assert again.get(ONE) == b'[["one"]]'
     again.close()
+
+
+def test_answers_are_found_while_others_are_kept(path: Path) -> None:
+    """Threads look for answers while the event loop keeps more, for which the table grows."""
+    both = KeptAnswers(path, at_once=True)
+    assert both.get(ONE)
+    ended = threading.Event()
+
+    def look() -> int:
+        missed = 0
+        while not ended.is_set():
+            missed += not both.get(ONE)
+        return missed
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            looking = [threads.submit(look) for _ in range(2)]
+            try:
+                for number in range(7_000):
+                    both.put(digest(b"%d" % number), b"[]")
+            finally:
+                ended.set()
+            assert [one.result() for one in looking] == [0, 0]
+    finally:
+        sys.setswitchinterval(interval)
+        both.close()
