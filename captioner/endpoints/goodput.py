@@ -50,8 +50,9 @@ LEAST = 0.95
 MOST_CUT = 0.1
 """One decrease lowers the load by a twentieth at least, and to a tenth at most."""
 
-RARELY = 0.6
-"""A share of refusals that chance may cause."""
+RARELY = 0.2
+"""A share of refusals that chance may cause; less of it with more courtesy. With more than that,
+runs that share a quota take each other's requests for chance, and are refused more and more."""
 
 FAR = 0.25
 """Part of a load that is far less."""
@@ -365,7 +366,7 @@ class GoodputLimit:
         """Return whether some refusals seem to come by chance: far less load leaves them."""
         failed_at = self._failed_at if self._failed_at < math.inf else 0.0
         is_far = self.load <= FAR * max(self._load_before, failed_at)
-        return is_far and same > -LIKELY / 2 and SOME < self._share < RARELY
+        return is_far and same > -LIKELY / 2 and SOME < self._share < RARELY / self._courtesy
 
     def _lower_more(self, now: float) -> None:
         """Lower the load again: it was not the cause of the errors, or not of all."""

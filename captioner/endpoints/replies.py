@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from captioner.core.errors import (
@@ -168,8 +169,8 @@ def _completion(
         text = _written(text)
     return Completion(
         text,
-        _written(reason[:_NAME_CHARS]),
-        _written(str(reply.get("model") or "")[:_NAME_CHARS]),
+        _name(reason[:_NAME_CHARS]),
+        _name(str(reply.get("model") or "")[:_NAME_CHARS]),
         _usage(reply),
         thought or (not text and bool(reasoning_of(message))),
         choice.get("logprobs"),
@@ -184,6 +185,10 @@ def _written(text: str) -> str:
         joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
         return joined.encode("utf-8", "replace").decode()
     return text
+
+
+_name = lru_cache(maxsize=64)(_written)
+"""The same for short texts of which few differ."""
 
 
 def _stated(

@@ -147,8 +147,8 @@ def plans_of(settings: Settings) -> list[StagePlan]:
             problem = "the name is taken; choose another"
         elif later:
             problem = f"{min(later)} has no answer yet; it comes later"
-        elif plan.stage.order == "doubt" and any(one.stage.order == "doubt" for one in plans[:at]):
-            problem = 'order = "doubt": an earlier stage has it; only one can'
+        elif plan.stage.order == "doubt" and at < len(plans) - 1:
+            problem = 'order = "doubt" is for the last stage; others would pay from its budget'
         elif plan.stage.choose and (chosen is None or chosen.settings.prompt.samples == 1):
             problem = f"choose: no earlier stage with several samples is named {plan.stage.choose}"
         else:

@@ -137,13 +137,14 @@ class JournalSink:
             DiskError: They cannot be written, and no later ones will be. They are kept in memory
                 until the end, when one more attempt is made.
         """
-        for outcome in outcomes:
+        for at, outcome in enumerate(outcomes):
             if outcome.record.raw[BEYOND]:
-                await _to_its_end(self._encode_all(outcomes))
+                await _to_its_end(self._encode_all(outcomes[at:]))
                 break
-        else:
-            for outcome in outcomes:
-                self._add(outcome, self._encode(outcome))
+            if isinstance(outcome, Caption):
+                self._captions.append(self._rows.caption(outcome))
+            else:
+                self._failures.append(self._rows.failure(outcome))
         if self._error is not None:
             raise self._error
         written = asyncio.get_running_loop().create_future()
@@ -151,17 +152,12 @@ class JournalSink:
         self._wake.set()
         await written
 
-    def _encode(self, outcome: Outcome) -> bytes:
-        if isinstance(outcome, Caption):
-            return self._rows.caption(outcome)
-        return self._rows.failure(outcome)
-
     async def _encode_all(self, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
-            self._add(outcome, await asyncio.to_thread(self._encode, outcome))
-
-    def _add(self, outcome: Outcome, row: bytes) -> None:
-        (self._captions if isinstance(outcome, Caption) else self._failures).append(row)
+            is_caption = isinstance(outcome, Caption)
+            encode: Any = self._rows.caption if is_caption else self._rows.failure
+            row = await asyncio.to_thread(encode, outcome)
+            (self._captions if is_caption else self._failures).append(row)
 
     async def commit(self) -> None:
         """Return when everything that was put is on disk.

@@ -162,7 +162,7 @@ def test_a_kill_pays_nothing_twice_and_loses_nothing(
     [
         ({}, {"processes": 2}, "works in one process"),
         ({"order": "size"}, {}, "order"),
-        ({"order": "doubt"}, {}, "only one can"),
+        ({"order": "doubt"}, {}, "is for the last stage"),
     ],
 )
 async def test_what_cannot_be_is_refused(source, endpoint, changed, options, words) -> None:
