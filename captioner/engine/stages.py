@@ -59,6 +59,9 @@ FALL_BACK = frozenset({"refused", "filtered", "looping", "schema", "no_image_see
 
 SKIPPED = "skipped"
 
+MOST_CHARS = 1 << 24
+"""Most characters of the answers of a stage that asks for each item of a list."""
+
 _SIDES = 4
 _MOST_PIXELS = 1e9
 
@@ -242,6 +245,7 @@ class Stages:
         answers: list[dict[str, Any]] = []
         doubts: list[float] = []
         last = failure = None
+        chars = 0
         for number, item in enumerate(items, 1):
             values = {**found.values, "item": item, "number": number}
             result = await self._answer(stage, prepared, found, values)
@@ -252,6 +256,10 @@ class Stages:
                 answers.append({"item": item, "answer": None})
                 continue
             last = result[0]
+            chars += sum(len(one.completion.text) for one in result)
+            if chars > MOST_CHARS:
+                message = f"the answers have more than {MOST_CHARS:,} characters"
+                return Failure(record, "stage_items", message, 0)
             own = [one.value for one in result] if len(result) > 1 else last.value
             answers.append({"item": item, "answer": own})
             if last.doubt is not None:

@@ -311,6 +311,18 @@ async def test_an_image_is_downloaded_once_for_all_its_regions(tmp_path, endpoin
     assert len({call.images[0] for call in endpoint.calls}) == 3 * (1 + len(boxes))
 
 
+async def test_answers_for_items_do_not_outgrow_a_row(make_input, endpoint, monkeypatch) -> None:
+    """A model that writes without end for each of 100 items costs that record."""
+    monkeypatch.setattr("captioner.engine.stages.MOST_CHARS", 100)
+    endpoint.behave = scripted({"Describe": "One. Two. Three. Four.", "Is it": "It is a red dog on a mat here."})
+    parts = {"name": "parts", "each": "sentences(draft)", "prompt": "Is it {{ item }}?"}
+    done, failed = await staged(make_input(1), endpoint, DRAFT, {**parts, "field": "parts"})
+    assert done == []
+    assert [(row["code"], "more than 100 characters" in row["message"]) for row in failed] == [
+        ("stage_items", True)
+    ]
+
+
 async def test_a_box_outside_the_image_is_that_records_failure(tmp_path, endpoint) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     boxes = [[[40, 0, 50, 10]], [["a", 0, 1, 1]], "none", [[0, 0, 9, 9]] * 101, [[0, 0, 9, 9]]]
