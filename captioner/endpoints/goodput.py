@@ -328,8 +328,8 @@ class GoodputLimit:
         full = self._results >= most
         sure = odds > 2 * LIKELY / self._weight_before
         chance = self._by_chance and self._share < MOSTLY
-        told = self._weight_before > 1  # refusals were among the errors
-        if not sure and full and chance and not told and self._share > lost / 2:
+        refused = self._weight_before > 1  # refusals were among the errors
+        if not sure and full and chance and not refused and self._share > lost / 2:
             self._go_back(now)  # as many errors as before
         elif sure or (full and chance):
             if not sure:
@@ -337,7 +337,7 @@ class GoodputLimit:
             # Half was less than needed.
             self._set(max(self.load, self._load_before * min(LEAST, self._kept_before)))
             self._stay(now)
-        elif full or (odds < -LIKELY and (told or not chance)):
+        elif full or (odds < -LIKELY and (refused or not chance)):
             self._lower_more(now)
 
     def _judge(self, now: float, most: int) -> None:

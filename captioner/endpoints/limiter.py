@@ -32,7 +32,7 @@ CATCH_UP_S = 0.02
 make it good: timers are not exact."""
 
 GAP_CHANGE = 0.2
-"""Part by which the time between two requests changes before processes spread theirs anew."""
+"""Part by which the time between two requests changes before processes spread theirs again."""
 
 
 def start_of(ceiling: int) -> int:

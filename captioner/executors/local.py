@@ -368,7 +368,7 @@ class _Run:
         if first.left_out:
             logger.warning(
                 "the budget is used: %s, which are less doubtful, are captioned without the stage "
-                'with order = "doubt"',
+                'with order = "doubt" (equal records count once)',
                 counted(first.left_out, "record"),
             )
 

@@ -3,7 +3,7 @@
 Each line of the file has a seal of this user, a key and the answer as JSON. A line is written
 before the next stage is asked, by one system call, so that killing captioner loses none. Several
 processes may append to one file. What a crash of the machine took is asked for again, and so are
-answers that came with a data set: whoever made it could have written anything.
+answers that came with a data set: its author could have written anything.
 """
 
 from __future__ import annotations

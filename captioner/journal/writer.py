@@ -318,7 +318,7 @@ class JournalSink:
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do some work; whoever is cancelled meanwhile is cancelled after it."""
+    """Do some work. A caller that is cancelled meanwhile is cancelled after it."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

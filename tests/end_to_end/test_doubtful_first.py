@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import command, jpeg, rows
-from endpoint import Call, FakeEndpoint, Reply, completion, start_and
+from endpoint import Call, FakeEndpoint, Reply, completion, kill_in_mid_run
 
 from captioner import run_batch
 from captioner.core.errors import SettingsError
@@ -134,16 +132,7 @@ def test_a_kill_pays_nothing_twice_and_loses_nothing(
     start = f'base-url = "{endpoint.base_url}"\nmodel = "m"\nbudget = "{budget}"\nconcurrency = 4\n'
     config.write_text(start + "".join(tables))
     words = command(source, "--config", config, "-o", output, "--no-view")
-    for _ in range(5):
-        process = start_and(
-            lambda process: process.send_signal(signal.SIGKILL),
-            endpoint,
-            endpoint.count + 30,
-            words,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        process.wait()
+    kill_in_mid_run(endpoint, words, times=5, after=30)
     done = run_command(*words[3:])
     assert done.returncode == 0, done.stderr
     assert sorted(row["n"] for row in rows(output)) == list(range(RECORDS))

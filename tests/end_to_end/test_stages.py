@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -19,7 +17,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import command, jpeg, rows
-from endpoint import Call, FakeEndpoint, Reply, completion, start_and
+from endpoint import Call, FakeEndpoint, Reply, completion, kill_in_mid_run
 from PIL import Image
 
 import captioner
@@ -314,7 +312,9 @@ async def test_an_image_is_downloaded_once_for_all_its_regions(tmp_path, endpoin
 async def test_answers_for_items_do_not_outgrow_a_row(make_input, endpoint, monkeypatch) -> None:
     """A model that writes without end for each of 100 items costs that record."""
     monkeypatch.setattr("captioner.engine.stages.MOST_CHARS", 100)
-    endpoint.behave = scripted({"Describe": "One. Two. Three. Four.", "Is it": "It is a red dog on a mat here."})
+    endpoint.behave = scripted(
+        {"Describe": "One. Two. Three. Four.", "Is it": "It is a red dog on a mat here."}
+    )
     parts = {"name": "parts", "each": "sentences(draft)", "prompt": "Is it {{ item }}?"}
     done, failed = await staged(make_input(1), endpoint, DRAFT, {**parts, "field": "parts"})
     assert done == []
@@ -987,16 +987,7 @@ def test_a_kill_loses_no_record_and_pays_no_finished_stage_twice(
     words = command(
         source, "--config", config, "-o", output, "--no-view", f"--processes={processes}"
     )
-    for _ in range(10):
-        process = start_and(
-            lambda process: process.send_signal(signal.SIGKILL),
-            endpoint,
-            endpoint.count + 25,
-            words,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        process.wait()
+    kill_in_mid_run(endpoint, words, times=10, after=25)
     done = run_command(*words[3:])
     assert done.returncode == 0, done.stderr
     assert sorted(row["id"] for row in rows(output)) == list(range(120))

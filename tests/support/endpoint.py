@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import signal
 import ssl
 import subprocess
 import threading
@@ -95,6 +96,20 @@ def caption_of(call: Call) -> str:
     """Return the caption the endpoint gives by itself: it names question and images."""
     image_files = " ".join(hashlib.blake2b(i, digest_size=4).hexdigest() for i in call.images)
     return f"{' '.join(call.texts)} [{image_files}]"
+
+
+def kill_in_mid_run(endpoint: FakeEndpoint, words: list[str], times: int, after: int) -> None:
+    """Start a command again and again, and kill it each time after a number of requests."""
+    for _ in range(times):
+        process = start_and(
+            lambda process: process.send_signal(signal.SIGKILL),
+            endpoint,
+            endpoint.count + after,
+            words,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        assert process.wait() == -signal.SIGKILL  # it was at work
 
 
 def start_and(

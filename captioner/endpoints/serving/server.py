@@ -177,7 +177,7 @@ class Server:
             what += " There is not enough memory: choose a smaller model (captioner models)."
         elif process.was_killed:
             what += (
-                " If nobody killed it, the system did because its memory was used up: choose a "
+                " If no user killed it, the system did because its memory was used up: choose a "
                 "smaller model (captioner models)."
             )
         shown = "\n".join(f"  {line}" for line in lines[-SHOWN_LINES:])

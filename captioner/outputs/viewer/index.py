@@ -101,7 +101,7 @@ class RowIndex:
         if self._database.is_new:
             self._database.connection.executescript(_SCHEMA)
         self.count, self.last, self.changed = self._do("SELECT * FROM state").fetchone()
-        self._do("BEGIN")  # until it is closed: what was not is made anew
+        self._do("BEGIN")  # until it is closed; an index that was not closed is rebuilt
 
     def add(self, rows: Iterable[IndexedRow | None], last: bytes) -> None:
         """Add rows after those that are there; None is one that cannot be read."""
